@@ -1,0 +1,55 @@
+// Gathers and deterministic scatter-adds: the other half of a codebook.
+#pragma once
+
+#include "types.h"
+
+namespace vecbank {
+
+enum class Reduce : int32_t { none = 0, sum = 1, mean = 2 };
+
+struct LookupProblem {
+  const int64_t* codes = nullptr;  // [count][k], contiguous; k is 1 for Reduce::none
+  int64_t count = 0, k = 1;
+  Rows bank;
+  const void* weights = nullptr;  // [count][k] in the bank's dtype; null: ones
+  Reduce reduce = Reduce::none;
+  void* out = nullptr;  // [count][width] in the bank's dtype
+};
+
+// out[c] = sum over i ascending of weight[i] * source[i / k], for codes[i] == c; code -1 is left out.
+struct SegmentSumProblem {
+  const int64_t* codes = nullptr;  // [count], contiguous
+  int64_t count = 0, k = 1;        // source has count / k rows
+  int64_t segments = 0;
+  Rows source;
+  const void* weights = nullptr;  // [count] in weights_dtype; null: ones
+  DType weights_dtype = DType::f32;
+  void* out = nullptr;  // [segments][width] in the source's dtype
+};
+
+// Gradient of topk's values (sqeuclidean, l2, cosine, dot) with respect to both sides, through the selected pairs.
+struct PairProblem {
+  Rows queries, bank;
+  const int64_t* indices = nullptr;  // [queries][k]; -1: no pair
+  const void* grad = nullptr;        // [queries][k], f32 or f64
+  DType grad_dtype = DType::f32;
+  int64_t k = 1;
+  Metric metric = Metric::dot;
+  void* grad_queries = nullptr;  // [queries][width] in the queries' dtype; null: not wanted
+  void* grad_bank = nullptr;     // [bank][width] in the bank's dtype; null: not wanted
+};
+
+// out[i][t] = x[i] . bank[codes[i][t]]; 0 where the code is -1. What lookup's weights receive as gradient.
+struct LookupDotProblem {
+  const int64_t* codes = nullptr;  // [x rows][k]
+  int64_t k = 1;
+  Rows x, bank;
+  void* out = nullptr;  // [x rows][k] in the bank's dtype
+};
+
+Status lookup(const LookupProblem& problem, const Parallel& parallel);
+Status lookup_dot(const LookupDotProblem& problem, const Parallel& parallel);
+Status segment_sum(const SegmentSumProblem& problem, const Parallel& parallel);
+Status pair_gradients(const PairProblem& problem, const Parallel& parallel);
+
+}  // namespace vecbank

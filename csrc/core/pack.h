@@ -1,0 +1,63 @@
+// The packed bank: what a Bank prepares once and every op then streams.
+//
+//   header | centre f64[width] | norms f64[rows] (cosine) | panels f32[ceil(rows/16)][width + 3][16]
+//
+// A panel holds 16 bank rows, transposed, so that one vector load reads the same coordinate of neighbouring rows:
+//   line 0            what a dense product's accumulators start from (-|b|^2/2 for distances, else 0)
+//   lines 1..width    coordinates of (b * unit - centre) * 2^exponent, rounded once to float32
+//   line width + 1    how far one float32 score can be off, per unit of query norm (see bounds.h)
+//   line width + 2    what a screen's accumulators start from: line 0 plus its own error bound
+// A padding column starts at -inf and so never survives a screen; a column that float32 cannot represent
+// starts at +inf and so always does, which hands it to the float64 refinement.
+#pragma once
+
+#include "types.h"
+
+namespace vecbank {
+
+constexpr int kPanel = 16;
+
+struct PackHeader {
+  uint64_t magic;
+  int64_t rows, width;
+  int32_t metric, dtype;
+  int32_t exponent;        // power of two that every coordinate was scaled by
+  int32_t centred;         // 0: centre is all zero
+  int32_t screenable;      // 0: width beyond what the float32 bound covers
+  int32_t reserved;
+  int64_t special;         // columns that always go to refinement
+  int64_t centre_at, norms_at, panels_at, bytes;  // offsets from the header, and the whole size
+};
+
+constexpr uint64_t kPackMagic = 0x314b4e4142434556ull;  // "VECBANK1", little-endian
+
+template <class T>
+struct Panels {  // a view; lines are kPanel wide
+  const T* data = nullptr;
+  int64_t rows = 0, width = 0;
+  int64_t lines() const { return width + 3; }
+  int64_t stride() const { return lines() * kPanel; }
+  int64_t count() const { return (rows + kPanel - 1) / kPanel; }
+  const T* panel(int64_t p) const { return data + p * stride(); }
+  const T* line(int64_t p, int64_t l) const { return panel(p) + l * kPanel; }
+};
+
+int64_t pack_bytes(int64_t rows, int64_t width, Metric metric);
+
+// Writes the whole pack to `out` (pack_bytes long, 64-byte aligned).
+Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel);
+
+// Null when `pack` is no pack of such a bank: the header is checked before anything is read through it.
+const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, Metric metric);
+
+VB_INLINE const double* pack_centre(const PackHeader* h) {
+  return reinterpret_cast<const double*>(reinterpret_cast<const char*>(h) + h->centre_at);
+}
+VB_INLINE const double* pack_norms(const PackHeader* h) {
+  return reinterpret_cast<const double*>(reinterpret_cast<const char*>(h) + h->norms_at);
+}
+VB_INLINE Panels<float> pack_panels(const PackHeader* h) {
+  return {reinterpret_cast<const float*>(reinterpret_cast<const char*>(h) + h->panels_at), h->rows, h->width};
+}
+
+}  // namespace vecbank

@@ -1,0 +1,47 @@
+// What is asked of the kernels: plain views in, plain pointers out, a status back.
+#pragma once
+
+#include "pack.h"
+#include "types.h"
+
+namespace vecbank {
+
+struct Mask {  // true = may be returned; null: all may
+  const bool* data = nullptr;
+  int64_t row_stride = 0, col_stride = 0;
+  bool allows(int64_t row, int64_t col) const { return data == nullptr || data[row * row_stride + col * col_stride]; }
+};
+
+struct SearchProblem {
+  Rows queries, bank;
+  const PackHeader* pack = nullptr;  // null: packed on the fly, a bounded piece at a time
+  Metric metric = Metric::dot;
+  int64_t k = 1;
+  Mask mask;
+  bool exact = true;           // false: the screen's candidates are taken without certificate
+  void* values = nullptr;      // [queries][k] in values_dtype (f32 or f64); null: not wanted
+  DType values_dtype = DType::f32;
+  int64_t* indices = nullptr;  // [queries][k]
+  void* gathered = nullptr;    // [queries][width] in the bank's dtype: the best row itself; null: not wanted
+};
+
+struct ProjectProblem {
+  Rows queries, bank;
+  const PackHeader* pack = nullptr;
+  Metric metric = Metric::cosine;
+  void* out = nullptr;  // [queries][bank rows], contiguous
+  DType out_dtype = DType::f32;
+  int64_t out_columns = 0;  // set by project()
+};
+
+Status search(const SearchProblem& problem, const Parallel& parallel);
+Status project(const ProjectProblem& problem, const Parallel& parallel);
+
+// What search() did, summed over calls; read and cleared from Python.
+struct Counters {
+  int64_t queries, refined, repeated;  // rows asked; rows scored in float64; queries that fell to the last resort
+};
+Counters read_counters();
+void reset_counters();
+
+}  // namespace vecbank

@@ -1,0 +1,136 @@
+// Selection. Order everywhere: larger key first, then lower index. Distances are negated into keys.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "parallel.h"
+
+namespace vecbank {
+
+struct Scored {  // a refined row
+  double key;
+  int64_t index;
+};
+inline bool better(const Scored& a, const Scored& b) { return a.key > b.key || (a.key == b.key && a.index < b.index); }
+
+// The best k of `count`, sorted, at the front; returns how many there are.
+inline int64_t select_best(Scored* list, int64_t count, int64_t k) {
+  if (count > k) std::nth_element(list, list + k, list + count, better);
+  const int64_t kept = std::min(count, k);
+  std::sort(list, list + kept, better);
+  return kept;
+}
+
+// A running top-k over refined rows that cannot overflow. Rows must come in ascending index order.
+class TopKList {
+ public:
+  bool reserve(int64_t k) {
+    k_ = k;
+    capacity_ = k + std::max<int64_t>(256, std::min<int64_t>(k, 65536));
+    return list_.reserve(capacity_);
+  }
+  void clear() {
+    count_ = 0;
+    bar_ = -std::numeric_limits<double>::infinity();
+  }
+  void push(double key, int64_t index) {
+    if (std::isnan(key) || (count_ >= k_ && !(key > bar_))) return;  // an equal key with a later index never wins
+    list_[count_++] = {key, index};
+    if (count_ == capacity_) shrink();
+  }
+  int64_t finish() { return count_ = select_best(list_.get(), count_, k_); }
+  const Scored* data() const { return list_.get(); }
+
+ private:
+  void shrink() {
+    std::nth_element(list_.get(), list_.get() + (k_ - 1), list_.get() + count_, better);
+    count_ = k_;
+    bar_ = list_[k_ - 1].key;
+  }
+  Buffer<Scored> list_;
+  int64_t k_ = 0, capacity_ = 0, count_ = 0;
+  double bar_ = 0.0;
+};
+
+struct Candidate {  // a screened row: the refined score lies in [lower, upper] (screen units)
+  float upper, lower;
+  int32_t column;
+};
+
+// Per query row: everything whose upper bound may still reach the k-th best lower bound. `threshold` only rises.
+class CandidateLists {
+ public:
+  static constexpr int64_t kSorted = 64;  // up to here the k best lower bounds are kept sorted, and the threshold tight
+
+  static int64_t capacity_for(int64_t k) { return k <= kSorted ? k + 56 : 2 * k + 64; }
+  static int64_t bytes_per_row(int64_t k) {
+    return capacity_for(k) * static_cast<int64_t>(sizeof(Candidate)) + std::min(k, kSorted) * 4 + 16;
+  }
+  bool reserve(int64_t rows, int64_t k) {
+    k_ = k;
+    capacity_ = capacity_for(k);
+    return thresholds_.reserve(rows + 16) && counts_.reserve(rows) && candidates_.reserve(rows * capacity_) &&
+           (k > kSorted || best_.reserve(rows * k));
+  }
+  void clear(int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r) start(r, -HUGE_VALF);
+    for (int64_t r = rows; r < rows + 16; ++r) thresholds_[r] = HUGE_VALF;  // padding rows of the last group
+  }
+  void start(int64_t row, float threshold) {
+    thresholds_[row] = threshold;
+    counts_[row] = 0;
+    if (k_ <= kSorted) std::fill_n(best_.get() + row * k_, k_, -HUGE_VALF);
+  }
+  void give_up(int64_t row) {
+    thresholds_[row] = HUGE_VALF;
+    counts_[row] = -1;
+  }
+  bool gave_up(int64_t row) const { return counts_[row] < 0; }
+  const float* thresholds() const { return thresholds_.get(); }
+  float threshold(int64_t row) const { return thresholds_[row]; }
+
+  void add(int64_t row, float upper, float lower, int32_t column) {
+    if (upper < thresholds_[row] || gave_up(row)) return;
+    if (k_ <= kSorted) insert(row, lower);
+    candidates_[row * capacity_ + counts_[row]++] = {upper, lower, column};
+    if (counts_[row] == capacity_) compact(row);
+  }
+  // Drops what the final threshold rules out; returns the survivors.
+  const Candidate* finish(int64_t row, int64_t* count) {
+    compact(row);
+    *count = counts_[row];
+    return candidates_.get() + row * capacity_;
+  }
+
+ private:
+  void insert(int64_t row, float lower) {
+    float* best = best_.get() + row * k_;
+    if (!(lower > best[k_ - 1])) return;
+    int64_t i = k_ - 1;
+    for (; i > 0 && best[i - 1] < lower; --i) best[i] = best[i - 1];
+    best[i] = lower;
+    if (best[k_ - 1] > thresholds_[row]) thresholds_[row] = best[k_ - 1];
+  }
+  void compact(int64_t row) {
+    if (gave_up(row)) return;
+    Candidate* c = candidates_.get() + row * capacity_;
+    int64_t n = counts_[row];
+    if (k_ > kSorted && n >= k_) {
+      std::nth_element(c, c + (k_ - 1), c + n, [](const Candidate& a, const Candidate& b) { return a.lower > b.lower; });
+      if (c[k_ - 1].lower > thresholds_[row]) thresholds_[row] = c[k_ - 1].lower;
+    }
+    const float threshold = thresholds_[row];
+    n = std::remove_if(c, c + n, [threshold](const Candidate& a) { return a.upper < threshold; }) - c;
+    counts_[row] = static_cast<int32_t>(n);
+    if (n > capacity_ - 4) give_up(row);  // nothing to gain from compacting at every step
+  }
+
+  Buffer<float> thresholds_, best_;
+  Buffer<int32_t> counts_;
+  Buffer<Candidate> candidates_;
+  int64_t k_ = 0, capacity_ = 0;
+};
+
+}  // namespace vecbank

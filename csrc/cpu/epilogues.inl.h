@@ -1,0 +1,91 @@
+// What happens to a finished tile: gate it against the rows' thresholds (top-k, nearest), or store it (project).
+#pragma once
+
+#include "mainloop.inl.h"
+
+namespace vecbank {
+namespace {
+
+// Rare path, out of line so that the hot loop keeps its registers.
+template <class V, int Height, int PanelCount>
+__attribute__((noinline)) void offer_survivors(const ScanArgs& s, const float* upper, int64_t row, int64_t panel,
+                                               int valid) {
+  for (int r = 0; r < Height && row + r < s.tile.rows; ++r) {
+    for (int p = 0; p < valid; ++p) {
+      const float* u = upper + (r * PanelCount + p) * kPanel;
+      const auto threshold = V::fill(s.thresholds[row + r]);  // re-read: an offer may have raised it
+      uint32_t lanes = 0;
+      for (int w = 0; w < kPanel; w += V::width) lanes |= V::not_less(V::load(u + w), threshold) << w;
+      if (lanes != 0) s.offer(s.context, row + r, panel + p, u, lanes);
+    }
+  }
+}
+
+template <class V, int Height, int PanelCount>
+void scan_tiles(const ScanArgs& s) {
+  const int64_t width = s.tile.width;
+  for_each_tile<V, Height, PanelCount>(
+      s.tile, width + 2, 1, width + 1,  // the bound line rides along as one more coordinate
+      [&](const auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
+        typename V::Gate gate;
+        unroll<Height>([&](auto r) __attribute__((always_inline)) {
+          const auto threshold = V::fill(s.thresholds[row + r.value]);
+          unroll<tile.vectors>(
+              [&](auto v) __attribute__((always_inline)) { gate.add(tile.acc[r.value][v.value], threshold); });
+        });
+        if (__builtin_expect(gate.any(), 0)) {
+          alignas(64) float upper[Height * PanelCount * kPanel];
+          tile.spill(upper);
+          offer_survivors<V, Height, PanelCount>(s, upper, row, panel, valid);
+        }
+      });
+}
+
+template <class T, class Out>
+VB_INLINE void emit(const T* values, int64_t count, Out* out) {
+  for (int64_t i = 0; i < count; ++i) narrow(values[i], out + i);
+}
+
+template <class V, int Height, int PanelCount>
+void store_tiles(const StoreArgs<typename V::T>& s) {
+  using T = typename V::T;
+  const bool same = s.out_dtype == (sizeof(T) == 8 ? DType::f64 : DType::f32);
+  for_each_tile<V, Height, PanelCount>(
+      s.tile, 0, 1, s.tile.width,
+      [&](auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
+        unroll<Height>([&](auto r) __attribute__((always_inline)) {
+          const auto scale = V::fill(s.scale[row + r.value]), term = V::fill(s.term[row + r.value]);
+          unroll<tile.vectors>([&](auto v) __attribute__((always_inline)) {
+            auto& a = tile.acc[r.value][v.value];
+            a = V::multiply_add(a, scale, term);
+            if (s.finish != Finish::linear) a = V::max0(a);
+            if (s.finish == Finish::rooted) a = V::root(a);
+          });
+        });
+        const int64_t column = panel * kPanel;
+        const int64_t left = s.tile.columns - column;
+        if (same && left >= PanelCount * kPanel) {
+          unroll<Height>([&](auto r) __attribute__((always_inline)) {
+            if (row + r.value < s.tile.rows) {
+              T* out = static_cast<T*>(s.out) + (row + r.value) * s.out_stride + column;
+              unroll<tile.vectors>([&](auto v) __attribute__((always_inline)) {
+                V::store(out + v.value * V::width, tile.acc[r.value][v.value]);
+              });
+            }
+          });
+          return;
+        }
+        alignas(64) T values[Height * PanelCount * kPanel];
+        tile.spill(values);
+        const int64_t count = left < valid * kPanel ? left : valid * kPanel;
+        with_dtype(s.out_dtype, [&](auto type) {
+          using Out = Element<decltype(type)>;
+          for (int r = 0; r < Height && row + r < s.tile.rows; ++r)
+            emit(values + r * PanelCount * kPanel, count,
+                 static_cast<Out*>(s.out) + (row + r) * s.out_stride + column);
+        });
+      });
+}
+
+}  // namespace
+}  // namespace vecbank

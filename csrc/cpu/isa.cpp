@@ -1,0 +1,74 @@
+#include "isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+namespace vecbank {
+
+const char* const kIsaNames[kIsaCount] = {"scalar", "avx2", "avx512"};
+
+static const Kernels* table(int isa) {
+#if defined(__x86_64__)
+  if (isa == 2) return &kernels_avx512;
+  if (isa == 1) return &kernels_avx2;
+#endif
+  return isa == 0 ? &kernels_scalar : nullptr;
+}
+
+bool isa_available(int isa) {
+  if (isa == 0) return true;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (isa == 1) return avx2;
+  if (isa == 2)
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+  return false;
+}
+
+static int find(const char* name) {
+  for (int isa = 0; isa < kIsaCount; ++isa)
+    if (std::strcmp(name, kIsaNames[isa]) == 0) return isa;
+  return -1;
+}
+
+static std::atomic<const char*> override_problem{nullptr};
+
+static int initial() {
+  int best = 0;
+  for (int isa = 0; isa < kIsaCount; ++isa)
+    if (isa_available(isa)) best = isa;
+  const char* wanted = std::getenv("VECBANK_ISA");
+  if (wanted == nullptr || *wanted == '\0') return best;
+  const int isa = find(wanted);
+  if (isa >= 0 && isa_available(isa)) return isa;
+  override_problem = isa < 0 ? "unknown name, expected scalar, avx2 or avx512" : "this processor does not have it";
+  return best;
+}
+
+static std::atomic<int>& current() {
+  static std::atomic<int> isa{initial()};
+  return isa;
+}
+
+int isa_in_use() { return current().load(std::memory_order_relaxed); }
+
+const char* isa_override_problem() {
+  current();
+  return override_problem;
+}
+
+bool set_isa(const char* name) {
+  const int isa = find(name);
+  if (isa < 0 || !isa_available(isa)) return false;
+  current().store(isa, std::memory_order_relaxed);
+  return true;
+}
+
+const Kernels& kernels() { return *table(isa_in_use()); }
+
+}  // namespace vecbank

@@ -1,0 +1,17 @@
+// Which instruction set runs: the best this processor has, or what VECBANK_ISA or set_isa() asks for.
+#pragma once
+
+#include "kernels.h"
+
+namespace vecbank {
+
+constexpr int kIsaCount = 3;
+extern const char* const kIsaNames[kIsaCount];  // scalar, avx2, avx512
+
+bool isa_available(int isa);
+int isa_in_use();
+bool set_isa(const char* name);      // false: unknown, or not on this processor
+const char* isa_override_problem();  // null, or why VECBANK_ISA was ignored
+const Kernels& kernels();
+
+}  // namespace vecbank

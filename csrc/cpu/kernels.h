@@ -1,0 +1,91 @@
+// The hot loops, one table per instruction set. Everything else on the CPU is compiled for the baseline and calls
+// through this table, so one binary runs everywhere.
+#pragma once
+
+#include "../core/half.h"
+#include "../core/types.h"
+
+namespace vecbank {
+
+// x -> (x * pre - centre) * post, in float64; null centre means zero.
+struct Affine {
+  const double* centre = nullptr;
+  double pre = 1.0, post = 1.0;
+};
+
+struct RowStats {
+  double squares = 0.0;  // sum of squares of the mapped row
+  double centre = 0.0;   // row . centre (0 without one)
+};
+
+template <class T>
+struct TileArgs {
+  const T* queries = nullptr;  // groups of `group` rows, interleaved: [group][line][row in group]
+  int64_t query_stride = 0;    // elements between groups
+  int group = 0;               // rows per group: one of Kernels::heights
+  int64_t rows = 0;            // valid rows
+  const T* panels = nullptr;   // first panel
+  int64_t panel_stride = 0;
+  int64_t width = 0;
+  int64_t columns = 0;  // valid columns, counted from the first panel
+};
+
+// Called with the 16 upper bounds of one row and panel, and the lanes that reach the row's threshold.
+using Offer = void (*)(void* context, int64_t row, int64_t panel, const float* upper, uint32_t lanes);
+
+struct ScanArgs {
+  TileArgs<float> tile;
+  const float* thresholds = nullptr;  // per row, padded to whole groups with +inf; may rise under the scan
+  Offer offer = nullptr;
+  void* context = nullptr;
+};
+
+enum class Finish : int32_t { linear, squared, rooted };  // as it is; clamped at 0; square root of that
+
+template <class T>
+struct StoreArgs {
+  TileArgs<T> tile;
+  const T* scale = nullptr;  // per row: value = score * scale + term, then finish
+  const T* term = nullptr;
+  Finish finish = Finish::linear;
+  void* out = nullptr;
+  DType out_dtype = DType::f32;
+  int64_t out_stride = 0;  // elements between rows
+};
+
+struct ScoreArgs {
+  const double* queries = nullptr;  // padded with zeros to a multiple of 8
+  int64_t query_stride = 0;
+  int query_count = 1;
+  Rows bank;                      // col_stride must be 1
+  bool distance = false;          // sum (x - b)^2 rather than sum x b
+  const int64_t* index = nullptr;  // null: rows first .. first + count
+  int64_t first = 0, count = 0;
+  double* out = nullptr;  // [query][count]
+};
+
+struct Kernels {
+  const char* name;
+  int heights[3];         // register-tile heights for float32: full, mid, one row
+  int height_f64;
+  RowStats (*stats)(const void* row, DType dtype, int64_t width, const Affine& map);
+  // Interleaves `count` rows (missing ones up to `group` as zeros) into [width][group]; may write up to 8
+  // elements past the end, which the caller overwrites or owns.
+  void (*interleave_f32)(const void* const* rows, int count, int group, DType dtype, int64_t width, const Affine* maps,
+                         float* out);
+  void (*interleave_f64)(const void* const* rows, int count, int group, DType dtype, int64_t width, const Affine* maps,
+                         double* out);
+  void (*widen)(const void* row, DType dtype, int64_t width, double* out);  // pads to a multiple of 8 with zeros
+  void (*scan)(const ScanArgs&);
+  void (*store_f32)(const StoreArgs<float>&);
+  void (*store_f64)(const StoreArgs<double>&);
+  void (*score)(const ScoreArgs&);
+};
+
+extern const Kernels kernels_scalar;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+}  // namespace vecbank

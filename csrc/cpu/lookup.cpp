@@ -1,0 +1,242 @@
+// Gathers, segment sums and the gradients of selected pairs. Sums run in float64, in a fixed order, and round once:
+// the same bits for any thread count.
+#include "../core/lookup.h"
+
+#include <cmath>
+#include <cstring>
+#include <new>
+
+#include "isa.h"
+#include "reader.h"
+
+namespace vecbank {
+namespace {
+
+// Rows widened to float64, and an accumulator, for one worker.
+struct Scratch {
+  RowReader first, second;
+  Buffer<double> sum, a, b;
+  bool reserve(const Rows& x, const Rows& y) {
+    const int64_t width = round_up_to(x.width, 8);
+    return first.reserve(x, 1) && second.reserve(y, 1) && sum.reserve(width) && a.reserve(width) && b.reserve(width);
+  }
+};
+
+class Crew {
+ public:
+  Crew(const Parallel& parallel, const Rows& x, const Rows& y) : list_(new (std::nothrow) Scratch[parallel.workers]) {
+    ok_ = list_ != nullptr;
+    for (int w = 0; ok_ && w < parallel.workers; ++w) ok_ = list_[w].reserve(x, y);
+  }
+  bool ok() const { return ok_; }
+  Scratch& operator[](int worker) { return list_[worker]; }
+
+ private:
+  std::unique_ptr<Scratch[]> list_;
+  bool ok_ = false;
+};
+
+double element(const void* data, DType dtype, int64_t i) {
+  return with_dtype(dtype, [&](auto type) { return widened(static_cast<decltype(type)>(data)[i]); });
+}
+
+void write_row(const double* values, int64_t width, DType dtype, void* out, int64_t row) {
+  with_dtype(dtype, [&](auto type) {
+    auto* to = static_cast<Element<decltype(type)>*>(out) + row * width;
+    for (int64_t k = 0; k < width; ++k) narrow(values[k], to + k);
+  });
+}
+
+// Positions of `codes`, grouped by code and ascending within each; code -1 is left out.
+struct Segments {
+  Buffer<int64_t> start, order;
+  Status build(const int64_t* codes, int64_t count, int64_t segments) {
+    if (!start.reserve(segments + 1) || !order.reserve(count)) return Status::out_of_memory;
+    std::memset(start.get(), 0, static_cast<size_t>(segments + 1) * sizeof(int64_t));
+    for (int64_t i = 0; i < count; ++i) {
+      if (codes[i] < -1 || codes[i] >= segments) return Status::bad_index;
+      if (codes[i] >= 0) ++start[codes[i]];
+    }
+    int64_t total = 0;
+    for (int64_t s = 0; s <= segments; ++s) {  // start[s] becomes the end of segment s - 1
+      const int64_t here = start[s];
+      start[s] = total;
+      total += here;
+    }
+    for (int64_t i = 0; i < count; ++i)
+      if (codes[i] >= 0) order[start[codes[i]]++] = i;
+    return Status::ok;
+  }
+  int64_t begin(int64_t s) const { return s == 0 ? 0 : start[s - 1]; }
+  int64_t end(int64_t s) const { return start[s]; }
+};
+
+double dot(const double* a, const double* b, int64_t n) {
+  double sum = 0.0;
+  for (int64_t k = 0; k < n; ++k) sum += a[k] * b[k];
+  return sum;
+}
+
+// A few rows per task: enough to be worth taking, few enough to balance.
+template <class F>
+void for_each_row(const Parallel& parallel, int64_t rows, int64_t width, F&& f) {
+  const int64_t batch = std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1));
+  for_each_task(parallel, ceil_div(rows, batch), [&](int worker, int64_t task) {
+    for (int64_t r = task * batch; r < std::min(rows, (task + 1) * batch); ++r) f(worker, r);
+  });
+}
+
+}  // namespace
+
+Status lookup(const LookupProblem& p, const Parallel& parallel) {
+  const int64_t d = p.bank.width, size = static_cast<int64_t>(size_of(p.bank.dtype));
+  Crew crew(parallel, p.bank, p.bank);
+  if (!crew.ok()) return Status::out_of_memory;
+  std::atomic<bool> bad{false};
+  for_each_row(parallel, p.count, d * p.k, [&](int worker, int64_t r) {
+    Scratch& s = crew[worker];
+    const int64_t* codes = p.codes + r * p.k;
+    for (int64_t t = 0; t < p.k; ++t)
+      if (codes[t] < -1 || codes[t] >= p.bank.count) {
+        bad = true;
+        return;
+      }
+    if (p.reduce == Reduce::none && p.weights == nullptr) {
+      char* out = static_cast<char*>(p.out) + r * d * size;
+      if (codes[0] < 0)
+        std::memset(out, 0, static_cast<size_t>(d * size));
+      else
+        std::memcpy(out, s.first.row(codes[0]), static_cast<size_t>(d * size));
+      return;
+    }
+    std::fill_n(s.sum.get(), d, 0.0);
+    int64_t valid = 0;
+    for (int64_t t = 0; t < p.k; ++t) {
+      if (codes[t] < 0) continue;
+      ++valid;
+      const double w = p.weights == nullptr ? 1.0 : element(p.weights, p.bank.dtype, r * p.k + t);
+      kernels().widen(s.first.row(codes[t]), p.bank.dtype, d, s.a.get());
+      for (int64_t k = 0; k < d; ++k) s.sum[k] += w * s.a[k];
+    }
+    if (p.reduce == Reduce::mean && valid > 0)
+      for (int64_t k = 0; k < d; ++k) s.sum[k] /= static_cast<double>(valid);
+    write_row(s.sum.get(), d, p.bank.dtype, p.out, r);
+  });
+  return bad ? Status::bad_index : Status::ok;
+}
+
+Status lookup_dot(const LookupDotProblem& p, const Parallel& parallel) {
+  const int64_t d = p.x.width;
+  Crew crew(parallel, p.x, p.bank);
+  if (!crew.ok()) return Status::out_of_memory;
+  std::atomic<bool> bad{false};
+  for_each_row(parallel, p.x.count, d * p.k, [&](int worker, int64_t r) {
+    Scratch& s = crew[worker];
+    kernels().widen(s.first.row(r), p.x.dtype, d, s.a.get());
+    for (int64_t t = 0; t < p.k; ++t) {
+      const int64_t code = p.codes[r * p.k + t];
+      if (code < -1 || code >= p.bank.count) {
+        bad = true;
+        return;
+      }
+      double value = 0.0;
+      if (code >= 0) {
+        kernels().widen(s.second.row(code), p.bank.dtype, d, s.b.get());
+        value = dot(s.a.get(), s.b.get(), d);
+      }
+      write_row(&value, 1, p.bank.dtype, p.out, r * p.k + t);
+    }
+  });
+  return bad ? Status::bad_index : Status::ok;
+}
+
+Status segment_sum(const SegmentSumProblem& p, const Parallel& parallel) {
+  const int64_t d = p.source.width;
+  Crew crew(parallel, p.source, p.source);
+  Segments segments;
+  if (!crew.ok()) return Status::out_of_memory;
+  const Status built = segments.build(p.codes, p.count, p.segments);
+  if (built != Status::ok) return built;
+  for_each_row(parallel, p.segments, d * (1 + p.count / std::max<int64_t>(p.segments, 1)), [&](int worker, int64_t c) {
+    Scratch& s = crew[worker];
+    std::fill_n(s.sum.get(), d, 0.0);
+    for (int64_t o = segments.begin(c); o < segments.end(c); ++o) {
+      const int64_t i = segments.order[o];
+      const double w = p.weights == nullptr ? 1.0 : element(p.weights, p.weights_dtype, i);
+      kernels().widen(s.first.row(i / p.k), p.source.dtype, d, s.a.get());
+      for (int64_t k = 0; k < d; ++k) s.sum[k] += w * s.a[k];
+    }
+    write_row(s.sum.get(), d, p.source.dtype, p.out, c);
+  });
+  return Status::ok;
+}
+
+namespace {
+
+// d value / d x = along * b - own_query * x (similarities), or along * (x - b) (distances); b's side alike.
+struct PairFactors {
+  double along, own_query, own_bank;
+};
+
+PairFactors pair_factors(Metric metric, double grad, const double* x, const double* b, int64_t d) {
+  if (metric == Metric::dot) return {grad, 0.0, 0.0};
+  if (metric == Metric::sqeuclidean) return {2.0 * grad, 0.0, 0.0};
+  if (metric == Metric::l2) {
+    double squares = 0.0;
+    for (int64_t k = 0; k < d; ++k) squares += (x[k] - b[k]) * (x[k] - b[k]);
+    return {squares > 0.0 ? grad / std::sqrt(squares) : 0.0, 0.0, 0.0};  // distance 0: gradient 0
+  }
+  const double nx = std::sqrt(dot(x, x, d)), nb = std::sqrt(dot(b, b, d));
+  const double fx = nx < kNormFloor ? kNormFloor : nx, fb = nb < kNormFloor ? kNormFloor : nb;
+  const double score = dot(x, b, d) / (fx * fb);
+  // A norm under the floor counts as that constant, so it has no gradient of its own.
+  return {grad / (fx * fb), nx < kNormFloor ? 0.0 : grad * score / (nx * nx),
+          nb < kNormFloor ? 0.0 : grad * score / (nb * nb)};
+}
+
+}  // namespace
+
+Status pair_gradients(const PairProblem& p, const Parallel& parallel) {
+  const int64_t d = p.queries.width, n = p.queries.count, pairs = n * p.k;
+  Crew crew(parallel, p.queries, p.bank);
+  Segments segments;
+  Buffer<PairFactors> factors;
+  if (!crew.ok() || !factors.reserve(pairs)) return Status::out_of_memory;
+  const Status built = segments.build(p.indices, pairs, p.bank.count);
+  if (built != Status::ok) return built;
+  const bool distance = is_distance(p.metric);
+
+  for_each_row(parallel, n, d * p.k, [&](int worker, int64_t q) {
+    Scratch& s = crew[worker];
+    std::fill_n(s.sum.get(), d, 0.0);
+    kernels().widen(s.first.row(q), p.queries.dtype, d, s.a.get());
+    for (int64_t t = 0; t < p.k; ++t) {
+      const int64_t i = q * p.k + t;
+      if (p.indices[i] < 0) continue;
+      kernels().widen(s.second.row(p.indices[i]), p.bank.dtype, d, s.b.get());
+      const PairFactors f = factors[i] =
+          pair_factors(p.metric, element(p.grad, p.grad_dtype, i), s.a.get(), s.b.get(), d);
+      for (int64_t k = 0; k < d; ++k)
+        s.sum[k] += distance ? f.along * (s.a[k] - s.b[k]) : f.along * s.b[k] - f.own_query * s.a[k];
+    }
+    if (p.grad_queries != nullptr) write_row(s.sum.get(), d, p.queries.dtype, p.grad_queries, q);
+  });
+  if (p.grad_bank == nullptr) return Status::ok;
+
+  for_each_row(parallel, p.bank.count, d, [&](int worker, int64_t j) {
+    Scratch& s = crew[worker];
+    std::fill_n(s.sum.get(), d, 0.0);
+    if (segments.begin(j) < segments.end(j)) kernels().widen(s.second.row(j), p.bank.dtype, d, s.b.get());
+    for (int64_t o = segments.begin(j); o < segments.end(j); ++o) {
+      const int64_t i = segments.order[o];
+      const PairFactors& f = factors[i];
+      kernels().widen(s.first.row(i / p.k), p.queries.dtype, d, s.a.get());
+      for (int64_t k = 0; k < d; ++k)
+        s.sum[k] += distance ? f.along * (s.b[k] - s.a[k]) : f.along * s.a[k] - f.own_bank * s.b[k];
+    }
+    write_row(s.sum.get(), d, p.bank.dtype, p.grad_bank, j);
+  });
+  return Status::ok;
+}
+
+}  // namespace vecbank

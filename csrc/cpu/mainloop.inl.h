@@ -1,0 +1,94 @@
+// The one mainloop: a register tile of query rows x bank panels, over the whole width. No intrinsics here.
+// Included once per instruction set, into that unit's anonymous namespace, after its vocabulary.
+#pragma once
+
+#include "../core/pack.h"
+#include "kernels.h"
+
+namespace vecbank {
+namespace {
+
+template <int... I>
+struct Indices {};
+template <int N, int... I>
+struct MakeIndices : MakeIndices<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeIndices<0, I...> {
+  using type = Indices<I...>;
+};
+template <int I>
+struct Index {
+  static constexpr int value = I;
+};
+template <class F, int... I>
+VB_INLINE void unroll_each(Indices<I...>, F&& f) {
+  (f(Index<I>{}), ...);
+}
+// Fully unrolled: an accumulator indexed at run time would live in memory.
+template <int N, class F>
+VB_INLINE void unroll(F&& f) {
+  unroll_each(typename MakeIndices<N>::type{}, f);
+}
+
+template <class V, int Height, int PanelCount>
+struct Tile {
+  static constexpr int per_panel = kPanel / V::width;
+  static constexpr int vectors = PanelCount * per_panel;
+  typename V::Reg acc[Height][vectors];
+
+  // acc[r][v] = start line + sum over `steps` lines of query[r] * bank[v], the lines following `first`.
+  VB_INLINE void multiply(const typename V::T* query, const typename V::T* const (&panels)[PanelCount],
+                          int64_t start_line, int64_t first, int64_t steps) {
+    unroll<vectors>([&](auto v) __attribute__((always_inline)) {
+      const auto start =
+          V::load(panels[v.value / per_panel] + start_line * kPanel + (v.value % per_panel) * V::width);
+      unroll<Height>([&](auto r) __attribute__((always_inline)) { acc[r.value][v.value] = start; });
+    });
+    const typename V::T* line[PanelCount];
+    for (int p = 0; p < PanelCount; ++p) line[p] = panels[p] + first * kPanel;
+    for (int64_t step = 0; step < steps; ++step) {
+      typename V::Reg bank[vectors];
+      unroll<vectors>([&](auto v) __attribute__((always_inline)) {
+        bank[v.value] = V::load(line[v.value / per_panel] + (v.value % per_panel) * V::width);
+      });
+      unroll<Height>([&](auto r) __attribute__((always_inline)) {
+        const auto x = V::fill(query[r.value]);
+        unroll<vectors>([&](auto v) __attribute__((always_inline)) {
+          acc[r.value][v.value] = V::multiply_add(x, bank[v.value], acc[r.value][v.value]);
+        });
+      });
+      query += Height;
+      unroll<PanelCount>([&](auto p) __attribute__((always_inline)) { line[p.value] += kPanel; });
+    }
+  }
+
+  VB_INLINE void spill(typename V::T* out) const {  // [Height][PanelCount * kPanel]
+    unroll<Height>([&](auto r) __attribute__((always_inline)) {
+      unroll<vectors>([&](auto v) __attribute__((always_inline)) {
+        V::store(out + (r.value * vectors + v.value) * V::width, acc[r.value][v.value]);
+      });
+    });
+  }
+};
+
+// Walk all tiles: a few panels stay in L1 while every group of query rows passes over them.
+template <class V, int Height, int PanelCount, class Epilogue>
+VB_INLINE void for_each_tile(const TileArgs<typename V::T>& t, int64_t start_line, int64_t first, int64_t steps,
+                             Epilogue&& epilogue) {
+  const int64_t panel_count = (t.columns + kPanel - 1) / kPanel;
+  const int64_t groups = (t.rows + Height - 1) / Height;
+  for (int64_t p = 0; p < panel_count; p += PanelCount) {
+    const typename V::T* panels[PanelCount];
+    for (int i = 0; i < PanelCount; ++i)  // past the end: the last panel again, its results ignored
+      panels[i] = t.panels + (p + i < panel_count ? p + i : panel_count - 1) * t.panel_stride;
+    const int valid = static_cast<int>(panel_count - p < PanelCount ? panel_count - p : PanelCount);
+    for (int64_t g = 0; g < groups; ++g) {
+      Tile<V, Height, PanelCount> tile;
+      tile.multiply(t.queries + g * t.query_stride, panels, start_line, first, steps);
+      epilogue(tile, g * Height, p, valid);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace vecbank

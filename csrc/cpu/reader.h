@@ -1,0 +1,32 @@
+// Row access for kernels that want unit stride: hands out the row itself, or a contiguous copy of it.
+#pragma once
+
+#include <cstring>
+
+#include "../core/parallel.h"
+
+namespace vecbank {
+
+class RowReader {
+ public:
+  bool reserve(const Rows& rows, int slots) {
+    rows_ = rows;
+    slot_bytes_ = round_up_to(rows.width * static_cast<int64_t>(size_of(rows.dtype)), 64);
+    return rows.col_stride == 1 || copies_.reserve(slots * slot_bytes_);
+  }
+  const void* row(int64_t i, int slot = 0) const {
+    const char* source = static_cast<const char*>(rows_.row(i));
+    if (rows_.col_stride == 1) return source;
+    char* copy = copies_.get() + slot * slot_bytes_;
+    const int64_t size = static_cast<int64_t>(size_of(rows_.dtype));
+    for (int64_t k = 0; k < rows_.width; ++k) std::memcpy(copy + k * size, source + k * rows_.col_stride * size, size);
+    return copy;
+  }
+
+ private:
+  Rows rows_;
+  int64_t slot_bytes_ = 0;
+  Buffer<char> copies_;
+};
+
+}  // namespace vecbank

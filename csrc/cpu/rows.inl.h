@@ -1,0 +1,153 @@
+// Row-at-a-time work in float64: converting, interleaving, norms, and the refinement's exact scores.
+#pragma once
+
+#include "kernels.h"
+
+namespace vecbank {
+namespace {
+
+// Eight elements from `p`, of which only `left` exist; the rest are zeros.
+template <class Lanes, class S>
+VB_INLINE Lanes load_some(const S* p, int64_t left) {
+  if (__builtin_expect(left >= 8, 1)) return Lanes::load(p);
+  S some[8] = {};
+  for (int64_t i = 0; i < left; ++i) some[i] = p[i];
+  return Lanes::load(some);
+}
+
+// A zero tail stays zero under the map only where it is masked again: (0 * pre - 0) * post, as centres are padded.
+template <class Lanes, class S>
+VB_INLINE Lanes load_mapped(const S* row, int64_t k, int64_t width, const Affine& map) {
+  Lanes v = load_some<Lanes>(row + k, width - k);
+  if (map.pre != 1.0) v = v * Lanes::fill(map.pre);
+  if (map.centre != nullptr) v = v - load_some<Lanes>(map.centre + k, width - k);
+  if (map.post != 1.0) v = v * Lanes::fill(map.post);
+  return v;
+}
+
+template <class Lanes, class S>
+RowStats stats_of(const S* row, int64_t width, const Affine& map) {
+  Lanes squares = Lanes::fill(0.0), centre = Lanes::fill(0.0);
+  for (int64_t k = 0; k < width; k += 8) {
+    const Lanes v = load_mapped<Lanes>(row, k, width, map);
+    squares = squares + v * v;
+  }
+  if (map.centre != nullptr)
+    for (int64_t k = 0; k < width; k += 8)
+      centre = centre + load_some<Lanes>(row + k, width - k) * load_some<Lanes>(map.centre + k, width - k);
+  return {squares.sum(), centre.sum()};
+}
+
+template <class Lanes>
+RowStats stats(const void* row, DType dtype, int64_t width, const Affine& map) {
+  return with_dtype(dtype, [&](auto type) {
+    return stats_of<Lanes>(static_cast<decltype(type)>(row), width, map);
+  });
+}
+
+template <class Lanes, class S>
+void interleave_of(const void* const* rows, int count, int group, int64_t width, const Affine* maps, float* out) {
+  alignas(64) float block[16][8] = {};
+  for (int64_t k = 0; k < width; k += 8) {
+    for (int r = 0; r < count; ++r)
+      load_mapped<Lanes>(static_cast<const S*>(rows[r]), k, width, maps[r]).store(block[r]);
+    if (width - k >= 8 && group != 1) {
+      // Columns ascend, so what a transposed column spills past its group is overwritten by the next one.
+      if (group <= 8) {
+        transpose8(block[0], out + k * group, group);
+      } else {
+        alignas(64) float columns[8][16];
+        transpose8(block[0], columns[0], 16);
+        transpose8(block[8], columns[0] + 8, 16);
+        for (int c = 0; c < 8; ++c) __builtin_memcpy(out + (k + c) * group, columns[c], 16 * sizeof(float));
+      }
+    } else {
+      const int64_t columns = width - k < 8 ? width - k : 8;
+      for (int64_t c = 0; c < columns; ++c)
+        for (int r = 0; r < group; ++r) out[(k + c) * group + r] = block[r][c];
+    }
+  }
+}
+
+template <class Lanes, class S>
+void interleave_of(const void* const* rows, int count, int group, int64_t width, const Affine* maps, double* out) {
+  for (int64_t k = 0; k < width; k += 8) {
+    const int64_t columns = width - k < 8 ? width - k : 8;
+    for (int r = 0; r < group; ++r) {
+      alignas(64) double eight[8] = {};
+      if (r < count) load_mapped<Lanes>(static_cast<const S*>(rows[r]), k, width, maps[r]).store(eight);
+      for (int64_t c = 0; c < columns; ++c) out[(k + c) * group + r] = eight[c];
+    }
+  }
+}
+
+template <class Lanes, class T>
+void interleave(const void* const* rows, int count, int group, DType dtype, int64_t width, const Affine* maps, T* out) {
+  with_dtype(dtype, [&](auto type) {
+    interleave_of<Lanes, Element<decltype(type)>>(rows, count, group, width, maps,
+                                                                                    out);
+  });
+}
+
+template <class Lanes>
+void widen(const void* row, DType dtype, int64_t width, double* out) {
+  with_dtype(dtype, [&](auto type) {
+    for (int64_t k = 0; k < width; k += 8)
+      load_some<Lanes>(static_cast<decltype(type)>(row) + k, width - k).store(out + k);
+  });
+}
+
+// The contract's order: lane i mod 8, each lane ascending, then the tree; multiply, then add, never fused.
+template <class Lanes, bool Distance, int Queries, class S>
+VB_INLINE void score_row(const double* queries, int64_t query_stride, const S* row, int64_t width, double* out,
+                         int64_t out_stride) {
+  Lanes sum[Queries];
+  for (int q = 0; q < Queries; ++q) sum[q] = Lanes::fill(0.0);
+  const auto step = [&](int64_t k, Lanes b) __attribute__((always_inline)) {
+    for (int q = 0; q < Queries; ++q) {
+      const Lanes x = Lanes::load(queries + q * query_stride + k);
+      if constexpr (Distance) {
+        const Lanes gap = x - b;
+        sum[q] = sum[q] + gap * gap;
+      } else {
+        sum[q] = sum[q] + x * b;
+      }
+    }
+  };
+  int64_t k = 0;
+  for (; k + 8 <= width; k += 8) step(k, Lanes::load(row + k));
+  if (k < width) step(k, load_some<Lanes>(row + k, width - k));
+  for (int q = 0; q < Queries; ++q) out[q * out_stride] = sum[q].sum();
+}
+
+template <class Lanes, bool Distance, class S>
+void score_rows(const ScoreArgs& a) {
+  const S* bank = static_cast<const S*>(a.bank.data);
+  int q = 0;
+  for (; q + 4 <= a.query_count; q += 4)  // four queries share each row's conversion
+    for (int64_t i = 0; i < a.count; ++i) {
+      const int64_t j = a.index != nullptr ? a.index[i] : a.first + i;
+      score_row<Lanes, Distance, 4>(a.queries + q * a.query_stride, a.query_stride, bank + j * a.bank.row_stride,
+                                    a.bank.width, a.out + q * a.count + i, a.count);
+    }
+  for (; q < a.query_count; ++q)
+    for (int64_t i = 0; i < a.count; ++i) {
+      const int64_t j = a.index != nullptr ? a.index[i] : a.first + i;
+      score_row<Lanes, Distance, 1>(a.queries + q * a.query_stride, 0, bank + j * a.bank.row_stride, a.bank.width,
+                                    a.out + q * a.count + i, a.count);
+    }
+}
+
+template <class Lanes>
+void score(const ScoreArgs& a) {
+  with_dtype(a.bank.dtype, [&](auto type) {
+    using S = Element<decltype(type)>;
+    if (a.distance)
+      score_rows<Lanes, true, S>(a);
+    else
+      score_rows<Lanes, false, S>(a);
+  });
+}
+
+}  // namespace
+}  // namespace vecbank

@@ -1,0 +1,72 @@
+// The pieces of a search: the plan, a job (one packed bank), and the workers that run its tasks.
+#pragma once
+
+#include <atomic>
+
+#include "../core/problem.h"
+#include "../core/topk_list.h"
+#include "queries.h"
+#include "refine.h"
+
+namespace vecbank {
+
+constexpr int64_t kQueryBytes = 192 << 10;    // packed queries of a block: part of L2
+constexpr int64_t kListBytes = 4 << 20;       // candidate lists of a block
+constexpr int64_t kPartialBytes = 16 << 20;   // best rows of all parts, waiting for the merge
+constexpr int64_t kVisitBytes = 64 << 10;     // panels between jumps
+constexpr int64_t kPackBytes = 24 << 20;      // a plain tensor is packed in pieces of this size
+
+struct SearchPlan {
+  int group = 1;
+  bool direct = false;  // k is so large, or the width so extreme, that everything is refined
+  int64_t rows_per_block = 1, blocks = 1;
+  int64_t panels_per_part = 1, parts = 1;
+};
+
+SearchPlan plan_search(const SearchProblem& problem, const PackHeader& header, int workers);
+
+struct SearchJob {
+  const SearchProblem& problem;  // its bank is this job's piece
+  const PackHeader& header;
+  Panels<float> panels;
+  SearchPlan plan;
+  int64_t offset = 0;                     // of this piece in the caller's bank
+  double start_bound = 0.0;               // beta per r^2, see bounds.h
+  std::atomic<float>* shared = nullptr;   // per query: the best threshold any part has proved
+  Scored* partial = nullptr;              // [part][query][k]; null: a single part, written straight out
+  int64_t* partial_counts = nullptr;      // [part][query]
+  void report(int64_t query, int64_t part, const Scored* best, int64_t count) const;
+};
+
+// Turns a query's final list into values, indices and the gathered row. `bank` is the caller's whole bank.
+void write_result(const SearchProblem& whole, int64_t query, const Scored* best, int64_t count, int64_t offset);
+
+class SearchWorker {
+ public:
+  bool reserve(const SearchProblem& problem, const SearchPlan& plan);
+  void run(const SearchJob& job, int64_t block, int64_t part);
+
+ private:
+  void begin_screen();
+  void screen(int64_t from, int64_t to);
+  void offer(int64_t row, int64_t panel, const float* upper, uint32_t lanes);
+  bool settle(int64_t row);
+  void refine_all(int64_t at, int slots);
+  bool sparse(int64_t row) const;
+
+  QueryBlock<float> queries_;
+  CandidateLists lists_;
+  Refiner refiner_;
+  RowReader original_;
+  Buffer<float> norms_;
+  Buffer<double> slacks_;
+  Buffer<Scored> refined_;
+  Buffer<int64_t> left_;  // rows for refine_all
+  TopKList direct_[Refiner::kQueries];
+
+  const SearchJob* job_ = nullptr;
+  int slots_ = 1;
+  int64_t first_ = 0, rows_ = 0, begin_ = 0, end_ = 0, part_ = 0, visit_ = 0, refined_count_ = 0;
+};
+
+}  // namespace vecbank

@@ -1,0 +1,176 @@
+// search(): pieces of a plain tensor, parts of a piece, and the merge that makes them one answer.
+#include <cstring>
+#include <limits>
+#include <new>
+
+#include "../core/pack_internal.h"
+#include "search.h"
+
+namespace vecbank {
+
+void write_result(const SearchProblem& p, int64_t query, const Scored* best, int64_t count, int64_t offset) {
+  const double worst = is_distance(p.metric) ? HUGE_VAL : -HUGE_VAL;
+  for (int64_t i = 0; i < p.k; ++i) {
+    const int64_t at = query * p.k + i;
+    if (p.indices != nullptr) p.indices[at] = i < count ? best[i].index + offset : -1;
+    if (p.values == nullptr) continue;
+    const double value = i < count ? value_of(p.metric, best[i].key) : worst;
+    if (p.values_dtype == DType::f64)
+      static_cast<double*>(p.values)[at] = value;
+    else
+      static_cast<float*>(p.values)[at] = static_cast<float>(value);
+  }
+  if (p.gathered == nullptr) return;
+  const int64_t d = p.bank.width, size = static_cast<int64_t>(size_of(p.bank.dtype));
+  char* out = static_cast<char*>(p.gathered) + query * d * size;
+  if (count > 0) {
+    const char* row = static_cast<const char*>(p.bank.row(best[0].index + offset));
+    if (p.bank.col_stride == 1)
+      std::memcpy(out, row, static_cast<size_t>(d * size));
+    else
+      for (int64_t k = 0; k < d; ++k) std::memcpy(out + k * size, row + k * p.bank.col_stride * size, size);
+    return;
+  }
+  with_dtype(p.bank.dtype, [&](auto type) {
+    auto* values = reinterpret_cast<Element<decltype(type)>*>(out);
+    for (int64_t k = 0; k < d; ++k) narrow(std::numeric_limits<double>::quiet_NaN(), values + k);
+  });
+}
+
+void SearchJob::report(int64_t query, int64_t part, const Scored* best, int64_t count) const {
+  if (partial == nullptr) return write_result(problem, query, best, count, offset);
+  const int64_t at = part * problem.queries.count + query;
+  partial_counts[at] = count;
+  Scored* out = partial + at * problem.k;
+  for (int64_t i = 0; i < count; ++i) out[i] = {best[i].key, best[i].index + offset};
+}
+
+namespace {
+
+// Slot 0 of the partial lists accumulates over pieces; slots 1.. are the parts of the current piece.
+struct Partials {
+  Buffer<Scored> lists;
+  Buffer<int64_t> counts;
+  bool reserve(int64_t slots, int64_t queries, int64_t k) {
+    return lists.reserve(slots * queries * k) && counts.reserve(slots * queries);
+  }
+};
+
+Status merge(const SearchProblem& p, int64_t slots, bool last, Partials& partials, const Parallel& parallel) {
+  const int64_t n = p.queries.count, batch = 64;
+  std::unique_ptr<Buffer<Scored>[]> scratch(new (std::nothrow) Buffer<Scored>[parallel.workers]);
+  if (!scratch) return Status::out_of_memory;
+  for (int w = 0; w < parallel.workers; ++w)
+    if (!scratch[w].reserve(slots * p.k)) return Status::out_of_memory;
+  for_each_task(parallel, ceil_div(n, batch), [&](int worker, int64_t task) {
+    Scored* list = scratch[worker].get();
+    for (int64_t q = task * batch; q < std::min(n, (task + 1) * batch); ++q) {
+      int64_t count = 0;
+      for (int64_t s = 0; s < slots; ++s) {
+        const int64_t at = s * n + q;
+        std::memcpy(list + count, partials.lists.get() + at * p.k,
+                    static_cast<size_t>(partials.counts[at]) * sizeof(Scored));
+        count += partials.counts[at];
+      }
+      count = select_best(list, count, p.k);
+      if (last) {
+        write_result(p, q, list, count, 0);
+      } else {
+        partials.counts[q] = count;
+        std::memcpy(partials.lists.get() + q * p.k, list, static_cast<size_t>(count) * sizeof(Scored));
+      }
+    }
+  });
+  return Status::ok;
+}
+
+// One piece of the bank: all of it when it came packed.
+Status search_piece(const SearchProblem& whole, const PackHeader& header, int64_t offset, bool only, bool first,
+                    bool last, Partials& partials, const Parallel& parallel) {
+  SearchProblem p = whole;
+  p.bank.data = whole.bank.row(offset);
+  p.bank.count = header.rows;
+  SearchJob job{p, header, pack_panels(&header), plan_search(p, header, parallel.workers)};
+  job.start_bound = start_bound_per_r2(p.metric, header.width);
+  const int64_t n = p.queries.count;
+  const bool merging = !only || job.plan.parts > 1;
+  Buffer<std::atomic<float>> shared;
+  if (merging) {
+    const int64_t slots = job.plan.parts + 1;
+    if (!partials.reserve(slots, n, p.k) || !shared.reserve(n)) return Status::out_of_memory;
+    if (first) std::fill_n(partials.counts.get(), n, int64_t{0});
+    for (int64_t i = 0; i < n; ++i) new (&shared[i]) std::atomic<float>(-HUGE_VALF);
+    job.shared = shared.get();
+    job.partial = partials.lists.get() + n * p.k;
+    job.partial_counts = partials.counts.get() + n;
+    job.offset = offset;
+  }
+  const int64_t tasks = job.plan.blocks * job.plan.parts;
+  const int workers = static_cast<int>(std::min<int64_t>(parallel.workers, tasks));
+  std::unique_ptr<SearchWorker[]> crew(new (std::nothrow) SearchWorker[workers]);
+  if (!crew) return Status::out_of_memory;
+  for (int w = 0; w < workers; ++w)
+    if (!crew[w].reserve(p, job.plan)) return Status::out_of_memory;
+  for_each_task(parallel, tasks, [&](int worker, int64_t task) {
+    crew[worker].run(job, task % job.plan.blocks, task / job.plan.blocks);
+  });
+  return merging ? merge(whole, job.plan.parts + 1, last, partials, parallel) : Status::ok;
+}
+
+Status search_rows(const SearchProblem& p, int64_t piece, const Parallel& parallel) {
+  Partials partials;
+  if (p.pack != nullptr) return search_piece(p, *p.pack, 0, true, true, true, partials, parallel);
+  Buffer<char> pack;
+  const bool only = piece >= p.bank.count;
+  for (int64_t at = 0; at < p.bank.count; at += piece) {
+    Rows rows = p.bank;
+    rows.data = p.bank.row(at);
+    rows.count = std::min(piece, p.bank.count - at);
+    if (!pack.reserve(pack_bytes(rows.count, rows.width, p.metric))) return Status::out_of_memory;
+    Status status = pack_bank(rows, p.metric, pack.get(), parallel);
+    if (status == Status::ok)
+      status = search_piece(p, *reinterpret_cast<const PackHeader*>(pack.get()), at, only, at == 0,
+                            at + piece >= p.bank.count, partials, parallel);
+    if (status != Status::ok) return status;
+  }
+  return Status::ok;
+}
+
+}  // namespace
+
+Status search(const SearchProblem& p, const Parallel& parallel) {
+  if (p.queries.count == 0) return Status::ok;
+  if (p.bank.count == 0) {
+    for (int64_t q = 0; q < p.queries.count; ++q) write_result(p, q, nullptr, 0, 0);
+    return Status::ok;
+  }
+  // Work too small to be worth waking threads for runs on this one.
+  const double work = static_cast<double>(p.queries.count) * static_cast<double>(p.bank.count) *
+                      static_cast<double>(p.bank.width + 8);
+  const Parallel alone;
+  const Parallel& chosen = work < 2e5 ? alone : parallel;
+
+  const int64_t panel = (p.bank.width + 3) * kPanel * 4;
+  const int64_t piece = std::max<int64_t>(1, kPackBytes / panel) * kPanel;
+  const bool pieces = p.pack == nullptr && piece < p.bank.count;
+  // Several pieces keep their best rows between them, so bound how many queries are in flight.
+  const int64_t step = pieces ? std::max<int64_t>(1024, kPartialBytes / (p.k * static_cast<int64_t>(sizeof(Scored))))
+                              : p.queries.count;
+  for (int64_t q = 0; q < p.queries.count; q += step) {
+    SearchProblem slice = p;
+    slice.queries.data = p.queries.row(q);
+    slice.queries.count = std::min(step, p.queries.count - q);
+    if (p.mask.data != nullptr) slice.mask.data = p.mask.data + q * p.mask.row_stride;
+    if (p.indices != nullptr) slice.indices = p.indices + q * p.k;
+    if (p.values != nullptr)
+      slice.values = static_cast<char*>(p.values) + q * p.k * static_cast<int64_t>(size_of(p.values_dtype));
+    if (p.gathered != nullptr)
+      slice.gathered =
+          static_cast<char*>(p.gathered) + q * p.bank.width * static_cast<int64_t>(size_of(p.bank.dtype));
+    const Status status = search_rows(slice, piece, chosen);
+    if (status != Status::ok) return status;
+  }
+  return Status::ok;
+}
+
+}  // namespace vecbank

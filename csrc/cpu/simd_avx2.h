@@ -1,0 +1,122 @@
+// The AVX2 vocabulary: what mainloop, epilogues and rows need, and nothing else.
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernels.h"
+
+namespace vecbank {
+namespace {
+
+struct Avx2F32 {
+  using T = float;
+  using Reg = __m256;
+  static constexpr int width = 8;
+  static VB_INLINE Reg load(const T* p) { return _mm256_loadu_ps(p); }
+  static VB_INLINE Reg fill(T x) { return _mm256_set1_ps(x); }
+  static VB_INLINE void store(T* p, Reg a) { _mm256_storeu_ps(p, a); }
+  static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  static VB_INLINE Reg max0(Reg a) { return _mm256_max_ps(_mm256_setzero_ps(), a); }  // keeps NaN
+  static VB_INLINE Reg root(Reg a) { return _mm256_sqrt_ps(a); }
+  static VB_INLINE uint32_t not_less(Reg a, Reg b) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLT_UQ)));
+  }
+  struct Gate {  // "does any lane reach its threshold?", gathered over a tile
+    Reg hit = _mm256_setzero_ps();
+    VB_INLINE void add(Reg a, Reg b) { hit = _mm256_or_ps(hit, _mm256_cmp_ps(a, b, _CMP_NLT_UQ)); }
+    VB_INLINE bool any() const { return _mm256_movemask_ps(hit) != 0; }
+  };
+};
+
+struct Avx2F64 {
+  using T = double;
+  using Reg = __m256d;
+  static constexpr int width = 4;
+  static VB_INLINE Reg load(const T* p) { return _mm256_loadu_pd(p); }
+  static VB_INLINE Reg fill(T x) { return _mm256_set1_pd(x); }
+  static VB_INLINE void store(T* p, Reg a) { _mm256_storeu_pd(p, a); }
+  static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return _mm256_fmadd_pd(a, b, c); }
+  static VB_INLINE Reg max0(Reg a) { return _mm256_max_pd(_mm256_setzero_pd(), a); }
+  static VB_INLINE Reg root(Reg a) { return _mm256_sqrt_pd(a); }
+};
+
+// Eight float32 values from any element type; narrower ones widen exactly.
+VB_INLINE __m256 load8_f32(const float* p) { return _mm256_loadu_ps(p); }
+VB_INLINE __m256 load8_f32(const Half16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+VB_INLINE __m256 load8_f32(const Brain16* p) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+
+VB_INLINE double sum_tree(__m256d low, __m256d high) {  // ((0+1)+(2+3))+((4+5)+(6+7))
+  const __m256d pairs = _mm256_hadd_pd(low, high);       // 0+1, 4+5, 2+3, 6+7
+  const __m128d fours = _mm_add_pd(_mm256_castpd256_pd128(pairs), _mm256_extractf128_pd(pairs, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(fours, _mm_unpackhi_pd(fours, fours)));
+}
+
+// Eight float64 lanes: the refinement's unit of work on every instruction set.
+struct Avx2Lanes {
+  __m256d low, high;
+  static VB_INLINE Avx2Lanes fill(double x) { return {_mm256_set1_pd(x), _mm256_set1_pd(x)}; }
+  static VB_INLINE Avx2Lanes load(const double* p) { return {_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
+  template <class S>
+  static VB_INLINE Avx2Lanes load(const S* p) {
+    const __m256 v = load8_f32(p);
+    return {_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))};
+  }
+  VB_INLINE void store(double* p) const {
+    _mm256_storeu_pd(p, low);
+    _mm256_storeu_pd(p + 4, high);
+  }
+  VB_INLINE void store(float* p) const {
+    _mm_storeu_ps(p, _mm256_cvtpd_ps(low));
+    _mm_storeu_ps(p + 4, _mm256_cvtpd_ps(high));
+  }
+  friend VB_INLINE Avx2Lanes operator+(Avx2Lanes a, Avx2Lanes b) {
+    return {_mm256_add_pd(a.low, b.low), _mm256_add_pd(a.high, b.high)};
+  }
+  friend VB_INLINE Avx2Lanes operator-(Avx2Lanes a, Avx2Lanes b) {
+    return {_mm256_sub_pd(a.low, b.low), _mm256_sub_pd(a.high, b.high)};
+  }
+  friend VB_INLINE Avx2Lanes operator*(Avx2Lanes a, Avx2Lanes b) {
+    return {_mm256_mul_pd(a.low, b.low), _mm256_mul_pd(a.high, b.high)};
+  }
+  VB_INLINE double sum() const { return sum_tree(low, high); }
+};
+
+// in[8 rows][8] -> out[8 columns], `step` elements apart. Later columns may overwrite the tail of earlier ones.
+VB_INLINE void transpose8(const float* in, float* out, int64_t step) {
+  __m256 r[8], s[8];
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_load_ps(in + 8 * i);
+  for (int i = 0; i < 8; i += 2) {
+    s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    s[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_shuffle_ps(s[i], s[i + 2], 0x44);
+    r[i + 1] = _mm256_shuffle_ps(s[i], s[i + 2], 0xEE);
+    r[i + 2] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0x44);
+    r[i + 3] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0xEE);
+  }
+  for (int i = 0; i < 4; ++i) {
+    s[i] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
+    s[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
+  }
+  for (int i = 0; i < 8; ++i) _mm256_storeu_ps(out + i * step, s[i]);
+}
+
+struct Avx2 {
+  using F32 = Avx2F32;
+  using F64 = Avx2F64;
+  using Lanes = Avx2Lanes;
+  // Twelve accumulators, two bank vectors and a broadcast fill the sixteen registers.
+  static constexpr int full = 6, full_panels = 1;
+  static constexpr int mid = 3, mid_panels = 2;
+  static constexpr int one_panels = 4;
+  static constexpr int full_f64 = 3;
+};
+
+}  // namespace
+}  // namespace vecbank

@@ -1,0 +1,71 @@
+// The AVX-512 vocabulary. Row conversion and transposition are the AVX2 ones: they are not where the time goes.
+#pragma once
+
+// gcc 11-13 warn about the deliberately undefined operand inside their own AVX-512 headers (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+
+#include "simd_avx2.h"
+
+namespace vecbank {
+namespace {
+
+struct Avx512F32 {
+  using T = float;
+  using Reg = __m512;
+  static constexpr int width = 16;
+  static VB_INLINE Reg load(const T* p) { return _mm512_loadu_ps(p); }
+  static VB_INLINE Reg fill(T x) { return _mm512_set1_ps(x); }
+  static VB_INLINE void store(T* p, Reg a) { _mm512_storeu_ps(p, a); }
+  static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static VB_INLINE Reg max0(Reg a) { return _mm512_max_ps(_mm512_setzero_ps(), a); }
+  static VB_INLINE Reg root(Reg a) { return _mm512_sqrt_ps(a); }
+  static VB_INLINE uint32_t not_less(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
+  struct Gate {
+    uint32_t hit = 0;
+    VB_INLINE void add(Reg a, Reg b) { hit |= not_less(a, b); }
+    VB_INLINE bool any() const { return hit != 0; }
+  };
+};
+
+struct Avx512F64 {
+  using T = double;
+  using Reg = __m512d;
+  static constexpr int width = 8;
+  static VB_INLINE Reg load(const T* p) { return _mm512_loadu_pd(p); }
+  static VB_INLINE Reg fill(T x) { return _mm512_set1_pd(x); }
+  static VB_INLINE void store(T* p, Reg a) { _mm512_storeu_pd(p, a); }
+  static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
+  static VB_INLINE Reg max0(Reg a) { return _mm512_max_pd(_mm512_setzero_pd(), a); }
+  static VB_INLINE Reg root(Reg a) { return _mm512_sqrt_pd(a); }
+};
+
+struct Avx512Lanes {
+  __m512d v;
+  static VB_INLINE Avx512Lanes fill(double x) { return {_mm512_set1_pd(x)}; }
+  static VB_INLINE Avx512Lanes load(const double* p) { return {_mm512_loadu_pd(p)}; }
+  template <class S>
+  static VB_INLINE Avx512Lanes load(const S* p) {
+    return {_mm512_cvtps_pd(load8_f32(p))};
+  }
+  VB_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
+  VB_INLINE void store(float* p) const { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
+  friend VB_INLINE Avx512Lanes operator+(Avx512Lanes a, Avx512Lanes b) { return {_mm512_add_pd(a.v, b.v)}; }
+  friend VB_INLINE Avx512Lanes operator-(Avx512Lanes a, Avx512Lanes b) { return {_mm512_sub_pd(a.v, b.v)}; }
+  friend VB_INLINE Avx512Lanes operator*(Avx512Lanes a, Avx512Lanes b) { return {_mm512_mul_pd(a.v, b.v)}; }
+  VB_INLINE double sum() const { return sum_tree(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1)); }
+};
+
+struct Avx512 {
+  using F32 = Avx512F32;
+  using F64 = Avx512F64;
+  using Lanes = Avx512Lanes;
+  // Twenty-eight accumulators, two bank vectors and a broadcast: thirty-one of thirty-two registers.
+  static constexpr int full = 14, full_panels = 2;
+  static constexpr int mid = 4, mid_panels = 4;
+  static constexpr int one_panels = 4;
+  static constexpr int full_f64 = 14;
+};
+
+}  // namespace
+}  // namespace vecbank

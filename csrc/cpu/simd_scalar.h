@@ -1,0 +1,96 @@
+// The portable vocabulary: plain C++ that any compiler turns into whatever the baseline has (SSE2, NEON).
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace vecbank {
+namespace {
+
+template <class Element>
+struct Portable {
+  using T = Element;
+  static constexpr int width = 16 / sizeof(T);
+  typedef T Reg __attribute__((vector_size(16)));
+  static VB_INLINE Reg load(const T* p) {
+    Reg r;
+    std::memcpy(&r, p, sizeof r);
+    return r;
+  }
+  static VB_INLINE Reg fill(T x) { return Reg{} + x; }
+  static VB_INLINE void store(T* p, Reg a) { std::memcpy(p, &a, sizeof a); }
+  static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return a * b + c; }
+  static VB_INLINE Reg max0(Reg a) { return a < 0 ? Reg{} : a; }  // keeps NaN
+  static VB_INLINE Reg root(Reg a) {
+    for (int i = 0; i < width; ++i) a[i] = std::sqrt(a[i]);
+    return a;
+  }
+  static VB_INLINE uint32_t not_less(Reg a, Reg b) {
+    const auto less = a < b;
+    uint32_t lanes = 0;
+    for (int i = 0; i < width; ++i) lanes |= (less[i] == 0 ? 1u : 0u) << i;
+    return lanes;
+  }
+  struct Gate {
+    decltype(Reg{} < Reg{}) hit{};
+    VB_INLINE void add(Reg a, Reg b) { hit |= ~(a < b); }
+    VB_INLINE bool any() const {
+      uint64_t bits[2];
+      std::memcpy(bits, &hit, sizeof bits);
+      return (bits[0] | bits[1]) != 0;
+    }
+  };
+};
+
+struct PortableLanes {
+  double v[8];
+  static VB_INLINE PortableLanes fill(double x) { return {{x, x, x, x, x, x, x, x}}; }
+  template <class S>
+  static VB_INLINE PortableLanes load(const S* p) {
+    PortableLanes r;
+    for (int i = 0; i < 8; ++i) r.v[i] = widened(p[i]);
+    return r;
+  }
+  template <class S>
+  VB_INLINE void store(S* p) const {
+    for (int i = 0; i < 8; ++i) p[i] = static_cast<S>(v[i]);
+  }
+  template <class F>
+  static VB_INLINE PortableLanes map(const PortableLanes& a, const PortableLanes& b, F f) {
+    PortableLanes r;
+    for (int i = 0; i < 8; ++i) r.v[i] = f(a.v[i], b.v[i]);
+    return r;
+  }
+  friend VB_INLINE PortableLanes operator+(const PortableLanes& a, const PortableLanes& b) {
+    return map(a, b, [](double x, double y) { return x + y; });
+  }
+  friend VB_INLINE PortableLanes operator-(const PortableLanes& a, const PortableLanes& b) {
+    return map(a, b, [](double x, double y) { return x - y; });
+  }
+  friend VB_INLINE PortableLanes operator*(const PortableLanes& a, const PortableLanes& b) {
+    return map(a, b, [](double x, double y) { return x * y; });
+  }
+  VB_INLINE double sum() const {
+    return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+  }
+};
+
+VB_INLINE void transpose8(const float* in, float* out, int64_t step) {
+  for (int column = 0; column < 8; ++column)
+    for (int row = 0; row < 8; ++row) out[column * step + row] = in[row * 8 + column];
+}
+
+struct Scalar {
+  using F32 = Portable<float>;
+  using F64 = Portable<double>;
+  using Lanes = PortableLanes;
+  static constexpr int full = 2, full_panels = 1;
+  static constexpr int mid = 2, mid_panels = 1;
+  static constexpr int one_panels = 1;
+  static constexpr int full_f64 = 2;
+};
+
+}  // namespace
+}  // namespace vecbank

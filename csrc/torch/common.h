@@ -1,0 +1,136 @@
+// The only file that knows torch::stable: tensors in, views out, errors as exceptions.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../core/parallel.h"
+#include "../core/types.h"
+
+namespace vecbank {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::string shape_of(const Tensor& t) {
+  std::string s = "(";
+  for (int64_t i = 0; i < t.dim(); ++i) s += (i ? ", " : "") + std::to_string(t.size(i));
+  return s + ")";
+}
+
+inline DType dtype_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::Double: return DType::f64;
+    case ScalarType::BFloat16: return DType::bf16;
+    case ScalarType::Half: return DType::f16;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, "vecbank: ", name, " must be float32, float64, bfloat16 or float16");
+  return DType::f32;
+}
+
+inline ScalarType scalar_type(DType t) {
+  switch (t) {
+    case DType::f64: return ScalarType::Double;
+    case DType::bf16: return ScalarType::BFloat16;
+    case DType::f16: return ScalarType::Half;
+    default: return ScalarType::Float;
+  }
+}
+
+inline Tensor empty_cpu(const std::vector<int64_t>& sizes, ScalarType dtype) {
+  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), dtype);
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& t) {
+  std::vector<int64_t> sizes;
+  for (int64_t i = 0; i < t.dim(); ++i) sizes.push_back(t.size(i));
+  return sizes;
+}
+
+inline void check_cpu(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.is_cpu(), "vecbank: ", name, " must be on the CPU, like the other arguments");
+}
+
+inline Tensor dense(const Tensor& t) {
+  if (t.is_contiguous()) return t;
+  Tensor copy = empty_cpu(sizes_of(t), t.scalar_type());
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
+// A tensor (..., d) seen as rows; keeps a copy alive where the leading dimensions have no common stride.
+struct RowsView {
+  Tensor owner;
+  Rows rows;
+};
+
+inline RowsView rows_of(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.dim() >= 1, "vecbank: ", name, " must have at least one dimension, got a scalar");
+  const int64_t last = t.dim() - 1;
+  RowsView v{t, {}};
+  v.rows.dtype = dtype_of(t, name);
+  v.rows.width = t.size(last);
+  v.rows.count = 1;
+  for (int64_t i = 0; i < last; ++i) v.rows.count *= t.size(i);
+  int64_t stride = 0, covered = 1;
+  bool even = true;  // one stride walks all leading dimensions
+  for (int64_t i = last - 1; i >= 0; --i) {
+    if (t.size(i) == 1) continue;
+    if (covered == 1)
+      stride = t.stride(i);
+    else
+      even = even && t.stride(i) == stride * covered;
+    covered *= t.size(i);
+  }
+  if (!even && v.rows.count > 0) {
+    v.owner = dense(t);
+    stride = v.rows.width;
+  }
+  v.rows.row_stride = stride;
+  v.rows.col_stride = v.rows.width == 1 ? 1 : v.owner.stride(last);
+  v.rows.data = v.owner.const_data_ptr();
+  return v;
+}
+
+// Batch b of a view with `batches` equal batches of rows.
+inline Rows batch_of(const Rows& all, int64_t batches, int64_t b) {
+  Rows rows = all;
+  rows.count = batches == 0 ? 0 : all.count / batches;
+  rows.data = all.row(b * rows.count);
+  return rows;
+}
+
+inline Metric metric_of(int64_t metric) {
+  STD_TORCH_CHECK(metric >= 0 && metric <= 3, "vecbank: metric must be 0 (dot), 1 (cosine), 2 (l2) or 3 (sqeuclidean), got ",
+                  metric);
+  return static_cast<Metric>(metric);
+}
+
+inline void check_status(Status status) {
+  STD_TORCH_CHECK(status != Status::out_of_memory, "vecbank: out of memory for the workspace");
+  STD_TORCH_CHECK(status != Status::bad_index, "vecbank: codes must lie between -1 and the number of bank rows - 1");
+}
+
+// torch's own threads, so torch.set_num_threads is obeyed and no second pool exists.
+inline Parallel torch_threads() {
+  Parallel parallel;
+  parallel.workers = static_cast<int>(torch::stable::get_num_threads());
+  parallel.run = [](void*, int workers, void (*body)(void*, int), void* arg) {
+    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t w = begin; w < end; ++w) body(arg, static_cast<int>(w));
+    });
+  };
+  return parallel;
+}
+
+}  // namespace vecbank

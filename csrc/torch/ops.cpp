@@ -1,0 +1,334 @@
+// torch.ops.vecbank.*: schemas, checks, allocation. The Python layer says it more kindly; this one lets nothing through.
+#include "../core/lookup.h"
+#include "../core/problem.h"
+#include "common.h"
+
+namespace vecbank::ops {
+namespace {
+
+// x (..., N, d) against bank (M, d), or x (B, N, d) against bank (B, M, d).
+struct Pairing {
+  RowsView x, bank;
+  int64_t batches = 1, m = 0;
+  std::vector<int64_t> leading;  // x's shape without d
+
+  Rows x_batch(int64_t b) const { return batch_of(x.rows, batches, b); }
+  Rows bank_batch(int64_t b) const { return batch_of(bank.rows, batches, b); }
+};
+
+Pairing pair_up(const Tensor& x, const Tensor& bank) {
+  check_cpu(x, "x");
+  check_cpu(bank, "bank");
+  STD_TORCH_CHECK(bank.dim() == 2 || bank.dim() == 3, "vecbank: bank must be (M, d) or (B, M, d), got ", shape_of(bank));
+  Pairing p{rows_of(x, "x"), rows_of(bank, "bank"), 1, 0, {}};
+  STD_TORCH_CHECK(p.x.rows.width == p.bank.rows.width, "vecbank: x ", shape_of(x), " and bank ", shape_of(bank),
+                  " differ in their last dimension");
+  p.m = bank.size(bank.dim() - 2);
+  if (bank.dim() == 3) {
+    STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == bank.size(0), "vecbank: a batched bank ", shape_of(bank),
+                    " needs x (B, N, d) of the same B, got ", shape_of(x));
+    p.batches = bank.size(0);
+  }
+  const bool half = p.x.rows.dtype == DType::bf16 || p.x.rows.dtype == DType::f16;
+  STD_TORCH_CHECK(p.x.rows.dtype == p.bank.rows.dtype || (half && p.bank.rows.dtype == DType::f32),
+                  "vecbank: x and bank must share a dtype (or x be bfloat16/float16 with a float32 bank)");
+  p.leading = sizes_of(x);
+  p.leading.pop_back();
+  return p;
+}
+
+// The pack of batch b, or null when there is none; a pack of something else is an error, never read.
+struct PackView {
+  std::optional<Tensor> tensor;
+  int64_t bytes = 0;
+
+  PackView(const std::optional<Tensor>& pack, int64_t batches) : tensor(pack) {
+    if (!tensor) return;
+    check_cpu(*tensor, "pack");
+    STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Byte && tensor->is_contiguous(),
+                    "vecbank: pack must be what vecbank::pack returned (a contiguous uint8 tensor)");
+    bytes = batches == 0 ? 0 : tensor->numel() / batches;
+  }
+  const PackHeader* of(const Rows& bank, Metric metric, int64_t b) const {
+    if (!tensor || bank.count == 0) return nullptr;
+    const PackHeader* header =
+        check_pack(static_cast<const char*>(tensor->const_data_ptr()) + b * bytes, bytes, bank, metric);
+    STD_TORCH_CHECK(header != nullptr, "vecbank: pack does not belong to a bank of this shape, dtype and metric; repack it");
+    return header;
+  }
+};
+
+Tensor pack(const Tensor& bank, int64_t metric_code) {
+  const Metric metric = metric_of(metric_code);
+  check_cpu(bank, "bank");
+  STD_TORCH_CHECK(bank.dim() == 2 || bank.dim() == 3, "vecbank: bank must be (M, d) or (B, M, d), got ", shape_of(bank));
+  const RowsView view = rows_of(bank, "bank");
+  const int64_t batches = bank.dim() == 3 ? bank.size(0) : 1, m = bank.size(bank.dim() - 2);
+  const int64_t bytes = round_up_to(pack_bytes(m, view.rows.width, metric), 64);
+  Tensor out = empty_cpu(bank.dim() == 3 ? std::vector<int64_t>{batches, bytes} : std::vector<int64_t>{bytes},
+                         ScalarType::Byte);
+  for (int64_t b = 0; b < batches; ++b)
+    check_status(pack_bank(batch_of(view.rows, batches, b), metric,
+                           static_cast<char*>(out.mutable_data_ptr()) + b * bytes, torch_threads()));
+  return out;
+}
+
+Tensor project(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed, int64_t metric_code,
+               std::optional<ScalarType> out_dtype) {
+  const Metric metric = metric_of(metric_code);
+  const Pairing pair = pair_up(x, bank);
+  const PackView packs(packed, pair.batches);
+  std::vector<int64_t> shape = pair.leading;
+  shape.push_back(pair.m);
+  Tensor out = empty_cpu(shape, out_dtype.value_or(x.scalar_type()));
+  ProjectProblem p;
+  p.metric = metric;
+  p.out_dtype = dtype_of(out, "out_dtype");
+  for (int64_t b = 0; b < pair.batches; ++b) {
+    p.queries = pair.x_batch(b);
+    p.bank = pair.bank_batch(b);
+    p.pack = p.bank.dtype == DType::f64 ? nullptr : packs.of(p.bank, metric, b);  // float64 has no screen to share
+    p.out = static_cast<char*>(out.mutable_data_ptr()) +
+            b * p.queries.count * p.bank.count * static_cast<int64_t>(size_of(p.out_dtype));
+    check_status(vecbank::project(p, torch_threads()));
+  }
+  return out;
+}
+
+struct Found {
+  Tensor values, indices, gathered;
+};
+enum Want { kValues = 1, kGathered = 2 };
+
+Found search(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed, int64_t k, bool listed,
+             int64_t metric_code, const std::optional<Tensor>& mask, bool exact, int want) {
+  const Metric metric = metric_of(metric_code);
+  const Pairing pair = pair_up(x, bank);
+  const PackView packs(packed, pair.batches);
+  std::vector<int64_t> shape = pair.leading;
+  if (listed) shape.push_back(k);
+  Found found;
+  SearchProblem p;
+  p.metric = metric;
+  p.k = k;
+  p.exact = exact;
+  found.indices = empty_cpu(shape, ScalarType::Long);
+  if (want & kValues) {
+    p.values_dtype = pair.x.rows.dtype == DType::f64 ? DType::f64 : DType::f32;
+    found.values = empty_cpu(shape, scalar_type(p.values_dtype));
+  }
+  if (want & kGathered) found.gathered = empty_cpu(sizes_of(x), bank.scalar_type());
+
+  std::optional<RowsView> masks;
+  Mask all;
+  if (mask) {
+    check_cpu(*mask, "mask");
+    STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool && mask->dim() == x.dim() && mask->size(mask->dim() - 1) == pair.m,
+                    "vecbank: mask must be bool and expanded to (..., M), got ", shape_of(*mask));
+    for (int64_t i = 0; i + 1 < x.dim(); ++i)
+      STD_TORCH_CHECK(mask->size(i) == x.size(i), "vecbank: mask ", shape_of(*mask), " does not match x ", shape_of(x));
+    Tensor owner = *mask;
+    // The op takes rows of one stride; only a mask of three or more dimensions can need a copy.
+    int64_t row_stride = x.dim() >= 2 ? owner.stride(owner.dim() - 2) : 0;
+    for (int64_t i = owner.dim() - 3; i >= 0; --i)
+      if (owner.size(i) != 1 && owner.stride(i) != owner.stride(i + 1) * owner.size(i + 1)) {
+        owner = dense(*mask);
+        row_stride = pair.m;
+        break;
+      }
+    if (pair.m == 0) owner = *mask;
+    masks = RowsView{owner, {}};
+    all = {static_cast<const bool*>(owner.const_data_ptr()), row_stride, owner.stride(owner.dim() - 1)};
+  }
+  for (int64_t b = 0; b < pair.batches; ++b) {
+    p.queries = pair.x_batch(b);
+    p.bank = pair.bank_batch(b);
+    p.pack = packs.of(p.bank, metric, b);
+    const int64_t first = b * p.queries.count;
+    p.mask = all;
+    if (all.data != nullptr) p.mask.data += first * all.row_stride;
+    p.indices = static_cast<int64_t*>(found.indices.mutable_data_ptr()) + first * k;
+    if (want & kValues)
+      p.values = static_cast<char*>(found.values.mutable_data_ptr()) +
+                 first * k * static_cast<int64_t>(size_of(p.values_dtype));
+    if (want & kGathered)
+      p.gathered = static_cast<char*>(found.gathered.mutable_data_ptr()) +
+                   first * p.bank.width * static_cast<int64_t>(size_of(p.bank.dtype));
+    check_status(vecbank::search(p, torch_threads()));
+  }
+  return found;
+}
+
+std::tuple<Tensor, Tensor> topk(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed, int64_t k,
+                                int64_t metric, const std::optional<Tensor>& mask, bool exact) {
+  STD_TORCH_CHECK(bank.dim() >= 2 && k >= 1 && k <= bank.size(bank.dim() - 2),
+                  "vecbank: k must lie between 1 and M, got k = ", k, " with bank ", shape_of(bank));
+  Found f = search(x, bank, packed, k, true, metric, mask, exact, kValues);
+  return {f.values, f.indices};
+}
+
+std::tuple<Tensor, Tensor> nearest(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed,
+                                   int64_t metric, bool exact) {
+  Found f = search(x, bank, packed, 1, false, metric, std::nullopt, exact, kValues);
+  return {f.values, f.indices};
+}
+
+std::tuple<Tensor, Tensor> quantize(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed,
+                                    int64_t metric) {
+  Found f = search(x, bank, packed, 1, false, metric, std::nullopt, true, kGathered);
+  return {f.gathered, f.indices};
+}
+
+Tensor checked_codes(const Tensor& codes) {
+  check_cpu(codes, "codes");
+  STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Long, "vecbank: codes must be int64");
+  return dense(codes);
+}
+
+RowsView checked_bank(const Tensor& bank, const char* name) {
+  check_cpu(bank, name);
+  STD_TORCH_CHECK(bank.dim() == 2, "vecbank: ", name, " must be (M, d), got ", shape_of(bank));
+  return rows_of(bank, name);
+}
+
+std::optional<Tensor> checked_weights(const std::optional<Tensor>& weights, const Tensor& codes, ScalarType dtype) {
+  if (!weights) return std::nullopt;
+  check_cpu(*weights, "weights");
+  STD_TORCH_CHECK(weights->scalar_type() == dtype, "vecbank: weights must have the dtype of the rows they weigh");
+  STD_TORCH_CHECK(sizes_of(*weights) == sizes_of(codes), "vecbank: weights ", shape_of(*weights),
+                  " must have the shape of codes ", shape_of(codes));
+  return dense(*weights);
+}
+
+Tensor lookup(const Tensor& codes_in, const Tensor& bank, const std::optional<Tensor>& weights_in, int64_t reduce) {
+  const Tensor codes = checked_codes(codes_in);
+  const RowsView view = checked_bank(bank, "bank");
+  STD_TORCH_CHECK(reduce >= 0 && reduce <= 2, "vecbank: reduce must be 0 (none), 1 (sum) or 2 (mean), got ", reduce);
+  STD_TORCH_CHECK(reduce == 0 || codes.dim() >= 1, "vecbank: a reduction needs codes (..., k), got a scalar");
+  const std::optional<Tensor> weights = checked_weights(weights_in, codes, bank.scalar_type());
+  LookupProblem p;
+  p.reduce = static_cast<Reduce>(reduce);
+  std::vector<int64_t> shape = sizes_of(codes);
+  if (p.reduce != Reduce::none) {
+    p.k = shape.back();
+    shape.pop_back();
+  }
+  p.count = 1;
+  for (const int64_t s : shape) p.count *= s;
+  shape.push_back(view.rows.width);
+  Tensor out = empty_cpu(shape, bank.scalar_type());
+  p.codes = static_cast<const int64_t*>(codes.const_data_ptr());
+  p.bank = view.rows;
+  p.weights = weights ? weights->const_data_ptr() : nullptr;
+  p.out = out.mutable_data_ptr();
+  check_status(vecbank::lookup(p, torch_threads()));
+  return out;
+}
+
+// src (..., d) with codes (...) or (..., k): every code takes its row's whole vector.
+RowsView checked_source(const Tensor& src, const Tensor& codes, int64_t* k) {
+  check_cpu(src, "src");
+  RowsView view = rows_of(src, "src");
+  const std::vector<int64_t> rows = sizes_of(src), shape = sizes_of(codes);
+  bool fits = shape.size() + 1 == rows.size() || shape.size() == rows.size();
+  for (size_t i = 0; fits && i + 1 < rows.size(); ++i) fits = shape[i] == rows[i];
+  STD_TORCH_CHECK(fits, "vecbank: codes ", shape_of(codes), " must be (...) or (..., k) for src ", shape_of(src));
+  *k = shape.size() == rows.size() ? shape.back() : 1;
+  return view;
+}
+
+Tensor segment_sum(const Tensor& src, const Tensor& codes_in, int64_t num_codes, const std::optional<Tensor>& weights_in) {
+  const Tensor codes = checked_codes(codes_in);
+  SegmentSumProblem p;
+  const RowsView view = checked_source(src, codes, &p.k);
+  STD_TORCH_CHECK(num_codes >= 0, "vecbank: num_codes must not be negative, got ", num_codes);
+  const std::optional<Tensor> weights = checked_weights(weights_in, codes, src.scalar_type());
+  Tensor out = empty_cpu({num_codes, view.rows.width}, src.scalar_type());
+  p.codes = static_cast<const int64_t*>(codes.const_data_ptr());
+  p.count = codes.numel();
+  p.segments = num_codes;
+  p.source = view.rows;
+  p.weights = weights ? weights->const_data_ptr() : nullptr;
+  p.weights_dtype = view.rows.dtype;
+  p.out = out.mutable_data_ptr();
+  check_status(vecbank::segment_sum(p, torch_threads()));
+  return out;
+}
+
+Tensor lookup_dot(const Tensor& x, const Tensor& codes_in, const Tensor& bank) {
+  const Tensor codes = checked_codes(codes_in);
+  LookupDotProblem p;
+  const RowsView view = checked_source(x, codes, &p.k);
+  const RowsView rows = checked_bank(bank, "bank");
+  STD_TORCH_CHECK(view.rows.width == rows.rows.width, "vecbank: x ", shape_of(x), " and bank ", shape_of(bank),
+                  " differ in their last dimension");
+  Tensor out = empty_cpu(sizes_of(codes), bank.scalar_type());
+  p.codes = static_cast<const int64_t*>(codes.const_data_ptr());
+  p.x = view.rows;
+  p.bank = rows.rows;
+  p.out = out.mutable_data_ptr();
+  check_status(vecbank::lookup_dot(p, torch_threads()));
+  return out;
+}
+
+std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, const Tensor& bank, const Tensor& indices_in,
+                                         int64_t metric) {
+  const Tensor indices = checked_codes(indices_in);
+  const Pairing pair = pair_up(x, bank);
+  check_cpu(grad, "grad");
+  STD_TORCH_CHECK(sizes_of(grad) == sizes_of(indices), "vecbank: grad ", shape_of(grad), " must match indices ",
+                  shape_of(indices));
+  PairProblem p;
+  p.metric = metric_of(metric);
+  const int64_t rows = pair.x.rows.count;
+  p.k = rows == 0 ? 1 : indices.numel() / rows;
+  STD_TORCH_CHECK(p.k * rows == indices.numel(), "vecbank: indices ", shape_of(indices), " do not fit x ", shape_of(x));
+  const Tensor grads = dense(grad);
+  p.grad_dtype = dtype_of(grads, "grad");
+  Tensor grad_x = empty_cpu(sizes_of(x), x.scalar_type()), grad_bank = empty_cpu(sizes_of(bank), bank.scalar_type());
+  const auto at = [](const Tensor& t, int64_t elements, int64_t size) {
+    return static_cast<char*>(t.mutable_data_ptr()) + elements * size;
+  };
+  for (int64_t b = 0; b < pair.batches; ++b) {
+    p.queries = pair.x_batch(b);
+    p.bank = pair.bank_batch(b);
+    const int64_t first = b * p.queries.count;
+    p.indices = static_cast<const int64_t*>(indices.const_data_ptr()) + first * p.k;
+    p.grad = static_cast<const char*>(grads.const_data_ptr()) + first * p.k * static_cast<int64_t>(size_of(p.grad_dtype));
+    p.grad_queries = at(grad_x, first * p.queries.width, static_cast<int64_t>(size_of(p.queries.dtype)));
+    p.grad_bank = at(grad_bank, b * p.bank.count * p.bank.width, static_cast<int64_t>(size_of(p.bank.dtype)));
+    check_status(pair_gradients(p, torch_threads()));
+  }
+  return {grad_x, grad_bank};
+}
+
+}  // namespace
+}  // namespace vecbank::ops
+
+STABLE_TORCH_LIBRARY(vecbank, m) {
+  m.def("pack(Tensor bank, int metric) -> Tensor");
+  m.def("project(Tensor x, Tensor bank, Tensor? pack, int metric, ScalarType? out_dtype=None) -> Tensor");
+  m.def("project_backward(Tensor grad, Tensor x, Tensor bank, int metric, bool need_x=True, bool need_bank=True) -> (Tensor, Tensor)");
+  m.def(
+      "topk(Tensor x, Tensor bank, Tensor? pack, int k, int metric, Tensor? mask=None, bool exact=True) -> (Tensor values, "
+      "Tensor indices)");
+  m.def("topk_backward(Tensor grad, Tensor x, Tensor bank, Tensor indices, int metric) -> (Tensor, Tensor)");
+  m.def("nearest(Tensor x, Tensor bank, Tensor? pack, int metric, bool exact=True) -> (Tensor values, Tensor indices)");
+  m.def("quantize(Tensor x, Tensor bank, Tensor? pack, int metric) -> (Tensor quantized, Tensor codes)");
+  m.def("lookup(Tensor codes, Tensor bank, Tensor? weights, int reduce) -> Tensor");
+  m.def("lookup_dot(Tensor x, Tensor codes, Tensor bank) -> Tensor");
+  m.def("segment_sum(Tensor src, Tensor codes, int num_codes, Tensor? weights) -> Tensor");
+}
+
+// project_backward is plain ATen and lives in Python (_backward.py): three matrix products and no kernel of ours.
+STABLE_TORCH_LIBRARY_IMPL(vecbank, CPU, m) {
+  m.impl("pack", TORCH_BOX(&vecbank::ops::pack));
+  m.impl("project", TORCH_BOX(&vecbank::ops::project));
+  m.impl("topk", TORCH_BOX(&vecbank::ops::topk));
+  m.impl("topk_backward", TORCH_BOX(&vecbank::ops::topk_backward));
+  m.impl("nearest", TORCH_BOX(&vecbank::ops::nearest));
+  m.impl("quantize", TORCH_BOX(&vecbank::ops::quantize));
+  m.impl("lookup", TORCH_BOX(&vecbank::ops::lookup));
+  m.impl("lookup_dot", TORCH_BOX(&vecbank::ops::lookup_dot));
+  m.impl("segment_sum", TORCH_BOX(&vecbank::ops::segment_sum));
+}

@@ -1,0 +1,29 @@
+"""vecbank: fused operations against a fixed bank of vectors.
+
+Anchors, a search database and a codebook are the same thing, a bank: M vectors of width d. `project` gives all
+similarities to it, `topk` and `nearest` the best rows, `quantize` and `lookup` the codes and what they stand for.
+"""
+
+from . import _ops as _ops  # loads the extension and registers torch.ops.vecbank
+from . import nn, reference
+from ._ops import METRICS, Nearest, Quantized, TopK
+from ._version import __version__
+from .bank import Bank
+from .functional import lookup, nearest, project, quantize, segment_sum, topk
+
+__all__ = [
+    "METRICS",
+    "Bank",
+    "Nearest",
+    "Quantized",
+    "TopK",
+    "__version__",
+    "lookup",
+    "nearest",
+    "nn",
+    "project",
+    "quantize",
+    "reference",
+    "segment_sum",
+    "topk",
+]

@@ -1,0 +1,91 @@
+"""The backward pass of `project`: plain matrix products on blocks of rows, so that no N x M or N x d copy is made."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_NORM_FLOOR = 1e-8
+_BLOCK_BYTES = 16 << 20  # temporaries of one block; small enough to stay near the cache, large enough for BLAS
+
+
+def _inverse_norms(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """1 / max(|row|, floor), and a factor that is 0 where the floor stands in for the norm (it has no gradient)."""
+    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return norms.clamp_min(_NORM_FLOOR).reciprocal_(), (norms >= _NORM_FLOOR).to(rows.dtype)
+
+
+def _one(grad: Tensor, x: Tensor, bank: Tensor, metric: int, need_x: bool, need_bank: bool) -> tuple[Tensor, Tensor]:
+    """Gradients for x (N, d) and bank (M, d), all in one working dtype."""
+    n, d = x.shape
+    m = bank.shape[0]
+    grad_x = torch.empty_like(x) if need_x else x.new_empty(0)
+    grad_bank = torch.zeros_like(bank) if need_bank else bank.new_empty(0)
+    cosine, distance = metric == 1, metric >= 2
+    if cosine:
+        bank_inverse, bank_alive = _inverse_norms(bank)
+        unit_bank = bank * bank_inverse
+    # Only l2 needs an (n, M) temporary, for its scores: smaller blocks there.
+    per_row = (d + (m if metric == 2 else 0)) * x.element_size()
+    block = max(64, _BLOCK_BYTES // max(per_row, 1))
+    columns = bank.new_zeros(m, 1)
+    if distance:  # only differences matter, and they survive far from the origin if both sides are shifted first
+        shift = bank.mean(0)
+        bank = bank - shift
+    for start in range(0, n, block):
+        rows = slice(start, min(n, start + block))
+        g, xs = grad[rows], x[rows]
+        if cosine:
+            inverse, alive = _inverse_norms(xs)
+            unit = xs * inverse
+            if need_x:
+                along = torch.mm(g, unit_bank, out=grad_x[rows])
+                along.sub_(unit * ((along * unit).sum(-1, keepdim=True) * alive)).mul_(inverse)
+            if need_bank:
+                grad_bank.addmm_(g.T, unit)
+            continue
+        if metric == 2:
+            score = torch.ops.vecbank.project(xs, bank, None, metric)
+            g = torch.where(score > 0, g / score, 0.0)
+        if distance:  # d sq / d x = 2 (x - b); l2 divides by twice its value
+            xs = xs - shift
+            factor = 1.0 if metric == 2 else 2.0
+            if need_x:
+                torch.mm(g, bank, out=grad_x[rows])
+                grad_x[rows].neg_().addcmul_(xs, g.sum(-1, keepdim=True)).mul_(factor)
+            if need_bank:
+                grad_bank.addmm_(g.T, xs, alpha=-factor)
+                columns.add_(g.sum(0).unsqueeze(-1), alpha=factor)
+            continue
+        if need_x:
+            torch.mm(g, bank, out=grad_x[rows])
+        if need_bank:
+            grad_bank.addmm_(g.T, xs)
+    if need_bank and distance:
+        grad_bank.addcmul_(bank, columns)
+    if need_bank and cosine:
+        along = (grad_bank * unit_bank).sum(-1, keepdim=True) * bank_alive
+        grad_bank.sub_(unit_bank * along).mul_(bank_inverse)
+    return grad_x, grad_bank
+
+
+@torch.library.impl("vecbank::project_backward", "CompositeExplicitAutograd")
+def project_backward(
+    grad: Tensor, x: Tensor, bank: Tensor, metric: int, need_x: bool = True, need_bank: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `project` for x (..., d) and bank (M, d) or (B, M, d); empty where not needed."""
+    work = torch.float64 if bank.dtype == torch.float64 else torch.float32  # 16-bit inputs: sums in float32
+    banks = bank.unsqueeze(0) if bank.dim() == 2 else bank
+    b, m, d = banks.shape
+    flat_x, flat_grad = x.reshape(b, -1, d), grad.reshape(b, -1, m)
+    grad_x = torch.empty_like(flat_x) if need_x else x.new_empty(0)
+    grad_bank = torch.empty_like(banks) if need_bank else bank.new_empty(0)
+    for i in range(b):
+        gx, gb = _one(flat_grad[i].to(work), flat_x[i].to(work), banks[i].to(work), metric, need_x, need_bank)
+        if b == 1 and gx.dtype == x.dtype and gb.dtype == bank.dtype:
+            return gx.view(x.shape) if need_x else gx, gb.view(bank.shape) if need_bank else gb
+        if need_x:
+            grad_x[i] = gx
+        if need_bank:
+            grad_bank[i] = gb
+    return grad_x.view(x.shape) if need_x else grad_x, grad_bank.view(bank.shape) if need_bank else grad_bank

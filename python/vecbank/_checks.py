@@ -1,0 +1,80 @@
+"""Argument checks shared by the functions: each names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_HALF = (torch.bfloat16, torch.float16)
+_FLOATS = (torch.float32, torch.float64, *_HALF)
+
+
+def floating(name: str, t: object) -> None:
+    """`t` is a floating-point tensor."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
+    if t.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
+
+
+def pair(x: Tensor, bank: Tensor) -> None:
+    """x (..., d) fits bank (M, d), or x (B, N, d) fits bank (B, M, d)."""
+    floating("x", x)
+    if x.dtype is not bank.dtype and not (x.dtype in _HALF and bank.dtype is torch.float32):
+        raise TypeError(
+            f"x and bank must share a dtype (or x be bfloat16/float16 with a float32 bank), "
+            f"got x {x.dtype} and bank {bank.dtype}"
+        )
+    shape, rows = x.shape, bank.shape
+    if len(shape) == 0:
+        raise ValueError("x must have shape (..., d), got a scalar")
+    if shape[-1] != rows[-1]:
+        raise ValueError(
+            f"x and bank must have the same last dimension, got x {tuple(shape)} and bank {tuple(rows)}"
+        )
+    if len(rows) == 3 and (len(shape) != 3 or shape[0] != rows[0]):
+        raise ValueError(
+            f"x must be (B, N, d) with the B of a batched bank (B, M, d), got x {tuple(shape)} and bank {tuple(rows)}"
+        )
+    if x.device != bank.device:
+        raise ValueError(f"x and bank must be on one device, got x on {x.device} and bank on {bank.device}")
+
+
+def vectors(name: str, t: object) -> None:
+    """`t` is a bank: (M, d) or (B, M, d)."""
+    floating(name, t)
+    assert isinstance(t, Tensor)
+    if t.dim() not in (2, 3):
+        raise ValueError(f"{name} must have shape (M, d) or (B, M, d), got {tuple(t.shape)}")
+
+
+def codes(t: object, name: str = "codes") -> None:
+    """`t` is an int64 tensor."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
+    if t.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {t.dtype}")
+
+
+def in_range(t: Tensor, count: int, name: str = "codes") -> None:
+    """Every code is -1 or a row number. Not checked while tracing: the kernel checks again."""
+    if torch.compiler.is_compiling() or t.device.type != "cpu" or t.numel() == 0 or not _concrete(t):
+        return
+    low, high = (int(v) for v in torch.aminmax(t))
+    if low < -1 or high >= count:
+        raise IndexError(f"{name} must lie between -1 and {count - 1}, got values from {low} to {high}")
+
+
+def _concrete(t: Tensor) -> bool:
+    """Plain tensors only: fake and functorch tensors have no values to look at."""
+    return type(t) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+
+
+def weights(t: object, codes: Tensor, dtype: torch.dtype) -> None:
+    """`t` weighs each code."""
+    floating("weights", t)
+    assert isinstance(t, Tensor)
+    if t.shape != codes.shape:
+        raise ValueError(f"weights must have the shape of codes {tuple(codes.shape)}, got {tuple(t.shape)}")
+    if t.dtype != dtype:
+        raise TypeError(f"weights must have the dtype of the rows they weigh ({dtype}), got {t.dtype}")

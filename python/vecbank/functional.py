@@ -1,0 +1,224 @@
+"""The verbs. Every function takes a bank as a plain tensor (packed on the fly) or as a prepared `vecbank.Bank`.
+
+Metrics: ``dot`` x.b; ``cosine`` x.b / (max(|x|, 1e-8) max(|b|, 1e-8)); ``l2`` |x - b|; ``sqeuclidean`` |x - b|^2.
+Similarities are better when larger, distances when smaller. `topk`, `nearest` and `quantize` rank by the float64 score,
+computed in a fixed order, ties to the lower index: the answer depends on neither processor nor thread count.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _checks
+from ._ops import METRICS, REDUCTIONS, Nearest, Quantized, TopK
+from .bank import Bank
+
+_ops = torch.ops.vecbank
+_project, _topk, _nearest = _ops.project.default, _ops.topk.default, _ops.nearest.default
+_quantize, _lookup, _segment_sum = _ops.quantize.default, _ops.lookup.default, _ops.segment_sum.default
+
+
+def _resolve(x: Tensor, bank: Tensor | Bank, metric: str | None, default: str) -> tuple[Tensor, Tensor | None, int]:
+    """The bank's vectors, its pack if there is one for this metric, and the metric's code."""
+    if isinstance(bank, Bank):
+        vectors, pack = bank.vectors, bank._pack
+        if metric is None:
+            code = bank._metric_code
+        else:
+            code = _metric_code(metric)
+            if code != bank._metric_code:
+                pack = None
+    else:
+        _checks.vectors("bank", bank)
+        vectors, pack, code = bank, None, _metric_code(metric or default)
+    _checks.pair(x, vectors)
+    return vectors, pack, code
+
+
+def _metric_code(metric: str) -> int:
+    code = METRICS.get(metric) if isinstance(metric, str) else None
+    if code is None:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    return code
+
+
+def project(
+    x: Tensor, bank: Tensor | Bank, metric: str | None = None, *, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """Similarity (or distance) of every vector to every bank row: relative representations, class scores, kernels.
+
+    Args:
+        x: (..., d) float32, float64, bfloat16 or float16.
+        bank: (M, d), or (B, M, d) with x (B, N, d), of x's dtype (or float32 with a 16-bit x); or a Bank.
+        metric: "cosine" (default), "dot", "l2" or "sqeuclidean"; None with a Bank means the Bank's metric.
+        out_dtype: dtype of the result; x's by default. Sums run in float32 (float64 for float64) and round once.
+
+    Returns:
+        (..., M). Differentiable once in x and in a tensor bank; a norm under 1e-8 counts as that constant, and an
+        l2 distance of 0 has gradient 0.
+
+    Raises:
+        TypeError: dtypes that do not go together. ValueError: shapes, devices or a metric that do not.
+
+    Source: Moschella et al., "Relative representations enable zero-shot latent space communication", ICLR 2023.
+    """
+    vectors, pack, code = _resolve(x, bank, metric, "cosine")
+    if out_dtype is not None and out_dtype not in _checks._FLOATS:
+        raise TypeError(f"out_dtype must be float32, float64, bfloat16 or float16, got {out_dtype}")
+    result: Tensor = _project(x, vectors, pack, code, out_dtype)
+    return result
+
+
+def topk(
+    x: Tensor,
+    bank: Tensor | Bank,
+    k: int,
+    metric: str | None = None,
+    mask: Tensor | None = None,
+    *,
+    exact: bool = True,
+) -> TopK:
+    """The k best bank rows for every vector, best first: exact nearest-neighbour search.
+
+    Args:
+        x: (..., d).
+        bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
+        k: 1 to M.
+        metric: "dot" (default), "cosine", "l2" or "sqeuclidean"; None with a Bank means the Bank's metric.
+        mask: bool, broadcastable to (..., M); True = may be returned.
+        exact: False takes the float32 screen's candidates without a certificate: the rows chosen may then differ from
+            the exact ones where scores lie within float32 rounding of each other. Values and order are still float64's.
+
+    Returns:
+        TopK(values, indices), both (..., k). Values are float64 scores rounded once to float32 (kept for float64
+        input), differentiable once through the selected pairs. Fewer than k candidates: index -1 and -inf
+        (similarities) or +inf (distances). A NaN score never wins.
+
+    Raises:
+        ValueError: k outside 1..M, shapes, devices, metric. TypeError: dtypes.
+    """
+    vectors, pack, code = _resolve(x, bank, metric, "dot")
+    rows = vectors.shape[-2]
+    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
+        raise TypeError(f"k must be an int, got {type(k).__name__}")
+    if not 1 <= k <= rows:
+        raise ValueError(f"k must lie between 1 and the bank's M = {rows}, got k = {k}")
+    if mask is not None:
+        mask = _expand_mask(mask, x, rows)
+    return TopK(*_topk(x, vectors, pack, k, code, mask, exact))
+
+
+def _expand_mask(mask: Tensor, x: Tensor, rows: int) -> Tensor:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a torch.Tensor, got {type(mask).__name__}")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool (True = may be returned), got {mask.dtype}")
+    if mask.device != x.device:
+        raise ValueError(f"mask must be on x's device {x.device}, got {mask.device}")
+    shape = (*x.shape[:-1], rows)
+    try:
+        return mask.expand(shape)
+    except RuntimeError:
+        raise ValueError(f"mask must broadcast to (..., M) = {tuple(shape)}, got {tuple(mask.shape)}") from None
+
+
+def nearest(x: Tensor, bank: Tensor | Bank, metric: str | None = None, *, exact: bool = True) -> Nearest:
+    """The best bank row for every vector: `topk` with k = 1, on its own faster path.
+
+    Args:
+        x: (..., d).
+        bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
+        metric: "l2" (default), "sqeuclidean", "dot" or "cosine"; None with a Bank means the Bank's metric.
+        exact: as in `topk`.
+
+    Returns:
+        Nearest(values, indices), both (...): dtypes and gradients as in `topk`; index -1 where M = 0 or every score
+        is NaN.
+    """
+    vectors, pack, code = _resolve(x, bank, metric, "l2")
+    return Nearest(*_nearest(x, vectors, pack, code, exact))
+
+
+def quantize(x: Tensor, bank: Tensor | Bank, metric: str | None = None) -> Quantized:
+    """Replace every vector by its nearest bank row (vector quantisation), gathered in the same pass.
+
+    Args:
+        x: (..., d).
+        bank: the codebook, (M, d), (B, M, d) with x (B, N, d), or a Bank.
+        metric: "l2" (default), "sqeuclidean", "dot" or "cosine"; None with a Bank means the Bank's metric.
+
+    Returns:
+        Quantized(quantized, codes): (..., d) in the bank's dtype and (...) int64. Straight-through: the gradient of
+        `quantized` goes to x unchanged and none goes to the bank (codebook losses go through `lookup`). A vector
+        without a valid row (NaN, or M = 0) becomes NaN with code -1.
+
+    Source: van den Oord et al., "Neural Discrete Representation Learning", NeurIPS 2017.
+    """
+    vectors, pack, code = _resolve(x, bank, metric, "l2")
+    return Quantized(*_quantize(x, vectors, pack, code))
+
+
+def lookup(
+    codes: Tensor, bank: Tensor | Bank, weights: Tensor | None = None, *, reduce: str = "none"
+) -> Tensor:
+    """Bank rows by number, or weighted sums of them: decoding, embedding bags, sparse dictionaries.
+
+    Args:
+        codes: int64, (...) for reduce="none", (..., k) for "sum" and "mean"; -1 stands for a zero row.
+        bank: (M, d) or a Bank.
+        weights: codes' shape, the bank's dtype; multiplies each row.
+        reduce: "none", or "sum" / "mean" over the last axis of codes; mean divides by the number of codes that are
+            not -1. Sums run in float64 in ascending order and round once.
+
+    Returns:
+        (..., d) in the bank's dtype. Differentiable in the bank (a deterministic scatter-add) and in weights.
+
+    Raises:
+        IndexError: a code outside -1..M-1. TypeError, ValueError: dtypes and shapes.
+    """
+    vectors = bank.vectors if isinstance(bank, Bank) else bank
+    _checks.vectors("bank", vectors)
+    if vectors.dim() != 2:
+        raise ValueError(f"bank must have shape (M, d) for lookup, got {tuple(vectors.shape)}")
+    _checks.codes(codes)
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
+    if reduce != "none" and codes.dim() == 0:
+        raise ValueError(f"codes must have shape (..., k) for reduce={reduce!r}, got a scalar")
+    if codes.device != vectors.device:
+        raise ValueError(f"codes must be on the bank's device {vectors.device}, got {codes.device}")
+    if weights is not None:
+        _checks.weights(weights, codes, vectors.dtype)
+    _checks.in_range(codes, vectors.shape[0])
+    result: Tensor = _lookup(codes, vectors, weights, REDUCTIONS[reduce])
+    return result
+
+
+def segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None = None) -> Tensor:
+    """Sum the vectors that share a code: k-means updates, EMA codebooks, the transpose of `lookup`.
+
+    Args:
+        x: (..., d).
+        codes: int64 (...), or (..., k) to add each vector to k sums; -1 leaves it out.
+        num_codes: rows of the result.
+        weights: codes' shape, x's dtype.
+
+    Returns:
+        (num_codes, d) in x's dtype; float64 sums in ascending order of position, rounded once: the same bits for any
+        thread count. Differentiable in x and weights.
+
+    Raises:
+        IndexError: a code outside -1..num_codes-1. TypeError, ValueError: dtypes and shapes.
+    """
+    _checks.floating("x", x)
+    _checks.codes(codes)
+    if x.dim() == 0 or codes.shape[: x.dim() - 1] != x.shape[:-1] or codes.dim() > x.dim():
+        raise ValueError(f"codes must be (...) or (..., k) for x (..., d), got {tuple(codes.shape)} and {tuple(x.shape)}")
+    if num_codes < 0:
+        raise ValueError(f"num_codes must not be negative, got {num_codes}")
+    if weights is not None:
+        _checks.weights(weights, codes, x.dtype)
+    _checks.in_range(codes, num_codes)
+    result: Tensor = _segment_sum(x, codes, num_codes, weights)
+    return result

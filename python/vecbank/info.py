@@ -1,0 +1,104 @@
+"""What is installed and what this machine runs: `python -m vecbank info`, and a dict for reports."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vecbank import _C
+from vecbank._version import __version__
+
+
+def collect() -> dict[str, Any]:
+    """Versions, build, processor and CUDA as plain values that go into JSON."""
+    build = dict(_C.build_info())
+    return {
+        "vecbank": __version__,
+        "module": str(_C.__file__),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": _version("numpy"),
+        "system": f"{platform.system()} {platform.machine()}",
+        "build": build,
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "isa": _C.isa(),
+        "available_isas": list(_C.available_isas()),
+        "isa_override": os.environ.get("VECBANK_ISA"),
+        "cuda": {
+            "in_this_build": bool(build.get("cuda", False)),
+            "torch_cuda": torch.version.cuda,
+            "devices": _cuda_devices(),
+        },
+    }
+
+
+def render(facts: dict[str, Any]) -> str:
+    """The same for people."""
+    build = facts["build"]
+    isas = ", ".join(f"{name} (in use)" if name == facts["isa"] else name for name in facts["available_isas"])
+    override = facts["isa_override"]
+    chosen = f"VECBANK_ISA={override}" if override else "VECBANK_ISA not set"
+    rows = [
+        ("python", f"{facts['python']}, {facts['system']}"),
+        ("torch", f"{facts['torch']}, numpy {facts['numpy'] or 'not installed'}"),
+        ("module", facts["module"]),
+        ("compiler", build.get("compiler", "unknown")),
+        ("flags", build.get("flags", "unknown")),
+        ("processor", f"{facts['cpu']}, {facts['cores']} cores, torch uses {facts['threads']} threads"),
+        ("ISA", f"{isas}; {chosen}"),
+        ("CUDA", _cuda_line(facts["cuda"])),
+    ]
+    # Whatever else the build says about itself.
+    known = {"compiler", "flags", "cuda", "version"}
+    rows += [(name, str(value)) for name, value in sorted(build.items()) if name not in known]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([f"vecbank {facts['vecbank']}", *(f"  {name:<{width}}  {text}" for name, text in rows)])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vecbank info", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    facts = collect()
+    print(json.dumps(facts, indent=2) if parser.parse_args(argv).json else render(facts))
+    return 0
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _cuda_devices() -> list[str]:
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def _cuda_line(cuda: dict[str, Any]) -> str:
+    ours = "kernels in this build" if cuda["in_this_build"] else "left out of this build"
+    theirs = f"torch has CUDA {cuda['torch_cuda']}" if cuda["torch_cuda"] else "torch is a CPU build"
+    return f"{ours}; {theirs}; devices: {', '.join(cuda['devices']) or 'none'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

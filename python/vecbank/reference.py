@@ -1,0 +1,243 @@
+"""The contract, written out in plain torch and float64: slow, readable, and what the tests compare with.
+
+Same names and meanings as :mod:`vecbank`, on tensors only. ``topk``, ``nearest``, ``quantize``, ``lookup`` and
+``segment_sum`` follow the contract's order of operations, so a compiled kernel has to return the same bits:
+
+* every sum over the ``d`` features is kept in eight lanes: feature ``i`` goes to lane ``i % 8``, each lane is added
+  up in ascending order from zero, and the lanes are joined as ``((0+1)+(2+3)) + ((4+5)+(6+7))``;
+* a product is rounded before it is added (no fused multiply-add, hence no matmul, einsum or ``sum`` here);
+* ranking is by the float64 score (``l2`` by its square), equal scores go to the lower index, a NaN score is never
+  chosen, and only the value that is returned is rounded, once.
+
+``project`` here is the same score matrix; the library's own is held to a tolerance around it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+EPS = 1e-8  # a norm below this counts as this
+SIMILARITIES = ("dot", "cosine")
+DISTANCES = ("l2", "sqeuclidean")
+
+_LANES = 8
+_BLOCK = 1 << 17  # elements held per lane step: small enough to stay in cache
+
+
+class TopK(NamedTuple):
+    values: Tensor
+    indices: Tensor
+
+
+class Nearest(NamedTuple):
+    values: Tensor
+    indices: Tensor
+
+
+class Quantized(NamedTuple):
+    quantized: Tensor
+    codes: Tensor
+
+
+def project(
+    x: Tensor, bank: Tensor, metric: str = "cosine", *, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """Score of every query against every row of the bank, ``(..., M)``. Differentiable by plain autograd."""
+    ranks = _scores(x, bank, metric)
+    return _round(_finish(ranks, metric), out_dtype or x.dtype)
+
+
+def topk(x: Tensor, bank: Tensor, k: int, metric: str = "dot", mask: Tensor | None = None) -> TopK:
+    """The best ``k`` rows of the bank for every query, best first."""
+    m = bank.shape[-2]
+    if not 1 <= k <= m:
+        raise ValueError(f"topk: k must be between 1 and the bank's {m} rows, got k = {k}")
+    ranks, indices = _best(_scores(x, bank, metric), k, metric, mask)
+    return TopK(_round(_finish(ranks, metric), _value_dtype(x)), indices)
+
+
+def nearest(x: Tensor, bank: Tensor, metric: str = "l2") -> Nearest:
+    """The best row of the bank for every query; index -1 where no row qualifies."""
+    ranks, indices = _best(_scores(x, bank, metric), 1, metric, None)
+    return Nearest(_round(_finish(ranks, metric), _value_dtype(x)).squeeze(-1), indices.squeeze(-1))
+
+
+def quantize(x: Tensor, bank: Tensor, metric: str = "l2") -> Quantized:
+    """The best row itself, and its index. Without a valid row: NaN and -1. (No straight-through gradient here.)"""
+    codes = nearest(x, bank, metric).indices
+    rows = lookup(codes, bank.detach())
+    return Quantized(rows.masked_fill((codes < 0).unsqueeze(-1), float("nan")), codes)
+
+
+def lookup(codes: Tensor, bank: Tensor, weights: Tensor | None = None, *, reduce: str = "none") -> Tensor:
+    """Rows of the bank by index, -1 giving a zero row; ``sum``/``mean`` go over the last axis of ``codes``.
+
+    A batched bank ``(B, M, d)`` takes codes ``(B, ...)``.
+    """
+    if reduce not in ("none", "sum", "mean"):
+        raise ValueError(f"lookup: reduce must be 'none', 'sum' or 'mean', got {reduce!r}")
+    m, d = bank.shape[-2:]
+    _check_codes(codes, m)
+    valid = codes >= 0
+    slots = codes.clamp(min=0)
+    if bank.dim() == 3:  # one long bank, the codes of batch b moved on by b * M
+        offset = torch.arange(bank.shape[0], device=codes.device) * m
+        slots = slots + offset.reshape(-1, *[1] * (codes.dim() - 1))
+    if m == 0:
+        rows = torch.zeros(*codes.shape, d, dtype=torch.float64, device=codes.device)
+    else:
+        rows = bank.reshape(-1, d).to(torch.float64)[slots]
+    if weights is not None:
+        rows = rows * weights.to(torch.float64).unsqueeze(-1)
+    # A left-out row is zero whatever its slot or its weight holds.
+    rows = torch.where(valid.unsqueeze(-1), rows, torch.zeros_like(rows))
+    if reduce != "none":
+        total = torch.zeros(*codes.shape[:-1], d, dtype=torch.float64, device=codes.device)
+        for t in range(codes.shape[-1]):
+            total = total + rows[..., t, :]
+        if reduce == "mean":
+            total = total / valid.sum(-1, keepdim=True).clamp(min=1)
+        rows = total
+    return _round(rows, bank.dtype)
+
+
+def segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None = None) -> Tensor:
+    """``out[c]`` = sum of the rows of ``x`` whose code is ``c``, added in order of position; code -1 is left out."""
+    _check_codes(codes, num_codes)
+    d = x.shape[-1]
+    codes = codes.reshape(-1)
+    rows = x.reshape(codes.numel(), d).to(torch.float64)
+    if weights is not None:
+        rows = rows * weights.reshape(-1, 1).to(torch.float64)
+    rows, codes = rows[codes >= 0], codes[codes >= 0]
+    # The r-th row of every code is added in round r: ascending within each code, and no code twice in a round.
+    order = torch.sort(codes, stable=True).indices
+    counts = torch.bincount(codes, minlength=num_codes)
+    starts = counts.cumsum(0) - counts
+    total = torch.zeros(num_codes, d, dtype=torch.float64, device=x.device)
+    for r in range(int(counts.max()) if codes.numel() else 0):
+        live = (counts > r).nonzero().squeeze(-1)
+        total = total.index_put((live,), total[live] + rows[order[starts[live] + r]])
+    return _round(total, x.dtype)
+
+
+def _ordered_sum(a: Tensor, b: Tensor, term: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Sum over the first axis of ``term(a[i], b[i])``, in the order this module's docstring gives."""
+    lanes = [torch.zeros((), dtype=torch.float64, device=a.device)] * _LANES
+    full = a.shape[0] // _LANES * _LANES
+    if full:  # all eight lanes in one step
+        block = torch.zeros((), dtype=torch.float64, device=a.device)
+        for start in range(0, full, _LANES):
+            block = block + term(a[start : start + _LANES], b[start : start + _LANES])
+        lanes = list(block)
+    for i in range(full, a.shape[0]):
+        lanes[i % _LANES] = lanes[i % _LANES] + term(a[i], b[i])
+    return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]))
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    return a * b
+
+
+def _squared_difference(a: Tensor, b: Tensor) -> Tensor:
+    difference = a - b
+    return difference * difference
+
+
+class _Sqrt(torch.autograd.Function):
+    """Square root rounded to nearest, with gradient zero at zero.
+
+    ``torch.sqrt`` will not do: where torch is built with MKL it is off by one unit for one float64 in eighty.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        flat = [math.sqrt(value) for value in x.flatten().tolist()]
+        root = torch.tensor(flat, dtype=torch.float64, device=x.device).reshape(x.shape)
+        ctx.save_for_backward(root)
+        return root
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (root,) = ctx.saved_tensors
+        return torch.where(root == 0, torch.zeros_like(grad), grad / (2 * root))
+
+
+def _sqrt(x: Tensor) -> Tensor:
+    root: Tensor = _Sqrt.apply(x)
+    return root
+
+
+def _scores(x: Tensor, bank: Tensor, metric: str) -> Tensor:
+    """The float64 scores that rank, ``(..., M)``: as defined, but the square for ``l2``."""
+    if metric not in SIMILARITIES + DISTANCES:
+        raise ValueError(f"unknown metric {metric!r}")
+    batched = bank.dim() == 3
+    d, m = x.shape[-1], bank.shape[-2]
+    # Features first, so that a step over features works on whole score tiles: (d, B, N, 1) against (d, B, 1, M).
+    queries = (x if batched else x.reshape(1, -1, d)).to(torch.float64).movedim(-1, 0).unsqueeze(-1)
+    rows = (
+        (bank if batched else bank.unsqueeze(0)).to(torch.float64).movedim(-1, 0).unsqueeze(-2).contiguous()
+    )
+    n = queries.shape[2]
+    step = max(1, _BLOCK // max(1, _LANES * rows.shape[1] * m))
+    tiles = [_tile(queries[:, :, i : i + step], rows, metric) for i in range(0, n, step)]
+    return torch.cat(tiles, dim=1).reshape(*x.shape[:-1], m) if n else queries.new_zeros(*x.shape[:-1], m)
+
+
+def _tile(queries: Tensor, rows: Tensor, metric: str) -> Tensor:
+    shape = (queries.shape[1], queries.shape[2], rows.shape[3])
+    if metric in DISTANCES:
+        return _ordered_sum(queries, rows, _squared_difference).expand(shape)
+    dot = _ordered_sum(queries, rows, _product).expand(shape)
+    if metric == "dot":
+        return dot
+    query_norms = _sqrt(_ordered_sum(queries, queries, _product)).clamp(min=EPS)
+    row_norms = _sqrt(_ordered_sum(rows, rows, _product)).clamp(min=EPS)
+    return dot / (query_norms * row_norms)
+
+
+def _best(ranks: Tensor, k: int, metric: str, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The best ``k`` along the last axis; index -1 and the worst value where candidates run out."""
+    worst = float("-inf") if metric in SIMILARITIES else float("inf")
+    shape = (*ranks.shape[:-1], k)
+    if ranks.shape[-1] == 0:
+        return ranks.new_full(shape, worst), torch.full(shape, -1, dtype=torch.int64, device=ranks.device)
+    key = (-ranks if metric in SIMILARITIES else ranks).detach()
+    if mask is not None:
+        key = key.masked_fill(~mask.expand(ranks.shape), float("nan"))
+    # A stable sort leaves equal scores in order of index, and puts NaN (so, what may not be chosen) after +inf.
+    indices = torch.sort(key, dim=-1, stable=True).indices[..., :k]
+    missing = key.gather(-1, indices).isnan()
+    return ranks.gather(-1, indices).masked_fill(missing, worst), indices.masked_fill(missing, -1)
+
+
+def _finish(ranks: Tensor, metric: str) -> Tensor:
+    return _sqrt(ranks) if metric == "l2" else ranks
+
+
+def _value_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _check_codes(codes: Tensor, limit: int) -> None:
+    if codes.numel() and (int(codes.min()) < -1 or int(codes.max()) >= limit):
+        raise IndexError(f"codes must be -1 or below {limit}")
+
+
+def _round(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round float64 to ``dtype`` once. (torch goes to the 16-bit types by way of float32, rounding twice.)"""
+    if dtype not in (torch.bfloat16, torch.float16) or x.requires_grad:
+        return x.to(dtype)
+    # Round to odd first: the last bit of the float32 then records that something was cut off.
+    single = x.to(torch.float32)
+    error = x - single.to(torch.float64)
+    even = (single.view(torch.int32) & 1) == 0
+    towards = torch.where(error > 0, torch.inf, -torch.inf).to(torch.float32)
+    odd = torch.where(even & (error != 0) & x.isfinite(), torch.nextafter(single, towards), single)
+    return odd.to(dtype)
