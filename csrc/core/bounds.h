@@ -22,33 +22,35 @@ constexpr double kMaxBankNorm = 0x1p40;           // packed units; beyond: the c
 constexpr double kMaxQueryNorm = 0x1p60;          // packed units; beyond: the row is not screened
 constexpr double kMaxNorm = 0x1p510;              // original units; products of two stay finite in float64
 
-inline double screen_unit(int64_t width) { return static_cast<double>(width + 16) * 0x1p-24 * 1.02; }
-inline double refine_unit(int64_t width) { return static_cast<double>(width + 16) * 0x1p-53 * 1.02; }
+VB_SHARED inline double screen_unit(int64_t width) { return static_cast<double>(width + 16) * 0x1p-24 * 1.02; }
+VB_SHARED inline double refine_unit(int64_t width) { return static_cast<double>(width + 16) * 0x1p-53 * 1.02; }
 
-inline float round_up(double x) {
+VB_SHARED inline float round_up(double x) {
   const float f = static_cast<float>(x);
   return static_cast<double>(f) < x ? std::nextafterf(f, HUGE_VALF) : f;
 }
-inline float round_down(double x) {
+VB_SHARED inline float round_down(double x) {
   const float f = static_cast<float>(x);
   return static_cast<double>(f) > x ? std::nextafterf(f, -HUGE_VALF) : f;
 }
 
 // r_b. `packed` = |b~|, `original` = |b| 2^exponent (dot), or 2^exponent (cosine: unit rows).
-inline float bank_bound(Metric metric, int64_t width, double packed, double original) {
+VB_SHARED inline float bank_bound(Metric metric, int64_t width, double packed, double original) {
   double r = screen_unit(width) * packed;
   if (!is_distance(metric)) r += 4.0 * refine_unit(width) * original;
   return round_up(r * (1.0 + 0x1p-18));
 }
 
 // beta_b, from |b~|^2; and from r_b, which is all that the survivors' path has at hand.
-inline double start_bound(int64_t width, double squares) { return screen_unit(width) * squares * 0.5 * (1.0 + 0x1p-16); }
-inline double start_bound_per_r2(Metric metric, int64_t width) {
+VB_SHARED inline double start_bound(int64_t width, double squares) {
+  return screen_unit(width) * squares * 0.5 * (1.0 + 0x1p-16);
+}
+VB_SHARED inline double start_bound_per_r2(Metric metric, int64_t width) {
   return is_distance(metric) ? 0.5 / screen_unit(width) * (1.0 + 0x1p-10) : 0.0;
 }
 
 // slack_x. `query_exponent`: power of two on the query; `bank_exponent`: on the bank.
-inline double query_slack(Metric metric, int64_t width, double norm, int query_exponent, int bank_exponent) {
+VB_SHARED inline double query_slack(Metric metric, int64_t width, double norm, int query_exponent, int bank_exponent) {
   const double steps = static_cast<double>(width + 16);
   double slack = steps * 0x1p-149 * (1.0 + norm + 2.0 * kMaxBankNorm);
   slack += steps * std::ldexp(1.0 / kNormFloor, -1073 + query_exponent + bank_exponent);

@@ -4,7 +4,13 @@
 #include <cstddef>
 #include <cstdint>
 
-#define VB_INLINE inline __attribute__((always_inline))
+// Small functions that a CUDA kernel needs too are written once, for both sides.
+#if defined(__CUDACC__)
+#define VB_SHARED __host__ __device__
+#else
+#define VB_SHARED
+#endif
+#define VB_INLINE VB_SHARED inline __attribute__((always_inline))
 
 namespace vecbank {
 

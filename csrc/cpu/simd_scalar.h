@@ -24,13 +24,17 @@ struct Portable {
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return a * b + c; }
   static VB_INLINE Reg max0(Reg a) { return a < 0 ? Reg{} : a; }  // keeps NaN
   static VB_INLINE Reg root(Reg a) {
-    for (int i = 0; i < width; ++i) a[i] = std::sqrt(a[i]);
-    return a;
+    T x[width];
+    store(x, a);
+    for (int i = 0; i < width; ++i) x[i] = std::sqrt(x[i]);
+    return load(x);
   }
   static VB_INLINE uint32_t not_less(Reg a, Reg b) {
-    const auto less = a < b;
+    T x[width], y[width];
+    store(x, a);
+    store(y, b);
     uint32_t lanes = 0;
-    for (int i = 0; i < width; ++i) lanes |= (less[i] == 0 ? 1u : 0u) << i;
+    for (int i = 0; i < width; ++i) lanes |= (x[i] < y[i] ? 0u : 1u) << i;
     return lanes;
   }
   struct Gate {

@@ -1,0 +1,73 @@
+// The whole test framework: TEST registers, CHECK counts and reports, main() runs everything.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <functional>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/types.h"
+#include "cpu/isa.h"
+
+struct TestCase {
+  const char* name;
+  void (*run)();
+};
+inline std::vector<TestCase>& all_tests() {
+  static std::vector<TestCase> tests;
+  return tests;
+}
+inline int64_t checks_done = 0, checks_failed = 0;
+
+#define TEST(name)                                                                         \
+  static void name();                                                                      \
+  static const bool name##_registered = (all_tests().push_back({#name, name}), true);      \
+  static void name()
+
+#define CHECK(condition)                                                                   \
+  do {                                                                                     \
+    ++checks_done;                                                                         \
+    if (!(condition) && ++checks_failed < 50)                                              \
+      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);                  \
+  } while (0)
+
+// Plain std::thread workers: the torch-free layer must run under any caller's threads.
+inline vecbank::Parallel threads(int workers) {
+  vecbank::Parallel p;
+  p.workers = workers;
+  p.run = [](void*, int count, void (*body)(void*, int), void* arg) {
+    std::vector<std::thread> crew;
+    for (int w = 0; w < count; ++w) crew.emplace_back([=] { body(arg, w); });
+    for (auto& t : crew) t.join();
+  };
+  return p;
+}
+
+inline void for_each_isa(const std::function<void()>& f) {
+  const std::string before = vecbank::kIsaNames[vecbank::isa_in_use()];
+  for (int isa = 0; isa < vecbank::kIsaCount; ++isa)
+    if (vecbank::isa_available(isa)) {
+      vecbank::set_isa(vecbank::kIsaNames[isa]);
+      f();
+    }
+  vecbank::set_isa(before.c_str());
+}
+
+template <class T>
+std::vector<T> gaussian(int64_t count, uint32_t seed, double scale = 1.0, double offset = 0.0) {
+  std::mt19937 random(seed);
+  std::normal_distribution<double> normal;
+  std::vector<T> v(static_cast<size_t>(count));
+  for (auto& x : v) x = static_cast<T>(normal(random) * scale + offset);
+  return v;
+}
+
+inline vecbank::Rows rows(const std::vector<float>& v, int64_t width) {
+  return {v.data(), vecbank::DType::f32, static_cast<int64_t>(v.size()) / width, width, width, 1};
+}
+inline vecbank::Rows rows(const std::vector<double>& v, int64_t width) {
+  return {v.data(), vecbank::DType::f64, static_cast<int64_t>(v.size()) / width, width, width, 1};
+}

@@ -1,0 +1,241 @@
+// search() and project() against brute force in the contract's order, over threads, splits and hostile data.
+#include <cmath>
+#include <limits>
+
+#include "check.h"
+#include "core/bounds.h"
+#include "core/pack_internal.h"
+#include "core/problem.h"
+#include "core/topk_list.h"
+
+using namespace vecbank;
+
+namespace {
+
+double ordered(const float* x, const float* b, int64_t d, bool distance) {
+  double lane[8] = {};
+  for (int64_t i = 0; i < d; ++i) {
+    const double p = static_cast<double>(x[i]), q = static_cast<double>(b[i]);
+    const double term = distance ? (p - q) * (p - q) : p * q;
+    lane[i % 8] = lane[i % 8] + term;
+  }
+  return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+}
+
+double floored(double norm) { return norm < kNormFloor ? kNormFloor : norm; }
+
+double key_of(const float* x, const float* b, int64_t d, Metric metric) {
+  if (is_distance(metric)) return -ordered(x, b, d, true);
+  const double dot = ordered(x, b, d, false);
+  if (metric == Metric::dot) return dot;
+  return dot / (floored(std::sqrt(ordered(x, x, d, false))) * floored(std::sqrt(ordered(b, b, d, false))));
+}
+
+struct Answer {
+  std::vector<float> values;
+  std::vector<int64_t> indices;
+};
+
+Answer brute(const std::vector<float>& x, const std::vector<float>& b, int64_t d, int64_t k, Metric metric) {
+  Answer a;
+  const int64_t n = static_cast<int64_t>(x.size()) / d, m = static_cast<int64_t>(b.size()) / d;
+  for (int64_t i = 0; i < n; ++i) {
+    std::vector<Scored> all;
+    for (int64_t j = 0; j < m; ++j) {
+      const double key = key_of(&x[static_cast<size_t>(i * d)], &b[static_cast<size_t>(j * d)], d, metric);
+      if (!std::isnan(key)) all.push_back({key, j});
+    }
+    std::sort(all.begin(), all.end(), better);
+    for (int64_t t = 0; t < k; ++t) {
+      const bool have = t < static_cast<int64_t>(all.size());
+      const double key = have ? all[static_cast<size_t>(t)].key : 0.0;
+      double value = is_distance(metric) ? (metric == Metric::l2 ? std::sqrt(-key) : -key) : key;
+      if (!have) value = is_distance(metric) ? HUGE_VAL : -HUGE_VAL;
+      a.values.push_back(static_cast<float>(value));
+      a.indices.push_back(have ? all[static_cast<size_t>(t)].index : -1);
+    }
+  }
+  return a;
+}
+
+Answer ours(const std::vector<float>& x, const std::vector<float>& b, int64_t d, int64_t k, Metric metric, int workers,
+            bool packed) {
+  SearchProblem p;
+  p.queries = rows(x, d);
+  p.bank = rows(b, d);
+  p.metric = metric;
+  p.k = k;
+  Answer a;
+  a.values.resize(static_cast<size_t>(p.queries.count * k));
+  a.indices.resize(static_cast<size_t>(p.queries.count * k));
+  p.values = a.values.data();
+  p.indices = a.indices.data();
+  Buffer<char> pack;
+  if (packed) {
+    CHECK(pack.reserve(pack_bytes(p.bank.count, d, metric)));
+    CHECK(pack_bank(p.bank, metric, pack.get(), threads(workers)) == Status::ok);
+    p.pack = check_pack(pack.get(), pack_bytes(p.bank.count, d, metric), p.bank, metric);
+    CHECK(p.pack != nullptr);
+  }
+  CHECK(search(p, threads(workers)) == Status::ok);
+  return a;
+}
+
+void compare(const std::vector<float>& x, const std::vector<float>& b, int64_t d) {
+  for (const Metric metric : {Metric::dot, Metric::cosine, Metric::l2, Metric::sqeuclidean})
+    for (const int64_t k : {1, 4}) {
+      const Answer expected = brute(x, b, d, k, metric);
+      for (const int workers : {1, 3}) {
+        const Answer got = ours(x, b, d, k, metric, workers, workers == 1);
+        CHECK(got.indices == expected.indices);
+        for (size_t i = 0; i < got.values.size(); ++i)
+          CHECK(got.values[i] == expected.values[i]);
+      }
+    }
+}
+
+}  // namespace
+
+TEST(search_equals_brute_force) {
+  for_each_isa([] {
+    compare(gaussian<float>(21 * 19, 1), gaussian<float>(1500 * 19, 2), 19);
+    compare(gaussian<float>(2 * 40, 3), gaussian<float>(2500 * 40, 4), 40);
+    compare(gaussian<float>(1 * 8, 5), gaussian<float>(3000 * 8, 6), 8);
+  });
+}
+
+TEST(search_survives_hostile_data) {
+  constexpr float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  for_each_isa([] {
+    const int64_t d = 12, n = 9, m = 700;
+    auto x = gaussian<float>(n * d, 1), b = gaussian<float>(m * d, 2);
+    compare(gaussian<float>(n * d, 1, 0.01, 1000.0), gaussian<float>(m * d, 2, 0.01, 1000.0), d);  // cancellation
+    compare(gaussian<float>(n * d, 1, 1e-42), gaussian<float>(m * d, 2, 1e-42), d);                // subnormal
+    compare(gaussian<float>(n * d, 1, 1e30), gaussian<float>(m * d, 2, 1e30), d);
+    compare(x, std::vector<float>(static_cast<size_t>(m * d), 1.0f), d);                           // all rows equal
+    auto outlier = b;
+    for (int64_t k = 0; k < d; ++k) outlier[static_cast<size_t>(5 * d + k)] = 3e33f;
+    compare(x, outlier, d);
+    auto odd = b;
+    odd[3] = nan;
+    odd[static_cast<size_t>(4 * d)] = inf;
+    odd[static_cast<size_t>(9 * d)] = -inf;
+    auto odd_x = x;
+    odd_x[0] = nan;
+    odd_x[static_cast<size_t>(d)] = inf;
+    compare(odd_x, odd, d);
+    auto ties = b;
+    for (int64_t j = 1; j < m; j += 2)
+      for (int64_t k = 0; k < d; ++k) ties[static_cast<size_t>(j * d + k)] = ties[static_cast<size_t>((j - 1) * d + k)];
+    compare(x, ties, d);
+  });
+}
+
+TEST(a_bank_sorted_by_score_is_no_trap) {
+  const int64_t d = 4, m = 20000;
+  std::vector<float> b(static_cast<size_t>(m * d), 0.0f), x{1.0f, 0.0f, 0.0f, 0.0f};
+  for (int64_t j = 0; j < m; ++j) b[static_cast<size_t>(j * d)] = static_cast<float>(j);
+  reset_counters();
+  const Answer got = ours(x, b, d, 3, Metric::dot, 1, true);
+  CHECK((got.indices == std::vector<int64_t>{m - 1, m - 2, m - 3}));
+  CHECK(read_counters().repeated == 0);
+}
+
+// The promise everything rests on: the screen's bounds really enclose the refined score.
+TEST(screen_bounds_hold) {
+  for_each_isa([] {
+    const Kernels& table = kernels();
+    for (const Metric metric : {Metric::dot, Metric::cosine, Metric::sqeuclidean})
+      for (const int64_t d : {3, 40, 300})
+        for (const double offset : {0.0, 30.0}) {
+          const int64_t m = 64, n = table.heights[0];
+          const auto x = gaussian<float>(n * d, 21, 1.0, offset), b = gaussian<float>(m * d, 22, 1.0, offset);
+          Buffer<char> memory;
+          CHECK(memory.reserve(pack_bytes(m, d, metric)));
+          CHECK(pack_bank(rows(b, d), metric, memory.get(), threads(1)) == Status::ok);
+          const PackHeader& h = *reinterpret_cast<const PackHeader*>(memory.get());
+          const Panels<float> panels = pack_panels(&h);
+          const double* centre = pack_centre(&h);
+          for (int64_t i = 0; i < n; ++i) {
+            double norm2 = 0.0, centre_dot = 0.0;
+            const double scale = std::ldexp(1.0, h.exponent);
+            std::vector<float> packed;
+            for (int64_t k = 0; k < d; ++k) {
+              const double v = static_cast<double>(x[static_cast<size_t>(i * d + k)]);
+              const double w = is_distance(metric) ? (v - centre[k]) * scale : v;
+              packed.push_back(static_cast<float>(w));
+              norm2 += w * w;
+              centre_dot += v * centre[k];
+            }
+            const double norm = std::sqrt(norm2) * (1.0 + 0x1p-20);
+            const int exponent = is_distance(metric) ? h.exponent : 0;
+            const double slack = query_slack(metric, d, norm, exponent, h.exponent);
+            for (int64_t j = 0; j < m; ++j) {
+              const int64_t p = j / 16, c = j % 16;
+              float upper = panels.line(p, d + 2)[c];
+              for (int64_t k = 0; k < d; ++k) upper += packed[static_cast<size_t>(k)] * panels.line(p, k + 1)[c];
+              upper += round_up(norm) * panels.line(p, d + 1)[c];
+              const float* xr = &x[static_cast<size_t>(i * d)];
+              const double key = key_of(xr, &b[static_cast<size_t>(j * d)], d, metric);
+              double target;  // the refined score in packed units
+              if (is_distance(metric))
+                target = (norm2 + key * scale * scale) / 2.0;
+              else if (metric == Metric::dot)
+                target = (key - centre_dot) * scale;
+              else
+                target = (key * floored(std::sqrt(ordered(xr, xr, d, false))) - centre_dot) * scale;
+              const double r = static_cast<double>(panels.line(p, d + 1)[c]);
+              const double lower =
+                  static_cast<double>(upper) - 2.0 * (norm * r + start_bound_per_r2(metric, d) * r * r + slack);
+              CHECK(static_cast<double>(upper) + slack >= target);
+              CHECK(lower + slack <= target);
+            }
+          }
+        }
+  });
+}
+
+TEST(project_is_exact_on_integers_and_mends_the_rest) {
+  for_each_isa([] {
+    const int64_t d = 9, n = 20, m = 37;
+    auto x = gaussian<float>(n * d, 1, 4.0), b = gaussian<float>(m * d, 2, 4.0);
+    for (auto& v : x) v = std::round(v);
+    for (auto& v : b) v = std::round(v) + 50.0f;  // far from the origin, so the pack is centred
+    x[0] = std::numeric_limits<float>::infinity();
+    b[static_cast<size_t>(3 * d)] = std::numeric_limits<float>::quiet_NaN();
+    b[static_cast<size_t>(4 * d)] = 2e30f;
+    for (const Metric metric : {Metric::dot, Metric::sqeuclidean, Metric::l2}) {
+      std::vector<float> out(static_cast<size_t>(n * m));
+      ProjectProblem p;
+      p.queries = rows(x, d);
+      p.bank = rows(b, d);
+      p.metric = metric;
+      p.out = out.data();
+      CHECK(project(p, threads(2)) == Status::ok);
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < m; ++j) {
+          const double key = key_of(&x[static_cast<size_t>(i * d)], &b[static_cast<size_t>(j * d)], d, metric);
+          const double value = !is_distance(metric) ? key : metric == Metric::l2 ? std::sqrt(-key) : -key;
+          const float got = out[static_cast<size_t>(i * m + j)], want = static_cast<float>(value);
+          CHECK(got == want || (std::isnan(got) && std::isnan(want)));
+        }
+    }
+  });
+}
+
+TEST(foreign_packs_are_refused) {
+  const int64_t d = 5;
+  const auto b = gaussian<float>(40 * d, 1);
+  const int64_t bytes = pack_bytes(40, d, Metric::dot);
+  Buffer<char> memory;
+  CHECK(memory.reserve(bytes));
+  CHECK(pack_bank(rows(b, d), Metric::dot, memory.get(), threads(1)) == Status::ok);
+  CHECK(check_pack(memory.get(), bytes, rows(b, d), Metric::dot) != nullptr);
+  CHECK(check_pack(memory.get(), bytes - 64, rows(b, d), Metric::dot) == nullptr);
+  CHECK(check_pack(memory.get(), bytes, rows(b, d), Metric::cosine) == nullptr);
+  CHECK(check_pack(memory.get(), 16, rows(b, d), Metric::dot) == nullptr);
+  const auto other = gaussian<float>(41 * d, 1);
+  CHECK(check_pack(memory.get(), bytes, rows(other, d), Metric::dot) == nullptr);
+  reinterpret_cast<PackHeader*>(memory.get())->panels_at += 64;
+  CHECK(check_pack(memory.get(), bytes, rows(b, d), Metric::dot) == nullptr);
+}
