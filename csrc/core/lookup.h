@@ -24,7 +24,20 @@ struct SegmentSumProblem {
   Rows source;
   const void* weights = nullptr;  // [count] in weights_dtype; null: ones
   DType weights_dtype = DType::f32;
-  void* out = nullptr;  // [segments][width] in the source's dtype
+  DType out_dtype = DType::f32;
+  void* out = nullptr;      // [segments][width]
+  float* counts = nullptr;  // [segments]: members of each; null: not wanted
+};
+
+// Mean squared distance between rows and what they were quantised to, over the rows that have a code.
+// Rows that `keep` leaves out lose their code, and their quantised row becomes the row itself.
+struct QuantizeLossProblem {
+  Rows x;
+  int64_t* codes = nullptr;  // [x rows]
+  Rows quantized;            // written where keep is false
+  const bool* keep = nullptr;
+  double squares = 0.0;  // out: summed in a fixed order
+  int64_t valid = 0;     // out: rows that counted
 };
 
 // Gradient of topk's values (sqeuclidean, l2, cosine, dot) with respect to both sides, through the selected pairs.
@@ -50,6 +63,7 @@ struct LookupDotProblem {
 Status lookup(const LookupProblem& problem, const Parallel& parallel);
 Status lookup_dot(const LookupDotProblem& problem, const Parallel& parallel);
 Status segment_sum(const SegmentSumProblem& problem, const Parallel& parallel);
+Status quantize_loss(QuantizeLossProblem& problem, const Parallel& parallel);
 Status pair_gradients(const PairProblem& problem, const Parallel& parallel);
 
 }  // namespace vecbank

@@ -1,9 +1,9 @@
 // The packed bank: what a Bank prepares once and every op then streams.
 //
-//   header | centre f64[width] | norms f64[rows] (cosine) | panels f32[ceil(rows/16)][width + 3][16]
+//   header | centre f64[width] | norms f64[rows] (cosine) or biases (if any) | panels f32[ceil(rows/16)][width + 3][16]
 //
 // A panel holds 16 bank rows, transposed, so that one vector load reads the same coordinate of neighbouring rows:
-//   line 0            what a dense product's accumulators start from (-|b|^2/2 for distances, else 0)
+//   line 0            what a dense product's accumulators start from (-|b|^2/2 for distances, else 0 or the bias)
 //   lines 1..width    coordinates of (b * unit - centre) * 2^exponent, rounded once to float32
 //   line width + 1    how far one float32 score can be off, per unit of query norm (see bounds.h)
 //   line width + 2    what a screen's accumulators start from: line 0 plus its own error bound
@@ -24,7 +24,7 @@ struct PackHeader {
   int32_t exponent;        // power of two that every coordinate was scaled by
   int32_t centred;         // 0: centre is all zero
   int32_t screenable;      // 0: width beyond what the float32 bound covers
-  int32_t reserved;
+  int32_t biased;          // dot products carry a bias per row, as an encoder's
   int64_t special;         // columns that always go to refinement
   int64_t centre_at, norms_at, panels_at, bytes;  // offsets from the header, and the whole size
 };
@@ -42,13 +42,13 @@ struct Panels {  // a view; lines are kPanel wide
   const T* line(int64_t p, int64_t l) const { return panel(p) + l * kPanel; }
 };
 
-int64_t pack_bytes(int64_t rows, int64_t width, Metric metric);
+int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biased = false);
 
-// Writes the whole pack to `out` (pack_bytes long, 64-byte aligned).
-Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel);
+// Writes the whole pack to `out` (pack_bytes long, 64-byte aligned). `bias`: one per row, added to dot products.
+Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias = nullptr);
 
 // Null when `pack` is no pack of such a bank: the header is checked before anything is read through it.
-const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, Metric metric);
+const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, Metric metric, bool biased = false);
 
 VB_INLINE const double* pack_centre(const PackHeader* h) {
   return reinterpret_cast<const double*>(reinterpret_cast<const char*>(h) + h->centre_at);

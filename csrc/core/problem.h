@@ -17,6 +17,7 @@ struct SearchProblem {
   const PackHeader* pack = nullptr;  // null: packed on the fly, a bounded piece at a time
   Metric metric = Metric::dot;
   int64_t k = 1;
+  const double* bias = nullptr;  // [bank rows], added to dot products; null: none. A pack must carry the same
   Mask mask;
   bool exact = true;           // false: the screen's candidates are taken without certificate
   void* values = nullptr;      // [queries][k] in values_dtype (f32 or f64); null: not wanted

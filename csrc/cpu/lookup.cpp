@@ -77,6 +77,15 @@ double dot(const double* a, const double* b, int64_t n) {
   return sum;
 }
 
+double squared_distance(const double* a, const double* b, int64_t n) {
+  double lane[4] = {};  // four chains: one would wait for itself
+  int64_t k = 0;
+  for (; k + 4 <= n; k += 4)
+    for (int l = 0; l < 4; ++l) lane[l] += (a[k + l] - b[k + l]) * (a[k + l] - b[k + l]);
+  for (; k < n; ++k) lane[k % 4] += (a[k] - b[k]) * (a[k] - b[k]);
+  return (lane[0] + lane[1]) + (lane[2] + lane[3]);
+}
+
 // A few rows per task: enough to be worth taking, few enough to balance.
 template <class F>
 void for_each_row(const Parallel& parallel, int64_t rows, int64_t width, F&& f) {
@@ -166,8 +175,43 @@ Status segment_sum(const SegmentSumProblem& p, const Parallel& parallel) {
       kernels().widen(s.first.row(i / p.k), p.source.dtype, d, s.a.get());
       for (int64_t k = 0; k < d; ++k) s.sum[k] += w * s.a[k];
     }
-    write_row(s.sum.get(), d, p.source.dtype, p.out, c);
+    write_row(s.sum.get(), d, p.out_dtype, p.out, c);
+    if (p.counts != nullptr) p.counts[c] = static_cast<float>(segments.end(c) - segments.begin(c));
   });
+  return Status::ok;
+}
+
+Status quantize_loss(QuantizeLossProblem& p, const Parallel& parallel) {
+  constexpr int64_t block = 256;  // fixed, so that the sum does not depend on the thread count
+  const int64_t d = p.x.width, blocks = ceil_div(p.x.count, block);
+  Crew crew(parallel, p.x, p.quantized);
+  Buffer<double> partial;
+  Buffer<int64_t> valid;
+  if (!crew.ok() || !partial.reserve(blocks) || !valid.reserve(blocks)) return Status::out_of_memory;
+  for_each_task(parallel, blocks, [&](int worker, int64_t task) {
+    Scratch& s = crew[worker];
+    double squares = 0.0;
+    int64_t rows = 0;
+    for (int64_t r = task * block; r < std::min(p.x.count, (task + 1) * block); ++r) {
+      const bool kept = p.keep == nullptr || p.keep[r];
+      if (kept && p.codes[r] < 0) continue;
+      kernels().widen(s.first.row(r), p.x.dtype, d, s.a.get());
+      if (!kept) {
+        p.codes[r] = -1;
+        write_row(s.a.get(), d, p.quantized.dtype, const_cast<void*>(p.quantized.data), r);
+        continue;
+      }
+      kernels().widen(s.second.row(r), p.quantized.dtype, d, s.b.get());
+      squares += squared_distance(s.a.get(), s.b.get(), d);
+      ++rows;
+    }
+    partial[task] = squares;
+    valid[task] = rows;
+  });
+  for (int64_t t = 0; t < blocks; ++t) {
+    p.squares += partial[t];
+    p.valid += valid[t];
+  }
   return Status::ok;
 }
 
@@ -182,8 +226,7 @@ PairFactors pair_factors(Metric metric, double grad, const double* x, const doub
   if (metric == Metric::dot) return {grad, 0.0, 0.0};
   if (metric == Metric::sqeuclidean) return {2.0 * grad, 0.0, 0.0};
   if (metric == Metric::l2) {
-    double squares = 0.0;
-    for (int64_t k = 0; k < d; ++k) squares += (x[k] - b[k]) * (x[k] - b[k]);
+    const double squares = squared_distance(x, b, d);
     return {squares > 0.0 ? grad / std::sqrt(squares) : 0.0, 0.0, 0.0};  // distance 0: gradient 0
   }
   const double nx = std::sqrt(dot(x, x, d)), nb = std::sqrt(dot(b, b, d));

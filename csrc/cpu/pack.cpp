@@ -12,7 +12,7 @@
 namespace vecbank {
 namespace {
 
-PackHeader layout(int64_t rows, int64_t width, Metric metric, DType dtype, int64_t element) {
+PackHeader layout(int64_t rows, int64_t width, Metric metric, DType dtype, int64_t element, bool biased) {
   PackHeader h{};
   h.magic = kPackMagic;
   h.rows = rows;
@@ -20,9 +20,10 @@ PackHeader layout(int64_t rows, int64_t width, Metric metric, DType dtype, int64
   h.metric = static_cast<int32_t>(metric);
   h.dtype = static_cast<int32_t>(dtype);
   h.screenable = width <= kMaxScreenWidth;
+  h.biased = biased;
   h.centre_at = round_up_to(sizeof(PackHeader), 64);
   h.norms_at = h.centre_at + round_up_to(width * 8, 64);
-  h.panels_at = h.norms_at + (metric == Metric::cosine ? round_up_to(rows * 8, 64) : 0);
+  h.panels_at = h.norms_at + (metric == Metric::cosine || biased ? round_up_to(rows * 8, 64) : 0);
   h.bytes = h.panels_at + ceil_div(rows, kPanel) * (width + 3) * kPanel * element;
   return h;
 }
@@ -153,16 +154,23 @@ int64_t write_panel(const Rows& bank, const PackHeader& h, double* norms, T* pan
                                    : std::sqrt(kernels().stats(rows[c], bank.dtype, d, {nullptr, 1.0, post}).squares);
       special[c] = !(original <= kMaxNorm * std::min(post, 1.0));
     }
-    special[c] = special[c] || !(packed <= std::min(kMaxBankNorm, kMaxNorm * post));
+    special[c] = special[c] || !(packed <= std::min(kMaxBankNorm, kMaxNorm * post)) ||
+                 (h.biased && !(std::fabs(norms[j]) * post <= kMaxBankNorm));
     if (special[c]) {
       upper[c] = inf;
       ++specials;
       continue;
     }
     bound[c] = bank_bound(metric, d, packed, original);
-    const double half = is_distance(metric) ? -0.5 * squares : 0.0;
-    start[c] = static_cast<T>(half);
-    upper[c] = is_distance(metric) ? round_up(half + start_bound(d, squares)) : 0;
+    if (is_distance(metric)) {
+      start[c] = static_cast<T>(-0.5 * squares);
+      upper[c] = round_up(-0.5 * squares + start_bound(d, squares));
+    } else if (h.biased) {
+      start[c] = static_cast<T>(norms[j] * post);
+      upper[c] = round_up(norms[j] * post + start_bound(d, 2.0 * std::fabs(norms[j] * post)));
+    } else {
+      upper[c] = 0;
+    }
   }
   interleave(rows, count, bank.dtype, d, maps, coordinates);
   if (specials != 0)
@@ -175,10 +183,10 @@ int64_t write_panel(const Rows& bank, const PackHeader& h, double* norms, T* pan
 }  // namespace
 
 template <class T>
-Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& parallel) {
+Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias) {
   KeepSubnormals keep;
   PackHeader& h = *static_cast<PackHeader*>(out);
-  h = layout(bank.count, bank.width, metric, bank.dtype, sizeof(T));
+  h = layout(bank.count, bank.width, metric, bank.dtype, sizeof(T), bias != nullptr);
   char* base = static_cast<char*>(out);
   std::memset(base + h.centre_at, 0, static_cast<size_t>(h.norms_at - h.centre_at));
   const Status framed =
@@ -190,6 +198,7 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   for (int w = 0; w < parallel.workers; ++w)
     if (!scratch[w].reader.reserve(bank, kPanel) || !scratch[w].norms.reserve(bank)) return Status::out_of_memory;
   double* norms = reinterpret_cast<double*>(base + h.norms_at);
+  if (bias != nullptr) std::copy_n(bias, bank.count, norms);
   T* panels = reinterpret_cast<T*>(base + h.panels_at);
   const int64_t count = ceil_div(bank.count, kPanel), stride = (bank.width + 3) * kPanel;
   const int64_t batch = std::max<int64_t>(1, (1 << 16) / stride);  // a task worth handing out
@@ -203,25 +212,27 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   h.special = special;
   return Status::ok;
 }
-template Status pack_as<float>(const Rows&, Metric, void*, const Parallel&);
-template Status pack_as<double>(const Rows&, Metric, void*, const Parallel&);
+template Status pack_as<float>(const Rows&, Metric, void*, const Parallel&, const double*);
+template Status pack_as<double>(const Rows&, Metric, void*, const Parallel&, const double*);
 
-int64_t pack_bytes_as(int64_t rows, int64_t width, Metric metric, int64_t element) {
-  return layout(rows, width, metric, DType::f32, element).bytes;
+int64_t pack_bytes_as(int64_t rows, int64_t width, Metric metric, int64_t element, bool biased) {
+  return layout(rows, width, metric, DType::f32, element, biased).bytes;
 }
 
-int64_t pack_bytes(int64_t rows, int64_t width, Metric metric) { return pack_bytes_as(rows, width, metric, 4); }
-
-Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel) {
-  return pack_as<float>(bank, metric, out, parallel);
+int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biased) {
+  return pack_bytes_as(rows, width, metric, 4, biased);
 }
 
-const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, Metric metric) {
+Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias) {
+  return pack_as<float>(bank, metric, out, parallel, bias);
+}
+
+const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, Metric metric, bool biased) {
   if (pack == nullptr || bytes < static_cast<int64_t>(sizeof(PackHeader)) ||
       reinterpret_cast<uintptr_t>(pack) % alignof(PackHeader) != 0)
     return nullptr;
   const PackHeader* h = static_cast<const PackHeader*>(pack);
-  PackHeader expected = layout(bank.count, bank.width, metric, bank.dtype, 4);
+  PackHeader expected = layout(bank.count, bank.width, metric, bank.dtype, 4, biased);
   expected.exponent = h->exponent;
   expected.centred = h->centred;
   expected.special = h->special;

@@ -75,7 +75,7 @@ class Projector {
   // Rows and columns that the tiles cannot carry (not finite, or out of all proportion) are scored in float64.
   void mend(const ProjectProblem& p, const PackHeader& h, int64_t offset, int64_t first, int64_t count, int64_t begin,
             int64_t end) {
-    refiner_.set_metric(p.metric, p.metric == Metric::cosine ? pack_norms(&h) : nullptr);
+    refiner_.set_frame(h);
     const Panels<T> panels = panels_as<T>(&h);
     const auto write = [&](int64_t r, int64_t j, double key) {
       with_dtype(p.out_dtype, [&](auto type) {

@@ -41,7 +41,7 @@ class QueryBlock {
           const RowStats s = kernels().stats(rows[i], queries.dtype, d, {});
           const double norm = std::sqrt(s.squares);
           const bool extreme = norm > 0.0 && norm <= kMaxNorm && !(norm >= 0x1p-60 && norm <= kMaxQueryNorm);
-          exponents_[r] = extreme ? -std::ilogb(norm) : 0;
+          exponents_[r] = extreme && !bank.biased ? -std::ilogb(norm) : 0;  // a bias fixes the scale
           maps[i] = {nullptr, 1.0, std::ldexp(1.0, exponents_[r])};
           squares_[r] = s.squares;
           centre_[r] = centre == nullptr ? 0.0 : kernels().stats(rows[i], queries.dtype, d, {centre, 1.0, 1.0}).centre;
@@ -55,7 +55,9 @@ class QueryBlock {
       for (int i = 0; i < group_; ++i) out[d * group_ + i] = 0;
       for (int i = 0; i < n; ++i) {
         const int64_t r = g * group_ + i;
-        const double limit = is_distance(metric) ? std::min(kMaxQueryNorm, std::ldexp(kMaxNorm, bank.exponent)) : kMaxNorm;
+        const double limit = is_distance(metric) ? std::min(kMaxQueryNorm, std::ldexp(kMaxNorm, bank.exponent))
+                             : bank.biased        ? kMaxQueryNorm
+                                                  : kMaxNorm;
         usable_[r] = std::sqrt(squares_[r]) <= limit;
         if (!usable_[r])
           for (int64_t k = 0; k < d; ++k) out[k * group_ + i] = 0;

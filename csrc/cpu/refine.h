@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "../core/pack.h"
 #include "../core/topk_list.h"
 #include "isa.h"
 #include "reader.h"
@@ -21,10 +22,11 @@ class Refiner {
            indices_.reserve(kBlock);
   }
 
-  // `norms`: the bank's floored norms for cosine (null: recomputed by the caller's pack is not at hand).
-  void set_metric(Metric metric, const double* norms) {
-    metric_ = metric;
-    norms_ = norms;
+  // The pack holds what a score needs beside the product: floored norms for cosine, biases for biased dot products.
+  void set_frame(const PackHeader& h) {
+    metric_ = static_cast<Metric>(h.metric);
+    norms_ = metric_ == Metric::cosine ? pack_norms(&h) : nullptr;
+    bias_ = h.biased ? pack_norms(&h) : nullptr;
   }
 
   void load(int slot, const void* row, DType dtype) {
@@ -68,7 +70,8 @@ class Refiner {
 
   double key(int slot, double raw, int64_t j) {
     if (is_distance(metric_)) return -raw;
-    return metric_ == Metric::cosine ? raw / (query_norm_[slot] * norms_[j]) : raw;
+    if (metric_ == Metric::cosine) return raw / (query_norm_[slot] * norms_[j]);
+    return bias_ != nullptr ? raw + bias_[j] : raw;
   }
 
   void score(int slots, const int64_t* index, int64_t first, int64_t count) {
@@ -100,7 +103,7 @@ class Refiner {
   Rows bank_;
   RowReader bank_reader_;
   Metric metric_ = Metric::dot;
-  const double* norms_ = nullptr;
+  const double *norms_ = nullptr, *bias_ = nullptr;
   int64_t stride_ = 0;
   double query_norm_[kQueries] = {};
   Buffer<double> wide_, scores_;

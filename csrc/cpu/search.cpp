@@ -70,7 +70,7 @@ void SearchWorker::run(const SearchJob& job, int64_t block, int64_t part) {
   end_ = std::min(job.header.rows, to * kPanel);
   part_ = part;
   refined_count_ = 0;
-  refiner_.set_metric(p.metric, p.metric == Metric::cosine ? pack_norms(&job.header) : nullptr);
+  refiner_.set_frame(job.header);
 
   int64_t direct = 0;
   if (job.plan.direct) {
@@ -165,7 +165,9 @@ void SearchWorker::offer(int64_t row, int64_t panel, const float* upper, uint32_
     float lower = -HUGE_VALF;  // a special column promises nothing
     if (upper[c] < HUGE_VALF) {
       const double r = job_->problem.exact ? bound[c] : 0.0;
-      const double slack = static_cast<double>(norms_[row]) * r + job_->start_bound * r * r + slacks_[row];
+      double slack = static_cast<double>(norms_[row]) * r + job_->start_bound * r * r + slacks_[row];
+      if (job_->header.biased && job_->problem.exact)
+        slack += start_bound(d, 2.0 * std::fabs(job_->panels.line(visit_ + panel, 0)[c]));
       lower = round_down(static_cast<double>(upper[c]) - 2.0 * slack);
     }
     lists_.add(row, upper[c], lower, static_cast<int32_t>(j - begin_));

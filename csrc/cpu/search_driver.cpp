@@ -126,8 +126,8 @@ Status search_rows(const SearchProblem& p, int64_t piece, const Parallel& parall
     Rows rows = p.bank;
     rows.data = p.bank.row(at);
     rows.count = std::min(piece, p.bank.count - at);
-    if (!pack.reserve(pack_bytes(rows.count, rows.width, p.metric))) return Status::out_of_memory;
-    Status status = pack_bank(rows, p.metric, pack.get(), parallel);
+    if (!pack.reserve(pack_bytes(rows.count, rows.width, p.metric, p.bias != nullptr))) return Status::out_of_memory;
+    Status status = pack_bank(rows, p.metric, pack.get(), parallel, p.bias != nullptr ? p.bias + at : nullptr);
     if (status == Status::ok)
       status = search_piece(p, *reinterpret_cast<const PackHeader*>(pack.get()), at, only, at == 0,
                             at + piece >= p.bank.count, partials, parallel);

@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../core/half.h"
 #include "../core/parallel.h"
 #include "../core/types.h"
 

@@ -49,27 +49,45 @@ struct PackView {
                     "vecbank: pack must be what vecbank::pack returned (a contiguous uint8 tensor)");
     bytes = batches == 0 ? 0 : tensor->numel() / batches;
   }
-  const PackHeader* of(const Rows& bank, Metric metric, int64_t b) const {
+  const PackHeader* of(const Rows& bank, Metric metric, int64_t b, bool biased = false) const {
     if (!tensor || bank.count == 0) return nullptr;
     const PackHeader* header =
-        check_pack(static_cast<const char*>(tensor->const_data_ptr()) + b * bytes, bytes, bank, metric);
-    STD_TORCH_CHECK(header != nullptr, "vecbank: pack does not belong to a bank of this shape, dtype and metric; repack it");
+        check_pack(static_cast<const char*>(tensor->const_data_ptr()) + b * bytes, bytes, bank, metric, biased);
+    STD_TORCH_CHECK(header != nullptr, "vecbank: pack does not belong to a bank of this shape, dtype, metric and bias; repack it");
     return header;
   }
 };
 
-Tensor pack(const Tensor& bank, int64_t metric_code) {
+// One bias per bank row, widened.
+std::vector<double> bias_of(const std::optional<Tensor>& bias, const Tensor& bank, Metric metric) {
+  std::vector<double> wide;
+  if (!bias) return wide;
+  check_cpu(*bias, "bias");
+  STD_TORCH_CHECK(metric == Metric::dot && bank.dim() == 2, "vecbank: a bias goes with the dot metric and a bank (M, d)");
+  STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == bank.size(0) && bias->scalar_type() == bank.scalar_type(),
+                  "vecbank: bias must be (M,) in the bank's dtype, got ", shape_of(*bias), " for bank ", shape_of(bank));
+  const Tensor values = dense(*bias);
+  with_dtype(dtype_of(values, "bias"), [&](auto type) {
+    const auto* data = static_cast<decltype(type)>(values.const_data_ptr());
+    for (int64_t i = 0; i < values.numel(); ++i) wide.push_back(widened(data[i]));
+  });
+  return wide;
+}
+
+Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias) {
   const Metric metric = metric_of(metric_code);
   check_cpu(bank, "bank");
   STD_TORCH_CHECK(bank.dim() == 2 || bank.dim() == 3, "vecbank: bank must be (M, d) or (B, M, d), got ", shape_of(bank));
   const RowsView view = rows_of(bank, "bank");
   const int64_t batches = bank.dim() == 3 ? bank.size(0) : 1, m = bank.size(bank.dim() - 2);
-  const int64_t bytes = round_up_to(pack_bytes(m, view.rows.width, metric), 64);
+  const std::vector<double> biases = bias_of(bias, bank, metric);
+  const int64_t bytes = round_up_to(pack_bytes(m, view.rows.width, metric, bias.has_value()), 64);
   Tensor out = empty_cpu(bank.dim() == 3 ? std::vector<int64_t>{batches, bytes} : std::vector<int64_t>{bytes},
                          ScalarType::Byte);
   for (int64_t b = 0; b < batches; ++b)
     check_status(pack_bank(batch_of(view.rows, batches, b), metric,
-                           static_cast<char*>(out.mutable_data_ptr()) + b * bytes, torch_threads()));
+                           static_cast<char*>(out.mutable_data_ptr()) + b * bytes, torch_threads(),
+                           bias ? biases.data() : nullptr));
   return out;
 }
 
@@ -101,7 +119,8 @@ struct Found {
 enum Want { kValues = 1, kGathered = 2 };
 
 Found search(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed, int64_t k, bool listed,
-             int64_t metric_code, const std::optional<Tensor>& mask, bool exact, int want) {
+             int64_t metric_code, const std::optional<Tensor>& mask, bool exact, int want,
+             const std::optional<Tensor>& bias = std::nullopt) {
   const Metric metric = metric_of(metric_code);
   const Pairing pair = pair_up(x, bank);
   const PackView packs(packed, pair.batches);
@@ -112,6 +131,8 @@ Found search(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& p
   p.metric = metric;
   p.k = k;
   p.exact = exact;
+  const std::vector<double> biases = bias_of(bias, bank, metric);
+  if (bias) p.bias = biases.data();
   found.indices = empty_cpu(shape, ScalarType::Long);
   if (want & kValues) {
     p.values_dtype = pair.x.rows.dtype == DType::f64 ? DType::f64 : DType::f32;
@@ -143,7 +164,7 @@ Found search(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& p
   for (int64_t b = 0; b < pair.batches; ++b) {
     p.queries = pair.x_batch(b);
     p.bank = pair.bank_batch(b);
-    p.pack = packs.of(p.bank, metric, b);
+    p.pack = packs.of(p.bank, metric, b, bias.has_value());
     const int64_t first = b * p.queries.count;
     p.mask = all;
     if (all.data != nullptr) p.mask.data += first * all.row_stride;
@@ -160,10 +181,11 @@ Found search(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& p
 }
 
 std::tuple<Tensor, Tensor> topk(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed, int64_t k,
-                                int64_t metric, const std::optional<Tensor>& mask, bool exact) {
+                                int64_t metric, const std::optional<Tensor>& mask, bool exact,
+                                const std::optional<Tensor>& bias) {
   STD_TORCH_CHECK(bank.dim() >= 2 && k >= 1 && k <= bank.size(bank.dim() - 2),
                   "vecbank: k must lie between 1 and M, got k = ", k, " with bank ", shape_of(bank));
-  Found f = search(x, bank, packed, k, true, metric, mask, exact, kValues);
+  Found f = search(x, bank, packed, k, true, metric, mask, exact, kValues, bias);
   return {f.values, f.indices};
 }
 
@@ -177,6 +199,54 @@ std::tuple<Tensor, Tensor> quantize(const Tensor& x, const Tensor& bank, const s
                                     int64_t metric) {
   Found f = search(x, bank, packed, 1, false, metric, std::nullopt, true, kGathered);
   return {f.gathered, f.indices};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& x, const Tensor& bank,
+                                                                  const std::optional<Tensor>& packed, int64_t metric,
+                                                                  const std::optional<Tensor>& mask) {
+  if (mask) {
+    check_cpu(*mask, "mask");
+    std::vector<int64_t> rows = sizes_of(x);
+    rows.pop_back();
+    STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool && sizes_of(*mask) == rows,
+                    "vecbank: mask must be bool with x's shape less the last dimension, got ", shape_of(*mask));
+  }
+  Found found = search(x, bank, packed, 1, false, metric, std::nullopt, true, kGathered);
+  const Pairing pair = pair_up(x, bank);
+  const DType sums_dtype = pair.bank.rows.dtype == DType::f64 ? DType::f64 : DType::f32;
+  std::vector<int64_t> shape = sizes_of(bank);
+  Tensor sums = empty_cpu(shape, scalar_type(sums_dtype));
+  shape.pop_back();
+  Tensor counts = empty_cpu(shape, ScalarType::Float);
+  Tensor loss = empty_cpu({}, scalar_type(sums_dtype));
+
+  std::optional<Tensor> keep;
+  if (mask) keep = dense(*mask);
+  QuantizeLossProblem l;
+  l.x = pair.x.rows;
+  l.codes = static_cast<int64_t*>(found.indices.mutable_data_ptr());
+  l.quantized = rows_of(found.gathered, "quantized").rows;
+  l.keep = keep ? static_cast<const bool*>(keep->const_data_ptr()) : nullptr;
+  check_status(vecbank::quantize_loss(l, torch_threads()));
+  const double mean = l.valid == 0 ? 0.0 : l.squares / (static_cast<double>(l.valid) * static_cast<double>(l.x.width));
+  if (sums_dtype == DType::f64)
+    *static_cast<double*>(loss.mutable_data_ptr()) = mean;
+  else
+    *static_cast<float*>(loss.mutable_data_ptr()) = static_cast<float>(mean);
+
+  for (int64_t b = 0; b < pair.batches; ++b) {
+    SegmentSumProblem s;
+    s.source = pair.x_batch(b);
+    s.count = s.source.count;
+    s.segments = pair.m;
+    s.codes = l.codes + b * s.count;
+    s.out_dtype = sums_dtype;
+    s.out = static_cast<char*>(sums.mutable_data_ptr()) +
+            b * pair.m * l.x.width * static_cast<int64_t>(size_of(sums_dtype));
+    s.counts = static_cast<float*>(counts.mutable_data_ptr()) + b * pair.m;
+    check_status(vecbank::segment_sum(s, torch_threads()));
+  }
+  return {found.gathered, found.indices, loss, counts, sums};
 }
 
 Tensor checked_codes(const Tensor& codes) {
@@ -250,6 +320,7 @@ Tensor segment_sum(const Tensor& src, const Tensor& codes_in, int64_t num_codes,
   p.source = view.rows;
   p.weights = weights ? weights->const_data_ptr() : nullptr;
   p.weights_dtype = view.rows.dtype;
+  p.out_dtype = view.rows.dtype;
   p.out = out.mutable_data_ptr();
   check_status(vecbank::segment_sum(p, torch_threads()));
   return out;
@@ -306,15 +377,18 @@ std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, co
 }  // namespace vecbank::ops
 
 STABLE_TORCH_LIBRARY(vecbank, m) {
-  m.def("pack(Tensor bank, int metric) -> Tensor");
+  m.def("pack(Tensor bank, int metric, Tensor? bias=None) -> Tensor");
   m.def("project(Tensor x, Tensor bank, Tensor? pack, int metric, ScalarType? out_dtype=None) -> Tensor");
   m.def("project_backward(Tensor grad, Tensor x, Tensor bank, int metric, bool need_x=True, bool need_bank=True) -> (Tensor, Tensor)");
   m.def(
-      "topk(Tensor x, Tensor bank, Tensor? pack, int k, int metric, Tensor? mask=None, bool exact=True) -> (Tensor values, "
-      "Tensor indices)");
+      "topk(Tensor x, Tensor bank, Tensor? pack, int k, int metric, Tensor? mask=None, bool exact=True, "
+      "Tensor? bias=None) -> (Tensor values, Tensor indices)");
   m.def("topk_backward(Tensor grad, Tensor x, Tensor bank, Tensor indices, int metric) -> (Tensor, Tensor)");
   m.def("nearest(Tensor x, Tensor bank, Tensor? pack, int metric, bool exact=True) -> (Tensor values, Tensor indices)");
   m.def("quantize(Tensor x, Tensor bank, Tensor? pack, int metric) -> (Tensor quantized, Tensor codes)");
+  m.def(
+      "quantize_train(Tensor x, Tensor bank, Tensor? pack, int metric, Tensor? mask=None) -> (Tensor quantized, Tensor "
+      "codes, Tensor loss, Tensor counts, Tensor sums)");
   m.def("lookup(Tensor codes, Tensor bank, Tensor? weights, int reduce) -> Tensor");
   m.def("lookup_dot(Tensor x, Tensor codes, Tensor bank) -> Tensor");
   m.def("segment_sum(Tensor src, Tensor codes, int num_codes, Tensor? weights) -> Tensor");
@@ -328,6 +402,7 @@ STABLE_TORCH_LIBRARY_IMPL(vecbank, CPU, m) {
   m.impl("topk_backward", TORCH_BOX(&vecbank::ops::topk_backward));
   m.impl("nearest", TORCH_BOX(&vecbank::ops::nearest));
   m.impl("quantize", TORCH_BOX(&vecbank::ops::quantize));
+  m.impl("quantize_train", TORCH_BOX(&vecbank::ops::quantize_train));
   m.impl("lookup", TORCH_BOX(&vecbank::ops::lookup));
   m.impl("lookup_dot", TORCH_BOX(&vecbank::ops::lookup_dot));
   m.impl("segment_sum", TORCH_BOX(&vecbank::ops::segment_sum));

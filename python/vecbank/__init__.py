@@ -6,15 +6,16 @@ similarities to it, `topk` and `nearest` the best rows, `quantize` and `lookup` 
 
 from . import _ops as _ops  # loads the extension and registers torch.ops.vecbank
 from . import nn, reference
-from ._ops import METRICS, Nearest, Quantized, TopK
+from ._ops import METRICS, Nearest, Quantized, QuantizeTrain, TopK
 from ._version import __version__
 from .bank import Bank
-from .functional import lookup, nearest, project, quantize, segment_sum, topk
+from .functional import lookup, nearest, project, quantize, quantize_train, segment_sum, topk
 
 __all__ = [
     "METRICS",
     "Bank",
     "Nearest",
+    "QuantizeTrain",
     "Quantized",
     "TopK",
     "__version__",
@@ -23,6 +24,7 @@ __all__ = [
     "nn",
     "project",
     "quantize",
+    "quantize_train",
     "reference",
     "segment_sum",
     "topk",

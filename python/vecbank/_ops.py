@@ -25,6 +25,16 @@ class TopK(NamedTuple):
     indices: Tensor
 
 
+class QuantizeTrain(NamedTuple):
+    """What a training step needs: quantized (..., d), codes (...), loss (), counts (M,), sums (M, d)."""
+
+    quantized: Tensor
+    codes: Tensor
+    loss: Tensor
+    counts: Tensor
+    sums: Tensor
+
+
 class Nearest(NamedTuple):
     """The best row per query: values and int64 indices, both (...)."""
 
@@ -39,7 +49,7 @@ class Quantized(NamedTuple):
     codes: Tensor
 
 
-for _tuple in (TopK, Nearest, Quantized):  # so that torch.export can save programs that return them
+for _tuple in (TopK, Nearest, Quantized, QuantizeTrain):  # so that torch.export can save programs that return them
     torch.utils._pytree._register_namedtuple(_tuple, serialized_type_name=f"vecbank.{_tuple.__name__}")
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -70,10 +80,10 @@ def _value_dtype(x: Tensor) -> torch.dtype:
 
 
 @torch.library.register_fake("vecbank::pack")
-def _(bank: Tensor, metric: int) -> Tensor:
+def _(bank: Tensor, metric: int, bias: Tensor | None = None) -> Tensor:
     _check(bank.dim() in (2, 3), f"bank must be (M, d) or (B, M, d), got {tuple(bank.shape)}")
     m, d = bank.shape[-2], bank.shape[-1]
-    norms = (8 * m + 63) // 64 * 64 if metric == METRICS["cosine"] else 0
+    norms = (8 * m + 63) // 64 * 64 if metric == METRICS["cosine"] or bias is not None else 0
     size = 128 + (8 * d + 63) // 64 * 64 + norms + (m + 15) // 16 * (d + 3) * 64
     return bank.new_empty((*bank.shape[:-2], size), dtype=torch.uint8)
 
@@ -93,7 +103,14 @@ def _(
 
 @torch.library.register_fake("vecbank::topk")
 def _(
-    x: Tensor, bank: Tensor, pack: Tensor | None, k: int, metric: int, mask: Tensor | None = None, exact: bool = True
+    x: Tensor,
+    bank: Tensor,
+    pack: Tensor | None,
+    k: int,
+    metric: int,
+    mask: Tensor | None = None,
+    exact: bool = True,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     _check_pair(x, bank)
     _check(mask is None or mask.device == x.device, "mask is on another device than x")
@@ -116,6 +133,21 @@ def _(x: Tensor, bank: Tensor, pack: Tensor | None, metric: int, exact: bool = T
 def _(x: Tensor, bank: Tensor, pack: Tensor | None, metric: int) -> tuple[Tensor, Tensor]:
     _check_pair(x, bank)
     return x.new_empty(x.shape, dtype=bank.dtype), x.new_empty(x.shape[:-1], dtype=torch.int64)
+
+
+@torch.library.register_fake("vecbank::quantize_train")
+def _(
+    x: Tensor, bank: Tensor, pack: Tensor | None, metric: int, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check_pair(x, bank)
+    sums = torch.float64 if bank.dtype == torch.float64 else torch.float32
+    return (
+        x.new_empty(x.shape, dtype=bank.dtype),
+        x.new_empty(x.shape[:-1], dtype=torch.int64),
+        x.new_empty((), dtype=sums),
+        x.new_empty(bank.shape[:-1], dtype=torch.float32),
+        x.new_empty(bank.shape, dtype=sums),
+    )
 
 
 def _check_codes(codes: Tensor, rows: Tensor, weights: Tensor | None) -> None:
@@ -167,7 +199,7 @@ def _project_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def _topk_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.metric = inputs[4] if len(inputs) == 7 else inputs[3]
+    ctx.metric = inputs[4] if len(inputs) == 8 else inputs[3]  # topk has k before it
     ctx.arguments = len(inputs)
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(inputs[0], inputs[1], output[1])
@@ -177,7 +209,10 @@ def _topk_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     x, bank, indices = ctx.saved_tensors
     grad_x, grad_bank = _ops.topk_backward(grad, x, bank, indices, ctx.metric)
     need_x, need_bank = ctx.needs_input_grad[:2]
-    return (grad_x if need_x else None, grad_bank if need_bank else None, *([None] * (ctx.arguments - 2)))
+    grads = [grad_x if need_x else None, grad_bank if need_bank else None, *([None] * (ctx.arguments - 2))]
+    if ctx.arguments == 8 and ctx.needs_input_grad[7]:  # topk's bias
+        grads[7] = _ops.segment_sum(grad.to(bank.dtype).unsqueeze(-1), indices, bank.shape[0], None).squeeze(-1)
+    return tuple(grads)
 
 
 def _quantize_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -187,6 +222,19 @@ def _quantize_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
 
 def _quantize_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     return grad.to(ctx.x_dtype), None, None, None  # straight through to x; the bank learns through lookup
+
+
+def _quantize_train_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    quantized, codes, _, counts, sums = output
+    ctx.mark_non_differentiable(codes, counts, sums)
+    ctx.save_for_backward(inputs[0], quantized, codes)
+
+
+def _quantize_train_backward(ctx: Any, grad: Tensor, _: Tensor, grad_loss: Tensor, *rest: Tensor) -> tuple[Any, ...]:
+    x, quantized, codes = ctx.saved_tensors
+    valid = (codes >= 0).unsqueeze(-1)
+    scale = 2.0 * grad_loss / (valid.sum() * x.shape[-1]).clamp_min(1)
+    return torch.where(valid, (x - quantized) * scale + grad, grad).to(x.dtype), None, None, None, None
 
 
 def _lookup_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -228,6 +276,9 @@ torch.library.register_autograd("vecbank::project", _project_backward, setup_con
 torch.library.register_autograd("vecbank::topk", _topk_backward, setup_context=_topk_setup)
 torch.library.register_autograd("vecbank::nearest", _topk_backward, setup_context=_topk_setup)
 torch.library.register_autograd("vecbank::quantize", _quantize_backward, setup_context=_quantize_setup)
+torch.library.register_autograd(
+    "vecbank::quantize_train", _quantize_train_backward, setup_context=_quantize_train_setup
+)
 torch.library.register_autograd("vecbank::lookup", _lookup_backward, setup_context=_lookup_setup)
 torch.library.register_autograd("vecbank::segment_sum", _segment_sum_backward, setup_context=_segment_sum_setup)
 for _name in ("pack", "project_backward", "topk_backward", "lookup_dot"):

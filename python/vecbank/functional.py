@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._ops import METRICS, REDUCTIONS, Nearest, Quantized, TopK
+from ._ops import METRICS, REDUCTIONS, Nearest, Quantized, QuantizeTrain, TopK
 from .bank import Bank
 
 _ops = torch.ops.vecbank
 _project, _topk, _nearest = _ops.project.default, _ops.topk.default, _ops.nearest.default
+_quantize_train = _ops.quantize_train.default
 _quantize, _lookup, _segment_sum = _ops.quantize.default, _ops.lookup.default, _ops.segment_sum.default
 
 
@@ -78,6 +79,7 @@ def topk(
     mask: Tensor | None = None,
     *,
     exact: bool = True,
+    bias: Tensor | None = None,
 ) -> TopK:
     """The k best bank rows for every vector, best first: exact nearest-neighbour search.
 
@@ -89,6 +91,7 @@ def topk(
         mask: bool, broadcastable to (..., M); True = may be returned.
         exact: False takes the float32 screen's candidates without a certificate: the rows chosen may then differ from
             the exact ones where scores lie within float32 rounding of each other. Values and order are still float64's.
+        bias: (M,) in the bank's dtype, added to dot products (a tensor bank only): the encoder of a sparse autoencoder.
 
     Returns:
         TopK(values, indices), both (..., k). Values are float64 scores rounded once to float32 (kept for float64
@@ -106,7 +109,19 @@ def topk(
         raise ValueError(f"k must lie between 1 and the bank's M = {rows}, got k = {k}")
     if mask is not None:
         mask = _expand_mask(mask, x, rows)
-    return TopK(*_topk(x, vectors, pack, k, code, mask, exact))
+    if bias is not None:
+        _check_bias(bias, bank, vectors, code)
+    return TopK(*_topk(x, vectors, pack, k, code, mask, exact, bias))
+
+
+def _check_bias(bias: Tensor, bank: Tensor | Bank, vectors: Tensor, code: int) -> None:
+    _checks.floating("bias", bias)
+    if isinstance(bank, Bank) or vectors.dim() != 2 or code != METRICS["dot"]:
+        raise ValueError("bias goes with a tensor bank (M, d) and the dot metric")
+    if bias.shape != vectors.shape[:1] or bias.dtype != vectors.dtype:
+        raise ValueError(
+            f"bias must be (M,) = ({vectors.shape[0]},) in {vectors.dtype}, got {tuple(bias.shape)} {bias.dtype}"
+        )
 
 
 def _expand_mask(mask: Tensor, x: Tensor, rows: int) -> Tensor:
@@ -157,6 +172,34 @@ def quantize(x: Tensor, bank: Tensor | Bank, metric: str | None = None) -> Quant
     """
     vectors, pack, code = _resolve(x, bank, metric, "l2")
     return Quantized(*_quantize(x, vectors, pack, code))
+
+
+def quantize_train(
+    x: Tensor, bank: Tensor | Bank, metric: str | None = None, mask: Tensor | None = None
+) -> QuantizeTrain:
+    """`quantize` with everything a training step needs besides, without an N x M or one-hot matrix.
+
+    Args:
+        x: (..., d).
+        bank: the codebook, (M, d), (B, M, d) with x (B, N, d), or a Bank.
+        metric: "l2" (default), "sqeuclidean", "dot" or "cosine"; None with a Bank means the Bank's metric.
+        mask: bool (...), True = the row counts. Rows left out get code -1 and come back as they were.
+
+    Returns:
+        QuantizeTrain(quantized, codes, loss, counts, sums): as `quantize`, then
+        loss (): mean over counted rows and dimensions of (quantized - x)^2, float32 (float64 for float64), with a
+        gradient to x (the commitment term); counts (M,) or (B, M): rows per code, float32; sums (M, d) or (B, M, d):
+        sum of x per code, float32 (float64), as EMA codebooks and k-means need. Sums run in float64 in row order.
+
+    Source: van den Oord et al. 2017; EMA form: Razavi et al., "Generating Diverse High-Fidelity Images with VQ-VAE-2".
+    """
+    vectors, pack, code = _resolve(x, bank, metric, "l2")
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise TypeError(f"mask must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
+        if mask.shape != x.shape[:-1]:
+            raise ValueError(f"mask must have x's shape less the last dimension {tuple(x.shape[:-1])}, got {tuple(mask.shape)}")
+    return QuantizeTrain(*_quantize_train(x, vectors, pack, code, mask))
 
 
 def lookup(

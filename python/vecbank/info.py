@@ -47,6 +47,8 @@ def render(facts: dict[str, Any]) -> str:
     isas = ", ".join(f"{name} (in use)" if name == facts["isa"] else name for name in facts["available_isas"])
     override = facts["isa_override"]
     chosen = f"VECBANK_ISA={override}" if override else "VECBANK_ISA not set"
+    if override and override not in facts["available_isas"]:
+        chosen += " ignored, not available here"
     rows = [
         ("python", f"{facts['python']}, {facts['system']}"),
         ("torch", f"{facts['torch']}, numpy {facts['numpy'] or 'not installed'}"),

@@ -1,13 +1,13 @@
 """The contract, written out in plain torch and float64: slow, readable, and what the tests compare with.
 
-Same names and meanings as :mod:`vecbank`, on tensors only. ``topk``, ``nearest``, ``quantize``, ``lookup`` and
-``segment_sum`` follow the contract's order of operations, so a compiled kernel has to return the same bits:
+Same names and meanings as :mod:`vecbank`, on tensors only. ``topk``, ``nearest``, ``quantize``, ``lookup``
+and ``segment_sum`` follow the contract's order of operations; a compiled kernel has to return the same bits:
 
-* every sum over the ``d`` features is kept in eight lanes: feature ``i`` goes to lane ``i % 8``, each lane is added
-  up in ascending order from zero, and the lanes are joined as ``((0+1)+(2+3)) + ((4+5)+(6+7))``;
+* every sum over the ``d`` features is kept in eight lanes: feature ``i`` goes to lane ``i % 8``, each lane is
+  added up in ascending order from zero, and the lanes are joined as ``((0+1)+(2+3)) + ((4+5)+(6+7))``;
 * a product is rounded before it is added (no fused multiply-add, hence no matmul, einsum or ``sum`` here);
-* ranking is by the float64 score (``l2`` by its square), equal scores go to the lower index, a NaN score is never
-  chosen, and only the value that is returned is rounded, once.
+* ranking is by the float64 score (``l2`` by its square), equal scores go to the lower index, a NaN score is
+  never chosen, and only the value that is returned is rounded, once.
 
 ``project`` here is the same score matrix; the library's own is held to a tolerance around it.
 """
@@ -68,7 +68,7 @@ def nearest(x: Tensor, bank: Tensor, metric: str = "l2") -> Nearest:
 
 
 def quantize(x: Tensor, bank: Tensor, metric: str = "l2") -> Quantized:
-    """The best row itself, and its index. Without a valid row: NaN and -1. (No straight-through gradient here.)"""
+    """The best row itself, and its index; NaN and -1 without a valid row. (No straight-through gradient.)"""
     codes = nearest(x, bank, metric).indices
     rows = lookup(codes, bank.detach())
     return Quantized(rows.masked_fill((codes < 0).unsqueeze(-1), float("nan")), codes)
@@ -91,7 +91,7 @@ def lookup(codes: Tensor, bank: Tensor, weights: Tensor | None = None, *, reduce
     if m == 0:
         rows = torch.zeros(*codes.shape, d, dtype=torch.float64, device=codes.device)
     else:
-        rows = bank.reshape(-1, d).to(torch.float64)[slots]
+        rows = bank.flatten(0, -2).to(torch.float64)[slots]
     if weights is not None:
         rows = rows * weights.to(torch.float64).unsqueeze(-1)
     # A left-out row is zero whatever its slot or its weight holds.
@@ -107,15 +107,20 @@ def lookup(codes: Tensor, bank: Tensor, weights: Tensor | None = None, *, reduce
 
 
 def segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None = None) -> Tensor:
-    """``out[c]`` = sum of the rows of ``x`` whose code is ``c``, added in order of position; code -1 is left out."""
+    """``out[c]`` = sum of the rows of ``x`` whose code is ``c``, in order of position; code -1 is left out.
+
+    Codes ``(..., k)`` beside ``x`` ``(..., d)`` add every row to ``k`` sums.
+    """
     _check_codes(codes, num_codes)
+    if codes.dim() == x.dim():
+        x = x.unsqueeze(-2).expand(*codes.shape, x.shape[-1])
     d = x.shape[-1]
     codes = codes.reshape(-1)
     rows = x.reshape(codes.numel(), d).to(torch.float64)
     if weights is not None:
         rows = rows * weights.reshape(-1, 1).to(torch.float64)
     rows, codes = rows[codes >= 0], codes[codes >= 0]
-    # The r-th row of every code is added in round r: ascending within each code, and no code twice in a round.
+    # The r-th row of every code is added in round r: ascending within a code, and no code twice in a round.
     order = torch.sort(codes, stable=True).indices
     counts = torch.bincount(codes, minlength=num_codes)
     starts = counts.cumsum(0) - counts
@@ -178,12 +183,12 @@ def _scores(x: Tensor, bank: Tensor, metric: str) -> Tensor:
     if metric not in SIMILARITIES + DISTANCES:
         raise ValueError(f"unknown metric {metric!r}")
     batched = bank.dim() == 3
-    d, m = x.shape[-1], bank.shape[-2]
-    # Features first, so that a step over features works on whole score tiles: (d, B, N, 1) against (d, B, 1, M).
-    queries = (x if batched else x.reshape(1, -1, d)).to(torch.float64).movedim(-1, 0).unsqueeze(-1)
-    rows = (
-        (bank if batched else bank.unsqueeze(0)).to(torch.float64).movedim(-1, 0).unsqueeze(-2).contiguous()
-    )
+    m = bank.shape[-2]
+    # Features first, so that a step over them works on whole score tiles: (d, B, N, 1) against (d, B, 1, M).
+    queries = x if batched else x.reshape(1, x.shape[:-1].numel(), x.shape[-1])
+    rows = bank if batched else bank.unsqueeze(0)
+    queries = queries.to(torch.float64).movedim(-1, 0).unsqueeze(-1)
+    rows = rows.to(torch.float64).movedim(-1, 0).unsqueeze(-2).contiguous()
     n = queries.shape[2]
     step = max(1, _BLOCK // max(1, _LANES * rows.shape[1] * m))
     tiles = [_tile(queries[:, :, i : i + step], rows, metric) for i in range(0, n, step)]
@@ -211,7 +216,7 @@ def _best(ranks: Tensor, k: int, metric: str, mask: Tensor | None) -> tuple[Tens
     key = (-ranks if metric in SIMILARITIES else ranks).detach()
     if mask is not None:
         key = key.masked_fill(~mask.expand(ranks.shape), float("nan"))
-    # A stable sort leaves equal scores in order of index, and puts NaN (so, what may not be chosen) after +inf.
+    # A stable sort leaves equal scores in order of index, and puts NaN (what may not be chosen) after +inf.
     indices = torch.sort(key, dim=-1, stable=True).indices[..., :k]
     missing = key.gather(-1, indices).isnan()
     return ranks.gather(-1, indices).masked_fill(missing, worst), indices.masked_fill(missing, -1)

@@ -1,0 +1,57 @@
+// The CUDA backend as its callers see it: plain pointers to device memory, a stream, a workspace; an error message or
+// null back. No CUDA header is needed to include this. Nothing here synchronises with the device, except where said.
+#pragma once
+
+#include "../core/lookup.h"
+#include "../core/problem.h"
+
+namespace vecbank::cuda {
+
+using Error = const char*;  // null: fine
+
+enum class Path : int32_t { simt = 0, mma = 1 };  // which screen; simt until another has proved itself on a GPU
+
+// What a kernel leaves behind for the host to read when it likes. One per device.
+struct State {
+  unsigned long long queries, refined, repeated;  // as in core/problem.h
+  unsigned int bad_codes;                         // sticky: some code was out of range, or a pack was not one
+};
+
+struct Device {
+  void* stream = nullptr;  // cudaStream_t
+  int processors = 1;      // multiprocessors, for filling the machine
+  int capability = 80;     // 10 * major + minor
+  Path path = Path::simt;
+  State* state = nullptr;  // device memory, see current_device()
+  void* workspace = nullptr;
+  int64_t workspace_bytes = 0;
+};
+
+constexpr int64_t kMostWorkspace = int64_t{64} << 20;
+
+// Facts of the current device and its State; workspace is left to the caller.
+Error current_device(Device* device);
+// These two wait for the device.
+Error read_state(int64_t (&counters)[4]);  // queries, refined, repeated, bad_codes
+Error clear_state(bool counters, bool flag);
+
+// Workspace an operation wants, in bytes.
+int64_t search_workspace(const SearchProblem& problem, const Device& device);
+int64_t project_workspace(const ProjectProblem& problem, const Device& device);
+int64_t pack_workspace();
+int64_t segment_sum_workspace(int64_t codes, int64_t segments);
+int64_t pair_workspace(int64_t pairs, int64_t segments);
+
+int64_t pack_bytes(int64_t rows, int64_t width, Metric metric);  // the layout of core/pack.h
+Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device);
+
+// `problem.pack` is in device memory and is checked there: a pack of something else raises the sticky flag, and every
+// query is answered by refinement alone.
+Error search(const SearchProblem& problem, const Device& device);
+Error project(const ProjectProblem& problem, const Device& device);
+Error lookup(const LookupProblem& problem, const Device& device);
+Error lookup_dot(const LookupDotProblem& problem, const Device& device);
+Error segment_sum(const SegmentSumProblem& problem, const Device& device);
+Error pair_gradients(const PairProblem& problem, const Device& device);
+
+}  // namespace vecbank::cuda

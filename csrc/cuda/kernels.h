@@ -1,0 +1,121 @@
+// The launchers that drivers (search.cu, project.cu) string together. Each starts one or a few kernels.
+#pragma once
+
+#include "launch.h"
+#include "plan.h"
+
+namespace vecbank::cuda {
+
+// ---- pack.cu -------------------------------------------------------------------------------------------------------
+
+PackHeader pack_header(int64_t rows, int64_t width, Metric metric, DType dtype, int64_t element);
+
+// Chooses centre and scale from a sample of the whole bank; writes `header` (device memory, host_header's constants).
+Error choose_frame(const Rows& bank, const PackHeader& host_header, PackHeader* header, double* centre,
+                   double* sample_scale, const Device& device);
+
+struct BankPanels {
+  Rows bank;
+  Metric metric;
+  PackHeader* header;      // frame in, count of special columns out
+  const double* centre;
+  double* norms = nullptr;  // [bank rows] for cosine; null: not wanted
+  void* panels;             // of T, [count][width + 3][16]
+  Schedule schedule;        // which panel lies in which slot
+  int64_t first_slot = 0, count = 0;
+};
+template <class T>
+Error pack_panels(const BankPanels& args, const Device& device);
+
+struct QueryPanels {
+  Rows queries;
+  Metric metric;
+  bool exact = true;
+  PackHeader* header;     // the bank's frame
+  const double* centre;
+  PackHeader expected;    // what a caller's pack must say about itself
+  State* state;
+  void* panels;           // of T, [ceil(rows / 16)][width + 1][16]; the last line multiplies the bank's bound line
+  // A screen wants these:
+  float* norms = nullptr;
+  double* slacks = nullptr;
+  float* thresholds = nullptr;
+  int32_t* counts = nullptr;
+  // A dense product wants these: value = score * scale + term; odd rows are scored in float64 one by one.
+  void *scale = nullptr, *term = nullptr;  // of T
+  unsigned char* odd = nullptr;
+};
+template <class T>
+Error pack_queries(const QueryPanels& args, const Device& device);
+
+// ---- screen.cu, screen_mma.cu --------------------------------------------------------------------------------------
+
+struct Screen {
+  const float* queries;  // panels
+  int64_t rows, width;
+  const float* panels;   // of the bank
+  int64_t first_slot;    // slot of the first panel; -1: the panels lie in their natural order
+  Schedule schedule;
+  int64_t begin, end;    // slots to screen
+  int64_t columns;       // of the bank
+  Metric metric;
+  bool exact;
+  Mask mask;             // rows counted from this chunk's first
+  const float* norms;
+  const double* slacks;
+  double start_per_r2;
+  bool raise;            // k = 1: thresholds rise while the screen runs
+  float* thresholds;
+  int32_t* counts;
+  Candidate* candidates;
+  int32_t capacity;
+  int64_t tiles_per_block;
+};
+Error screen_simt(const Screen& args, const Device& device);
+Error screen_mma(const Screen& args, const Device& device);
+
+struct Compact {
+  int64_t rows, k;
+  float* thresholds;
+  int32_t* counts;
+  Candidate* candidates;
+  int32_t capacity;
+};
+// Raises each row's threshold to the k-th best lower bound it holds, and drops what cannot reach it.
+Error compact(const Compact& args, const Device& device);
+
+// ---- refine.cu -----------------------------------------------------------------------------------------------------
+
+struct Result {  // of a chunk: row 0 is its first query
+  Rows queries, bank;
+  Metric metric;
+  int64_t k;
+  Mask mask;
+  void* values;
+  DType values_dtype;
+  int64_t* indices;
+  void* gathered;
+  State* state;
+};
+
+struct Refine {
+  Result result;
+  const float* thresholds;
+  const int32_t* counts;
+  const Candidate* candidates;
+  int32_t capacity;
+  int32_t *left_count, *left;  // rows that must be refined against everything
+};
+Error refine(const Refine& args, const Device& device);
+
+struct RefineAll {
+  Result result;
+  const int32_t* left_count = nullptr;  // null: every row
+  const int32_t* left = nullptr;
+  int64_t splits = 1, list = 512;
+  Entry* partial = nullptr;  // [row][split][k]; only with splits
+  int64_t* partial_counts = nullptr;
+};
+Error refine_all(const RefineAll& args, const Device& device);
+
+}  // namespace vecbank::cuda

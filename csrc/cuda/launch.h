@@ -1,0 +1,47 @@
+// How a kernel is started, and the few words that CUDA C++ spells differently from a test's block emulator
+// (tests/cpp/cuda_emulator.h compiles these same files for the host and runs every block there).
+#pragma once
+
+#include "api.h"
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+
+namespace vecbank::cuda {
+
+// Every kernel takes one struct by value.
+template <class Args>
+Error launch(void (*kernel)(Args), dim3 grid, int threads, int64_t shared_bytes, const Device& device, const Args& args) {
+  if (grid.x == 0 || grid.y == 0) return nullptr;
+  if (shared_bytes > (48 << 10)) {
+    const cudaError_t raised =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (raised != cudaSuccess) return cudaGetErrorString(raised);
+  }
+  kernel<<<grid, threads, static_cast<size_t>(shared_bytes), static_cast<cudaStream_t>(device.stream)>>>(args);
+  const cudaError_t launched = cudaGetLastError();
+  return launched == cudaSuccess ? nullptr : cudaGetErrorString(launched);
+}
+
+// The block's dynamic shared memory.
+__device__ __forceinline__ char* shared_memory() {
+  extern __shared__ __align__(128) char vecbank_shared[];
+  return vecbank_shared;
+}
+
+}  // namespace vecbank::cuda
+#endif
+
+#define VB_TRY(call)                                    \
+  do {                                                  \
+    if (const Error vb_error = (call)) return vb_error; \
+  } while (0)
+
+namespace vecbank::cuda {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int64_t kMostBlocks = 1 << 20;  // kernels walk further work in strides of the grid
+
+inline dim3 grid_for(int64_t blocks) { return dim3(static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks)); }
+
+}  // namespace vecbank::cuda

@@ -1,0 +1,106 @@
+// Exact float64 scores: the contract's order of summation, for host and device. Lane i mod 8, each lane ascending, then
+// a tree; multiply, then add, never fused. On the device eight neighbouring threads are the eight lanes.
+#pragma once
+
+#include <cmath>
+
+#include "../core/half.h"
+
+namespace vecbank::cuda {
+
+VB_INLINE double mul_rn(double a, double b) {
+#if defined(__CUDA_ARCH__)
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+VB_INLINE double add_rn(double a, double b) {
+#if defined(__CUDA_ARCH__)
+  return __dadd_rn(a, b);
+#else
+  return a + b;
+#endif
+}
+
+constexpr int kLanes = 8;
+
+template <class X, class B>
+VB_INLINE double lane_sum(const X* x, int64_t x_step, const B* b, int64_t b_step, int64_t width, int lane, bool distance) {
+  double sum = 0.0;
+  for (int64_t i = lane; i < width; i += kLanes) {
+    const double p = widened(x[i * x_step]), q = widened(b[i * b_step]);
+    const double gap = add_rn(p, -q);
+    sum = add_rn(sum, distance ? mul_rn(gap, gap) : mul_rn(p, q));
+  }
+  return sum;
+}
+
+VB_INLINE double tree_sum(const double (&lane)[kLanes]) {
+  return add_rn(add_rn(add_rn(lane[0], lane[1]), add_rn(lane[2], lane[3])),
+                add_rn(add_rn(lane[4], lane[5]), add_rn(lane[6], lane[7])));
+}
+
+VB_INLINE double floored(double norm) { return norm < kNormFloor ? kNormFloor : norm; }  // NaN stays
+
+VB_INLINE const char* row_of(const Rows& rows, int64_t i) {
+  return static_cast<const char*>(rows.data) + i * rows.row_stride * static_cast<int64_t>(size_of(rows.dtype));
+}
+
+// The pairs of element types that meet: the same on both sides, or a 16-bit query with a float32 bank.
+template <class F>
+VB_INLINE double with_pair(DType x, DType b, F&& f) {
+  if (x == b) return with_dtype(x, [&](auto t) { return f(t, t); });
+  const float* wide = nullptr;
+  return x == DType::bf16 ? f(static_cast<const Brain16*>(nullptr), wide) : f(static_cast<const Half16*>(nullptr), wide);
+}
+
+VB_INLINE double pair_lane(const Rows& x, int64_t i, const Rows& b, int64_t j, int lane, bool distance) {
+  const char *xs = row_of(x, i), *bs = row_of(b, j);
+  return with_pair(x.dtype, b.dtype, [&](auto tx, auto tb) {
+    return lane_sum(reinterpret_cast<decltype(tx)>(xs), x.col_stride, reinterpret_cast<decltype(tb)>(bs), b.col_stride,
+                    x.width, lane, distance);
+  });
+}
+VB_INLINE double self_lane(const Rows& x, int64_t i, int lane) { return pair_lane(x, i, x, i, lane, false); }
+
+// Larger is better, whatever the metric. `raw` is the sum over terms, the norms are floored already.
+VB_INLINE double key_of(Metric metric, double raw, double query_norm, double bank_norm) {
+  if (is_distance(metric)) return -raw;
+  return metric == Metric::cosine ? raw / mul_rn(query_norm, bank_norm) : raw;
+}
+VB_INLINE double value_of_key(Metric metric, double key) {
+  if (!is_distance(metric)) return key;
+  return metric == Metric::l2 ? sqrt(-key) : -key;
+}
+
+// One thread does all lanes: for the rare score that a tile cannot carry.
+VB_INLINE double serial_sum(const Rows& x, int64_t i, const Rows& b, int64_t j, bool distance) {
+  double lane[kLanes];
+  for (int l = 0; l < kLanes; ++l) lane[l] = pair_lane(x, i, b, j, l, distance);
+  return tree_sum(lane);
+}
+VB_INLINE double serial_key(const Rows& x, int64_t i, const Rows& b, int64_t j, Metric metric) {
+  const double raw = serial_sum(x, i, b, j, is_distance(metric));
+  if (metric != Metric::cosine) return key_of(metric, raw, 1.0, 1.0);
+  return key_of(metric, raw, floored(sqrt(serial_sum(x, i, x, i, false))), floored(sqrt(serial_sum(b, j, b, j, false))));
+}
+
+// A refined row. Order: larger key first, then lower index.
+struct Entry {
+  double key;
+  int64_t index;
+};
+VB_INLINE bool precedes(const Entry& a, const Entry& b) {
+  return a.key > b.key || (a.key == b.key && a.index < b.index);
+}
+VB_INLINE Entry last_entry() { return {-HUGE_VAL, INT64_MAX}; }   // after every real one; pads sorts
+VB_INLINE Entry first_entry() { return {HUGE_VAL, -1}; }          // before every real one
+
+VB_INLINE int64_t power_of_two_from(int64_t n) {
+  int64_t p = 1;
+  while (p < n) p *= 2;
+  return p;
+}
+
+}  // namespace vecbank::cuda

@@ -1,0 +1,351 @@
+// Preparing a bank and its queries on the device: the layout and the map of core/pack.h and cpu/queries.h.
+#include "panels.cuh"
+
+namespace vecbank::cuda {
+
+PackHeader pack_header(int64_t rows, int64_t width, Metric metric, DType dtype, int64_t element) {
+  PackHeader h{};
+  h.magic = kPackMagic;
+  h.rows = rows;
+  h.width = width;
+  h.metric = static_cast<int32_t>(metric);
+  h.dtype = static_cast<int32_t>(dtype);
+  h.screenable = width <= kMaxScreenWidth;
+  h.centre_at = round_up_to(sizeof(PackHeader), 64);
+  h.norms_at = h.centre_at + round_up_to(width * 8, 64);
+  h.panels_at = h.norms_at + (metric == Metric::cosine ? round_up_to(rows * 8, 64) : 0);
+  h.bytes = h.panels_at + ceil_div(rows, kPanel) * (width + 3) * kPanel * element;
+  return h;
+}
+
+namespace {
+
+constexpr int kSample = 255;
+
+// ---- The frame -------------------------------------------------------------------------------------------------------
+
+struct FrameArgs {
+  Rows bank;
+  PackHeader host_header;
+  PackHeader* header;
+  double *centre, *sample_scale;
+  int64_t samples;
+};
+
+VB_INLINE int64_t sample_row(const FrameArgs& a, int64_t s) {
+  return a.samples == 1 ? 0 : s * (a.bank.count - 1) / (a.samples - 1);
+}
+
+// One thread writes the header; eight threads each find the norm of a sampled row.
+__global__ void __launch_bounds__(kThreads) frame_begin(const FrameArgs a) {
+  if (threadIdx.x == 0) *a.header = a.host_header;
+  const bool cosine = static_cast<Metric>(a.host_header.metric) == Metric::cosine;
+  for (int64_t base = 0; base < a.samples; base += kThreads / kLanes) {
+    const int64_t s = base + threadIdx.x / kLanes;
+    const double norm = norm_of(a.bank, s < a.samples ? sample_row(a, s) : 0, cosine && s < a.samples);
+    if (threadIdx.x % kLanes == 0 && s < a.samples) a.sample_scale[s] = cosine ? 1.0 / norm : 1.0;
+  }
+}
+
+// The lower median of the finite values among values[0..count), by counting ranks; 0 where none is finite. Every thread
+// of the block calls it, thread s owning values[s]; the result is left in *middle.
+__device__ int block_median(const double* values, int count, double* middle) {
+  const int s = threadIdx.x;
+  const bool finite = s < count && isfinite(values[s]);
+  const int finites = __syncthreads_count(finite);
+  if (s == 0) *middle = 0.0;
+  __syncthreads();
+  if (finite) {
+    int rank = 0;
+    for (int j = 0; j < count; ++j)
+      rank += isfinite(values[j]) && (values[j] < values[s] || (values[j] == values[s] && j < s));
+    if (rank == (finites - 1) / 2) *middle = values[s];
+  }
+  __syncthreads();
+  return finites;
+}
+
+// A block per coordinate: the median of the sample's values there.
+__global__ void __launch_bounds__(kThreads) frame_centre(const FrameArgs a) {
+  double* values = reinterpret_cast<double*>(shared_memory());  // kThreads, and the median
+  for (int64_t k = blockIdx.x; k < a.bank.width; k += gridDim.x) {
+    const int s = threadIdx.x;
+    values[s] = 0.0;
+    if (s < a.samples)
+      with_dtype(a.bank.dtype, [&](auto type) {
+        const auto* row = reinterpret_cast<decltype(type)>(row_of(a.bank, sample_row(a, s)));
+        values[s] = mul_rn(widened(row[k * a.bank.col_stride]), a.sample_scale[s]);
+      });
+    __syncthreads();
+    block_median(values, static_cast<int>(a.samples), values + kThreads);
+    if (s == 0) {
+      const double middle = values[kThreads];
+      a.centre[k] = a.bank.dtype == DType::f64 ? middle : static_cast<double>(static_cast<float>(middle));
+    }
+    __syncthreads();
+  }
+}
+
+// The typical norm of the sample; thread 0's answer counts. `norms` holds kThreads + 1.
+__device__ double middle_norm(const double* squares, const FrameArgs& a, double* norms) {
+  const int s = threadIdx.x, count = static_cast<int>(a.samples);
+  norms[s] = s < count ? sqrt(squares[s]) : 0.0;
+  __syncthreads();
+  const int finites = block_median(norms, count, norms + kThreads);
+  double middle = norms[kThreads];
+  if (s == 0 && !(middle > 0.0) && finites > 0)
+    for (int j = 0; j < count; ++j)
+      if (isfinite(norms[j]) && norms[j] > middle) middle = norms[j];
+  __syncthreads();
+  return middle;
+}
+
+// One block: is the centre worth it, and which power of two brings the typical norm to about 1?
+__global__ void __launch_bounds__(kThreads) frame_finish(const FrameArgs a) {
+  double* plain = reinterpret_cast<double*>(shared_memory());
+  double *shifted = plain + kThreads, *norms = shifted + kThreads;  // kThreads + 1
+  int* centred = reinterpret_cast<int*>(norms + kThreads + 1);
+  plain[threadIdx.x] = shifted[threadIdx.x] = 0.0;
+  __syncthreads();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  for (int64_t s = warp; s < a.samples; s += kThreads / 32) {
+    double p = 0.0, q = 0.0;
+    with_dtype(a.bank.dtype, [&](auto type) {
+      const auto* row = reinterpret_cast<decltype(type)>(row_of(a.bank, sample_row(a, s)));
+      for (int64_t k = lane; k < a.bank.width; k += 32) {
+        const double v = mul_rn(widened(row[k * a.bank.col_stride]), a.sample_scale[s]), w = add_rn(v, -a.centre[k]);
+        p = add_rn(p, mul_rn(v, v));
+        q = add_rn(q, mul_rn(w, w));
+      }
+    });
+    for (int step = 16; step > 0; step /= 2) {
+      p = add_rn(p, __shfl_xor_sync(kAllLanes, p, step));
+      q = add_rn(q, __shfl_xor_sync(kAllLanes, q, step));
+    }
+    if (lane == 0) plain[s] = p, shifted[s] = q;
+  }
+  __syncthreads();
+  const double far = middle_norm(plain, a, norms), near = middle_norm(shifted, a, norms);
+  if (threadIdx.x == 0) {
+    *centred = near < 0.5 * far;
+    const double norm = *centred ? near : far;
+    int exponent = norm > 0.0 ? -ilogb(norm) : 0;
+    exponent = exponent < -960 ? -960 : exponent > 960 ? 960 : exponent;
+    a.header->exponent = exponent;
+    a.header->centred = *centred;
+  }
+  __syncthreads();
+  if (!*centred)
+    for (int64_t k = threadIdx.x; k < a.bank.width; k += kThreads) a.centre[k] = 0.0;
+}
+
+// ---- Bank panels -----------------------------------------------------------------------------------------------------
+
+VB_INLINE double least(double a, double b) { return a < b ? a : b; }
+
+template <class T>
+struct PanelShared {
+  T turn[16 * 17];
+  double norms[16], squares[16], originals[16];
+  bool special[16];
+};
+
+// A block per panel.
+template <class T>
+__global__ void __launch_bounds__(kPanelThreads) write_bank_panels(const BankPanels a) {
+  PanelShared<T>& shared = *reinterpret_cast<PanelShared<T>*>(shared_memory());
+  const int64_t d = a.bank.width;
+  const double post = ldexp(1.0, a.header->exponent);
+  const double* centre = a.header->centred ? a.centre : nullptr;
+  const bool distance = is_distance(a.metric), cosine = a.metric == Metric::cosine;
+  const T inf = static_cast<T>(HUGE_VAL);
+  for (int64_t slot = blockIdx.x; slot < a.count; slot += gridDim.x) {
+    const int64_t column = a.schedule.panel(a.first_slot + slot) * kPanel;
+    T* lines = static_cast<T*>(a.panels) + slot * (d + 3) * kPanel;
+
+    if (cosine) {  // eight threads a row; the upper half of the block repeats the lower half's rows
+      const int r = threadIdx.x / kLanes % kPanel;
+      const double norm = norm_of(a.bank, column + r, column + r < a.bank.count);
+      if (threadIdx.x % kLanes == 0 && threadIdx.x < kPanel * kLanes) {
+        shared.norms[r] = norm;
+        if (a.norms != nullptr && column + r < a.bank.count) a.norms[column + r] = norm;
+      }
+    }
+    __syncthreads();
+
+    const int row = threadIdx.x / 16;
+    const bool valid = column + row < a.bank.count;
+    Map map{1.0, centre, post};
+    if (cosine) map.pre = 1.0 / shared.norms[row];
+    const double squares = squares_of(a.bank, column + row, valid, map);
+    double original = squares;
+    if (centre != nullptr && !cosine) original = squares_of(a.bank, column + row, valid, {1.0, nullptr, post});
+    if (threadIdx.x % 16 == 0) shared.squares[row] = squares, shared.originals[row] = original;
+    __syncthreads();
+
+    if (threadIdx.x < kPanel) {  // one thread per column: what is not a coordinate
+      const int c = threadIdx.x;
+      T start = 0, bound = 0, upper = -inf;
+      bool special = false;
+      if (column + c < a.bank.count) {
+        const double packed = sqrt(shared.squares[c]) * (1.0 + 0x1p-20);
+        const double whole = cosine ? post : sqrt(shared.originals[c]) * (1.0 + 0x1p-20);
+        special = !(packed <= least(kMaxBankNorm, kMaxNorm * post)) ||
+                  !(cosine ? shared.norms[c] <= kMaxNorm : whole <= kMaxNorm * least(post, 1.0));
+        if (special) {
+          upper = inf;
+        } else {
+          bound = bank_bound(a.metric, d, packed, whole);
+          const double half = distance ? -0.5 * shared.squares[c] : 0.0;
+          start = static_cast<T>(half);
+          upper = distance ? round_up(half + start_bound(d, shared.squares[c])) : 0;
+        }
+      }
+      shared.special[c] = special;
+      lines[c] = start;
+      lines[(d + 1) * kPanel + c] = bound;
+      lines[(d + 2) * kPanel + c] = upper;
+      if (special) atomicAdd(reinterpret_cast<unsigned long long*>(&a.header->special), 1ull);
+    }
+    __syncthreads();
+    write_lines<T>(a.bank, column + row, valid && !shared.special[row], map, lines + kPanel, shared.turn);
+    __syncthreads();
+  }
+}
+
+// ---- Query panels ----------------------------------------------------------------------------------------------------
+
+// A pack that the caller handed in is believed only if it says what it must.
+__device__ bool trusted(const QueryPanels& a) {
+  const PackHeader &h = *a.header, &e = a.expected;
+  const Metric metric = static_cast<Metric>(h.metric), wanted = static_cast<Metric>(e.metric);
+  const bool kin = metric == wanted || (is_distance(metric) && is_distance(wanted));  // l2 and sqeuclidean share a pack
+  return h.magic == e.magic && h.rows == e.rows && h.width == e.width && kin && h.dtype == e.dtype &&
+         h.panels_at == e.panels_at && h.bytes == e.bytes && h.exponent >= -960 && h.exponent <= 960;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryPanels a) {
+  PanelShared<T>& shared = *reinterpret_cast<PanelShared<T>*>(shared_memory());
+  const int64_t d = a.queries.width, panels = (a.queries.count + kPanel - 1) / kPanel;
+  const bool good = trusted(a);
+  if (!good && blockIdx.x == 0 && threadIdx.x == 0) atomicAdd(&a.state->bad_codes, 1u);
+  const int shift = good ? a.header->exponent : 0;
+  const double* centre = good && a.header->centred ? a.centre : nullptr;
+  const bool distance = is_distance(a.metric);
+  for (int64_t p = blockIdx.x; p < panels; p += gridDim.x) {
+    const int row = threadIdx.x / 16;
+    const int64_t q = p * kPanel + row;
+    const bool valid = q < a.queries.count;
+    T* lines = static_cast<T*>(a.panels) + p * (d + 1) * kPanel;
+
+    // Distances share the bank's frame; similarities keep their own origin and, unless extreme, their own scale.
+    Map map;
+    if (distance) map = {1.0, centre, ldexp(1.0, shift)};
+    const double squares = squares_of(a.queries, q, valid, map);
+    const double norm = sqrt(squares);
+    int exponent = shift;
+    if (!distance) {
+      const bool extreme = norm > 0.0 && norm <= kMaxNorm && !(norm >= 0x1p-60 && norm <= kMaxQueryNorm);
+      exponent = extreme ? -ilogb(norm) : 0;
+      map.post = ldexp(1.0, exponent);
+    }
+    const double limit = distance ? least(kMaxQueryNorm, ldexp(kMaxNorm, shift)) : kMaxNorm;
+    const bool usable = valid && good && norm <= limit;
+
+    double along_centre = 0.0;  // x . centre, which a dense similarity adds back
+    if (valid && a.scale != nullptr && !distance && centre != nullptr)
+      with_dtype(a.queries.dtype, [&](auto type) {
+        const auto* x = reinterpret_cast<decltype(type)>(row_of(a.queries, q));
+        for (int64_t k = threadIdx.x % 16; k < d; k += 16)
+          along_centre = add_rn(along_centre, mul_rn(widened(x[k * a.queries.col_stride]), centre[k]));
+      });
+    along_centre = sum_of_16(along_centre);
+
+    if (threadIdx.x % 16 == 0) {
+      float rider = 0.0f;  // multiplies the bank's bound line
+      if (valid && a.norms != nullptr) {
+        const double packed = norm * (distance ? 1.0 : map.post) * (1.0 + 0x1p-20);
+        if (usable && a.exact) rider = round_up(packed);
+        a.norms[q] = rider;
+        a.slacks[q] = usable && a.exact ? query_slack(a.metric, d, packed, exponent, shift) : 0.0;
+        a.thresholds[q] = usable ? -HUGE_VALF : HUGE_VALF;
+        a.counts[q] = usable ? 0 : kGivenUp;
+      }
+      if (valid && a.scale != nullptr) {
+        const int undo = (distance ? shift : exponent) + shift;
+        const bool odd = !usable || (sizeof(T) == 4 && (undo > 120 || undo < -120));
+        double scale = 0.0, term = 0.0;
+        if (!odd) {
+          const double unit = ldexp(1.0, -undo);
+          scale = distance ? -2.0 * unit : unit;
+          term = distance ? squares * unit : along_centre;
+          if (a.metric == Metric::cosine) {
+            const double inverse = 1.0 / floored(norm);
+            scale *= inverse;
+            term *= inverse;
+          }
+        }
+        static_cast<T*>(a.scale)[q] = static_cast<T>(scale);
+        static_cast<T*>(a.term)[q] = static_cast<T>(term);
+        a.odd[q] = odd;
+      }
+      lines[d * kPanel + row] = static_cast<T>(rider);
+    }
+    write_lines<T>(a.queries, q, usable, map, lines, shared.turn);
+  }
+}
+
+}  // namespace
+
+Error choose_frame(const Rows& bank, const PackHeader& host_header, PackHeader* header, double* centre,
+                   double* sample_scale, const Device& device) {
+  FrameArgs a{bank, host_header, header, centre, sample_scale, 0};
+  const int64_t most = std::clamp<int64_t>((1 << 18) / std::max<int64_t>(bank.width, 1), 15, kSample);
+  a.samples = bank.width == 0 ? 0 : std::min(bank.count, most);
+  const int64_t shared = (3 * kThreads + 2) * static_cast<int64_t>(sizeof(double));
+  VB_TRY(launch(frame_begin, dim3(1), kThreads, 0, device, a));
+  VB_TRY(launch(frame_centre, grid_for(bank.width), kThreads, shared, device, a));
+  return launch(frame_finish, dim3(1), kThreads, shared, device, a);
+}
+
+template <class T>
+Error pack_panels(const BankPanels& args, const Device& device) {
+  return launch(write_bank_panels<T>, grid_for(args.count), kPanelThreads, sizeof(PanelShared<T>), device, args);
+}
+template Error pack_panels<float>(const BankPanels&, const Device&);
+template Error pack_panels<double>(const BankPanels&, const Device&);
+
+template <class T>
+Error pack_queries(const QueryPanels& args, const Device& device) {
+  return launch(write_query_panels<T>, grid_for(ceil_div(args.queries.count, kPanel)), kPanelThreads,
+                sizeof(PanelShared<T>), device, args);
+}
+template Error pack_queries<float>(const QueryPanels&, const Device&);
+template Error pack_queries<double>(const QueryPanels&, const Device&);
+
+// ---- The op ----------------------------------------------------------------------------------------------------------
+
+int64_t pack_bytes(int64_t rows, int64_t width, Metric metric) {
+  return pack_header(rows, width, metric, DType::f32, 4).bytes;
+}
+int64_t pack_workspace() { return round_up_to(kThreads * static_cast<int64_t>(sizeof(double)), 256); }
+
+Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device) {
+  const PackHeader h = pack_header(bank.count, bank.width, metric, bank.dtype, 4);
+  char* base = static_cast<char*>(out);
+  BankPanels a;
+  a.bank = bank;
+  a.metric = metric;
+  a.header = reinterpret_cast<PackHeader*>(base);
+  double* centre = reinterpret_cast<double*>(base + h.centre_at);
+  a.centre = centre;
+  a.norms = metric == Metric::cosine ? reinterpret_cast<double*>(base + h.norms_at) : nullptr;
+  a.panels = base + h.panels_at;
+  a.schedule.panels = std::max<int64_t>(1, ceil_div(bank.count, kPanel));  // natural order
+  a.count = ceil_div(bank.count, kPanel);
+  VB_TRY(choose_frame(bank, h, a.header, centre, static_cast<double*>(device.workspace), device));
+  return pack_panels<float>(a, device);
+}
+
+}  // namespace vecbank::cuda

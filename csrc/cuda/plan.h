@@ -1,0 +1,130 @@
+// Everything the host decides before it launches: tile shapes, the order in which a bank is visited, chunk sizes,
+// workspace. Plain functions of the problem, tested on the host.
+#pragma once
+
+#include <algorithm>
+
+#include "../core/bounds.h"
+#include "../core/parallel.h"
+#include "api.h"
+#include "order.h"
+
+namespace vecbank::cuda {
+
+constexpr int kTile = 128;                     // query rows and bank columns of a float32 tile
+constexpr int kTilePanels = kTile / kPanel;
+constexpr int kThreads = 256;                  // of a tile's block
+constexpr int64_t kMostScreened = 1024;        // larger k is refined outright
+constexpr int64_t kMostSorted = 4096;          // entries that a block sorts in shared memory: 64 KiB
+constexpr int64_t kWidestScreen = 1 << 14;     // a panel of 16 rows is then 1 MiB
+constexpr int64_t kMostColumns = int64_t{1} << 32;  // candidates name their column in 32 bits
+
+// Shares of the workspace, together below 64 MiB (a test adds them up).
+constexpr int64_t kCandidateShare = int64_t{24} << 20;
+constexpr int64_t kPieceShare = int64_t{16} << 20;   // packed bank in flight, unless the bank came packed
+constexpr int64_t kQueryShare = int64_t{8} << 20;
+constexpr int64_t kPartialShare = int64_t{8} << 20;  // best rows of the parts of a split bank
+constexpr int64_t kMostRows = 1 << 16;               // query rows of a chunk
+
+struct Candidate {  // a screened row: its refined score lies in [lower, upper], in screen units
+  float upper, lower;
+  uint32_t column;
+};
+
+constexpr int32_t kGivenUp = 1 << 30;  // a count that says: refine this row against everything
+
+// How far the float64 score can lie below an upper bound; shared by screens and tests. `r`: the panel's bound line.
+VB_INLINE float lower_bound(float upper, float norm, double r, double start_per_r2, double slack) {
+  if (!(upper < HUGE_VALF)) return -HUGE_VALF;  // a special column promises nothing
+  const double gap = static_cast<double>(norm) * r + start_per_r2 * r * r + slack;
+  return round_down(static_cast<double>(upper) - 2.0 * gap);
+}
+
+// Panels are visited in a scattered order: a bank sorted by score would otherwise beat its own threshold with every
+// row. Slot s holds panel s * step mod panels; step is prime to panels, near the golden ratio of it.
+struct Schedule {
+  int64_t panels = 0, step = 1;
+  VB_SHARED int64_t panel(int64_t slot) const { return static_cast<int64_t>(static_cast<uint64_t>(slot) * step % panels); }
+};
+inline int64_t common_divisor(int64_t a, int64_t b) { return b == 0 ? a : common_divisor(b, a % b); }
+inline Schedule make_schedule(int64_t rows) {
+  Schedule s;
+  s.panels = ceil_div(rows, kPanel);
+  s.step = std::max<int64_t>(1, static_cast<int64_t>(0.618033988749895 * static_cast<double>(s.panels)));
+  while (s.panels > 0 && common_divisor(s.step, s.panels) != 1) ++s.step;
+  return s;
+}
+
+struct SearchPlan {
+  bool direct = false;       // no screen: k is large, or float32 panels make no sense
+  int64_t capacity = 0;      // candidates per row
+  int64_t growth = 0;        // a range of columns is at most this many times what was seen before it
+  int64_t rows = 0;          // query rows per chunk
+  int64_t piece_panels = 0;  // bank panels packed at a time
+  int64_t splits = 1;        // parts of the bank, for rows refined against everything
+  int64_t list = 0;          // entries a block sorts when it refines against everything: twice what it keeps
+  Schedule schedule;
+};
+
+// k = 1 raises its threshold with every tile and keeps few; larger k starts from everything it sees and compacts.
+inline int64_t candidate_capacity(int64_t k) {
+  return k == 1 ? 64 : std::min(kMostSorted, std::max<int64_t>(256, power_of_two_from(8 * k)));
+}
+
+inline SearchPlan plan_search(const SearchProblem& p, int processors) {
+  SearchPlan plan;
+  const int64_t n = p.queries.count, m = p.bank.count, d = p.bank.width;
+  plan.direct = p.k > kMostScreened || (p.k > 1 && p.k * 8 >= m) || d > kWidestScreen || m >= kMostColumns;
+  plan.schedule = make_schedule(m);
+  plan.capacity = plan.direct ? 0 : candidate_capacity(p.k);
+  plan.growth = p.k == 1 ? 0 : std::clamp<int64_t>((plan.capacity - 2 * p.k) / (2 * p.k), 1, 8);
+  int64_t most = kMostRows;
+  if (!plan.direct) {
+    most = std::min({most, kCandidateShare / (plan.capacity * static_cast<int64_t>(sizeof(Candidate))),
+                     kQueryShare / ((d + 1) * 4)});
+    most = most >= kTile ? most / kTile * kTile : std::max<int64_t>(kPanel, most / kPanel * kPanel);
+  }
+  const int64_t unit = most >= kTile ? kTile : kPanel;
+  plan.rows = std::min(most, round_up_to(ceil_div(n, ceil_div(n, most)), unit));
+  plan.piece_panels = std::clamp<int64_t>(kPieceShare / ((d + 3) * kPanel * 4), 1, std::max<int64_t>(plan.schedule.panels, 1));
+
+  const int64_t kept = std::min(power_of_two_from(p.k), kMostSorted / 2);
+  plan.list = std::max<int64_t>(512, 2 * kept);
+  if (p.k <= kept) {  // more than one pass over the ranks cannot be split
+    const int64_t slots = std::min(plan.rows, n);
+    const int64_t wanted = ceil_div(2 * processors, slots), affordable = kPartialShare / (slots * (p.k * 16 + 8));
+    plan.splits = std::clamp<int64_t>(std::min({wanted, affordable, m / std::max<int64_t>(1024, 4 * p.k)}), 1, 1024);
+  }
+  return plan;
+}
+
+// Slots [begin, end) of the range that follows `seen` panels, inside a piece that ends at `piece_end`.
+inline int64_t range_end(const SearchPlan& plan, int64_t begin, int64_t piece_end) {
+  if (plan.growth == 0) return piece_end;
+  const int64_t first = plan.capacity / 2 / kPanel;  // everything is kept while there is no threshold
+  return std::min(piece_end, begin + std::max<int64_t>(begin == 0 ? first : kTilePanels, begin * plan.growth));
+}
+
+// How many blocks share a range, so that few query tiles still fill the machine.
+inline int64_t column_blocks(int64_t row_tiles, int64_t column_tiles, int processors) {
+  return std::clamp<int64_t>(ceil_div(4 * processors, std::max<int64_t>(row_tiles, 1)), 1, std::max<int64_t>(column_tiles, 1));
+}
+
+// Hands out pieces of the workspace; on a null base it only counts.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+  template <class T>
+  T* take(int64_t count) {
+    T* p = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
+    used_ += round_up_to(count * static_cast<int64_t>(sizeof(T)), 256);
+    return p;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+}  // namespace vecbank::cuda

@@ -1,0 +1,186 @@
+// topk, nearest, quantize: chunks of queries, pieces of the bank, ranges of columns; screen, compact, refine, repeat
+// what overflowed. Only launches: nothing waits for the device, so the whole can be captured into a CUDA graph.
+#include <cstring>
+
+#include "kernels.h"
+
+namespace vecbank::cuda {
+namespace {
+
+struct Work {  // one workspace, cut up; on a null base it only counts
+  PackHeader* header;
+  double *centre, *sample_scale;
+  float *piece, *queries, *norms, *thresholds;
+  double* slacks;
+  int32_t *counts, *left, *left_count;
+  Candidate* candidates;
+  Entry* partial;
+  int64_t* partial_counts;
+  int64_t bytes;
+};
+
+Work cut(const SearchProblem& p, const SearchPlan& plan, void* base) {
+  Arena arena(base);
+  Work w{};
+  const int64_t d = p.bank.width, n = std::min(plan.rows, round_up_to(p.queries.count, kPanel));
+  if (!plan.direct) {
+    if (p.pack == nullptr) {
+      w.header = arena.take<PackHeader>(1);
+      w.centre = arena.take<double>(d);
+      w.sample_scale = arena.take<double>(kThreads);
+      w.piece = arena.take<float>(plan.piece_panels * (d + 3) * kPanel);
+    }
+    w.queries = arena.take<float>(round_up_to(n, kPanel) * (d + 1));
+    w.norms = arena.take<float>(n);
+    w.slacks = arena.take<double>(n);
+    w.thresholds = arena.take<float>(n);
+    w.counts = arena.take<int32_t>(n);
+    w.left = arena.take<int32_t>(n);
+    w.left_count = arena.take<int32_t>(1);
+    w.candidates = arena.take<Candidate>(n * plan.capacity);
+  }
+  if (plan.splits > 1) {
+    w.partial = arena.take<Entry>(n * plan.splits * p.k);
+    w.partial_counts = arena.take<int64_t>(n * plan.splits);
+  }
+  w.bytes = arena.used();
+  return w;
+}
+
+Result result_of(const SearchProblem& p, int64_t first, int64_t count, State* state) {
+  Result r;
+  r.queries = p.queries;
+  r.queries.data = row_of(p.queries, first);
+  r.queries.count = count;
+  r.bank = p.bank;
+  r.metric = p.metric;
+  r.k = p.k;
+  r.mask = p.mask;
+  if (p.mask.data != nullptr) r.mask.data = p.mask.data + first * p.mask.row_stride;
+  r.values = p.values == nullptr ? nullptr
+                                 : static_cast<char*>(p.values) + first * p.k * static_cast<int64_t>(size_of(p.values_dtype));
+  r.values_dtype = p.values_dtype;
+  r.indices = p.indices == nullptr ? nullptr : p.indices + first * p.k;
+  r.gathered = p.gathered == nullptr ? nullptr
+                                     : static_cast<char*>(p.gathered) +
+                                           first * p.bank.width * static_cast<int64_t>(size_of(p.bank.dtype));
+  r.state = state;
+  return r;
+}
+
+Error clear(int32_t* counter, const Device& device);
+
+// One chunk of queries against the whole bank.
+Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w, int64_t first, int64_t count,
+                   const Device& device) {
+  RefineAll all;
+  all.result = result_of(p, first, count, device.state);
+  all.splits = plan.splits;
+  all.list = plan.list;
+  all.partial = w.partial;
+  all.partial_counts = w.partial_counts;
+  if (plan.direct) return refine_all(all, device);
+
+  const PackHeader host = pack_header(p.bank.count, p.bank.width, p.metric, p.bank.dtype, 4);
+  char* packed = const_cast<char*>(reinterpret_cast<const char*>(p.pack));  // read only, unless it is our own
+  PackHeader* header = packed != nullptr ? reinterpret_cast<PackHeader*>(packed) : w.header;
+  const double* centre = packed != nullptr ? reinterpret_cast<const double*>(packed + host.centre_at) : w.centre;
+
+  QueryPanels q{};
+  q.queries = all.result.queries;
+  q.metric = p.metric;
+  q.exact = p.exact;
+  q.header = header;
+  q.centre = centre;
+  q.expected = host;
+  q.state = device.state;
+  q.panels = w.queries;
+  q.norms = w.norms;
+  q.slacks = w.slacks;
+  q.thresholds = w.thresholds;
+  q.counts = w.counts;
+  VB_TRY(pack_queries<float>(q, device));
+
+  Screen s{};
+  s.queries = w.queries;
+  s.rows = count;
+  s.width = p.bank.width;
+  s.schedule = plan.schedule;
+  s.columns = p.bank.count;
+  s.metric = p.metric;
+  s.exact = p.exact;
+  s.mask = all.result.mask;
+  s.norms = w.norms;
+  s.slacks = w.slacks;
+  s.start_per_r2 = start_bound_per_r2(p.metric, p.bank.width);
+  s.raise = p.k == 1;
+  s.thresholds = w.thresholds;
+  s.counts = w.counts;
+  s.candidates = w.candidates;
+  s.capacity = static_cast<int32_t>(plan.capacity);
+  const Compact c{count, p.k, w.thresholds, w.counts, w.candidates, s.capacity};
+
+  const int64_t panels = plan.schedule.panels, piece = packed != nullptr ? panels : plan.piece_panels;
+  for (int64_t at = 0; at < panels; at += piece) {
+    const int64_t stop = std::min(panels, at + piece);
+    s.panels = packed != nullptr ? reinterpret_cast<const float*>(packed + host.panels_at) : w.piece;
+    s.first_slot = packed != nullptr ? -1 : at;
+    // A bank of one piece is packed once for all chunks of queries.
+    if (packed == nullptr && (first == 0 || piece < panels)) {
+      BankPanels b;
+      b.bank = p.bank;
+      b.metric = p.metric;
+      b.header = header;
+      b.centre = centre;
+      b.panels = w.piece;
+      b.schedule = plan.schedule;
+      b.first_slot = at;
+      b.count = stop - at;
+      VB_TRY(pack_panels<float>(b, device));
+    }
+    for (s.begin = at; s.begin < stop; s.begin = s.end) {
+      s.end = range_end(plan, s.begin, stop);
+      VB_TRY(device.path == Path::mma ? screen_mma(s, device) : screen_simt(s, device));
+      if (!s.raise) VB_TRY(compact(c, device));
+    }
+  }
+
+  VB_TRY(clear(w.left_count, device));
+  const Refine r{all.result, w.thresholds, w.counts, w.candidates, s.capacity, w.left_count, w.left};
+  VB_TRY(refine(r, device));
+  all.left_count = w.left_count;
+  all.left = w.left;
+  return refine_all(all, device);
+}
+
+struct ClearArgs {
+  int32_t* counter;
+};
+__global__ void __launch_bounds__(32) clear_kernel(const ClearArgs a) {
+  if (threadIdx.x == 0) *a.counter = 0;
+}
+Error clear(int32_t* counter, const Device& device) {  // a kernel, not cudaMemsetAsync: one way to start work
+  return launch(clear_kernel, dim3(1), 32, 0, device, ClearArgs{counter});
+}
+
+}  // namespace
+
+int64_t search_workspace(const SearchProblem& p, const Device& device) {
+  return p.queries.count == 0 ? 0 : cut(p, plan_search(p, device.processors), nullptr).bytes;
+}
+
+Error search(const SearchProblem& p, const Device& device) {
+  if (p.queries.count == 0) return nullptr;
+  const SearchPlan plan = plan_search(p, device.processors);
+  const Work w = cut(p, plan, device.workspace);
+  if (w.bytes > device.workspace_bytes) return "the workspace is smaller than search_workspace() asked for";
+  if (!plan.direct && p.pack == nullptr) {
+    const PackHeader host = pack_header(p.bank.count, p.bank.width, p.metric, p.bank.dtype, 4);
+    VB_TRY(choose_frame(p.bank, host, w.header, w.centre, w.sample_scale, device));
+  }
+  for (int64_t first = 0; first < p.queries.count; first += plan.rows)
+    VB_TRY(search_chunk(p, plan, w, first, std::min(plan.rows, p.queries.count - first), device));
+  return nullptr;
+}
+
+}  // namespace vecbank::cuda

@@ -1,0 +1,65 @@
+// The device, and what kernels leave behind on it: counters, and the flag that some code was out of range.
+#include <cuda_runtime.h>
+
+#include <atomic>
+
+#include "api.h"
+
+namespace vecbank::cuda {
+namespace {
+
+__device__ State state;  // one per device and process
+
+constexpr int kMostDevices = 64;
+struct Facts {
+  std::atomic<State*> state{nullptr};
+  int processors = 0, capability = 0;
+};
+Facts facts[kMostDevices];
+
+Error message(cudaError_t status) { return status == cudaSuccess ? nullptr : cudaGetErrorString(status); }
+
+}  // namespace
+
+Error current_device(Device* device) {
+  int number = 0;
+  if (const Error e = message(cudaGetDevice(&number))) return e;
+  if (number >= kMostDevices) return "more CUDA devices than this build counts on";
+  Facts& f = facts[number];
+  if (f.state.load(std::memory_order_acquire) == nullptr) {  // asked once; a race asks twice and finds the same
+    int major = 0, minor = 0;
+    void* address = nullptr;
+    if (const Error e = message(cudaDeviceGetAttribute(&f.processors, cudaDevAttrMultiProcessorCount, number))) return e;
+    if (const Error e = message(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, number))) return e;
+    if (const Error e = message(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, number))) return e;
+    if (const Error e = message(cudaGetSymbolAddress(&address, state))) return e;
+    f.capability = 10 * major + minor;
+    f.state.store(static_cast<State*>(address), std::memory_order_release);
+  }
+  device->processors = f.processors;
+  device->capability = f.capability;
+  device->state = f.state.load(std::memory_order_acquire);
+  return nullptr;
+}
+
+Error read_state(int64_t (&counters)[4]) {
+  if (const Error e = message(cudaDeviceSynchronize())) return e;
+  State now{};
+  if (const Error e = message(cudaMemcpyFromSymbol(&now, state, sizeof now))) return e;
+  counters[0] = static_cast<int64_t>(now.queries);
+  counters[1] = static_cast<int64_t>(now.refined);
+  counters[2] = static_cast<int64_t>(now.repeated);
+  counters[3] = now.bad_codes;
+  return nullptr;
+}
+
+Error clear_state(bool counters, bool flag) {
+  if (const Error e = message(cudaDeviceSynchronize())) return e;
+  State now{};
+  if (const Error e = message(cudaMemcpyFromSymbol(&now, state, sizeof now))) return e;
+  if (counters) now.queries = now.refined = now.repeated = 0;
+  if (flag) now.bad_codes = 0;
+  return message(cudaMemcpyToSymbol(state, &now, sizeof now));
+}
+
+}  // namespace vecbank::cuda

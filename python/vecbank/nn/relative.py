@@ -1,0 +1,107 @@
+"""Relative representations: describe a vector by its similarities to a fixed list of anchors.
+
+Source: Moschella et al., "Relative representations enable zero-shot latent space communication", ICLR 2023.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..bank import Bank
+from ..functional import project
+
+
+def _check_anchors(anchors: object) -> Tensor:
+    if not isinstance(anchors, Tensor):
+        raise TypeError(f"anchors: expected a Tensor of shape (..., A, d), got {type(anchors).__name__}")
+    if anchors.dim() < 2:
+        raise ValueError(f"anchors: expected shape (..., A, d), got {tuple(anchors.shape)}")
+    if not anchors.is_floating_point():
+        raise TypeError(f"anchors: expected a floating point dtype, got {anchors.dtype}")
+    return anchors
+
+
+class RelativeProjection(nn.Module):
+    """Maps ``x`` to its similarities to ``A`` anchors: ``R[..., j] = sim(x, anchors[j])``.
+
+    With ``metric="cosine"`` the result does not change when the latent space is rotated, reflected or scaled:
+    ``R(x; a) = R(c x Q; c a Q)`` for orthogonal ``Q`` and ``c > 0``. Two encoders that differ by about such a
+    map therefore give about the same relative rows, provided that their anchors are the encodings of the
+    *same samples in the same order*, and a head trained on one works on the other ("zero-shot stitching").
+
+    Args:
+        anchors: ``(A, d)``, or ``(B, A, d)`` for one anchor list per batch entry; float32, float64, bfloat16
+            or float16. A detached copy is kept. ``vecbank.nn.anchors`` has functions that choose samples.
+        metric: ``"cosine"`` (the published choice), ``"dot"``, ``"l2"`` or ``"sqeuclidean"``.
+        learnable: keep the anchors as a ``Parameter`` instead of a buffer.
+
+    Shapes:
+        ``x (..., d)`` to ``(..., A)`` in ``x``'s dtype; ``x (B, N, d)`` to ``(B, N, A)`` for batched anchors.
+
+    Gradients flow to ``x``, to learnable anchors, and to anchors given to :meth:`forward`: re-encode the
+    anchor samples at every step and pass them there to train the encoder through them.
+
+    The anchors are ``state_dict`` entry ``bank.vectors``, whether learnable or not.
+
+    Raises:
+        TypeError: ``anchors`` is not a floating point tensor.
+        ValueError: ``anchors`` has fewer than two dimensions, or the metric is unknown.
+
+    Example::
+
+        index = vecbank.nn.anchors.random(samples, 128, generator=torch.Generator().manual_seed(0))
+        relative = vecbank.nn.RelativeProjection(encoder(samples[index]))
+        logits = head(relative(encoder(x)))
+    """
+
+    bank: Bank
+
+    def __init__(self, anchors: Tensor, metric: str = "cosine", learnable: bool = False) -> None:
+        super().__init__()
+        # A copy: update_anchors_ writes in place, and the caller's tensor is not ours to write to.
+        self.bank = Bank(_check_anchors(anchors).detach().clone(), metric=metric, learnable=learnable)
+
+    @property
+    def anchors(self) -> Tensor:
+        """The anchors in use, ``(A, d)`` or ``(B, A, d)``. Change them by :meth:`update_anchors_`."""
+        return self.bank.vectors
+
+    @property
+    def metric(self) -> str:
+        """Name of the similarity."""
+        return self.bank.metric
+
+    def forward(self, x: Tensor, anchors: Tensor | None = None) -> Tensor:
+        """Relative rows ``(..., A)`` of ``x (..., d)``.
+
+        ``anchors`` takes the place of the stored ones for this call only; gradient flows to it.
+        """
+        if anchors is None:
+            return self.bank.project(x)
+        return project(x, _check_anchors(anchors), self.metric)
+
+    @torch.no_grad()
+    def update_anchors_(self, anchors: Tensor) -> RelativeProjection:
+        """Stores re-encoded anchors in place (no gradient is recorded) and returns the module.
+
+        Args:
+            anchors: the same shape as the stored anchors; cast to their dtype and device.
+
+        Raises:
+            TypeError: not a floating point tensor.
+            ValueError: another shape. The number of anchors is the width of whatever reads the output, so it
+                cannot change in place.
+        """
+        stored = self.bank.vectors
+        if _check_anchors(anchors).shape != stored.shape:
+            raise ValueError(f"anchors: expected shape {tuple(stored.shape)}, got {tuple(anchors.shape)}")
+        stored.copy_(anchors)
+        self.bank.repack()
+        return self
+
+    def extra_repr(self) -> str:
+        *batch, count, width = self.anchors.shape
+        lead = f"batch={tuple(batch)}, " if batch else ""
+        learnable = isinstance(self.anchors, nn.Parameter)
+        return f"{lead}anchors={count}, width={width}, metric={self.metric!r}, learnable={learnable}"
