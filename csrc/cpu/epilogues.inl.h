@@ -24,7 +24,7 @@ __attribute__((noinline)) void offer_survivors(const ScanArgs& s, const float* u
 template <class V, int Height, int PanelCount>
 void scan_tiles(const ScanArgs& s) {
   const int64_t width = s.tile.width;
-  for_each_tile<V, Height, PanelCount>(
+  for_each_tile<V, Height, PanelCount, false>(
       s.tile, width + 2, 1, width + 1,  // the bound line rides along as one more coordinate
       [&](const auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
         typename V::Gate gate;
@@ -50,7 +50,7 @@ template <class V, int Height, int PanelCount>
 void store_tiles(const StoreArgs<typename V::T>& s) {
   using T = typename V::T;
   const bool same = s.out_dtype == (sizeof(T) == 8 ? DType::f64 : DType::f32);
-  for_each_tile<V, Height, PanelCount>(
+  for_each_tile<V, Height, PanelCount, true>(
       s.tile, 0, 1, s.tile.width,
       [&](auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
         unroll<Height>([&](auto r) __attribute__((always_inline)) {

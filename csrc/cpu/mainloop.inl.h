@@ -36,12 +36,34 @@ struct Tile {
   static constexpr int vectors = PanelCount * per_panel;
   typename V::Reg acc[Height][vectors];
 
-  // acc[r][v] = start line + sum over `steps` lines of query[r] * bank[v], the lines following `first`.
+  // As multiply(), but in runs of kRun lines whose sums are then added up: rounding errors grow with the run and the
+  // number of runs instead of with the width. What a dense product owes its reader; a screen has its bound instead.
+  static constexpr int64_t kRun = 32;
+  VB_INLINE void multiply_in_runs(const typename V::T* query, const typename V::T* const (&panels)[PanelCount],
+                                  int64_t start_line, int64_t first, int64_t steps) {
+    if (steps <= kRun) return multiply(query, panels, start_line, first, steps);
+    alignas(64) typename V::T total[Height * vectors * V::width];
+    multiply(query, panels, start_line, first, kRun);
+    for (int64_t at = kRun; at < steps; at += kRun) {
+      spill(total);
+      multiply(query + at * Height, panels, -1, first + at, at + kRun < steps ? kRun : steps - at);
+      unroll<Height>([&](auto r) __attribute__((always_inline)) {
+        unroll<vectors>([&](auto v) __attribute__((always_inline)) {
+          auto& a = acc[r.value][v.value];
+          a = V::add(a, V::load(total + (r.value * vectors + v.value) * V::width));
+        });
+      });
+    }
+  }
+
+  // acc[r][v] = start line (-1: zero) + sum over `steps` lines of query[r] * bank[v], the lines following `first`.
   VB_INLINE void multiply(const typename V::T* query, const typename V::T* const (&panels)[PanelCount],
                           int64_t start_line, int64_t first, int64_t steps) {
     unroll<vectors>([&](auto v) __attribute__((always_inline)) {
       const auto start =
-          V::load(panels[v.value / per_panel] + start_line * kPanel + (v.value % per_panel) * V::width);
+          start_line < 0
+              ? V::fill(0)
+              : V::load(panels[v.value / per_panel] + start_line * kPanel + (v.value % per_panel) * V::width);
       unroll<Height>([&](auto r) __attribute__((always_inline)) { acc[r.value][v.value] = start; });
     });
     const typename V::T* line[PanelCount];
@@ -72,7 +94,7 @@ struct Tile {
 };
 
 // Walk all tiles: a few panels stay in L1 while every group of query rows passes over them.
-template <class V, int Height, int PanelCount, class Epilogue>
+template <class V, int Height, int PanelCount, bool InRuns, class Epilogue>
 VB_INLINE void for_each_tile(const TileArgs<typename V::T>& t, int64_t start_line, int64_t first, int64_t steps,
                              Epilogue&& epilogue) {
   const int64_t panel_count = (t.columns + kPanel - 1) / kPanel;
@@ -84,7 +106,10 @@ VB_INLINE void for_each_tile(const TileArgs<typename V::T>& t, int64_t start_lin
     const int valid = static_cast<int>(panel_count - p < PanelCount ? panel_count - p : PanelCount);
     for (int64_t g = 0; g < groups; ++g) {
       Tile<V, Height, PanelCount> tile;
-      tile.multiply(t.queries + g * t.query_stride, panels, start_line, first, steps);
+      if constexpr (InRuns)
+        tile.multiply_in_runs(t.queries + g * t.query_stride, panels, start_line, first, steps);
+      else
+        tile.multiply(t.queries + g * t.query_stride, panels, start_line, first, steps);
       epilogue(tile, g * Height, p, valid);
     }
   }

@@ -21,6 +21,31 @@ void store(const StoreArgs<T>& args) {
     kernels().store_f64(args);
 }
 
+// Products so small that packing would cost more than they do: every score is refined, to the last bit.
+constexpr double kSmall = 1 << 16;
+
+Status project_small(const ProjectProblem& p) {
+  KeepSubnormals keep;
+  Refiner refiner;
+  RowReader queries;
+  Buffer<double> norms;
+  const int64_t n = p.queries.count, m = p.bank.count;
+  if (!refiner.reserve(p.bank, p.bank.width) || !queries.reserve(p.queries, 1) || !norms.reserve(m))
+    return Status::out_of_memory;
+  refiner.set_metric(p.metric, norms.get());
+  if (p.metric == Metric::cosine) refiner.bank_norms(norms.get());
+  with_dtype(p.out_dtype, [&](auto type) {
+    auto* out = static_cast<Element<decltype(type)>*>(p.out);
+    for (int64_t i = 0; i < n; ++i) {
+      refiner.load(0, queries.row(i), p.queries.dtype);
+      refiner.for_each_key(1, nullptr, 0, m, [&](int, double key, int64_t j) {
+        narrow(value_of(p.metric, key), out + i * p.out_columns + j);
+      });
+    }
+  });
+  return Status::ok;
+}
+
 template <class T>
 class Projector {
  public:
@@ -162,6 +187,7 @@ Status project(const ProjectProblem& problem, const Parallel& parallel) {
   p.out_columns = p.bank.count;
   const double work = static_cast<double>(p.queries.count) * static_cast<double>(p.bank.count) *
                       static_cast<double>(p.bank.width + 8);
+  if (work < kSmall) return project_small(p);
   const Parallel alone;
   const Parallel& chosen = work < 2e5 ? alone : parallel;
   return p.bank.dtype == DType::f64 ? project_as<double>(p, chosen) : project_as<float>(p, chosen);

@@ -23,6 +23,11 @@ class Refiner {
   }
 
   // The pack holds what a score needs beside the product: floored norms for cosine, biases for biased dot products.
+  void set_metric(Metric metric, const double* norms) {
+    metric_ = metric;
+    norms_ = norms;
+    bias_ = nullptr;
+  }
   void set_frame(const PackHeader& h) {
     metric_ = static_cast<Metric>(h.metric);
     norms_ = metric_ == Metric::cosine ? pack_norms(&h) : nullptr;
@@ -46,6 +51,14 @@ class Refiner {
           const int64_t j = index != nullptr ? index[at + i] : first + at + i;
           f(s, key(s, scores_[s * n + i], j), j);
         }
+    }
+  }
+
+  // Floored norms of all bank rows, for a caller without a pack.
+  void bank_norms(double* norms) {
+    for (int64_t j = 0; j < bank_.count; ++j) {
+      kernels().widen(bank_reader_.row(j), bank_.dtype, bank_.width, wide_.get());
+      norms[j] = self_norm(wide_.get());
     }
   }
 

@@ -15,6 +15,7 @@ struct Avx2F32 {
   static VB_INLINE Reg load(const T* p) { return _mm256_loadu_ps(p); }
   static VB_INLINE Reg fill(T x) { return _mm256_set1_ps(x); }
   static VB_INLINE void store(T* p, Reg a) { _mm256_storeu_ps(p, a); }
+  static VB_INLINE Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
   static VB_INLINE Reg max0(Reg a) { return _mm256_max_ps(_mm256_setzero_ps(), a); }  // keeps NaN
   static VB_INLINE Reg root(Reg a) { return _mm256_sqrt_ps(a); }
@@ -35,6 +36,7 @@ struct Avx2F64 {
   static VB_INLINE Reg load(const T* p) { return _mm256_loadu_pd(p); }
   static VB_INLINE Reg fill(T x) { return _mm256_set1_pd(x); }
   static VB_INLINE void store(T* p, Reg a) { _mm256_storeu_pd(p, a); }
+  static VB_INLINE Reg add(Reg a, Reg b) { return _mm256_add_pd(a, b); }
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return _mm256_fmadd_pd(a, b, c); }
   static VB_INLINE Reg max0(Reg a) { return _mm256_max_pd(_mm256_setzero_pd(), a); }
   static VB_INLINE Reg root(Reg a) { return _mm256_sqrt_pd(a); }

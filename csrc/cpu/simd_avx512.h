@@ -17,6 +17,7 @@ struct Avx512F32 {
   static VB_INLINE Reg load(const T* p) { return _mm512_loadu_ps(p); }
   static VB_INLINE Reg fill(T x) { return _mm512_set1_ps(x); }
   static VB_INLINE void store(T* p, Reg a) { _mm512_storeu_ps(p, a); }
+  static VB_INLINE Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   static VB_INLINE Reg max0(Reg a) { return _mm512_max_ps(_mm512_setzero_ps(), a); }
   static VB_INLINE Reg root(Reg a) { return _mm512_sqrt_ps(a); }
@@ -35,6 +36,7 @@ struct Avx512F64 {
   static VB_INLINE Reg load(const T* p) { return _mm512_loadu_pd(p); }
   static VB_INLINE Reg fill(T x) { return _mm512_set1_pd(x); }
   static VB_INLINE void store(T* p, Reg a) { _mm512_storeu_pd(p, a); }
+  static VB_INLINE Reg add(Reg a, Reg b) { return _mm512_add_pd(a, b); }
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
   static VB_INLINE Reg max0(Reg a) { return _mm512_max_pd(_mm512_setzero_pd(), a); }
   static VB_INLINE Reg root(Reg a) { return _mm512_sqrt_pd(a); }

@@ -21,6 +21,7 @@ struct Portable {
   }
   static VB_INLINE Reg fill(T x) { return Reg{} + x; }
   static VB_INLINE void store(T* p, Reg a) { std::memcpy(p, &a, sizeof a); }
+  static VB_INLINE Reg add(Reg a, Reg b) { return a + b; }
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return a * b + c; }
   static VB_INLINE Reg max0(Reg a) { return a < 0 ? Reg{} : a; }  // keeps NaN
   static VB_INLINE Reg root(Reg a) {

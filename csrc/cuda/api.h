@@ -22,18 +22,18 @@ struct Device {
   int processors = 1;      // multiprocessors, for filling the machine
   int capability = 80;     // 10 * major + minor
   Path path = Path::simt;
-  State* state = nullptr;  // device memory, see current_device()
+  State* state = nullptr;  // device memory, see use_device()
   void* workspace = nullptr;
   int64_t workspace_bytes = 0;
 };
 
 constexpr int64_t kMostWorkspace = int64_t{64} << 20;
 
-// Facts of the current device and its State; workspace is left to the caller.
-Error current_device(Device* device);
-// These two wait for the device.
-Error read_state(int64_t (&counters)[4]);  // queries, refined, repeated, bad_codes
-Error clear_state(bool counters, bool flag);
+// Makes a device current and finds its facts and State; stream and workspace are left to the caller.
+Error use_device(int number, Device* device);
+// These two make it current too, and wait for it.
+Error read_state(int number, int64_t (&counters)[4]);  // queries, refined, repeated, bad_codes
+Error clear_state(int number, bool counters, bool flag);
 
 // Workspace an operation wants, in bytes.
 int64_t search_workspace(const SearchProblem& problem, const Device& device);
@@ -41,9 +41,11 @@ int64_t project_workspace(const ProjectProblem& problem, const Device& device);
 int64_t pack_workspace();
 int64_t segment_sum_workspace(int64_t codes, int64_t segments);
 int64_t pair_workspace(int64_t pairs, int64_t segments);
+int64_t quantize_loss_workspace(int64_t rows);
 
-int64_t pack_bytes(int64_t rows, int64_t width, Metric metric);  // the layout of core/pack.h
-Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device);
+int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biased = false);  // the layout of core/pack.h
+Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device, const double* bias = nullptr);
+Error widen(const Rows& one, double* to, const Device& device);  // one row to float64
 
 // `problem.pack` is in device memory and is checked there: a pack of something else raises the sticky flag, and every
 // query is answered by refinement alone.
@@ -53,5 +55,7 @@ Error lookup(const LookupProblem& problem, const Device& device);
 Error lookup_dot(const LookupDotProblem& problem, const Device& device);
 Error segment_sum(const SegmentSumProblem& problem, const Device& device);
 Error pair_gradients(const PairProblem& problem, const Device& device);
+// As the CPU's, but the mean goes to device memory, in `dtype` (f32 or f64), and the problem's own sums stay unset.
+Error quantize_loss(const QuantizeLossProblem& problem, void* mean, DType dtype, const Device& device);
 
 }  // namespace vecbank::cuda

@@ -8,7 +8,7 @@ namespace vecbank::cuda {
 
 // ---- pack.cu -------------------------------------------------------------------------------------------------------
 
-PackHeader pack_header(int64_t rows, int64_t width, Metric metric, DType dtype, int64_t element);
+PackHeader pack_header(int64_t rows, int64_t width, Metric metric, DType dtype, int64_t element, bool biased = false);
 
 // Chooses centre and scale from a sample of the whole bank; writes `header` (device memory, host_header's constants).
 Error choose_frame(const Rows& bank, const PackHeader& host_header, PackHeader* header, double* centre,
@@ -20,6 +20,7 @@ struct BankPanels {
   PackHeader* header;      // frame in, count of special columns out
   const double* centre;
   double* norms = nullptr;  // [bank rows] for cosine; null: not wanted
+  const double* bias = nullptr;  // [bank rows]; null: none
   void* panels;             // of T, [count][width + 3][16]
   Schedule schedule;        // which panel lies in which slot
   int64_t first_slot = 0, count = 0;
@@ -31,6 +32,8 @@ struct QueryPanels {
   Rows queries;
   Metric metric;
   bool exact = true;
+  double factor = 1.0;    // of the float32 screen's error bound
+  bool tensor = false;    // inputs below 2^-126 may be lost
   PackHeader* header;     // the bank's frame
   const double* centre;
   PackHeader expected;    // what a caller's pack must say about itself
@@ -59,11 +62,12 @@ struct Screen {
   int64_t begin, end;    // slots to screen
   int64_t columns;       // of the bank
   Metric metric;
-  bool exact;
+  bool exact, biased;
   Mask mask;             // rows counted from this chunk's first
   const float* norms;
   const double* slacks;
   double start_per_r2;
+  double factor;         // of the float32 screen's error bound; already in norms
   bool raise;            // k = 1: thresholds rise while the screen runs
   float* thresholds;
   int32_t* counts;
@@ -90,6 +94,7 @@ struct Result {  // of a chunk: row 0 is its first query
   Rows queries, bank;
   Metric metric;
   int64_t k;
+  const double* bias;
   Mask mask;
   void* values;
   DType values_dtype;

@@ -7,6 +7,10 @@
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 
+#define VB_UNROLL _Pragma("unroll")
+#define VB_UNROLL_TEXT(text) _Pragma(#text)
+#define VB_UNROLL_BY(count) VB_UNROLL_TEXT(unroll count)
+
 namespace vecbank::cuda {
 
 // Every kernel takes one struct by value.

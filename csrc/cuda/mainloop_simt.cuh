@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "ptx.h"
 
 namespace vecbank::cuda {
 
@@ -27,41 +28,40 @@ struct Simt {
   static VB_INLINE int spread(int i, int thread) { return i / kVector * (16 * kVector) + thread * kVector + i % kVector; }
 };
 
-// One side of a tile: where panel p of the tile begins, or null past the end.
+// One side of a tile: where this thread's own loads begin; null where there is nothing. (An array of all the tile's
+// panels, indexed at run time, would live in local memory.)
 template <class T>
 struct Side {
-  const T* panels[Simt<T>::kPanels];
+  const T* mine[Simt<T>::kVectors];
 };
 
-// Lines [step * kDepth, ...) of each panel, counted from `first`; zeros past `lines`.
-template <class T>
-__device__ __forceinline__ void fetch(const Side<T>& side, int64_t first, int64_t step, int64_t lines,
-                                      typename Simt<T>::Vector (&out)[Simt<T>::kVectors]) {
+// `panel(p)`: where line 0 of the tile's panel p is, or null past the end.
+template <class T, class F>
+__device__ __forceinline__ Side<T> make_side(F&& panel) {
   using S = Simt<T>;
   constexpr int per_line = kPanel / S::kVector, per_panel = per_line * S::kDepth;
-#pragma unroll
+  Side<T> side;
+VB_UNROLL
   for (int u = 0; u < S::kVectors; ++u) {
-    const int at = u * kThreads + threadIdx.x, panel = at / per_panel, rest = at % per_panel;
-    const int64_t line = step * S::kDepth + rest / per_line;
-    const T* p = side.panels[panel];
-    if (p != nullptr && line < lines) {
-      out[u] = *reinterpret_cast<const typename S::Vector*>(p + (first + line) * kPanel + rest % per_line * S::kVector);
-    } else {
-#pragma unroll
-      for (int e = 0; e < S::kVector; ++e) out[u].v[e] = 0;
-    }
+    const int at = u * kThreads + threadIdx.x, rest = at % per_panel;
+    const T* p = panel(at / per_panel);
+    side.mine[u] = p == nullptr ? nullptr : p + rest / per_line * kPanel + rest % per_line * S::kVector;
   }
+  return side;
 }
 
-template <class T>
-__device__ __forceinline__ void put(const typename Simt<T>::Vector (&in)[Simt<T>::kVectors], T* buffer) {
+// Starts copying the next kDepth lines of each panel into `buffer`, of which `left` exist; zeros beyond. `some`: any
+// readable address.
+template <class T, int Line = Simt<T>::kLine>
+__device__ __forceinline__ void fetch(Side<T>& side, int left, const T* some, T* buffer) {
   using S = Simt<T>;
   constexpr int per_line = kPanel / S::kVector, per_panel = per_line * S::kDepth;
-#pragma unroll
+VB_UNROLL
   for (int u = 0; u < S::kVectors; ++u) {
-    const int at = u * kThreads + threadIdx.x, panel = at / per_panel, rest = at % per_panel;
-    *reinterpret_cast<typename S::Vector*>(buffer + rest / per_line * S::kLine + panel * kPanel +
-                                           rest % per_line * S::kVector) = in[u];
+    const int at = u * kThreads + threadIdx.x, panel = at / per_panel, rest = at % per_panel, line = rest / per_line;
+    const bool valid = side.mine[u] != nullptr && line < left;
+    copy_async(buffer + line * Line + panel * kPanel + rest % per_line * S::kVector, valid ? side.mine[u] : some, valid);
+    side.mine[u] += valid ? S::kDepth * kPanel : 0;
   }
 }
 
@@ -80,48 +80,45 @@ VB_INLINE double fused(double a, double b, double c) {
 #endif
 }
 
-// acc[i][j] += sum over `lines` lines of x[row i] * b[column j]; x's lines start at its line 0, b's at line 1 (line 0
-// and the last are starts). All threads of the block take part; shared memory is free again on return.
+// acc[i][j] += sum over `lines` lines of x[row i] * b[column j]. All threads of the block take part; shared memory is
+// free again on return.
 template <class T>
-__device__ __forceinline__ void multiply(const Side<T>& x, const Side<T>& b, int64_t lines, T* shared,
+__device__ __forceinline__ void multiply(Side<T> x, Side<T> b, int lines, const T* some, T* shared,
                                          T (&acc)[Simt<T>::kSide][Simt<T>::kSide]) {
   using S = Simt<T>;
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-  const int64_t steps = (lines + S::kDepth - 1) / S::kDepth;
-  typename S::Vector next_x[S::kVectors], next_b[S::kVectors];
-  fetch<T>(x, 0, 0, lines, next_x);
-  fetch<T>(b, 1, 0, lines, next_b);
-  put<T>(next_x, shared);
-  put<T>(next_b, shared + S::kBuffer);
+  fetch<T>(x, lines, some, shared);
+  fetch<T>(b, lines, some, shared + S::kBuffer);
+  commit_copies();
+  wait_copies<0>();
   __syncthreads();
-  for (int64_t step = 0; step < steps; ++step) {
-    const T* now = shared + (step % 2) * 2 * S::kBuffer;
-    const bool more = step + 1 < steps;
-    if (more) {
-      fetch<T>(x, 0, step + 1, lines, next_x);
-      fetch<T>(b, 1, step + 1, lines, next_b);
+  T *now = shared, *then = shared + 2 * S::kBuffer;
+  for (; lines > 0; lines -= S::kDepth) {
+    if (lines > S::kDepth) {  // into the other buffer: its last readers passed the barrier of the step before
+      fetch<T>(x, lines - S::kDepth, some, then);
+      fetch<T>(b, lines - S::kDepth, some, then + S::kBuffer);
+      commit_copies();
     }
-#pragma unroll
+VB_UNROLL_BY(4)
     for (int l = 0; l < S::kDepth; ++l) {
       T xs[S::kSide], bs[S::kSide];
-#pragma unroll
-      for (int g = 0; g < S::kSide / S::kVector; ++g) {
-        *reinterpret_cast<typename S::Vector*>(xs + g * S::kVector) =
-            *reinterpret_cast<const typename S::Vector*>(now + l * S::kLine + S::spread(g * S::kVector, ty));
-        *reinterpret_cast<typename S::Vector*>(bs + g * S::kVector) =
-            *reinterpret_cast<const typename S::Vector*>(now + S::kBuffer + l * S::kLine + S::spread(g * S::kVector, tx));
+VB_UNROLL
+      for (int g = 0; g < S::kSide; g += S::kVector) {
+        const auto xv = *reinterpret_cast<const typename S::Vector*>(now + l * S::kLine + S::spread(g, ty));
+        const auto bv = *reinterpret_cast<const typename S::Vector*>(now + S::kBuffer + l * S::kLine + S::spread(g, tx));
+VB_UNROLL
+        for (int e = 0; e < S::kVector; ++e) xs[g + e] = xv.v[e], bs[g + e] = bv.v[e];
       }
-#pragma unroll
+VB_UNROLL
       for (int i = 0; i < S::kSide; ++i)
-#pragma unroll
+VB_UNROLL
         for (int j = 0; j < S::kSide; ++j) acc[i][j] = fused(xs[i], bs[j], acc[i][j]);
     }
-    if (more) {  // the other buffer: its last readers passed the barrier of the step before
-      T* then = shared + ((step + 1) % 2) * 2 * S::kBuffer;
-      put<T>(next_x, then);
-      put<T>(next_b, then + S::kBuffer);
-    }
+    wait_copies<0>();
     __syncthreads();
+    T* swap = now;
+    now = then;
+    then = swap;
   }
 }
 

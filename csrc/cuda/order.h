@@ -65,25 +65,14 @@ VB_INLINE double pair_lane(const Rows& x, int64_t i, const Rows& b, int64_t j, i
 VB_INLINE double self_lane(const Rows& x, int64_t i, int lane) { return pair_lane(x, i, x, i, lane, false); }
 
 // Larger is better, whatever the metric. `raw` is the sum over terms, the norms are floored already.
-VB_INLINE double key_of(Metric metric, double raw, double query_norm, double bank_norm) {
+VB_INLINE double key_of(Metric metric, double raw, double query_norm, double bank_norm, const double* bias = nullptr) {
   if (is_distance(metric)) return -raw;
-  return metric == Metric::cosine ? raw / mul_rn(query_norm, bank_norm) : raw;
+  if (metric == Metric::cosine) return raw / mul_rn(query_norm, bank_norm);
+  return bias != nullptr ? add_rn(raw, *bias) : raw;
 }
 VB_INLINE double value_of_key(Metric metric, double key) {
   if (!is_distance(metric)) return key;
   return metric == Metric::l2 ? sqrt(-key) : -key;
-}
-
-// One thread does all lanes: for the rare score that a tile cannot carry.
-VB_INLINE double serial_sum(const Rows& x, int64_t i, const Rows& b, int64_t j, bool distance) {
-  double lane[kLanes];
-  for (int l = 0; l < kLanes; ++l) lane[l] = pair_lane(x, i, b, j, l, distance);
-  return tree_sum(lane);
-}
-VB_INLINE double serial_key(const Rows& x, int64_t i, const Rows& b, int64_t j, Metric metric) {
-  const double raw = serial_sum(x, i, b, j, is_distance(metric));
-  if (metric != Metric::cosine) return key_of(metric, raw, 1.0, 1.0);
-  return key_of(metric, raw, floored(sqrt(serial_sum(x, i, x, i, false))), floored(sqrt(serial_sum(b, j, b, j, false))));
 }
 
 // A refined row. Order: larger key first, then lower index.
@@ -102,5 +91,14 @@ VB_INLINE int64_t power_of_two_from(int64_t n) {
   while (p < n) p *= 2;
   return p;
 }
+
+#if defined(__CUDACC__) || defined(VECBANK_EMULATE)
+// The tree over eight neighbouring threads, each of which gets the sum; the whole warp takes part.
+__device__ __forceinline__ double sum_of_8(double v) {
+  v = add_rn(v, __shfl_xor_sync(0xffffffffu, v, 1));
+  v = add_rn(v, __shfl_xor_sync(0xffffffffu, v, 2));
+  return add_rn(v, __shfl_xor_sync(0xffffffffu, v, 4));
+}
+#endif
 
 }  // namespace vecbank::cuda

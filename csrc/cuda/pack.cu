@@ -3,7 +3,8 @@
 
 namespace vecbank::cuda {
 
-PackHeader pack_header(int64_t rows, int64_t width, Metric metric, DType dtype, int64_t element) {
+PackHeader pack_header(int64_t rows, int64_t width, Metric metric, DType dtype, int64_t element,
+                       bool biased) {
   PackHeader h{};
   h.magic = kPackMagic;
   h.rows = rows;
@@ -11,9 +12,10 @@ PackHeader pack_header(int64_t rows, int64_t width, Metric metric, DType dtype, 
   h.metric = static_cast<int32_t>(metric);
   h.dtype = static_cast<int32_t>(dtype);
   h.screenable = width <= kMaxScreenWidth;
+  h.biased = biased;
   h.centre_at = round_up_to(sizeof(PackHeader), 64);
   h.norms_at = h.centre_at + round_up_to(width * 8, 64);
-  h.panels_at = h.norms_at + (metric == Metric::cosine ? round_up_to(rows * 8, 64) : 0);
+  h.panels_at = h.norms_at + (metric == Metric::cosine || biased ? round_up_to(rows * 8, 64) : 0);
   h.bytes = h.panels_at + ceil_div(rows, kPanel) * (width + 3) * kPanel * element;
   return h;
 }
@@ -192,13 +194,16 @@ __global__ void __launch_bounds__(kPanelThreads) write_bank_panels(const BankPan
         const double whole = cosine ? post : sqrt(shared.originals[c]) * (1.0 + 0x1p-20);
         special = !(packed <= least(kMaxBankNorm, kMaxNorm * post)) ||
                   !(cosine ? shared.norms[c] <= kMaxNorm : whole <= kMaxNorm * least(post, 1.0));
+        const double bias = a.bias != nullptr ? a.bias[column + c] * post : 0.0;
+        special = special || !(fabs(bias) <= kMaxBankNorm);
         if (special) {
           upper = inf;
         } else {
           bound = bank_bound(a.metric, d, packed, whole);
-          const double half = distance ? -0.5 * shared.squares[c] : 0.0;
+          const double half = distance ? -0.5 * shared.squares[c] : bias;
           start = static_cast<T>(half);
-          upper = distance ? round_up(half + start_bound(d, shared.squares[c])) : 0;
+          if (distance || a.bias != nullptr) upper = round_up(half + start_bound(d, 2.0 * fabs(half)));
+          else upper = 0;
         }
       }
       shared.special[c] = special;
@@ -220,7 +225,7 @@ __device__ bool trusted(const QueryPanels& a) {
   const PackHeader &h = *a.header, &e = a.expected;
   const Metric metric = static_cast<Metric>(h.metric), wanted = static_cast<Metric>(e.metric);
   const bool kin = metric == wanted || (is_distance(metric) && is_distance(wanted));  // l2 and sqeuclidean share a pack
-  return h.magic == e.magic && h.rows == e.rows && h.width == e.width && kin && h.dtype == e.dtype &&
+  return h.magic == e.magic && h.rows == e.rows && h.width == e.width && kin && h.dtype == e.dtype && h.biased == e.biased &&
          h.panels_at == e.panels_at && h.bytes == e.bytes && h.exponent >= -960 && h.exponent <= 960;
 }
 
@@ -247,10 +252,12 @@ __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryP
     int exponent = shift;
     if (!distance) {
       const bool extreme = norm > 0.0 && norm <= kMaxNorm && !(norm >= 0x1p-60 && norm <= kMaxQueryNorm);
-      exponent = extreme ? -ilogb(norm) : 0;
+      exponent = extreme && !a.expected.biased ? -ilogb(norm) : 0;  // a bias fixes the scale
       map.post = ldexp(1.0, exponent);
     }
-    const double limit = distance ? least(kMaxQueryNorm, ldexp(kMaxNorm, shift)) : kMaxNorm;
+    const double limit = distance            ? least(kMaxQueryNorm, ldexp(kMaxNorm, shift))
+                         : a.expected.biased ? kMaxQueryNorm
+                                             : kMaxNorm;
     const bool usable = valid && good && norm <= limit;
 
     double along_centre = 0.0;  // x . centre, which a dense similarity adds back
@@ -266,9 +273,10 @@ __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryP
       float rider = 0.0f;  // multiplies the bank's bound line
       if (valid && a.norms != nullptr) {
         const double packed = norm * (distance ? 1.0 : map.post) * (1.0 + 0x1p-20);
-        if (usable && a.exact) rider = round_up(packed);
+        if (usable && a.exact) rider = round_up(packed * a.factor);
         a.norms[q] = rider;
         a.slacks[q] = usable && a.exact ? query_slack(a.metric, d, packed, exponent, shift) : 0.0;
+        if (usable && a.exact && a.tensor) a.slacks[q] += tensor_slack(d, packed);
         a.thresholds[q] = usable ? -HUGE_VALF : HUGE_VALF;
         a.counts[q] = usable ? 0 : kGivenUp;
       }
@@ -324,15 +332,29 @@ Error pack_queries(const QueryPanels& args, const Device& device) {
 template Error pack_queries<float>(const QueryPanels&, const Device&);
 template Error pack_queries<double>(const QueryPanels&, const Device&);
 
+struct WidenArgs {
+  Rows from;
+  double* to;
+};
+static __global__ void __launch_bounds__(kThreads) widen_kernel(const WidenArgs a) {
+  for (int64_t k = int64_t{blockIdx.x} * kThreads + threadIdx.x; k < a.from.width; k += int64_t{gridDim.x} * kThreads)
+    with_dtype(a.from.dtype, [&](auto type) {
+      a.to[k] = widened(static_cast<decltype(type)>(a.from.data)[k * a.from.col_stride]);
+    });
+}
+Error widen(const Rows& one, double* to, const Device& device) {
+  return launch(widen_kernel, grid_for(ceil_div(one.width, kThreads)), kThreads, 0, device, WidenArgs{one, to});
+}
+
 // ---- The op ----------------------------------------------------------------------------------------------------------
 
-int64_t pack_bytes(int64_t rows, int64_t width, Metric metric) {
-  return pack_header(rows, width, metric, DType::f32, 4).bytes;
+int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biased) {
+  return pack_header(rows, width, metric, DType::f32, 4, biased).bytes;
 }
 int64_t pack_workspace() { return round_up_to(kThreads * static_cast<int64_t>(sizeof(double)), 256); }
 
-Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device) {
-  const PackHeader h = pack_header(bank.count, bank.width, metric, bank.dtype, 4);
+Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device, const double* bias) {
+  const PackHeader h = pack_header(bank.count, bank.width, metric, bank.dtype, 4, bias != nullptr);
   char* base = static_cast<char*>(out);
   BankPanels a;
   a.bank = bank;
@@ -341,6 +363,9 @@ Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device
   double* centre = reinterpret_cast<double*>(base + h.centre_at);
   a.centre = centre;
   a.norms = metric == Metric::cosine ? reinterpret_cast<double*>(base + h.norms_at) : nullptr;
+  if (bias != nullptr)
+    VB_TRY(widen({bias, DType::f64, 1, bank.count, 0, 1}, reinterpret_cast<double*>(base + h.norms_at), device));
+  a.bias = bias;
   a.panels = base + h.panels_at;
   a.schedule.panels = std::max<int64_t>(1, ceil_div(bank.count, kPanel));  // natural order
   a.count = ceil_div(bank.count, kPanel);

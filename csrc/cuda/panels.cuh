@@ -26,12 +26,6 @@ __device__ __forceinline__ double sum_of_16(double v) {
   for (int step = 8; step > 0; step /= 2) v = add_rn(v, __shfl_xor_sync(kAllLanes, v, step));
   return v;
 }
-__device__ __forceinline__ double sum_of_8_lanes(double v) {  // the contract's tree
-  v = add_rn(v, __shfl_xor_sync(kAllLanes, v, 1));
-  v = add_rn(v, __shfl_xor_sync(kAllLanes, v, 2));
-  return add_rn(v, __shfl_xor_sync(kAllLanes, v, 4));
-}
-
 // Sum of squares of a mapped row, by the sixteen threads that share it.
 __device__ __forceinline__ double squares_of(const Rows& rows, int64_t i, bool valid, const Map& map) {
   double sum = 0.0;
@@ -48,7 +42,7 @@ __device__ __forceinline__ double squares_of(const Rows& rows, int64_t i, bool v
 
 // The contract's norm of row `i`, by the eight threads that share it.
 __device__ __forceinline__ double norm_of(const Rows& rows, int64_t i, bool valid) {
-  return floored(sqrt(sum_of_8_lanes(valid ? self_lane(rows, i, static_cast<int>(threadIdx.x % kLanes)) : 0.0)));
+  return floored(sqrt(sum_of_8(valid ? self_lane(rows, i, static_cast<int>(threadIdx.x % kLanes)) : 0.0)));
 }
 
 // Writes `width` lines of 16 mapped rows; rows that are not `written` become zeros. Reads run along rows, writes along

@@ -17,6 +17,7 @@ constexpr int kThreads = 256;                  // of a tile's block
 constexpr int64_t kMostScreened = 1024;        // larger k is refined outright
 constexpr int64_t kMostSorted = 4096;          // entries that a block sorts in shared memory: 64 KiB
 constexpr int64_t kWidestScreen = 1 << 14;     // a panel of 16 rows is then 1 MiB
+constexpr int64_t kWidestProduct = 1 << 18;    // a float64 panel of 16 rows is then 32 MiB
 constexpr int64_t kMostColumns = int64_t{1} << 32;  // candidates name their column in 32 bits
 
 // Shares of the workspace, together below 64 MiB (a test adds them up).
@@ -38,6 +39,26 @@ VB_INLINE float lower_bound(float upper, float norm, double r, double start_per_
   if (!(upper < HUGE_VALF)) return -HUGE_VALF;  // a special column promises nothing
   const double gap = static_cast<double>(norm) * r + start_per_r2 * r * r + slack;
   return round_down(static_cast<double>(upper) - 2.0 * gap);
+}
+
+// ---- Tensor cores ------------------------------------------------------------------------------------------------------
+// ASSUMED, not documented, and measured by no run of ours yet (tests/cuda/accumulation.cu is the program that will): one
+// tensor-core instruction adds its products to the accumulator with an error of at most kTensorUnit times the sum of the
+// magnitudes of all that is added. The same constant stands for every architecture until one is measured.
+constexpr double kTensorUnit = 0x1p-22;
+// A float32 is split as hi + lo of 11 bits each; hi hi + hi lo + lo hi leaves out at most 3.01 * 2^-22 |x||b|.
+constexpr double kSplitUnit = 3.01 * 0x1p-22;
+
+// How many times the float32 screen's own error bound covers the split screen's: unit(d) there is u (d + 16), here the
+// split's loss, and three instructions for every eight coordinates, the bound line's and the start's included.
+VB_INLINE double tensor_factor(int64_t width) {
+  const double instructions = 3.0 * static_cast<double>((width + 1 + 7) / 8 + 2);
+  const double unit = (kSplitUnit + instructions * kTensorUnit) * 1.02 + screen_unit(width);
+  return unit / screen_unit(width);
+}
+// Inputs under 2^-126 may count as zero there. `norm`: of the packed query.
+VB_INLINE double tensor_slack(int64_t width, double norm) {
+  return static_cast<double>(width + 16) * 0x1p-124 * (1.0 + norm + 2.0 * kMaxBankNorm);
 }
 
 // Panels are visited in a scattered order: a bank sorted by score would otherwise beat its own threshold with every

@@ -10,27 +10,20 @@ constexpr int kAllThreads = 256;
 constexpr int kColumnsAtOnce = 4;                                          // per group of eight lanes
 constexpr int kBatch = kAllThreads / kLanes * kColumnsAtOnce;              // entries between looks at the list
 
-__device__ __forceinline__ double sum_lanes(double v) {  // the tree, over eight neighbouring threads
-  v = add_rn(v, __shfl_xor_sync(kAllLanes, v, 1));
-  v = add_rn(v, __shfl_xor_sync(kAllLanes, v, 2));
-  return add_rn(v, __shfl_xor_sync(kAllLanes, v, 4));
-}
-
-// One copy per file: the switch over element types is large.
-__device__ __noinline__ double lane_of(const Rows& x, int64_t i, const Rows& b, int64_t j, bool distance) {
+__device__ __forceinline__ double lane_of(const Rows& x, int64_t i, const Rows& b, int64_t j, bool distance) {
   return pair_lane(x, i, b, j, static_cast<int>(threadIdx.x % kLanes), distance);
 }
 
 // The key of a pair, by eight lanes; the whole warp calls it. Lanes without a pair pass `valid` false.
 __device__ __forceinline__ double group_key(const Result& r, int64_t q, double query_norm, int64_t j, bool valid) {
-  const double raw = sum_lanes(valid ? lane_of(r.queries, q, r.bank, j, is_distance(r.metric)) : 0.0);
+  const double raw = sum_of_8(valid ? lane_of(r.queries, q, r.bank, j, is_distance(r.metric)) : 0.0);
   double bank_norm = 1.0;
-  if (r.metric == Metric::cosine) bank_norm = floored(sqrt(sum_lanes(valid ? lane_of(r.bank, j, r.bank, j, false) : 0.0)));
-  return key_of(r.metric, raw, query_norm, bank_norm);
+  if (r.metric == Metric::cosine) bank_norm = floored(sqrt(sum_of_8(valid ? lane_of(r.bank, j, r.bank, j, false) : 0.0)));
+  return key_of(r.metric, raw, query_norm, bank_norm, r.bias != nullptr && valid ? r.bias + j : nullptr);
 }
 __device__ __forceinline__ double group_norm(const Result& r, int64_t q) {
   if (r.metric != Metric::cosine) return 1.0;
-  return floored(sqrt(sum_lanes(lane_of(r.queries, q, r.queries, q, false))));
+  return floored(sqrt(sum_of_8(lane_of(r.queries, q, r.queries, q, false))));
 }
 
 __device__ __forceinline__ bool allowed(const Result& r, int64_t q, int64_t j) {

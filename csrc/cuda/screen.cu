@@ -9,24 +9,11 @@ namespace {
 using S = Simt<float>;
 static_assert(S::kSize == kTile);
 
-constexpr int kQueue = static_cast<int>(S::kSharedBytes / sizeof(Survivor));  // the tile's buffers, free by then
-constexpr int kRowsAtOnce = 2;  // of a thread's 8, when a tile has more survivors than the queue holds
-static_assert(kRowsAtOnce * S::kSide * kThreads <= kQueue);
-
-__device__ __forceinline__ int survivors_of(const float (&acc)[S::kSide][S::kSide], const float (&thresholds)[S::kSide],
-                                            int from, int to) {
-  int hits = 0;
-#pragma unroll
-  for (int i = 0; i < S::kSide; ++i)
-#pragma unroll
-    for (int j = 0; j < S::kSide; ++j) hits += i >= from && i < to && !(acc[i][j] < thresholds[i]);
-  return hits;
-}
+static_assert(kDumpBytes <= S::kSharedBytes);
 
 // blockIdx.x: query tile. blockIdx.y: a run of tiles_per_block column tiles of the range.
-__global__ void __launch_bounds__(kThreads, 2) screen_kernel(const Screen a) {
+__global__ void __launch_bounds__(kThreads, 2) screen_kernel(const __grid_constant__ Screen a) {
   float* shared = reinterpret_cast<float*>(shared_memory());
-  Survivor* queue = reinterpret_cast<Survivor*>(shared);
   TileState& state = *reinterpret_cast<TileState*>(shared_memory() + S::kSharedBytes);
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTile;
@@ -34,53 +21,46 @@ __global__ void __launch_bounds__(kThreads, 2) screen_kernel(const Screen a) {
   const int64_t limit = begin + a.tiles_per_block * kTilePanels, end = limit < a.end ? limit : a.end;
 
   const int64_t query_panels = (a.rows + kPanel - 1) / kPanel;
-  Side<float> x;
-  for (int p = 0; p < S::kPanels; ++p) {
+  const Side<float> x = make_side<float>([&](int p) -> const float* {
     const int64_t panel = first_row / kPanel + p;
-    x.panels[p] = panel < query_panels ? a.queries + panel * (a.width + 1) * kPanel : nullptr;
-  }
+    return panel < query_panels ? a.queries + panel * (a.width + 1) * kPanel : nullptr;
+  });
   load_thresholds(a, first_row, state);
-  if (threadIdx.x == 0) state.total = state.queued = 0;
-  __syncthreads();
 
   for (int64_t slot = begin; slot < end; slot += kTilePanels) {
-    Side<float> b;
-    for (int p = 0; p < S::kPanels; ++p) b.panels[p] = slot + p < end ? panel_data(a, slot + p) : nullptr;
+    find_panels(a, slot, end, state);
+    const Side<float> b = make_side<float>([&](int p) -> const float* {
+      return state.panels[p] == nullptr ? nullptr : state.panels[p] + kPanel;  // line 0 is a start, not a coordinate
+    });
 
     float acc[S::kSide][S::kSide];
-#pragma unroll
+VB_UNROLL
     for (int j = 0; j < S::kSide; ++j) {
       const int column = S::spread(j, tx);
-      const float* panel = slot + column / kPanel < end ? panel_data(a, slot + column / kPanel) : nullptr;
+      const float* panel = state.panels[column / kPanel];
       const float start = panel != nullptr ? panel[(a.width + 2) * kPanel + column % kPanel] : -HUGE_VALF;
-#pragma unroll
+VB_UNROLL
       for (int i = 0; i < S::kSide; ++i) acc[i][j] = start;
     }
-    multiply<float>(x, b, a.width + 1, shared, acc);
+    multiply<float>(x, b, static_cast<int>(a.width) + 1, a.panels, shared, acc);
 
-    float thresholds[S::kSide];
-#pragma unroll
-    for (int i = 0; i < S::kSide; ++i) thresholds[i] = state.thresholds[S::spread(i, ty)];
-    const int hits = survivors_of(acc, thresholds, 0, S::kSide);
-    if (!__syncthreads_or(hits)) continue;
-
-    if (hits != 0) atomicAdd(&state.total, hits);
-    __syncthreads();
-    const int at_once = state.total <= kQueue ? S::kSide : kRowsAtOnce;
-    for (int from = 0; from < S::kSide; from += at_once) {
-      const int mine = survivors_of(acc, thresholds, from, from + at_once);
-      int place = mine != 0 ? atomicAdd(&state.queued, mine) : 0;
-#pragma unroll
-      for (int i = 0; i < S::kSide; ++i)
-#pragma unroll
+    bool hit = false;
+VB_UNROLL
+    for (int i = 0; i < S::kSide; ++i) {
+      const float threshold = state.thresholds[S::spread(i, ty)];
+VB_UNROLL
+      for (int j = 0; j < S::kSide; ++j) hit |= !(acc[i][j] < threshold);
+    }
+    if (!__syncthreads_or(hit)) continue;
+VB_UNROLL
+    for (int half = 0; half < 2; ++half) {
+VB_UNROLL
+      for (int i = half * S::kSide / 2; i < (half + 1) * S::kSide / 2; ++i)
+VB_UNROLL
         for (int j = 0; j < S::kSide; ++j)
-          if (i >= from && i < from + at_once && !(acc[i][j] < thresholds[i]))
-            queue[place++] = {acc[i][j], static_cast<uint32_t>(S::spread(i, ty) * kTile + S::spread(j, tx))};
+          shared[(S::spread(i, ty) - half * kHalf) * kTile + S::spread(j, tx)] = acc[i][j];
       __syncthreads();
-      const int count = state.queued;
-      keep_survivors(a, queue, count, first_row, slot, state);
-      if (threadIdx.x == 0) state.queued = state.total = 0;
-      __syncthreads();
+      keep_survivors(a, shared, first_row, half * kHalf, state);
     }
   }
 }

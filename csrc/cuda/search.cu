@@ -55,6 +55,7 @@ Result result_of(const SearchProblem& p, int64_t first, int64_t count, State* st
   r.bank = p.bank;
   r.metric = p.metric;
   r.k = p.k;
+  r.bias = p.bias;
   r.mask = p.mask;
   if (p.mask.data != nullptr) r.mask.data = p.mask.data + first * p.mask.row_stride;
   r.values = p.values == nullptr ? nullptr
@@ -81,7 +82,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   all.partial_counts = w.partial_counts;
   if (plan.direct) return refine_all(all, device);
 
-  const PackHeader host = pack_header(p.bank.count, p.bank.width, p.metric, p.bank.dtype, 4);
+  const PackHeader host = pack_header(p.bank.count, p.bank.width, p.metric, p.bank.dtype, 4, p.bias != nullptr);
   char* packed = const_cast<char*>(reinterpret_cast<const char*>(p.pack));  // read only, unless it is our own
   PackHeader* header = packed != nullptr ? reinterpret_cast<PackHeader*>(packed) : w.header;
   const double* centre = packed != nullptr ? reinterpret_cast<const double*>(packed + host.centre_at) : w.centre;
@@ -90,6 +91,8 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   q.queries = all.result.queries;
   q.metric = p.metric;
   q.exact = p.exact;
+  q.tensor = device.path == Path::mma;
+  q.factor = q.tensor ? tensor_factor(p.bank.width) : 1.0;
   q.header = header;
   q.centre = centre;
   q.expected = host;
@@ -109,10 +112,12 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   s.columns = p.bank.count;
   s.metric = p.metric;
   s.exact = p.exact;
+  s.biased = p.bias != nullptr;
   s.mask = all.result.mask;
   s.norms = w.norms;
   s.slacks = w.slacks;
-  s.start_per_r2 = start_bound_per_r2(p.metric, p.bank.width);
+  s.factor = q.factor;
+  s.start_per_r2 = start_bound_per_r2(p.metric, p.bank.width) * q.factor;
   s.raise = p.k == 1;
   s.thresholds = w.thresholds;
   s.counts = w.counts;
@@ -131,6 +136,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
       b.bank = p.bank;
       b.metric = p.metric;
       b.header = header;
+      b.bias = p.bias;
       b.centre = centre;
       b.panels = w.piece;
       b.schedule = plan.schedule;
@@ -175,7 +181,7 @@ Error search(const SearchProblem& p, const Device& device) {
   const Work w = cut(p, plan, device.workspace);
   if (w.bytes > device.workspace_bytes) return "the workspace is smaller than search_workspace() asked for";
   if (!plan.direct && p.pack == nullptr) {
-    const PackHeader host = pack_header(p.bank.count, p.bank.width, p.metric, p.bank.dtype, 4);
+    const PackHeader host = pack_header(p.bank.count, p.bank.width, p.metric, p.bank.dtype, 4, p.bias != nullptr);
     VB_TRY(choose_frame(p.bank, host, w.header, w.centre, w.sample_scale, device));
   }
   for (int64_t first = 0; first < p.queries.count; first += plan.rows)

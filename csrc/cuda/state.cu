@@ -21,9 +21,9 @@ Error message(cudaError_t status) { return status == cudaSuccess ? nullptr : cud
 
 }  // namespace
 
-Error current_device(Device* device) {
-  int number = 0;
-  if (const Error e = message(cudaGetDevice(&number))) return e;
+Error use_device(int number, Device* device) {
+  // torch has made it current already, through another copy of the runtime; this copy is told as well.
+  if (const Error e = message(cudaSetDevice(number))) return e;
   if (number >= kMostDevices) return "more CUDA devices than this build counts on";
   Facts& f = facts[number];
   if (f.state.load(std::memory_order_acquire) == nullptr) {  // asked once; a race asks twice and finds the same
@@ -42,7 +42,8 @@ Error current_device(Device* device) {
   return nullptr;
 }
 
-Error read_state(int64_t (&counters)[4]) {
+Error read_state(int number, int64_t (&counters)[4]) {
+  if (const Error e = message(cudaSetDevice(number))) return e;
   if (const Error e = message(cudaDeviceSynchronize())) return e;
   State now{};
   if (const Error e = message(cudaMemcpyFromSymbol(&now, state, sizeof now))) return e;
@@ -53,7 +54,8 @@ Error read_state(int64_t (&counters)[4]) {
   return nullptr;
 }
 
-Error clear_state(bool counters, bool flag) {
+Error clear_state(int number, bool counters, bool flag) {
+  if (const Error e = message(cudaSetDevice(number))) return e;
   if (const Error e = message(cudaDeviceSynchronize())) return e;
   State now{};
   if (const Error e = message(cudaMemcpyFromSymbol(&now, state, sizeof now))) return e;

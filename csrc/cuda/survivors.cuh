@@ -1,19 +1,19 @@
 // What a screen does with a finished tile: gate it against its rows' thresholds, and keep what may still be among the
-// best. Shared by every screen; a tile hands over (row, column, upper bound) through a queue in shared memory.
+// best. Shared by every screen; a tile with a survivor is laid out in shared memory, half of its rows at a time, and looked through there: indexing
+// accumulators at run time would put them into local memory.
 #pragma once
 
 #include "kernels.h"
 
 namespace vecbank::cuda {
 
-struct Survivor {
-  float upper;
-  uint32_t where;  // row * kTile + column, within the tile
-};
+constexpr int kHalf = kTile / 2;
+constexpr int64_t kDumpBytes = int64_t{kHalf} * kTile * 4;
 
-struct TileState {  // shared memory of a block beside its queue
+struct TileState {  // shared memory of a block, beside its buffers
+  const float* panels[kTilePanels];  // of the tile in hand; null past the end
+  int64_t columns[kTilePanels];      // the bank row each panel begins with
   float thresholds[kTile];
-  int total, queued;
 };
 
 // Larger of what is there and `value`, bit by bit: floats of one sign order like integers. Returns what was there.
@@ -23,11 +23,15 @@ __device__ __forceinline__ float atomic_max(float* at, float value) {
   return __uint_as_float(atomicMin(reinterpret_cast<unsigned*>(at), __float_as_uint(value)));
 }
 
-// Panel of tile column c when the tile starts at `slot`, and its place among the bank's panels in memory.
-__device__ __forceinline__ int64_t panel_at(const Screen& a, int64_t slot) { return a.schedule.panel(slot); }
-__device__ __forceinline__ const float* panel_data(const Screen& a, int64_t slot) {
-  const int64_t place = a.first_slot < 0 ? panel_at(a, slot) : slot - a.first_slot;
-  return a.panels + place * (a.width + 3) * kPanel;
+// Finds the panels of the tile that begins at `slot`; ends with a barrier.
+__device__ __forceinline__ void find_panels(const Screen& a, int64_t slot, int64_t end, TileState& state) {
+  if (threadIdx.x < kTilePanels) {
+    const int64_t at = slot + threadIdx.x, panel = a.schedule.panel(at);
+    const int64_t place = a.first_slot < 0 ? panel : at - a.first_slot;
+    state.panels[threadIdx.x] = at < end ? a.panels + place * (a.width + 3) * kPanel : nullptr;
+    state.columns[threadIdx.x] = panel * kPanel;
+  }
+  __syncthreads();
 }
 
 // Before a block's first tile, and after the thresholds elsewhere may have risen.
@@ -41,53 +45,51 @@ __device__ __forceinline__ void load_thresholds(const Screen& a, int64_t first_r
 
 struct Spot {  // a survivor, looked up
   int64_t row, column;
-  int tile_row;
   float lower;
   bool valid;
 };
 
-__device__ __forceinline__ Spot look_up(const Screen& a, const Survivor& s, int64_t first_row, int64_t slot) {
-  Spot spot;
-  spot.tile_row = static_cast<int>(s.where / kTile);
-  const int column = static_cast<int>(s.where % kTile);
-  spot.row = first_row + spot.tile_row;
-  const int64_t at = slot + column / kPanel;
-  spot.valid = spot.row < a.rows && at < a.end;
-  spot.lower = -HUGE_VALF;
-  spot.column = 0;
-  if (!spot.valid) return spot;
-  spot.column = panel_at(a, at) * kPanel + column % kPanel;
+__device__ __forceinline__ Spot look_up(const Screen& a, float upper, int64_t row, int column, const TileState& state) {
+  Spot spot{row, 0, -HUGE_VALF, false};
+  const float* panel = state.panels[column / kPanel];
+  if (row >= a.rows || panel == nullptr) return spot;
+  spot.column = state.columns[column / kPanel] + column % kPanel;
   spot.valid = spot.column < a.columns &&
-               (a.mask.data == nullptr || a.mask.data[spot.row * a.mask.row_stride + spot.column * a.mask.col_stride]);
+               (a.mask.data == nullptr || a.mask.data[row * a.mask.row_stride + spot.column * a.mask.col_stride]);
   if (!spot.valid) return spot;
-  const double r = a.exact ? panel_data(a, at)[(a.width + 1) * kPanel + column % kPanel] : 0.0f;
-  spot.lower = lower_bound(s.upper, a.norms[spot.row], r, a.start_per_r2, a.slacks[spot.row]);
+  const double r = a.exact ? panel[(a.width + 1) * kPanel + column % kPanel] : 0.0f;
+  double slack = a.slacks[row];
+  if (a.biased && a.exact) slack += a.factor * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
+  spot.lower = lower_bound(upper, a.norms[row], r, a.start_per_r2, slack);
   return spot;
 }
 
-// Everything in the queue: first, with `raise`, lift the rows' thresholds; then append what still reaches them. All
-// threads of the block take part, after a barrier that follows the last push; ends with a barrier.
-__device__ __forceinline__ void keep_survivors(const Screen& a, const Survivor* queue, int count, int64_t first_row,
-                                               int64_t slot, TileState& state) {
+// Half a tile, uppers[64][128], whose row 0 is the tile's row `from`: first, with `raise`, lift the rows' thresholds;
+// then append what still reaches them. The whole block calls it, after a barrier; it ends with one. Rare, so it is a
+// call: inlined, it would take registers from the product.
+static __device__ __noinline__ void keep_survivors(const Screen& a, const float* uppers, int64_t first_row, int from,
+                                            TileState& state) {
   if (a.raise) {
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-      const Spot s = look_up(a, queue[i], first_row, slot);
-      if (!s.valid || !(state.thresholds[s.tile_row] < s.lower)) continue;
+    for (int i = threadIdx.x; i < kHalf * kTile; i += blockDim.x) {
+      const int row = from + i / kTile;
+      if (uppers[i] < state.thresholds[row]) continue;
+      const Spot s = look_up(a, uppers[i], first_row + row, i % kTile, state);
+      if (!s.valid || !(state.thresholds[row] < s.lower)) continue;
       const float elsewhere = atomic_max(a.thresholds + s.row, s.lower);
-      atomic_max(&state.thresholds[s.tile_row], elsewhere > s.lower ? elsewhere : s.lower);
+      atomic_max(&state.thresholds[row], elsewhere > s.lower ? elsewhere : s.lower);
     }
     __syncthreads();
   }
-  for (int i = threadIdx.x; i < count; i += blockDim.x) {
-    const float threshold = state.thresholds[queue[i].where / kTile];
-    if (queue[i].upper < threshold || !(threshold < HUGE_VALF)) continue;  // +inf: the row was given up
-    const Spot s = look_up(a, queue[i], first_row, slot);
+  for (int i = threadIdx.x; i < kHalf * kTile; i += blockDim.x) {
+    const int row = from + i / kTile;
+    const float threshold = state.thresholds[row];
+    if (uppers[i] < threshold || !(threshold < HUGE_VALF)) continue;  // +inf: the row was given up
+    const Spot s = look_up(a, uppers[i], first_row + row, i % kTile, state);
     if (!s.valid) continue;
     int32_t* counter = a.counts + s.row;
     if (*static_cast<volatile int32_t*>(counter) > a.capacity) continue;  // full: refined against everything later
     const int32_t at = atomicAdd(counter, 1);
-    if (at < a.capacity)
-      a.candidates[s.row * a.capacity + at] = {queue[i].upper, s.lower, static_cast<uint32_t>(s.column)};
+    if (at < a.capacity) a.candidates[s.row * a.capacity + at] = {uppers[i], s.lower, static_cast<uint32_t>(s.column)};
   }
   __syncthreads();
 }

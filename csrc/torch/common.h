@@ -62,9 +62,10 @@ inline void check_cpu(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.is_cpu(), "vecbank: ", name, " must be on the CPU, like the other arguments");
 }
 
-inline Tensor dense(const Tensor& t) {
+inline Tensor dense(const Tensor& t) {  // on t's own device
   if (t.is_contiguous()) return t;
-  Tensor copy = empty_cpu(sizes_of(t), t.scalar_type());
+  const std::vector<int64_t> sizes = sizes_of(t);
+  Tensor copy = torch::stable::new_empty(t, torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()));
   torch::stable::copy_(copy, t);
   return copy;
 }

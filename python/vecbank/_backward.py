@@ -44,11 +44,12 @@ def _one(grad: Tensor, x: Tensor, bank: Tensor, metric: int, need_x: bool, need_
             if need_bank:
                 grad_bank.addmm_(g.T, unit)
             continue
+        if distance:
+            xs = xs - shift
         if metric == 2:
             score = torch.ops.vecbank.project(xs, bank, None, metric)
             g = torch.where(score > 0, g / score, 0.0)
         if distance:  # d sq / d x = 2 (x - b); l2 divides by twice its value
-            xs = xs - shift
             factor = 1.0 if metric == 2 else 2.0
             if need_x:
                 torch.mm(g, bank, out=grad_x[rows])

@@ -199,8 +199,15 @@ def _project_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def _topk_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.metric = inputs[4] if len(inputs) == 8 else inputs[3]  # topk has k before it
-    ctx.arguments = len(inputs)
+    _selection_setup(ctx, inputs, output, metric=inputs[4])
+
+
+def _nearest_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _selection_setup(ctx, inputs, output, metric=inputs[3])
+
+
+def _selection_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor], metric: int) -> None:
+    ctx.metric = metric
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(inputs[0], inputs[1], output[1])
 
@@ -209,8 +216,8 @@ def _topk_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     x, bank, indices = ctx.saved_tensors
     grad_x, grad_bank = _ops.topk_backward(grad, x, bank, indices, ctx.metric)
     need_x, need_bank = ctx.needs_input_grad[:2]
-    grads = [grad_x if need_x else None, grad_bank if need_bank else None, *([None] * (ctx.arguments - 2))]
-    if ctx.arguments == 8 and ctx.needs_input_grad[7]:  # topk's bias
+    grads = [grad_x if need_x else None, grad_bank if need_bank else None, *([None] * (len(ctx.needs_input_grad) - 2))]
+    if len(grads) > 7 and ctx.needs_input_grad[7]:  # topk's bias
         grads[7] = _ops.segment_sum(grad.to(bank.dtype).unsqueeze(-1), indices, bank.shape[0], None).squeeze(-1)
     return tuple(grads)
 
@@ -274,7 +281,7 @@ def _raises(name: str) -> Callable[..., Any]:
 
 torch.library.register_autograd("vecbank::project", _project_backward, setup_context=_project_setup)
 torch.library.register_autograd("vecbank::topk", _topk_backward, setup_context=_topk_setup)
-torch.library.register_autograd("vecbank::nearest", _topk_backward, setup_context=_topk_setup)
+torch.library.register_autograd("vecbank::nearest", _topk_backward, setup_context=_nearest_setup)
 torch.library.register_autograd("vecbank::quantize", _quantize_backward, setup_context=_quantize_setup)
 torch.library.register_autograd(
     "vecbank::quantize_train", _quantize_train_backward, setup_context=_quantize_train_setup

@@ -21,7 +21,8 @@ class Bank(nn.Module):
     goes unseen: call `repack()` afterwards.
 
     Args:
-        vectors: (M, d), or (B, M, d) for B banks of one shape; float32, float64, bfloat16 or float16.
+        vectors: (M, d), or (B, M, d) for B banks of one shape; float32, float64, bfloat16 or float16. A contiguous
+            tensor is shared, as buffers are (`update_` writes into it); a learnable bank makes its own.
         metric: "cosine" (default), "dot", "l2" or "sqeuclidean".
         learnable: hold the vectors as a Parameter (then packed at every call, because it changes) rather than a buffer.
 
@@ -42,7 +43,7 @@ class Bank(nn.Module):
         if learnable:
             self.vectors = nn.Parameter(vectors.detach().clone())
         else:
-            self.register_buffer("vectors", vectors.detach())
+            self.register_buffer("vectors", vectors.detach().contiguous())
         self.repack()
 
     def project(self, x: Tensor, *, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -85,7 +86,8 @@ class Bank(nn.Module):
         if vectors.dtype != self.vectors.dtype:
             raise TypeError(f"vectors must be {self.vectors.dtype} like the bank, got {vectors.dtype}")
         if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= self.vectors.shape[0]):
-            raise IndexError(f"rows must lie between 0 and {self.vectors.shape[0] - 1}")
+            low, high = int(rows.min()), int(rows.max())
+            raise IndexError(f"rows must lie between 0 and {self.vectors.shape[0] - 1}, got values from {low} to {high}")
         with torch.no_grad():
             self.vectors.index_copy_(0, rows, vectors.detach())  # bumps the version that autograd checks
         self.repack()

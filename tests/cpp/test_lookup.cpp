@@ -8,7 +8,7 @@ TEST(segment_sums_run_in_order_and_round_once) {
   const int64_t d = 5, n = 200, m = 13;
   const auto x = gaussian<float>(n * d, 1, 1.0, 10.0);
   std::vector<int64_t> codes(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) codes[static_cast<size_t>(i)] = (i * 7) % (m + 1) - 1;
+  for (int64_t i = 0; i < n; ++i) codes[static_cast<size_t>(i)] = (i * 5) % (m + 1) - 1;
   std::vector<double> expected(static_cast<size_t>(m * d), 0.0);
   for (int64_t i = 0; i < n; ++i)
     for (int64_t k = 0; k < d && codes[static_cast<size_t>(i)] >= 0; ++k)
@@ -22,8 +22,15 @@ TEST(segment_sums_run_in_order_and_round_once) {
     p.segments = m;
     p.source = rows(x, d);
     p.out = out.data();
+    std::vector<float> counts(static_cast<size_t>(m));
+    p.counts = counts.data();
     CHECK(segment_sum(p, threads(workers)) == Status::ok);
     for (size_t i = 0; i < out.size(); ++i) CHECK(out[i] == static_cast<float>(expected[i]));
+    float total = 0.0f;
+    for (const float c : counts) total += c;
+    int64_t coded = 0;
+    for (const int64_t c : codes) coded += c >= 0;
+    CHECK(total == static_cast<float>(coded));
   }
 }
 

@@ -1,0 +1,235 @@
+// project: the whole similarity matrix, written once. float64 in, float64 tiles; everything else, float32 tiles.
+#include "mainloop_simt.cuh"
+
+namespace vecbank::cuda {
+namespace {
+
+constexpr int64_t kProjectPiece = int64_t{24} << 20;    // packed bank in flight
+constexpr int64_t kProjectQueries = int64_t{24} << 20;  // packed queries in flight
+
+enum class Finish : int32_t { linear, squared, rooted };  // as it is; clamped at 0; square root of that
+
+template <class T>
+struct Store {
+  const T* queries;  // panels
+  const T* panels;   // of this piece of the bank, in natural order
+  int64_t first_column, columns;
+  const T *scale, *term;  // value = score * scale + term, then finish
+  const unsigned char* odd;
+  const PackHeader* header;
+  Finish finish;
+  Metric metric;
+  Rows query_rows, bank_rows;  // the originals: query row 0 is this chunk's first, bank row 0 the whole bank's
+  void* out;                   // row 0 is this chunk's first
+  DType out_dtype;
+  int64_t out_stride;
+};
+
+template <class T>
+VB_INLINE T finished(T score, T scale, T term, Finish finish) {
+  T v = fused(score, scale, term);
+  if (finish != Finish::linear) v = v < 0 ? T(0) : v;  // keeps NaN
+  return finish == Finish::rooted ? sqrt(v) : v;
+}
+
+template <class T>
+__device__ __forceinline__ void emit(const Store<T>& a, int64_t row, int64_t column, double v) {
+  const int64_t at = row * a.out_stride + a.first_column + column;
+  switch (a.out_dtype) {
+    case DType::f64: static_cast<double*>(a.out)[at] = v; break;
+    case DType::f32: static_cast<float*>(a.out)[at] = static_cast<float>(v); break;
+    case DType::bf16: narrow(v, static_cast<Brain16*>(a.out) + at); break;
+    default: narrow(v, static_cast<Half16*>(a.out) + at);
+  }
+}
+
+// blockIdx.x: column tile; blockIdx.y: query tile.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2) store_kernel(const __grid_constant__ Store<T> a) {
+  using S = Simt<T>;
+  T* shared = reinterpret_cast<T*>(shared_memory());
+  const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+  const int64_t d = a.query_rows.width, rows = a.query_rows.count;
+  const int64_t first_panel = static_cast<int64_t>(blockIdx.x) * S::kPanels;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.y) * S::kSize;
+  const Side<T> b = make_side<T>([&](int p) -> const T* {
+    return (first_panel + p) * kPanel < a.columns ? a.panels + (first_panel + p) * (d + 3) * kPanel + kPanel : nullptr;
+  });
+  const Side<T> x = make_side<T>([&](int p) -> const T* {
+    const int64_t panel = first_row / kPanel + p;
+    return panel * kPanel < rows ? a.queries + panel * (d + 1) * kPanel : nullptr;
+  });
+  T acc[S::kSide][S::kSide];
+VB_UNROLL
+  for (int j = 0; j < S::kSide; ++j) {
+    const int64_t column = first_panel * kPanel + S::spread(j, tx);
+    const T start = column < a.columns ? a.panels[column / kPanel * (d + 3) * kPanel + column % kPanel] : T(0);
+VB_UNROLL
+    for (int i = 0; i < S::kSide; ++i) acc[i][j] = start;
+  }
+  multiply<T>(x, b, static_cast<int>(d), a.panels, shared, acc);
+
+VB_UNROLL
+  for (int i = 0; i < S::kSide; ++i) {
+    const int64_t row = first_row + S::spread(i, ty);
+    if (row >= rows) continue;
+    const T scale = a.scale[row], term = a.term[row];
+VB_UNROLL
+    for (int j = 0; j < S::kSide; ++j) {
+      const int64_t column = first_panel * kPanel + S::spread(j, tx);
+      if (column < a.columns) emit<T>(a, row, column, finished<T>(acc[i][j], scale, term, a.finish));
+    }
+  }
+}
+
+// Rows and columns that tiles cannot carry (not finite, or out of all proportion) are scored in float64, by eight lanes
+// each. blockIdx.x walks the rows.
+template <class T>
+__global__ void __launch_bounds__(kThreads) mend_kernel(const __grid_constant__ Store<T> a) {
+  constexpr int groups = kThreads / kLanes;
+  const bool specials = a.header->special != 0, cosine = a.metric == Metric::cosine;
+  const int lane = threadIdx.x % kLanes;
+  const int64_t d = a.query_rows.width;
+  for (int64_t row = blockIdx.x; row < a.query_rows.count; row += gridDim.x) {
+    const bool odd = a.odd[row] != 0;
+    if (!odd && !specials) continue;
+    const double query_norm = cosine ? floored(sqrt(sum_of_8(self_lane(a.query_rows, row, lane)))) : 1.0;
+    for (int64_t base = 0; base < a.columns; base += groups) {
+      const int64_t column = base + threadIdx.x / kLanes, j = a.first_column + column;
+      // A column that panels cannot carry starts a screen at +inf.
+      const bool wanted = column < a.columns &&
+                          (odd || a.panels[(column / kPanel * (d + 3) + d + 2) * kPanel + column % kPanel] ==
+                                      static_cast<T>(HUGE_VAL));
+      if (!__any_sync(kAllLanes, wanted)) continue;
+      const double raw =
+          sum_of_8(wanted ? pair_lane(a.query_rows, row, a.bank_rows, j, lane, is_distance(a.metric)) : 0.0);
+      const double bank_norm = cosine ? floored(sqrt(sum_of_8(wanted ? self_lane(a.bank_rows, j, lane) : 0.0))) : 1.0;
+      if (wanted && lane == 0)
+        emit<T>(a, row, column, value_of_key(a.metric, key_of(a.metric, raw, query_norm, bank_norm)));
+    }
+  }
+}
+
+struct ProjectPlan {
+  int64_t rows, piece_panels;
+};
+template <class T>
+ProjectPlan plan_of(const ProjectProblem& p) {
+  const int64_t size = sizeof(T), d = p.bank.width, panels = ceil_div(p.bank.count, kPanel);
+  ProjectPlan plan;
+  plan.rows = std::clamp<int64_t>(kProjectQueries / ((d + 1) * size), kPanel, kMostRows);
+  plan.rows = std::min(plan.rows / kPanel * kPanel, round_up_to(p.queries.count, kPanel));
+  plan.piece_panels = std::clamp<int64_t>(kProjectPiece / ((d + 3) * kPanel * size), 1, panels);
+  return plan;
+}
+
+template <class T>
+struct ProjectWork {
+  PackHeader* header;
+  double *centre, *sample_scale;
+  T *piece, *queries, *scale, *term;
+  unsigned char* odd;
+  int64_t bytes;
+};
+template <class T>
+ProjectWork<T> cut_project(const ProjectProblem& p, const ProjectPlan& plan, bool packed, void* base) {
+  Arena arena(base);
+  ProjectWork<T> w{};
+  const int64_t d = p.bank.width;
+  if (!packed) {
+    w.header = arena.take<PackHeader>(1);
+    w.centre = arena.take<double>(d);
+    w.sample_scale = arena.take<double>(kThreads);
+    w.piece = arena.take<T>(plan.piece_panels * (d + 3) * kPanel);
+  }
+  w.queries = arena.take<T>(plan.rows * (d + 1));
+  w.scale = arena.take<T>(plan.rows);
+  w.term = arena.take<T>(plan.rows);
+  w.odd = arena.take<unsigned char>(plan.rows);
+  w.bytes = arena.used();
+  return w;
+}
+
+template <class T>
+Error project_as(const ProjectProblem& p, const Device& device) {
+  const bool packed = sizeof(T) == 4 && p.pack != nullptr;
+  const ProjectPlan plan = plan_of<T>(p);
+  const ProjectWork<T> w = cut_project<T>(p, plan, packed, device.workspace);
+  if (w.bytes > device.workspace_bytes) return "the workspace is smaller than project_workspace() asked for";
+  const PackHeader host = pack_header(p.bank.count, p.bank.width, p.metric, p.bank.dtype, sizeof(T));
+  char* pack = const_cast<char*>(reinterpret_cast<const char*>(p.pack));
+  PackHeader* header = packed ? reinterpret_cast<PackHeader*>(pack) : w.header;
+  const double* centre = packed ? reinterpret_cast<const double*>(pack + host.centre_at) : w.centre;
+  if (!packed) VB_TRY(choose_frame(p.bank, host, w.header, w.centre, w.sample_scale, device));
+
+  const int64_t panels = ceil_div(p.bank.count, kPanel), piece = packed ? panels : plan.piece_panels;
+  for (int64_t first = 0; first < p.queries.count; first += plan.rows) {
+    QueryPanels q{};
+    q.queries = p.queries;
+    q.queries.data = row_of(p.queries, first);
+    q.queries.count = std::min(plan.rows, p.queries.count - first);
+    q.metric = p.metric;
+    q.header = header;
+    q.centre = centre;
+    q.expected = host;
+    q.state = device.state;
+    q.panels = w.queries;
+    q.scale = w.scale;
+    q.term = w.term;
+    q.odd = w.odd;
+    VB_TRY(pack_queries<T>(q, device));
+    for (int64_t at = 0; at < panels; at += piece) {
+      const int64_t count = std::min(piece, panels - at);
+      if (!packed && (first == 0 || piece < panels)) {
+        BankPanels b;
+        b.bank = p.bank;
+        b.metric = p.metric;
+        b.header = header;
+        b.centre = centre;
+        b.panels = w.piece;
+        b.schedule.panels = panels;
+        b.first_slot = at;
+        b.count = count;
+        VB_TRY(pack_panels<T>(b, device));
+      }
+      Store<T> s;
+      s.queries = w.queries;
+      s.panels = packed ? reinterpret_cast<const T*>(pack + host.panels_at) : w.piece;
+      s.first_column = at * kPanel;
+      s.columns = std::min(count * kPanel, p.bank.count - at * kPanel);
+      s.scale = w.scale;
+      s.term = w.term;
+      s.odd = w.odd;
+      s.header = header;
+      s.metric = p.metric;
+      s.finish = !is_distance(p.metric) ? Finish::linear : p.metric == Metric::l2 ? Finish::rooted : Finish::squared;
+      s.query_rows = q.queries;
+      s.bank_rows = p.bank;
+      s.out_stride = p.bank.count;
+      s.out = static_cast<char*>(p.out) + first * s.out_stride * static_cast<int64_t>(size_of(p.out_dtype));
+      s.out_dtype = p.out_dtype;
+      const dim3 grid(static_cast<unsigned>(ceil_div(count, Simt<T>::kPanels)),
+                      static_cast<unsigned>(ceil_div(q.queries.count, Simt<T>::kSize)));  // at most 1024
+      VB_TRY(launch(store_kernel<T>, grid, kThreads, Simt<T>::kSharedBytes, device, s));
+      const int64_t most = int64_t{8} * device.processors;
+      VB_TRY(launch(mend_kernel<T>, grid_for(std::min(q.queries.count, most)), kThreads, 0, device, s));
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+int64_t project_workspace(const ProjectProblem& p, const Device&) {
+  if (p.queries.count == 0 || p.bank.count == 0) return 0;
+  if (p.bank.dtype == DType::f64) return cut_project<double>(p, plan_of<double>(p), false, nullptr).bytes;
+  return cut_project<float>(p, plan_of<float>(p), p.pack != nullptr, nullptr).bytes;
+}
+
+Error project(const ProjectProblem& p, const Device& device) {
+  if (p.queries.count == 0 || p.bank.count == 0) return nullptr;
+  if (p.bank.width > kWidestProduct) return "vectors this wide are not supported on CUDA";
+  return p.bank.dtype == DType::f64 ? project_as<double>(p, device) : project_as<float>(p, device);
+}
+
+}  // namespace vecbank::cuda

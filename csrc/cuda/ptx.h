@@ -1,0 +1,44 @@
+// The few instructions that need PTX, one function each. (The block emulator of the tests has its own versions.)
+#pragma once
+
+#include "launch.h"
+
+#if defined(__CUDACC__)
+namespace vecbank::cuda {
+
+__device__ __forceinline__ unsigned shared_address(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+
+// 16 bytes from global to shared memory without passing through registers; zeros where `valid` is false (then nothing is
+// read, but the address must still be one of ours). Both sides 16-byte aligned.
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most `Pending` of this thread's groups are under way; others' copies need a barrier as well.
+template <int Pending>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+// The nearest float with 11 significant bits, ties away from zero, as the bits that mma_tf32 takes.
+__device__ __forceinline__ uint32_t round_tf32(float x) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+}
+
+// c[16][8] += a[16][8] * b[8][8] over a warp. With g = lane / 4, t = lane % 4: a holds (g, t), (g + 8, t), (g, t + 4),
+// (g + 8, t + 4); b holds (t, g), (t + 4, g) as (k, column); c holds (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+__device__ __forceinline__ void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+}  // namespace vecbank::cuda
+#endif

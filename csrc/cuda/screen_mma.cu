@@ -1,0 +1,165 @@
+// The tensor-core screen, for sm_80 and later: NEVER RUN on a GPU, so reached only with VECBANK_CUDA_PATH=mma.
+// The same panels, tiles and survivors as the portable screen; each float32 is split into two of 11 bits, and three
+// mma.sync give the product to about 2^-20. Its error bound is the float32 screen's times tensor_factor() (plan.h), which
+// rests on an assumed constant of the hardware: see there before making this a default anywhere.
+#include "mainloop_simt.cuh"
+#include "survivors.cuh"
+
+namespace vecbank::cuda {
+namespace {
+
+using S = Simt<float>;
+constexpr int kLine = kTile + 8;  // the four lines a fragment reads at once lie in different banks
+constexpr int kBuffer = S::kDepth * kLine;
+constexpr int64_t kBytes = int64_t{4} * kBuffer * 4;
+static_assert(kDumpBytes <= kBytes);
+constexpr int kWarpRows = 64, kWarpColumns = 32;  // 8 warps: 2 x 4
+constexpr int kRowTiles = kWarpRows / 16, kColumnTiles = kWarpColumns / 8;
+
+struct Split {
+  uint32_t high, low;
+};
+__device__ __forceinline__ Split split(float x) {
+  Split s;
+  s.high = round_tf32(x);
+  s.low = round_tf32(x - __uint_as_float(s.high));  // exact: the leading bits cancel
+  return s;
+}
+
+// One step of kDepth lines: acc += x * b for this warp's part of the tile.
+__device__ __forceinline__ void multiply_step(const float* x, const float* b, int first_row, int first_column,
+                                              float (&acc)[kRowTiles][kColumnTiles][4]) {
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+VB_UNROLL
+  for (int k = 0; k < S::kDepth; k += 8) {
+    uint32_t b_high[kColumnTiles][2], b_low[kColumnTiles][2];
+VB_UNROLL
+    for (int j = 0; j < kColumnTiles; ++j)
+VB_UNROLL
+      for (int e = 0; e < 2; ++e) {
+        const Split s = split(b[(k + t + 4 * e) * kLine + first_column + 8 * j + g]);
+        b_high[j][e] = s.high, b_low[j][e] = s.low;
+      }
+VB_UNROLL
+    for (int i = 0; i < kRowTiles; ++i) {
+      uint32_t high[4], low[4];
+VB_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        const Split s = split(x[(k + t + 4 * (e / 2)) * kLine + first_row + 16 * i + g + 8 * (e % 2)]);
+        high[e] = s.high, low[e] = s.low;
+      }
+VB_UNROLL
+      for (int j = 0; j < kColumnTiles; ++j) {
+        mma_tf32(acc[i][j], low, b_high[j]);  // small terms first
+        mma_tf32(acc[i][j], high, b_low[j]);
+        mma_tf32(acc[i][j], high, b_high[j]);
+      }
+    }
+  }
+}
+
+// Rows and columns of accumulator e of fragment (i, j), within the tile.
+VB_INLINE int fragment_row(int first_row, int i, int e, int g) { return first_row + 16 * i + g + 8 * (e / 2); }
+VB_INLINE int fragment_column(int first_column, int j, int e, int t) { return first_column + 8 * j + 2 * t + e % 2; }
+
+// blockIdx.x: query tile. blockIdx.y: a run of tiles_per_block column tiles of the range.
+__global__ void __launch_bounds__(kThreads, 1) mma_kernel(const __grid_constant__ Screen a) {
+  float* shared = reinterpret_cast<float*>(shared_memory());
+  TileState& state = *reinterpret_cast<TileState*>(shared_memory() + kBytes);
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const int warp_row = warp / 4 * kWarpRows, warp_column = warp % 4 * kWarpColumns;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTile;
+  const int64_t begin = a.begin + blockIdx.y * a.tiles_per_block * kTilePanels;
+  const int64_t limit = begin + a.tiles_per_block * kTilePanels, end = limit < a.end ? limit : a.end;
+  const int64_t query_panels = (a.rows + kPanel - 1) / kPanel;
+  load_thresholds(a, first_row, state);
+  __syncthreads();
+
+  for (int64_t slot = begin; slot < end; slot += kTilePanels) {
+    find_panels(a, slot, end, state);
+    Side<float> x = make_side<float>([&](int p) -> const float* {
+      const int64_t panel = first_row / kPanel + p;
+      return panel < query_panels ? a.queries + panel * (a.width + 1) * kPanel : nullptr;
+    });
+    Side<float> b = make_side<float>([&](int p) -> const float* {
+      return state.panels[p] == nullptr ? nullptr : state.panels[p] + kPanel;  // line 0 is a start, not a coordinate
+    });
+    float acc[kRowTiles][kColumnTiles][4];
+VB_UNROLL
+    for (int j = 0; j < kColumnTiles; ++j)
+VB_UNROLL
+      for (int e = 0; e < 2; ++e) {
+        const int column = fragment_column(warp_column, j, e, t);
+        const float* panel = state.panels[column / kPanel];
+        float start = -HUGE_VALF;
+        if (panel != nullptr) {
+          start = panel[(a.width + 2) * kPanel + column % kPanel];
+          // The panel's start carries the float32 screen's share of the bound; the rest of ours comes on top.
+          const double r = panel[(a.width + 1) * kPanel + column % kPanel];
+          double more = a.start_per_r2 * (1.0 - 1.0 / a.factor) * r * r;
+          if (a.biased) more += (a.factor - 1.0) * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
+          if (a.exact && start < HUGE_VALF && more > 0.0) start = round_up(static_cast<double>(start) + more);
+        }
+VB_UNROLL
+        for (int i = 0; i < kRowTiles; ++i) acc[i][j][e] = acc[i][j][e + 2] = start;
+      }
+
+    float *now = shared, *then = shared + 2 * kBuffer;
+    int lines = static_cast<int>(a.width) + 1;
+    fetch<float, kLine>(x, lines, a.panels, now);
+    fetch<float, kLine>(b, lines, a.panels, now + kBuffer);
+    commit_copies();
+    wait_copies<0>();
+    __syncthreads();
+    for (; lines > 0; lines -= S::kDepth) {
+      if (lines > S::kDepth) {  // into the other buffer: its last readers passed the barrier of the step before
+        fetch<float, kLine>(x, lines - S::kDepth, a.panels, then);
+        fetch<float, kLine>(b, lines - S::kDepth, a.panels, then + kBuffer);
+        commit_copies();
+      }
+      multiply_step(now, now + kBuffer, warp_row, warp_column, acc);
+      wait_copies<0>();
+      __syncthreads();
+      float* swap = now;
+      now = then;
+      then = swap;
+    }
+
+    bool hit = false;
+VB_UNROLL
+    for (int i = 0; i < kRowTiles; ++i)
+VB_UNROLL
+      for (int e = 0; e < 4; e += 2) {
+        const float threshold = state.thresholds[fragment_row(warp_row, i, e, g)];
+VB_UNROLL
+        for (int j = 0; j < kColumnTiles; ++j) hit |= !(acc[i][j][e] < threshold) || !(acc[i][j][e + 1] < threshold);
+      }
+    if (!__syncthreads_or(hit)) continue;
+    for (int half = 0; half < 2; ++half) {
+      if (warp_row == half * kHalf)
+VB_UNROLL
+        for (int i = 0; i < kRowTiles; ++i)
+VB_UNROLL
+          for (int j = 0; j < kColumnTiles; ++j)
+VB_UNROLL
+            for (int e = 0; e < 4; ++e)
+              shared[fragment_row(0, i, e, g) * kTile + fragment_column(warp_column, j, e, t)] = acc[i][j][e];
+      __syncthreads();
+      keep_survivors(a, shared, first_row, half * kHalf, state);
+    }
+  }
+}
+
+}  // namespace
+
+Error screen_mma(const Screen& args, const Device& device) {
+  Screen a = args;
+  const int64_t row_tiles = ceil_div(a.rows, kTile), column_tiles = ceil_div(a.end - a.begin, kTilePanels);
+  if (row_tiles == 0 || column_tiles == 0) return nullptr;
+  const int64_t blocks = std::min<int64_t>(column_blocks(row_tiles, column_tiles, device.processors), 65535);
+  a.tiles_per_block = ceil_div(column_tiles, blocks);
+  const dim3 grid(static_cast<unsigned>(row_tiles), static_cast<unsigned>(ceil_div(column_tiles, a.tiles_per_block)));
+  return launch(mma_kernel, grid, kThreads, kBytes + static_cast<int64_t>(sizeof(TileState)), device, a);
+}
+
+}  // namespace vecbank::cuda

@@ -1,0 +1,380 @@
+// Runs CUDA kernels on the host, one block at a time, so that the very files that nvcc compiles can be tested where there
+// is no GPU: define VECBANK_EMULATE, include this, then the .cu files.
+//
+// Every thread of a block is a fibre; a barrier or a warp operation hands over to the next fibre, in a shuffled order.
+// Shared memory is exactly as large as the launch said and filled with NaN before every block; device memory is plain
+// heap memory: so AddressSanitizer (make sanitize) finds reads and writes out of bounds, and an unset value shows up in
+// the answer. A barrier that some threads of a block never reach ends the program. Asynchronous copies arrive only when
+// they are waited for. What this cannot show: memory ordering inside a warp without a barrier, and speed.
+#pragma once
+
+#undef _FORTIFY_SOURCE  // its longjmp knows one stack only
+#include <math.h>
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#include "cuda/api.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __noinline__ __attribute__((noinline))
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define VB_UNROLL
+#define VB_UNROLL_BY(count)
+
+struct dim3 {
+  unsigned x, y, z;
+  explicit dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
+};
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulator {
+
+constexpr size_t kStack = 256 << 10;
+
+struct Fibre {
+  enum State { ready, at_barrier, at_warp, done } state = ready;
+  ucontext_t context;
+  jmp_buf jump;  // swapcontext asks the kernel about signals every time; a jump does not
+  bool started = false;
+  std::unique_ptr<char[]> stack;
+  uint64_t slots[2][4] = {};  // what this lane brings to a warp operation; two, since the next may begin early
+  unsigned warp_ops = 0, barriers = 0;
+  bool vote = false;
+  struct Copy {
+    void* to;
+    const void* from;
+    bool valid;
+    int group;
+  };
+  std::vector<Copy> copies;
+  int group = 0;
+  void* fake_stack = nullptr;
+};
+
+struct Block {
+  std::vector<Fibre> fibres;
+  ucontext_t scheduler;
+  jmp_buf jump;
+  int now = 0, count = 0;
+  int votes[2] = {0, 0};
+  char* shared = nullptr;
+  void (*body)(void*) = nullptr;
+  void* argument = nullptr;
+  std::mt19937 random{12345};
+  long long launches = 0, blocks = 0;
+  void* fake_stack = nullptr;
+  const void* scheduler_stack = nullptr;
+  size_t scheduler_size = 0;
+};
+inline Block& block() {
+  static Block b;
+  return b;
+}
+
+[[noreturn]] inline void stop(const char* why) {
+  std::fprintf(stderr, "cuda emulator: %s (block %u,%u thread %d)\n", why, blockIdx.x, blockIdx.y, block().now);
+  std::abort();
+}
+
+#if defined(__SANITIZE_ADDRESS__)  // wants to be told of every switch, and knows swapcontext only
+inline void to_scheduler(bool last = false) {
+  Block& b = block();
+  Fibre& f = b.fibres[static_cast<size_t>(b.now)];
+  __sanitizer_start_switch_fiber(last ? nullptr : &f.fake_stack, b.scheduler_stack, b.scheduler_size);
+  swapcontext(&f.context, &b.scheduler);
+  __sanitizer_finish_switch_fiber(f.fake_stack, &b.scheduler_stack, &b.scheduler_size);
+}
+inline void to_fibre(Block& b, Fibre& f) {
+  __sanitizer_start_switch_fiber(&b.fake_stack, f.stack.get(), kStack);
+  swapcontext(&b.scheduler, &f.context);
+  __sanitizer_finish_switch_fiber(b.fake_stack, nullptr, nullptr);
+}
+#else
+inline void to_scheduler(bool = false) {
+  Block& b = block();
+  if (_setjmp(b.fibres[static_cast<size_t>(b.now)].jump) == 0) _longjmp(b.jump, 1);
+}
+inline void to_fibre(Block& b, Fibre& f) {
+  if (_setjmp(b.jump) != 0) return;
+  if (f.started) _longjmp(f.jump, 1);
+  f.started = true;
+  setcontext(&f.context);
+}
+#endif
+
+inline void entry() {
+  Block& b = block();
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &b.scheduler_stack, &b.scheduler_size);
+#endif
+  b.body(b.argument);
+  b.fibres[static_cast<size_t>(b.now)].state = Fibre::done;
+  to_scheduler(true);
+}
+
+// Lets waiting fibres go on where everyone they wait for has come.
+inline bool release(Block& b) {
+  bool any = false;
+  for (int w = 0; w < b.count; w += 32) {
+    int waiting = 0, alive = 0;
+    const int end = w + 32 < b.count ? w + 32 : b.count;
+    for (int i = w; i < end; ++i) {
+      waiting += b.fibres[static_cast<size_t>(i)].state == Fibre::at_warp;
+      alive += b.fibres[static_cast<size_t>(i)].state != Fibre::done;
+    }
+    if (waiting != 0 && waiting == alive && alive == end - w) {
+      for (int i = w; i < end; ++i) b.fibres[static_cast<size_t>(i)].state = Fibre::ready;
+      any = true;
+    }
+  }
+  int waiting = 0;
+  for (const Fibre& f : b.fibres) waiting += f.state == Fibre::at_barrier;
+  if (waiting == b.count) {
+    for (Fibre& f : b.fibres) f.state = Fibre::ready;
+    any = true;
+  }
+  return any;
+}
+
+inline void run_block(int threads, size_t shared_bytes, void (*body)(void*), void* argument) {
+  Block& b = block();
+  ++b.blocks;
+  b.count = threads;
+  b.body = body;
+  b.argument = argument;
+  b.votes[0] = b.votes[1] = 0;
+  b.shared = static_cast<char*>(std::aligned_alloc(128, (shared_bytes + 127) / 128 * 128 + 128));
+  std::memset(b.shared, 0xff, shared_bytes);  // NaN in every float format
+  if (b.fibres.size() != static_cast<size_t>(threads)) b.fibres = std::vector<Fibre>(static_cast<size_t>(threads));
+  for (Fibre& f : b.fibres) {
+    if (!f.stack) f.stack.reset(new char[kStack]);
+    f.state = Fibre::ready;
+    f.warp_ops = f.barriers = 0;
+    f.started = false;
+    f.copies.clear();
+    f.group = 0;
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack.get();
+    f.context.uc_stack.ss_size = kStack;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, entry, 0);
+  }
+  blockDim = dim3(static_cast<unsigned>(threads));
+  std::vector<int> order(static_cast<size_t>(threads));
+  for (int i = 0; i < threads; ++i) order[static_cast<size_t>(i)] = i;
+  for (;;) {
+    std::shuffle(order.begin(), order.end(), b.random);
+    int alive = 0;
+    bool ran = false;
+    for (const int i : order) {
+      Fibre& f = b.fibres[static_cast<size_t>(i)];
+      alive += f.state != Fibre::done;
+      if (f.state != Fibre::ready) continue;
+      b.now = i;
+      threadIdx = dim3(static_cast<unsigned>(i), 0, 0);
+      to_fibre(b, f);
+      ran = true;
+    }
+    if (alive == 0) break;
+    if (!release(b) && !ran) stop("some threads wait at a barrier or warp operation that others never reach");
+  }
+  std::free(b.shared);
+  b.shared = nullptr;
+}
+
+inline Fibre& self() { return block().fibres[static_cast<size_t>(block().now)]; }
+
+// Brings `words` to a warp operation; afterwards every lane's are in its slots. Returns which of the two sets to read.
+inline unsigned meet(const uint64_t* words, int count) {
+  Fibre& f = self();
+  const unsigned set = f.warp_ops++ % 2;
+  for (int i = 0; i < count; ++i) f.slots[set][i] = words[i];
+  f.state = Fibre::at_warp;
+  to_scheduler();
+  return set;
+}
+inline const uint64_t* lane_slots(unsigned set, int lane) {
+  return block().fibres[static_cast<size_t>(block().now / 32 * 32 + lane)].slots[set];
+}
+
+}  // namespace emulator
+
+// ---- What CUDA C++ has built in ----------------------------------------------------------------------------------------
+
+inline void __syncthreads() {
+  ++emulator::self().barriers;
+  emulator::self().state = emulator::Fibre::at_barrier;
+  emulator::to_scheduler();
+}
+inline int __syncthreads_count(int vote) {
+  auto& b = emulator::block();
+  const unsigned set = emulator::self().barriers % 2;
+  if (vote) ++b.votes[set];
+  __syncthreads();
+  const int count = b.votes[set];
+  __syncthreads();  // everyone has read it
+  if (emulator::block().now == 0) b.votes[set] = 0;
+  __syncthreads();
+  return count;
+}
+inline int __syncthreads_or(int vote) { return __syncthreads_count(vote != 0) != 0; }
+inline void __syncwarp(unsigned = ~0u) {
+  const uint64_t nothing = 0;
+  emulator::meet(&nothing, 1);
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  uint64_t word = 0;
+  std::memcpy(&word, &value, sizeof value);
+  const unsigned set = emulator::meet(&word, 1);
+  T other;
+  std::memcpy(&other, emulator::lane_slots(set, (emulator::block().now % 32) ^ mask), sizeof other);
+  return other;
+}
+inline int __any_sync(unsigned, int vote) {
+  const uint64_t word = vote != 0;
+  const unsigned set = emulator::meet(&word, 1);
+  for (int lane = 0; lane < 32; ++lane)
+    if (emulator::lane_slots(set, lane)[0] != 0) return 1;
+  return 0;
+}
+template <class T, class U>
+T atomicAdd(T* at, U value) {
+  const T before = *at;
+  *at = before + static_cast<T>(value);
+  return before;
+}
+inline int atomicMax(int* at, int value) {
+  const int before = *at;
+  if (value > before) *at = value;
+  return before;
+}
+inline unsigned atomicMin(unsigned* at, unsigned value) {
+  const unsigned before = *at;
+  if (value < before) *at = value;
+  return before;
+}
+inline int __float_as_int(float x) {
+  int bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+inline unsigned __float_as_uint(float x) { return static_cast<unsigned>(__float_as_int(x)); }
+inline float __int_as_float(int bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+inline float __uint_as_float(unsigned bits) { return __int_as_float(static_cast<int>(bits)); }
+
+namespace vecbank::cuda {
+
+// ---- launch.h and ptx.h ------------------------------------------------------------------------------------------------
+
+inline char* shared_memory() { return emulator::block().shared; }
+
+template <class Args>
+Error launch(void (*kernel)(Args), dim3 grid, int threads, int64_t shared_bytes, const Device&, const Args& args) {
+  if (grid.x == 0 || grid.y == 0) return nullptr;
+  if (shared_bytes > (99 << 10)) emulator::stop("more shared memory than every listed architecture has");
+  if (grid.y > 65535 || grid.x > 0x7fffffffu) emulator::stop("grid too large");
+  if (sizeof(Args) > 4096) emulator::stop("arguments too large");
+  ++emulator::block().launches;
+  struct Call {
+    void (*kernel)(Args);
+    const Args* args;
+  } call{kernel, &args};
+  gridDim = grid;
+  for (unsigned y = 0; y < grid.y; ++y)
+    for (unsigned x = 0; x < grid.x; ++x) {
+      blockIdx = dim3(x, y, 0);
+      emulator::run_block(
+          threads, static_cast<size_t>(shared_bytes),
+          [](void* c) {
+            Call& call = *static_cast<Call*>(c);
+            call.kernel(*call.args);
+          },
+          &call);
+    }
+  return nullptr;
+}
+
+inline void copy_async(void* to, const void* from, bool valid) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
+    emulator::stop("an asynchronous copy is not aligned");
+  emulator::Fibre& f = emulator::self();
+  std::memset(to, 0xff, 16);  // until it is waited for
+  f.copies.push_back({to, from, valid, f.group});
+}
+inline void commit_copies() { ++emulator::self().group; }
+template <int Pending>
+void wait_copies() {
+  emulator::Fibre& f = emulator::self();
+  std::vector<emulator::Fibre::Copy> later;
+  for (const auto& c : f.copies) {
+    if (c.group >= f.group - Pending) {
+      later.push_back(c);
+    } else if (c.valid) {
+      std::memcpy(c.to, c.from, 16);
+    } else {
+      std::memset(c.to, 0, 16);
+    }
+  }
+  f.copies = later;
+}
+
+inline uint32_t round_tf32(float x) {
+  uint32_t bits = __float_as_uint(x);
+  if ((bits & 0x7f800000u) != 0x7f800000u) bits += 0x1000u;  // half a unit, ties away from zero
+  return bits & 0xffffe000u;
+}
+
+// As unkind as the assumed constant allows: what is added is cut to 22 bits below the largest magnitude, towards zero.
+inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const auto pair = [](uint32_t low, uint32_t high) { return static_cast<uint64_t>(high) << 32 | low; };
+  const uint64_t words[3] = {pair(a[0], a[1]), pair(a[2], a[3]), pair(b[0], b[1])};
+  const unsigned set = emulator::meet(words, 3);
+  const auto at = [&](int lane, int word) {
+    const uint64_t w = emulator::lane_slots(set, lane)[word / 2];
+    return static_cast<double>(__uint_as_float(static_cast<uint32_t>(word % 2 == 0 ? w : w >> 32)));
+  };
+  const int lane = emulator::block().now % 32, g = lane / 4, t = lane % 4;
+  for (int e = 0; e < 4; ++e) {
+    const int row = g + 8 * (e / 2), column = 2 * t + e % 2;
+    double terms[9] = {static_cast<double>(c[e])}, largest = std::fabs(terms[0]), sum = 0.0;
+    for (int k = 0; k < 8; ++k) {
+      // (row, k) of a lies in lane row % 8 * 4 + k % 4, word row / 8 + 2 * (k / 4); (k, column) of b in lane column * 4 + k % 4.
+      terms[k + 1] = at(row % 8 * 4 + k % 4, row / 8 + 2 * (k / 4)) * at(column * 4 + k % 4, 4 + k / 4);
+      largest = std::max(largest, std::fabs(terms[k + 1]));
+    }
+    if (!(largest > 0.0) || !std::isfinite(largest)) {
+      for (const double term : terms) sum += term;
+    } else {
+      const double unit = std::ldexp(1.0, std::ilogb(largest) - 25);
+      for (const double term : terms) sum += std::trunc(term / unit) * unit;
+    }
+    float f = static_cast<float>(sum);
+    if (std::isfinite(f) && std::fabs(f) > std::fabs(sum)) f = std::nextafterf(f, 0.0f);
+    c[e] = f;
+  }
+}
+
+}  // namespace vecbank::cuda
