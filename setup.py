@@ -93,10 +93,11 @@ class CMakeBuild(build_ext):
             if subprocess.call(command) != 0:
                 stop(f"building the C++ part failed: {' '.join(command[:2])} ... (its messages are above)")
         if not inplace:
-            for ext in self.extensions:
-                target = Path(self.get_ext_fullpath(ext.name))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(folder / "module" / target.name, target)
+            # All of them: _C, and _C_cuda where CUDA was built.
+            package = Path(self.get_ext_fullpath(self.extensions[0].name)).parent
+            package.mkdir(parents=True, exist_ok=True)
+            for module in (folder / "module").glob("_C*.so"):
+                shutil.copy2(module, package / module.name)
 
     @staticmethod
     def forget_if_moved(folder: Path) -> None:

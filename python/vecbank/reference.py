@@ -44,6 +44,14 @@ class Quantized(NamedTuple):
     codes: Tensor
 
 
+class QuantizeTrain(NamedTuple):
+    quantized: Tensor
+    codes: Tensor
+    loss: Tensor
+    counts: Tensor
+    sums: Tensor
+
+
 def project(
     x: Tensor, bank: Tensor, metric: str = "cosine", *, out_dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -52,12 +60,22 @@ def project(
     return _round(_finish(ranks, metric), out_dtype or x.dtype)
 
 
-def topk(x: Tensor, bank: Tensor, k: int, metric: str = "dot", mask: Tensor | None = None) -> TopK:
-    """The best ``k`` rows of the bank for every query, best first."""
+def topk(
+    x: Tensor,
+    bank: Tensor,
+    k: int,
+    metric: str = "dot",
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> TopK:
+    """The best ``k`` rows of the bank for every query, best first; ``bias`` ``(M,)`` adds to the scores."""
     m = bank.shape[-2]
     if not 1 <= k <= m:
         raise ValueError(f"topk: k must be between 1 and the bank's {m} rows, got k = {k}")
-    ranks, indices = _best(_scores(x, bank, metric), k, metric, mask)
+    scores = _scores(x, bank, metric)
+    if bias is not None:
+        scores = scores + bias.to(torch.float64)
+    ranks, indices = _best(scores, k, metric, mask)
     return TopK(_round(_finish(ranks, metric), _value_dtype(x)), indices)
 
 
@@ -72,6 +90,27 @@ def quantize(x: Tensor, bank: Tensor, metric: str = "l2") -> Quantized:
     codes = nearest(x, bank, metric).indices
     rows = lookup(codes, bank.detach())
     return Quantized(rows.masked_fill((codes < 0).unsqueeze(-1), float("nan")), codes)
+
+
+def quantize_train(x: Tensor, bank: Tensor, metric: str = "l2", mask: Tensor | None = None) -> QuantizeTrain:
+    """``quantize`` with the mean squared error, rows per code and their sums; masked rows stay the same."""
+    quantized, codes = quantize(x, bank, metric)
+    if mask is not None:
+        quantized = torch.where(mask.unsqueeze(-1), quantized, x.to(bank.dtype))
+        codes = codes.masked_fill(~mask, -1)
+    dtype = torch.float64 if bank.dtype == torch.float64 else torch.float32
+    counted = codes >= 0
+    squares = (quantized.to(torch.float64) - x.to(torch.float64))[counted].square()
+    loss = squares.mean() if squares.numel() else squares.sum()
+    m, d = bank.shape[-2:]
+    groups = list(zip(x, codes, strict=True)) if bank.dim() == 3 else [(x, codes)]
+    counts, sums = torch.zeros(len(groups), m), torch.zeros(len(groups), m, d, dtype=torch.float64)
+    for i, (rows, group) in enumerate(groups):
+        counts[i] = torch.bincount(group[group >= 0], minlength=m)
+        sums[i] = _segment_sum(rows, group, m, None)
+    return QuantizeTrain(
+        quantized, codes, loss.to(dtype), counts.reshape(bank.shape[:-1]), sums.to(dtype).reshape(bank.shape)
+    )
 
 
 def lookup(codes: Tensor, bank: Tensor, weights: Tensor | None = None, *, reduce: str = "none") -> Tensor:
@@ -111,6 +150,11 @@ def segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None
 
     Codes ``(..., k)`` beside ``x`` ``(..., d)`` add every row to ``k`` sums.
     """
+    return _round(_segment_sum(x, codes, num_codes, weights), x.dtype)
+
+
+def _segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None) -> Tensor:
+    """``segment_sum`` before it is rounded."""
     _check_codes(codes, num_codes)
     if codes.dim() == x.dim():
         x = x.unsqueeze(-2).expand(*codes.shape, x.shape[-1])
@@ -128,7 +172,7 @@ def segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None
     for r in range(int(counts.max()) if codes.numel() else 0):
         live = (counts > r).nonzero().squeeze(-1)
         total = total.index_put((live,), total[live] + rows[order[starts[live] + r]])
-    return _round(total, x.dtype)
+    return total
 
 
 def _ordered_sum(a: Tensor, b: Tensor, term: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -1,0 +1,125 @@
+"""The plots of a bench run: time by case and candidate, extra memory by case and candidate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+OURS = "vecbank"
+OURS_COLOUR, PEER_COLOUR, TARGET_COLOUR = "#1f6f8b", "#b9c2c9", "#c0392b"
+COLUMNS = 3
+Row = dict[str, Any]
+
+
+def _bars(axes: Axes, names: list[str], values: list[float], labels: list[str], edge: float) -> None:
+    """Horizontal bars, ours on top; a bar beyond `edge` is cut there and says so with an arrow."""
+    places = range(len(names) - 1, -1, -1)
+    colours = [OURS_COLOUR if name == OURS else PEER_COLOUR for name in names]
+    lengths = [min(max(value, 0.0), edge) for value in values]
+    axes.barh(places, lengths, color=colours, height=0.72)
+    for place, value, length, label in zip(places, values, lengths, labels, strict=True):
+        text = f"{label} →" if value > edge else label
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
+        axes.text(length + 0.02 * edge, place, text, va="center", fontsize=8, zorder=4, bbox=box)
+    axes.set_yticks(places, names, fontsize=8)
+    axes.set_xlim(0, 1.2 * edge)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _grid(counts: list[int]) -> tuple[Any, list[Axes]]:
+    """One panel per case, COLUMNS in a row; `counts` are the bars of each: all bars are equally thick."""
+    tallest = [max(counts[i : i + COLUMNS]) for i in range(0, len(counts), COLUMNS)]
+    figure, grid = plt.subplots(
+        len(tallest),
+        COLUMNS,
+        figsize=(13, sum(1.05 + 0.22 * t for t in tallest)),
+        squeeze=False,
+        height_ratios=tallest,
+        dpi=80,
+    )
+    flat = list(grid.flat)
+    for place, axes in enumerate(flat):
+        if place >= len(counts):
+            axes.set_visible(False)
+            continue
+        axes.set_ylim(counts[place] - 0.4 - tallest[place // COLUMNS], counts[place] - 0.4)
+    return figure, flat[: len(counts)]
+
+
+def _title(name: str) -> str:
+    """A case name in at most two lines."""
+    return (
+        name.replace(", forward", ",\nforward")
+        .replace(", all rows", ",\nall rows")
+        .replace(", data", ",\ndata")
+    )
+
+
+def speed(rows: list[Row], path: Path, caption: str) -> None:
+    timed = [{n: e for n, e in row["candidates"].items() if e["status"] == "ok"} for row in rows]
+    figure, panels = _grid([len(t) for t in timed])
+    for axes, row, entries in zip(panels, rows, timed, strict=True):
+        ratios = [entry["ratio"] for entry in entries.values()]
+        limit = row["target"]["limit"]
+        edge = max(1.05 * limit, entries[OURS]["ratio"], min(max(ratios), 5 * limit))
+        unit = "one read of the bank" if row["baseline"]["kind"] == "read" else "sgemm"
+        _bars(axes, list(entries), ratios, [f"{r:.2f}" for r in ratios], edge)
+        axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
+        axes.axvline(limit, color=TARGET_COLOUR, linewidth=1.2)
+        axes.set_title(_title(row["name"]), fontsize=9)
+        axes.set_xlabel(f"time, x {unit}", fontsize=8)
+    figure.suptitle("Time against the baseline of the same run, shorter is better\n" + caption, fontsize=11)
+    _legend(figure, "red: target of vecbank · dotted: the baseline itself · → bar cut")
+    _save(figure, path)
+
+
+def memory(rows: list[Row], path: Path, caption: str) -> None:
+    found = [{n: e["extra_mib"] for n, e in row["candidates"].items() if "extra_mib" in e} for row in rows]
+    figure, panels = _grid([len(f) for f in found])
+    for axes, row, extra in zip(panels, rows, found, strict=True):
+        values = list(extra.values())
+        limit = row["target"]["limit"]
+        _bars(axes, list(extra), values, [f"{max(v, 0.0):.0f}" for v in values], max(limit, *values))
+        axes.axvline(limit, color=TARGET_COLOUR, linewidth=1.2)
+        axes.set_title(_title(row["name"]), fontsize=9)
+        axes.set_xlabel("extra memory, MiB", fontsize=8)
+    figure.suptitle("Peak memory of one call beyond inputs, outputs and the Bank\n" + caption, fontsize=11)
+    _legend(figure, "red: target of vecbank")
+    _save(figure, path)
+
+
+def _legend(figure: Any, text: str) -> None:
+    figure.text(0.995, 0.004, text, fontsize=8, ha="right", va="bottom", color="#555555")
+
+
+def _save(figure: Any, path: Path) -> None:
+    """A PNG of few colours: bars and text need no more, and the file stays small."""
+    figure.tight_layout(rect=(0, 0.012, 1, 1), h_pad=1.4, w_pad=2.0)
+    figure.canvas.draw()
+    image = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+    image.quantize(32).save(path, optimize=True)
+    plt.close(figure)
+
+
+def draw(report: Row, path: Path) -> list[Path]:
+    """Draws what the run holds beside `path` and returns the files."""
+    soft, machine = report["software"], report["machine"]
+    model = "family {} model {}".format(*machine["cpu_family_model"])
+    caption = f"{machine['cpu']} ({model}), {soft['threads']} threads, {soft['isa']}, torch {soft['torch']}"
+    drawn = []
+    for section, plot in (("speed", speed), ("memory", memory)):
+        rows = [row for row in report["rows"] if row["section"] == section]
+        if rows:
+            target = path.with_name(f"{path.stem}-{section}.png")
+            plot(rows, target, caption)
+            drawn.append(target)
+    return drawn

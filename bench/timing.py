@@ -1,0 +1,223 @@
+"""Timing: interleaved candidates, medians, and the baselines that ratios are taken against."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from bench.cases import Case, Data
+
+Call = Callable[[], Any]
+Timed = Callable[[], float]  # runs once, returns seconds
+
+CHUNK_QUERIES, CHUNK_ROWS = 4096, 65536
+PAUSE_S = 0.06  # OpenBLAS's idle threads spin for about 30 ms after a call and would slow the next candidate
+SLOW_S = 3.0  # a call longer than this gets MIN_REPEATS, its first call included
+MIN_REPEATS = 3
+VERY_SLOW_S = 20.0  # a call longer than this is made only once
+
+
+@dataclass
+class Samples:
+    """Seconds of one candidate; `slow` marks one that was given fewer repeats."""
+
+    seconds: list[float] = field(default_factory=list)
+    slow: bool = False
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def least(self) -> float:
+        return min(self.seconds)
+
+
+def clock(call: Call, device: str = "cpu") -> Timed:
+    """One timed call. The result is dropped after the clock stops."""
+    if device != "cpu":
+        raise NotImplementedError(f"no clock for device {device!r} yet")
+
+    def timed() -> float:
+        start = time.perf_counter()
+        result = call()
+        seconds = time.perf_counter() - start
+        del result
+        return seconds
+
+    return timed
+
+
+def interleave(
+    calls: dict[str, Timed],
+    repeats: int,
+    budget_s: float,
+    tick: Callable[[str], None] = lambda _: None,
+    first_s: dict[str, float] | None = None,
+    neighbours: Neighbours | None = None,
+) -> dict[str, Samples]:
+    """Warm every candidate once, then time them in rounds: a, b, c, a, b, c, ...
+
+    A candidate gets `repeats` samples or as many as `budget_s` holds, at least MIN_REPEATS, spread evenly
+    over the rounds. `first_s` holds the seconds of first calls that were made already;
+    `neighbours` watches what other processes take meanwhile.
+    """
+    samples = {name: Samples() for name in calls}
+    counts: dict[str, int] = {}
+    for name, timed in calls.items():
+        tick(name)
+        first = first_s[name] if first_s and name in first_s else timed()
+        samples[name].slow = first > SLOW_S
+        if samples[name].slow:
+            samples[name].seconds.append(first)
+            counts[name] = 0 if first > VERY_SLOW_S else MIN_REPEATS - 1
+        else:
+            counts[name] = min(repeats, max(MIN_REPEATS, int(budget_s / max(first, 1e-9))))
+    rounds = max(counts.values())
+    gc.collect()
+    gc.disable()
+    try:
+        for r in range(rounds):
+            for name, timed in calls.items():
+                due = (r + 1) * counts[name] // rounds > r * counts[name] // rounds
+                if due:
+                    tick(name)
+                    time.sleep(PAUSE_S)
+                    with neighbours or contextlib.nullcontext():
+                        seconds = timed()
+                    samples[name].seconds.append(seconds)
+    finally:
+        gc.enable()
+    return samples
+
+
+def per_call(call: Call, loops: int) -> Timed:
+    """Seconds of one of `loops` back-to-back calls: for calls too short to time alone."""
+
+    def timed() -> float:
+        start = time.perf_counter()
+        for _ in range(loops):
+            call()
+        return (time.perf_counter() - start) / loops
+
+    return timed
+
+
+@dataclass
+class Baseline:
+    """What one case is measured against, as candidates for `interleave`; the fastest of them counts."""
+
+    kind: str
+    how: str
+    calls: dict[str, Timed]
+
+
+def baseline(case: Case, data: Data) -> Baseline:
+    """The baseline named by the case (see README of the bench table: "x sgemm")."""
+    x, bank = data.x, data.bank
+    if case.baseline == "alloc":
+        return Baseline(
+            "sgemm", "one torch.mm that allocates its result", {"sgemm": clock(lambda: torch.mm(x, bank.T))}
+        )
+    if case.baseline == "three":
+        up = data.upstream
+        assert up is not None
+
+        def three() -> object:
+            return torch.mm(x, bank.T), torch.mm(up, bank), torch.mm(up.T, x)
+
+        return Baseline("sgemm", "three torch.mm that allocate: x b', g b, g' x", {"sgemm": clock(three)})
+    if case.baseline == "read":
+        flat = bank.view(-1)
+        calls = {"read: torch.sum": clock(flat.sum), "read: torch.amax": clock(flat.amax)}
+        return Baseline(
+            "read", "one pass over the bank by torch.sum or torch.amax, the faster of the two", calls
+        )
+    return _chunked(case, data)
+
+
+def _chunked(case: Case, data: Data, per_round_s: float = 0.5) -> Baseline:
+    """torch.mm over full chunks into one reused out=: the median chunk, scaled to the whole product."""
+    queries, rows = min(CHUNK_QUERIES, case.n), min(CHUNK_ROWS, case.m)
+    out = torch.empty(queries, rows)
+    pairs = [
+        (i, j) for i in range(0, case.n - queries + 1, queries) for j in range(0, case.m - rows + 1, rows)
+    ]
+    scale = case.flops / (2.0 * queries * rows * case.d)
+    position = 0
+
+    def timed() -> float:
+        nonlocal position
+        chunk_s: list[float] = []
+        while len(chunk_s) < len(pairs) and (sum(chunk_s) < per_round_s or len(chunk_s) < 3):
+            i, j = pairs[position % len(pairs)]
+            position += 1
+            a, b = data.x[i : i + queries], data.bank[j : j + rows]
+            start = time.perf_counter()
+            torch.mm(a, b.T, out=out)
+            chunk_s.append(time.perf_counter() - start)
+        return statistics.median(chunk_s) * scale
+
+    how = (
+        f"torch.mm, {queries} queries x {rows} bank rows a chunk into one reused out=; each sample is the "
+        f"median of up to {len(pairs)} chunks (as many as fit {per_round_s} s) times {scale:.2f}"
+    )
+    return Baseline("sgemm", how, {"sgemm": timed})
+
+
+class Neighbours:
+    """How much of the machine other processes took while blocks ran (0 = none, 1 = all of it).
+
+    Enter it around each block; the kernel counts in ticks of 10 ms, so only the sum over many means much.
+    """
+
+    def __init__(self) -> None:
+        self._wall = self._others = 0.0
+
+    def __enter__(self) -> Neighbours:
+        self._start = self._now()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        now = self._now()
+        if self._start is None or now is None:
+            return
+        wall, busy, own = (after - before for after, before in zip(now, self._start, strict=True))
+        self._wall += wall
+        self._others += busy - own
+
+    @property
+    def share(self) -> float | None:
+        if not self._wall:
+            return None
+        return round(max(0.0, self._others) / (self._wall * (os.cpu_count() or 1)), 3)
+
+    @staticmethod
+    def _now() -> tuple[float, float, float] | None:
+        try:
+            with open("/proc/stat") as stat:
+                ticks = [int(t) for t in stat.readline().split()[1:9]]
+        except OSError:
+            return None
+        user, nice, system, _idle, _iowait, irq, softirq, steal = ticks
+        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        own = os.times()
+        return time.perf_counter(), busy, own.user + own.system + own.children_user + own.children_system
+
+
+def wait_quiet(most_s: float, share: float = 0.05, window_s: float = 2.0) -> None:
+    """Waits until other processes take less than `share` of the machine, at most `most_s` seconds."""
+    end = time.monotonic() + most_s
+    while time.monotonic() < end:
+        with Neighbours() as neighbours:
+            time.sleep(window_s)
+        if (neighbours.share or 0.0) < share:
+            return

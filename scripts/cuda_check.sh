@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Compiles every CUDA file for every architecture of the list in CMakeLists.txt; needs nvcc, no GPU and no torch.
+# Says plainly when there was nothing to compile or nothing to compile it with. Usage: cuda_check.sh CMAKE NINJA
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cmake=${1:-cmake}
+ninja=${2:-ninja}
+
+shopt -s nullglob
+sources=(csrc/cuda/*.cu)
+if ((${#sources[@]} == 0)); then
+  echo "cuda-check: nothing to compile: this version has no csrc/cuda/*.cu"
+  exit 0
+fi
+nvcc=${CUDACXX:-$(command -v nvcc || true)}
+[[ -z $nvcc && -x /usr/local/cuda/bin/nvcc ]] && nvcc=/usr/local/cuda/bin/nvcc
+if [[ -z $nvcc ]]; then
+  echo "cuda-check: NOT RUN: no nvcc found (PATH, CUDACXX, /usr/local/cuda); ${#sources[@]} CUDA files were not compiled"
+  exit 0
+fi
+export CUDACXX=$nvcc
+"$cmake" -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM="$ninja" -DVECBANK_TORCH=OFF -DVECBANK_CUDA=ON
+"$ninja" -C build/cuda vecbank_cuda
+echo "cuda-check: compiled ${#sources[@]} CUDA files with $("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/nvcc \1/p')"

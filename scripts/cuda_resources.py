@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""Writes docs/cuda_resources.md: registers, shared memory and spills of every kernel for every architecture.
+
+Compiles each csrc/cuda/*.cu once per architecture with `ptxas -v`; needs nvcc, no GPU. Shared memory is given at launch,
+so the table shows what the launcher asks for where that is a constant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHITECTURES = ("80", "86", "89", "90a", "100")
+HOT = {"screen_kernel", "mma_kernel", "store_kernel<float>", "store_kernel<double>", "refine_kernel"}
+FLAGS = ["-std=c++20", "-fmad=false", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-cubin"]
+
+
+def short_name(mangled: str) -> str | None:
+    """The kernel's own name; None for functions that are not ours."""
+    if "3cub" in mangled or "cub17" in mangled:
+        return None
+    match = re.search(r"\d+([a-z_]+_kernel|frame_[a-z]+|write_[a-z]+_panels|keep_survivors)(I[df]E)?", mangled)
+    if match is None:
+        return None
+    suffix = {"IfE": "<float>", "IdE": "<double>"}.get(match[2] or "", "")
+    return match[1] + suffix
+
+
+def compile_one(nvcc: str, source: Path, arch: str) -> list[tuple[str, str, str, int, int, int]]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [nvcc, *FLAGS, f"-arch=sm_{arch}", "-o", f"{folder}/out.cubin", str(source)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{source.name} for sm_{arch} does not compile:\n{done.stderr}")
+    rows: list[tuple[str, str, str, int, int, int]] = []
+    name: str | None = None
+    stack = spill = 0
+    for line in done.stderr.splitlines():
+        if match := re.search(r"(?:Function properties for|Compiling entry function) '?(\S+?)'?(?: for .*)?$", line):
+            name = short_name(match[1])
+        elif match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            stack, spill = int(match[1]), int(match[2]) + int(match[3])
+        elif (match := re.search(r"Used (\d+) registers", line)) and name is not None:
+            rows.append((source.name, name, arch, int(match[1]), stack, spill))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nvcc", default=os.environ.get("CUDACXX", "nvcc"))
+    parser.add_argument("--check", action="store_true", help="fail if a hot kernel spills; write nothing")
+    arguments = parser.parse_args()
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [pool.submit(compile_one, arguments.nvcc, s, a) for s in sources for a in ARCHITECTURES]
+        rows = [row for job in jobs for row in job.result()]
+    spilling = sorted({f"{name} (sm_{arch})" for _, name, arch, _, _, spill in rows if name in HOT and spill})
+    version = subprocess.run([arguments.nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    release = re.search(r"release [\d.]+, V([\d.]+)", version)
+    lines = [
+        "# Registers and spills",
+        "",
+        f"Written by `scripts/cuda_resources.py` with nvcc {release[1] if release else 'unknown'}. Each cell: registers, "
+        "and in parentheses bytes of stack frame and of spill stores plus loads where there are any.",
+        "Kernels in bold are hot: they must not spill. CUB's sort is not listed.",
+        "",
+        "| file | kernel | " + " | ".join(f"sm_{a}" for a in ARCHITECTURES) + " |",
+        "|---|---|" + "---|" * len(ARCHITECTURES),
+    ]
+    table: dict[tuple[str, str], dict[str, str]] = {}
+    for file, name, arch, registers, stack, spill in rows:
+        cell = f"{registers}" + (f" (stack {stack}, spills {spill})" if stack or spill else "")
+        table.setdefault((file, name), {})[arch] = cell
+    for (file, name), cells in sorted(table.items()):
+        shown = f"**{name}**" if name in HOT else name
+        lines.append(f"| {file} | {shown} | " + " | ".join(cells.get(a, "-") for a in ARCHITECTURES) + " |")
+    lines += ["", f"Hot kernels that spill: {', '.join(spilling) or 'none'}.", ""]
+    if not arguments.check:
+        (ROOT / "docs").mkdir(exist_ok=True)
+        (ROOT / "docs" / "cuda_resources.md").write_text("\n".join(lines))
+    print(lines[-2])
+    if arguments.check and spilling:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

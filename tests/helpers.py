@@ -1,0 +1,103 @@
+"""What several test files need: targets, comparison, running a case on the library and on the reference."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from cases import METRICS, Case, build
+from torch import Tensor
+
+import vecbank
+from vecbank import reference
+
+ISAS: tuple[str, ...] = tuple(vecbank._C.available_isas())
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+CODE = {metric: code for code, metric in enumerate(METRICS)}  # as the ops take it
+REDUCE = {"none": 0, "sum": 1, "mean": 2}
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Target:
+    device: str
+    isa: str | None = None
+
+    def __str__(self) -> str:
+        return self.isa or self.device
+
+
+TARGETS = [Target("cpu", isa) for isa in ISAS] + [Target(device) for device in DEVICES if device != "cpu"]
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal dtype, shape and values; NaN equals NaN (and 0.0 equals -0.0)."""
+    a, b = a.detach().cpu(), b.detach().cpu()
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(
+        a.nan_to_num(0.0, torch.inf, -torch.inf), b.nan_to_num(0.0, torch.inf, -torch.inf)
+    )
+
+
+def assert_same(got: Any, want: Any, note: str = "") -> None:
+    """``same`` for a tensor or a tuple of them, saying where they part."""
+    got = got if isinstance(got, tuple) else (got,)
+    want = want if isinstance(want, tuple) else (want,)
+    assert len(got) == len(want)
+    for i, (g, w) in enumerate(zip(got, want, strict=True)):
+        if same(g, w):
+            continue
+        g, w = g.detach().cpu(), w.detach().cpu()
+        where = f"{note} output {i}: got {tuple(g.shape)} {g.dtype}, want {tuple(w.shape)} {w.dtype}"
+        if g.shape == w.shape:
+            off = ~((g == w) | (g.isnan() & w.isnan()))
+            where += f"; {int(off.sum())} of {off.numel()} differ"
+            if off.any():
+                at = tuple(int(v) for v in off.nonzero()[0])
+                where += f", first at {at}: got {g[at].item()!r}, want {w[at].item()!r}"
+        raise AssertionError(where)
+
+
+def run(case: Case, x: Tensor, bank: Any, mask: Tensor | None = None, **options: Any) -> tuple[Tensor, ...]:
+    """The library's answer to a case; ``bank`` may be a Bank."""
+    if case.op == "topk":
+        return tuple(vecbank.topk(x, bank, case.k, case.metric, mask, **options))
+    function = {"nearest": vecbank.nearest, "quantize": vecbank.quantize}[case.op]
+    return tuple(function(x, bank, case.metric, **options))
+
+
+@functools.cache
+def expected(case: Case) -> tuple[Tensor, ...]:
+    """The reference's answer, worked out once for all targets."""
+    x, bank, mask = (t for t in vars(build(case)).values())
+    if case.op == "topk":
+        return tuple(reference.topk(x, bank, case.k, case.metric, mask))
+    function = {"nearest": reference.nearest, "quantize": reference.quantize}[case.op]
+    return tuple(function(x, bank, case.metric))
+
+
+def op(name: str) -> Any:
+    return getattr(torch.ops.vecbank, name)
+
+
+def all_ops() -> list[str]:
+    """Names of every operator registered under ``vecbank::``."""
+    return sorted(
+        name.removeprefix("vecbank::")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("vecbank::")
+    )
+
+
+def gauss(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, **options: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + 1000 * len(shape) + sum(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype=dtype, **options)
+
+
+def ints(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return (3 * gauss(*shape, dtype=torch.float64, seed=seed)).round().to(dtype)

@@ -1,0 +1,211 @@
+"""Calls past the Python checks, straight to torch.ops.vecbank: an exception, never a crash."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import METRICS
+from helpers import CODE, all_ops, gauss, op
+from op_samples import samples
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+INT64 = torch.int64
+X, BANK, CODES = gauss(4, 3), gauss(5, 3), torch.tensor([0, 1])
+SEARCHES = ("project", "topk", "nearest", "quantize", "quantize_train")
+ERRORS = (RuntimeError, NotImplementedError)
+
+
+def search(name: str, x: Tensor, bank: Tensor, pack: Tensor | None = None, metric: int = 0) -> Any:
+    return op(name)(x, bank, pack, *((2,) if name == "topk" else ()), metric)
+
+
+PAIRS: dict[str, tuple[Tensor, Tensor]] = {
+    "widths differ": (gauss(4, 2), BANK),
+    "scalar x": (torch.tensor(1.0), BANK),
+    "one-dimensional bank": (X, BANK[0]),
+    "flat x, batched bank": (X, gauss(2, 5, 3)),
+    "four-dimensional bank": (X, gauss(1, 1, 5, 3)),
+    "batches differ": (gauss(3, 4, 3), gauss(2, 5, 3)),
+    "integer x": (X.long(), BANK),
+    "integer bank": (X, BANK.long()),
+    "integers": (X.long(), BANK.long()),
+    "float64, float32": (X.double(), BANK),
+    "float32, float16": (X, BANK.half()),
+    "float16, bfloat16": (X.half(), BANK.bfloat16()),
+    "complex": (X.to(torch.complex64), BANK.to(torch.complex64)),
+    "bool": (X.bool(), BANK.bool()),
+}
+FULL = torch.ones(4, 5, dtype=torch.bool)
+ROWS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    **{f"topk: k {k}": ("topk", (X, BANK, None, k, 0)) for k in (0, -1, 6, 2**40, -(2**63))},
+    "topk: float mask": ("topk", (X, BANK, None, 2, 0, FULL.float())),
+    "topk: mask of fewer queries": ("topk", (X, BANK, None, 2, 0, FULL[:3])),
+    "topk: mask of fewer rows": ("topk", (X, BANK, None, 2, 0, FULL[:, :4])),
+    "topk: mask of one dimension": ("topk", (X, BANK, None, 2, 0, FULL[0])),
+    "topk: mask of three": ("topk", (X, BANK, None, 2, 0, FULL.expand(2, 4, 5))),
+    "topk: bias of another length": ("topk", (X, BANK, None, 2, 0, None, True, gauss(4))),
+    "topk: bias of another dtype": ("topk", (X, BANK, None, 2, 0, None, True, gauss(5).double())),
+    "topk: bias of two dimensions": ("topk", (X, BANK, None, 2, 0, None, True, gauss(5, 1))),
+    "topk: bias for distances": ("topk", (X, BANK, None, 2, 2, None, True, gauss(5))),
+    "topk: bias, batched bank": ("topk", (gauss(2, 4, 3), gauss(2, 5, 3), None, 2, 0, None, True, gauss(5))),
+    "pack: bias of another length": ("pack", (BANK, 0, gauss(4))),
+    "pack: bias for distances": ("pack", (BANK, 2, gauss(5))),
+    "quantize_train: float mask": ("quantize_train", (X, BANK, None, 2, torch.ones(4))),
+    "quantize_train: mask of fewer rows": ("quantize_train", (X, BANK, None, 2, FULL[:3, 0])),
+    "quantize_train: mask of two dimensions": ("quantize_train", (X, BANK, None, 2, FULL)),
+    "lookup: int32 codes": ("lookup", (CODES.int(), BANK, None, 0)),
+    "lookup: float codes": ("lookup", (CODES.double(), BANK, None, 0)),
+    "lookup: flat bank": ("lookup", (CODES, BANK[0], None, 0)),
+    "lookup: integer bank": ("lookup", (CODES, BANK.long(), None, 0)),
+    "lookup: weights of another shape": ("lookup", (CODES, BANK, gauss(3), 1)),
+    "lookup: integer weights": ("lookup", (CODES, BANK, CODES, 1)),
+    "lookup: weights of another dtype": ("lookup", (CODES, BANK, gauss(2).double(), 1)),
+    "lookup: sum of a scalar": ("lookup", (CODES[0], BANK, None, 1)),
+    "lookup: reduce 3": ("lookup", (CODES, BANK, None, 3)),
+    "lookup: reduce -1": ("lookup", (CODES, BANK, None, -1)),
+    "segment_sum: lengths": ("segment_sum", (X, CODES, 5, None)),
+    "segment_sum: float codes": ("segment_sum", (X, torch.ones(4), 5, None)),
+    "segment_sum: num_codes": ("segment_sum", (X, torch.tensor([0, 1, 2, 0]), -1, None)),
+    "segment_sum: integers": ("segment_sum", (X.long(), torch.tensor([0, 1, 2, 0]), 5, None)),
+    "segment_sum: weights": ("segment_sum", (X, torch.tensor([0, 1, 2, 0]), 5, gauss(3))),
+    "segment_sum: scalar": ("segment_sum", (torch.tensor(1.0), torch.tensor(0), 5, None)),
+    "lookup_dot: lengths": ("lookup_dot", (X, CODES, BANK)),
+    "lookup_dot: widths": ("lookup_dot", (gauss(2, 4), CODES, BANK)),
+    "lookup_dot: int32 codes": ("lookup_dot", (gauss(2, 3), CODES.int(), BANK)),
+    "lookup_dot: flat bank": ("lookup_dot", (gauss(2, 3), CODES, BANK[0])),
+    "pack: flat bank": ("pack", (BANK[0], 0)),
+    "pack: integers": ("pack", (BANK.long(), 0)),
+    "pack: four dimensions": ("pack", (gauss(1, 1, 5, 3), 0)),
+    "topk_backward: k": ("topk_backward", (gauss(4, 2), X, BANK, torch.zeros(4, 3, dtype=INT64), 0)),
+    "topk_backward: queries": ("topk_backward", (gauss(3, 2), X, BANK, torch.zeros(3, 2, dtype=INT64), 0)),
+    "topk_backward: widths": (
+        "topk_backward",
+        (gauss(4, 2), X, gauss(5, 2), torch.zeros(4, 2, dtype=INT64), 0),
+    ),
+    "topk_backward: indices": ("topk_backward", (gauss(4, 2), X, BANK, torch.zeros(4, 2), 0)),
+    "project_backward: too many rows": ("project_backward", (gauss(4, 6), X, BANK, 0)),
+    "project_backward: queries": ("project_backward", (gauss(3, 5), X, BANK, 0)),
+    "project_backward: widths": ("project_backward", (gauss(4, 5), X, gauss(5, 2), 0)),
+}
+for _name in SEARCHES:
+    ROWS |= {
+        f"{_name}: {what}": (_name, (*pair, None, *((2,) if _name == "topk" else ()), 0))
+        for what, pair in PAIRS.items()
+    }
+
+
+VALUES = ("topk: k", "lookup: reduce 3", "lookup: reduce -1", "segment_sum: num_codes")
+
+
+@pytest.mark.parametrize("fake", [False, True], ids=["real", "fake"])
+@pytest.mark.parametrize("what", ROWS)
+def test_refused(what: str, fake: bool) -> None:
+    """By the kernel and by its fake: what a fake lets through fails later, inside a compiled program."""
+    name, row = ROWS[what]
+    if fake and what.startswith(VALUES):
+        pytest.skip("a fake kernel checks devices, dtypes and shapes; this is a value, which may be symbolic")
+    with pytest.raises(ERRORS):
+        if fake:
+            with FakeTensorMode() as mode:
+                op(name)(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in row))
+        else:
+            op(name)(*row)
+
+
+def _on_meta() -> list[tuple[str, int]]:
+    """(op, position) of every tensor argument that has another tensor argument beside it."""
+    found = []
+    for name, rows in samples().items():
+        longest = max(rows, key=lambda row: sum(isinstance(a, Tensor) for a in row))
+        tensors = [i for i, a in enumerate(longest) if isinstance(a, Tensor)]
+        found += [(name, i) for i in tensors if len(tensors) > 1]
+    return found
+
+
+@pytest.mark.parametrize("name, position", _on_meta())
+def test_mixed_devices_are_refused(name: str, position: int) -> None:
+    """One meta tensor among CPU tensors sends the call to the fake kernel, whose answer is empty."""
+    row = max(samples()[name], key=lambda r: sum(isinstance(a, Tensor) for a in r))
+    mixed = [a.detach().to("meta") if i == position else a for i, a in enumerate(row)]
+    with pytest.raises(ERRORS):
+        op(name)(*mixed)
+
+
+@pytest.mark.parametrize("name", ["pack", *SEARCHES, "topk_backward", "project_backward"])
+def test_bad_metric(name: str) -> None:
+    rows = {
+        "pack": lambda code: (BANK, code),
+        "topk": lambda code: (X, BANK, None, 2, code),
+        "topk_backward": lambda code: (gauss(4, 2), X, BANK, torch.zeros(4, 2, dtype=INT64), code),
+        "project_backward": lambda code: (gauss(4, 5), X, BANK, code),
+    }
+    row = rows.get(name, lambda code: (X, BANK, None, code))
+    for code in (-1, 4, 2**40, -(2**63)):
+        with pytest.raises(ERRORS):
+            op(name)(*row(code))
+
+
+GARBAGE = {
+    "zeros": lambda good, *_: torch.zeros_like(good),
+    "ones": lambda good, *_: torch.full_like(good, 255),
+    "noise": lambda good, *_: torch.randint(0, 256, good.shape, dtype=torch.uint8),
+    "one byte short": lambda good, *_: good[:-1],
+    "header only": lambda good, *_: good[:64],
+    "empty": lambda good, *_: good[:0],
+    "header cut off": lambda good, *_: good[64:],
+    "not contiguous": lambda good, *_: good.repeat_interleave(2)[::2],
+    "float32": lambda good, *_: good.view(torch.float32),
+    "int64": lambda good, *_: good.to(INT64),
+    "meta": lambda good, *_: good.to("meta"),
+    "of fewer rows": lambda good, bank, code: op("pack")(bank[:69], code),
+    "of narrower rows": lambda good, bank, code: op("pack")(bank[:, :19], code),
+    "of another dtype": lambda good, bank, code: op("pack")(bank.half(), code),
+    "of another metric": lambda good, bank, code: op("pack")(bank, (code + 2) % 4),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", GARBAGE)
+def test_garbage_packs(kind: str, metric: str, name: str) -> None:
+    x, bank, code = gauss(4, 20), gauss(70, 20), CODE[metric]
+    bad = GARBAGE[kind](op("pack")(bank, code), bank, code)
+    with pytest.raises(ERRORS):
+        search(name, x, bank, bad, code)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_damaged_headers_never_crash(name: str) -> None:
+    """Every word of the header changed in turn: an error, or an answer, but no read outside the pack."""
+    x, bank = gauss(4, 20), gauss(70, 20)
+    good = op("pack")(bank, 1)
+    for word in range(16):
+        for value in (0, 1, -1, 2**31, 2**62, -(2**63), 12345):
+            pack = good.clone()
+            pack[: 16 * 8].view(INT64)[word] = value
+            try:
+                search(name, x, bank, pack, 1)
+            except RuntimeError:
+                pass
+
+
+@pytest.mark.parametrize("bad", [5, -2, 2**31, 2**40, -(2**63), 2**63 - 1])
+def test_codes_out_of_range(bad: int) -> None:
+    codes = torch.tensor([[0, bad], [1, 2]])
+    for reduce in range(3):
+        with pytest.raises(RuntimeError):
+            op("lookup")(codes, BANK, None, reduce)
+    with pytest.raises(RuntimeError):
+        op("segment_sum")(gauss(2, 2, 3), codes, 5, None)
+    with pytest.raises(RuntimeError):
+        op("lookup_dot")(gauss(2, 3), codes, BANK)
+    for metric in range(4):
+        with pytest.raises(RuntimeError):
+            op("topk_backward")(gauss(2, 2), X[:2], BANK, codes, metric)
+
+
+def test_every_op_is_covered_here() -> None:
+    assert set(all_ops()) == {name for name, _ in ROWS.values()}, "a new op: add rows of bad arguments"
