@@ -195,6 +195,8 @@ def _curated() -> Iterator[Case]:
         for m, k in ((33, 1), (33, 10), (100, 3), (513, 64), (2000, 1)):
             yield replace(base, op="topk", metric=metric, d=d, m=m, k=k, data="level", lead=(9,))
         yield replace(base, op="quantize", metric=metric, d=d, data="level", lead=(40,))
+        yield replace(base, op="topk", metric=metric, d=d, m=66, k=3, data="swamped", lead=(9,))
+        yield replace(base, op="quantize", metric=metric, d=d, m=66, data="swamped", lead=(40,))
     for dtype, metric in itertools.product(DTYPES, METRICS):  # both ends of every dtype's range
         for data in ("tiny", "huge", "wide", "nonfinite", "offset", "near"):
             yield replace(base, op="topk", metric=metric, dtype=dtype, data=data, lead=(5,))

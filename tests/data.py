@@ -26,6 +26,7 @@ KINDS = (
     "clustered",
     "shifted",  # mean 1: nothing cancels in a sum
     "level",  # rows far apart whose scores agree to the last bits: only a true bound keeps the right ones
+    "swamped",  # every step of a float32 sum errs by half a unit, for some rows up, for others down
 )
 
 
@@ -120,6 +121,19 @@ def fill(
                 bank = (0.6 * along + 0.8 * across) * 2 ** (3 * uniform(m, 1))
             else:
                 bank = along + across
+    elif kind == "swamped":
+        # One feature makes the running sum 1, the others add 0.49 of its last bit (and are lost) or 0.51 (and
+        # count double). The true order is the other way round; the screen's bound is nearly used up.
+        rest = 0.25 / max(1, d) ** 0.5
+        query = torch.full((d,), rest, dtype=torch.float64)
+        query[:1] = 1.0
+        x = query * 2.0 ** pick(n, 5).unsqueeze(1)
+        bank = torch.zeros(m, d, dtype=torch.float64)
+        for j in range(0, m - 3, 4):
+            bank[j, 1:] = (0.49 - 1e-4 * j) * 2.0**-23 / rest
+            bank[j + 2, 1 : 1 + round((0.95 - 1e-3 * j) * (d - 1))] = 0.51 * 2.0**-23 / rest
+            bank[[j, j + 2], :1] = 1.0
+            bank[[j + 1, j + 3]] = -bank[[j, j + 2]]  # the mean is zero: nothing to centre
     elif kind == "shifted":
         x, bank = x + 1, bank + 1
     elif kind != "gauss":

@@ -17,10 +17,10 @@
 
 namespace vecbank {
 
-constexpr int64_t kMaxScreenWidth = 1 << 17;      // unit(d) < 0.01
-constexpr double kMaxBankNorm = 0x1p40;           // packed units; beyond: the column always goes to refinement
-constexpr double kMaxQueryNorm = 0x1p60;          // packed units; beyond: the row is not screened
-constexpr double kMaxNorm = 0x1p510;              // original units; products of two stay finite in float64
+constexpr int64_t kMaxScreenWidth = 1 << 17;  // unit(d) < 0.01
+constexpr double kMaxBankNorm = 0x1p40;       // packed units; beyond: the column always goes to refinement
+constexpr double kMaxQueryNorm = 0x1p60;      // packed units; beyond: the row is not screened
+constexpr double kMaxNorm = 0x1p510;          // original units; products of two stay finite in float64
 
 VB_SHARED inline double screen_unit(int64_t width) { return static_cast<double>(width + 16) * 0x1p-24 * 1.02; }
 VB_SHARED inline double refine_unit(int64_t width) { return static_cast<double>(width + 16) * 0x1p-53 * 1.02; }

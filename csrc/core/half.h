@@ -30,7 +30,8 @@ VB_INLINE float widened_f32(Brain16 h) { return from_bits(static_cast<uint32_t>(
 VB_INLINE float widened_f32(Half16 h) {
   const uint32_t sign = static_cast<uint32_t>(h.bits & 0x8000u) << 16;
   const uint32_t rest = h.bits & 0x7fffu;
-  if (rest >= 0x7c00u) return from_bits(sign | 0x7f800000u | ((rest & 0x3ffu) << 13) | ((rest & 0x3ffu) ? 0x400000u : 0u));
+  if (rest >= 0x7c00u)
+    return from_bits(sign | 0x7f800000u | ((rest & 0x3ffu) << 13) | ((rest & 0x3ffu) ? 0x400000u : 0u));
   if (rest >= 0x400u) return from_bits(sign | ((rest << 13) + (112u << 23)));
   const float tiny = static_cast<float>(rest) * 0x1p-24f;  // exact: at most ten bits
   return sign ? -tiny : tiny;

@@ -21,11 +21,11 @@ struct PackHeader {
   uint64_t magic;
   int64_t rows, width;
   int32_t metric, dtype;
-  int32_t exponent;        // power of two that every coordinate was scaled by
-  int32_t centred;         // 0: centre is all zero
-  int32_t screenable;      // 0: width beyond what the float32 bound covers
-  int32_t biased;          // dot products carry a bias per row, as an encoder's
-  int64_t special;         // columns that always go to refinement
+  int32_t exponent;                               // power of two that every coordinate was scaled by
+  int32_t centred;                                // 0: centre is all zero
+  int32_t screenable;                             // 0: width beyond what the float32 bound covers
+  int32_t biased;                                 // dot products carry a bias per row, as an encoder's
+  int64_t special;                                // columns that always go to refinement
   int64_t centre_at, norms_at, panels_at, bytes;  // offsets from the header, and the whole size
 };
 

@@ -118,7 +118,8 @@ class CandidateLists {
     Candidate* c = candidates_.get() + row * capacity_;
     int64_t n = counts_[row];
     if (k_ > kSorted && n >= k_) {
-      std::nth_element(c, c + (k_ - 1), c + n, [](const Candidate& a, const Candidate& b) { return a.lower > b.lower; });
+      std::nth_element(c, c + (k_ - 1), c + n,
+                       [](const Candidate& a, const Candidate& b) { return a.lower > b.lower; });
       if (c[k_ - 1].lower > thresholds_[row]) thresholds_[row] = c[k_ - 1].lower;
     }
     const float threshold = thresholds_[row];

@@ -30,8 +30,8 @@ void scan_tiles(const ScanArgs& s) {
         typename V::Gate gate;
         unroll<Height>([&](auto r) __attribute__((always_inline)) {
           const auto threshold = V::fill(s.thresholds[row + r.value]);
-          unroll<tile.vectors>(
-              [&](auto v) __attribute__((always_inline)) { gate.add(tile.acc[r.value][v.value], threshold); });
+          unroll<tile.vectors>([&](auto v)
+                                   __attribute__((always_inline)) { gate.add(tile.acc[r.value][v.value], threshold); });
         });
         if (__builtin_expect(gate.any(), 0)) {
           alignas(64) float upper[Height * PanelCount * kPanel];
@@ -81,8 +81,7 @@ void store_tiles(const StoreArgs<typename V::T>& s) {
         with_dtype(s.out_dtype, [&](auto type) {
           using Out = Element<decltype(type)>;
           for (int r = 0; r < Height && row + r < s.tile.rows; ++r)
-            emit(values + r * PanelCount * kPanel, count,
-                 static_cast<Out*>(s.out) + (row + r) * s.out_stride + column);
+            emit(values + r * PanelCount * kPanel, count, static_cast<Out*>(s.out) + (row + r) * s.out_stride + column);
         });
       });
 }

@@ -57,8 +57,8 @@ struct ScoreArgs {
   const double* queries = nullptr;  // padded with zeros to a multiple of 8
   int64_t query_stride = 0;
   int query_count = 1;
-  Rows bank;                      // col_stride must be 1
-  bool distance = false;          // sum (x - b)^2 rather than sum x b
+  Rows bank;                       // col_stride must be 1
+  bool distance = false;           // sum (x - b)^2 rather than sum x b
   const int64_t* index = nullptr;  // null: rows first .. first + count
   int64_t first = 0, count = 0;
   double* out = nullptr;  // [query][count]
@@ -66,7 +66,7 @@ struct ScoreArgs {
 
 struct Kernels {
   const char* name;
-  int heights[3];         // register-tile heights for float32: full, mid, one row
+  int heights[3];  // register-tile heights for float32: full, mid, one row
   int height_f64;
   RowStats (*stats)(const void* row, DType dtype, int64_t width, const Affine& map);
   // Interleaves `count` rows (missing ones up to `group` as zeros) into [width][group]; may write up to 8

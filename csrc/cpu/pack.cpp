@@ -150,8 +150,8 @@ int64_t write_panel(const Rows& bank, const PackHeader& h, double* norms, T* pan
     const double squares = kernels().stats(rows[c], bank.dtype, d, maps[c]).squares;
     const double packed = std::sqrt(squares) * (1.0 + 0x1p-20);
     if (metric != Metric::cosine) {
-      original = centre == nullptr ? packed
-                                   : std::sqrt(kernels().stats(rows[c], bank.dtype, d, {nullptr, 1.0, post}).squares);
+      original =
+          centre == nullptr ? packed : std::sqrt(kernels().stats(rows[c], bank.dtype, d, {nullptr, 1.0, post}).squares);
       special[c] = !(original <= kMaxNorm * std::min(post, 1.0));
     }
     special[c] = special[c] || !(packed <= std::min(kMaxBankNorm, kMaxNorm * post)) ||

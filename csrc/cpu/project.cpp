@@ -62,8 +62,9 @@ class Projector {
     for (int64_t r = 0; r < count; ++r) odd_[r] = !frame(p, h, r);
     const Panels<T> panels = panels_as<T>(&h);
     StoreArgs<T> args;
-    args.tile = {queries_.data(), queries_.stride(), queries_.group(), count, panels.panel(from), panels.stride(),
-                 h.width, std::min(h.rows, to * kPanel) - from * kPanel};
+    args.tile = {
+        queries_.data(),    queries_.stride(), queries_.group(), count,
+        panels.panel(from), panels.stride(),   h.width,          std::min(h.rows, to * kPanel) - from * kPanel};
     args.scale = scale_.get();
     args.term = term_.get();
     args.finish = !is_distance(p.metric) ? Finish::linear : p.metric == Metric::l2 ? Finish::rooted : Finish::squared;
@@ -185,8 +186,8 @@ Status project(const ProjectProblem& problem, const Parallel& parallel) {
   if (problem.queries.count == 0 || problem.bank.count == 0) return Status::ok;
   ProjectProblem p = problem;
   p.out_columns = p.bank.count;
-  const double work = static_cast<double>(p.queries.count) * static_cast<double>(p.bank.count) *
-                      static_cast<double>(p.bank.width + 8);
+  const double work =
+      static_cast<double>(p.queries.count) * static_cast<double>(p.bank.count) * static_cast<double>(p.bank.width + 8);
   if (work < kSmall) return project_small(p);
   const Parallel alone;
   const Parallel& chosen = work < 2e5 ? alone : parallel;

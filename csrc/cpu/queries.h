@@ -56,8 +56,8 @@ class QueryBlock {
       for (int i = 0; i < n; ++i) {
         const int64_t r = g * group_ + i;
         const double limit = is_distance(metric) ? std::min(kMaxQueryNorm, std::ldexp(kMaxNorm, bank.exponent))
-                             : bank.biased        ? kMaxQueryNorm
-                                                  : kMaxNorm;
+                             : bank.biased       ? kMaxQueryNorm
+                                                 : kMaxNorm;
         usable_[r] = std::sqrt(squares_[r]) <= limit;
         if (!usable_[r])
           for (int64_t k = 0; k < d; ++k) out[k * group_ + i] = 0;

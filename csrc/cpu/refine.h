@@ -12,7 +12,7 @@ namespace vecbank {
 
 class Refiner {
  public:
-  static constexpr int kQueries = 4;    // rows refined together share the bank's conversion
+  static constexpr int kQueries = 4;  // rows refined together share the bank's conversion
   static constexpr int64_t kBlock = 512;
 
   bool reserve(const Rows& bank, int64_t query_width) {

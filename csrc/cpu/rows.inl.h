@@ -40,9 +40,7 @@ RowStats stats_of(const S* row, int64_t width, const Affine& map) {
 
 template <class Lanes>
 RowStats stats(const void* row, DType dtype, int64_t width, const Affine& map) {
-  return with_dtype(dtype, [&](auto type) {
-    return stats_of<Lanes>(static_cast<decltype(type)>(row), width, map);
-  });
+  return with_dtype(dtype, [&](auto type) { return stats_of<Lanes>(static_cast<decltype(type)>(row), width, map); });
 }
 
 template <class Lanes, class S>
@@ -83,10 +81,8 @@ void interleave_of(const void* const* rows, int count, int group, int64_t width,
 
 template <class Lanes, class T>
 void interleave(const void* const* rows, int count, int group, DType dtype, int64_t width, const Affine* maps, T* out) {
-  with_dtype(dtype, [&](auto type) {
-    interleave_of<Lanes, Element<decltype(type)>>(rows, count, group, width, maps,
-                                                                                    out);
-  });
+  with_dtype(dtype,
+             [&](auto type) { interleave_of<Lanes, Element<decltype(type)>>(rows, count, group, width, maps, out); });
 }
 
 template <class Lanes>

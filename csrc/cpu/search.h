@@ -10,11 +10,11 @@
 
 namespace vecbank {
 
-constexpr int64_t kQueryBytes = 192 << 10;    // packed queries of a block: part of L2
-constexpr int64_t kListBytes = 4 << 20;       // candidate lists of a block
-constexpr int64_t kPartialBytes = 16 << 20;   // best rows of all parts, waiting for the merge
-constexpr int64_t kVisitBytes = 64 << 10;     // panels between jumps
-constexpr int64_t kPackBytes = 24 << 20;      // a plain tensor is packed in pieces of this size
+constexpr int64_t kQueryBytes = 192 << 10;   // packed queries of a block: part of L2
+constexpr int64_t kListBytes = 4 << 20;      // candidate lists of a block
+constexpr int64_t kPartialBytes = 16 << 20;  // best rows of all parts, waiting for the merge
+constexpr int64_t kVisitBytes = 64 << 10;    // panels between jumps
+constexpr int64_t kPackBytes = 24 << 20;     // a plain tensor is packed in pieces of this size
 
 struct SearchPlan {
   int group = 1;
@@ -30,11 +30,11 @@ struct SearchJob {
   const PackHeader& header;
   Panels<float> panels;
   SearchPlan plan;
-  int64_t offset = 0;                     // of this piece in the caller's bank
-  double start_bound = 0.0;               // beta per r^2, see bounds.h
-  std::atomic<float>* shared = nullptr;   // per query: the best threshold any part has proved
-  Scored* partial = nullptr;              // [part][query][k]; null: a single part, written straight out
-  int64_t* partial_counts = nullptr;      // [part][query]
+  int64_t offset = 0;                    // of this piece in the caller's bank
+  double start_bound = 0.0;              // beta per r^2, see bounds.h
+  std::atomic<float>* shared = nullptr;  // per query: the best threshold any part has proved
+  Scored* partial = nullptr;             // [part][query][k]; null: a single part, written straight out
+  int64_t* partial_counts = nullptr;     // [part][query]
   void report(int64_t query, int64_t part, const Scored* best, int64_t count) const;
 };
 

@@ -145,8 +145,8 @@ Status search(const SearchProblem& p, const Parallel& parallel) {
     return Status::ok;
   }
   // Work too small to be worth waking threads for runs on this one.
-  const double work = static_cast<double>(p.queries.count) * static_cast<double>(p.bank.count) *
-                      static_cast<double>(p.bank.width + 8);
+  const double work =
+      static_cast<double>(p.queries.count) * static_cast<double>(p.bank.count) * static_cast<double>(p.bank.width + 8);
   const Parallel alone;
   const Parallel& chosen = work < 2e5 ? alone : parallel;
 
@@ -154,8 +154,8 @@ Status search(const SearchProblem& p, const Parallel& parallel) {
   const int64_t piece = std::max<int64_t>(1, kPackBytes / panel) * kPanel;
   const bool pieces = p.pack == nullptr && piece < p.bank.count;
   // Several pieces keep their best rows between them, so bound how many queries are in flight.
-  const int64_t step = pieces ? std::max<int64_t>(1024, kPartialBytes / (p.k * static_cast<int64_t>(sizeof(Scored))))
-                              : p.queries.count;
+  const int64_t step =
+      pieces ? std::max<int64_t>(1024, kPartialBytes / (p.k * static_cast<int64_t>(sizeof(Scored)))) : p.queries.count;
   for (int64_t q = 0; q < p.queries.count; q += step) {
     SearchProblem slice = p;
     slice.queries.data = p.queries.row(q);
@@ -165,8 +165,7 @@ Status search(const SearchProblem& p, const Parallel& parallel) {
     if (p.values != nullptr)
       slice.values = static_cast<char*>(p.values) + q * p.k * static_cast<int64_t>(size_of(p.values_dtype));
     if (p.gathered != nullptr)
-      slice.gathered =
-          static_cast<char*>(p.gathered) + q * p.bank.width * static_cast<int64_t>(size_of(p.bank.dtype));
+      slice.gathered = static_cast<char*>(p.gathered) + q * p.bank.width * static_cast<int64_t>(size_of(p.bank.dtype));
     const Status status = search_rows(slice, piece, chosen);
     if (status != Status::ok) return status;
   }

@@ -53,7 +53,7 @@ VB_INLINE __m256 load8_f32(const Brain16* p) {
 }
 
 VB_INLINE double sum_tree(__m256d low, __m256d high) {  // ((0+1)+(2+3))+((4+5)+(6+7))
-  const __m256d pairs = _mm256_hadd_pd(low, high);       // 0+1, 4+5, 2+3, 6+7
+  const __m256d pairs = _mm256_hadd_pd(low, high);      // 0+1, 4+5, 2+3, 6+7
   const __m128d fours = _mm_add_pd(_mm256_castpd256_pd128(pairs), _mm256_extractf128_pd(pairs, 1));
   return _mm_cvtsd_f64(_mm_add_sd(fours, _mm_unpackhi_pd(fours, fours)));
 }

@@ -77,9 +77,7 @@ struct PortableLanes {
   friend VB_INLINE PortableLanes operator*(const PortableLanes& a, const PortableLanes& b) {
     return map(a, b, [](double x, double y) { return x * y; });
   }
-  VB_INLINE double sum() const {
-    return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
-  }
+  VB_INLINE double sum() const { return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7])); }
 };
 
 VB_INLINE void transpose8(const float* in, float* out, int64_t step) {

@@ -113,8 +113,8 @@ inline Rows batch_of(const Rows& all, int64_t batches, int64_t b) {
 }
 
 inline Metric metric_of(int64_t metric) {
-  STD_TORCH_CHECK(metric >= 0 && metric <= 3, "vecbank: metric must be 0 (dot), 1 (cosine), 2 (l2) or 3 (sqeuclidean), got ",
-                  metric);
+  STD_TORCH_CHECK(metric >= 0 && metric <= 3,
+                  "vecbank: metric must be 0 (dot), 1 (cosine), 2 (l2) or 3 (sqeuclidean), got ", metric);
   return static_cast<Metric>(metric);
 }
 

@@ -19,11 +19,11 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("set_isa", [](const std::string& name) {
     if (!vecbank::set_isa(name.c_str()))
-      throw py::value_error("vecbank: name must be an instruction set this processor has (see available_isas()), got '" +
-                            name + "'");
+      throw py::value_error(
+          "vecbank: name must be an instruction set this processor has (see available_isas()), got '" + name + "'");
   });
-  m.def("isa_override_problem", [] { return vecbank::isa_override_problem(); },
-        "Why VECBANK_ISA was ignored, or None.");
+  m.def(
+      "isa_override_problem", [] { return vecbank::isa_override_problem(); }, "Why VECBANK_ISA was ignored, or None.");
   m.def("counters", [] {
     const vecbank::Counters c = vecbank::read_counters();
     return py::dict(py::arg("queries") = c.queries, py::arg("refined") = c.refined, py::arg("repeated") = c.repeated);

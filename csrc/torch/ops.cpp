@@ -1,4 +1,5 @@
-// torch.ops.vecbank.*: schemas, checks, allocation. The Python layer says it more kindly; this one lets nothing through.
+// torch.ops.vecbank.*: schemas, checks, allocation. The Python layer says it more kindly; this one lets nothing
+// through.
 #include "../core/lookup.h"
 #include "../core/problem.h"
 #include "common.h"
@@ -19,7 +20,8 @@ struct Pairing {
 Pairing pair_up(const Tensor& x, const Tensor& bank) {
   check_cpu(x, "x");
   check_cpu(bank, "bank");
-  STD_TORCH_CHECK(bank.dim() == 2 || bank.dim() == 3, "vecbank: bank must be (M, d) or (B, M, d), got ", shape_of(bank));
+  STD_TORCH_CHECK(bank.dim() == 2 || bank.dim() == 3, "vecbank: bank must be (M, d) or (B, M, d), got ",
+                  shape_of(bank));
   Pairing p{rows_of(x, "x"), rows_of(bank, "bank"), 1, 0, {}};
   STD_TORCH_CHECK(p.x.rows.width == p.bank.rows.width, "vecbank: x ", shape_of(x), " and bank ", shape_of(bank),
                   " differ in their last dimension");
@@ -53,7 +55,8 @@ struct PackView {
     if (!tensor || bank.count == 0) return nullptr;
     const PackHeader* header =
         check_pack(static_cast<const char*>(tensor->const_data_ptr()) + b * bytes, bytes, bank, metric, biased);
-    STD_TORCH_CHECK(header != nullptr, "vecbank: pack does not belong to a bank of this shape, dtype, metric and bias; repack it");
+    STD_TORCH_CHECK(header != nullptr,
+                    "vecbank: pack does not belong to a bank of this shape, dtype, metric and bias; repack it");
     return header;
   }
 };
@@ -63,9 +66,11 @@ std::vector<double> bias_of(const std::optional<Tensor>& bias, const Tensor& ban
   std::vector<double> wide;
   if (!bias) return wide;
   check_cpu(*bias, "bias");
-  STD_TORCH_CHECK(metric == Metric::dot && bank.dim() == 2, "vecbank: a bias goes with the dot metric and a bank (M, d)");
+  STD_TORCH_CHECK(metric == Metric::dot && bank.dim() == 2,
+                  "vecbank: a bias goes with the dot metric and a bank (M, d)");
   STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == bank.size(0) && bias->scalar_type() == bank.scalar_type(),
-                  "vecbank: bias must be (M,) in the bank's dtype, got ", shape_of(*bias), " for bank ", shape_of(bank));
+                  "vecbank: bias must be (M,) in the bank's dtype, got ", shape_of(*bias), " for bank ",
+                  shape_of(bank));
   const Tensor values = dense(*bias);
   with_dtype(dtype_of(values, "bias"), [&](auto type) {
     const auto* data = static_cast<decltype(type)>(values.const_data_ptr());
@@ -77,13 +82,14 @@ std::vector<double> bias_of(const std::optional<Tensor>& bias, const Tensor& ban
 Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias) {
   const Metric metric = metric_of(metric_code);
   check_cpu(bank, "bank");
-  STD_TORCH_CHECK(bank.dim() == 2 || bank.dim() == 3, "vecbank: bank must be (M, d) or (B, M, d), got ", shape_of(bank));
+  STD_TORCH_CHECK(bank.dim() == 2 || bank.dim() == 3, "vecbank: bank must be (M, d) or (B, M, d), got ",
+                  shape_of(bank));
   const RowsView view = rows_of(bank, "bank");
   const int64_t batches = bank.dim() == 3 ? bank.size(0) : 1, m = bank.size(bank.dim() - 2);
   const std::vector<double> biases = bias_of(bias, bank, metric);
   const int64_t bytes = round_up_to(pack_bytes(m, view.rows.width, metric, bias.has_value()), 64);
-  Tensor out = empty_cpu(bank.dim() == 3 ? std::vector<int64_t>{batches, bytes} : std::vector<int64_t>{bytes},
-                         ScalarType::Byte);
+  Tensor out =
+      empty_cpu(bank.dim() == 3 ? std::vector<int64_t>{batches, bytes} : std::vector<int64_t>{bytes}, ScalarType::Byte);
   for (int64_t b = 0; b < batches; ++b)
     check_status(pack_bank(batch_of(view.rows, batches, b), metric,
                            static_cast<char*>(out.mutable_data_ptr()) + b * bytes, torch_threads(),
@@ -144,8 +150,9 @@ Found search(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& p
   Mask all;
   if (mask) {
     check_cpu(*mask, "mask");
-    STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool && mask->dim() == x.dim() && mask->size(mask->dim() - 1) == pair.m,
-                    "vecbank: mask must be bool and expanded to (..., M), got ", shape_of(*mask));
+    STD_TORCH_CHECK(
+        mask->scalar_type() == ScalarType::Bool && mask->dim() == x.dim() && mask->size(mask->dim() - 1) == pair.m,
+        "vecbank: mask must be bool and expanded to (..., M), got ", shape_of(*mask));
     for (int64_t i = 0; i + 1 < x.dim(); ++i)
       STD_TORCH_CHECK(mask->size(i) == x.size(i), "vecbank: mask ", shape_of(*mask), " does not match x ", shape_of(x));
     Tensor owner = *mask;
@@ -307,7 +314,8 @@ RowsView checked_source(const Tensor& src, const Tensor& codes, int64_t* k) {
   return view;
 }
 
-Tensor segment_sum(const Tensor& src, const Tensor& codes_in, int64_t num_codes, const std::optional<Tensor>& weights_in) {
+Tensor segment_sum(const Tensor& src, const Tensor& codes_in, int64_t num_codes,
+                   const std::optional<Tensor>& weights_in) {
   const Tensor codes = checked_codes(codes_in);
   SegmentSumProblem p;
   const RowsView view = checked_source(src, codes, &p.k);
@@ -342,8 +350,8 @@ Tensor lookup_dot(const Tensor& x, const Tensor& codes_in, const Tensor& bank) {
   return out;
 }
 
-std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, const Tensor& bank, const Tensor& indices_in,
-                                         int64_t metric) {
+std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, const Tensor& bank,
+                                         const Tensor& indices_in, int64_t metric) {
   const Tensor indices = checked_codes(indices_in);
   const Pairing pair = pair_up(x, bank);
   check_cpu(grad, "grad");
@@ -365,7 +373,8 @@ std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, co
     p.bank = pair.bank_batch(b);
     const int64_t first = b * p.queries.count;
     p.indices = static_cast<const int64_t*>(indices.const_data_ptr()) + first * p.k;
-    p.grad = static_cast<const char*>(grads.const_data_ptr()) + first * p.k * static_cast<int64_t>(size_of(p.grad_dtype));
+    p.grad =
+        static_cast<const char*>(grads.const_data_ptr()) + first * p.k * static_cast<int64_t>(size_of(p.grad_dtype));
     p.grad_queries = at(grad_x, first * p.queries.width, static_cast<int64_t>(size_of(p.queries.dtype)));
     p.grad_bank = at(grad_bank, b * p.bank.count * p.bank.width, static_cast<int64_t>(size_of(p.bank.dtype)));
     check_status(pair_gradients(p, torch_threads()));
@@ -379,7 +388,9 @@ std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, co
 STABLE_TORCH_LIBRARY(vecbank, m) {
   m.def("pack(Tensor bank, int metric, Tensor? bias=None) -> Tensor");
   m.def("project(Tensor x, Tensor bank, Tensor? pack, int metric, ScalarType? out_dtype=None) -> Tensor");
-  m.def("project_backward(Tensor grad, Tensor x, Tensor bank, int metric, bool need_x=True, bool need_bank=True) -> (Tensor, Tensor)");
+  m.def(
+      "project_backward(Tensor grad, Tensor x, Tensor bank, int metric, bool need_x=True, bool need_bank=True) -> "
+      "(Tensor, Tensor)");
   m.def(
       "topk(Tensor x, Tensor bank, Tensor? pack, int k, int metric, Tensor? mask=None, bool exact=True, "
       "Tensor? bias=None) -> (Tensor values, Tensor indices)");

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m vecbank", description="Similarity to a fixed bank of vectors."
-    )
+    parser = argparse.ArgumentParser(prog="python -m vecbank", description="Similarity to a fixed bank of vectors.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("info", help="versions, build flags, instruction sets, CUDA", add_help=False)
     commands.add_parser("demo", help="the three families on real data; writes demo_report/", add_help=False)

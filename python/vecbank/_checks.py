@@ -29,9 +29,7 @@ def pair(x: Tensor, bank: Tensor) -> None:
     if len(shape) == 0:
         raise ValueError("x must have shape (..., d), got a scalar")
     if shape[-1] != rows[-1]:
-        raise ValueError(
-            f"x and bank must have the same last dimension, got x {tuple(shape)} and bank {tuple(rows)}"
-        )
+        raise ValueError(f"x and bank must have the same last dimension, got x {tuple(shape)} and bank {tuple(rows)}")
     if len(rows) == 3 and (len(shape) != 3 or shape[0] != rows[0]):
         raise ValueError(
             f"x must be (B, N, d) with the B of a batched bank (B, M, d), got x {tuple(shape)} and bank {tuple(rows)}"

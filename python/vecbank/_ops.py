@@ -65,7 +65,9 @@ def _check_pair(x: Tensor, bank: Tensor) -> None:
     _check(x.device == bank.device, f"x is on {x.device} but bank is on {bank.device}")
     _check(bank.dim() in (2, 3), f"bank must be (M, d) or (B, M, d), got {tuple(bank.shape)}")
     _check(x.dim() >= 1, "x must have at least one dimension, got a scalar")
-    _check(x.shape[-1] == bank.shape[-1], f"x {tuple(x.shape)} and bank {tuple(bank.shape)} differ in their last dimension")
+    _check(
+        x.shape[-1] == bank.shape[-1], f"x {tuple(x.shape)} and bank {tuple(bank.shape)} differ in their last dimension"
+    )
     if bank.dim() == 3:
         _check(x.dim() == 3 and x.shape[0] == bank.shape[0], f"a batched bank {tuple(bank.shape)} needs x (B, N, d)")
     _check(x.dtype in _FLOATS and bank.dtype in _FLOATS, f"dtypes {x.dtype} and {bank.dtype} must be floating point")
@@ -155,7 +157,9 @@ def _check_codes(codes: Tensor, rows: Tensor, weights: Tensor | None) -> None:
     _check(codes.device == rows.device, f"codes are on {codes.device} but the rows are on {rows.device}")
     _check(rows.dtype in _FLOATS, f"rows must be floating point, got {rows.dtype}")
     if weights is not None:
-        _check(weights.shape == codes.shape, f"weights {tuple(weights.shape)} must have codes' shape {tuple(codes.shape)}")
+        _check(
+            weights.shape == codes.shape, f"weights {tuple(weights.shape)} must have codes' shape {tuple(codes.shape)}"
+        )
         _check(weights.dtype == rows.dtype, f"weights ({weights.dtype}) must have the rows' dtype ({rows.dtype})")
         _check(weights.device == rows.device, "weights are on another device")
 
@@ -274,7 +278,9 @@ def _segment_sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 def _raises(name: str) -> Callable[..., Any]:
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise NotImplementedError(f"vecbank: {name} has no derivative; differentiate the operation it belongs to only once")
+        raise NotImplementedError(
+            f"vecbank: {name} has no derivative; differentiate the operation it belongs to only once"
+        )
 
     return backward
 

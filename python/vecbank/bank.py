@@ -87,7 +87,9 @@ class Bank(nn.Module):
             raise TypeError(f"vectors must be {self.vectors.dtype} like the bank, got {vectors.dtype}")
         if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= self.vectors.shape[0]):
             low, high = int(rows.min()), int(rows.max())
-            raise IndexError(f"rows must lie between 0 and {self.vectors.shape[0] - 1}, got values from {low} to {high}")
+            raise IndexError(
+                f"rows must lie between 0 and {self.vectors.shape[0] - 1}, got values from {low} to {high}"
+            )
         with torch.no_grad():
             self.vectors.index_copy_(0, rows, vectors.detach())  # bumps the version that autograd checks
         self.repack()

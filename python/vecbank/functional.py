@@ -198,13 +198,13 @@ def quantize_train(
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise TypeError(f"mask must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
         if mask.shape != x.shape[:-1]:
-            raise ValueError(f"mask must have x's shape less the last dimension {tuple(x.shape[:-1])}, got {tuple(mask.shape)}")
+            raise ValueError(
+                f"mask must have x's shape less the last dimension {tuple(x.shape[:-1])}, got {tuple(mask.shape)}"
+            )
     return QuantizeTrain(*_quantize_train(x, vectors, pack, code, mask))
 
 
-def lookup(
-    codes: Tensor, bank: Tensor | Bank, weights: Tensor | None = None, *, reduce: str = "none"
-) -> Tensor:
+def lookup(codes: Tensor, bank: Tensor | Bank, weights: Tensor | None = None, *, reduce: str = "none") -> Tensor:
     """Bank rows by number, or weighted sums of them: decoding, embedding bags, sparse dictionaries.
 
     Args:
@@ -257,7 +257,9 @@ def segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None
     _checks.floating("x", x)
     _checks.codes(codes)
     if x.dim() == 0 or codes.shape[: x.dim() - 1] != x.shape[:-1] or codes.dim() > x.dim():
-        raise ValueError(f"codes must be (...) or (..., k) for x (..., d), got {tuple(codes.shape)} and {tuple(x.shape)}")
+        raise ValueError(
+            f"codes must be (...) or (..., k) for x (..., d), got {tuple(codes.shape)} and {tuple(x.shape)}"
+        )
     if num_codes < 0:
         raise ValueError(f"num_codes must not be negative, got {num_codes}")
     if weights is not None:

@@ -52,9 +52,7 @@ class QuantizeTrain(NamedTuple):
     sums: Tensor
 
 
-def project(
-    x: Tensor, bank: Tensor, metric: str = "cosine", *, out_dtype: torch.dtype | None = None
-) -> Tensor:
+def project(x: Tensor, bank: Tensor, metric: str = "cosine", *, out_dtype: torch.dtype | None = None) -> Tensor:
     """Score of every query against every row of the bank, ``(..., M)``. Differentiable by plain autograd."""
     ranks = _scores(x, bank, metric)
     return _round(_finish(ranks, metric), out_dtype or x.dtype)

@@ -22,16 +22,15 @@ inline std::vector<TestCase>& all_tests() {
 }
 inline int64_t checks_done = 0, checks_failed = 0;
 
-#define TEST(name)                                                                         \
-  static void name();                                                                      \
-  static const bool name##_registered = (all_tests().push_back({#name, name}), true);      \
+#define TEST(name)                                                                    \
+  static void name();                                                                 \
+  static const bool name##_registered = (all_tests().push_back({#name, name}), true); \
   static void name()
 
-#define CHECK(condition)                                                                   \
-  do {                                                                                     \
-    ++checks_done;                                                                         \
-    if (!(condition) && ++checks_failed < 50)                                              \
-      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);                  \
+#define CHECK(condition)                                                                                          \
+  do {                                                                                                            \
+    ++checks_done;                                                                                                \
+    if (!(condition) && ++checks_failed < 50) std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
   } while (0)
 
 // Plain std::thread workers: the torch-free layer must run under any caller's threads.

@@ -25,11 +25,11 @@ TEST(half_conversions_round_trip_every_value) {
 }
 
 TEST(half_rounds_to_nearest_even) {
-  CHECK(to_half16(1.0f + 0x1p-11f).bits == 0x3c00);             // tie: to even, down
-  CHECK(to_half16(1.0f + 3 * 0x1p-11f).bits == 0x3c02);         // tie: to even, up
+  CHECK(to_half16(1.0f + 0x1p-11f).bits == 0x3c00);      // tie: to even, down
+  CHECK(to_half16(1.0f + 3 * 0x1p-11f).bits == 0x3c02);  // tie: to even, up
   CHECK(to_half16(65519.0f).bits == 0x7bff);
   CHECK(to_half16(65520.0f).bits == 0x7c00);
-  CHECK(to_half16(0x1p-25f).bits == 0);                         // tie with the smallest subnormal
+  CHECK(to_half16(0x1p-25f).bits == 0);  // tie with the smallest subnormal
   CHECK(to_half16(0x1.8p-25f).bits == 1);
   CHECK(to_half16(-0x1p-14f).bits == 0x8400);
   CHECK(to_brain16(1.0f + 0x1p-8f).bits == 0x3f80);

@@ -88,8 +88,7 @@ void compare(const std::vector<float>& x, const std::vector<float>& b, int64_t d
       for (const int workers : {1, 3}) {
         const Answer got = ours(x, b, d, k, metric, workers, workers == 1);
         CHECK(got.indices == expected.indices);
-        for (size_t i = 0; i < got.values.size(); ++i)
-          CHECK(got.values[i] == expected.values[i]);
+        for (size_t i = 0; i < got.values.size(); ++i) CHECK(got.values[i] == expected.values[i]);
       }
     }
 }
@@ -112,7 +111,7 @@ TEST(search_survives_hostile_data) {
     compare(gaussian<float>(n * d, 1, 0.01, 1000.0), gaussian<float>(m * d, 2, 0.01, 1000.0), d);  // cancellation
     compare(gaussian<float>(n * d, 1, 1e-42), gaussian<float>(m * d, 2, 1e-42), d);                // subnormal
     compare(gaussian<float>(n * d, 1, 1e30), gaussian<float>(m * d, 2, 1e30), d);
-    compare(x, std::vector<float>(static_cast<size_t>(m * d), 1.0f), d);                           // all rows equal
+    compare(x, std::vector<float>(static_cast<size_t>(m * d), 1.0f), d);  // all rows equal
     auto outlier = b;
     for (int64_t k = 0; k < d; ++k) outlier[static_cast<size_t>(5 * d + k)] = 3e33f;
     compare(x, outlier, d);

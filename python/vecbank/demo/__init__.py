@@ -31,13 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vecbank demo", description="Stitching, search and a codebook on real data."
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("demo_report"), metavar="DIR", help="folder for the report"
-    )
+    parser.add_argument("--out", type=Path, default=Path("demo_report"), metavar="DIR", help="folder for the report")
     parser.add_argument("--seed", type=int, default=0, help="of the networks, the split and k-means")
-    parser.add_argument(
-        "--quick", action="store_true", help="smaller sizes and fewer steps: a check in seconds"
-    )
+    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer steps: a check in seconds")
     options = parser.parse_args(argv)
     if missing := _missing():
         print(f"vecbank demo: missing {', '.join(missing)}: pip install {' '.join(missing)}", file=sys.stderr)
@@ -86,9 +82,7 @@ def _run(folder: Path, seed: int, quick: bool) -> int:
         ],
     )
     timings = speed.run(quick)
-    out.section(
-        "Speed: against what one writes in torch", report.speed_text(timings, torch.get_num_threads())
-    )
+    out.section("Speed: against what one writes in torch", report.speed_text(timings, torch.get_num_threads()))
     out.machine(report.machine_text(time.perf_counter() - start))
     written = out.write(report.figures(stitched, found, coded, timings))
     print(f"\nreport: {written} ({len(list(folder.glob('*.png')))} pictures beside it)")

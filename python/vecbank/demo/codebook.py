@@ -38,11 +38,7 @@ class Codebook:
 def to_patches(picture: Tensor) -> Tensor:
     """``(H, W, 3)`` to ``(H/P W/P, P P 3)``; H and W are multiples of P."""
     h, w, _ = picture.shape
-    return (
-        picture.reshape(h // PATCH, PATCH, w // PATCH, PATCH, 3)
-        .transpose(1, 2)
-        .reshape(-1, PATCH * PATCH * 3)
-    )
+    return picture.reshape(h // PATCH, PATCH, w // PATCH, PATCH, 3).transpose(1, 2).reshape(-1, PATCH * PATCH * 3)
 
 
 def from_patches(patches: Tensor, height: int, width: int) -> Tensor:
@@ -78,7 +74,5 @@ def run(photograph: Tensor, seed: int = 0, quick: bool = False) -> Codebook:
             rebuilt = from_patches(book.lookup(codes), height, width).round().clamp(0, 255).to(torch.uint8)
             bits = math.log2(size) / PATCH**2
             book_bits = 8 * size * x.shape[1] / (height * width)
-            coded.append(
-                Coded(size, psnr(picture, rebuilt), bits, bits + book_bits, codes.unique().numel(), rebuilt)
-            )
+            coded.append(Coded(size, psnr(picture, rebuilt), bits, bits + book_bits, codes.unique().numel(), rebuilt))
     return Codebook(picture, PATCH, len(x), iterations, coded)

@@ -18,9 +18,7 @@ def load_digits() -> Digits:
     from sklearn.datasets import load_digits as load
 
     bunch = load()
-    return Digits(
-        torch.from_numpy(bunch.data.astype(np.float32)), torch.from_numpy(bunch.target.astype(np.int64))
-    )
+    return Digits(torch.from_numpy(bunch.data.astype(np.float32)), torch.from_numpy(bunch.target.astype(np.int64)))
 
 
 def load_photograph() -> Tensor:

@@ -156,9 +156,7 @@ def codebook_pictures(result: Codebook, path: Path) -> Path:
     part = np.s_[top : top + height, left : left + width]
     shown = [("original\n24 bits per pixel", result.original)]
     for coded in (result.coded[len(result.coded) // 2], result.coded[-1]):
-        shown.append(
-            (f"{coded.size} codes, PSNR {coded.psnr:.1f} dB\n{coded.bits:.3g} bits per pixel", coded.picture)
-        )
+        shown.append((f"{coded.size} codes, PSNR {coded.psnr:.1f} dB\n{coded.bits:.3g} bits per pixel", coded.picture))
     figure = _figure(9, 4.1)
     for axes, (name, picture) in zip(figure.subplots(1, len(shown)), shown, strict=True):
         axes.imshow(picture.numpy()[part], interpolation="nearest")

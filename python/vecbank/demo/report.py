@@ -20,9 +20,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:
-        padded = (
-            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-        )
+        padded = (c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
         return f"| {' | '.join(padded)} |"
 
     rule = [("-" * w if i == 0 else "-" * (w - 1) + ":") for i, w in enumerate(widths)]
@@ -46,9 +44,7 @@ def stitching_text(r: Stitching) -> list[str]:
         f"Two autoencoders with a classifier learned {r.train} digits from different seeds. A linear head is "
         f"fitted on the latents of one and scored on {r.test} held-out digits seen through the other, with "
         f"no further training. Always guessing the commonest class is right in {_percent(r.chance)}.",
-        table(
-            ["latents", "own head", "B's latents, A's head", "A's latents, B's head", "stitched, mean"], rows
-        ),
+        table(["latents", "own head", "B's latents, A's head", "A's latents, B's head", "stitched, mean"], rows),
         f"The same with {r.chooser_anchors} anchors from each chooser in `vecbank.nn.anchors`:",
         table(["anchors", "own head", "stitched, mean"], choosers),
         f"A decoder of A on B's latents, squared error per pixel (grey levels 0 to 1): absolute "
@@ -61,8 +57,7 @@ def search_text(r: Search) -> list[str]:
     votes = list(next(iter(r.accuracy.values())))
     accuracy = [[name, *(_percent(by_k[k]) for k in votes)] for name, by_k in r.accuracy.items()]
     recall = [
-        [f"{c.metric}, {c.data}", str(c.recall), str(c.same_order), f"{c.tied} of {c.queries}"]
-        for c in r.recalls
+        [f"{c.metric}, {c.data}", str(c.recall), str(c.same_order), f"{c.tied} of {c.queries}"] for c in r.recalls
     ]
     return [
         f"Each of the {r.count} digits is looked up among all the others (`topk` with a mask that leaves out "
@@ -74,10 +69,7 @@ def search_text(r: Search) -> list[str]:
 
 
 def codebook_text(r: Codebook) -> list[str]:
-    rows = [
-        [str(c.size), f"{c.psnr:.2f}", f"{c.bits:.4g}", f"{c.bits_with_book:.4g}", str(c.used)]
-        for c in r.coded
-    ]
+    rows = [[str(c.size), f"{c.psnr:.2f}", f"{c.bits:.4g}", f"{c.bits_with_book:.4g}", str(c.used)] for c in r.coded]
     height, width = r.original.shape[:2]
     return [
         f"scikit-learn's `china.jpg` ({width} x {height}) as {r.patches} patches of {r.patch} x {r.patch} "

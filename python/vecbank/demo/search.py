@@ -89,9 +89,7 @@ def _examples(digits: Digits, indices: Tensor, predicted: Tensor, count: int = 8
 
 def run(digits: Digits, quick: bool = False) -> Search:
     pixels, labels = digits
-    others = ~torch.eye(
-        len(pixels), dtype=torch.bool
-    )  # True = may be returned: everything but the digit itself
+    others = ~torch.eye(len(pixels), dtype=torch.bool)  # True = may be returned: everything but the digit itself
     # Raw grey levels are small integers: distances tie exactly and the tie rule is at work.
     scaled = (pixels - pixels.mean(0)) / pixels.std(0).clamp_min(1.0)
     cases = [("grey levels", pixels, "l2"), ("grey levels", pixels, "cosine")]
@@ -105,13 +103,9 @@ def run(digits: Digits, quick: bool = False) -> Search:
         truth, tied = _brute_force(x, metric, NEIGHBOURS)
         ours = indices.numpy()
         shared = (ours[:, :, None] == truth[:, None, :]).any(1).mean()
-        recalls.append(
-            Recall(name, metric, float(shared), float((ours == truth).all(1).mean()), len(x), tied)
-        )
+        recalls.append(Recall(name, metric, float(shared), float((ours == truth).all(1).mean()), len(x), tied))
         neighbour_labels = labels[indices]
         predicted = {k: _vote(neighbour_labels, k) for k in VOTES}
-        accuracy[f"{metric}, {name}"] = {
-            k: (p == labels).double().mean().item() for k, p in predicted.items()
-        }
+        accuracy[f"{metric}, {name}"] = {k: (p == labels).double().mean().item() for k, p in predicted.items()}
         examples = examples or _examples(digits, indices, predicted[5])
     return Search(len(pixels), accuracy, recalls, examples)

@@ -112,9 +112,7 @@ def run(quick: bool = False) -> list[Timing]:
                     call()
                     taken.append(1000 * (time.perf_counter() - start))
                 bar.update()
-            table.append(
-                Timing(case.name, case.usual, median(times[0]), median(times[1]), *memory, differ, queries)
-            )
+            table.append(Timing(case.name, case.usual, median(times[0]), median(times[1]), *memory, differ, queries))
     return table
 
 

@@ -91,9 +91,7 @@ def _train_encoder(data: _Data, seed: int, epochs: int, bar: tqdm) -> nn.Module:
     for _ in range(epochs):
         for rows in torch.randperm(len(data.x)).split(100):
             z = encoder(data.x[rows])
-            loss = F.cross_entropy(head(z), data.y[rows]) + 10 * F.mse_loss(
-                decoder(z).sigmoid(), data.x[rows]
-            )
+            loss = F.cross_entropy(head(z), data.y[rows]) + 10 * F.mse_loss(decoder(z).sigmoid(), data.x[rows])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -129,9 +127,7 @@ def _score(data: _Data, rows: Rows, seed: int, steps: int) -> Score:
     score = Score([], [])
     for me in range(2):
         torch.manual_seed(seed)
-        head = _fit(
-            nn.Linear(rows[me][0].shape[1], 10), nn.CrossEntropyLoss(), rows[me][0], data.y, steps, 0.05
-        )
+        head = _fit(nn.Linear(rows[me][0].shape[1], 10), nn.CrossEntropyLoss(), rows[me][0], data.y, steps, 0.05)
         hits = [(head(rows[who][1]).argmax(1) == data.y_test).double().mean().item() for who in (me, 1 - me)]
         score.own.append(hits[0])
         score.stitched.append(hits[1])
@@ -186,9 +182,7 @@ def run(digits: Digits, seed: int = 0, quick: bool = False) -> Stitching:
                 return _score(data, rows, seed, steps)
 
             absolute = score(data.latents)
-            relative = {
-                n: score(_relative(data, anchors.random(data.x, n, generator=fresh()))) for n in counts
-            }
+            relative = {n: score(_relative(data, anchors.random(data.x, n, generator=fresh()))) for n in counts}
             # Chosen on the pixels, which both encoders share; never on one encoder's latents.
             n = chooser_anchors
             indices = {

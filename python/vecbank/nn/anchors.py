@@ -172,9 +172,7 @@ def farthest_point(
 
 
 @torch.no_grad()
-def kmeans_centres(
-    samples: Tensor, num: int, *, iterations: int = 20, generator: Generator | None = None
-) -> Tensor:
+def kmeans_centres(samples: Tensor, num: int, *, iterations: int = 20, generator: Generator | None = None) -> Tensor:
     """Centres of ``num`` clusters by Lloyd's k-means from random samples: ``(num, d)``.
 
     These are means, not samples: they serve one latent space. For stitching take :func:`kmeans_medoids`.
@@ -209,9 +207,7 @@ def kmeans_centres(
 
 
 @torch.no_grad()
-def kmeans_medoids(
-    samples: Tensor, num: int, *, iterations: int = 20, generator: Generator | None = None
-) -> Tensor:
+def kmeans_medoids(samples: Tensor, num: int, *, iterations: int = 20, generator: Generator | None = None) -> Tensor:
     """For each centre of :func:`kmeans_centres` the nearest sample of its cluster: ``(num,)`` distinct int64.
 
     Arguments and errors as there. When the data has fewer than ``num`` different rows, empty clusters take
