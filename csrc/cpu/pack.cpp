@@ -185,10 +185,11 @@ int64_t write_panel(const Rows& bank, const PackHeader& h, double* norms, T* pan
 template <class T>
 Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias) {
   KeepSubnormals keep;
-  PackHeader& h = *static_cast<PackHeader*>(out);
-  h = layout(bank.count, bank.width, metric, bank.dtype, sizeof(T), bias != nullptr);
+  const PackHeader planned = layout(bank.count, bank.width, metric, bank.dtype, sizeof(T), bias != nullptr);
   char* base = static_cast<char*>(out);
-  std::memset(base + h.centre_at, 0, static_cast<size_t>(h.norms_at - h.centre_at));
+  std::memset(base, 0, static_cast<size_t>(planned.panels_at));  // gaps too: equal banks have equal packs
+  PackHeader& h = *static_cast<PackHeader*>(out);
+  h = planned;
   const Status framed =
       choose_frame(bank, metric, reinterpret_cast<double*>(base + h.centre_at), &h.exponent, &h.centred);
   if (framed != Status::ok) return framed;

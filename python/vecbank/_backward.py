@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._fakes import check_project_backward
+
 _NORM_FLOOR = 1e-8
 _BLOCK_BYTES = 16 << 20  # temporaries of one block; small enough to stay near the cache, large enough for BLAS
 
@@ -75,6 +77,7 @@ def project_backward(
     grad: Tensor, x: Tensor, bank: Tensor, metric: int, need_x: bool = True, need_bank: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `project` for x (..., d) and bank (M, d) or (B, M, d); empty where not needed."""
+    check_project_backward(grad, x, bank, metric)
     work = torch.float64 if bank.dtype == torch.float64 else torch.float32  # 16-bit inputs: sums in float32
     banks = bank.unsqueeze(0) if bank.dim() == 2 else bank
     b, m, d = banks.shape
