@@ -57,7 +57,7 @@ void for_each_task(const Parallel& parallel, int64_t tasks, F&& f) {
     parallel.run(parallel.context, static_cast<int>(workers), body, &shared);
 }
 
-// Uninitialised, 64-byte aligned, with room for one stray vector store past the end.
+// Uninitialised, 64-byte aligned, with room for one stray vector store past the end. Growing loses the contents.
 template <class T>
 class Buffer {
  public:

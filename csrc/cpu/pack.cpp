@@ -237,7 +237,7 @@ const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, 
   expected.exponent = h->exponent;
   expected.centred = h->centred;
   expected.special = h->special;
-  if (metric != Metric::cosine && is_distance(metric) == is_distance(static_cast<Metric>(h->metric)))
+  if (is_distance(metric) && is_distance(static_cast<Metric>(h->metric)))
     expected.metric = h->metric;  // l2 and sqeuclidean share a pack
   const bool same = std::memcmp(&expected, h, sizeof expected) == 0;
   return same && bytes >= h->bytes && std::abs(h->exponent) <= 960 ? h : nullptr;

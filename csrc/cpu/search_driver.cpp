@@ -51,9 +51,22 @@ namespace {
 struct Partials {
   Buffer<Scored> lists;
   Buffer<int64_t> counts;
+  // Slot 0 survives growing: a later, smaller piece can have more parts than the first.
   bool reserve(int64_t slots, int64_t queries, int64_t k) {
-    return lists.reserve(slots * queries * k) && counts.reserve(slots * queries);
+    if (slots <= slots_) return true;
+    Partials more;
+    if (!more.lists.reserve(slots * queries * k) || !more.counts.reserve(slots * queries)) return false;
+    if (slots_ > 0) {
+      std::copy_n(lists.get(), queries * k, more.lists.get());
+      std::copy_n(counts.get(), queries, more.counts.get());
+    }
+    more.slots_ = slots;
+    *this = std::move(more);
+    return true;
   }
+
+ private:
+  int64_t slots_ = 0;
 };
 
 Status merge(const SearchProblem& p, int64_t slots, bool last, Partials& partials, const Parallel& parallel) {

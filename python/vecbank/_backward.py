@@ -21,6 +21,7 @@ def _one(grad: Tensor, x: Tensor, bank: Tensor, metric: int, need_x: bool, need_
     """Gradients for x (N, d) and bank (M, d), all in one working dtype."""
     n, d = x.shape
     m = bank.shape[0]
+    assert metric in (0, 1, 2, 3), metric  # a new metric needs its own derivative here
     grad_x = torch.empty_like(x) if need_x else x.new_empty(0)
     grad_bank = torch.zeros_like(bank) if need_bank else bank.new_empty(0)
     cosine, distance = metric == 1, metric >= 2

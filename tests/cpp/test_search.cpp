@@ -140,6 +140,17 @@ TEST(a_bank_sorted_by_score_is_no_trap) {
   CHECK(read_counters().repeated == 0);
 }
 
+// A plain tensor is packed in pieces that keep their best rows between them; the last piece may be split into more
+// parts.
+TEST(pieces_keep_what_earlier_pieces_found) {
+  const int64_t d = 24, panels = 14563 + 14544, m = panels * 16;
+  const auto x = gaussian<float>(4 * d, 31), b = gaussian<float>(m * d, 32);
+  const Answer alone = ours(x, b, d, 10, Metric::dot, 1, false);
+  const Answer many = ours(x, b, d, 10, Metric::dot, 36, false);
+  CHECK(alone.indices == many.indices);
+  CHECK(alone.values == many.values);
+}
+
 // The promise everything rests on: the screen's bounds really enclose the refined score.
 TEST(screen_bounds_hold) {
   for_each_isa([] {
