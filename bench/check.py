@@ -102,9 +102,7 @@ def compare(case: Case, name: str, part: tuple[Any, ...], want: Expected) -> dic
     assert want.indices is not None and want.values is not None
     values, indices = part
     wrong = (indices.astype(np.int64) != want.indices).any(1)
-    hits = [
-        len(np.intersect1d(got, exp)) for got, exp in zip(indices.astype(np.int64), want.indices, strict=True)
-    ]
+    hits = [len(np.intersect1d(got, exp)) for got, exp in zip(indices.astype(np.int64), want.indices, strict=True)]
     report: dict[str, object] = {
         "sample": len(want.rows),
         "wrong_rows": int(wrong.sum()),

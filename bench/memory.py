@@ -74,9 +74,7 @@ def measure(case_name: str, candidate: str, threads: int, quick: bool) -> dict[s
     }
 
 
-def measure_in_child(
-    case_name: str, candidate: str, threads: int, quick: bool, timeout_s: float
-) -> dict[str, Any]:
+def measure_in_child(case_name: str, candidate: str, threads: int, quick: bool, timeout_s: float) -> dict[str, Any]:
     """`measure` in a fresh process; a failure comes back as its last line."""
     env = dict(os.environ)
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])

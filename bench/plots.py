@@ -57,11 +57,7 @@ def _grid(counts: list[int]) -> tuple[Any, list[Axes]]:
 
 def _title(name: str) -> str:
     """A case name in at most two lines."""
-    return (
-        name.replace(", forward", ",\nforward")
-        .replace(", all rows", ",\nall rows")
-        .replace(", data", ",\ndata")
-    )
+    return name.replace(", forward", ",\nforward").replace(", all rows", ",\nall rows").replace(", data", ",\ndata")
 
 
 def speed(rows: list[Row], path: Path, caption: str) -> None:

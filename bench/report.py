@@ -89,11 +89,7 @@ def speed_table(rows: list[Row]) -> str:
             ]
         )
     header = ["case", "baseline", "vecbank", "ratio", "of minima", "target", "", "wrong rows / error"]
-    note = (
-        ""
-        if not any("†" in line[0] for line in lines)
-        else "\n\n† other processes used over 10 % of the machine."
-    )
+    note = "" if not any("†" in line[0] for line in lines) else "\n\n† other processes used over 10 % of the machine."
     return table(header, lines) + note
 
 
@@ -118,9 +114,7 @@ def peers_table(rows: list[Row]) -> str:
                     answers(entry["check"]),
                 ]
             )
-    return table(
-        ["case", "candidate", "median", "x baseline", "vecbank is faster by", "wrong rows / error"], lines
-    )
+    return table(["case", "candidate", "median", "x baseline", "vecbank is faster by", "wrong rows / error"], lines)
 
 
 def memory_table(rows: list[Row]) -> str:
@@ -129,9 +123,7 @@ def memory_table(rows: list[Row]) -> str:
 
     lines = []
     for row in rows:
-        others = "; ".join(
-            f"{name} {cell(found)}" for name, found in row["candidates"].items() if name != OURS
-        )
+        others = "; ".join(f"{name} {cell(found)}" for name, found in row["candidates"].items() if name != OURS)
         ours = row["candidates"][OURS]
         lines.append([row["name"], cell(ours), f"≤ {row['target']['limit']:.0f}", verdict(row), others])
     return table(["case", "vecbank, MiB", "target", "", "peers, MiB"], lines)

@@ -23,18 +23,18 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats: a smoke run")
     parser.add_argument("--only", metavar="SUBSTR", help="only cases whose name contains this")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--out", type=Path, help="JSON to write; the table and plots go beside it")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--repeats", type=int, help="samples per candidate (default 11, quick 3)")
+    parser.add_argument("--skip", nargs="+", default=[], metavar="PEER", help="peers to leave out, by name")
     parser.add_argument(
-        "--budget", type=float, help="seconds a candidate may take per case (default 12, quick 1)"
+        "--memory-peers", action=argparse.BooleanOptionalAction, default=True, help="peers in the memory rows too"
     )
+    parser.add_argument("--repeats", type=int, help="samples per candidate (default 11, quick 3)")
+    parser.add_argument("--budget", type=float, help="seconds a candidate may take per case (default 12, quick 1)")
     parser.add_argument("--threads", type=int, help="threads for everybody (default: torch's own)")
     parser.add_argument(
         "--wait-quiet",
@@ -78,6 +78,7 @@ class Bench:
                 "only": args.only,
                 "sections": args.sections,
                 "peers": args.peers,
+                "skipped": args.skip,
                 "repeats": args.repeats,
                 "budget_s": args.budget,
                 "threads": self.threads,
@@ -138,7 +139,7 @@ class Bench:
 
         found = {OURS: OURS_CANDIDATES[OURS]}
         if self.args.peers:
-            found.update({name: PEERS[name] for name in case.candidates})
+            found.update({name: PEERS[name] for name in case.candidates if name not in self.args.skip})
         return found
 
     def speed(self, case: Any) -> None:
@@ -244,7 +245,7 @@ class Bench:
 
         found: dict[str, Any] = {}
         for name in self.candidates(case):
-            if self.args.quick and name != OURS:
+            if (self.args.quick or not self.args.memory_peers) and name != OURS:
                 continue
             self.tick(f"memory {case.name}")(name)
             if (case.name, name) in self.slow and name != OURS:
@@ -271,9 +272,7 @@ class Bench:
             calls[axis] = timing.clock(call, self.args.device)
         neighbours = timing.Neighbours()
         tick = self.tick(f"growth {case.name}")
-        samples = timing.interleave(
-            calls, self.args.repeats, self.args.budget / 2, tick, neighbours=neighbours
-        )
+        samples = timing.interleave(calls, self.args.repeats, self.args.budget / 2, tick, neighbours=neighbours)
         ratios = {a: round(samples["whole"].median / samples[a].median, 3) for a in axes}
         self.add(
             {
@@ -300,9 +299,7 @@ class Bench:
         }
         neighbours = timing.Neighbours()
         tick = self.tick(f"overhead {case.name}")
-        samples = timing.interleave(
-            calls, self.args.repeats, self.args.budget / 2, tick, neighbours=neighbours
-        )
+        samples = timing.interleave(calls, self.args.repeats, self.args.budget / 2, tick, neighbours=neighbours)
         bank, plain = (samples[name].median for name in OURS_CANDIDATES)
         ratio = round(plain / bank, 4)
         self.add(
@@ -332,9 +329,7 @@ class Bench:
         if self.args.peers and mode != "requires_grad":
             calls["torch expression"] = timing.per_call(peers.tiny(op, data), loops)
         with self.mode(mode), torch.set_grad_enabled(mode in ("plain", "requires_grad")):
-            samples = timing.interleave(
-                calls, self.args.repeats, self.args.budget, self.tick(f"tiny {op} {mode}")
-            )
+            samples = timing.interleave(calls, self.args.repeats, self.args.budget, self.tick(f"tiny {op} {mode}"))
         us = {name: round(s.median * 1e6, 2) for name, s in samples.items()}
         self.add(
             {

@@ -138,9 +138,7 @@ def baseline(case: Case, data: Data) -> Baseline:
     if case.baseline == "read":
         flat = bank.view(-1)
         calls = {"read: torch.sum": clock(flat.sum), "read: torch.amax": clock(flat.amax)}
-        return Baseline(
-            "read", "one pass over the bank by torch.sum or torch.amax, the faster of the two", calls
-        )
+        return Baseline("read", "one pass over the bank by torch.sum or torch.amax, the faster of the two", calls)
     return _chunked(case, data)
 
 
@@ -148,9 +146,7 @@ def _chunked(case: Case, data: Data, per_round_s: float = 0.5) -> Baseline:
     """torch.mm over full chunks into one reused out=: the median chunk, scaled to the whole product."""
     queries, rows = min(CHUNK_QUERIES, case.n), min(CHUNK_ROWS, case.m)
     out = torch.empty(queries, rows)
-    pairs = [
-        (i, j) for i in range(0, case.n - queries + 1, queries) for j in range(0, case.m - rows + 1, rows)
-    ]
+    pairs = [(i, j) for i in range(0, case.n - queries + 1, queries) for j in range(0, case.m - rows + 1, rows)]
     scale = case.flops / (2.0 * queries * rows * case.d)
     position = 0
 

@@ -20,5 +20,5 @@ if [[ -z $nvcc ]]; then
 fi
 export CUDACXX=$nvcc
 "$cmake" -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM="$ninja" -DVECBANK_TORCH=OFF -DVECBANK_CUDA=ON
-"$ninja" -C build/cuda vecbank_cuda
+"$ninja" -C build/cuda vecbank_cuda vecbank_cuda_tests
 echo "cuda-check: compiled ${#sources[@]} CUDA files with $("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/nvcc \1/p')"

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes docs/cuda_resources.md: registers, shared memory and spills of every kernel for every architecture.
 
-Compiles each csrc/cuda/*.cu once per architecture with `ptxas -v`; needs nvcc, no GPU. Shared memory is given at launch,
-so the table shows what the launcher asks for where that is a constant.
+Compiles each csrc/cuda/*.cu once per architecture with `ptxas -v`; needs nvcc, no GPU. Shared memory is given
+at launch, so a second table says what each launcher asks for.
 """
 
 from __future__ import annotations
@@ -18,6 +18,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("80", "86", "89", "90a", "100")
 HOT = {"screen_kernel", "mma_kernel", "store_kernel<float>", "store_kernel<double>", "refine_kernel"}
+FUNCTION = re.compile(r"(?:Function properties for|Compiling entry function) '?(\S+?)'?(?: for .*)?$")
+SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+SHARED = """
+| kernel | threads | dynamic shared memory (no static) |
+|---|---|---|
+| screen_kernel | 256, at least 2 blocks an SM | 37,504 bytes: two steps of both sides, reused by dumps |
+| mma_kernel | 256 | 35,456 bytes, likewise |
+| store_kernel | 256, at least 2 blocks an SM | 36,864 bytes |
+| compact_kernel | 128 | 16 bytes a candidate + 16: 4 KiB for k up to 32, 64 KiB for k 512 and up |
+| refine_kernel | 128 | 16 bytes a candidate + 12: 1 to 64 KiB |
+| refine_all_kernel, merge_kernel | 256 | 16 bytes an entry + 4: 8 to 64 KiB |
+| write_bank_panels, write_query_panels | 256 | about 1.5 KiB (float), 2.6 KiB (double) |
+| frame_* | 256 | up to 6.2 KiB |
+| the rest | 128 or 256 | at most 4 KiB |
+"""
 FLAGS = ["-std=c++20", "-fmad=false", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-cubin"]
 
 
@@ -25,7 +40,8 @@ def short_name(mangled: str) -> str | None:
     """The kernel's own name; None for functions that are not ours."""
     if "3cub" in mangled or "cub17" in mangled:
         return None
-    match = re.search(r"\d+([a-z_]+_kernel|frame_[a-z]+|write_[a-z]+_panels|keep_survivors)(I[df]E)?", mangled)
+    names = r"\d+([a-z_]+_kernel|frame_[a-z]+|write_[a-z]+_panels|keep_survivors)(I[df]E)?"
+    match = re.search(names, mangled)
     if match is None:
         return None
     suffix = {"IfE": "<float>", "IdE": "<double>"}.get(match[2] or "", "")
@@ -42,9 +58,9 @@ def compile_one(nvcc: str, source: Path, arch: str) -> list[tuple[str, str, str,
     name: str | None = None
     stack = spill = 0
     for line in done.stderr.splitlines():
-        if match := re.search(r"(?:Function properties for|Compiling entry function) '?(\S+?)'?(?: for .*)?$", line):
+        if match := FUNCTION.search(line):
             name = short_name(match[1])
-        elif match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+        elif match := SPILLS.search(line):
             stack, spill = int(match[1]), int(match[2]) + int(match[3])
         elif (match := re.search(r"Used (\d+) registers", line)) and name is not None:
             rows.append((source.name, name, arch, int(match[1]), stack, spill))
@@ -66,8 +82,8 @@ def main() -> None:
     lines = [
         "# Registers and spills",
         "",
-        f"Written by `scripts/cuda_resources.py` with nvcc {release[1] if release else 'unknown'}. Each cell: registers, "
-        "and in parentheses bytes of stack frame and of spill stores plus loads where there are any.",
+        f"Written by `scripts/cuda_resources.py` with nvcc {release[1] if release else 'unknown'}.",
+        "Each cell: registers, and in parentheses bytes of stack frame and of spill stores plus loads.",
         "Kernels in bold are hot: they must not spill. CUB's sort is not listed.",
         "",
         "| file | kernel | " + " | ".join(f"sm_{a}" for a in ARCHITECTURES) + " |",
@@ -80,6 +96,7 @@ def main() -> None:
     for (file, name), cells in sorted(table.items()):
         shown = f"**{name}**" if name in HOT else name
         lines.append(f"| {file} | {shown} | " + " | ".join(cells.get(a, "-") for a in ARCHITECTURES) + " |")
+    lines += SHARED.splitlines()
     lines += ["", f"Hot kernels that spill: {', '.join(spilling) or 'none'}.", ""]
     if not arguments.check:
         (ROOT / "docs").mkdir(exist_ok=True)

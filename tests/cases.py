@@ -95,9 +95,7 @@ def build(case: Case, device: str = "cpu") -> Inputs:
             for _ in range(case.lead[0])
         ]
         x = torch.stack([g[0] for g in groups]) if groups else torch.zeros(*case.lead, case.d).to(x_dtype)
-        bank = (
-            torch.stack([g[1] for g in groups]) if groups else torch.zeros(0, case.m, case.d).to(bank_dtype)
-        )
+        bank = torch.stack([g[1] for g in groups]) if groups else torch.zeros(0, case.m, case.d).to(bank_dtype)
     else:
         n = int(torch.Size(case.lead).numel())
         x, bank = fill(case.data, n, case.m, case.d, case.metric, x_dtype, bank_dtype, generator)
@@ -164,15 +162,11 @@ def _curated() -> Iterator[Case]:
         for metric in METRICS:
             one = replace(base, op=op, metric=metric)
             yield from (replace(one, data=data, k=5, m=m) for data in KINDS for m in (33, 260))
-            yield from (
-                replace(one, dtype=dtype, data=data) for dtype in DTYPES for data in ("gauss", "ties")
-            )
+            yield from (replace(one, dtype=dtype, data=data) for dtype in DTYPES for data in ("gauss", "ties"))
             yield from (replace(one, d=d, k=3) for d in WIDTHS)
             yield from (replace(one, m=m, k=min(10, m)) for m in ROWS)
             yield from (replace(one, lead=lead) for lead in LEADS)
-            yield from (
-                replace(one, lead=(2, 9), m=m, batched=True, dtype=t) for m in (16, 65) for t in DTYPES
-            )
+            yield from (replace(one, lead=(2, 9), m=m, batched=True, dtype=t) for m in (16, 65) for t in DTYPES)
     for op, layout, other in itertools.product(EXACT, LAYOUTS, ("contiguous", "stepped")):
         yield replace(base, op=op, metric="l2", x_layout=layout, bank_layout=other)
         yield replace(base, op=op, metric="cosine", x_layout=other, bank_layout=layout, lead=(2, 3))
@@ -182,9 +176,7 @@ def _curated() -> Iterator[Case]:
             yield replace(base, op="topk", metric=metric, m=513, k=k, data=data, lead=(5,))
     for metric, mask, k in itertools.product(METRICS, MASKS, (1, 10, 100)):
         yield replace(base, op="topk", metric=metric, mask=mask, k=k, lead=(2, 3))
-        yield replace(
-            base, op="topk", metric=metric, mask=mask, k=k, lead=(2, 9), batched=True, data="nonfinite"
-        )
+        yield replace(base, op="topk", metric=metric, mask=mask, k=k, lead=(2, 9), batched=True, data="nonfinite")
     for op, lead in itertools.product(("nearest", "quantize"), ((5,), (2, 3), ())):  # an empty bank
         yield replace(base, op=op, metric="cosine", m=0, lead=lead)
         yield replace(base, op=op, metric="l2", m=0, lead=lead, dtype="f64")
@@ -196,6 +188,8 @@ def _curated() -> Iterator[Case]:
             yield replace(base, op="topk", metric=metric, d=d, m=m, k=k, data="level", lead=(9,))
         yield replace(base, op="quantize", metric=metric, d=d, data="level", lead=(40,))
         yield replace(base, op="topk", metric=metric, d=d, m=66, k=3, data="swamped", lead=(9,))
+        yield replace(base, op="topk", metric=metric, d=d, m=66, k=3, data="abyss", lead=(9,))
+        yield replace(base, op="quantize", metric=metric, d=d, m=66, data="faint", lead=(9,))
         yield replace(base, op="quantize", metric=metric, d=d, m=66, data="swamped", lead=(40,))
     for dtype, metric in itertools.product(DTYPES, METRICS):  # both ends of every dtype's range
         for data in ("tiny", "huge", "wide", "nonfinite", "offset", "near"):
@@ -217,6 +211,15 @@ def _large() -> Iterator[Case]:
         yield Case("nearest", metric, lead=(1500,), m=300, d=16, data=data)
         yield Case("nearest", metric, lead=(), m=30000, d=8, data=data)
         yield Case("quantize", metric, lead=(700,), m=513, d=31, data=data)
+    # A plain tensor is packed in pieces of 24 MiB: masks, ties and offsets must survive the seams.
+    for metric, data in (("dot", "ints"), ("cosine", "gauss"), ("l2", "same"), ("sqeuclidean", "ascending")):
+        yield Case("topk", metric, lead=(2,), m=600_000, d=8, k=30, data=data, mask="columns")
+        yield Case("nearest", metric, lead=(3,), m=1700, d=4000, data=data)
+    yield Case("topk", "l2", lead=(3,), m=1700, d=4000, k=100, mask="full")
+    yield Case("topk", "dot", lead=(2, 20), batched=True, m=3000, d=8, k=5, mask="full", data="ties")
+    yield Case("topk", "l2", lead=(200,), m=13000, d=2, k=1500, data="ties", mask="columns")
+    yield Case("topk", "dot", lead=(2,), m=80_000, d=2, k=70_000)
+    yield Case("nearest", "l2", lead=(400,), m=100, d=257)
     yield Case("topk", "l2", "f64", lead=(150,), m=2000, d=100, k=65)
     yield Case("topk", "cosine", "bf16", lead=(40,), m=2000, d=257, k=3)
     yield Case("topk", "dot", "f16+f32", lead=(40,), m=2000, d=64, k=2000)
@@ -266,19 +269,13 @@ def project_table() -> list[Case]:
     cases += [replace(base, metric=metric, lead=lead) for metric in METRICS for lead in LEADS]
     kinds = ("ints", "gauss", "ties", "offset", "outlier", "same", "zeros", "near", "cancel")
     cases += [replace(base, metric=m, dtype=t, data=data) for m in METRICS for t in DTYPES for data in kinds]
-    cases += [
-        replace(base, metric=m, x_layout=a, bank_layout=b) for m in METRICS for a in LAYOUTS for b in LAYOUTS
-    ]
+    cases += [replace(base, metric=m, x_layout=a, bank_layout=b) for m in METRICS for a in LAYOUTS for b in LAYOUTS]
     cases += [replace(base, metric=m, lead=(3, 5), batched=True, dtype=t) for m in METRICS for t in DTYPES]
     cases += [replace(base, metric=metric, lead=(700,), m=600, d=64) for metric in METRICS]
-    for metric, d, data in itertools.product(
-        METRICS, (384, 768, 1024, 2048), ("gauss", "shifted")
-    ):  # long sums
-        cases += [
-            replace(base, metric=metric, d=d, m=100, dtype=dtype, data=data)
-            for dtype in ("f32", "bf16", "f64")
-        ]
+    for metric, d, data in itertools.product(METRICS, (384, 768, 1024, 2048), ("gauss", "shifted")):  # long sums
+        cases += [replace(base, metric=metric, d=d, m=100, dtype=dtype, data=data) for dtype in ("f32", "bf16", "f64")]
     cases += [replace(base, metric=metric, lead=(), m=30000, d=64) for metric in METRICS]
+    cases += [replace(base, metric=metric, lead=(2,), m=600_000, d=8) for metric in METRICS]  # several pieces
     return list(dict.fromkeys(cases))
 
 

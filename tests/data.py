@@ -26,6 +26,8 @@ KINDS = (
     "clustered",
     "shifted",  # mean 1: nothing cancels in a sum
     "level",  # rows far apart whose scores agree to the last bits: only a true bound keeps the right ones
+    "abyss",  # rows that underflow beside two opposite enormous ones
+    "faint",  # products that underflow one by one, and would not together
     "swamped",  # every step of a float32 sum errs by half a unit, for some rows up, for others down
 )
 
@@ -122,18 +124,42 @@ def fill(
             else:
                 bank = along + across
     elif kind == "swamped":
-        # One feature makes the running sum 1, the others add 0.49 of its last bit (and are lost) or 0.51 (and
-        # count double). The true order is the other way round; the screen's bound is nearly used up.
-        rest = 0.25 / max(1, d) ** 0.5
+        # A first term makes the running sum about 1 (a half, for distances: their sum starts at -|b|^2 / 2). The
+        # others add 0.49 of its last bit (and are lost) or 0.51 (and count double). The true order is the other way
+        # round; the screen's bound is nearly used up.
+        distance = metric in ("l2", "sqeuclidean")
+        rest = 2.0**-8 if distance else 0.25 / max(1, d) ** 0.5
+        first, bit = (1.01, 2.0**-24) if distance else (1.0, 2.0**-23)
         query = torch.full((d,), rest, dtype=torch.float64)
-        query[:1] = 1.0
-        x = query * 2.0 ** pick(n, 5).unsqueeze(1)
+        query[:1] = 0.0 if distance else 1.0
+        x = query * (1.0 if distance else 2.0 ** pick(n, 5).unsqueeze(1)) * torch.ones(n, 1, dtype=torch.float64)
         bank = torch.zeros(m, d, dtype=torch.float64)
         for j in range(0, m - 3, 4):
-            bank[j, 1:] = (0.49 - 1e-4 * j) * 2.0**-23 / rest
-            bank[j + 2, 1 : 1 + round((0.95 - 1e-3 * j) * (d - 1))] = 0.51 * 2.0**-23 / rest
-            bank[[j, j + 2], :1] = 1.0
+            bank[j, 1:] = (0.49 - 1e-4 * j) * bit / rest
+            bank[j + 2, 1 : 1 + round((0.95 - 1e-3 * j) * (d - 1))] = 0.51 * bit / rest
+            bank[[j, j + 2], :1] = first
             bank[[j + 1, j + 3]] = -bank[[j, j + 2]]  # the mean is zero: nothing to centre
+    elif kind == "faint":
+        # Most rows are large and at right angles to the query; the others compete far below: one row in a single
+        # term, the next, which is better, in many terms that each vanish beside the large rows' scale.
+        x = torch.full((n, d), 2.0**-10, dtype=torch.float64)
+        x[:, :1], x[:, 1:2] = 0.0, 1.0
+        unit = 2.0**-14 if half else 2.0**-500 if double else 2.0**60
+        bank = torch.zeros(m, d, dtype=torch.float64)
+        bank[0::2, :1], bank[1::2, :1] = unit, -unit
+        for j in range(3, m, 4):
+            bank[j] = 0.0
+            if j % 8 == 3:
+                bank[j, 1:2] = unit * 2.0**-144 * (1 + 1e-3 * j)
+            else:
+                bank[j, 2:] = unit * 2.0**-141 * (1 + 1e-3 * j)
+    elif kind == "abyss":  # two opposite rows set the scale, the others vanish beside them
+        top = 1e4 if half else 1e150 if double else 1e30
+        span = (-6.0, -2.0) if half else (-200.0, -100.0) if double else (-20.0, -8.0)
+        bank = bank * 10 ** (span[0] + (span[1] - span[0]) * uniform(m, 1))
+        if m >= 2:
+            large = top * gauss(1, d)
+            bank[pick(1, m // 2)], bank[m // 2 + pick(1, m - m // 2)] = large, -large
     elif kind == "shifted":
         x, bank = x + 1, bank + 1
     elif kind != "gauss":

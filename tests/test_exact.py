@@ -65,8 +65,8 @@ def test_ranking_is_by_the_unrounded_score(device: str) -> None:
 
 def test_l2_selects_by_its_square(device: str) -> None:
     """Squares that differ and have one root: ``l2`` takes what ``sqeuclidean`` takes."""
-    values = torch.arange(64, dtype=torch.float64) * 2.0**-52 + 1.0
-    bank = torch.stack([values.flip(0).sqrt(), torch.zeros(64, dtype=torch.float64)], dim=1)
+    squares = torch.arange(64, dtype=torch.float64).flip(0) * 2.0**-52  # 1 + squares: two to one root
+    bank = torch.stack([torch.ones_like(squares), squares.sqrt()], dim=1)
     x = torch.zeros(1, 2, dtype=torch.float64)
     a = vecbank.topk(x.to(device), bank.to(device), 64, "l2")
     b = vecbank.topk(x.to(device), bank.to(device), 64, "sqeuclidean")
@@ -140,9 +140,7 @@ def test_screen_alone_is_close(metric: str, device: str) -> None:
     exact = vecbank.topk(x, bank, 9, metric)
     loose = vecbank.topk(x, bank, 9, metric, exact=False)
     torch.testing.assert_close(loose.values, exact.values, rtol=1e-4, atol=1e-4)
-    best = reference.project(x.cpu(), bank.cpu(), metric, out_dtype=torch.float32).gather(
-        1, loose.indices.cpu()
-    )
+    best = reference.project(x.cpu(), bank.cpu(), metric, out_dtype=torch.float32).gather(1, loose.indices.cpu())
     torch.testing.assert_close(loose.values.cpu(), best, rtol=1e-4, atol=1e-4)
     near = vecbank.nearest(x, bank, metric, exact=False)
     torch.testing.assert_close(near.values, exact.values[:, 0], rtol=1e-4, atol=1e-4)

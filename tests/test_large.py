@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import METRICS
-from helpers import assert_same, gauss, ints
+from helpers import ISAS, assert_same, gauss, ints
 from torch import Tensor
 
 import vecbank
@@ -66,9 +66,16 @@ def test_wide_vectors(metric: str) -> None:
     x, bank = gauss(2, 70_001), gauss(5, 70_001)
     bank[3] = bank[1]
     assert_same(tuple(vecbank.topk(x, bank, 5, metric)), tuple(reference.topk(x, bank, 5, metric)))
-    assert_same(
-        tuple(vecbank.Bank(bank, metric=metric).nearest(x)), tuple(reference.nearest(x, bank, metric))
-    )
+    assert_same(tuple(vecbank.Bank(bank, metric=metric).nearest(x)), tuple(reference.nearest(x, bank, metric)))
+
+
+def test_many_queries_against_pieces() -> None:
+    """A plain tensor too large to pack at once, and more queries than wait for the merge: the prepared Bank's bits."""
+    x, bank = gauss(1100, 4), gauss(900_000, 4)
+    vecbank._C.set_isa(ISAS[-1])
+    for metric in ("dot", "l2"):
+        want = vecbank.Bank(bank, metric=metric).topk(x, 1000)
+        assert_same(tuple(vecbank.topk(x, bank, 1000, metric)), tuple(want))
 
 
 @pytest.mark.parametrize("metric", METRICS)

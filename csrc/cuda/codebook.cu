@@ -1,6 +1,6 @@
 // Gathers, deterministic scatter-adds, and the gradients of selected pairs. Scatter-adds sort the codes and walk each
-// segment in ascending order of position: float64 sums, rounded once, no float atomics, the same bits every time. A code
-// out of range is never read: its row becomes NaN (or is left out of sums) and a sticky flag tells the host.
+// segment in ascending order of position: float64 sums, rounded once, no float atomics, the same bits every time. A
+// code out of range is never read: its row becomes NaN (or is left out of sums) and a sticky flag tells the host.
 #include "kernels.h"
 #include "sort.h"
 
@@ -19,7 +19,8 @@ __device__ __forceinline__ void store(double value, void* out, DType dtype, int6
   with_dtype(dtype, [&](auto type) { narrow(value, static_cast<Element<decltype(type)>*>(out) + i); });
 }
 
-// ---- lookup ----------------------------------------------------------------------------------------------------------
+// ---- lookup
+// ----------------------------------------------------------------------------------------------------------
 
 struct LookupArgs {
   LookupProblem p;
@@ -81,7 +82,8 @@ __global__ void __launch_bounds__(kRowThreads) lookup_dot_kernel(const LookupDot
   }
 }
 
-// ---- Sorted segments -------------------------------------------------------------------------------------------------
+// ---- Sorted segments
+// -------------------------------------------------------------------------------------------------
 
 struct Segments {  // 16 bytes a code
   uint32_t *keys, *sorted_keys, *positions, *sorted_positions;
@@ -163,7 +165,8 @@ __global__ void __launch_bounds__(kRowThreads) segment_sum_kernel(const SumArgs 
   }
 }
 
-// ---- Gradients of selected pairs ---------------------------------------------------------------------------------------
+// ---- Gradients of selected pairs
+// ---------------------------------------------------------------------------------------
 
 // d value / d x = along * b - own_query * x (similarities), or along * (x - b) (distances); the bank's side alike. The
 // query's own part is summed at once, so only `along` and the bank's own part are kept: 16 bytes a pair.
@@ -256,7 +259,8 @@ __global__ void __launch_bounds__(kRowThreads) pair_bank_kernel(const PairArgs a
   }
 }
 
-// ---- The loss of a quantisation --------------------------------------------------------------------------------------
+// ---- The loss of a quantisation
+// --------------------------------------------------------------------------------------
 
 struct LossArgs {
   QuantizeLossProblem p;

@@ -17,12 +17,12 @@ Error choose_frame(const Rows& bank, const PackHeader& host_header, PackHeader* 
 struct BankPanels {
   Rows bank;
   Metric metric;
-  PackHeader* header;      // frame in, count of special columns out
+  PackHeader* header;  // frame in, count of special columns out
   const double* centre;
-  double* norms = nullptr;  // [bank rows] for cosine; null: not wanted
+  double* norms = nullptr;       // [bank rows] for cosine; null: not wanted
   const double* bias = nullptr;  // [bank rows]; null: none
-  void* panels;             // of T, [count][width + 3][16]
-  Schedule schedule;        // which panel lies in which slot
+  void* panels;                  // of T, [count][width + 3][16]
+  Schedule schedule;             // which panel lies in which slot
   int64_t first_slot = 0, count = 0;
 };
 template <class T>
@@ -32,13 +32,13 @@ struct QueryPanels {
   Rows queries;
   Metric metric;
   bool exact = true;
-  double factor = 1.0;    // of the float32 screen's error bound
-  bool tensor = false;    // inputs below 2^-126 may be lost
-  PackHeader* header;     // the bank's frame
+  double factor = 1.0;  // of the float32 screen's error bound
+  bool tensor = false;  // inputs below 2^-126 may be lost
+  PackHeader* header;   // the bank's frame
   const double* centre;
-  PackHeader expected;    // what a caller's pack must say about itself
+  PackHeader expected;  // what a caller's pack must say about itself
   State* state;
-  void* panels;           // of T, [ceil(rows / 16)][width + 1][16]; the last line multiplies the bank's bound line
+  void* panels;  // of T, [ceil(rows / 16)][width + 1][16]; the last line multiplies the bank's bound line
   // A screen wants these:
   float* norms = nullptr;
   double* slacks = nullptr;
@@ -56,19 +56,19 @@ Error pack_queries(const QueryPanels& args, const Device& device);
 struct Screen {
   const float* queries;  // panels
   int64_t rows, width;
-  const float* panels;   // of the bank
-  int64_t first_slot;    // slot of the first panel; -1: the panels lie in their natural order
+  const float* panels;  // of the bank
+  int64_t first_slot;   // slot of the first panel; -1: the panels lie in their natural order
   Schedule schedule;
-  int64_t begin, end;    // slots to screen
-  int64_t columns;       // of the bank
+  int64_t begin, end;  // slots to screen
+  int64_t columns;     // of the bank
   Metric metric;
   bool exact, biased;
-  Mask mask;             // rows counted from this chunk's first
+  Mask mask;  // rows counted from this chunk's first
   const float* norms;
   const double* slacks;
   double start_per_r2;
-  double factor;         // of the float32 screen's error bound; already in norms
-  bool raise;            // k = 1: thresholds rise while the screen runs
+  double factor;  // of the float32 screen's error bound; already in norms
+  bool raise;     // k = 1: thresholds rise while the screen runs
   float* thresholds;
   int32_t* counts;
   Candidate* candidates;

@@ -7,15 +7,12 @@
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 
-#define VB_UNROLL _Pragma("unroll")
-#define VB_UNROLL_TEXT(text) _Pragma(#text)
-#define VB_UNROLL_BY(count) VB_UNROLL_TEXT(unroll count)
-
 namespace vecbank::cuda {
 
 // Every kernel takes one struct by value.
 template <class Args>
-Error launch(void (*kernel)(Args), dim3 grid, int threads, int64_t shared_bytes, const Device& device, const Args& args) {
+Error launch(void (*kernel)(Args), dim3 grid, int threads, int64_t shared_bytes, const Device& device,
+             const Args& args) {
   if (grid.x == 0 || grid.y == 0) return nullptr;
   if (shared_bytes > (48 << 10)) {
     const cudaError_t raised =
@@ -46,6 +43,8 @@ namespace vecbank::cuda {
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int64_t kMostBlocks = 1 << 20;  // kernels walk further work in strides of the grid
 
-inline dim3 grid_for(int64_t blocks) { return dim3(static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks)); }
+inline dim3 grid_for(int64_t blocks) {
+  return dim3(static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks));
+}
 
 }  // namespace vecbank::cuda

@@ -9,13 +9,14 @@ namespace vecbank::cuda {
 
 template <class T>
 struct Simt {
-  static constexpr int kVector = 16 / static_cast<int>(sizeof(T));   // elements of a 16-byte load
-  static constexpr int kSide = sizeof(T) == 4 ? 8 : 4;               // rows, and columns, of a thread
-  static constexpr int kSize = 16 * kSide;                           // rows, and columns, of a block
+  static constexpr int kVector = 16 / static_cast<int>(sizeof(T));  // elements of a 16-byte load
+  static constexpr int kSide = sizeof(T) == 4 ? 8 : 4;              // rows, and columns, of a thread
+  static constexpr int kSize = 16 * kSide;                          // rows, and columns, of a block
   static constexpr int kPanels = kSize / kPanel;
-  static constexpr int kDepth = 16;                                  // lines per step
-  static constexpr int kLine = kSize + 16 * 4 / static_cast<int>(sizeof(T));  // padded: neighbouring lines use other banks
-  static constexpr int kBuffer = kDepth * kLine;                     // elements of one side of one step
+  static constexpr int kDepth = 16;  // lines per step
+  static constexpr int kLine =
+      kSize + 16 * 4 / static_cast<int>(sizeof(T));  // padded: neighbouring lines use other banks
+  static constexpr int kBuffer = kDepth * kLine;     // elements of one side of one step
   static constexpr int64_t kSharedBytes = int64_t{4} * kBuffer * static_cast<int64_t>(sizeof(T));
   static constexpr int kVectors = kSize * kDepth / kVector / kThreads;  // 16-byte loads per thread and side
   static_assert(kVectors * kVector * kThreads == kSize * kDepth);
@@ -25,7 +26,9 @@ struct Simt {
   };
 
   // Row (or column) of a thread's i-th accumulator row: groups of kVector, 16 threads apart.
-  static VB_INLINE int spread(int i, int thread) { return i / kVector * (16 * kVector) + thread * kVector + i % kVector; }
+  static VB_INLINE int spread(int i, int thread) {
+    return i / kVector * (16 * kVector) + thread * kVector + i % kVector;
+  }
 };
 
 // One side of a tile: where this thread's own loads begin; null where there is nothing. (An array of all the tile's
@@ -41,7 +44,7 @@ __device__ __forceinline__ Side<T> make_side(F&& panel) {
   using S = Simt<T>;
   constexpr int per_line = kPanel / S::kVector, per_panel = per_line * S::kDepth;
   Side<T> side;
-VB_UNROLL
+#pragma unroll
   for (int u = 0; u < S::kVectors; ++u) {
     const int at = u * kThreads + threadIdx.x, rest = at % per_panel;
     const T* p = panel(at / per_panel);
@@ -56,11 +59,12 @@ template <class T, int Line = Simt<T>::kLine>
 __device__ __forceinline__ void fetch(Side<T>& side, int left, const T* some, T* buffer) {
   using S = Simt<T>;
   constexpr int per_line = kPanel / S::kVector, per_panel = per_line * S::kDepth;
-VB_UNROLL
+#pragma unroll
   for (int u = 0; u < S::kVectors; ++u) {
     const int at = u * kThreads + threadIdx.x, panel = at / per_panel, rest = at % per_panel, line = rest / per_line;
     const bool valid = side.mine[u] != nullptr && line < left;
-    copy_async(buffer + line * Line + panel * kPanel + rest % per_line * S::kVector, valid ? side.mine[u] : some, valid);
+    copy_async(buffer + line * Line + panel * kPanel + rest % per_line * S::kVector, valid ? side.mine[u] : some,
+               valid);
     side.mine[u] += valid ? S::kDepth * kPanel : 0;
   }
 }
@@ -99,19 +103,20 @@ __device__ __forceinline__ void multiply(Side<T> x, Side<T> b, int lines, const 
       fetch<T>(b, lines - S::kDepth, some, then + S::kBuffer);
       commit_copies();
     }
-VB_UNROLL_BY(4)
+#pragma unroll 2
     for (int l = 0; l < S::kDepth; ++l) {
       T xs[S::kSide], bs[S::kSide];
-VB_UNROLL
+#pragma unroll
       for (int g = 0; g < S::kSide; g += S::kVector) {
         const auto xv = *reinterpret_cast<const typename S::Vector*>(now + l * S::kLine + S::spread(g, ty));
-        const auto bv = *reinterpret_cast<const typename S::Vector*>(now + S::kBuffer + l * S::kLine + S::spread(g, tx));
-VB_UNROLL
+        const auto bv =
+            *reinterpret_cast<const typename S::Vector*>(now + S::kBuffer + l * S::kLine + S::spread(g, tx));
+#pragma unroll
         for (int e = 0; e < S::kVector; ++e) xs[g + e] = xv.v[e], bs[g + e] = bv.v[e];
       }
-VB_UNROLL
+#pragma unroll
       for (int i = 0; i < S::kSide; ++i)
-VB_UNROLL
+#pragma unroll
         for (int j = 0; j < S::kSide; ++j) acc[i][j] = fused(xs[i], bs[j], acc[i][j]);
     }
     wait_copies<0>();

@@ -26,7 +26,8 @@ VB_INLINE double add_rn(double a, double b) {
 constexpr int kLanes = 8;
 
 template <class X, class B>
-VB_INLINE double lane_sum(const X* x, int64_t x_step, const B* b, int64_t b_step, int64_t width, int lane, bool distance) {
+VB_INLINE double lane_sum(const X* x, int64_t x_step, const B* b, int64_t b_step, int64_t width, int lane,
+                          bool distance) {
   double sum = 0.0;
   for (int64_t i = lane; i < width; i += kLanes) {
     const double p = widened(x[i * x_step]), q = widened(b[i * b_step]);
@@ -52,7 +53,8 @@ template <class F>
 VB_INLINE double with_pair(DType x, DType b, F&& f) {
   if (x == b) return with_dtype(x, [&](auto t) { return f(t, t); });
   const float* wide = nullptr;
-  return x == DType::bf16 ? f(static_cast<const Brain16*>(nullptr), wide) : f(static_cast<const Half16*>(nullptr), wide);
+  return x == DType::bf16 ? f(static_cast<const Brain16*>(nullptr), wide)
+                          : f(static_cast<const Half16*>(nullptr), wide);
 }
 
 VB_INLINE double pair_lane(const Rows& x, int64_t i, const Rows& b, int64_t j, int lane, bool distance) {
@@ -83,8 +85,8 @@ struct Entry {
 VB_INLINE bool precedes(const Entry& a, const Entry& b) {
   return a.key > b.key || (a.key == b.key && a.index < b.index);
 }
-VB_INLINE Entry last_entry() { return {-HUGE_VAL, INT64_MAX}; }   // after every real one; pads sorts
-VB_INLINE Entry first_entry() { return {HUGE_VAL, -1}; }          // before every real one
+VB_INLINE Entry last_entry() { return {-HUGE_VAL, INT64_MAX}; }  // after every real one; pads sorts
+VB_INLINE Entry first_entry() { return {HUGE_VAL, -1}; }         // before every real one
 
 VB_INLINE int64_t power_of_two_from(int64_t n) {
   int64_t p = 1;

@@ -3,8 +3,7 @@
 
 namespace vecbank::cuda {
 
-PackHeader pack_header(int64_t rows, int64_t width, Metric metric, DType dtype, int64_t element,
-                       bool biased) {
+PackHeader pack_header(int64_t rows, int64_t width, Metric metric, DType dtype, int64_t element, bool biased) {
   PackHeader h{};
   h.magic = kPackMagic;
   h.rows = rows;
@@ -24,7 +23,8 @@ namespace {
 
 constexpr int kSample = 255;
 
-// ---- The frame -------------------------------------------------------------------------------------------------------
+// ---- The frame
+// -------------------------------------------------------------------------------------------------------
 
 struct FrameArgs {
   Rows bank;
@@ -141,7 +141,8 @@ __global__ void __launch_bounds__(kThreads) frame_finish(const FrameArgs a) {
     for (int64_t k = threadIdx.x; k < a.bank.width; k += kThreads) a.centre[k] = 0.0;
 }
 
-// ---- Bank panels -----------------------------------------------------------------------------------------------------
+// ---- Bank panels
+// -----------------------------------------------------------------------------------------------------
 
 VB_INLINE double least(double a, double b) { return a < b ? a : b; }
 
@@ -202,8 +203,10 @@ __global__ void __launch_bounds__(kPanelThreads) write_bank_panels(const BankPan
           bound = bank_bound(a.metric, d, packed, whole);
           const double half = distance ? -0.5 * shared.squares[c] : bias;
           start = static_cast<T>(half);
-          if (distance || a.bias != nullptr) upper = round_up(half + start_bound(d, 2.0 * fabs(half)));
-          else upper = 0;
+          if (distance || a.bias != nullptr)
+            upper = round_up(half + start_bound(d, 2.0 * fabs(half)));
+          else
+            upper = 0;
         }
       }
       shared.special[c] = special;
@@ -218,15 +221,17 @@ __global__ void __launch_bounds__(kPanelThreads) write_bank_panels(const BankPan
   }
 }
 
-// ---- Query panels ----------------------------------------------------------------------------------------------------
+// ---- Query panels
+// ----------------------------------------------------------------------------------------------------
 
 // A pack that the caller handed in is believed only if it says what it must.
 __device__ bool trusted(const QueryPanels& a) {
   const PackHeader &h = *a.header, &e = a.expected;
   const Metric metric = static_cast<Metric>(h.metric), wanted = static_cast<Metric>(e.metric);
   const bool kin = metric == wanted || (is_distance(metric) && is_distance(wanted));  // l2 and sqeuclidean share a pack
-  return h.magic == e.magic && h.rows == e.rows && h.width == e.width && kin && h.dtype == e.dtype && h.biased == e.biased &&
-         h.panels_at == e.panels_at && h.bytes == e.bytes && h.exponent >= -960 && h.exponent <= 960;
+  return h.magic == e.magic && h.rows == e.rows && h.width == e.width && kin && h.dtype == e.dtype &&
+         h.biased == e.biased && h.panels_at == e.panels_at && h.bytes == e.bytes && h.exponent >= -960 &&
+         h.exponent <= 960;
 }
 
 template <class T>
@@ -338,15 +343,15 @@ struct WidenArgs {
 };
 static __global__ void __launch_bounds__(kThreads) widen_kernel(const WidenArgs a) {
   for (int64_t k = int64_t{blockIdx.x} * kThreads + threadIdx.x; k < a.from.width; k += int64_t{gridDim.x} * kThreads)
-    with_dtype(a.from.dtype, [&](auto type) {
-      a.to[k] = widened(static_cast<decltype(type)>(a.from.data)[k * a.from.col_stride]);
-    });
+    with_dtype(a.from.dtype,
+               [&](auto type) { a.to[k] = widened(static_cast<decltype(type)>(a.from.data)[k * a.from.col_stride]); });
 }
 Error widen(const Rows& one, double* to, const Device& device) {
   return launch(widen_kernel, grid_for(ceil_div(one.width, kThreads)), kThreads, 0, device, WidenArgs{one, to});
 }
 
-// ---- The op ----------------------------------------------------------------------------------------------------------
+// ---- The op
+// ----------------------------------------------------------------------------------------------------------
 
 int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biased) {
   return pack_header(rows, width, metric, DType::f32, 4, biased).bytes;

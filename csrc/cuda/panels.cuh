@@ -48,7 +48,8 @@ __device__ __forceinline__ double norm_of(const Rows& rows, int64_t i, bool vali
 // Writes `width` lines of 16 mapped rows; rows that are not `written` become zeros. Reads run along rows, writes along
 // lines, with a turn through shared memory. All threads of the block take part. `turn` holds 16 x 17 of T.
 template <class T>
-__device__ __forceinline__ void write_lines(const Rows& rows, int64_t i, bool written, const Map& map, T* lines, T* turn) {
+__device__ __forceinline__ void write_lines(const Rows& rows, int64_t i, bool written, const Map& map, T* lines,
+                                            T* turn) {
   const int row = threadIdx.x / 16, t = threadIdx.x % 16;
   for (int64_t k = 0; k < rows.width; k += 16) {
     T v = 0;

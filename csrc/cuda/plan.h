@@ -11,18 +11,18 @@
 
 namespace vecbank::cuda {
 
-constexpr int kTile = 128;                     // query rows and bank columns of a float32 tile
+constexpr int kTile = 128;  // query rows and bank columns of a float32 tile
 constexpr int kTilePanels = kTile / kPanel;
-constexpr int kThreads = 256;                  // of a tile's block
-constexpr int64_t kMostScreened = 1024;        // larger k is refined outright
-constexpr int64_t kMostSorted = 4096;          // entries that a block sorts in shared memory: 64 KiB
-constexpr int64_t kWidestScreen = 1 << 14;     // a panel of 16 rows is then 1 MiB
-constexpr int64_t kWidestProduct = 1 << 18;    // a float64 panel of 16 rows is then 32 MiB
+constexpr int kThreads = 256;                       // of a tile's block
+constexpr int64_t kMostScreened = 1024;             // larger k is refined outright
+constexpr int64_t kMostSorted = 4096;               // entries that a block sorts in shared memory: 64 KiB
+constexpr int64_t kWidestScreen = 1 << 14;          // a panel of 16 rows is then 1 MiB
+constexpr int64_t kWidestProduct = 1 << 18;         // a float64 panel of 16 rows is then 32 MiB
 constexpr int64_t kMostColumns = int64_t{1} << 32;  // candidates name their column in 32 bits
 
 // Shares of the workspace, together below 64 MiB (a test adds them up).
 constexpr int64_t kCandidateShare = int64_t{24} << 20;
-constexpr int64_t kPieceShare = int64_t{16} << 20;   // packed bank in flight, unless the bank came packed
+constexpr int64_t kPieceShare = int64_t{16} << 20;  // packed bank in flight, unless the bank came packed
 constexpr int64_t kQueryShare = int64_t{8} << 20;
 constexpr int64_t kPartialShare = int64_t{8} << 20;  // best rows of the parts of a split bank
 constexpr int64_t kMostRows = 1 << 16;               // query rows of a chunk
@@ -41,10 +41,11 @@ VB_INLINE float lower_bound(float upper, float norm, double r, double start_per_
   return round_down(static_cast<double>(upper) - 2.0 * gap);
 }
 
-// ---- Tensor cores ------------------------------------------------------------------------------------------------------
-// ASSUMED, not documented, and measured by no run of ours yet (tests/cuda/accumulation.cu is the program that will): one
-// tensor-core instruction adds its products to the accumulator with an error of at most kTensorUnit times the sum of the
-// magnitudes of all that is added. The same constant stands for every architecture until one is measured.
+// ---- Tensor cores
+// ------------------------------------------------------------------------------------------------------ ASSUMED, not
+// documented, and measured by no run of ours yet (tests/cuda/accumulation.cu is the program that will): one tensor-core
+// instruction adds its products to the accumulator with an error of at most kTensorUnit times the sum of the magnitudes
+// of all that is added. The same constant stands for every architecture until one is measured.
 constexpr double kTensorUnit = 0x1p-22;
 // A float32 is split as hi + lo of 11 bits each; hi hi + hi lo + lo hi leaves out at most 3.01 * 2^-22 |x||b|.
 constexpr double kSplitUnit = 3.01 * 0x1p-22;
@@ -65,7 +66,9 @@ VB_INLINE double tensor_slack(int64_t width, double norm) {
 // row. Slot s holds panel s * step mod panels; step is prime to panels, near the golden ratio of it.
 struct Schedule {
   int64_t panels = 0, step = 1;
-  VB_SHARED int64_t panel(int64_t slot) const { return static_cast<int64_t>(static_cast<uint64_t>(slot) * step % panels); }
+  VB_SHARED int64_t panel(int64_t slot) const {
+    return static_cast<int64_t>(static_cast<uint64_t>(slot) * step % panels);
+  }
 };
 inline int64_t common_divisor(int64_t a, int64_t b) { return b == 0 ? a : common_divisor(b, a % b); }
 inline Schedule make_schedule(int64_t rows) {
@@ -107,7 +110,8 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors) {
   }
   const int64_t unit = most >= kTile ? kTile : kPanel;
   plan.rows = std::min(most, round_up_to(ceil_div(n, ceil_div(n, most)), unit));
-  plan.piece_panels = std::clamp<int64_t>(kPieceShare / ((d + 3) * kPanel * 4), 1, std::max<int64_t>(plan.schedule.panels, 1));
+  plan.piece_panels =
+      std::clamp<int64_t>(kPieceShare / ((d + 3) * kPanel * 4), 1, std::max<int64_t>(plan.schedule.panels, 1));
 
   const int64_t kept = std::min(power_of_two_from(p.k), kMostSorted / 2);
   plan.list = std::max<int64_t>(512, 2 * kept);
@@ -128,7 +132,8 @@ inline int64_t range_end(const SearchPlan& plan, int64_t begin, int64_t piece_en
 
 // How many blocks share a range, so that few query tiles still fill the machine.
 inline int64_t column_blocks(int64_t row_tiles, int64_t column_tiles, int processors) {
-  return std::clamp<int64_t>(ceil_div(4 * processors, std::max<int64_t>(row_tiles, 1)), 1, std::max<int64_t>(column_tiles, 1));
+  return std::clamp<int64_t>(ceil_div(4 * processors, std::max<int64_t>(row_tiles, 1)), 1,
+                             std::max<int64_t>(column_tiles, 1));
 }
 
 // Hands out pieces of the workspace; on a null base it only counts.

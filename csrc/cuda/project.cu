@@ -60,21 +60,21 @@ __global__ void __launch_bounds__(kThreads, 2) store_kernel(const __grid_constan
     return panel * kPanel < rows ? a.queries + panel * (d + 1) * kPanel : nullptr;
   });
   T acc[S::kSide][S::kSide];
-VB_UNROLL
+#pragma unroll
   for (int j = 0; j < S::kSide; ++j) {
     const int64_t column = first_panel * kPanel + S::spread(j, tx);
     const T start = column < a.columns ? a.panels[column / kPanel * (d + 3) * kPanel + column % kPanel] : T(0);
-VB_UNROLL
+#pragma unroll
     for (int i = 0; i < S::kSide; ++i) acc[i][j] = start;
   }
   multiply<T>(x, b, static_cast<int>(d), a.panels, shared, acc);
 
-VB_UNROLL
+#pragma unroll
   for (int i = 0; i < S::kSide; ++i) {
     const int64_t row = first_row + S::spread(i, ty);
     if (row >= rows) continue;
     const T scale = a.scale[row], term = a.term[row];
-VB_UNROLL
+#pragma unroll
     for (int j = 0; j < S::kSide; ++j) {
       const int64_t column = first_panel * kPanel + S::spread(j, tx);
       if (column < a.columns) emit<T>(a, row, column, finished<T>(acc[i][j], scale, term, a.finish));
@@ -97,9 +97,9 @@ __global__ void __launch_bounds__(kThreads) mend_kernel(const __grid_constant__ 
     for (int64_t base = 0; base < a.columns; base += groups) {
       const int64_t column = base + threadIdx.x / kLanes, j = a.first_column + column;
       // A column that panels cannot carry starts a screen at +inf.
-      const bool wanted = column < a.columns &&
-                          (odd || a.panels[(column / kPanel * (d + 3) + d + 2) * kPanel + column % kPanel] ==
-                                      static_cast<T>(HUGE_VAL));
+      const bool wanted =
+          column < a.columns &&
+          (odd || a.panels[(column / kPanel * (d + 3) + d + 2) * kPanel + column % kPanel] == static_cast<T>(HUGE_VAL));
       if (!__any_sync(kAllLanes, wanted)) continue;
       const double raw =
           sum_of_8(wanted ? pair_lane(a.query_rows, row, a.bank_rows, j, lane, is_distance(a.metric)) : 0.0);

@@ -10,8 +10,8 @@ __device__ __forceinline__ unsigned shared_address(const void* p) {
   return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
 
-// 16 bytes from global to shared memory without passing through registers; zeros where `valid` is false (then nothing is
-// read, but the address must still be one of ours). Both sides 16-byte aligned.
+// 16 bytes from global to shared memory without passing through registers; zeros where `valid` is false (then nothing
+// is read, but the address must still be one of ours). Both sides 16-byte aligned.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                "r"(valid ? 16 : 0)
@@ -32,10 +32,12 @@ __device__ __forceinline__ uint32_t round_tf32(float x) {
 }
 
 // c[16][8] += a[16][8] * b[8][8] over a warp. With g = lane / 4, t = lane % 4: a holds (g, t), (g + 8, t), (g, t + 4),
-// (g + 8, t + 4); b holds (t, g), (t + 4, g) as (k, column); c holds (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+// (g + 8, t + 4); b holds (t, g), (t + 4, g) as (k, column); c holds (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t +
+// 1).
 __device__ __forceinline__ void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }

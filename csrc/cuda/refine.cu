@@ -7,8 +7,8 @@ namespace {
 
 constexpr int kRefineThreads = 128;
 constexpr int kAllThreads = 256;
-constexpr int kColumnsAtOnce = 4;                                          // per group of eight lanes
-constexpr int kBatch = kAllThreads / kLanes * kColumnsAtOnce;              // entries between looks at the list
+constexpr int kColumnsAtOnce = 4;                              // per group of eight lanes
+constexpr int kBatch = kAllThreads / kLanes * kColumnsAtOnce;  // entries between looks at the list
 
 __device__ __forceinline__ double lane_of(const Rows& x, int64_t i, const Rows& b, int64_t j, bool distance) {
   return pair_lane(x, i, b, j, static_cast<int>(threadIdx.x % kLanes), distance);
@@ -18,7 +18,8 @@ __device__ __forceinline__ double lane_of(const Rows& x, int64_t i, const Rows& 
 __device__ __forceinline__ double group_key(const Result& r, int64_t q, double query_norm, int64_t j, bool valid) {
   const double raw = sum_of_8(valid ? lane_of(r.queries, q, r.bank, j, is_distance(r.metric)) : 0.0);
   double bank_norm = 1.0;
-  if (r.metric == Metric::cosine) bank_norm = floored(sqrt(sum_of_8(valid ? lane_of(r.bank, j, r.bank, j, false) : 0.0)));
+  if (r.metric == Metric::cosine)
+    bank_norm = floored(sqrt(sum_of_8(valid ? lane_of(r.bank, j, r.bank, j, false) : 0.0)));
   return key_of(r.metric, raw, query_norm, bank_norm, r.bias != nullptr && valid ? r.bias + j : nullptr);
 }
 __device__ __forceinline__ double group_norm(const Result& r, int64_t q) {
@@ -44,7 +45,8 @@ __device__ void sort_entries(Entry* list, int size) {
     }
 }
 
-// ---- Results ---------------------------------------------------------------------------------------------------------
+// ---- Results
+// ---------------------------------------------------------------------------------------------------------
 
 template <class T>
 __device__ __forceinline__ void copy_row(const Rows& bank, int64_t j, void* out, int64_t row) {
@@ -53,7 +55,8 @@ __device__ __forceinline__ void copy_row(const Rows& bank, int64_t j, void* out,
   for (int64_t k = threadIdx.x; k < bank.width; k += blockDim.x) to[k] = from[k * bank.col_stride];
 }
 
-// Ranks [from, from + take) of row q: the first `count` of them from `list`, the rest absent. The whole block takes part.
+// Ranks [from, from + take) of row q: the first `count` of them from `list`, the rest absent. The whole block takes
+// part.
 __device__ void write_ranks(const Result& r, int64_t q, const Entry* list, int64_t count, int64_t from, int64_t take) {
   const double worst = is_distance(r.metric) ? HUGE_VAL : -HUGE_VAL;
   for (int64_t i = threadIdx.x; i < take; i += blockDim.x) {
@@ -92,7 +95,8 @@ __device__ __forceinline__ void count_work(const Result& r, int64_t queries, int
   if (repeated != 0) atomicAdd(&r.state->repeated, static_cast<unsigned long long>(repeated));
 }
 
-// ---- A row's candidates ------------------------------------------------------------------------------------------------
+// ---- A row's candidates
+// ------------------------------------------------------------------------------------------------
 
 // A block per row. Shared memory: `capacity` entries, two counters.
 __global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Refine a) {
@@ -154,7 +158,8 @@ __global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Refine a) 
   }
 }
 
-// ---- Everything --------------------------------------------------------------------------------------------------------
+// ---- Everything
+// --------------------------------------------------------------------------------------------------------
 
 // The best `take` of a stream of entries, in shared memory. Pushes come from any thread between two calls of settle().
 struct BlockList {

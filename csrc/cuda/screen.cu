@@ -34,29 +34,29 @@ __global__ void __launch_bounds__(kThreads, 2) screen_kernel(const __grid_consta
     });
 
     float acc[S::kSide][S::kSide];
-VB_UNROLL
+#pragma unroll
     for (int j = 0; j < S::kSide; ++j) {
       const int column = S::spread(j, tx);
       const float* panel = state.panels[column / kPanel];
       const float start = panel != nullptr ? panel[(a.width + 2) * kPanel + column % kPanel] : -HUGE_VALF;
-VB_UNROLL
+#pragma unroll
       for (int i = 0; i < S::kSide; ++i) acc[i][j] = start;
     }
     multiply<float>(x, b, static_cast<int>(a.width) + 1, a.panels, shared, acc);
 
     bool hit = false;
-VB_UNROLL
+#pragma unroll
     for (int i = 0; i < S::kSide; ++i) {
       const float threshold = state.thresholds[S::spread(i, ty)];
-VB_UNROLL
+#pragma unroll
       for (int j = 0; j < S::kSide; ++j) hit |= !(acc[i][j] < threshold);
     }
     if (!__syncthreads_or(hit)) continue;
-VB_UNROLL
+#pragma unroll
     for (int half = 0; half < 2; ++half) {
-VB_UNROLL
+#pragma unroll
       for (int i = half * S::kSide / 2; i < (half + 1) * S::kSide / 2; ++i)
-VB_UNROLL
+#pragma unroll
         for (int j = 0; j < S::kSide; ++j)
           shared[(S::spread(i, ty) - half * kHalf) * kTile + S::spread(j, tx)] = acc[i][j];
       __syncthreads();
@@ -65,7 +65,8 @@ VB_UNROLL
   }
 }
 
-// ---- Compaction ------------------------------------------------------------------------------------------------------
+// ---- Compaction
+// ------------------------------------------------------------------------------------------------------
 
 // Sorts `size` (a power of two) floats in shared memory, largest first; all threads of the block take part.
 __device__ void sort_floats(float* values, int size) {

@@ -1,7 +1,7 @@
 // The tensor-core screen, for sm_80 and later: NEVER RUN on a GPU, so reached only with VECBANK_CUDA_PATH=mma.
 // The same panels, tiles and survivors as the portable screen; each float32 is split into two of 11 bits, and three
-// mma.sync give the product to about 2^-20. Its error bound is the float32 screen's times tensor_factor() (plan.h), which
-// rests on an assumed constant of the hardware: see there before making this a default anywhere.
+// mma.sync give the product to about 2^-20. Its error bound is the float32 screen's times tensor_factor() (plan.h),
+// which rests on an assumed constant of the hardware: see there before making this a default anywhere.
 #include "mainloop_simt.cuh"
 #include "survivors.cuh"
 
@@ -30,25 +30,25 @@ __device__ __forceinline__ Split split(float x) {
 __device__ __forceinline__ void multiply_step(const float* x, const float* b, int first_row, int first_column,
                                               float (&acc)[kRowTiles][kColumnTiles][4]) {
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-VB_UNROLL
+#pragma unroll
   for (int k = 0; k < S::kDepth; k += 8) {
     uint32_t b_high[kColumnTiles][2], b_low[kColumnTiles][2];
-VB_UNROLL
+#pragma unroll
     for (int j = 0; j < kColumnTiles; ++j)
-VB_UNROLL
+#pragma unroll
       for (int e = 0; e < 2; ++e) {
         const Split s = split(b[(k + t + 4 * e) * kLine + first_column + 8 * j + g]);
         b_high[j][e] = s.high, b_low[j][e] = s.low;
       }
-VB_UNROLL
+#pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
       uint32_t high[4], low[4];
-VB_UNROLL
+#pragma unroll
       for (int e = 0; e < 4; ++e) {
         const Split s = split(x[(k + t + 4 * (e / 2)) * kLine + first_row + 16 * i + g + 8 * (e % 2)]);
         high[e] = s.high, low[e] = s.low;
       }
-VB_UNROLL
+#pragma unroll
       for (int j = 0; j < kColumnTiles; ++j) {
         mma_tf32(acc[i][j], low, b_high[j]);  // small terms first
         mma_tf32(acc[i][j], high, b_low[j]);
@@ -85,9 +85,9 @@ __global__ void __launch_bounds__(kThreads, 1) mma_kernel(const __grid_constant_
       return state.panels[p] == nullptr ? nullptr : state.panels[p] + kPanel;  // line 0 is a start, not a coordinate
     });
     float acc[kRowTiles][kColumnTiles][4];
-VB_UNROLL
+#pragma unroll
     for (int j = 0; j < kColumnTiles; ++j)
-VB_UNROLL
+#pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int column = fragment_column(warp_column, j, e, t);
         const float* panel = state.panels[column / kPanel];
@@ -97,10 +97,11 @@ VB_UNROLL
           // The panel's start carries the float32 screen's share of the bound; the rest of ours comes on top.
           const double r = panel[(a.width + 1) * kPanel + column % kPanel];
           double more = a.start_per_r2 * (1.0 - 1.0 / a.factor) * r * r;
-          if (a.biased) more += (a.factor - 1.0) * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
+          if (a.biased)
+            more += (a.factor - 1.0) * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
           if (a.exact && start < HUGE_VALF && more > 0.0) start = round_up(static_cast<double>(start) + more);
         }
-VB_UNROLL
+#pragma unroll
         for (int i = 0; i < kRowTiles; ++i) acc[i][j][e] = acc[i][j][e + 2] = start;
       }
 
@@ -126,22 +127,22 @@ VB_UNROLL
     }
 
     bool hit = false;
-VB_UNROLL
+#pragma unroll
     for (int i = 0; i < kRowTiles; ++i)
-VB_UNROLL
+#pragma unroll
       for (int e = 0; e < 4; e += 2) {
         const float threshold = state.thresholds[fragment_row(warp_row, i, e, g)];
-VB_UNROLL
+#pragma unroll
         for (int j = 0; j < kColumnTiles; ++j) hit |= !(acc[i][j][e] < threshold) || !(acc[i][j][e + 1] < threshold);
       }
     if (!__syncthreads_or(hit)) continue;
     for (int half = 0; half < 2; ++half) {
       if (warp_row == half * kHalf)
-VB_UNROLL
+#pragma unroll
         for (int i = 0; i < kRowTiles; ++i)
-VB_UNROLL
+#pragma unroll
           for (int j = 0; j < kColumnTiles; ++j)
-VB_UNROLL
+#pragma unroll
             for (int e = 0; e < 4; ++e)
               shared[fragment_row(0, i, e, g) * kTile + fragment_column(warp_column, j, e, t)] = acc[i][j][e];
       __syncthreads();

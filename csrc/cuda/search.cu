@@ -58,8 +58,9 @@ Result result_of(const SearchProblem& p, int64_t first, int64_t count, State* st
   r.bias = p.bias;
   r.mask = p.mask;
   if (p.mask.data != nullptr) r.mask.data = p.mask.data + first * p.mask.row_stride;
-  r.values = p.values == nullptr ? nullptr
-                                 : static_cast<char*>(p.values) + first * p.k * static_cast<int64_t>(size_of(p.values_dtype));
+  r.values = p.values == nullptr
+                 ? nullptr
+                 : static_cast<char*>(p.values) + first * p.k * static_cast<int64_t>(size_of(p.values_dtype));
   r.values_dtype = p.values_dtype;
   r.indices = p.indices == nullptr ? nullptr : p.indices + first * p.k;
   r.gathered = p.gathered == nullptr ? nullptr

@@ -22,7 +22,8 @@ int64_t sort_scratch_bytes(int64_t count, int64_t segments) {
 }
 
 Error sort_pairs(void* scratch, int64_t scratch_bytes, const uint32_t* keys, uint32_t* sorted_keys,
-                 const uint32_t* values, uint32_t* sorted_values, int64_t count, int64_t segments, const Device& device) {
+                 const uint32_t* values, uint32_t* sorted_values, int64_t count, int64_t segments,
+                 const Device& device) {
   size_t bytes = static_cast<size_t>(scratch_bytes);
   const cudaError_t status =
       cub::DeviceRadixSort::SortPairs(scratch, bytes, keys, sorted_keys, values, sorted_values, count, 0,

@@ -29,7 +29,8 @@ Error use_device(int number, Device* device) {
   if (f.state.load(std::memory_order_acquire) == nullptr) {  // asked once; a race asks twice and finds the same
     int major = 0, minor = 0;
     void* address = nullptr;
-    if (const Error e = message(cudaDeviceGetAttribute(&f.processors, cudaDevAttrMultiProcessorCount, number))) return e;
+    if (const Error e = message(cudaDeviceGetAttribute(&f.processors, cudaDevAttrMultiProcessorCount, number)))
+      return e;
     if (const Error e = message(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, number))) return e;
     if (const Error e = message(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, number))) return e;
     if (const Error e = message(cudaGetSymbolAddress(&address, state))) return e;

@@ -1,6 +1,6 @@
 // What a screen does with a finished tile: gate it against its rows' thresholds, and keep what may still be among the
-// best. Shared by every screen; a tile with a survivor is laid out in shared memory, half of its rows at a time, and looked through there: indexing
-// accumulators at run time would put them into local memory.
+// best. Shared by every screen; a tile with a survivor is laid out in shared memory, half of its rows at a time, and
+// looked through there: indexing accumulators at run time would put them into local memory.
 #pragma once
 
 #include "kernels.h"
@@ -10,7 +10,7 @@ namespace vecbank::cuda {
 constexpr int kHalf = kTile / 2;
 constexpr int64_t kDumpBytes = int64_t{kHalf} * kTile * 4;
 
-struct TileState {  // shared memory of a block, beside its buffers
+struct TileState {                   // shared memory of a block, beside its buffers
   const float* panels[kTilePanels];  // of the tile in hand; null past the end
   int64_t columns[kTilePanels];      // the bank row each panel begins with
   float thresholds[kTile];
@@ -59,7 +59,8 @@ __device__ __forceinline__ Spot look_up(const Screen& a, float upper, int64_t ro
   if (!spot.valid) return spot;
   const double r = a.exact ? panel[(a.width + 1) * kPanel + column % kPanel] : 0.0f;
   double slack = a.slacks[row];
-  if (a.biased && a.exact) slack += a.factor * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
+  if (a.biased && a.exact)
+    slack += a.factor * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
   spot.lower = lower_bound(upper, a.norms[row], r, a.start_per_r2, slack);
   return spot;
 }
@@ -68,7 +69,7 @@ __device__ __forceinline__ Spot look_up(const Screen& a, float upper, int64_t ro
 // then append what still reaches them. The whole block calls it, after a barrier; it ends with one. Rare, so it is a
 // call: inlined, it would take registers from the product.
 static __device__ __noinline__ void keep_survivors(const Screen& a, const float* uppers, int64_t first_row, int from,
-                                            TileState& state) {
+                                                   TileState& state) {
   if (a.raise) {
     for (int i = threadIdx.x; i < kHalf * kTile; i += blockDim.x) {
       const int row = from + i / kTile;

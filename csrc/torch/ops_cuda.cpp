@@ -34,8 +34,8 @@ class Place {
                     " must be on the same CUDA device as the other arguments (cuda:", index_, ")");
   }
   Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) const {
-    return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), dtype, std::nullopt,
-                                torch::stable::Device(torch::headeronly::DeviceType::CUDA, index_));
+    return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), dtype,
+                                std::nullopt, torch::stable::Device(torch::headeronly::DeviceType::CUDA, index_));
   }
   // The workspace lives until the next call of this, or the op's end; the allocator knows the stream.
   const Device& with_workspace(int64_t bytes) {
@@ -80,7 +80,8 @@ struct Pairing {
 
 Pairing pair_up(const Place& place, const Tensor& x, const Tensor& bank) {
   place.same(bank, "bank");
-  STD_TORCH_CHECK(bank.dim() == 2 || bank.dim() == 3, "vecbank: bank must be (M, d) or (B, M, d), got ", shape_of(bank));
+  STD_TORCH_CHECK(bank.dim() == 2 || bank.dim() == 3, "vecbank: bank must be (M, d) or (B, M, d), got ",
+                  shape_of(bank));
   Pairing p{rows_of(x, "x"), rows_of(bank, "bank"), 1, bank.size(bank.dim() - 2), sizes_of(x)};
   STD_TORCH_CHECK(p.x.rows.width == p.bank.rows.width, "vecbank: x ", shape_of(x), " and bank ", shape_of(bank),
                   " differ in their last dimension");
@@ -100,7 +101,8 @@ Pairing pair_up(const Place& place, const Tensor& x, const Tensor& bank) {
 struct PackView {
   const char* data = nullptr;
   int64_t bytes = 0;
-  PackView(const Place& place, const std::optional<Tensor>& pack, const Pairing& pair, Metric metric, bool biased = false) {
+  PackView(const Place& place, const std::optional<Tensor>& pack, const Pairing& pair, Metric metric,
+           bool biased = false) {
     if (!pack || pair.m == 0) return;
     place.same(*pack, "pack");
     bytes = round_up_to(cuda::pack_bytes(pair.m, pair.bank.rows.width, metric, biased), 64);
@@ -118,9 +120,11 @@ struct PackView {
 std::optional<Tensor> bias_of(Place& place, const std::optional<Tensor>& bias, const Tensor& bank, Metric metric) {
   if (!bias) return std::nullopt;
   place.same(*bias, "bias");
-  STD_TORCH_CHECK(metric == Metric::dot && bank.dim() == 2, "vecbank: a bias goes with the dot metric and a bank (M, d)");
+  STD_TORCH_CHECK(metric == Metric::dot && bank.dim() == 2,
+                  "vecbank: a bias goes with the dot metric and a bank (M, d)");
   STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == bank.size(0) && bias->scalar_type() == bank.scalar_type(),
-                  "vecbank: bias must be (M,) in the bank's dtype, got ", shape_of(*bias), " for bank ", shape_of(bank));
+                  "vecbank: bias must be (M,) in the bank's dtype, got ", shape_of(*bias), " for bank ",
+                  shape_of(bank));
   Tensor wide = place.empty(sizes_of(*bias), ScalarType::Double);
   const Rows one{bias->const_data_ptr(), dtype_of(*bias, "bias"), 1, bias->size(0), 0, bias->stride(0)};
   check(cuda::widen(one, static_cast<double*>(wide.mutable_data_ptr()), place.device()));
@@ -133,17 +137,18 @@ const double* data_of(const std::optional<Tensor>& wide) {
 Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias) {
   const Metric metric = metric_of(metric_code);
   Place place(bank, "bank");
-  STD_TORCH_CHECK(bank.dim() == 2 || bank.dim() == 3, "vecbank: bank must be (M, d) or (B, M, d), got ", shape_of(bank));
+  STD_TORCH_CHECK(bank.dim() == 2 || bank.dim() == 3, "vecbank: bank must be (M, d) or (B, M, d), got ",
+                  shape_of(bank));
   const RowsView view = rows_of(bank, "bank");
   const int64_t batches = bank.dim() == 3 ? bank.size(0) : 1, m = bank.size(bank.dim() - 2);
   const std::optional<Tensor> wide = bias_of(place, bias, bank, metric);
   const int64_t bytes = round_up_to(cuda::pack_bytes(m, view.rows.width, metric, bias.has_value()), 64);
-  Tensor out =
-      place.empty(bank.dim() == 3 ? std::vector<int64_t>{batches, bytes} : std::vector<int64_t>{bytes}, ScalarType::Byte);
+  Tensor out = place.empty(bank.dim() == 3 ? std::vector<int64_t>{batches, bytes} : std::vector<int64_t>{bytes},
+                           ScalarType::Byte);
   const Device& device = place.with_workspace(cuda::pack_workspace());
   for (int64_t b = 0; b < batches; ++b)
-    check(cuda::pack_bank(batch_of(view.rows, batches, b), metric, static_cast<char*>(out.mutable_data_ptr()) + b * bytes,
-                          device, data_of(wide)));
+    check(cuda::pack_bank(batch_of(view.rows, batches, b), metric,
+                          static_cast<char*>(out.mutable_data_ptr()) + b * bytes, device, data_of(wide)));
   return out;
 }
 
@@ -191,8 +196,9 @@ Mask mask_of(const Place& place, const Tensor& mask, const Tensor& x, int64_t m,
   return {static_cast<const bool*>((*owner)->const_data_ptr()), row_stride, (*owner)->stride(mask.dim() - 1)};
 }
 
-Found search(Place& place, const Pairing& pair, const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed,
-             int64_t k, bool listed, Metric metric, const std::optional<Tensor>& mask, bool exact, int want,
+Found search(Place& place, const Pairing& pair, const Tensor& x, const Tensor& bank,
+             const std::optional<Tensor>& packed, int64_t k, bool listed, Metric metric,
+             const std::optional<Tensor>& mask, bool exact, int want,
              const std::optional<Tensor>& bias = std::nullopt) {
   const PackView packs(place, packed, pair, metric, bias.has_value());
   const std::optional<Tensor> wide = bias_of(place, bias, bank, metric);
@@ -233,21 +239,24 @@ std::tuple<Tensor, Tensor> topk(const Tensor& x, const Tensor& bank, const std::
   STD_TORCH_CHECK(bank.dim() >= 2 && k >= 1 && k <= bank.size(bank.dim() - 2),
                   "vecbank: k must lie between 1 and M, got k = ", k, " with bank ", shape_of(bank));
   Place place(x, "x");
-  Found f = search(place, pair_up(place, x, bank), x, bank, packed, k, true, metric_of(metric), mask, exact, kValues, bias);
+  Found f =
+      search(place, pair_up(place, x, bank), x, bank, packed, k, true, metric_of(metric), mask, exact, kValues, bias);
   return {f.values, f.indices};
 }
 
 std::tuple<Tensor, Tensor> nearest(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed,
                                    int64_t metric, bool exact) {
   Place place(x, "x");
-  Found f = search(place, pair_up(place, x, bank), x, bank, packed, 1, false, metric_of(metric), std::nullopt, exact, kValues);
+  Found f = search(place, pair_up(place, x, bank), x, bank, packed, 1, false, metric_of(metric), std::nullopt, exact,
+                   kValues);
   return {f.values, f.indices};
 }
 
 std::tuple<Tensor, Tensor> quantize(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed,
                                     int64_t metric) {
   Place place(x, "x");
-  Found f = search(place, pair_up(place, x, bank), x, bank, packed, 1, false, metric_of(metric), std::nullopt, true, kGathered);
+  Found f = search(place, pair_up(place, x, bank), x, bank, packed, 1, false, metric_of(metric), std::nullopt, true,
+                   kGathered);
   return {f.gathered, f.indices};
 }
 
@@ -274,7 +283,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& 
   l.codes = static_cast<int64_t*>(found.indices.mutable_data_ptr());
   l.quantized = rows_of(found.gathered, "quantized").rows;
   l.keep = keep ? static_cast<const bool*>(keep->const_data_ptr()) : nullptr;
-  check(cuda::quantize_loss(l, loss.mutable_data_ptr(), wide, place.with_workspace(cuda::quantize_loss_workspace(l.x.count))));
+  check(cuda::quantize_loss(l, loss.mutable_data_ptr(), wide,
+                            place.with_workspace(cuda::quantize_loss_workspace(l.x.count))));
   for (int64_t b = 0; b < pair.batches; ++b) {
     SegmentSumProblem s;
     s.source = pair.x_batch(b);
@@ -289,7 +299,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& 
   return {found.gathered, found.indices, loss, counts, sums};
 }
 
-// ---- Gathers and scatter-adds ------------------------------------------------------------------------------------------
+// ---- Gathers and scatter-adds
+// ------------------------------------------------------------------------------------------
 
 Tensor checked_codes(const Place& place, const Tensor& codes) {
   place.same(codes, "codes");
@@ -345,7 +356,8 @@ RowsView checked_source(const Tensor& src, const Tensor& codes, int64_t* k) {
   return view;
 }
 
-Tensor segment_sum(const Tensor& src, const Tensor& codes_in, int64_t num_codes, const std::optional<Tensor>& weights_in) {
+Tensor segment_sum(const Tensor& src, const Tensor& codes_in, int64_t num_codes,
+                   const std::optional<Tensor>& weights_in) {
   Place place(src, "src");
   const Tensor codes = checked_codes(place, codes_in);
   SegmentSumProblem p;
@@ -383,8 +395,8 @@ Tensor lookup_dot(const Tensor& x, const Tensor& codes_in, const Tensor& bank) {
   return out;
 }
 
-std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, const Tensor& bank, const Tensor& indices_in,
-                                         int64_t metric) {
+std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, const Tensor& bank,
+                                         const Tensor& indices_in, int64_t metric) {
   Place place(x, "x");
   place.same(grad, "grad");
   const Tensor indices = checked_codes(place, indices_in);
@@ -398,13 +410,15 @@ std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, co
   STD_TORCH_CHECK(p.k * rows == indices.numel(), "vecbank: indices ", shape_of(indices), " do not fit x ", shape_of(x));
   const Tensor grads = dense(grad);
   p.grad_dtype = dtype_of(grads, "grad");
-  Tensor grad_x = place.empty(sizes_of(x), x.scalar_type()), grad_bank = place.empty(sizes_of(bank), bank.scalar_type());
+  Tensor grad_x = place.empty(sizes_of(x), x.scalar_type()),
+         grad_bank = place.empty(sizes_of(bank), bank.scalar_type());
   for (int64_t b = 0; b < pair.batches; ++b) {
     p.queries = pair.x_batch(b);
     p.bank = pair.bank_batch(b);
     const int64_t first = b * p.queries.count;
     p.indices = static_cast<const int64_t*>(indices.const_data_ptr()) + first * p.k;
-    p.grad = static_cast<const char*>(grads.const_data_ptr()) + first * p.k * static_cast<int64_t>(size_of(p.grad_dtype));
+    p.grad =
+        static_cast<const char*>(grads.const_data_ptr()) + first * p.k * static_cast<int64_t>(size_of(p.grad_dtype));
     p.grad_queries = at(grad_x, first * p.queries.width, p.queries.dtype);
     p.grad_bank = at(grad_bank, b * p.bank.count * p.bank.width, p.bank.dtype);
     check(cuda::pair_gradients(p, place.with_workspace(cuda::pair_workspace(p.queries.count * p.k, p.bank.count))));

@@ -4,8 +4,10 @@ Anchors, a search database and a codebook are the same thing, a bank: M vectors 
 similarities to it, `topk` and `nearest` the best rows, `quantize` and `lookup` the codes and what they stand for.
 """
 
+from . import _cuda as _cuda
 from . import _ops as _ops  # loads the extension and registers torch.ops.vecbank
 from . import nn, reference
+from ._cuda import check
 from ._ops import METRICS, Nearest, Quantized, QuantizeTrain, TopK
 from ._version import __version__
 from .bank import Bank
@@ -19,6 +21,7 @@ __all__ = [
     "Quantized",
     "TopK",
     "__version__",
+    "check",
     "lookup",
     "nearest",
     "nn",
@@ -29,3 +32,5 @@ __all__ = [
     "segment_sum",
     "topk",
 ]
+
+_cuda.load()

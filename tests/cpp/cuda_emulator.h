@@ -1,5 +1,5 @@
-// Runs CUDA kernels on the host, one block at a time, so that the very files that nvcc compiles can be tested where there
-// is no GPU: define VECBANK_EMULATE, include this, then the .cu files.
+// Runs CUDA kernels on the host, one block at a time, so that the very files that nvcc compiles can be tested where
+// there is no GPU: define VECBANK_EMULATE, include this, then the .cu files.
 //
 // Every thread of a block is a fibre; a barrier or a warp operation hands over to the next fibre, in a shuffled order.
 // Shared memory is exactly as large as the launch said and filled with NaN before every block; device memory is plain
@@ -36,8 +36,6 @@
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __grid_constant__
-#define VB_UNROLL
-#define VB_UNROLL_BY(count)
 
 struct dim3 {
   unsigned x, y, z;
@@ -217,7 +215,8 @@ inline const uint64_t* lane_slots(unsigned set, int lane) {
 
 }  // namespace emulator
 
-// ---- What CUDA C++ has built in ----------------------------------------------------------------------------------------
+// ---- What CUDA C++ has built in
+// ----------------------------------------------------------------------------------------
 
 inline void __syncthreads() {
   ++emulator::self().barriers;
@@ -287,7 +286,8 @@ inline float __uint_as_float(unsigned bits) { return __int_as_float(static_cast<
 
 namespace vecbank::cuda {
 
-// ---- launch.h and ptx.h ------------------------------------------------------------------------------------------------
+// ---- launch.h and ptx.h
+// ------------------------------------------------------------------------------------------------
 
 inline char* shared_memory() { return emulator::block().shared; }
 
@@ -361,7 +361,8 @@ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
     const int row = g + 8 * (e / 2), column = 2 * t + e % 2;
     double terms[9] = {static_cast<double>(c[e])}, largest = std::fabs(terms[0]), sum = 0.0;
     for (int k = 0; k < 8; ++k) {
-      // (row, k) of a lies in lane row % 8 * 4 + k % 4, word row / 8 + 2 * (k / 4); (k, column) of b in lane column * 4 + k % 4.
+      // (row, k) of a lies in lane row % 8 * 4 + k % 4, word row / 8 + 2 * (k / 4); (k, column) of b in lane column * 4
+      // + k % 4.
       terms[k + 1] = at(row % 8 * 4 + k % 4, row / 8 + 2 * (k / 4)) * at(column * 4 + k % 4, 4 + k / 4);
       largest = std::max(largest, std::fabs(terms[k + 1]));
     }

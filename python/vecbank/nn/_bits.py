@@ -1,0 +1,154 @@
+"""Integers as sign bits, and entropies of independent bits without the 2^d book wherever the definition
+allows it.
+
+d independent bits with log-odds a (..., d) give the code c the probability p_c = prod_i sigmoid(+-a_i). A
+table of all codes splits into the table of the first bits times that of the last ones, (2^h x 2^l), h + l =
+d: the batch mean of p is one matrix product of two narrow tables, and nothing of size N x 2^d is ever held.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_BLOCK = 1 << 20  # table entries held at a time
+_NOTHING = 1e-20  # a probability that adds nothing to sums in which anything counts
+
+
+def pack_bits(bits: Tensor, powers: Tensor) -> Tensor:
+    """Bools (..., d) to int64 (...): the sum of the powers whose bit is set."""
+    return (bits * powers).sum(-1)
+
+
+def unpack_bits(numbers: Tensor, powers: Tensor) -> Tensor:
+    """Integers (...) to bools (..., d)."""
+    return (numbers.unsqueeze(-1) & powers) != 0
+
+
+def log_table(logits: Tensor) -> Tensor:
+    """Log-probabilities of all 2^k codes of k independent bits, (N, k) to (N, 2^k); the first bit is the
+    highest.
+    """
+    pairs = torch.stack((F.logsigmoid(-logits), F.logsigmoid(logits)), -1)
+    table = logits.new_zeros(logits.shape[0], 1)
+    for i in range(logits.shape[1]):
+        table = (table.unsqueeze(2) + pairs[:, i].unsqueeze(1)).flatten(1)
+    return table
+
+
+def table(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """`log_table` and the probabilities; those below 1e-20 are 0, as denormals would slow every product down."""
+    logs = log_table(logits)
+    return logs, F.threshold(logs.exp(), _NOTHING, 0.0)
+
+
+def bit_patterns(count: int, like: Tensor) -> Tensor:
+    """(2^count, count) zeros and ones, the first column the highest bit."""
+    powers = 2 ** torch.arange(count - 1, -1, -1, device=like.device)
+    return unpack_bits(torch.arange(2**count, device=like.device), powers).to(like.dtype)
+
+
+def _to_bits(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """sum_c w_c dlog p_c / da (N, d) from the sums of w over each half's codes, (N, 2^h) and (N, 2^l).
+
+    dlog p_c / da_i = bit_i(c) - sigmoid(a_i), and a bit of the first half depends on the first half's code
+    alone.
+    """
+    high = first.shape[1].bit_length() - 1
+    hits = first @ bit_patterns(high, logits), second @ bit_patterns(logits.shape[1] - high, logits)
+    return torch.cat(hits, 1) - logits.sigmoid() * first.sum(1, keepdim=True)
+
+
+def table_gradient(logits: Tensor, u: Tensor, v: Tensor, weight: Tensor) -> Tensor:
+    """Gradient (N, d) in the log-odds of sum_c weight_c p_c, p_c = u_i v_j, for weight (N, 2^h, 2^l)."""
+    part = weight * v.unsqueeze(1)  # not bmm: N tiny products are slow
+    rows = u * part.sum(2)
+    columns = part.mul_(u.unsqueeze(2)).sum(1)
+    return _to_bits(logits, rows, columns)
+
+
+@torch.library.custom_op("vecbank_nn::bit_entropy", mutates_args=())
+def _bit_entropy(logits: Tensor, weights: Tensor, log_floor: float, need_grad: bool) -> tuple[Tensor, Tensor]:
+    """sum_n weights_n H_n with H_n = -sum_c p_c max(log p_c, log_floor), and its gradient in logits (N, d).
+
+    As sum_c p_c = 1, H_n = -log_floor - sum_c p_c max(log p_c - log_floor, 0): only codes above the floor are
+    looked at. They are found by their first half: p_c <= u_i max_j v_j.
+    """
+    n, d = logits.shape
+    high = d // 2
+    total = -log_floor * weights.sum(dtype=torch.float64)
+    grad = torch.zeros_like(logits) if need_grad else logits.new_empty(0)
+    for rows in torch.arange(n, device=logits.device).split(max(1, _BLOCK >> (d - high))):
+        a, w = logits[rows], weights[rows]
+        (log_u, u), (log_v, v) = table(a[:, :high]), table(a[:, high:])
+        u = u * w.unsqueeze(1)
+        counts = (log_u + log_v.amax(1, keepdim=True) > log_floor) & (w != 0).unsqueeze(1)
+        first, second = torch.zeros_like(u), torch.zeros_like(v)
+        for row, code in zip(
+            *(t.split(max(1, _BLOCK >> (d - high))) for t in counts.nonzero(as_tuple=True)), strict=True
+        ):
+            above = (log_u[row, code].unsqueeze(1) + log_v[row] - log_floor).clamp_min_(0)
+            weight, tail = u[row, code], v[row]
+            total -= ((above * tail).sum(1) * weight).sum(dtype=torch.float64)
+            if need_grad:  # dH / dlog p_c = -p_c (max(log p_c - log_floor, 0) + [log p_c > log_floor]) + const p_c
+                slope = above.add_(above > 0).mul_(tail).mul_(weight.unsqueeze(1))
+                first[row, code] = slope.sum(1)
+                second.index_add_(0, row, slope)
+        if need_grad:
+            grad[rows] = -_to_bits(a, first, second)
+    return total.to(logits.dtype), grad
+
+
+@_bit_entropy.register_fake
+def _(logits: Tensor, weights: Tensor, log_floor: float, need_grad: bool) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(()), torch.empty_like(logits) if need_grad else logits.new_empty(0)
+
+
+class _BitEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(logits: Tensor, weights: Tensor, log_floor: float) -> tuple[Tensor, Tensor]:
+        value, slope = _bit_entropy(logits, weights, log_floor, True)
+        return value, slope
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        return grad * ctx.saved_tensors[0], None, None
+
+
+def bit_entropy(logits: Tensor, weights: Tensor, floor: float) -> Tensor:
+    """Weighted sum over rows of the entropy of all 2^d codes, logarithms cut off at log(floor); a scalar.
+
+    Args:
+        logits: (N, d) log-odds of independent bits, float32 or float64. weights: (N,).
+        floor: probabilities below it count as it inside the logarithm.
+
+    Takes time in proportion to the codes above the floor (at most 1 / floor for each row), and a few MiB. The
+    gradient comes from the same pass.
+    """
+    log_floor = math.log(floor)
+    if logits.requires_grad and torch.is_grad_enabled():
+        value: Tensor = _BitEntropy.apply(logits, weights, log_floor)[0]
+        return value
+    return _bit_entropy(logits, weights, log_floor, False)[0]
+
+
+def mean_code_probability(logits: Tensor, weights: Tensor) -> Tensor:
+    """sum_n weights_n p_n over all codes, (2^h, 2^l): a product of (N, 2^h) and (N, 2^l); differentiable."""
+    high = logits.shape[1] // 2
+    u, v = table(logits[:, :high])[1], table(logits[:, high:])[1]
+    return (u * weights.unsqueeze(1)).t() @ v
+
+
+def entropy(probability: Tensor, floor: float) -> Tensor:
+    """-sum p log max(p, floor), over all elements."""
+    return -(probability * probability.clamp_min(floor).log()).sum()

@@ -1,0 +1,406 @@
+"""The state of a codebook and everything that changes it: start by k-means, moving averages, re-seeding of dead codes.
+
+Vectors come as x (..., d) for one book, or (H, R, d) for H books; masks have x's shape less the last dimension, True =
+counts. State names and shapes are those of vector-quantize-pytorch, so that either package loads the other's.
+
+Sources: van den Oord et al., "Neural Discrete Representation Learning", NeurIPS 2017, appendix A.1 (moving averages);
+Razavi et al., "Generating Diverse High-Fidelity Images with VQ-VAE-2", NeurIPS 2019; Zeghidour et al., "SoundStream: An
+End-to-End Neural Audio Codec", 2021 (k-means start, dead codes); Huh et al., "Straightening Out the Straight-Through
+Estimator", ICML 2023 (affine parameters).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from ..functional import quantize_train
+from ._layout import working
+from ._recall import Recall, Seen
+from ._sync import Ranks, draw_rows, uniform
+from ._vq_ops import snapshot, totals
+
+NORM_FLOOR = 1e-6  # of the vectors that a cosine book normalises
+_VARIANCE_FLOOR = 1e-5
+
+UpdateWeight = Tensor | Callable[[Tensor, Tensor], Tensor]
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows divided by their norm, or by 1e-6 where that is smaller."""
+    return F.normalize(x, dim=-1, eps=NORM_FLOOR)
+
+
+class Codebook(nn.Module):
+    """H books of K codes of width d, `embed (H, K, d)`, with their moving averages.
+
+    Moving averages, with decay m, counts n_k and sums s_k of the rows of code k in this batch (over all ranks):
+        N_k <- m N_k + (1 - m) n_k        S_k <- m S_k + (1 - m) s_k        e_k = S_k / N'_k
+        N'_k = (N_k + eps) / (sum_j N_j + K eps) * sum_j N_j                (Laplace smoothing)
+    A code with N_k below `threshold_ema_dead_code` becomes a random row of the batch, with N_k = that threshold.
+
+    Args:
+        dim, codebook_size, num_codebooks: d, K, H.
+        kmeans_init, kmeans_iters: start from k-means on the first batch; sync_kmeans: of all ranks, not of the first.
+        decay, eps: m and eps above. manual_ema_update: leave e_k to the caller (`update_ema`).
+        threshold_ema_dead_code: 0 never re-seeds. reset_cluster_size: N_k of a re-seeded code.
+        use_ddp: one book for all ranks of torch.distributed: counts, sums, starts and re-seeds are shared.
+        learnable_codebook: embed is a Parameter. ema_update: keep moving averages.
+        affine_param, sync_affine_param, affine_param_batch_decay, affine_param_codebook_decay: scale and shift the book
+            by running moments, from its own to those of the rows.
+        use_cosine_sim: codes and rows are unit vectors. vq_bridge: a module applied to the book before use.
+        generator: draws starts and re-seeds.
+    """
+
+    initted: Tensor
+    cluster_size: Tensor
+    embed_avg: Tensor
+    embed: Tensor
+    batch_counts: Tensor
+    pending_size: Tensor | None
+    pending_sum: Tensor | None
+    batch_mean: Tensor | None
+    batch_variance: Tensor | None
+    codebook_mean: Tensor
+    codebook_variance: Tensor
+    codebook_mean_needs_init: Tensor
+    codebook_variance_needs_init: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        num_codebooks: int = 1,
+        kmeans_init: bool = False,
+        kmeans_iters: int = 10,
+        sync_kmeans: bool = True,
+        decay: float = 0.8,
+        eps: float = 1e-5,
+        threshold_ema_dead_code: float = 2,
+        reset_cluster_size: float | None = None,
+        use_ddp: bool = False,
+        learnable_codebook: bool = False,
+        ema_update: bool = True,
+        manual_ema_update: bool = False,
+        affine_param: bool = False,
+        sync_affine_param: bool = False,
+        affine_param_batch_decay: float = 0.99,
+        affine_param_codebook_decay: float = 0.9,
+        use_cosine_sim: bool = False,
+        vq_bridge: nn.Module | None = None,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if kmeans_init and kmeans_iters < 1:
+            raise ValueError(f"kmeans_iters must be at least 1, got {kmeans_iters}")
+        self.codebook_size, self.num_codebooks = codebook_size, num_codebooks
+        self.kmeans_iters, self.sync_kmeans = kmeans_iters, sync_kmeans
+        self.decay, self.eps = decay, eps
+        self.threshold_ema_dead_code = threshold_ema_dead_code
+        self.reset_cluster_size = threshold_ema_dead_code if reset_cluster_size is None else reset_cluster_size
+        self.use_ddp, self.learnable_codebook = use_ddp, learnable_codebook
+        self.ema_update, self.manual_ema_update = ema_update, manual_ema_update
+        self.use_cosine_sim, self.generator = use_cosine_sim, generator
+        self.recall = Recall()
+        self._started = not kmeans_init  # what `initted` says, once it says yes: asked without waiting for a device
+        self._shared = False  # whether the ranks have agreed on a first state
+
+        embed = torch.zeros(num_codebooks, codebook_size, dim)
+        if not kmeans_init:
+            nn.init.kaiming_uniform_(embed)
+            embed = unit(embed) if use_cosine_sim else embed
+        self.register_buffer("initted", torch.tensor(not kmeans_init))
+        self.register_buffer("cluster_size", torch.ones(num_codebooks, codebook_size))
+        self.register_buffer("embed_avg", embed.clone())
+        if learnable_codebook:
+            self.embed = nn.Parameter(embed)
+        else:
+            self.register_buffer("embed", embed)
+        self.register_buffer("batch_counts", torch.zeros(num_codebooks, codebook_size), persistent=False)
+        self.register_buffer("pending_size", None, persistent=False)
+        self.register_buffer("pending_sum", None, persistent=False)
+        self.vq_bridge = vq_bridge
+
+        self.affine_param, self.sync_affine_param = affine_param, sync_affine_param
+        self.affine_param_batch_decay = affine_param_batch_decay
+        self.affine_param_codebook_decay = affine_param_codebook_decay
+        if affine_param:
+            self.register_buffer("batch_mean", None)
+            self.register_buffer("batch_variance", None)
+            for name in ("codebook_mean", "codebook_variance"):
+                self.register_buffer(f"{name}_needs_init", torch.tensor(True))
+                self.register_buffer(name, torch.zeros(num_codebooks, 1, dim))
+
+    # ---- reading --------------------------------------------------------------------------------------------------
+
+    @property
+    def metric(self) -> str:
+        """How rows and codes are compared; cosine books hold unit vectors, and meet unit rows."""
+        return "dot" if self.use_cosine_sim else "l2"
+
+    @property
+    def has_dead_code_replacement(self) -> bool:
+        return self.threshold_ema_dead_code > 0
+
+    @property
+    def ranks(self) -> Ranks:
+        return Ranks(self.use_ddp)
+
+    def bank(self, dtype: torch.dtype) -> Tensor:
+        """The codes as rows meet them, (K, d) or (H, K, d) for H > 1: float32, or float64 if rows and book are."""
+        embed = self.embed if self.learnable_codebook else self.embed.detach()
+        if embed.dtype != torch.float32:
+            embed = embed.to(torch.float64 if embed.dtype == dtype == torch.float64 else torch.float32)
+        if self.vq_bridge is not None:
+            embed = self.vq_bridge(embed)
+        if self.affine_param:
+            assert self.batch_mean is not None
+            embed = (embed - self.codebook_mean) / snapshot(self._spread()) + self.batch_mean
+        return embed[0] if self.num_codebooks == 1 else embed
+
+    def _spread(self) -> Tensor:
+        """Standard deviation of the book over that of the rows, per dimension."""
+        assert self.batch_variance is not None
+        book, rows = self.codebook_variance, self.batch_variance
+        return book.clamp_min(_VARIANCE_FLOOR).sqrt() / rows.clamp_min(_VARIANCE_FLOOR).sqrt()
+
+    def usage(self) -> Tensor:
+        """Share of the codes that the last training batch used, () or (H,); stays on the device."""
+        used = (self.batch_counts > 0).to(torch.float32).mean(-1)
+        return used[0] if self.num_codebooks == 1 else used
+
+    def perplexity(self) -> Tensor:
+        """exp(entropy) of the codes of the last training batch, () or (H,): how many it used, in effect."""
+        share = self.batch_counts / self.batch_counts.sum(-1, keepdim=True).clamp_min(1)
+        result = torch.special.entr(share).sum(-1).exp()
+        return result[0] if self.num_codebooks == 1 else result
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that decide codes: what a repeated forward needs back."""
+        names = ("embed", "codebook_mean", "codebook_variance", "batch_mean", "batch_variance")
+        return {name: t for name in names if (t := getattr(self, name, None)) is not None}
+
+    # ---- starting -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prepare(self, x: Tensor, mask: Tensor | None) -> None:
+        """What comes before codes are looked for: ranks agree, k-means starts the book, moments follow the rows."""
+        if self.ranks.several and not self._shared and self.training:
+            for t in (self.initted, self.cluster_size, self.embed_avg, self.embed):
+                t.data.copy_(self.ranks.first(t.detach().float()))
+            self._shared, self._started = True, self._started and torch.compiler.is_compiling()
+        if not self._started and not torch.compiler.is_compiling():
+            self._started = bool(self.initted)  # loaded, set by hand, or the first rank's word
+        if not self._started:
+            self._start(x.detach(), mask)
+        if self.affine_param:
+            self._follow_moments(x.detach(), mask)
+
+    def _start(self, x: Tensor, mask: Tensor | None) -> None:
+        """k-means on these rows (of all ranks, or of the first one), from random rows."""
+        rows, keep = self._by_book(x, mask)
+        if rows.shape[1] < self.codebook_size and not self.ranks.several:
+            warnings.warn(
+                f"k-means starts {self.codebook_size} codes from {rows.shape[1]} vectors: some will be the same",
+                stacklevel=4,
+            )
+        own = self.ranks if self.sync_kmeans else Ranks(False)
+        centres, sizes = [], []
+        for book in range(self.num_codebooks):
+            book_mask = None if keep is None else keep[book]
+            centre = draw_rows(working(rows[book]), book_mask, self.codebook_size, self.generator, own)[0]
+            for _ in range(self.kmeans_iters):
+                found = quantize_train(rows[book], centre, self.metric, book_mask)
+                counts, sums = own.total(found.counts), own.total(found.sums)
+                means = sums / counts.clamp_min(1).unsqueeze(-1)
+                means = unit(means) if self.use_cosine_sim else means
+                centre = torch.where(counts.unsqueeze(-1) > 0, means, centre)
+            centres.append(centre)
+            sizes.append(counts)
+        size, centre = torch.stack(sizes), torch.stack(centres)
+        if not self.sync_kmeans:  # every rank saw other rows: the first one's answer is the book
+            size, centre = self.ranks.first(size), self.ranks.first(centre)
+        self.cluster_size.copy_(size)
+        self.embed_avg.copy_(centre * size.unsqueeze(-1))
+        self.update_ema()
+        self.initted.fill_(True)
+        self._started = True
+
+    def _by_book(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Rows (H, R, d) and their mask (H, R)."""
+        rows = x.reshape(self.num_codebooks, -1, x.shape[-1])
+        return rows, None if mask is None else mask.reshape(self.num_codebooks, -1)
+
+    def _follow_moments(self, x: Tensor, mask: Tensor | None) -> None:
+        """Running mean and variance of the book (in training) and of the rows."""
+        if self.training:
+            for name, value in zip(
+                ("mean", "variance"), _moments(self.embed.detach(), None, Ranks(False)), strict=True
+            ):
+                stored, fresh = getattr(self, f"codebook_{name}"), getattr(self, f"codebook_{name}_needs_init")
+                moved = torch.lerp(value.to(stored), stored, self.affine_param_codebook_decay)
+                stored.copy_(torch.where(fresh, value.to(stored), moved))
+                fresh.fill_(False)
+        rows, keep = self._by_book(x, mask)
+        ranks = self.ranks if self.sync_affine_param else Ranks(False)
+        mean, variance = _moments(rows, keep, ranks)
+        if self.batch_mean is None or self.batch_variance is None:
+            self.batch_mean, self.batch_variance = mean, variance
+        else:
+            self.batch_mean = torch.lerp(mean, self.batch_mean, self.affine_param_batch_decay)
+            self.batch_variance = torch.lerp(variance, self.batch_variance, self.affine_param_batch_decay)
+
+    # ---- changing -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def update(
+        self,
+        x: Tensor,
+        counts: Tensor,
+        sums: Tensor,
+        mask: Tensor | None = None,
+        ema_update_weight: UpdateWeight | None = None,
+        accum_ema_update: bool = False,
+        ema_update: bool | None = None,
+    ) -> None:
+        """Takes in one batch: rows x, counts (K,) and sums (K, d) of its codes ((H, K), (H, K, d) for H books).
+
+        Args:
+            ema_update_weight: how much of the step each code takes, (K,) or (H, K), or a function of (sums, counts).
+            accum_ema_update: only keep the counts and sums, for the next batch that is taken in.
+        """
+        ema_update = self.ema_update if ema_update is None else ema_update
+        counts, sums = counts.view_as(self.cluster_size), sums.view_as(self.embed_avg)
+        both = torch.cat((counts.unsqueeze(-1), sums), -1) if self.ranks.several else None
+        if both is not None:
+            both = self.ranks.total(both)
+            counts, sums = both[..., 0], both[..., 1:]
+        self.batch_counts.copy_(counts)
+        if not ema_update and not self.has_dead_code_replacement:
+            return
+        if self.affine_param:  # the sums of the rows as the book sees them; linear, so the rows need not be touched
+            assert self.batch_mean is not None
+            size = counts.unsqueeze(-1)
+            sums = (sums - size * self.batch_mean) * self._spread() + size * self.codebook_mean
+        if self._accumulate(counts, sums, accum_ema_update):
+            return
+        assert self.pending_size is not None and self.pending_sum is not None
+        counts, sums, self.pending_size, self.pending_sum = self.pending_size, self.pending_sum, None, None
+        step = self._step_size(ema_update_weight, counts, sums)
+        _lerp(self.cluster_size, counts, step)
+        _lerp(self.embed_avg, sums, step.unsqueeze(-1) if isinstance(step, Tensor) else step)
+        if ema_update and not self.manual_ema_update:
+            self.update_ema()
+        self.expire_codes_(x, mask)
+
+    def _accumulate(self, counts: Tensor, sums: Tensor, only: bool) -> bool:
+        """Adds to what is pending; says whether that is all for now."""
+        if self.pending_size is None or self.pending_sum is None:
+            self.pending_size, self.pending_sum = counts, sums
+        else:
+            self.pending_size, self.pending_sum = self.pending_size + counts, self.pending_sum + sums
+        return only
+
+    def _step_size(self, weight: UpdateWeight | None, counts: Tensor, sums: Tensor) -> float | Tensor:
+        if weight is None:
+            return 1 - self.decay
+        values = weight(sums, counts) if callable(weight) else weight
+        values = values.unsqueeze(0) if values.dim() == 1 else values
+        if values.shape != self.cluster_size.shape:
+            raise ValueError(
+                f"ema_update_weight must be (K,) or {tuple(self.cluster_size.shape)}, got {tuple(values.shape)}"
+            )
+        return values * (1 - self.decay)
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """The codes from the moving averages."""
+        total = self.cluster_size.sum(-1, keepdim=True)
+        size = (self.cluster_size + self.eps) / (total + self.codebook_size * self.eps) * total
+        mean = self.embed_avg / size.unsqueeze(-1)
+        self.embed.data.copy_(unit(mean) if self.use_cosine_sim else mean)
+
+    @torch.no_grad()
+    def expire_codes_(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Re-seeds codes that are hardly used with rows of x; each row at most once while there are enough.
+
+        Where rows are fewer than dead codes, a random few of these wait for the next batch. On a CPU it looks first
+        whether a code is dead; elsewhere (and in a compiled graph) it works without looking, so nothing waits.
+        """
+        if not self.has_dead_code_replacement or not self.training:
+            return
+        ranks = self.ranks
+        dead = ranks.first((self.cluster_size < self.threshold_ema_dead_code).float()) > 0.5
+        looks = dead.device.type == "cpu" and not torch.compiler.is_compiling()
+        rows, keep = self._by_book(x.detach(), mask)
+        for book in range(self.num_codebooks):
+            gone = dead[book]
+            most = int(gone.sum()) if looks else self.codebook_size
+            if most == 0:
+                continue
+            own = None if keep is None else keep[book]
+            fresh, available = draw_rows(working(rows[book]), own, most, self.generator, ranks)
+            fresh = unit(fresh) if self.use_cosine_sim else fresh
+            keys = ranks.first(uniform(self.codebook_size, gone, self.generator)) - 2 * gone.float()
+            turn = torch.empty_like(gone, dtype=torch.int64)  # its place in the queue of dead codes, in random order
+            turn.scatter_(0, keys.argsort(), torch.arange(self.codebook_size, device=gone.device))
+            replaced = (gone & (turn < available)).unsqueeze(-1)
+            fresh = fresh[turn.clamp_max(most - 1)].to(self.embed.dtype)
+            self.embed.data[book] = torch.where(replaced, fresh, self.embed.data[book])
+            self.embed_avg[book] = torch.where(replaced, fresh * self.reset_cluster_size, self.embed_avg[book])
+            self.cluster_size[book] = self.cluster_size[book].masked_fill(replaced[:, 0], self.reset_cluster_size)
+
+    @torch.no_grad()
+    def update_indices(self, x: Tensor, indices: Tensor, mask: Tensor | None = None, **options: Any) -> None:
+        """`update` for codes that are given, x.shape[:-1]; -1 counts nowhere."""
+        codes = indices if mask is None else torch.where(mask, indices, -1)
+        self.update(x, *totals(x.detach(), codes, self.bank_shape), mask, **options)
+
+    update_ema_indices = update_indices
+
+    @property
+    def bank_shape(self) -> torch.Size:
+        return self.embed.shape[1:] if self.num_codebooks == 1 else self.embed.shape
+
+    # ---- checkpointing and loading --------------------------------------------------------------------------------
+
+    def see(self, x: Tensor, draws: bool) -> Seen | None:
+        """A note for a forward that may repeat this one; None where none can. `draws`: it takes random numbers."""
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and not x.requires_grad):
+            return None
+        seen = Seen(x, self.state(), self.generator, draws)
+        self.recall.note(seen)
+        return seen
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.affine_param:  # running moments of rows exist only once rows have been seen, here or there
+            for name in ("batch_mean", "batch_variance"):
+                value = state_dict.get(prefix + name)
+                setattr(self, name, None if value is None else torch.empty_like(value, device=self.embed.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._started = not self.initted.is_meta and bool(self.initted)
+
+    def extra_repr(self) -> str:
+        books, size, width = self.embed.shape
+        kind = "cosine" if self.use_cosine_sim else "euclidean"
+        lead = f"books={books}, " if books > 1 else ""
+        return f"{lead}codes={size}, width={width}, {kind}, ema={self.ema_update}, learnable={self.learnable_codebook}"
+
+
+def _lerp(old: Tensor, new: Tensor, step: float | Tensor) -> None:
+    old.data.lerp_(new.to(old), step.to(old) if isinstance(step, Tensor) else step)
+
+
+def _moments(x: Tensor, mask: Tensor | None, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """Mean and (population) variance over rows, (H, 1, d), of x (H, R, d), over all ranks."""
+    x = working(x)
+    keep = 1.0 if mask is None else mask.unsqueeze(-1).to(x.dtype)
+    number = x.new_full((x.shape[0], 1, 1), x.shape[1]) if mask is None else mask.sum(-1).to(x.dtype).view(-1, 1, 1)
+    number = ranks.total(number).clamp_min(1)
+    mean = ranks.total((x * keep).sum(1, keepdim=True)) / number
+    return mean, ranks.total(((x - mean).square() * keep).sum(1, keepdim=True)) / number

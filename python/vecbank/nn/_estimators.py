@@ -1,0 +1,203 @@
+"""Gradients for a step that has none: forward returns the code's own vector, exactly; backward is a closed
+form.
+
+Sources: straight-through, Bengio, Leonard and Courville, "Estimating or Propagating Gradients Through
+Stochastic Neurons", 2013; rotation trick, Fifty et al., "Restructuring Vector Quantization with the Rotation
+Trick", ICLR 2025.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._layout import working
+
+_FLOOR = 1e-6  # norms below this count as this
+
+
+class _StraightThrough(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(source: Tensor, target: Tensor) -> Tensor:
+        return target.clone()  # not a view: what is returned may be written to
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad.to(ctx.dtype), None
+
+
+class _Rotate(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(source: Tensor, target: Tensor) -> Tensor:
+        return target.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        source, target = (t.detach() for t in ctx.saved_tensors)
+        return rotated_gradient(grad, source, target).to(source.dtype), None
+
+
+def rotated_gradient(grad: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """The gradient that reaches `source` when `target` is seen as s R source, R and s held constant.
+
+    With u, q the unit vectors of source and target and w that of u + q: R = I - 2 w w^T + 2 q u^T turns u
+    into q, s = |target| / |source|, so the result is s (g - 2 (w.g) w + 2 (q.g) u).
+    """
+    g, x, t = working(grad), working(source), working(target)
+    inverse_x = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(_FLOOR).reciprocal()
+    norm_t = torch.linalg.vector_norm(t, dim=-1, keepdim=True)
+    inverse_t = norm_t.clamp_min(_FLOOR).reciprocal()
+    inverse_w = (
+        torch.linalg.vector_norm(x * inverse_x + t * inverse_t, dim=-1, keepdim=True).clamp_min(_FLOOR).reciprocal()
+    )
+    along_u = (g * x).sum(-1, keepdim=True) * inverse_x
+    along_q = (g * t).sum(-1, keepdim=True) * inverse_t
+    along_w = 2 * (along_u + along_q) * inverse_w * inverse_w
+    return (g + x * ((2 * along_q - along_w) * inverse_x) - t * (along_w * inverse_t)) * (norm_t * inverse_x)
+
+
+def straight_through(source: Tensor, target: Tensor) -> Tensor:
+    """`target`, with the gradient passed to `source` unchanged; both (..., d)."""
+    if not (source.requires_grad and torch.is_grad_enabled()):
+        return target.detach()
+    return _StraightThrough.apply(source, target.detach())
+
+
+def rotate_to(source: Tensor, target: Tensor) -> Tensor:
+    """`target`, with the gradient turned and scaled as `source` was to become `target`; both (..., d)."""
+    if not (source.requires_grad and torch.is_grad_enabled()):
+        return target.detach()
+    return _Rotate.apply(source, target.detach())
+
+
+class _ScaleGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, share: float) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.share = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad * ctx.share, None
+
+
+class _KeepAlive(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, thing: object) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, object], output: Tensor) -> None:
+        ctx.thing = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad, None
+
+
+def keep_alive(x: Tensor, thing: object) -> Tensor:
+    """x, whose graph owns `thing`."""
+    return _KeepAlive.apply(x, thing)
+
+
+def scale_gradient(x: Tensor, share: float) -> Tensor:
+    """x, passing on only a share of the gradient."""
+    if share <= 0:
+        return x.detach()
+    return x if share == 1 or not x.requires_grad else _ScaleGradient.apply(x, share)
+
+
+class _CodebookLoss(torch.autograd.Function):
+    """mean (x - b[codes])^2, both sides learning, without an (N, d) gradient for the rows."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, book: Tensor, rows: Tensor, counts: Tensor, sums: Tensor, loss: Tensor, weight: float
+    ) -> Tensor:
+        return loss * (1 + weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, book, rows, counts, sums, _, ctx.weight = inputs
+        ctx.save_for_backward(x, book, rows, counts, sums)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, book, rows, counts, sums = (t.detach() for t in ctx.saved_tensors)
+        scale = grad * (2 / max(x.numel(), 1))
+        grad_x = ((working(x) - rows) * (scale * ctx.weight)).to(x.dtype) if ctx.needs_input_grad[0] else None
+        grad_book = (counts.unsqueeze(-1) * book - sums) * scale if ctx.needs_input_grad[1] else None
+        return grad_x, grad_book, None, None, None, None, None
+
+
+def codebook_loss(
+    x: Tensor, book: Tensor, rows: Tensor, counts: Tensor, sums: Tensor, loss: Tensor, weight: float
+) -> Tensor:
+    """|sg(x) - b|^2 + weight |x - sg(b)|^2, each averaged over all elements, b = book[codes] = `rows`.
+
+    `counts` (M,), `sums` (M, d) and `loss` = mean (x - rows)^2 are what the quantising pass has at hand: the
+    book's gradient is 2 (counts b - sums) / numel, so nothing of size (N, d) is made or scattered for it.
+    """
+    return _CodebookLoss.apply(x, book, rows, counts, sums, loss, weight)
+
+
+class _Round(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, down: bool) -> Tensor:
+        return x.floor() if down else x.round()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, bool], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad, None
+
+
+def round_through(x: Tensor, down: bool = False) -> Tensor:
+    """x rounded (half to even), or rounded down, with the gradient passed unchanged."""
+    return _Round.apply(x, down)
+
+
+class _Sign(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, amplitude: float) -> Tensor:
+        return torch.where(x > 0, amplitude, -amplitude).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad, None
+
+
+def sign_through(x: Tensor, amplitude: float) -> Tensor:
+    """+amplitude where x > 0, else -amplitude, with the gradient passed unchanged."""
+    return _Sign.apply(x, amplitude)

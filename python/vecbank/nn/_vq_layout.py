@@ -1,0 +1,126 @@
+"""Between the shapes that users have and the rows that books take."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def projections(dim: int, width: int, normalise: bool) -> tuple[nn.Module, nn.Module]:
+    """Linear maps from dim to width and back, with a LayerNorm after the first if asked; nothing if they are equal."""
+    if dim == width:
+        return nn.Identity(), nn.Identity()
+    into: nn.Module = nn.Linear(dim, width)
+    if normalise:
+        into = nn.Sequential(into, nn.LayerNorm(width))
+    return into, nn.Linear(width, dim)
+
+
+class Layout:
+    """Where the features, the positions and the heads of one module's inputs are.
+
+    Inputs are (b, *positions, c), (b, c), (b, c, n) when channels come first, or (b, c, *spatial). Inside they are
+    (b, n, c); at the books (b, n, d) for one head, (b, n, h, d) for heads that share a book, (h, b n, d) for a book per
+    head.
+    """
+
+    def __init__(self, heads: int, separate: bool, channel_last: bool, spatial: int) -> None:
+        self.heads, self.separate = heads, separate and heads > 1
+        self.channel_last, self.spatial = channel_last, spatial
+
+    def check(self, x: object, dim: int) -> None:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+        first = self.spatial > 0 or (not self.channel_last and x.dim() > 2)
+        axes = self.spatial + 2 if self.spatial else 3 if first else max(2, x.dim())
+        if x.dim() != axes or x.shape[1 if first else -1] != dim:
+            shape = (
+                f"(b, {dim}, {', '.join('dhw'[-self.spatial :]) if self.spatial else 'n'})"
+                if first
+                else f"(b, ..., {dim})"
+            )
+            raise ValueError(f"x must be {shape}, got {tuple(x.shape)}")
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The input as (b, n, c), contiguous: the features of a row are read many times."""
+        if x.dim() == 2:
+            return x.unsqueeze(1)
+        if self.spatial:
+            return x.flatten(2).transpose(1, 2).contiguous()
+        return x.flatten(1, -2) if self.channel_last else x.transpose(1, 2).contiguous()
+
+    def _positions(self, shape: torch.Size) -> torch.Size:
+        """What stands for n in an input of `shape`."""
+        if self.spatial or not self.channel_last:
+            return shape[2:]
+        return shape[1:-1]
+
+    def like_input(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """(b, n, [k,] c) in the layout of an input of `shape`; k goes last."""
+        if len(shape) == 2:
+            return rows.squeeze(1)
+        if self.spatial or not self.channel_last:
+            return rows.movedim(-1, 1).unflatten(2, shape[2:])
+        return rows.unflatten(1, shape[1:-1])
+
+    def codes_like_input(self, codes: Tensor, shape: torch.Size) -> Tensor:
+        """(b, n, ...) to (b, ...) or (b, *positions, ...)."""
+        return codes.squeeze(1) if len(shape) == 2 else codes.unflatten(1, self._positions(shape))
+
+    def flat_codes(self, codes: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `codes_like_input`; codes (b, n, ...) pass unchanged."""
+        if len(shape) == 2:
+            return codes.unsqueeze(1)
+        positions = self._positions(shape)
+        return codes.flatten(1, len(positions)) if codes.shape[1 : 1 + len(positions)] == positions else codes
+
+    def mask(self, mask: Tensor, shape: torch.Size) -> Tensor:
+        """A mask over the first positions of an input of `shape`, spread over all of them: (b, n)."""
+        if self.spatial or len(shape) < 3:
+            raise ValueError(f"mask and lens need a sequence (b, n, dim), got x {tuple(shape)}")
+        whole = (shape[0], *self._positions(shape))
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask must be bool (True = counts), got {mask.dtype}")
+        if mask.dim() < 2 or mask.shape != whole[: mask.dim()]:
+            raise ValueError(f"mask must be (b, n) = {whole[:2]}, got {tuple(mask.shape)}")
+        return mask.view(*mask.shape, *[1] * (len(whole) - mask.dim())).expand(whole).flatten(1)
+
+    # ---- heads ----------------------------------------------------------------------------------------------------
+
+    def split(self, rows: Tensor) -> Tensor:
+        if self.heads == 1:
+            return rows
+        rows = rows.unflatten(-1, (self.heads, -1))
+        return rows.flatten(0, 1).transpose(0, 1) if self.separate else rows
+
+    def join(self, rows: Tensor, batch: int) -> Tensor:
+        if self.heads == 1:
+            return rows
+        return rows.transpose(0, 1).unflatten(0, (batch, -1)).flatten(-2) if self.separate else rows.flatten(-2)
+
+    def split_codes(self, codes: Tensor) -> Tensor:
+        """(b, n, h) to the layout of the rows at the books."""
+        return codes.flatten(0, 1).transpose(0, 1) if self.separate else codes
+
+    def join_codes(self, codes: Tensor, batch: int) -> Tensor:
+        return codes.transpose(0, 1).unflatten(0, (batch, -1)) if self.separate else codes
+
+    def split_mask(self, mask: Tensor | None) -> Tensor | None:
+        """(b, n) for the rows at the books."""
+        if mask is None or self.heads == 1:
+            return mask
+        if self.separate:
+            return mask.flatten().expand(self.heads, -1)
+        return mask.unsqueeze(-1).expand(*mask.shape, self.heads)
+
+    def positions(self, rows: Tensor, batch: int) -> Tensor:
+        """Rows at the books as (H, groups, n, d): what stands at one position of the sequence on one index."""
+        if self.separate:
+            return rows.unflatten(1, (batch, -1))
+        return rows.unsqueeze(0) if self.heads == 1 else rows.transpose(1, 2).flatten(0, 1).unsqueeze(0)
+
+    def as_asked(self, rows: Tensor, batch: int) -> Tensor:
+        """Rows at the books with every head apart: (b, n, d), (1, b h, n, d) or (h, b, n, d)."""
+        if self.heads == 1:
+            return rows
+        return rows.unflatten(1, (batch, -1)) if self.separate else self.positions(rows, batch)

@@ -1,0 +1,316 @@
+"""What happens to a block of vectors at a codebook: codes, code vectors, gradients, losses over scores.
+
+Layouts: one book `bank (K, d)` serves rows `x (..., d)`; H books `bank (H, K, d)` serve `x (H, R, d)`. Of scores,
+larger is better: -|x - b| for "l2", x.b for "dot".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..functional import lookup, project, quantize_train, segment_sum
+from ._estimators import rotated_gradient
+from ._layout import working
+from ._recall import Seen
+
+_SCORE_BYTES = 8 << 20  # the score matrix of one block of rows
+_ROW_BYTES = 1 << 20  # what one block of rows touches where every row is worked on by itself: stays in the L2 cache
+
+
+class Step(NamedTuple):
+    """One training pass over x."""
+
+    quantized: Tensor  # x's shape
+    codes: Tensor  # (...) int64, -1 where the mask leaves a row out
+    loss: Tensor  # () mean (quantized - x)^2 over counted rows
+    counts: Tensor  # (K,) or (H, K) rows per code
+    sums: Tensor  # (K, d) or (H, K, d) sum of the rows of each code
+
+
+@torch.library.custom_op("vecbank_nn::snapshot", mutates_args=())
+def snapshot(t: Tensor) -> Tensor:
+    """A copy that torch.compile cannot see through.
+
+    A backward graph may work a value out again from the inputs of the forward one instead of keeping it; a book that
+    has been updated in between is no longer that input. What comes out of here is kept.
+    """
+    return t.clone()
+
+
+@snapshot.register_fake
+def _(t: Tensor) -> Tensor:
+    return torch.empty_like(t)
+
+
+snapshot.register_autograd(lambda ctx, grad: grad)
+
+
+def _flat_codes(codes: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes into one book of all rows, and that book."""
+    if bank.dim() == 2:
+        return codes, bank
+    heads, k = bank.shape[:2]
+    offset = torch.arange(heads, device=codes.device).view(-1, *[1] * (codes.dim() - 1)) * k
+    return torch.where(codes >= 0, codes + offset, codes), bank.reshape(heads * k, -1)
+
+
+def totals(x: Tensor, codes: Tensor, bank_shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Rows per code and the sum of each code's rows, for codes that are given; -1 counts nowhere."""
+    *lead, width = bank_shape
+    segments = torch.Size(lead).numel()
+    if len(lead) == 2:
+        offset = torch.arange(lead[0], device=codes.device).view(-1, *[1] * (codes.dim() - 1)) * lead[1]
+        codes = torch.where(codes >= 0, codes + offset, codes)
+    sums = segment_sum(working(x).reshape(-1, width), codes.reshape(-1), segments)
+    ones = torch.ones_like(codes, dtype=torch.float32).reshape(-1)
+    counts = ones.new_zeros(segments + 1).scatter_add_(0, codes.reshape(-1) + 1, ones)[1:]  # whole numbers: any order
+    return counts.view(lead), sums.view(bank_shape)
+
+
+def _step(x: Tensor, bank: Tensor, metric: str, mask: Tensor | None, codes: Tensor | None) -> Step:
+    if codes is None:
+        return Step(*quantize_train(x, bank, metric, mask))
+    if mask is not None:
+        codes = torch.where(mask, codes, -1)
+    quantized = lookup(*_flat_codes(codes, bank))
+    gap = (quantized - x).square()
+    if mask is None:
+        loss = gap.mean()
+    else:
+        loss = (gap * mask.unsqueeze(-1)).sum() / (mask.sum() * x.shape[-1]).clamp_min(1)
+    return Step(quantized, codes, loss, *totals(x, codes, bank.shape))
+
+
+class _Train(torch.autograd.Function):
+    """quantize_train with the gradients of a training step in closed form; see `train`."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        bank: Tensor,
+        mask: Tensor | None,
+        codes: Tensor | None,
+        metric: str,
+        estimator: str,
+        learn: bool,
+        seen: Seen | None,
+    ) -> tuple[Tensor, ...]:
+        quantized, *rest = _step(x, bank, metric, mask, codes)
+        return quantized.to(x.dtype), *rest
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, bank, mask, _, _, ctx.estimator, ctx.learn, ctx.seen = inputs
+        quantized, codes, _, counts, sums = output
+        need_bank = ctx.needs_input_grad[1]
+        fixed = [codes, counts, sums]
+        if ctx.estimator == "none" and not need_bank:
+            fixed.append(quantized)
+        ctx.mark_non_differentiable(*fixed)
+        ctx.bank_shape = bank.shape
+        # counts b - sums: half the gradient of the summed loss to the book. Taken now, as the book is about to change.
+        pull = counts.unsqueeze(-1) * snapshot(bank.detach()) - sums if need_bank and ctx.learn else None
+        ctx.save_for_backward(x, quantized, mask, codes if need_bank and ctx.estimator == "none" else None, pull)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor, grad_loss: Tensor, *rest: Tensor) -> tuple[Any, ...]:
+        x, quantized, mask, codes, pull = ctx.saved_tensors
+        elements = x.numel() if mask is None else mask.sum() * x.shape[-1]
+        scale = grad_loss * 2 / (max(elements, 1) if isinstance(elements, int) else elements.clamp_min(1))
+        grad_x = grad_bank = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _input_gradient(grad, x, quantized, scale, ctx.estimator)
+        if pull is not None:
+            grad_bank = pull * scale
+        if codes is not None:
+            passed = totals(grad, codes, ctx.bank_shape)[1]
+            grad_bank = passed if grad_bank is None else grad_bank + passed
+        return grad_x, grad_bank, None, None, None, None, None, None
+
+
+def _input_gradient(grad: Tensor, x: Tensor, quantized: Tensor, scale: Tensor, estimator: str) -> Tensor:
+    """What the estimator passes on of `grad`, plus `scale` (x - quantized); a block of rows at a time."""
+
+    def block(g: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        apart = working(source) - working(target)
+        if estimator == "none":
+            return (apart * scale).to(source.dtype)
+        passed = rotated_gradient(g, source, target) if estimator == "rotation" else working(g)
+        return torch.addcmul(passed, apart, scale).to(source.dtype)
+
+    rows = max(1, _ROW_BYTES // (16 * max(1, x.shape[-1])))
+    if torch.compiler.is_compiling() or x.numel() <= rows * x.shape[-1]:
+        return block(grad, x, quantized)
+    flat = [t.reshape(-1, x.shape[-1]) for t in (grad, x, quantized)]
+    result = torch.empty_like(flat[1])
+    for start in range(0, result.shape[0], rows):
+        part = slice(start, start + rows)
+        result[part] = block(*(t[part] for t in flat))
+    return result.view(x.shape)
+
+
+def train(
+    x: Tensor,
+    bank: Tensor,
+    metric: str,
+    *,
+    mask: Tensor | None = None,
+    codes: Tensor | None = None,
+    estimator: str = "none",
+    learn: bool = False,
+    seen: Seen | None = None,
+) -> Step:
+    """The pass over x of a training step: one `quantize_train`, and gradients in closed form.
+
+    The loss pulls x to its code, and with `learn` the code to its rows. The gradient of `quantized` goes to x as
+    `estimator` says: "straight" (unchanged), "rotation" (turned and scaled as x was); with "none" it goes to the bank.
+
+    Args:
+        x: (..., d), or (H, R, d) for H books. bank: (K, d) or (H, K, d). mask: x.shape[:-1] bool, True = counts.
+        codes: take these instead of the nearest. seen: kept alive as long as the graph is.
+    """
+    return Step(*_Train.apply(x, bank, mask, codes, metric, estimator, learn, seen))
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(codes: Tensor, bank: Tensor) -> Tensor:
+        return lookup(*_flat_codes(codes, bank))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.shape = inputs[1].shape
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, totals(grad, ctx.saved_tensors[0], ctx.shape)[1]
+
+
+def gather_rows(codes: Tensor, bank: Tensor) -> Tensor:
+    """The code vectors, differentiable in the bank, whose values may change in place before the backward pass."""
+    return _Rows.apply(codes, bank)
+
+
+# ---- over scores: in blocks of rows, never N x K at once (except where torch.compile traces) ----------------------
+
+
+def scores(x: Tensor, bank: Tensor, metric: str) -> Tensor:
+    """(..., K), larger is better; differentiable."""
+    values = project(x, bank, metric, out_dtype=bank.dtype)
+    return -values if metric == "l2" else values
+
+
+def _blocks(x: Tensor, k: int, axis: int) -> tuple[Tensor, ...]:
+    """x cut along an axis so that a float32 score matrix of each piece stays small."""
+    if torch.compiler.is_compiling():
+        return (x,)
+    per_index = 4 * k * (x.numel() // max(1, x.shape[axis] * x.shape[-1]))
+    return x.split(max(1, _SCORE_BYTES // max(1, per_index)), axis)
+
+
+def _recomputed(function: Callable[..., Tensor], *args: Any) -> Tensor:
+    """`function(*args)`, its intermediates made again in the backward pass instead of kept."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return function(*args)
+    result: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
+def add_gumbel(values: Tensor, temperature: float | Tensor, generator: Generator | None) -> Tensor:
+    """scores / temperature + Gumbel noise: its largest entry is a draw from softmax(scores / temperature)."""
+    if generator is None or generator.device == values.device:
+        noise = torch.empty_like(values).exponential_(generator=generator)
+    else:
+        noise = torch.empty(values.shape, dtype=values.dtype, device=generator.device)
+        noise = noise.exponential_(generator=generator).to(values.device)
+    return values / temperature - noise.clamp_min_(torch.finfo(values.dtype).tiny).log_()
+
+
+@torch.no_grad()
+def sample_codes(
+    x: Tensor, bank: Tensor, metric: str, temperature: float | Tensor, k: int | None, generator: Generator | None
+) -> Tensor:
+    """Codes drawn from softmax(score / temperature): (...), or the k first of a draw without repeats (..., k)."""
+    axis = x.dim() - 2
+    parts = []
+    for part in _blocks(x, bank.shape[-2], axis):
+        noisy = add_gumbel(scores(part, bank, metric), temperature, generator)
+        parts.append(noisy.argmax(-1) if k is None else noisy.topk(k, dim=-1).indices)
+    return torch.cat(parts, axis)
+
+
+def soft_rows(x: Tensor, bank: Tensor, metric: str, temperature: float | Tensor) -> Tensor:
+    """softmax(score / temperature) @ bank, the bank's rows held constant in the second factor."""
+
+    def mixed(part: Tensor, book: Tensor) -> Tensor:
+        return (scores(part, book, metric) / temperature).softmax(-1) @ book.detach()
+
+    return torch.cat([_recomputed(mixed, part, bank) for part in _blocks(x, bank.shape[-2], x.dim() - 2)], x.dim() - 2)
+
+
+def cross_entropy(x: Tensor, bank: Tensor, metric: str, codes: Tensor) -> Tensor:
+    """Mean over codes that are not -1 of -log softmax(score)[code]."""
+
+    def summed(part: Tensor, book: Tensor, wanted: Tensor) -> Tensor:
+        logits = scores(part, book, metric)
+        return F.cross_entropy(logits.flatten(0, -2), wanted.flatten(), ignore_index=-1, reduction="sum")
+
+    axis = x.dim() - 2
+    parts = _blocks(x, bank.shape[-2], axis)
+    wanted = codes.split([part.shape[axis] for part in parts], axis)
+    losses = [_recomputed(summed, part, bank, want) for part, want in zip(parts, wanted, strict=True)]
+    return torch.stack(losses).sum() / (codes >= 0).sum()
+
+
+def negative_entropy_of(p: Tensor) -> Tensor:
+    """sum p log p over the last axis, p at least 1e-5 in the logarithm."""
+    return (p * p.clamp_min(1e-5).log()).sum(-1)
+
+
+def negative_entropy(x: Tensor, bank: Tensor, metric: str, sharpness: float) -> Tensor:
+    """Sum of p log p of the codes' mean probabilities: x (H, G, P, d) against bank (H, K, d).
+
+    p is the mean over books and groups of softmax(sharpness * score); one such p for each of the P positions, averaged.
+    """
+    heads, groups, positions, width = x.shape
+
+    def summed(part: Tensor, book: Tensor) -> Tensor:
+        p = (scores(part.reshape(heads, -1, width), book, metric) * sharpness).softmax(-1)
+        return negative_entropy_of(p.view(heads, groups, part.shape[2], -1).mean((0, 1))).sum()
+
+    parts = _blocks(x, bank.shape[-2], 2)
+    return torch.stack([_recomputed(summed, part, bank) for part in parts]).sum() / positions
+
+
+def orthogonality(bank: Tensor, active: Tensor | None, most: int | None, generator: Generator | None) -> Tensor:
+    """Mean squared cosine between codes, less that of a code with itself: sum_ij (b_i.b_j)^2 / (H n^2) - 1 / n.
+
+    Through the d x d product where that is smaller than the n x n one: |B B^T| = |B^T B|. `active (K,)` bool leaves
+    codes out, `most` draws at most so many: both by weight 0, so that no shape waits for data.
+
+    Source: Shin et al., "Translation-equivariant Image Quantizer for Bi-directional Image-Text Generation", 2021.
+    """
+    heads, count, width = bank.shape
+    unit = F.normalize(bank, dim=-1, eps=1e-6)
+    number: Tensor | int = count
+    if active is not None:
+        unit, number = unit * active.view(1, -1, 1), active.sum().clamp_min(1)
+    if most is not None and count > most:
+        device = bank.device if generator is None else generator.device
+        keys = torch.rand(count, generator=generator, device=device).to(bank.device)
+        if active is not None:
+            keys, number = keys - 2 * (~active).to(keys.dtype), number.clamp_max(most)  # type: ignore[union-attr]
+        else:
+            number = most
+        unit = unit[:, keys.topk(most).indices]
+    gram = unit.mT @ unit if width < unit.shape[1] else unit @ unit.mT
+    return gram.square().sum() / (heads * number * number) - 1 / number

@@ -1,0 +1,159 @@
+"""Binary mapper: bits drawn from their log-odds, handed on as the one-hot vector of the number they spell.
+
+Formula: b_i ~ Bernoulli(sigmoid(l_i / T)), code = sum_i b_i 2^i. Straight through: the output is the one-hot
+vector of the code, and its gradient that of G, G_c = prod_i sigmoid(+-l_i), the probability of every code.
+Loss: the mean over rows of relu(KL to uniform bits - threshold), KL = bits log 2 - H(l).
+
+The 2^bits axis is that of the result. The backward pass works it out again from two half tables instead of
+keeping it.
+
+Source: Fleuret, "The Free Transformer", 2025.
+"""
+
+from __future__ import annotations
+
+from math import log
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from ._bits import pack_bits, table, table_gradient, unpack_bits
+from ._layout import no_autocast, working
+
+_BIT = log(2.0)
+
+
+class _OneHot(torch.autograd.Function):
+    """One-hot rows of `codes`, with the gradient of the probability of every code under `logits` (N,
+    bits).
+    """
+
+    @staticmethod
+    def forward(logits: Tensor, codes: Tensor) -> Tensor:
+        return F.one_hot(codes, 1 << logits.shape[1]).to(torch.float32)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        logits = working(kept.detach()).flip(1)  # a table's first bit is its highest, a code's first bit its lowest
+        half = logits.shape[1] // 2
+        u, v = table(logits[:, :half])[1], table(logits[:, half:])[1]
+        slope = table_gradient(logits, u, v, grad.to(u.dtype).view(-1, u.shape[1], v.shape[1]))
+        return slope.flip(1).to(kept.dtype), None
+
+
+class BinaryMapper(nn.Module):
+    """Log-odds of bits to one-hot codes. Same arguments as `vector_quantize_pytorch.BinaryMapper`; no state.
+
+    Args:
+        bits: per code.
+        kl_loss_threshold: free nats in the loss; one bit by default.
+        deterministic_on_eval: round instead of drawing, in eval.
+
+    `forward(logits, temperature=1.0, straight_through=None, calc_aux_loss=None, deterministic=None,
+    return_indices=False, reduce_aux_kl_loss=True, *, generator=None)`: logits (..., bits) to (one-hot (...,
+    2^bits) float32, loss), or with return_indices (one-hot, codes (...), loss). The loss is a scalar, or
+    (...) unreduced. straight_through and calc_aux_loss default to whether the module trains.
+    """
+
+    power_two: Tensor
+
+    def __init__(self, bits: int = 1, kl_loss_threshold: float = _BIT, deterministic_on_eval: bool = False) -> None:
+        super().__init__()
+        if not 1 <= bits <= 30:
+            raise ValueError(f"bits must lie between 1 and 30 (the result has 2^bits entries), got {bits}")
+        self.bits = bits
+        self.num_codes = 1 << bits
+        self.register_buffer("power_two", 2 ** torch.arange(bits), persistent=False)
+        self.kl_loss_threshold = kl_loss_threshold
+        self.deterministic_on_eval = deterministic_on_eval
+
+    @property
+    def codes(self) -> Tensor:
+        """The bits of every code, (2^bits, bits) bool, the first the lowest: made when asked for."""
+        return unpack_bits(torch.arange(self.num_codes, device=self.power_two.device), self.power_two)
+
+    def _check(self, logits: Tensor) -> None:
+        if logits.dim() == 0 or logits.shape[-1] != self.bits:
+            raise ValueError(f"logits must be (..., bits) with bits = {self.bits}, got {tuple(logits.shape)}")
+
+    def binary_entropy(self, logits: Tensor) -> Tensor:
+        """Sum of the bits' entropies, (..., bits) to (...)."""
+        p = logits.sigmoid()
+        return -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits)).sum(-1)
+
+    def calc_aux_loss(self, logits: Tensor, reduce_aux_kl_loss: bool = True) -> Tensor:
+        """relu(KL to uniform bits - threshold) per row, or its mean."""
+        self._check(logits)
+        with no_autocast(logits):
+            loss = F.relu(self.bits * _BIT - self.binary_entropy(working(logits)) - self.kl_loss_threshold)
+        return loss.mean() if reduce_aux_kl_loss else loss
+
+    def log_prob(
+        self,
+        logits: Tensor,
+        *,
+        indices: Tensor | None = None,
+        one_hot: Tensor | None = None,
+        sum_bits: bool = True,
+    ) -> Tensor:
+        """Log-probability of the codes `indices` (...), or of one-hot rows, under logits (..., bits).
+
+        sum_bits=False gives each bit's own, (..., bits).
+        """
+        self._check(logits)
+        if (indices is None) == (one_hot is None):
+            raise ValueError("exactly one of indices and one_hot must be given")
+        if indices is None:
+            assert one_hot is not None
+            indices = one_hot.argmax(-1)
+        drawn = unpack_bits(indices, self.power_two)
+        each = F.logsigmoid(torch.where(drawn, logits, -logits))
+        return each.sum(-1) if sum_bits else each
+
+    def forward(
+        self,
+        logits: Tensor,
+        temperature: float = 1.0,
+        straight_through: bool | None = None,
+        calc_aux_loss: bool | None = None,
+        deterministic: bool | None = None,
+        return_indices: bool = False,
+        reduce_aux_kl_loss: bool = True,
+        *,
+        generator: Generator | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Draws codes; see the class. `generator` draws the bits."""
+        self._check(logits)
+        if deterministic is None:
+            deterministic = self.deterministic_on_eval and not self.training
+        with no_autocast(logits):
+            with torch.no_grad():
+                p = (working(logits) / temperature).sigmoid()
+                if deterministic:
+                    bits = p > 0.5
+                else:
+                    source = generator.device if generator is not None else p.device
+                    bits = torch.rand(p.shape, generator=generator, device=source).to(p) < p
+                indices = pack_bits(bits, self.power_two)
+            flat = indices.reshape(-1)
+            if self.training if straight_through is None else straight_through:
+                one_hot = _OneHot.apply(logits.reshape(-1, self.bits), flat)
+            else:
+                one_hot = F.one_hot(flat, self.num_codes).to(torch.float32)
+            one_hot = one_hot.view(*indices.shape, self.num_codes)
+        if self.training if calc_aux_loss is None else calc_aux_loss:
+            loss = self.calc_aux_loss(logits, reduce_aux_kl_loss)
+        else:
+            loss = one_hot.new_zeros(())
+        return (one_hot, indices, loss) if return_indices else (one_hot, loss)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}"

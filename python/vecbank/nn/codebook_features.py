@@ -1,0 +1,253 @@
+"""Codebook features: a hidden state replaced by the sum (or mean) of the k codes most like it.
+
+Source: Tamkin et al., "Codebook features: sparse and discrete interpretability for neural networks", 2023: a book much
+larger than k at every layer (or attention head), so that a code is a discrete feature that can be read, disabled or
+forced.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..functional import lookup, topk
+from ..kmeans import kmeans
+from ..sparse import firing_counts
+from ._sync import Ranks, draw_rows
+
+_METRICS = ("cosine", "dot", "l2")
+
+
+class Features(NamedTuple):
+    """What `CodebookFeatures` returns."""
+
+    features: Tensor  # (..., dim)
+    codes: Tensor  # (..., k) int64, or (..., heads, k); best first, -1 where no code is left
+    loss: Tensor  # (): the terms that train the book and hold the input to it
+
+
+torch.utils._pytree._register_namedtuple(Features, serialized_type_name="vecbank.nn.Features")
+
+
+class CodebookFeatures(nn.Module):
+    """``h -> (1 / k) sum_{c in top-k_c cos(h, e_c)} e_c``: a bottleneck of k codes out of ``num_codes``.
+
+    The gradient passes straight through to h; the book learns from the task (its codes are what the rest of the network
+    sees), from ``|features - h|^2`` with h held still, or both.
+
+    Args:
+        dim: width of h; ``heads`` books of width dim / heads quantise a slice each.
+        num_codes, k: size of a book, and how many of its codes are summed.
+        metric: "cosine" (default), "dot" or "l2": what "most like" means.
+        reduce: "mean" (default) or "sum".
+        task_gradient: whether the gradient of the output reaches the book.
+        book_weight, commitment_weight: weights in ``loss`` of |features - h|^2 with h held still (trains the book), and
+            with the features held still (trains h). Means over all elements.
+        sync: count usage and draw replacements over all ranks of torch.distributed, where there are several.
+        generator: draws the first book (normal, of the norm of unit vectors): see also `fit_`.
+
+    Shapes:
+        h (..., dim). Features (..., dim), codes (..., k) for one head and (..., heads, k) for more.
+
+    ``counts`` (heads, num_codes) and ``inputs`` count usage in training mode without waiting for the device.
+    """
+
+    enabled: Tensor
+    counts: Tensor
+    inputs: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_codes: int,
+        k: int = 1,
+        *,
+        heads: int = 1,
+        metric: str = "cosine",
+        reduce: str = "mean",
+        task_gradient: bool = True,
+        book_weight: float = 1.0,
+        commitment_weight: float = 0.0,
+        sync: bool = True,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if metric not in _METRICS:
+            raise ValueError(f"metric must be one of {', '.join(_METRICS)}, got {metric!r}")
+        if reduce not in ("mean", "sum"):
+            raise ValueError(f"reduce must be 'mean' or 'sum', got {reduce!r}")
+        if heads < 1 or dim % heads:
+            raise ValueError(f"dim must be a multiple of heads, got dim = {dim} and heads = {heads}")
+        if not 1 <= k <= num_codes:
+            raise ValueError(f"k must lie between 1 and num_codes = {num_codes}, got {k}")
+        self.dim, self.num_codes, self.k, self.heads = dim, num_codes, k, heads
+        self.metric, self.reduce, self.task_gradient, self.sync = metric, reduce, task_gradient, sync
+        self.book_weight, self.commitment_weight = book_weight, commitment_weight
+        width = dim // heads
+        self.book = nn.Parameter(torch.randn(heads, num_codes, width, generator=generator) / width**0.5)
+        self.register_buffer("enabled", torch.ones(heads, num_codes, dtype=torch.bool))
+        self.register_buffer("counts", torch.zeros(heads, num_codes, dtype=torch.int64))
+        self.register_buffer("inputs", torch.zeros((), dtype=torch.int64))
+        self._all_enabled = True  # spares the search a mask, without asking the device
+
+    # ---- Choosing ----
+
+    def _split(self, h: Tensor) -> Tensor:
+        """(..., dim) as (heads, n, width)."""
+        return h.reshape(-1, self.heads, self.dim // self.heads).transpose(0, 1)
+
+    def _choose(self, parts: Tensor, force: Tensor | None) -> Tensor:
+        """(heads, n, k) codes, best first, forced ones before all others."""
+        mask = None if self._all_enabled else self.enabled.unsqueeze(1)
+        book = self.book.detach()
+        if self.heads == 1:
+            chosen = topk(parts[0], book[0], self.k, self.metric, None if mask is None else mask[0]).indices[None]
+        else:
+            chosen = topk(parts, book, self.k, self.metric, mask).indices
+        if force is None:
+            return chosen
+        allowed = self.enabled[torch.arange(self.heads, device=force.device)[:, None, None], force.clamp_min(0)]
+        both = torch.cat([torch.where(allowed, force, -1), chosen], -1)
+        # a stable partition: what is valid and not said before, first; k of the chosen are always left
+        same = both.unsqueeze(-1) == both.unsqueeze(-2)
+        spare = (both < 0) | same.tril(-1).any(-1)
+        order = spare.to(torch.int8).argsort(dim=-1, stable=True)[..., : self.k]
+        return both.masked_fill(spare, -1).gather(-1, order)
+
+    def _forced(self, force: Tensor, lead: torch.Size) -> Tensor:
+        """(heads, n, j) from any shape that broadcasts to (..., heads, j)."""
+        if force.dtype != torch.int64:
+            raise TypeError(f"force must be int64, got {force.dtype}")
+        if self.heads == 1 and force.dim() <= len(lead) + 1:
+            force = force.unsqueeze(-2) if force.dim() else force.view(1, 1)
+        try:
+            full = force.expand(*lead, self.heads, force.shape[-1])
+        except RuntimeError:
+            want = (*lead, "j") if self.heads == 1 else (*lead, self.heads, "j")
+            raise ValueError(f"force must broadcast to {want}, got {tuple(force.shape)}") from None
+        if full.shape[-1] > self.k:
+            raise ValueError(f"force must name at most k = {self.k} codes, got {full.shape[-1]}")
+        return full.reshape(-1, self.heads, full.shape[-1]).transpose(0, 1)
+
+    def _rows(self, codes: Tensor) -> Tensor:
+        """Sum or mean of the codes (heads, n, k): (heads, n, width)."""
+        offset = self.num_codes * torch.arange(self.heads, device=codes.device)[:, None, None]
+        rows = torch.where(codes < 0, -1, codes + offset)
+        return lookup(rows, self.book.flatten(0, 1), reduce=self.reduce)
+
+    def _join(self, parts: Tensor, lead: torch.Size) -> Tensor:
+        return parts.transpose(0, 1).reshape(*lead, self.dim)
+
+    def forward(self, h: Tensor, force: Tensor | None = None) -> Features:
+        """Features, codes and loss of h (..., dim).
+
+        Args:
+            force: int64 codes that are used whatever h says, taking the place of its least similar ones: (j,) for all
+                inputs alike, or any shape that broadcasts to (..., j) ((..., heads, j) for several heads), j <= k. -1
+                forces nothing. A disabled code is not used even if forced.
+        """
+        if h.dim() == 0 or h.shape[-1] != self.dim:
+            raise ValueError(f"h must have shape (..., {self.dim}), got {tuple(h.shape)}")
+        lead = h.shape[:-1]
+        parts = self._split(h.detach())
+        codes = self._choose(parts, None if force is None else self._forced(force, lead))
+        if self.training:
+            self._count(codes)
+        features = self._join(self._rows(codes), lead)
+        held, still = h.detach().to(features.dtype), features.detach()
+        loss = self.book_weight * (features - held).square().mean()
+        if self.commitment_weight:
+            loss = loss + self.commitment_weight * (h - still).square().mean()
+        # h - h is 0 in value and the identity in gradient: what comes out is the codes' sum, bit for bit
+        out = (features if self.task_gradient else still) + (h - h.detach()).to(features.dtype)
+        named = (
+            codes[0].reshape(*lead, self.k)
+            if self.heads == 1
+            else codes.transpose(0, 1).reshape(*lead, self.heads, self.k)
+        )
+        return Features(out, named, loss)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Features (..., dim) of codes (..., k), or (..., heads, k); -1 adds nothing."""
+        if self.heads == 1:
+            codes = codes.unsqueeze(-2)
+        lead = codes.shape[:-2]
+        return self._join(self._rows(codes.reshape(-1, *codes.shape[-2:]).transpose(0, 1)), lead)
+
+    # ---- Codes at one's disposal ----
+
+    @torch.no_grad()
+    def disable_(self, codes: Tensor | int, head: int = 0) -> CodebookFeatures:
+        """Never use these codes (one head's) from now on."""
+        self.enabled[head, codes] = False
+        self._all_enabled = False
+        return self
+
+    @torch.no_grad()
+    def enable_(self, codes: Tensor | int | None = None, head: int = 0) -> CodebookFeatures:
+        """Use these codes (one head's) again; all codes of all heads without an argument."""
+        if codes is None:
+            self.enabled.fill_(True)
+        else:
+            self.enabled[head, codes] = True
+        self._all_enabled = bool(self.enabled.all())
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._all_enabled = bool(self.enabled.all())
+
+    # ---- Start, usage, replacement ----
+
+    @torch.no_grad()
+    def fit_(self, samples: Tensor, *, iterations: int = 20, generator: Generator | None = None) -> CodebookFeatures:
+        """Starts the books from k-means on samples (..., dim): each head's centres become its codes."""
+        parts = self._split(samples.detach().to(self.book.dtype))
+        for book, part in zip(self.book, parts, strict=True):
+            book.copy_(kmeans(part, self.num_codes, iterations=iterations, generator=generator).centres)
+        return self
+
+    @torch.no_grad()
+    def _count(self, codes: Tensor) -> None:
+        ranks = Ranks(self.sync)
+        fired = torch.stack([firing_counts(c, self.num_codes) for c in codes])
+        self.counts += ranks.total(fired)
+        self.inputs += ranks.total(torch.full_like(self.inputs, codes.shape[1]))
+
+    @property
+    def frequency(self) -> Tensor:
+        """(heads, num_codes) float: share of training inputs that used each code, since `reset_counts_`."""
+        return self.counts / self.inputs.clamp_min(1)
+
+    @property
+    def perplexity(self) -> Tensor:
+        """(heads,) float: exp of the entropy of the codes' usage; num_codes when all are used alike."""
+        share = self.counts / self.counts.sum(1, keepdim=True).clamp_min(1)
+        return torch.special.entr(share).sum(1).exp()
+
+    def reset_counts_(self) -> None:
+        """Starts counting usage anew."""
+        self.counts.zero_()
+        self.inputs.zero_()
+
+    @torch.no_grad()
+    def replace_rare_(self, h: Tensor, minimum: int = 1, *, generator: Generator | None = None) -> Tensor:
+        """Codes used fewer than ``minimum`` times since the last count become random rows of h (..., dim).
+
+        Starts counting anew. Returns (heads, num_codes) bool: which were replaced. Nothing waits for the device.
+        """
+        rare = self.counts < minimum
+        ranks = Ranks(self.sync)
+        for book, part, where in zip(self.book, self._split(h.detach().to(self.book.dtype)), rare, strict=True):
+            rows, available = draw_rows(part, None, self.num_codes, generator, ranks)
+            book.copy_(torch.where((where & (available > 0)).unsqueeze(1), rows, book))
+        self.reset_counts_()
+        return rare
+
+    def extra_repr(self) -> str:
+        return (
+            f"dim={self.dim}, num_codes={self.num_codes}, k={self.k}, heads={self.heads}, metric={self.metric!r}, "
+            f"reduce={self.reduce!r}"
+        )

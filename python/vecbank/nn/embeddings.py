@@ -1,0 +1,289 @@
+"""Embedding modules on compressed tables: `vecbank.embedding` with parameters. Sources are named there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from .. import embedding as store
+from ..codes import pack_bits, packed_bytes
+from ..functional import lookup
+from ..pq import pq_decode, pq_encode, pq_train
+
+METHODS = ("full", "hashed", "two_table", "low_rank", "integer", "product", "pruned", "ragged")
+
+
+class HashedEmbedding(nn.Module):
+    """One table for all features: ``e_f(v) = concat_u table[h_{f, u}(v)]`` (Unified Embedding).
+
+    Feature f reads ``probes[f]`` hashed rows of width ``width``, so that its embedding is ``probes[f] width`` wide; the
+    layers that follow tell the features apart.
+
+    Args:
+        rows, width: of the shared table.
+        probes: rows read for each feature; their number is the number of features.
+        seed: of the hashes. generator: draws the table (normal, standard deviation ``std``).
+
+    Shapes:
+        ids (..., features) int64, any value, -1 for none (zeros). Result (..., out_features), features side by side.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        width: int,
+        probes: Sequence[int],
+        *,
+        seed: int = 0,
+        std: float = 0.01,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if rows < 1 or width < 1 or not probes or min(probes) < 1:
+            raise ValueError(f"rows, width and every probe must be at least 1, got {rows}, {width}, {list(probes)}")
+        self.probes, self.seed = tuple(probes), seed
+        self.table = nn.Parameter(std * torch.randn(rows, width, generator=generator))
+        most = max(self.probes)
+        used = torch.arange(most) < torch.tensor(self.probes).unsqueeze(1)
+        self.register_buffer("_used", used.flatten().nonzero().squeeze(1), persistent=False)
+
+    _used: Tensor
+
+    @property
+    def out_features(self) -> int:
+        """Width of the result."""
+        return sum(self.probes) * self.table.shape[1]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the table."""
+        return store.stored_bytes([self.table])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if ids.dim() == 0 or ids.shape[-1] != len(self.probes):
+            raise ValueError(f"ids must have shape (..., {len(self.probes)}), got {tuple(ids.shape)}")
+        features = torch.arange(len(self.probes), device=ids.device)
+        codes = store.hash_rows(ids, self.table.shape[0], max(self.probes), feature=features, seed=self.seed)
+        return lookup(codes.flatten(-2)[..., self._used], self.table).flatten(-2)
+
+    def extra_repr(self) -> str:
+        return f"{self.table.shape[0]} x {self.table.shape[1]}, probes={self.probes}, {self.stored_bytes} bytes"
+
+
+class CompressedEmbedding(nn.Module):
+    """``nn.Embedding`` from a smaller store: ids (...) int64 below ``num_embeddings`` to rows (..., dim).
+
+    ========== ================================================ ===================================================
+    method     row(id)                                          options (defaults)
+    ========== ================================================ ===================================================
+    full       table[id]
+    hashed     concat (or "sum", "mean") of hashed rows         rows, probes (2), reduce ("concat"), seed (0)
+    two_table  table_1[id mod R] times table_2[id div R]        base R (about sqrt V), combine ("mul", "add", "concat")
+    low_rank   factors[id] basis                                rank
+    integer    scale[id] q[id], q of some bits                  bits (8)
+    product    concat of the rows that codes name               parts (dim / 4), bits (8)
+    pruned     table[remap[id]], zeros where pruned             keep: (V,) bool, or a share (of largest norms)
+    ragged     its block's columns, zeros elsewhere             block (V,), keep (blocks, dim)
+    ========== ================================================ ===================================================
+
+    "integer" and "product" train a full table behind the store's eyes (each forward quantises the rows it reads and
+    the gradient passes straight through; scales and books learn too) until `freeze_` drops it and keeps the integers
+    or codes alone; scales and books still learn after that. "pruned" and "ragged" are made from a trained table:
+    `from_table`.
+
+    Id -1 is a zero row with every method.
+
+    Attributes:
+        stored_bytes: of what is deployed, exactly: parameters and buffers once frozen.
+
+    A state loads into a module made in the same way (and frozen, if that one was).
+    """
+
+    packed: Tensor
+    remap: Tensor
+    start: Tensor
+    block: Tensor
+    columns: Tensor
+    values: nn.Parameter
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        dim: int,
+        method: str = "full",
+        *,
+        std: float = 0.01,
+        generator: Generator | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        if method in ("pruned", "ragged"):
+            raise ValueError(f"method {method!r} is made from a trained table: CompressedEmbedding.from_table")
+        if num_embeddings < 1 or dim < 1:
+            raise ValueError(f"num_embeddings and dim must be at least 1, got {num_embeddings} and {dim}")
+        self.num_embeddings, self.dim, self.method = num_embeddings, dim, method
+        self.frozen = False
+
+        def table(rows: int, width: int, scale: float = std) -> nn.Parameter:
+            return nn.Parameter(scale * torch.randn(rows, width, generator=generator))
+
+        if method == "hashed":
+            self.probes, self.reduce = options.pop("probes", 2), options.pop("reduce", "concat")
+            self.seed = options.pop("seed", 0)
+            if self.reduce == "concat" and dim % self.probes:
+                raise ValueError(f"dim must be a multiple of probes, got {dim} and {self.probes}")
+            width = dim // self.probes if self.reduce == "concat" else dim
+            self.table = table(_needed(options, "rows", method), width)
+        elif method == "two_table":
+            base = options.pop("base", max(1, round(num_embeddings**0.5)))
+            self.combine = options.pop("combine", "mul")
+            if self.combine not in store.COMBINE:
+                raise ValueError(f"combine must be one of {', '.join(store.COMBINE)}, got {self.combine!r}")
+            left = dim // 2 if self.combine == "concat" else dim
+            self.remainders = table(base, left)
+            self.quotients = table(-(-num_embeddings // base), dim - left if self.combine == "concat" else dim)
+            if self.combine == "mul":  # a product of two small numbers would be too small: the second starts near 1
+                with torch.no_grad():
+                    self.quotients.div_(max(std, 1e-12)).mul_(0.1).add_(1)
+        elif method == "low_rank":
+            rank = _needed(options, "rank", method)
+            self.factors, self.basis = table(num_embeddings, rank), table(rank, dim, rank**-0.5)
+        else:
+            self.table = table(num_embeddings, dim)
+        if method == "integer":
+            self.bits = options.pop("bits", 8)
+            self.scale = nn.Parameter(store.row_scale(self.table.detach(), self.bits))
+        elif method == "product":
+            self.bits, parts = options.pop("bits", 8), options.pop("parts", max(1, dim // 4))
+            width = -(-dim // parts)
+            self.books = nn.Parameter(std * torch.randn(parts, 1 << self.bits, width, generator=generator))
+        if options:
+            raise TypeError(f"method {method!r} has no option {', '.join(sorted(options))}")
+
+    @classmethod
+    def from_table(cls, table: Tensor, method: str, *, generator: Generator | None = None, **options: Any) -> Any:
+        """A trained table (V, dim) compressed: any method but "hashed" and "two_table", which cannot take one over.
+
+        "integer" and "product" come frozen.
+        """
+        rows, dim = table.shape
+        table = table.detach()
+        if method in ("pruned", "ragged"):
+            self = cls(1, dim, "full")
+            self.num_embeddings, self.method, self.frozen = rows, method, True
+            del self.table
+            keep = _needed(options, "keep", method)
+            if method == "pruned":
+                if not isinstance(keep, Tensor):
+                    order = torch.linalg.vector_norm(table, dim=1).argsort(descending=True, stable=True)
+                    kept = torch.zeros(rows, dtype=torch.bool, device=table.device)
+                    kept[order[: round(keep * rows)]] = True
+                    keep = kept
+                pruned = store.prune_rows(table, keep)
+                self.table = nn.Parameter(pruned.table)
+                self.register_buffer("remap", pruned.remap)
+            else:
+                ragged = store.ragged_rows(table, _needed(options, "block", method), keep)
+                self.values = nn.Parameter(ragged.values)
+                for name in ("start", "block", "columns"):
+                    self.register_buffer(name, getattr(ragged, name))
+        elif method in ("full", "low_rank", "integer", "product"):
+            iterations = options.pop("iterations", 25)
+            self = cls(rows, dim, method, generator=generator, **options)
+            options = {}
+            with torch.no_grad():
+                if method == "low_rank":
+                    u, s, v = torch.linalg.svd(table.double(), full_matrices=False)
+                    rank = self.basis.shape[0]
+                    self.factors.copy_(u[:, :rank] * s[:rank])
+                    self.basis.copy_(v[:rank])
+                else:
+                    self.table.copy_(table)
+                if method == "integer":
+                    self.scale.copy_(store.row_scale(table, self.bits))
+                elif method == "product":
+                    codec = pq_train(
+                        table.to(self.books.dtype),
+                        self.books.shape[0],
+                        self.bits,
+                        iterations=iterations,
+                        generator=generator,
+                    )
+                    self.books.copy_(codec.books)
+            self.freeze_()
+        else:
+            raise ValueError(f"method must be full, low_rank, integer, product, pruned or ragged, got {method!r}")
+        if options:
+            raise TypeError(f"method {method!r} has no option {', '.join(sorted(options))}")
+        return self
+
+    @torch.no_grad()
+    def freeze_(self) -> CompressedEmbedding:
+        """Drops the full table that "integer" and "product" train, keeping its integers or codes; nothing else
+        changes.
+        """
+        if self.frozen or self.method not in ("integer", "product"):
+            return self
+        if self.method == "integer":
+            packed = store.quantize_rows(self.table, self.bits, self.scale).packed
+        else:
+            packed = pack_bits(pq_encode(self.table, self.books), self.bits)
+        del self.table
+        self.register_buffer("packed", packed)
+        self.frozen = True
+        return self
+
+    def forward(self, ids: Tensor) -> Tensor:
+        method = self.method
+        if method == "full":
+            return lookup(ids, self.table)
+        if method == "hashed":
+            return store.hashed_lookup(ids, self.table, self.probes, seed=self.seed, reduce=self.reduce)
+        if method == "two_table":
+            return store.two_table_lookup(ids, self.remainders, self.quotients, self.combine)
+        if method == "low_rank":
+            return store.low_rank_lookup(ids, self.factors, self.basis)
+        if method == "pruned":
+            return store.pruned_lookup(ids, store.PrunedRows(self.table, self.remap))
+        if method == "ragged":
+            return store.ragged_lookup(ids, store.RaggedRows(self.values, self.start, self.block, self.columns))
+        if method == "integer":
+            if not self.frozen:
+                return store.fake_integer_lookup(ids, self.table, self.scale, self.bits)
+            return store.integer_lookup(ids, store.IntegerRows(self.packed, self.scale), self.dim, self.bits)
+        if self.frozen:
+            return store.coded_lookup(ids, self.packed, self.books, self.bits, self.dim)
+        rows = lookup(ids, self.table)
+        codes = pq_encode(rows.detach(), self.books.detach())
+        coded = pq_decode(torch.where(ids.unsqueeze(-1) < 0, -1, codes), self.books, width=self.dim)
+        return coded + (rows - rows.detach())  # the codes' value bit for bit; the gradient goes to books and table
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of what is deployed, exactly (before `freeze_`: what will be)."""
+        tensors: list[Tensor | None] = [*self.parameters(), *self.buffers()]
+        if self.frozen or self.method not in ("integer", "product"):
+            return store.stored_bytes(tensors)
+        count = self.dim if self.method == "integer" else self.books.shape[0]
+        rest = store.stored_bytes(t for t in tensors if t is not self.table)
+        return rest + self.num_embeddings * packed_bytes(count, self.bits)
+
+    @property
+    def ratio(self) -> float:
+        """Bytes of a full float32 table over `stored_bytes`."""
+        return 4 * self.num_embeddings * self.dim / self.stored_bytes
+
+    def extra_repr(self) -> str:
+        size = f"{self.stored_bytes} bytes (1/{self.ratio:.1f})"
+        return f"{self.num_embeddings} x {self.dim}, method={self.method!r}, {size}"
+
+
+def _needed(options: dict[str, Any], name: str, method: str) -> Any:
+    if name not in options:
+        raise TypeError(f"method {method!r} needs the option {name}")
+    return options.pop(name)

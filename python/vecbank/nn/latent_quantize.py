@@ -1,0 +1,212 @@
+"""Latent quantisation (QLAE): every feature has its own small table of learned numbers.
+
+Formula: q_j = V_j[k_j] with k_j = argmin_v |z_j - V_j[v]| (ties to the lower index), code = sum_j k_j
+prod_{i<j} L_i. In training the loss is w_q mean (sg(out) - x)^2 + w_c mean (sg(x) - out)^2 on what goes in
+and what comes out.
+
+Source: Hsu et al., "Disentanglement via Latent Quantization", NeurIPS 2023.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..functional import lookup, nearest
+from ._estimators import straight_through
+from ._layout import channel_first, channel_last, check_width, like_weights, no_autocast, projection, working
+
+
+class _FixedTables(nn.Module):
+    """Tables that do not learn: they move with the module and are not in its state_dict."""
+
+    def __init__(self, tables: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._count = len(tables)
+        for i, table in enumerate(tables):
+            self.register_buffer(str(i), table, persistent=False)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: int) -> Tensor:
+        if not 0 <= i < self._count:
+            raise IndexError(f"table {i} of {self._count}")
+        return self.get_buffer(str(i))
+
+
+class LatentQuantize(nn.Module):
+    """Per-feature tables of numbers. Same arguments and state_dict as
+    `vector_quantize_pytorch.LatentQuantize`.
+
+    Args:
+        levels: table sizes, one per feature of a code; or one size for codebook_dim features.
+        dim: features of the input; a linear map goes in front and behind where it differs from the codes'
+            width.
+        commitment_loss_weight, quantization_loss_weight: w_c and w_q above.
+        num_codebooks, keep_num_codebooks_dim: codes per vector, and whether the codes keep that axis.
+        codebook_dim: features of a code; only read where levels is an int.
+        optimize_values: hold the tables as Parameters. In the peer no gradient reaches them; see
+            value_gradient.
+        in_place_codebook_optimizer: not supported (the peer fails with it in training): ValueError.
+        value_gradient: let the tables learn, as the paper has it: the gradient of the quantised features goes
+            to z (straight through) and is summed up per table entry as well. Not in the peer.
+
+    `forward(z)`: z (b, dim, ...), features on axis 1, to (quantised like z, codes int32 (b, ...), loss).
+    A feature that is NaN makes the code -1.
+    """
+
+    _levels: Tensor
+    _basis: Tensor
+    commitment_loss_weight: Tensor
+    quantization_loss_weight: Tensor
+    values_per_latent: nn.ParameterList | _FixedTables
+
+    def __init__(
+        self,
+        levels: Sequence[int] | int,
+        dim: int,
+        commitment_loss_weight: float | None = 0.1,
+        quantization_loss_weight: float | None = 0.1,
+        num_codebooks: int = 1,
+        codebook_dim: int = -1,
+        keep_num_codebooks_dim: bool | None = None,
+        optimize_values: bool | None = True,
+        in_place_codebook_optimizer: Callable[..., Optimizer] | None = None,
+        *,
+        value_gradient: bool = False,
+    ) -> None:
+        super().__init__()
+        if in_place_codebook_optimizer is not None:
+            raise ValueError(
+                "LatentQuantize: in_place_codebook_optimizer is not supported: pass value_gradient=True and the "
+                "parameters of values_per_latent to an optimiser of your own"
+            )
+        if isinstance(levels, int):
+            if codebook_dim < 1:  # the peer's own tests ask for this class of error
+                raise RuntimeError(f"codebook_dim must be at least 1 where levels is an int, got {codebook_dim}")
+            levels = [levels] * codebook_dim
+        levels = [int(level) for level in levels]
+        if not levels or min(levels) < 2:
+            raise ValueError(f"levels must be at least 2 each, got {levels}")
+        keep = bool(keep_num_codebooks_dim) or num_codebooks > 1
+        self.dim = dim
+        self.codebook_dim = len(levels)
+        self.codebook_size = math.prod(levels)
+        if self.codebook_size > 2**31:
+            raise ValueError(f"levels give {self.codebook_size} codes, more than an int32 holds")
+        self.num_codebooks = num_codebooks
+        self.effective_codebook_dim = self.codebook_dim * num_codebooks
+        self.keep_num_codebooks_dim = keep
+        self.has_projections = dim != self.effective_codebook_dim
+        self.project_in = projection(dim, self.effective_codebook_dim, self.has_projections)
+        self.project_out = projection(self.effective_codebook_dim, dim, self.has_projections)
+        self._weights = (commitment_loss_weight or 0.0, quantization_loss_weight or 0.0)
+        self.register_buffer("commitment_loss_weight", torch.tensor(self._weights[0]), persistent=False)
+        self.register_buffer("quantization_loss_weight", torch.tensor(self._weights[1]), persistent=False)
+        self.register_buffer("_levels", torch.tensor(levels, dtype=torch.int32), persistent=False)
+        basis = [math.prod(levels[:i]) for i in range(len(levels))]
+        self.register_buffer("_basis", torch.tensor(basis, dtype=torch.int32), persistent=False)
+        # From -1/2 in even steps, so that 0 is among them for an even number as well.
+        tables = [torch.linspace(-0.5, 0.5, n) if n % 2 else torch.arange(n) / n - 0.5 for n in levels]
+        self.values_per_latent = nn.ParameterList(tables) if optimize_values else _FixedTables(tables)
+        self.value_gradient = value_gradient
+
+    @property
+    def implicit_codebook(self) -> Tensor:
+        """All codes as vectors of the tables' present values, (codebook_size, d): made when asked for."""
+        return self._values(self._digits_of(torch.arange(self.codebook_size, device=self._levels.device))).detach()
+
+    def _digits_of(self, indices: Tensor) -> Tensor:
+        return ((indices.unsqueeze(-1) // self._basis) % self._levels).long()
+
+    def _digits(self, z: Tensor) -> Tensor:
+        """The nearest entry of each feature's own table: (..., d) numbers to (..., d) int64, -1 for NaN."""
+        width = int(self._levels.shape[0])
+        longest = max(self.values_per_latent[i].shape[0] for i in range(width))
+        # Tables are made equally long by repeating their first entry: it wins a tie as number 0, never as a
+        # copy.
+        rows = [
+            torch.cat((t, t[:1].expand(longest - t.shape[0])))
+            for t in map(self.values_per_latent.__getitem__, range(width))
+        ]
+        bank = torch.stack(rows).detach().to(z.dtype).unsqueeze(-1)
+        scalars = z.detach().reshape(-1, width).t().contiguous().unsqueeze(-1)
+        return nearest(scalars, bank, "sqeuclidean").indices.t().reshape(z.shape)
+
+    def _values(self, digits: Tensor) -> Tensor:
+        """Table entries by number, (..., d); the gradient to a table is a sum per entry."""
+        columns = [
+            lookup(column, self.values_per_latent[i].unsqueeze(-1)).squeeze(-1)
+            for i, column in enumerate(digits.unbind(-1))
+        ]
+        return torch.stack(columns, -1)
+
+    def quantize(self, z: Tensor) -> Tensor:
+        """Nearest entries, the shape of z (..., d); gradient straight through."""
+        return self._quantize(z)[0]
+
+    def _quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        digits = self._digits(z)
+        values = self._values(digits).to(z.dtype)
+        values = torch.where(digits < 0, torch.nan, values)
+        quantized = straight_through(z, values)
+        if self.value_gradient:
+            quantized = quantized + (values - values.detach())
+        return quantized, digits
+
+    def codes_to_indices(self, zhat: Tensor) -> Tensor:
+        """Table entries (..., d) to codes (...): the nearest entry's number, so rounding does no harm."""
+        if zhat.shape[-1] != self.codebook_dim:
+            raise ValueError(f"zhat must be (..., {self.codebook_dim}), got {tuple(zhat.shape)}")
+        return self._number(self._digits(working(zhat)))
+
+    def _number(self, digits: Tensor) -> Tensor:
+        number = (digits * self._basis).sum(-1)
+        return number.masked_fill((digits < 0).any(-1), -1).to(torch.int32)
+
+    def indices_to_codes(self, indices: Tensor, project_out: bool = True) -> Tensor:
+        """Codes back to quantised features (b, dim, ...), by the tables' present values."""
+        codes = self._values(self._digits_of(indices))
+        if self.keep_num_codebooks_dim:
+            codes = codes.flatten(-2)
+        if project_out:
+            codes = self.project_out(like_weights(codes, self.project_out))
+        return channel_first(codes)
+
+    def quantization_loss(self, z: Tensor, zhat: Tensor, reduce: str = "mean") -> Tensor:
+        """(sg(zhat) - z)^2."""
+        return F.mse_loss(zhat.detach(), z, reduction=reduce)
+
+    def commitment_loss(self, z: Tensor, zhat: Tensor, reduce: str = "mean") -> Tensor:
+        """(sg(z) - zhat)^2."""
+        return F.mse_loss(z.detach(), zhat, reduction=reduce)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantises z; see the class."""
+        check_width(z, self.dim, 1)
+        x = self.project_in(channel_last(z))
+        with no_autocast(x):
+            dtype = x.dtype
+            quantized, digits = self._quantize(working(x).unflatten(-1, (self.num_codebooks, self.codebook_dim)))
+            indices = self._number(digits)
+            codes = quantized.flatten(-2).to(dtype)
+        out = channel_first(self.project_out(codes))
+        if not self.keep_num_codebooks_dim:
+            indices = indices.squeeze(-1)
+        commitment, quantization = self._weights
+        loss = out.new_zeros((), dtype=torch.float32)
+        with no_autocast(x):
+            if self.training and commitment != 0:
+                loss = loss + self.commitment_loss_weight * self.commitment_loss(working(z), working(out))
+            if self.training and quantization != 0:
+                loss = loss + self.quantization_loss_weight * self.quantization_loss(working(z), working(out))
+        return out, indices, loss
+
+    def extra_repr(self) -> str:
+        return f"levels={self._levels.tolist()}, dim={self.dim}, num_codebooks={self.num_codebooks}"

@@ -1,0 +1,465 @@
+"""Lookup-free quantisation: the code is the sign of every feature, the codebook {-s, s}^d is never searched.
+
+Formula: q = s sign(x) (-s at 0), code = sum of 2^(d-1-i) over the positive features. The training loss is
+w_e (E H(p_n) - gamma H(E p_n)) + w_c E (x - q)^2, where p_n is the softmax over all 2^d codes of 2 tau x.c.
+Because the codes are all sign vectors, p_n is a product of d independent bits with log-odds 4 tau s x_i (see
+`_bits`).
+
+What needs the size of the codebook, and what does not: codes and vectors need d numbers each. H(E p_n) is
+defined over all 2^d codes, which takes 2^d numbers, but no N x 2^d. E H(p_n) visits N x 2^d numbers a block
+at a time, because its logarithm is cut off at 1e-5 (else it would be a sum over bits). With
+entropy_loss_weight = 0 neither is computed.
+
+Sources: Yu et al., "Language Model Beats Diffusion: Tokenizer is Key to Visual Generation", ICLR 2024;
+spherical: Zhao et al., "Image and Video Tokenization with Binary Spherical Quantization", 2024; rotation:
+Tseng et al., "QuIP#", 2024.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from ._bits import bit_entropy, entropy, mean_code_probability, pack_bits, unpack_bits
+from ._estimators import sign_through, straight_through
+from ._layout import (
+    channel_first,
+    channel_last,
+    check_width,
+    like_weights,
+    no_autocast,
+    projection,
+    row_mask,
+    working,
+)
+from ._residual import GroupedResidual, StageDropout, pad_stages, run_cascade
+
+_FLOOR = 1e-5  # inside the entropies' logarithms
+
+
+class LFQResult(NamedTuple):
+    """What LFQ returns: vectors like x, int64 codes, a scalar loss."""
+
+    quantized: Tensor
+    indices: Tensor
+    entropy_aux_loss: Tensor
+
+
+class LFQLosses(NamedTuple):
+    """The parts of LFQ's loss, not weighted; zeros in eval."""
+
+    per_sample_entropy: Tensor
+    batch_entropy: Tensor
+    commitment: Tensor
+
+
+for _tuple in (LFQResult, LFQLosses):  # so that torch.export can save programs that return them
+    torch.utils._pytree._register_namedtuple(_tuple, serialized_type_name=f"vecbank.nn.{_tuple.__name__}")
+
+
+class CosineSimLinear(nn.Module):
+    """scale * cosine of x (..., dim_in) with each of dim_out directions; `weight` is (dim_in, dim_out)."""
+
+    def __init__(self, dim_in: int, dim_out: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.weight = nn.Parameter(torch.randn(dim_in, dim_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1) @ F.normalize(self.weight, dim=0) * self.scale
+
+
+class LFQ(nn.Module):
+    """Lookup-free quantisation. Same arguments and state_dict as `vector_quantize_pytorch.LFQ`.
+
+    Args:
+        dim, codebook_size: features of the input and number of codes, a power of two up to 2^62; one gives
+            the other. A linear map goes in front and behind where dim differs from log2(codebook_size) *
+            num_codebooks.
+        entropy_loss_weight, commitment_loss_weight, diversity_gamma: w_e, w_c and gamma above.
+        straight_through_activation: the gradient passes to the input through this module; identity by
+            default.
+        num_codebooks, keep_num_codebooks_dim: codes per vector, and whether the codes keep that axis.
+        codebook_scale: s.
+        frac_per_sample_entropy: share of the rows, drawn at random, that the entropies are taken over.
+        has_projections, projection_has_bias: of the linear maps.
+        soft_clamp_input_value: c; the input becomes c tanh(x / c).
+        cosine_sim_project_in, cosine_sim_project_in_scale: project in by scaled cosines (scale:
+            codebook_scale).
+        channel_first: features on axis 1; None takes inputs of four and more axes so.
+        experimental_softplus_entropy_loss, entropy_loss_offset: softplus(entropy loss + offset) in its place.
+        spherical: unit vectors times s on both sides; then q = s / sqrt(d) sign(x).
+        force_quantization_f32: decide in float32.
+        orthogonal_rotation: a fixed random rotation before, and back after.
+
+    `forward(x, inv_temperature=100.0, return_loss_breakdown=False, mask=None, *, generator=None)`: x (b, ...,
+    dim) to LFQResult; with the breakdown (LFQResult, LFQLosses). mask (b,) or (b, n): rows that count in the
+    losses (none at all: losses 0).
+    """
+
+    mask: Tensor
+    zero: Tensor
+    orthogonal_rot: Tensor
+
+    def __init__(
+        self,
+        *,
+        dim: int | None = None,
+        codebook_size: int | None = None,
+        entropy_loss_weight: float = 0.1,
+        commitment_loss_weight: float = 0.0,
+        diversity_gamma: float = 1.0,
+        straight_through_activation: nn.Module | None = None,
+        num_codebooks: int = 1,
+        keep_num_codebooks_dim: bool | None = None,
+        codebook_scale: float = 1.0,
+        frac_per_sample_entropy: float = 1.0,
+        has_projections: bool | None = None,
+        projection_has_bias: bool = True,
+        soft_clamp_input_value: float | None = None,
+        cosine_sim_project_in: bool = False,
+        cosine_sim_project_in_scale: float | None = None,
+        channel_first: bool | None = None,
+        experimental_softplus_entropy_loss: bool = False,
+        entropy_loss_offset: float = 5.0,
+        spherical: bool = False,
+        force_quantization_f32: bool = True,
+        orthogonal_rotation: bool = False,
+    ) -> None:
+        super().__init__()
+        if codebook_size is None:
+            if dim is None:
+                raise ValueError("either dim or codebook_size must be given")
+            codebook_size = 2**dim
+        width = codebook_size.bit_length() - 1
+        if codebook_size < 2 or codebook_size != 1 << width or width > 62:
+            raise ValueError(f"codebook_size must be a power of two from 2 to 2^62, got {codebook_size}")
+        keep = num_codebooks > 1 if keep_num_codebooks_dim is None else keep_num_codebooks_dim
+        if num_codebooks > 1 and not keep:
+            raise ValueError(f"keep_num_codebooks_dim=False needs num_codebooks=1, got {num_codebooks}")
+        if not 0 < frac_per_sample_entropy <= 1:
+            raise ValueError(f"frac_per_sample_entropy must lie in (0, 1], got {frac_per_sample_entropy}")
+        if soft_clamp_input_value is not None and soft_clamp_input_value < codebook_scale:
+            raise ValueError(
+                f"soft_clamp_input_value must be at least codebook_scale = {codebook_scale}, "
+                f"got {soft_clamp_input_value}"
+            )
+        wide = width * num_codebooks
+        dim = wide if dim is None else dim
+        projected = dim != wide if has_projections is None else has_projections
+        if cosine_sim_project_in and projected:
+            scale = codebook_scale if cosine_sim_project_in_scale is None else cosine_sim_project_in_scale
+            self.project_in: nn.Module = CosineSimLinear(dim, wide, scale)
+        else:
+            self.project_in = projection(dim, wide, projected, projection_has_bias)
+        self.project_out = projection(wide, dim, projected, projection_has_bias)
+        self.has_projections = projected
+        self.dim = dim
+        self.codebook_size = codebook_size
+        self.codebook_dim = width
+        self.num_codebooks = num_codebooks
+        self.keep_num_codebooks_dim = keep
+        self.channel_first = channel_first
+        self.activation = nn.Identity() if straight_through_activation is None else straight_through_activation
+        self.spherical = spherical
+        self.frac_per_sample_entropy = frac_per_sample_entropy
+        self.diversity_gamma = diversity_gamma
+        self.entropy_loss_weight = entropy_loss_weight
+        self.codebook_scale = codebook_scale
+        self.commitment_loss_weight = commitment_loss_weight
+        self.soft_clamp_input_value = soft_clamp_input_value
+        self.entropy_loss_offset = entropy_loss_offset
+        self.experimental_softplus_entropy_loss = experimental_softplus_entropy_loss
+        self.force_quantization_f32 = force_quantization_f32
+        self.orthogonal_rotation = orthogonal_rotation
+        if orthogonal_rotation:
+            self.register_buffer("orthogonal_rot", nn.init.orthogonal_(torch.empty(width, width)))
+        self.register_buffer("mask", 2 ** torch.arange(width - 1, -1, -1))  # the value of every bit
+        self.register_buffer("zero", torch.tensor(0.0), persistent=False)
+        self._amplitude = codebook_scale / math.sqrt(width) if spherical else float(codebook_scale)
+
+    # ---- Codes
+    # ----------------------------------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What codes are turned into."""
+        return self.zero.dtype
+
+    @property
+    def codebook(self) -> Tensor:
+        """All codes as vectors of +-codebook_scale, (codebook_size, d): made when asked for."""
+        return self.bits_to_codes(
+            unpack_bits(torch.arange(self.codebook_size, device=self.mask.device), self.mask).float()
+        )
+
+    def bits_to_codes(self, bits: Tensor) -> Tensor:
+        """Zeros and ones to -codebook_scale and +codebook_scale."""
+        return bits * self.codebook_scale * 2 - self.codebook_scale
+
+    def indices_to_codes(self, indices: Tensor, project_out: bool = True) -> Tensor:
+        """Codes back to quantised features, in the layout `forward` returns them in."""
+        image = indices.dim() >= 3 + int(self.keep_num_codebooks_dim)
+        first = image if self.channel_first is None else self.channel_first
+        codes = self._decode(indices)
+        if self.keep_num_codebooks_dim:
+            codes = codes.flatten(-2)
+        if project_out:
+            codes = self.project_out(like_weights(codes, self.project_out))
+        return channel_first(codes) if first else codes
+
+    def _decode(self, indices: Tensor) -> Tensor:
+        """Codes (...) to vectors (..., d), turned back where there is a rotation."""
+        signs = torch.where(unpack_bits(indices, self.mask), self._amplitude, -self._amplitude).to(self.dtype)
+        return self._turn(signs, back=True)
+
+    def _turn(self, x: Tensor, back: bool) -> Tensor:
+        if not self.orthogonal_rotation:
+            return x
+        rotation = self.orthogonal_rot.to(x.dtype)
+        return x @ (rotation.t() if back else rotation)
+
+    # ---- Losses
+    # ---------------------------------------------------------------------------------------------------
+
+    def _entropies(
+        self, rows: Tensor, weights: Tensor, inv_temperature: float, generator: Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """E H(p_n) and H(E p_n), averaged over the codebooks, for rows (N, c, d); weights (N,) sum to 1."""
+        if self.frac_per_sample_entropy < 1.0:
+            rows, weights = self._sample(rows, weights, generator)
+        books = (rows * (4.0 * inv_temperature * self._amplitude)).unbind(1)
+        each = torch.stack([bit_entropy(logits, weights, _FLOOR) for logits in books]).mean()
+        means = [_over_ranks(mean_code_probability(logits, weights)) for logits in books]
+        return each, torch.stack([entropy(mean, _FLOOR) for mean in means]).mean()
+
+    def _sample(self, rows: Tensor, weights: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """A random share of the rows that count; how many count is not asked, so nothing waits for the
+        device.
+        """
+        source = generator.device if generator is not None else rows.device
+        draw = torch.rand(weights.shape, generator=generator, device=source).to(rows.device)
+        order = draw.masked_fill(weights == 0, 2.0).argsort()[: int(weights.shape[0] * self.frac_per_sample_entropy)]
+        taken = ((weights > 0).sum() * self.frac_per_sample_entropy).long()
+        chosen = torch.arange(order.shape[0], device=rows.device) < taken
+        return rows[order], chosen.to(weights.dtype) / taken.clamp_min(1)
+
+    def _losses(
+        self,
+        x: Tensor,
+        signs: Tensor,
+        mask: Tensor | None,
+        inv_temperature: float,
+        all_parts: bool,
+        generator: Generator | None,
+    ) -> tuple[Tensor, LFQLosses]:
+        """The weighted loss and its parts, for x and signs (b, n, c, d)."""
+        rows = working(x).flatten(0, -3)
+        if mask is None:
+            weights = rows.new_full((rows.shape[0],), 1.0 / max(rows.shape[0], 1))
+        else:
+            counted = row_mask(mask, x.shape[:-2]).flatten()
+            weights = counted.to(rows.dtype) / counted.sum().clamp_min(1)
+        each = batch = commitment = loss = rows.new_zeros(())
+        if self.entropy_loss_weight != 0 or all_parts:
+            each, batch = self._entropies(rows, weights, inv_temperature, generator)
+            loss = each - self.diversity_gamma * batch
+        if self.experimental_softplus_entropy_loss:
+            loss = F.softplus(loss + self.entropy_loss_offset)
+        loss = loss * self.entropy_loss_weight
+        if self.commitment_loss_weight > 0:
+            apart = (rows - working(signs).detach().flatten(0, -3)).square().flatten(1).mean(1)
+            commitment = (apart * weights).sum()
+            loss = loss + commitment * self.commitment_loss_weight
+        return loss, LFQLosses(each, batch, commitment)
+
+    # ---- Layout
+    # ---------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        x: Tensor,
+        inv_temperature: float = 100.0,
+        return_loss_breakdown: bool = False,
+        mask: Tensor | None = None,
+        *,
+        generator: Generator | None = None,
+    ) -> LFQResult | tuple[LFQResult, LFQLosses]:
+        """Quantises x; see the class. `generator` draws the rows of frac_per_sample_entropy."""
+        first = x.dim() >= 4 if self.channel_first is None else self.channel_first
+        check_width(x, self.dim, 1 if first else -1)
+        x = self.project_in(channel_last(x) if first else x)
+        shape = x.shape
+        x = x.reshape(shape[0], -1, self.num_codebooks, self.codebook_dim)
+        if self.soft_clamp_input_value is not None:
+            x = (x / self.soft_clamp_input_value).tanh() * self.soft_clamp_input_value
+        with no_autocast(x):
+            dtype = x.dtype
+            if self.force_quantization_f32:
+                x = x.float()
+            x = self._turn(x, back=False)
+            if self.spherical:
+                x = F.normalize(x, dim=-1) * self.codebook_scale
+            indices = pack_bits(x > 0, self.mask)
+            if self.training:
+                plain = isinstance(self.activation, nn.Identity)
+                signs = sign_through(x if plain else x.detach(), self._amplitude)
+                loss, parts = self._losses(x, signs, mask, inv_temperature, return_loss_breakdown, generator)
+                signs = signs if plain else straight_through(self.activation(x), signs)
+            else:
+                signs = sign_through(x.detach(), self._amplitude)
+                zero = torch.zeros_like(self.zero)  # a new one: losses are added to in place
+                loss, parts = zero, LFQLosses(zero, zero, zero)
+            out = self._turn(signs, back=True).to(dtype)
+        out = self.project_out(out.reshape(shape))
+        indices = indices.view(*shape[:-1], self.num_codebooks)
+        if not self.keep_num_codebooks_dim:
+            indices = indices.squeeze(-1)
+        result = LFQResult(channel_first(out) if first else out, indices, loss)
+        return (result, parts) if return_loss_breakdown else result
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, codebook_size={self.codebook_size}, num_codebooks={self.num_codebooks}"
+
+
+def _over_ranks(probability: Tensor) -> Tensor:
+    """The mean over all ranks, differentiable."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return probability
+    return dist_nn.all_reduce(probability) / dist.get_world_size()
+
+
+class ResidualLFQ(nn.Module):
+    """A cascade of LFQ stages, stage s with codebook_scale 2^-s. Remaining arguments as LFQ.
+
+    Args:
+        dim: features; a linear map to log2(codebook_size) goes in front and back behind where they differ.
+        num_quantizers: stages S. codebook_size: codes per stage.
+        quantize_dropout, quantize_dropout_cutoff_index, quantize_dropout_multiple_of: as ResidualFSQ.
+        soft_clamp_input_value: of the first stage, halved at every further one.
+
+    `forward(x, mask=None, return_all_codes=False, rand_quantize_dropout_fixed_seed=None, *, num_stages=None,
+    generator=None)` to (quantised like x, codes (..., S), losses (S,)), and all stages' vectors (S, ..., d)
+    on request.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_quantizers: int,
+        codebook_size: int,
+        quantize_dropout: bool = False,
+        quantize_dropout_cutoff_index: int = 0,
+        quantize_dropout_multiple_of: int = 1,
+        soft_clamp_input_value: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        if kwargs.get("num_codebooks", 1) != 1 or kwargs.get("has_projections"):
+            named = "num_codebooks" if kwargs.get("num_codebooks", 1) != 1 else "has_projections"
+            raise ValueError(
+                f"ResidualLFQ: {named}={kwargs[named]} is not supported: a stage has one code of its own width"
+            )
+        width = codebook_size.bit_length() - 1
+        if codebook_size < 2 or codebook_size != 1 << width:
+            raise ValueError(f"codebook_size must be a power of two, got {codebook_size}")
+        self.dim = dim
+        self.num_quantizers = num_quantizers
+        self.codebook_size = codebook_size
+        self.has_projections = width != dim
+        self.project_in = projection(dim, width, self.has_projections)
+        self.project_out = projection(width, dim, self.has_projections)
+        self.channel_first: bool | None = kwargs.pop("channel_first", None)
+        self.layers: Any = nn.ModuleList()
+        for i in range(num_quantizers):
+            clamp = None if soft_clamp_input_value is None else soft_clamp_input_value * 0.5**i
+            self.layers.append(
+                LFQ(
+                    dim=width,
+                    codebook_scale=2.0**-i,
+                    soft_clamp_input_value=clamp,
+                    channel_first=False,
+                    **kwargs,
+                )
+            )
+        self._dropout = StageDropout(
+            num_quantizers, quantize_dropout, quantize_dropout_cutoff_index, quantize_dropout_multiple_of
+        )
+        self.quantize_dropout = self._dropout.enabled
+
+    @property
+    def codebooks(self) -> Tensor:
+        """Every stage's codes as vectors, (S, codebook_size, d): made when asked for."""
+        return torch.stack([layer.codebook for layer in self.layers])
+
+    def get_codes_from_indices(self, indices: Tensor) -> Tensor:
+        """Vectors of every stage, (S, ..., d), for codes (..., q): q < S with quantize_dropout; -1 is a zero
+        vector.
+        """
+        indices = pad_stages(indices, self.num_quantizers, self.quantize_dropout)
+        parts = zip(self.layers, indices.unbind(-1), strict=True)
+        return torch.stack([layer._decode(code) * (code >= 0).unsqueeze(-1) for layer, code in parts])
+
+    def get_output_from_indices(self, indices: Tensor) -> Tensor:
+        """Codes (..., q) to quantised features (..., dim)."""
+        out: Tensor = self.project_out(like_weights(self.get_codes_from_indices(indices).sum(0), self.project_out))
+        return out
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        return_all_codes: bool = False,
+        rand_quantize_dropout_fixed_seed: int | None = None,
+        *,
+        num_stages: int | None = None,
+        generator: Generator | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Quantises x; see the class."""
+        first = x.dim() >= 4 if self.channel_first is None else self.channel_first
+        check_width(x, self.dim, 1 if first else -1)
+        x = self.project_in(channel_last(x) if first else x)
+        dropping = self.training and torch.is_grad_enabled()
+        active = self._dropout.active(dropping, num_stages, rand_quantize_dropout_fixed_seed, x.device, generator)
+        with no_autocast(x):
+            stages = [lambda r, layer=layer: layer(r, mask=mask, generator=generator) for layer in self.layers]
+            done = run_cascade(working(x).flatten(1, -2) if x.dim() > 3 else working(x), stages, active)
+            quantized, codes = done.quantized.to(x.dtype).view(x.shape), done.codes.view(*x.shape[:-1], -1)
+        out = self.project_out(quantized)
+        result = (channel_first(out) if first else out, codes, done.losses)
+        return (*result, self.get_codes_from_indices(codes)) if return_all_codes else result
+
+
+class GroupedResidualLFQ(GroupedResidual):
+    """Residual LFQ on each of G slices of the features; codes (G, ..., S). Arguments after `groups` as
+    ResidualLFQ.
+    """
+
+    def __init__(self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any) -> None:
+        super().__init__(dim, groups, accept_image_fmap, lambda width: ResidualLFQ(dim=width, **kwargs))
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        return_all_codes: bool = False,
+        *,
+        num_stages: int | None = None,
+        generator: Generator | None = None,
+    ) -> tuple[Any, ...]:
+        """x to (quantised like x, codes (G, ..., S), losses (G, S)), and a tuple of each group's vectors on
+        request.
+        """
+        seed = self._seed(x, generator)
+        parts = [
+            rvq(part, mask, return_all_codes, seed, num_stages=num_stages, generator=generator)
+            for rvq, part in zip(self.rvqs, self._chunks(x), strict=True)
+        ]
+        return self._join(parts)

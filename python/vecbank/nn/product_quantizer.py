@@ -1,0 +1,167 @@
+"""A product quantiser that trains: each slice of the input has a book of its own, moved by averages or by gradient.
+
+Sources: Jegou, Douze, Schmid, "Product quantization for nearest neighbor search", PAMI 33, 2011; trained with van den
+Oord et al., "Neural discrete representation learning", NeurIPS 2017 (straight-through, commitment, moving averages).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..functional import lookup, project, quantize_train
+from ..pq import ProductCodec, pq_decode, pq_encode, pq_train
+from ._sync import Ranks, draw_rows
+
+
+class ProductQuantized(NamedTuple):
+    """What a `ProductQuantizer` returns."""
+
+    quantized: Tensor  # (..., dim)
+    codes: Tensor  # (..., parts) int64
+    loss: Tensor  # (): commitment (and book) terms
+
+
+torch.utils._pytree._register_namedtuple(ProductQuantized, serialized_type_name="vecbank.nn.ProductQuantized")
+
+
+class ProductQuantizer(nn.Module):
+    """``x -> concat_i books[i][argmin_j |x_i - books[i][j]|]`` over ``parts`` slices x_i of x.
+
+    With ``decay`` the books are moving averages of what they are given: ``N <- decay N + (1 - decay) n``,
+    ``S <- decay S + (1 - decay) s`` for the count n and sum s of a code's slices in this batch, and ``S / N'`` is the
+    code (N' = N after Laplace smoothing). Without, they are a parameter that learns from |quantized - x|^2 with x held
+    still.
+
+    Args:
+        dim, parts: width and number of slices; dim must be a multiple of parts.
+        codes: rows of a book.
+        decay: of the moving averages, or None for books that learn by gradient.
+        commitment_weight: weight in ``loss`` of the mean of (x - quantized)^2, quantized held still.
+        rare: codes whose moving average count N is under this become random slices of the batch (0: never).
+        rotation: quantise ``x R`` and turn back, R an orthogonal buffer that `fit_` learns (identity until then).
+        sync: share counts and draws over all ranks of torch.distributed, where there are several.
+        generator: draws the first books and the replacements.
+
+    Shapes:
+        x (..., dim), 16-bit or of the books' dtype; quantized in the books' dtype. Straight-through: quantized has x's
+        gradient. In eval mode nothing moves, and ``loss`` is still the commitment term.
+    """
+
+    books: Tensor
+    sizes: Tensor
+    sums: Tensor
+    rotation: Tensor | None
+
+    def __init__(
+        self,
+        dim: int,
+        parts: int,
+        codes: int = 256,
+        *,
+        decay: float | None = 0.99,
+        commitment_weight: float = 1.0,
+        rare: float = 0.0,
+        rotation: bool = False,
+        sync: bool = True,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if parts < 1 or dim % parts:
+            raise ValueError(f"dim must be a multiple of parts, got dim = {dim} and parts = {parts}")
+        if codes < 1:
+            raise ValueError(f"codes must be at least 1, got {codes}")
+        if decay is not None and not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1) or be None, got {decay}")
+        self.dim, self.parts, self.codes, self.decay = dim, parts, codes, decay
+        self.commitment_weight, self.rare, self.sync, self.generator = commitment_weight, rare, sync, generator
+        books = torch.randn(parts, codes, dim // parts, generator=generator)
+        if decay is None:
+            self.books = nn.Parameter(books)
+        else:
+            self.register_buffer("books", books)
+            self.register_buffer("sizes", torch.ones(parts, codes))
+            self.register_buffer("sums", books.clone())
+        self.register_buffer("rotation", torch.eye(dim) if rotation else None)
+
+    def _turned(self, x: Tensor) -> Tensor:
+        return x if self.rotation is None else project(x.to(self.rotation.dtype), self.rotation.T, "dot")
+
+    def forward(self, x: Tensor) -> ProductQuantized:
+        if x.dim() == 0 or x.shape[-1] != self.dim:
+            raise ValueError(f"x must have shape (..., {self.dim}), got {tuple(x.shape)}")
+        lead, y = x.shape[:-1], self._turned(x)
+        parts = y.reshape(-1, self.parts, self.dim // self.parts).transpose(0, 1)
+        found = quantize_train(parts, self.books.detach())
+        loss = self.commitment_weight * found.loss
+        if self.decay is None:
+            offset = self.codes * torch.arange(self.parts, device=x.device).unsqueeze(1)
+            rows = torch.where(found.codes < 0, -1, found.codes + offset)
+            chosen = lookup(rows, self.books.flatten(0, 1))
+            loss = loss + (chosen - parts.detach().to(chosen.dtype)).square().mean()
+        elif self.training:
+            self._move(parts.detach(), found.counts, found.sums)
+        quantized = found.quantized.transpose(0, 1).reshape(*lead, self.dim)
+        if self.rotation is not None:
+            quantized = project(quantized, self.rotation, "dot")
+        return ProductQuantized(quantized, found.codes.T.reshape(*lead, self.parts), loss)
+
+    @torch.no_grad()
+    def _move(self, parts: Tensor, counts: Tensor, sums: Tensor) -> None:
+        ranks, dtype = Ranks(self.sync), self.books.dtype
+        weight = 1 - (self.decay or 0.0)
+        self.sizes.lerp_(ranks.total(counts).to(dtype), weight)
+        self.sums.lerp_(ranks.total(sums).to(dtype), weight)
+        if self.rare:
+            for sizes, total, part in zip(self.sizes, self.sums, parts, strict=True):
+                rows, available = draw_rows(part.to(dtype), None, self.codes, self.generator, ranks)
+                rare = (sizes < self.rare) & (available > 0)
+                total.copy_(torch.where(rare.unsqueeze(1), rows * self.rare, total))
+                sizes.copy_(torch.where(rare, self.rare, sizes))
+        total = self.sizes.sum(1, keepdim=True)
+        smooth = (self.sizes + 1e-5) / (total + self.codes * 1e-5) * total
+        self.books.copy_(self.sums / smooth.clamp_min(1e-12).unsqueeze(-1))
+
+    @torch.no_grad()
+    def fit_(
+        self, samples: Tensor, *, iterations: int = 25, generator: Generator | None = None, progress: bool = False
+    ) -> ProductQuantizer:
+        """Starts the books (and the rotation) from k-means on samples (..., dim); ``codes`` must be a power of two."""
+        bits = self.codes.bit_length() - 1
+        if self.codes != 1 << bits or bits < 1:
+            raise ValueError(f"fit_ needs a power of two of codes, from 2, got {self.codes}")
+        rows = samples.detach().reshape(-1, self.dim).to(self.books.dtype)
+        codec = pq_train(
+            rows,
+            self.parts,
+            bits,
+            rotation=self.rotation is not None,
+            iterations=iterations,
+            generator=generator,
+            progress=progress,
+        )
+        self.books.copy_(codec.books)
+        if self.rotation is not None and codec.rotation is not None:
+            self.rotation.copy_(codec.rotation)
+        if self.decay is not None:
+            self.sizes.fill_(1)
+            self.sums.copy_(self.books)
+        return self
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes (..., parts) int64."""
+        return pq_encode(x, self.books.detach(), self.rotation)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """What codes (..., parts) stand for: (..., dim)."""
+        return pq_decode(codes, self.books, self.rotation)
+
+    @property
+    def codec(self) -> ProductCodec:
+        """These books for coding at rest: packed codes, distance tables."""
+        return ProductCodec(self.books.detach(), self.dim, self.rotation)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, parts={self.parts}, codes={self.codes}, decay={self.decay}, rare={self.rare}"

@@ -1,0 +1,69 @@
+"""Random-projection quantiser: frozen targets for self-supervised training.
+
+Formula: code_h = argmax_k cos(P_h norm(x), C_hk), with a frozen random projection P_h and a frozen book C_h
+per head.
+
+Source: Chiu et al., "Self-supervised Learning with Random-projection Quantizer for Speech Recognition", ICML
+2022.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._layout import check_width, no_autocast
+from .vector_quantize import VectorQuantize
+
+
+class RandomProjectionQuantizer(nn.Module):
+    """Codes of random projections. Same arguments and state_dict as
+    `vector_quantize_pytorch.RandomProjectionQuantizer`.
+
+    Args:
+        dim: features of the input. codebook_size: codes per book. codebook_dim: width of a projection.
+        num_codebooks: heads H, each with its projection and its book.
+        norm: take each vector to mean 0 and variance 1 first.
+        **kwargs: for the VectorQuantize inside, which is always in eval mode.
+
+    `forward(x, indices=None)`: x (b, n, dim) to codes (b, n), or (b, n, H) for several books; with `indices`,
+    the cross-entropy of those codes under the scores.
+    """
+
+    rand_projs: Tensor
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        codebook_size: int,
+        codebook_dim: int,
+        num_codebooks: int = 1,
+        norm: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.num_codebooks = num_codebooks
+        self.register_buffer("rand_projs", nn.init.xavier_normal_(torch.empty(num_codebooks, dim, codebook_dim)))
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False) if norm else nn.Identity()
+        self.vq = VectorQuantize(
+            dim=codebook_dim * num_codebooks,
+            heads=num_codebooks,
+            codebook_size=codebook_size,
+            use_cosine_sim=True,
+            separate_codebook_per_head=True,
+            **kwargs,
+        )
+
+    def forward(self, x: Tensor, indices: Tensor | None = None) -> Tensor:
+        """Codes of x, or the loss of `indices`; see the class."""
+        check_width(x, self.dim)
+        with no_autocast(x):
+            projected = torch.einsum("bnd,hde->bnhe", self.norm(x).to(self.rand_projs.dtype), self.rand_projs)
+        self.vq.eval()
+        out = self.vq(projected.flatten(2), indices=indices)
+        result: Tensor = out[1]
+        return result

@@ -1,0 +1,247 @@
+"""Sparse autoencoders on `vecbank.sparse`: an overcomplete dictionary of which each input uses a few rows.
+
+``x ~ bias + sum_t values_t decoder[indices_t]``, with ``values, indices`` the code of ``(x - bias) W^T + b``.
+
+Sources: Gao et al., "Scaling and evaluating sparse autoencoders", 2024 (top-k, auxiliary loss on dead
+latents, tied start); Bussmann et al., "BatchTopK sparse autoencoders", 2024; Rajamanoharan et al., "Jumping
+ahead: improving reconstruction fidelity with JumpReLU sparse autoencoders", 2024 (and its target for the
+number of latents, appendix); Bricken et al., "Towards monosemanticity", 2023 (decoder rows of norm 1,
+gradients projected).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..functional import lookup
+from ..sparse import firing_counts, sparse_decode, sparse_encode, sparse_encode_batch, sparse_encode_threshold
+from ._sync import Ranks
+
+ACTIVATIONS = ("topk", "batch_topk", "jumprelu")
+
+
+class SparseCode(NamedTuple):
+    """What a `SparseAutoencoder` returns."""
+
+    reconstruction: Tensor  # (..., dim)
+    values: Tensor  # (..., c), 0 where unused
+    indices: Tensor  # (..., c) int64, -1 where unused
+    loss: Tensor  # (): the sum of what follows, weighted
+    error: Tensor  # (): mean squared error over the variance of the input: 0 is perfect, 1 the mean
+    penalty: Tensor  # (): of the number of latents (jumprelu), else 0
+    auxiliary: Tensor  # (): error of the dead latents at what the living leave over, else 0
+
+
+torch.utils._pytree._register_namedtuple(SparseCode, serialized_type_name="vecbank.nn.SparseCode")
+
+
+class SparseAutoencoder(nn.Module):
+    """Dictionary of ``latents`` rows, about ``k`` of which encode an input.
+
+    * ``"topk"``: the k largest of relu((x - bias) W^T + b) per input.
+    * ``"batch_topk"``: the n k largest over the n inputs of a batch. In eval mode, every latent above the
+      running mean of the smallest value kept in training, so that an input's code does not depend on its
+      batch.
+    * ``"jumprelu"``: every latent above its own learned threshold, with
+      ``penalty = (mean number of latents / k - 1)^2``.
+
+    A latent that has not fired for ``dead_after`` inputs is dead. The ``aux_k`` best of the dead
+    reconstruct what the living leave over, which brings them back. ``loss = error + penalty_weight penalty
+    + aux_weight auxiliary``.
+
+    Decoder rows have norm 1 at the start. Keep them so around each step of the optimiser::
+
+        sae(x).loss.backward()
+        sae.project_decoder_gradient_()
+        optimiser.step()
+        sae.normalize_decoder_()
+
+    Args:
+        dim, latents: widths of input and code. k: latents per input (on average).
+        activation: "topk", "batch_topk" or "jumprelu".
+        aux_k: 0 for no auxiliary loss; dim / 2 by default. aux_weight, dead_after: as above.
+        penalty_weight: of "jumprelu". threshold: what its thresholds start from. bandwidth: width of the
+            window in which they have a gradient. The defaults suit inputs of norm about 1.
+        max_k: list at most this many latents per input: fixed shapes for "batch_topk" and "jumprelu", as
+            `torch.compile` wants them.
+        sync: count firing over all ranks of torch.distributed, where there are several.
+        generator: draws the dictionary.
+
+    Shapes:
+        x (..., dim) float32, float64, or 16-bit (then computed in the parameters' dtype).
+
+    The buffers ``silent`` (inputs since each latent last fired), ``counts`` and ``inputs`` (how often each
+    fired, of how many) are kept without waiting for the device.
+    """
+
+    silent: Tensor
+    counts: Tensor
+    inputs: Tensor
+    level: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        latents: int,
+        k: int = 32,
+        *,
+        activation: str = "topk",
+        aux_k: int | None = None,
+        aux_weight: float = 1 / 32,
+        dead_after: int = 1_000_000,
+        penalty_weight: float = 1.0,
+        threshold: float = 1e-3,
+        bandwidth: float = 1e-3,
+        max_k: int | None = None,
+        sync: bool = True,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        if not 1 <= k <= latents:
+            raise ValueError(f"k must lie between 1 and latents = {latents}, got {k}")
+        if not threshold > 0 or not bandwidth > 0:
+            raise ValueError(f"threshold and bandwidth must be positive, got {threshold} and {bandwidth}")
+        self.dim, self.latents, self.k, self.activation = dim, latents, k, activation
+        self.aux_k = min(latents, max(1, dim // 2) if aux_k is None else aux_k)
+        self.aux_weight, self.dead_after, self.penalty_weight = aux_weight, dead_after, penalty_weight
+        self.bandwidth, self.max_k, self.sync = bandwidth, max_k, sync
+        decoder = torch.randn(latents, dim, generator=generator)
+        decoder /= torch.linalg.vector_norm(decoder, dim=1, keepdim=True)
+        self.decoder = nn.Parameter(decoder)
+        self.encoder = nn.Parameter(decoder.clone())  # a latent starts by detecting what it adds
+        self.encoder_bias = nn.Parameter(torch.zeros(latents))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        if activation == "jumprelu":
+            self.log_threshold = nn.Parameter(torch.full((latents,), math.log(threshold)))
+        self.register_buffer("silent", torch.zeros(latents, dtype=torch.int64))
+        self.register_buffer("counts", torch.zeros(latents, dtype=torch.int64))
+        self.register_buffer("inputs", torch.zeros((), dtype=torch.int64))
+        # of batch_topk in eval mode; negative: never trained
+        self.register_buffer("level", torch.tensor(-1.0))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and indices (..., c) of the code of x (..., dim)."""
+        return self._encode(x)[:2]
+
+    def decode(self, values: Tensor, indices: Tensor) -> Tensor:
+        """(..., dim): what a code stands for. Edit a code by changing its lists."""
+        return sparse_decode(values, indices, self.decoder, self.bias)
+
+    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, indices, and the penalty."""
+        centred, none = x - self.bias, self.bias.new_zeros(())
+        if self.activation == "topk":
+            return *sparse_encode(centred, self.encoder, self.encoder_bias, self.k), none
+        if self.activation == "jumprelu":
+            fired = sparse_encode_threshold(
+                centred,
+                self.encoder,
+                self.encoder_bias,
+                self.log_threshold.exp(),
+                bandwidth=self.bandwidth if self.training else 0.0,
+                max_k=self.max_k,
+            )
+            return fired.values, fired.indices, (fired.active.mean() / self.k - 1).square()
+        if self.training:
+            code = sparse_encode_batch(centred, self.encoder, self.encoder_bias, self.k, max_k=self.max_k)
+            return *code, none
+        level = self.level.clamp_min(0).expand(self.latents)
+        fired = sparse_encode_threshold(centred, self.encoder, self.encoder_bias, level, max_k=self.max_k)
+        return fired.values, fired.indices, none
+
+    def forward(self, x: Tensor) -> SparseCode:
+        if x.dim() == 0 or x.shape[-1] != self.dim:
+            raise ValueError(f"x must have shape (..., {self.dim}), got {tuple(x.shape)}")
+        values, indices, penalty = self._encode(x)
+        reconstruction = self.decode(values, indices)
+        rest = x - reconstruction
+        rows = x.detach().reshape(-1, self.dim).to(rest.dtype)
+        variance = (rows - rows.mean(0)).square().mean().clamp_min(1e-12)
+        error = rest.square().mean() / variance
+        auxiliary = torch.zeros_like(error)
+        if self.training:
+            self._count(values.detach(), indices)
+            if self.aux_k:
+                auxiliary = self._auxiliary(x, rest.detach())
+        loss = error + self.penalty_weight * penalty + self.aux_weight * auxiliary
+        return SparseCode(reconstruction, values, indices, loss, error, penalty, auxiliary)
+
+    @torch.no_grad()
+    def _count(self, values: Tensor, indices: Tensor) -> None:
+        ranks = Ranks(self.sync)
+        fired = ranks.total(firing_counts(indices, self.latents, values))
+        inputs = ranks.total(torch.full_like(self.inputs, math.prod(indices.shape[:-1])))
+        self.counts += fired
+        self.inputs += inputs
+        self.silent.copy_(torch.where(fired > 0, 0, self.silent + inputs))
+        if self.activation == "batch_topk":
+            smallest = self.level.clamp_min(0)  # of a batch in which nothing fired
+            if values.numel():
+                found = values.masked_fill(values <= 0, torch.inf).min().to(smallest.dtype)
+                smallest = torch.where(torch.isfinite(found), found, smallest)
+            smallest = ranks.mean(smallest)
+            self.level.copy_(torch.where(self.level < 0, smallest, self.level.lerp(smallest, 0.01)))
+
+    def _auxiliary(self, x: Tensor, rest: Tensor) -> Tensor:
+        """Error of the dead latents alone at predicting what is left over, relative to it."""
+        dead = self.silent >= self.dead_after
+        encoder: Tensor = self.encoder
+        bias: Tensor = self.encoder_bias
+        decoder: Tensor = self.decoder
+        mask, k = dead, self.aux_k
+        # looking costs nothing here: only their rows
+        if not torch.compiler.is_compiling() and x.device.type == "cpu":
+            rows = dead.nonzero().squeeze(1)
+            if not rows.numel():
+                return rest.new_zeros(())
+            encoder, decoder = lookup(rows, encoder), lookup(rows, decoder)
+            bias = lookup(rows, bias.unsqueeze(1)).squeeze(1)
+            mask, k = torch.ones_like(rows, dtype=torch.bool), min(k, rows.numel())
+        values, indices = sparse_encode(x - self.bias, encoder, bias, k, mask=mask)
+        wrong = (sparse_decode(values, indices, decoder) - rest).square().mean()
+        return torch.where(dead.any(), wrong / rest.square().mean().clamp_min(1e-12), 0.0)
+
+    @torch.no_grad()
+    def project_decoder_gradient_(self) -> None:
+        """Takes out of the decoder's gradient what would only change the norms of its rows. Call before the
+        step.
+        """
+        grad = self.decoder.grad
+        if grad is not None:
+            unit = self.decoder / torch.linalg.vector_norm(self.decoder, dim=1, keepdim=True).clamp_min(1e-8)
+            grad -= unit * (grad * unit).sum(1, keepdim=True)
+
+    @torch.no_grad()
+    def normalize_decoder_(self) -> None:
+        """Makes the decoder's rows unit vectors again. Call after the optimiser's step."""
+        self.decoder.div_(torch.linalg.vector_norm(self.decoder, dim=1, keepdim=True).clamp_min(1e-8))
+
+    @torch.no_grad()
+    def start_(self, samples: Tensor) -> SparseAutoencoder:
+        """Sets the bias to the mean of samples (N, dim): a better start than 0 where the mean is far off."""
+        self.bias.copy_(samples.reshape(-1, self.dim).to(self.bias.dtype).mean(0))
+        return self
+
+    @property
+    def dead(self) -> Tensor:
+        """(latents,) bool: has not fired for ``dead_after`` inputs of training."""
+        return self.silent >= self.dead_after
+
+    @property
+    def frequency(self) -> Tensor:
+        """(latents,) float: share of training inputs each latent fired for, since `reset_counts_`."""
+        return self.counts / self.inputs.clamp_min(1)
+
+    def reset_counts_(self) -> None:
+        """Starts counting frequencies anew."""
+        self.counts.zero_()
+        self.inputs.zero_()
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, latents={self.latents}, k={self.k}, activation={self.activation!r}"

@@ -1,0 +1,267 @@
+"""Product quantisation: a vector cut into parts, each part replaced by the nearest row of its own small book.
+
+``x ~ concat_i books[i][code_i]``; m parts of b bits stand for 2^(m b) vectors in m b / 8 bytes. Optionally
+the vector is rotated first so that the parts are as independent and as even as they can be (optimised
+product quantisation). Distances to codes are sums of m table entries: exact query against code
+(asymmetric), or code against code (symmetric).
+
+Sources: Jegou, Douze, Schmid, "Product quantization for nearest neighbor search", PAMI 33, 2011; Ge, He,
+Ke, Sun, "Optimized product quantization", CVPR 2013 (start by eigenvalue allocation, then alternating).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from . import _checks
+from ._progress import Progress
+from .codes import pack_bits, packed_bytes, unpack_bits
+from .functional import lookup, nearest, project
+from .kmeans import kmeans
+
+_BLOCK = 1 << 16  # rows encoded at a time: bounds the copy that puts the parts one after the other
+_METRICS = ("sqeuclidean", "dot")
+
+
+def _books(books: Tensor) -> tuple[int, int, int]:
+    _checks.floating("books", books)
+    if books.dim() != 3 or 0 in books.shape:
+        raise ValueError(f"books must have shape (m, K, d / m), got {tuple(books.shape)}")
+    m, k, width = books.shape
+    return m, k, width
+
+
+def _rotated(x: Tensor, books: Tensor, rotation: Tensor | None) -> Tensor:
+    """x (..., d) as (..., m w): zeros to fill the last part, then the rotation."""
+    m, _, width = _books(books)
+    _checks.floating("x", x)
+    if x.dim() == 0 or not m * width - width < x.shape[-1] <= m * width:
+        raise ValueError(f"x must have {m * width - width + 1} to {m * width} columns, got {tuple(x.shape)}")
+    x = torch.nn.functional.pad(x, (0, m * width - x.shape[-1]))
+    if rotation is None:
+        return x
+    if rotation.shape != (m * width, m * width):
+        raise ValueError(f"rotation must have shape ({m * width}, {m * width}), got {tuple(rotation.shape)}")
+    return project(x, rotation.T, "dot")
+
+
+def _parts(x: Tensor, m: int) -> Tensor:
+    """(n, m w) as (m, n, w)."""
+    return x.view(x.shape[0], m, -1).transpose(0, 1)
+
+
+def pq_encode(x: Tensor, books: Tensor, rotation: Tensor | None = None) -> Tensor:
+    """Codes (..., m) int64: per part the nearest row, exactly, ties to the lower number.
+
+    Args:
+        x: (..., d), of the books' dtype (or 16-bit with float32 books).
+        books: (m, K, w) with w = ceil(d / m); a d that m does not divide is filled up with zeros.
+        rotation: (m w, m w) orthogonal; ``x R`` is what is coded.
+    """
+    y = _rotated(x, books, rotation).reshape(-1, books.shape[0] * books.shape[2])
+    codes = torch.empty((y.shape[0], books.shape[0]), dtype=torch.int64, device=x.device)
+    for start in range(0, y.shape[0], _BLOCK):
+        part = _parts(y[start : start + _BLOCK], books.shape[0])
+        codes[start : start + _BLOCK] = nearest(part, books, "sqeuclidean").indices.T
+    return codes.view(*x.shape[:-1], books.shape[0])
+
+
+def pq_decode(codes: Tensor, books: Tensor, rotation: Tensor | None = None, width: int | None = None) -> Tensor:
+    """What codes (..., m) stand for: (..., d) with d = ``width`` (m w by default). Differentiable in the
+    books.
+    """
+    m, k, w = _books(books)
+    _checks.codes(codes)
+    if codes.dim() == 0 or codes.shape[-1] != m:
+        raise ValueError(f"codes must have shape (..., {m}), got {tuple(codes.shape)}")
+    _checks.in_range(codes, k)
+    rows = torch.where(codes < 0, -1, codes + k * torch.arange(m, device=codes.device))
+    y = lookup(rows, books.reshape(m * k, w)).flatten(-2)
+    if rotation is not None:
+        y = project(y, rotation, "dot")
+    return y if width is None else y[..., :width]
+
+
+def pq_tables(x: Tensor, books: Tensor, metric: str = "sqeuclidean", rotation: Tensor | None = None) -> Tensor:
+    """Asymmetric tables (..., m, K): each query part against each row of its book; `pq_scores` adds them
+    up.
+    """
+    if metric not in _METRICS:
+        raise ValueError(f"metric must be one of {', '.join(_METRICS)} (a sum over parts), got {metric!r}")
+    y = _rotated(x, books, rotation).reshape(-1, books.shape[0] * books.shape[2])
+    tables = project(_parts(y, books.shape[0]), books, metric)
+    return tables.transpose(0, 1).reshape(*x.shape[:-1], *books.shape[:2])
+
+
+def pq_symmetric_tables(codes: Tensor, books: Tensor, metric: str = "sqeuclidean") -> Tensor:
+    """Tables (..., m, K) of queries known by their codes (..., m): rows of the m tables (K, K) of book
+    against itself.
+    """
+    m, k, _ = _books(books)
+    if metric not in _METRICS:
+        raise ValueError(f"metric must be one of {', '.join(_METRICS)} (a sum over parts), got {metric!r}")
+    _checks.codes(codes)
+    _checks.in_range(codes, k)
+    pairs = project(books, books, metric)
+    return pairs[torch.arange(m, device=codes.device), codes]
+
+
+def pq_scores(tables: Tensor, codes: Tensor) -> Tensor:
+    """Distances or products of Q queries to N codes, (Q, N): ``sum_i tables[q, i, codes[n, i]]``, i
+    ascending.
+
+    Args:
+        tables: (Q, m, K), from `pq_tables` or `pq_symmetric_tables`.
+        codes: (N, m) int64.
+    """
+    if tables.dim() != 3 or codes.dim() != 2 or codes.shape[1] != tables.shape[1]:
+        raise ValueError(f"need tables (Q, m, K) and codes (N, m), got {tuple(tables.shape)} and {tuple(codes.shape)}")
+    _checks.codes(codes)
+    scores = tables.new_zeros(tables.shape[0], codes.shape[0])
+    for i in range(codes.shape[1]):
+        scores += tables[:, i].index_select(1, codes[:, i])
+    return scores
+
+
+@dataclass(frozen=True)
+class ProductCodec:
+    """Trained books, and the rotation if there is one: `pq_train` makes it.
+
+    Attributes:
+        books: (m, K, w).
+        width: d of the vectors it codes, m w at most.
+        rotation: (m w, m w), or None.
+    """
+
+    books: Tensor
+    width: int
+    rotation: Tensor | None = None
+
+    @property
+    def bits(self) -> int:
+        """Of one part's code."""
+        return max(1, (self.books.shape[1] - 1).bit_length())
+
+    @property
+    def bytes_per_vector(self) -> int:
+        """Of one packed row of codes."""
+        return packed_bytes(self.books.shape[0], self.bits)
+
+    def encode(self, x: Tensor, *, packed: bool = False) -> Tensor:
+        """Codes (..., m) int64, or packed (..., bytes_per_vector) uint8."""
+        codes = pq_encode(x, self.books, self.rotation)
+        return pack_bits(codes, self.bits) if packed else codes
+
+    def codes(self, codes: Tensor) -> Tensor:
+        """Codes (..., m) int64, whether packed or not."""
+        return unpack_bits(codes, self.books.shape[0], self.bits) if codes.dtype == torch.uint8 else codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Vectors (..., d) of codes, packed or not."""
+        return pq_decode(self.codes(codes), self.books, self.rotation, self.width)
+
+    def tables(self, x: Tensor, metric: str = "sqeuclidean") -> Tensor:
+        """Asymmetric tables (..., m, K) of queries (..., d)."""
+        return pq_tables(x, self.books, metric, self.rotation)
+
+    def symmetric_tables(self, codes: Tensor, metric: str = "sqeuclidean") -> Tensor:
+        """Symmetric tables (..., m, K) of queries given by their codes."""
+        return pq_symmetric_tables(self.codes(codes), self.books, metric)
+
+
+def _allocate(x: Tensor, m: int) -> Tensor:
+    """Principal axes dealt to m parts so that the products of their variances come out alike (Ge et al.,
+    3.2).
+    """
+    centred = x.double() - x.double().mean(0)
+    variance, axes = torch.linalg.eigh(centred.T @ centred / max(1, x.shape[0]))
+    room = x.shape[1] // m
+    parts: list[list[int]] = [[] for _ in range(m)]
+    load = [0.0] * m
+    for axis in variance.argsort(descending=True).tolist():
+        at = min((i for i in range(m) if len(parts[i]) < room), key=lambda i: (load[i], i))
+        parts[at].append(axis)
+        load[at] += float(variance[axis].clamp_min(1e-12).log())
+    return axes[:, [axis for part in parts for axis in part]].to(x.dtype)
+
+
+def _refine(y: Tensor, books: Tensor, iterations: int) -> Tensor:
+    """The books after some more steps of k-means from where they are."""
+    m, k, _ = books.shape
+    steps = [kmeans(p, k, init=b, iterations=iterations).centres for p, b in zip(_parts(y, m), books, strict=True)]
+    return torch.stack(steps)
+
+
+@torch.no_grad()
+def pq_train(
+    x: Tensor,
+    parts: int,
+    bits: int = 8,
+    *,
+    rotation: bool = False,
+    iterations: int = 25,
+    rotations: int = 20,
+    samples_per_code: int = 256,
+    generator: Generator | None = None,
+    progress: bool = False,
+) -> ProductCodec:
+    """Books for product quantisation, by k-means on each part.
+
+    Args:
+        x: (N, d) samples, float32 or float64, finite, N >= 2^bits.
+        parts: m, 1 to d.
+        bits: 1 to 16 per part: books of 2^bits rows.
+        rotation: also learn an orthogonal matrix R that makes ``x R`` cheaper to code: start by eigenvalue
+            allocation, then ``rotations`` times one k-means step and the best R for the decoded vectors (an
+            orthogonal Procrustes problem). Its linear algebra is torch's: repeatable, but not bit for bit
+            on every machine.
+        iterations: k-means steps per part.
+        samples_per_code: train on at most this many samples per row of a book, drawn without replacement.
+        generator: source of all draws. progress: draw a bar on stderr.
+
+    Returns:
+        ProductCodec.
+    """
+    _checks.floating("x", x)
+    if x.dim() != 2:
+        raise ValueError(f"x must have shape (N, d), got {tuple(x.shape)}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x must be float32 or float64 for training, got {x.dtype}")
+    n, d = x.shape
+    for name, value, high in (("parts", parts, d), ("bits", bits, 16)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+        if not 1 <= value <= high:
+            raise ValueError(f"{name} must lie between 1 and {high}, got {value}")
+    k = 1 << bits
+    if n < k:
+        raise ValueError(f"x must have at least 2^bits = {k} rows to train on, got {n}")
+    if n > k * samples_per_code:
+        source = generator.device if generator is not None else torch.device("cpu")
+        chosen = torch.randperm(n, generator=generator, device=source)[: max(k, k * samples_per_code)]
+        x = x[chosen.to(x.device).sort().values]
+    width = (d + parts - 1) // parts
+    x = torch.nn.functional.pad(x, (0, parts * width - d))
+    turn = _allocate(x, parts) if rotation else None
+    turns = rotations if rotation else 0
+    with Progress(f"product quantiser {parts} x {k}", parts + turns + bool(turns), progress) as bar:
+        y = x if turn is None else x @ turn
+        found = []
+        for part in _parts(y, parts):
+            found.append(kmeans(part, k, iterations=iterations, generator=generator).centres)
+            bar.step()
+        books = torch.stack(found)
+        for _ in range(turns):
+            books = _refine(y, books, 1)
+            decoded = pq_decode(pq_encode(y, books), books)
+            u, _, v = torch.linalg.svd((x.T @ decoded).double())
+            turn = (u @ v).to(x.dtype)
+            y = x @ turn
+            bar.step()
+        if turns:
+            books = _refine(y, books, iterations)
+            bar.step()
+    return ProductCodec(books, d, turn)

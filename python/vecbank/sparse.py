@@ -1,0 +1,344 @@
+"""Sparse dictionaries: encode with a few latents out of many, decode as a weighted sum of rows.
+
+``z = relu(x W^T + b)`` has one value per latent; only the chosen ones are kept. A code is a pair of padded
+lists: ``values (..., c)`` and ``indices (..., c)``, where index -1 (value 0) fills what a row does not use.
+The matrix of all values is never stored: at most a block of it exists at a time. Choosing has no gradient;
+the gradients of what was chosen (to x, W, b and the decoder) touch the chosen pairs only, and are summed in
+a fixed order.
+
+Sources: top-k, Gao et al., "Scaling and evaluating sparse autoencoders", 2024; batch-wide k, Bussmann et
+al., "BatchTopK sparse autoencoders", 2024; thresholds, Rajamanoharan et al., "Jumping ahead: improving
+reconstruction fidelity with JumpReLU sparse autoencoders", 2024; the others are named where they are.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _checks, _sparse
+from ._ops import TopK
+from ._sparse import Score
+from .functional import lookup
+
+
+class Fired(NamedTuple):
+    """What `sparse_encode_threshold` returns: a sparse code, and how many latents of each row are in it."""
+
+    values: Tensor  # (..., c)
+    indices: Tensor  # (..., c) int64
+    active: Tensor  # (...) float: its gradient reaches the threshold (the penalty that makes codes sparse)
+
+
+# ---- Arguments ---------------------------------------------------------------------------------------------
+
+
+def _flat(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    _checks.floating("weight", weight)
+    if weight.dim() != 2 or weight.shape[0] == 0:
+        raise ValueError(f"weight must have shape (K, d) with K > 0, got {tuple(weight.shape)}")
+    _checks.pair(x, weight)
+    if bias is not None:
+        _checks.floating("bias", bias)
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+        if bias.dtype != weight.dtype:
+            raise TypeError(f"bias must have the dtype of weight ({weight.dtype}), got {bias.dtype}")
+    return x.reshape(-1, x.shape[-1])
+
+
+def _check_k(name: str, k: object, latents: int) -> int:
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"{name} must be an int, got {type(k).__name__}")
+    if not 1 <= k <= latents:
+        raise ValueError(f"{name} must lie between 1 and the number of latents {latents}, got {k}")
+    return k
+
+
+def _shaped(x: Tensor, *tensors: Tensor) -> list[Tensor]:
+    return [t.reshape(*x.shape[:-1], t.shape[-1]) for t in tensors]
+
+
+# ---- The functions -----------------------------------------------------------------------------------------
+
+
+def sparse_encode(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    k: int | Tensor,
+    *,
+    score: Score | None = None,
+    mask: Tensor | None = None,
+    max_k: int | None = None,
+) -> TopK:
+    """The k largest of ``relu(x W^T + b)`` in each row, without storing the rest.
+
+    Args:
+        x: (..., d).
+        weight: (K, d), one row per latent, of x's dtype (or float32 with a 16-bit x).
+        bias: (K,) or None.
+        k: how many latents each row keeps; or (...) int64, a number of its own for each row (0 to ``max_k``).
+        score: choose by this instead of by value; the value stays what is returned. Either (K,), a factor
+            per latent (decoder norms, say), or a function of a block ``z = x W^T + b`` (r, K) and the slice
+            of rows (of x flattened to (n, d)) that it is, giving (r, K). Influence on a loss, as in g-SAE,
+            is ``lambda z, rows: z * (1 + beta * vecbank.project(grad[rows], decoder, "dot").abs())``. A
+            function may also return a pair (score, value): noise added to z, say, with z's gradient. Only
+            positive values are chosen. Scores are float32 (float64 for float64); without ``score`` the
+            choice is exact (by float64 value). Ties go to the lower index.
+        mask: (K,) bool, True = may be chosen.
+        max_k: the largest of k (...); found by looking (a wait for the device) when not given.
+
+    Returns:
+        TopK(values, indices), (..., k), best first; value 0 and index -1 where fewer latents are positive.
+        Values are float32 (float64 for float64), differentiable once in x, weight and bias.
+
+    Sources: Gao et al. 2024 (top-k); Olmo et al., "Features that make a difference: leveraging gradients
+        for improved
+    dictionary learning", 2024 (a score that is not the value).
+    """
+    rows = _flat(x, weight, bias)
+    per_row: Tensor | None = None
+    if isinstance(k, Tensor):
+        _checks.codes(k, "k")
+        if k.shape != x.shape[:-1]:
+            raise ValueError(f"k must have x's leading shape {tuple(x.shape[:-1])}, got {tuple(k.shape)}")
+        per_row = k.reshape(-1, 1)
+        k = max(1, int(k.max())) if max_k is None and k.numel() else (max_k or 1)
+    k = _check_k("k", k, weight.shape[0])
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != weight.shape[:1]):
+        raise ValueError(f"mask must be bool ({weight.shape[0]},), got {mask.dtype} {tuple(mask.shape)}")
+    with torch.no_grad():
+        if score is None:
+            values, indices = _sparse.largest(rows, weight, bias, k, mask)
+        else:
+            values, indices = _sparse.best_by_score(rows, weight, bias, k, score, mask)
+        if per_row is not None:
+            off = torch.arange(k, device=x.device) >= per_row
+            values, indices = values.masked_fill(off, 0), indices.masked_fill(off, -1)
+    return TopK(*_shaped(x, _sparse.Pairs.apply(rows, weight, bias, indices, values), indices))
+
+
+def sparse_encode_batch(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, *, max_k: int | None = None) -> TopK:
+    """The ``n k`` largest of ``relu(x W^T + b)`` over all n rows together: rows share a budget of k on
+    average.
+
+    Args:
+        x, weight, bias: as in `sparse_encode`.
+        k: average number of latents per row.
+        max_k: take at most this many from one row. Then shapes are fixed and nothing waits for the device;
+            without it, lists grow until no row could have given more.
+
+    Returns:
+        TopK(values, indices), (..., c) with c the longest row's count (or ``max_k``); best first, padded by
+        0 and -1. Equal values are taken from the row that comes first.
+
+    Source: Bussmann et al. 2024.
+    """
+    rows = _flat(x, weight, bias)
+    latents, budget = weight.shape[0], rows.shape[0] * _check_k("k", k, weight.shape[0])
+    width = min(latents, max(4 * k, 16)) if max_k is None else _check_k("max_k", max_k, latents)
+    with torch.no_grad():
+        while True:
+            values, indices = _sparse.largest(rows, weight, bias, width)
+            if budget >= values.numel():
+                bar = values.new_zeros(())
+            else:
+                bar = values.flatten().topk(budget, sorted=False).values.min() if budget else values.new_zeros(())
+            full = (values[:, -1] > 0) & (values[:, -1] >= bar)  # rows that may hold more above the bar
+            if max_k is not None or width == latents or not full.any():
+                break
+            width = min(latents, 2 * width)
+        flat = values.flatten()
+        above, level = flat > bar, (flat == bar) & (flat > 0)
+        keep = (above | (level & (level.cumsum(0) <= budget - above.sum()))).view_as(values)
+        if max_k is None:
+            width = max(1, int(keep.sum(1).max())) if keep.numel() else 1
+            values, indices, keep = values[:, :width], indices[:, :width], keep[:, :width]
+        values, indices = values.masked_fill(~keep, 0), indices.masked_fill(~keep, -1)
+    return TopK(*_shaped(x, _sparse.Pairs.apply(rows, weight, bias, indices, values), indices))
+
+
+def sparse_encode_threshold(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    threshold: float | Tensor = 0.0,
+    *,
+    bandwidth: float = 0.0,
+    max_k: int | None = None,
+) -> Fired:
+    """All latents of ``z = x W^T + b`` above a threshold: ``z 1[z > theta]`` (JumpReLU; a plain relu at
+    theta 0).
+
+    Args:
+        x, weight, bias: as in `sparse_encode`.
+        threshold: one number, or theta (K,), not negative. Learnable with a bandwidth.
+        bandwidth: width eps of the window around theta in which the step has a gradient: ``d value / d
+            theta = -theta / eps`` and ``d active / d theta = -1 / eps`` where |z - theta| < eps / 2.
+            Latents in the window but under the threshold are then in the lists too, with value 0.
+        max_k: list at most this many per row (those furthest above their threshold). Then shapes are fixed
+            and nothing waits for the device; without it lists are as long as the longest row needs.
+
+    Returns:
+        Fired(values, indices, active): values and indices (..., c), by ascending index (by excess, largest
+            first, with
+        ``max_k``), padded by 0 and -1; active (...) float, the number of values kept. Differentiable once.
+
+    Source: Rajamanoharan et al. 2024.
+    """
+    rows = _flat(x, weight, bias)
+    latents = weight.shape[0]
+    if bandwidth < 0:
+        raise ValueError(f"bandwidth must not be negative, got {bandwidth}")
+    if isinstance(threshold, Tensor):
+        _checks.floating("threshold", threshold)
+        if threshold.shape != (latents,):
+            raise ValueError(f"threshold must be a number or have shape ({latents},), got {tuple(threshold.shape)}")
+        theta = threshold
+    else:
+        theta = weight.new_full((latents,), threshold)
+    with torch.no_grad():
+        floor = theta - bandwidth / 2
+        if max_k is not None:
+            lifted = (-floor if bias is None else bias - floor).to(weight.dtype)
+            indices = _sparse.largest(rows, weight, lifted, _check_k("max_k", max_k, latents))[1]
+            values = None
+        else:
+            values, indices = _sparse.above(rows, weight, bias, floor)
+    values = _sparse.Pairs.apply(rows, weight, bias, indices, values)
+    limits = lookup(indices.unsqueeze(-1), theta.unsqueeze(1).to(values.dtype), reduce="sum").squeeze(-1)
+    values, gate = _sparse.Jump.apply(values, limits.masked_fill(indices < 0, torch.inf), bandwidth)
+    if bandwidth == 0 and not torch.compiler.is_compiling():
+        # float32 here, exact there: the two may part on the edge
+        indices = indices.masked_fill(gate == 0, -1)
+    values, indices = _shaped(x, values, indices)
+    return Fired(values, indices, gate.sum(1).reshape(x.shape[:-1]))
+
+
+def sparse_encode_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norms: Tensor,
+    target: Tensor | None = None,
+    *,
+    max_k: int | None = None,
+) -> TopK:
+    """As many latents per row as it takes for the code to be as long as the input (top-AFA).
+
+    With ``z = relu(x W^T + b)`` sorted by ``z_j norms_j``, row by row ``k = argmin_k | sqrt(sum_{j <= k}
+    (z_j norms_j)^2) - target |`` (the smallest such k, at least 1): the norm that the decoded code would
+    have if the decoder's rows were orthogonal.
+
+    Args:
+        x, weight, bias: as in `sparse_encode`.
+        norms: (K,), norms of the decoder's rows, positive.
+        target: (...), |x| when not given.
+        max_k: at most this many per row.
+
+    Returns:
+        TopK(values, indices), (..., c): by falling score, padded by 0 and -1. Differentiable once in x,
+            weight, bias.
+
+    Source: Lee et al., "Evaluating and designing sparse autoencoders by approximating quasi-orthogonality",
+        2025.
+    """
+    rows = _flat(x, weight, bias)
+    if norms.shape != weight.shape[:1]:
+        raise ValueError(f"norms must have shape ({weight.shape[0]},), got {tuple(norms.shape)}")
+    if target is None:
+        target = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
+    elif target.shape != x.shape[:-1]:
+        raise ValueError(f"target must have x's leading shape {tuple(x.shape[:-1])}, got {tuple(target.shape)}")
+    most = weight.shape[0] if max_k is None else _check_k("max_k", max_k, weight.shape[0])
+    with torch.no_grad():
+        wanted, lists = target.detach().double().reshape(-1, 1), []
+        for part, z in _sparse.blocks(rows, weight, bias):
+            scores, width = _sparse.scored(z, norms.to(z.dtype), part)[0], min(most, 64)
+            while True:
+                best, chosen = _sparse.best(scores, width)
+                length = best.double().clamp_min_(0).square().cumsum(1).sqrt()
+                reached = (length[:, -1:] >= wanted[part]) | (best[:, -1:] == -torch.inf)
+                if width == most or reached.all():  # lengths only grow: what follows can only be further off
+                    break
+                width = min(most, 2 * width)
+            k = (length - wanted[part]).abs().argmin(1, keepdim=True) + 1
+            off = (torch.arange(width, device=x.device) >= k) | (best == -torch.inf)
+            width = max(1, int(k.max()))
+            lists.append((z.gather(1, chosen).masked_fill(off, 0)[:, :width], chosen.masked_fill(off, -1)[:, :width]))
+        width = max([v.shape[1] for v, _ in lists], default=1)
+        values = torch.cat([_pad(v, width, 0) for v, _ in lists]) if lists else x.new_zeros(0, 1)
+        indices = torch.cat([_pad(i, width, -1) for _, i in lists]) if lists else values.long()
+    return TopK(*_shaped(x, _sparse.Pairs.apply(rows, weight, bias, indices, values), indices))
+
+
+def _pad(t: Tensor, width: int, value: int) -> Tensor:
+    return torch.nn.functional.pad(t, (0, width - t.shape[1]), value=value)
+
+
+def sparse_decode(values: Tensor, indices: Tensor, decoder: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``sum_t values[..., t] decoder[indices[..., t]] + bias``: what a sparse code stands for.
+
+    Args:
+        values, indices: (..., c), as the encoders return them; index -1 adds nothing.
+        decoder: (K, d), one row per latent.
+        bias: (d,) or None.
+
+    Returns:
+        (..., d) in decoder's dtype; float64 sums, rounded once. Differentiable in values, decoder (a
+        deterministic scatter-add over the chosen rows) and bias.
+    """
+    decoded = lookup(indices, decoder, values.to(decoder.dtype), reduce="sum")
+    return decoded if bias is None else decoded + bias
+
+
+def firing_counts(indices: Tensor, latents: int, values: Tensor | None = None) -> Tensor:
+    """How often each latent is in a code, (latents,) int64; with values, how often at more than 0.
+
+    Index -1 counts for nothing. Nothing waits for the device, and integers add up the same in any order.
+    """
+    _checks.codes(indices, "indices")
+    place = torch.where(indices < 0, latents, indices)
+    if values is not None:
+        place = torch.where(values > 0, place, latents)
+    place = place.reshape(-1)
+    return torch.zeros(latents + 1, dtype=torch.int64, device=indices.device).scatter_add_(
+        0, place, torch.ones_like(place)
+    )[:latents]
+
+
+@torch.no_grad()
+def adapt_bias_(
+    bias: Tensor,
+    counts: Tensor,
+    samples: int,
+    target: float | Tensor,
+    step: float,
+    *,
+    ceiling: float | None = None,
+) -> Tensor:
+    """Nudges biases in place so that latents fire at their target frequency; returns the bias.
+
+    One that fires more often than ``target`` is lowered by ``step``, one that never fires is raised by it
+    (no further than ``ceiling``). For use with `sparse_encode_threshold` at threshold 0, where the bias
+    alone controls sparsity.
+
+    Args:
+        bias: (K,).
+        counts: (K,), from `firing_counts`, over ``samples`` rows.
+        target: frequency in (0, 1), one number or (K,) (groups of latents with frequencies of their own).
+
+    Source: Chen et al., "Taming polysemanticity in LLMs: provable feature recovery via sparse
+        autoencoders", 2025.
+    """
+    if counts.shape != bias.shape:
+        raise ValueError(f"counts must have the shape of bias {tuple(bias.shape)}, got {tuple(counts.shape)}")
+    often = (counts > target * samples).to(bias.dtype)
+    dead = (counts == 0).to(bias.dtype)
+    raised = bias + step * dead
+    if ceiling is not None:
+        raised = torch.where(dead > 0, raised.clamp_max(ceiling).maximum(bias), bias)
+    return bias.copy_(raised - step * often)

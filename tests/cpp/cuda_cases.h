@@ -1,0 +1,483 @@
+// What the CUDA kernels must answer: the CPU's answers, bit for bit where the contract says so. Included twice: on the
+// host's block emulator (test_cuda_host.cpp), and on a GPU (tests/cuda/kernels.cu). Whoever includes this says first
+// what Vec<T> is, memory that host and kernels share, and ran(error), which waits for the device and reports.
+#pragma once
+
+#include "check.h"
+#include "core/lookup.h"
+#include "cuda/api.h"
+#include "cuda/plan.h"
+
+namespace {
+
+using namespace vecbank;
+
+template <class T>
+Vec<T> normal(int64_t count, uint32_t seed, double scale = 1.0, double offset = 0.0) {
+  const auto v = gaussian<T>(count, seed, scale, offset);
+  return Vec<T>(v.begin(), v.end());
+}
+Rows view(const Vec<float>& v, int64_t width) {
+  return {v.data(), DType::f32, static_cast<int64_t>(v.size()) / width, width, width, 1};
+}
+
+const DType kDTypes[] = {DType::f32, DType::f64, DType::bf16, DType::f16};
+const Metric kMetrics[] = {Metric::dot, Metric::cosine, Metric::l2, Metric::sqeuclidean};
+
+cuda::Path& path() {
+  static cuda::Path p = cuda::Path::simt;
+  return p;
+}
+
+// A workspace of exactly the size asked for, full of NaN.
+struct Bench {
+  cuda::Device device;
+  Vec<cuda::State> states = Vec<cuda::State>(1);
+  cuda::State& state = states[0];
+  Vec<char> workspace;
+  explicit Bench(int processors = 3) {
+    device.path = path();
+    device.processors = processors;
+    device.state = states.data();
+  }
+  void provide(int64_t bytes) {
+    CHECK(bytes <= cuda::kMostWorkspace);
+    workspace.assign(static_cast<size_t>(bytes) + 256, static_cast<char>(0xff));
+    const uintptr_t at = reinterpret_cast<uintptr_t>(workspace.data());
+    device.workspace = reinterpret_cast<void*>((at + 255) / 256 * 256);
+    device.workspace_bytes = bytes;
+  }
+};
+
+// Rows of any element type, with any strides.
+struct Matrix {
+  Vec<char> bytes;
+  Rows rows;
+  Matrix(const Vec<double>& v, int64_t width, DType dtype, bool odd_strides = false) {
+    rows = {nullptr, dtype, width == 0 ? 0 : static_cast<int64_t>(v.size()) / width, width, width, 1};
+    const int64_t size = static_cast<int64_t>(size_of(dtype));
+    if (odd_strides) rows.col_stride = rows.count, rows.row_stride = 1;
+    bytes.resize(v.size() * static_cast<size_t>(size));
+    for (int64_t i = 0; i < rows.count; ++i)
+      for (int64_t k = 0; k < width; ++k)
+        with_dtype(dtype, [&](auto type) {
+          narrow(v[static_cast<size_t>(i * width + k)],
+                 reinterpret_cast<Element<decltype(type)>*>(bytes.data()) + i * rows.row_stride + k * rows.col_stride);
+        });
+    rows.data = bytes.data();
+  }
+};
+
+struct Answer {
+  Vec<double> values;
+  Vec<int64_t> indices;
+  Vec<char> gathered;
+  bool operator==(const Answer& o) const {
+    return indices == o.indices && gathered == o.gathered && values.size() == o.values.size() &&
+           (values.empty() || std::memcmp(values.data(), o.values.data(), values.size() * 8) == 0);
+  }
+};
+
+struct Case {
+  Metric metric = Metric::dot;
+  int64_t k = 1;
+  bool want_values = true, want_gathered = false, exact = true, packed = false;
+  const Vec<unsigned char>* mask = nullptr;  // [queries][bank]
+  const Vec<double>* bias = nullptr;
+};
+
+template <class Run>
+Answer answer(const Matrix& x, const Matrix& b, const Case& c, Run&& run) {
+  SearchProblem p;
+  p.queries = x.rows;
+  p.bank = b.rows;
+  p.metric = c.metric;
+  p.k = c.k;
+  p.exact = c.exact;
+  p.values_dtype = DType::f64;
+  if (c.bias != nullptr) p.bias = c.bias->data();
+  if (c.mask != nullptr) p.mask = {reinterpret_cast<const bool*>(c.mask->data()), b.rows.count, 1};
+  Answer a;
+  a.indices.assign(static_cast<size_t>(x.rows.count * c.k), -7);
+  p.indices = a.indices.data();
+  if (c.want_values) {
+    a.values.assign(a.indices.size(), -7.0);
+    p.values = a.values.data();
+  }
+  if (c.want_gathered) {
+    a.gathered.assign(static_cast<size_t>(x.rows.count * b.rows.width) * size_of(b.rows.dtype), 1);
+    p.gathered = a.gathered.data();
+  }
+  run(p);
+  for (double& v : a.values)
+    if (v == 0.0) v = 0.0;
+  return a;
+}
+
+Answer on_cpu(const Matrix& x, const Matrix& b, const Case& c) {
+  return answer(x, b, c, [](SearchProblem& p) { CHECK(search(p, Parallel{}) == Status::ok); });
+}
+Answer emulated(const Matrix& x, const Matrix& b, const Case& c, Bench& bench) {
+  return answer(x, b, c, [&](SearchProblem& p) {
+    Vec<uint64_t> pack;
+    if (c.packed) {
+      pack.resize(static_cast<size_t>(cuda::pack_bytes(p.bank.count, p.bank.width, p.metric, p.bias != nullptr) + 7) /
+                  8);
+      bench.provide(cuda::pack_workspace());
+      CHECK(ran(cuda::pack_bank(p.bank, p.metric, pack.data(), bench.device, p.bias)));
+      p.pack = reinterpret_cast<const PackHeader*>(pack.data());
+    }
+    bench.provide(cuda::search_workspace(p, bench.device));
+    CHECK(ran(cuda::search(p, bench.device)));
+  });
+}
+
+void compare(const Matrix& x, const Matrix& b, const Case& c, const char* what, int processors = 3) {
+  Bench bench(processors);
+  const bool same = emulated(x, b, c, bench) == on_cpu(x, b, c);
+  CHECK(same);
+  CHECK(bench.state.bad_codes == 0);
+  CHECK(bench.state.queries == static_cast<unsigned long long>(x.rows.count));
+  if (!same)
+    std::printf("  %s: metric %d k %lld d %lld n %lld m %lld dtype %d\n", what, static_cast<int>(c.metric),
+                static_cast<long long>(c.k), static_cast<long long>(b.rows.width), static_cast<long long>(x.rows.count),
+                static_cast<long long>(b.rows.count), static_cast<int>(b.rows.dtype));
+}
+
+TEST(cuda_search_equals_cpu) {
+  uint32_t seed = 1;
+  for (const Metric metric : kMetrics)
+    for (const DType dtype : kDTypes)
+      for (const int64_t k : {1, 3, 20}) {
+        const int64_t d = k == 3 ? 17 : 8, n = k == 1 ? 37 : 5, m = k == 1 ? 300 : 700;
+        const Matrix x(normal<double>(n * d, ++seed), d, dtype, k == 20);
+        const Matrix b(normal<double>(m * d, ++seed), d, dtype, k == 3);
+        compare(x, b, {metric, k, true, k == 1}, "gaussian");
+        if (k != 20) compare(x, b, {metric, k, true, false, true, true}, "packed");
+      }
+  // A 16-bit query with a float32 bank; and a query tile and a half, over several blocks of columns.
+  for (const DType half : {DType::bf16, DType::f16}) {
+    const Matrix x(normal<double>(9 * 12, ++seed), 12, half), b(normal<double>(90 * 12, ++seed), 12, DType::f32);
+    compare(x, b, {Metric::l2, 1}, "mixed");
+    compare(x, b, {Metric::cosine, 4}, "mixed");
+  }
+  const Matrix x(normal<double>(190 * 6, ++seed), 6, DType::f32), b(normal<double>(1500 * 6, ++seed), 6, DType::f32);
+  compare(x, b, {Metric::l2, 1, false, true}, "quantize", 1);
+  compare(x, b, {Metric::dot, 10}, "tiles", 40);
+}
+
+TEST(cuda_search_hostile_data) {
+  const int64_t d = 9, n = 6, m = 400;
+  const auto all = [&](const Vec<double>& xs, const Vec<double>& bs, DType dtype, const char* what) {
+    const Matrix x(xs, d, dtype), b(bs, d, dtype);
+    for (const Metric metric : kMetrics)
+      for (const int64_t k : {int64_t{1}, int64_t{7}}) compare(x, b, {metric, k}, what);
+  };
+  Vec<double> xs = normal<double>(n * d, 5), bs = normal<double>(m * d, 6);
+  Vec<double> equal(static_cast<size_t>(m * d), 0.5);
+  all(xs, equal, DType::f32, "all rows equal");  // overflows every list: the last resort
+  all(normal<double>(n * d, 7, 0.01, 1000.0), normal<double>(m * d, 8, 0.01, 1000.0), DType::f32, "1000 +- 0.01");
+  Vec<double> rounded = bs;
+  for (double& v : rounded) v = std::round(v);
+  all(rounded, rounded, DType::f16, "many ties");
+  Vec<double> extreme = bs;
+  for (size_t i = 0; i < extreme.size(); ++i) extreme[i] *= i / d % 3 == 0 ? 1e-300 : i / d % 3 == 1 ? 1e150 : 1.0;
+  all(xs, extreme, DType::f64, "all sizes");
+  Vec<double> broken = bs, broken_x = xs;
+  broken[5] = NAN, broken[static_cast<size_t>(d) * 7] = INFINITY, broken[static_cast<size_t>(d) * 9 + 1] = -INFINITY;
+  broken_x[static_cast<size_t>(d)] = NAN, broken_x[static_cast<size_t>(2 * d)] = INFINITY;
+  for (int64_t i = 0; i < d; ++i) broken_x[static_cast<size_t>(3 * d + i)] = 0.0;
+  all(broken_x, broken, DType::f32, "NaN and infinities");
+  Vec<double> tiny = bs;
+  for (double& v : tiny) v *= 1e-42;
+  all(xs, tiny, DType::f32, "subnormal");
+  Vec<double> sorted = bs;  // every column beats those before it
+  for (int64_t j = 0; j < m; ++j)
+    for (int64_t i = 0; i < d; ++i) sorted[static_cast<size_t>(j * d + i)] = static_cast<double>(j) * 0.01 + 0.001 * i;
+  all(xs, sorted, DType::f32, "sorted");
+}
+
+TEST(cuda_search_masks_and_large_k) {
+  const int64_t d = 5, n = 4, m = 900;
+  const Matrix x(normal<double>(n * d, 11), d, DType::f32), b(normal<double>(m * d, 12), d, DType::f32);
+  std::mt19937 random(3);
+  for (const int keep : {0, 1, 50, 99}) {  // percent
+    Vec<unsigned char> mask(static_cast<size_t>(n * m));
+    for (auto& v : mask) v = static_cast<int>(random() % 100) < keep;
+    for (const int64_t k : {int64_t{1}, int64_t{9}, int64_t{200}}) {
+      Case c{Metric::l2, k};
+      c.mask = &mask;
+      c.want_gathered = k == 1;
+      compare(x, b, c, "mask");
+    }
+  }
+  for (const int64_t k : {int64_t{100}, int64_t{113}, int64_t{450}, m}) compare(x, b, {Metric::cosine, k}, "large k");
+  const int64_t many = 3000;  // more ranks than a block sorts: several passes
+  const Matrix wide(normal<double>(many * 2, 13), 2, DType::f32), one(normal<double>(2, 14), 2, DType::f32);
+  compare(one, wide, {Metric::dot, many}, "k = M");
+  compare(one, wide, {Metric::dot, 300}, "few queries", 20);
+  compare(one, wide, {Metric::dot, 1000}, "split", 20);
+  const Matrix nothing(Vec<double>{}, 4, DType::f32), some(normal<double>(8, 15), 4, DType::f32);
+  compare(some, nothing, {Metric::l2, 1, true, true}, "empty bank");
+}
+
+TEST(cuda_search_biased) {
+  const Matrix x(normal<double>(7 * 10, 31), 10, DType::f32), b(normal<double>(500 * 10, 32), 10, DType::f32);
+  for (const double scale : {1.0, 1e12, 1e-30, 0.0}) {
+    const auto bias = normal<double>(500, 33, scale);
+    for (const int64_t k : {1, 5, 100})
+      for (const bool packed : {false, true}) {
+        Case c{Metric::dot, k};
+        c.bias = &bias;
+        c.packed = packed;
+        compare(x, b, c, "bias");
+      }
+  }
+}
+
+TEST(cuda_quantize_loss_close_to_cpu) {
+  const int64_t d = 9, n = 600;
+  const auto xs = normal<float>(n * d, 41), start = normal<float>(n * d, 42);
+  Vec<unsigned char> keep(static_cast<size_t>(n));
+  for (size_t i = 0; i < keep.size(); ++i) keep[i] = i % 3 != 0;
+  for (const bool masked : {false, true}) {
+    Vec<float> rounded[2] = {start, start};
+    Vec<int64_t> codes[2];
+    double mean[2] = {-1.0, -1.0};
+    Bench bench;
+    for (const int side : {0, 1}) {
+      for (int64_t i = 0; i < n; ++i) codes[side].push_back(i % 7 == 0 ? -1 : i);
+      QuantizeLossProblem p;
+      p.x = view(xs, d);
+      p.codes = codes[side].data();
+      p.quantized = view(rounded[side], d);
+      p.keep = masked ? reinterpret_cast<const bool*>(keep.data()) : nullptr;
+      bench.provide(cuda::quantize_loss_workspace(n));
+      if (side == 0) {
+        CHECK(quantize_loss(p, Parallel{}) == Status::ok);
+        mean[0] = p.squares / (static_cast<double>(p.valid) * static_cast<double>(d));
+      } else {
+        CHECK(ran(cuda::quantize_loss(p, &mean[1], DType::f64, bench.device)));
+      }
+    }
+    CHECK(std::abs(mean[1] - mean[0]) <= 1e-13 * mean[0]);
+    CHECK(codes[0] == codes[1] && rounded[0] == rounded[1]);
+  }
+}
+
+// The same searches through the tensor-core screen, whose emulation rounds as badly as its bound assumes.
+TEST(cuda_search_tensor_cores_equal_cpu) {
+  path() = cuda::Path::mma;
+  uint32_t seed = 60;
+  for (const Metric metric : kMetrics)
+    for (const int64_t k : {1, 6}) {
+      const int64_t d = metric == Metric::dot ? 40 : 13, n = k == 1 ? 150 : 9, m = 420;
+      const Matrix x(normal<double>(n * d, ++seed), d, DType::f32), b(normal<double>(m * d, ++seed), d, DType::f32);
+      compare(x, b, {metric, k}, "tensor cores");
+    }
+  const auto bias = normal<double>(300, 71);
+  Case c{Metric::dot, 4};
+  c.bias = &bias;
+  compare(Matrix(normal<double>(60, 72), 10, DType::bf16), Matrix(normal<double>(3000, 73), 10, DType::bf16), c,
+          "bias");
+  const Matrix x(normal<double>(5 * 9, 74, 0.01, 1000.0), 9, DType::f32);
+  const Matrix b(normal<double>(400 * 9, 75, 0.01, 1000.0), 9, DType::f32);
+  for (const int64_t k : {1, 5}) compare(x, b, {Metric::l2, k}, "1000 +- 0.01");
+  path() = cuda::Path::simt;
+}
+
+TEST(cuda_search_bad_pack_is_not_read) {
+  const Matrix x(normal<double>(40, 21), 8, DType::f32), b(normal<double>(800, 22), 8, DType::f32);
+  Bench bench;
+  Vec<uint64_t> garbage(static_cast<size_t>(cuda::pack_bytes(100, 8, Metric::l2)) / 8 + 1, ~0ull);
+  const Answer a = answer(x, b, {Metric::l2, 1}, [&](SearchProblem& p) {
+    p.pack = reinterpret_cast<const PackHeader*>(garbage.data());
+    bench.provide(cuda::search_workspace(p, bench.device));
+    CHECK(ran(cuda::search(p, bench.device)));
+  });
+  CHECK(a == on_cpu(x, b, {Metric::l2, 1}));
+  CHECK(bench.state.bad_codes != 0 && bench.state.repeated == 5);
+}
+
+// exact=False: the same set whatever the split, since the final threshold decides.
+TEST(cuda_search_screen_only_is_deterministic) {
+  const Matrix x(normal<double>(50 * 8, 23), 8, DType::f32), b(normal<double>(1200 * 8, 24), 8, DType::f32);
+  for (const int64_t k : {1, 12}) {
+    Case c{Metric::l2, k};
+    c.exact = false;
+    Bench one(1), many(64);
+    CHECK(emulated(x, b, c, one) == emulated(x, b, c, many));
+  }
+}
+
+template <class Run>
+Vec<double> dense(const Matrix& x, const Matrix& b, Metric metric, DType out, Run&& run) {
+  ProjectProblem p;
+  p.queries = x.rows;
+  p.bank = b.rows;
+  p.metric = metric;
+  p.out_dtype = out;
+  Vec<char> bytes(static_cast<size_t>(x.rows.count * b.rows.count) * size_of(out), 1);
+  p.out = bytes.data();
+  run(p);
+  Vec<double> values;
+  for (int64_t i = 0; i < x.rows.count * b.rows.count; ++i)
+    values.push_back(with_dtype(out, [&](auto t) { return widened(reinterpret_cast<decltype(t)>(bytes.data())[i]); }));
+  return values;
+}
+
+void compare_dense(const Matrix& x, const Matrix& b, Metric metric, DType out, double tolerance, const char* what) {
+  Bench bench;
+  const auto theirs = dense(x, b, metric, out, [](ProjectProblem& p) { CHECK(project(p, Parallel{}) == Status::ok); });
+  const auto ours = dense(x, b, metric, out, [&](ProjectProblem& p) {
+    bench.provide(cuda::project_workspace(p, bench.device));
+    CHECK(ran(cuda::project(p, bench.device)));
+  });
+  double worst = 0.0, largest = 0.0;
+  bool kinds = true;
+  for (size_t i = 0; i < ours.size(); ++i) {
+    if (!std::isfinite(theirs[i]) || !std::isfinite(ours[i])) {
+      kinds = kinds && (theirs[i] == ours[i] || (std::isnan(theirs[i]) && std::isnan(ours[i])));
+      continue;
+    }
+    worst = std::max(worst, std::abs(ours[i] - theirs[i]));
+    largest = std::max(largest, std::abs(theirs[i]));
+  }
+  CHECK(kinds);
+  CHECK(worst <= tolerance * (largest + 1e-300));
+  if (!kinds || worst > tolerance * (largest + 1e-300))
+    std::printf("  %s metric %d: off by %g of %g\n", what, static_cast<int>(metric), worst, largest);
+}
+
+TEST(cuda_project_close_to_cpu) {
+  uint32_t seed = 40;
+  for (const Metric metric : kMetrics)
+    for (const DType dtype : kDTypes) {
+      const int64_t d = 19, n = 70, m = 150;
+      const Matrix x(normal<double>(n * d, ++seed), d, dtype), b(normal<double>(m * d, ++seed), d, dtype, true);
+      const double tolerance = dtype == DType::f64 ? 1e-14 : dtype == DType::f32 ? 1e-5 : 1e-2;
+      compare_dense(x, b, metric, dtype, tolerance, "gaussian");
+      if (dtype == DType::bf16) compare_dense(x, b, metric, DType::f32, 1e-5, "float32 out");
+    }
+  Vec<double> xs = normal<double>(70, 1), bs = normal<double>(210, 2);
+  xs[3] = NAN, xs[15] = INFINITY, bs[8] = NAN, bs[21] = 1e300, bs[30] = -INFINITY;
+  for (const Metric metric : kMetrics)
+    for (const DType dtype : {DType::f32, DType::f64})
+      compare_dense(Matrix(xs, 7, dtype), Matrix(bs, 7, dtype), metric, dtype, 1e-5, "not finite");
+}
+
+TEST(cuda_codebook_equals_cpu) {
+  std::mt19937 random(9);
+  for (const DType dtype : kDTypes)
+    for (const int64_t k : {1, 4}) {
+      const int64_t d = 21, m = 13, n = 50;
+      const Matrix bank(normal<double>(m * d, 3), d, dtype), x(normal<double>(n * d, 4), d, dtype);
+      const Matrix weights(normal<double>(n * k, 5), 1, dtype);
+      Vec<int64_t> codes(static_cast<size_t>(n * k));
+      for (auto& c : codes) c = static_cast<int64_t>(random() % (m + 1)) - 1;
+      const size_t size = size_of(dtype);
+      Bench bench;
+      for (const Reduce reduce : {Reduce::none, Reduce::sum, Reduce::mean}) {
+        Vec<char> ours(static_cast<size_t>(n * d * k) * size, 1), theirs = ours;
+        LookupProblem p;
+        p.codes = codes.data();
+        p.k = reduce == Reduce::none ? 1 : k;
+        p.count = n * k / p.k;
+        p.bank = bank.rows;
+        p.weights = weights.rows.data;
+        p.reduce = reduce;
+        p.out = theirs.data();
+        CHECK(lookup(p, Parallel{}) == Status::ok);
+        p.out = ours.data();
+        CHECK(ran(cuda::lookup(p, bench.device)));
+        CHECK(ours == theirs);
+      }
+      Vec<char> ours(static_cast<size_t>(m * d) * size, 1), theirs = ours;
+      SegmentSumProblem s;
+      s.codes = codes.data();
+      s.count = n * k;
+      s.k = k;
+      s.segments = m;
+      s.source = x.rows;
+      s.weights = weights.rows.data;
+      s.weights_dtype = dtype;
+      s.out_dtype = dtype;
+      Vec<float> counts[2] = {Vec<float>(static_cast<size_t>(m), 7.0f), Vec<float>(static_cast<size_t>(m), 7.0f)};
+      s.counts = counts[0].data();
+      s.out = theirs.data();
+      CHECK(segment_sum(s, Parallel{}) == Status::ok);
+      s.out = ours.data();
+      s.counts = counts[1].data();
+      bench.provide(cuda::segment_sum_workspace(s.count, m));
+      CHECK(ran(cuda::segment_sum(s, bench.device)));
+      CHECK(ours == theirs);
+      CHECK(counts[0] == counts[1]);
+      CHECK(bench.state.bad_codes == 0);
+    }
+}
+
+TEST(cuda_gradients_close_to_cpu) {
+  std::mt19937 random(10);
+  const int64_t d = 11, m = 9, n = 14, k = 20;
+  const auto xs = normal<float>(n * d, 6), bs = normal<float>(m * d, 7), grads = normal<float>(n * k, 8);
+  Vec<int64_t> codes(static_cast<size_t>(n * k));
+  for (auto& c : codes) c = static_cast<int64_t>(random() % (m + 1)) - 1;
+  for (const Metric metric : kMetrics) {
+    Vec<float> gx[2], gb[2], dots[2];
+    Bench bench;
+    for (const int side : {0, 1}) {
+      gx[side].assign(xs.size(), 7.0f), gb[side].assign(bs.size(), 7.0f), dots[side].assign(codes.size(), 7.0f);
+      PairProblem p;
+      p.queries = view(xs, d);
+      p.bank = view(bs, d);
+      p.indices = codes.data();
+      p.grad = grads.data();
+      p.k = k;
+      p.metric = metric;
+      p.grad_queries = gx[side].data();
+      p.grad_bank = gb[side].data();
+      LookupDotProblem l{codes.data(), k, p.queries, p.bank, dots[side].data()};
+      bench.provide(cuda::pair_workspace(n * k, m));
+      if (side == 0)
+        CHECK(pair_gradients(p, Parallel{}) == Status::ok && lookup_dot(l, Parallel{}) == Status::ok);
+      else
+        CHECK(ran(cuda::pair_gradients(p, bench.device)) && ran(cuda::lookup_dot(l, bench.device)));
+    }
+    const auto close = [](const Vec<float>& a, const Vec<float>& b) {
+      for (size_t i = 0; i < a.size(); ++i)
+        if (!(std::abs(a[i] - b[i]) <= 1e-5f * (1.0f + std::abs(b[i])))) return false;
+      return true;
+    };
+    CHECK(close(gx[1], gx[0]) && close(gb[1], gb[0]) && close(dots[1], dots[0]));
+  }
+}
+
+TEST(cuda_bad_codes_are_not_read) {
+  const auto bs = normal<float>(12, 1), xs = normal<float>(6, 2);
+  const Vec<int64_t> codes = {0, 99, -1, -5, 3, 4};
+  Vec<float> out(18, 7.0f);
+  Bench bench;
+  LookupProblem p;
+  p.codes = codes.data();
+  p.count = 6;
+  p.bank = view(bs, 3);
+  p.out = out.data();
+  CHECK(ran(cuda::lookup(p, bench.device)));
+  CHECK(bench.state.bad_codes == 3);
+  CHECK(out[0] == bs[0] && std::isnan(out[3]) && out[6] == 0.0f && std::isnan(out[9]) && out[12] == bs[9] &&
+        std::isnan(out[15]));
+  SegmentSumProblem s;
+  s.codes = codes.data();
+  s.count = 6;
+  s.k = 3;
+  s.segments = 4;
+  s.source = view(xs, 3);
+  Vec<float> sums(12, 7.0f);
+  s.out = sums.data();
+  bench.provide(cuda::segment_sum_workspace(6, 4));
+  CHECK(ran(cuda::segment_sum(s, bench.device)));
+  CHECK(bench.state.bad_codes == 6);
+  CHECK(sums[0] == xs[0] && sums[3] == 0.0f && sums[9] == xs[3]);
+}
+
+}  // namespace

@@ -1,0 +1,100 @@
+// What the host decides before it launches CUDA kernels: schedules, ranges, workspace, bounds. No kernel runs here.
+#include "check.h"
+#include "core/topk_list.h"
+#include "cpu/isa.h"
+#include "cuda/plan.h"
+
+namespace {
+
+using namespace vecbank;
+
+TEST(cuda_schedule_visits_every_panel_once) {
+  for (const int64_t rows : {1, 15, 16, 17, 100, 1000, 12345, 100000}) {
+    const cuda::Schedule s = cuda::make_schedule(rows);
+    std::vector<bool> seen(static_cast<size_t>(s.panels));
+    for (int64_t slot = 0; slot < s.panels; ++slot) {
+      const int64_t panel = s.panel(slot);
+      CHECK(panel >= 0 && panel < s.panels && !seen[static_cast<size_t>(panel)]);
+      seen[static_cast<size_t>(panel)] = true;
+    }
+  }
+  const cuda::Schedule large = cuda::make_schedule((int64_t{1} << 32) - 1);  // no overflow at the far end
+  CHECK(large.panel(large.panels - 1) >= 0 && large.panel(large.panels - 1) < large.panels);
+}
+
+TEST(cuda_plans_fit_the_workspace) {
+  for (const int64_t n : {1, 7, 128, 5000, 1 << 20})
+    for (const int64_t m : {1, 100, 8192, 1000000, 50000000})
+      for (const int64_t d : {1, 64, 768, 4096, 16384, 100000})
+        for (const int64_t k : {1, 10, 100, 1000, 5000})
+          for (const int processors : {1, 20, 132}) {
+            if (k > m) continue;
+            SearchProblem p;
+            p.queries = {nullptr, DType::f32, n, d, d, 1};
+            p.bank = {nullptr, DType::f32, m, d, d, 1};
+            p.k = k;
+            const cuda::SearchPlan plan = cuda::plan_search(p, processors);
+            CHECK(plan.rows >= 1 && plan.rows <= cuda::kMostRows && plan.splits >= 1 && plan.splits <= 65535);
+            CHECK(plan.list >= 512 && plan.list <= cuda::kMostSorted &&
+                  cuda::power_of_two_from(plan.list) == plan.list);
+            CHECK(plan.splits == 1 || k <= plan.list / 2);  // a split keeps all its ranks at once
+            if (plan.direct) continue;
+            CHECK(plan.capacity >= k && plan.capacity <= cuda::kMostSorted);
+            CHECK(cuda::power_of_two_from(plan.capacity) == plan.capacity);
+            CHECK(plan.piece_panels >= 1);
+            // Ranges: they cover the piece, and none brings more expected survivors than the list has room for.
+            const int64_t end = std::min<int64_t>(plan.piece_panels, plan.schedule.panels);
+            for (int64_t at = 0; at < end;) {
+              const int64_t next = cuda::range_end(plan, at, end);
+              CHECK(next > at && next <= end);
+              if (k > 1 && at == 0) CHECK(next * kPanel <= plan.capacity);
+              at = next;
+            }
+            const int64_t bytes = plan.rows * plan.capacity * static_cast<int64_t>(sizeof(cuda::Candidate)) +
+                                  plan.rows * (d + 1) * 4 + plan.piece_panels * (d + 3) * kPanel * 4 + plan.rows * 32 +
+                                  d * 8 + (plan.splits > 1 ? std::min(n, plan.rows) * plan.splits * (k * 16 + 8) : 0);
+            CHECK(bytes + (1 << 16) <= cuda::kMostWorkspace);
+          }
+}
+
+TEST(cuda_refine_order_equals_cpu) {
+  for (const int64_t d : {1, 7, 8, 9, 64, 129}) {
+    const auto x = gaussian<double>(round_up_to(d, 8), 3), b = gaussian<double>(d, 4);
+    std::vector<double> padded = x;
+    for (int64_t i = d; i < static_cast<int64_t>(padded.size()); ++i) padded[static_cast<size_t>(i)] = 0.0;
+    for (const bool distance : {false, true}) {
+      ScoreArgs a;
+      double want = 0.0;
+      a.queries = padded.data();
+      a.bank = rows(b, d);
+      a.distance = distance;
+      a.count = 1;
+      a.out = &want;
+      double lane[8];
+      for (int l = 0; l < 8; ++l) lane[l] = cuda::pair_lane(rows(padded, d), 0, rows(b, d), 0, l, distance);
+      for_each_isa([&] {
+        kernels().score(a);
+        CHECK(cuda::tree_sum(lane) == want);
+      });
+    }
+  }
+}
+
+TEST(cuda_order_of_entries_equals_cpu) {
+  const double keys[] = {-HUGE_VAL, -1.0, -0.0, 0.0, 2.0, HUGE_VAL};
+  for (const double a : keys)
+    for (const double b : keys)
+      for (const int64_t i : {0, 1})
+        for (const int64_t j : {0, 1}) CHECK(cuda::precedes({a, i}, {b, j}) == better(Scored{a, i}, Scored{b, j}));
+  CHECK(cuda::precedes({-HUGE_VAL, 5}, cuda::last_entry()) && cuda::precedes(cuda::first_entry(), {HUGE_VAL, 0}));
+}
+
+TEST(cuda_tensor_bound_covers_the_plain_one) {
+  for (const int64_t d : {1, 8, 64, 128, 1024, 16384}) {
+    const double factor = cuda::tensor_factor(d);
+    CHECK(factor > 1.0 && factor < 8.0);
+    CHECK(factor * screen_unit(d) >= cuda::kSplitUnit + 3.0 * static_cast<double>(d / 8) * cuda::kTensorUnit);
+  }
+}
+
+}  // namespace
