@@ -88,9 +88,7 @@ def op(name: str) -> Any:
 def all_ops() -> list[str]:
     """Names of every operator registered under ``vecbank::``."""
     return sorted(
-        name.removeprefix("vecbank::")
-        for name in torch._C._dispatch_get_all_op_names()
-        if name.startswith("vecbank::")
+        name.removeprefix("vecbank::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("vecbank::")
     )
 
 

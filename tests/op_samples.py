@@ -37,9 +37,7 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
             table["quantize"].append((a, b, None, code))
             table["topk"].append((a, b, None, 3, code))
             indices = op("topk")(a.detach(), b.detach(), None, 3, code)[1]
-            values = torch.ones(
-                indices.shape, dtype=torch.float64 if a.dtype == torch.float64 else torch.float32
-            )
+            values = torch.ones(indices.shape, dtype=torch.float64 if a.dtype == torch.float64 else torch.float32)
             table["topk_backward"].append((values, a.detach(), b.detach(), indices, code))
             dense = torch.ones(*a.shape[:-1], b.shape[-2], dtype=a.dtype)
             table["project_backward"].append((dense, a.detach(), b.detach(), code))
@@ -48,9 +46,7 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
             (x, bank, packed, code, torch.float64),
             (x, bank[:0], None, code),
         ]
-        table["project_backward"] += [
-            (torch.ones(4, 9), x, bank, code, need, not need) for need in (True, False)
-        ]
+        table["project_backward"] += [(torch.ones(4, 9), x, bank, code, need, not need) for need in (True, False)]
         table["nearest"] += [
             (x, bank, packed, code),
             (x, bank, packed, code, False),

@@ -46,9 +46,7 @@ def test_project_matches_the_reference(d: int, metric: str, device: str) -> None
     """At sizes gradcheck cannot afford; with a norm below the constant, a zero row, a distance of zero."""
     x, bank = gauss(40, d, dtype=F64), gauss(30, d, dtype=F64, seed=1)
     bank[3], x[2] = 0, 0
-    if (
-        metric == "cosine"
-    ):  # as distances these would be next to nothing, which a dense product cannot resolve
+    if metric == "cosine":  # as distances these would be next to nothing, which a dense product cannot resolve
         bank[5], x[7] = bank[5] * 1e-9 / d, x[7] * 1e-10
     x[11] = bank[11]
     grads = []

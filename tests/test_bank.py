@@ -240,9 +240,7 @@ def test_gradients_reach_a_learnable_bank_only() -> None:
     x = gauss(4, D).requires_grad_()
     for learnable in (False, True):
         bank = Bank(gauss(M, D), metric="l2", learnable=learnable)
-        (
-            bank.project(x).sum() + bank.topk(x, 2).values.sum() + bank.lookup(torch.tensor([3])).sum()
-        ).backward()
+        (bank.project(x).sum() + bank.topk(x, 2).values.sum() + bank.lookup(torch.tensor([3])).sum()).backward()
         assert (bank.vectors.grad is not None) is learnable
     given = gauss(M, D).requires_grad_()
     assert not Bank(given).vectors.requires_grad

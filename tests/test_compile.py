@@ -160,10 +160,7 @@ def test_vmap_of_forwards(name: str) -> None:
     x, bank, banks = gauss(3, 5, 4), gauss(11, 4), gauss(3, 11, 4)
     want = [torch.stack(p) for p in zip(*(as_tuple(call(row, bank)) for row in x), strict=True)]
     assert_same(as_tuple(torch.vmap(call, in_dims=(0, None))(x, bank)), tuple(want))
-    want = [
-        torch.stack(p)
-        for p in zip(*(as_tuple(call(a, b)) for a, b in zip(x, banks, strict=True)), strict=True)
-    ]
+    want = [torch.stack(p) for p in zip(*(as_tuple(call(a, b)) for a, b in zip(x, banks, strict=True)), strict=True)]
     assert_same(as_tuple(torch.vmap(call)(x, banks)), tuple(want))
 
 

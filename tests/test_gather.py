@@ -44,9 +44,7 @@ def test_segment_sum(dtype: torch.dtype, weighted: bool, target: Target) -> None
     for shape, m, d in itertools.product(SHAPES, (0, 1, 3, 50), (1, 8, 33)):
         codes, x = codes_for(shape, m), gauss(*shape, d, dtype=dtype)
         weights = gauss(*shape, dtype=dtype, seed=3) if weighted else None
-        got = vecbank.segment_sum(
-            x.to(device), codes.to(device), m, None if weights is None else weights.to(device)
-        )
+        got = vecbank.segment_sum(x.to(device), codes.to(device), m, None if weights is None else weights.to(device))
         assert_same(got, reference.segment_sum(x, codes, m, weights), f"{shape} {m} x {d}")
 
 
@@ -130,9 +128,7 @@ def test_lookup_in_a_bank(device: str) -> None:
     bank = vecbank.Bank(gauss(8, 4).to(device), metric="cosine")
     codes = torch.tensor([[0, 7, -1]], device=device)
     assert_same(vecbank.lookup(codes, bank), reference.lookup(codes.cpu(), bank.vectors.cpu()))
-    assert_same(
-        bank.lookup(codes, reduce="sum"), reference.lookup(codes.cpu(), bank.vectors.cpu(), reduce="sum")
-    )
+    assert_same(bank.lookup(codes, reduce="sum"), reference.lookup(codes.cpu(), bank.vectors.cpu(), reduce="sum"))
 
 
 def test_round_trip_with_quantize(device: str) -> None:

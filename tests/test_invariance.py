@@ -58,9 +58,7 @@ def test_batch_splits(case: Case, device: str) -> None:
         if size == 1 and case.lead[0] > 40:
             continue
         rows = [slice(i, i + size) for i in range(0, case.lead[0], size)] or [slice(0, 0)]
-        masks = [
-            inputs.mask if inputs.mask is None or inputs.mask.dim() < 2 else inputs.mask[r] for r in rows
-        ]
+        masks = [inputs.mask if inputs.mask is None or inputs.mask.dim() < 2 else inputs.mask[r] for r in rows]
         parts = [run(case, inputs.x[r], inputs.bank, m) for r, m in zip(rows, masks, strict=True)]
         assert_same(tuple(torch.cat(p) for p in zip(*parts, strict=True)), whole, f"pieces of {size}")
 

@@ -251,9 +251,7 @@ def test_stratified_shares() -> None:
     assert seats(3) == [1, 1, 1]
     assert seats(1000) == [600, 300, 100]
     for num in (10, 100, 500):
-        assert all(
-            abs(got - num * share) <= 1 for got, share in zip(seats(num), (0.6, 0.3, 0.1), strict=True)
-        )
+        assert all(abs(got - num * share) <= 1 for got, share in zip(seats(num), (0.6, 0.3, 0.1), strict=True))
 
 
 def test_farthest_point_follows_the_definition() -> None:

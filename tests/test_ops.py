@@ -45,9 +45,7 @@ def test_schemas_only_grow_at_the_end() -> None:
 @pytest.mark.parametrize("name", ["pack", "project_backward", "topk_backward", "lookup_dot"])
 def test_ops_without_a_formula_raise_in_backward(name: str) -> None:
     row = samples()[name][0]
-    row = tuple(
-        a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in row
-    )
+    row = tuple(a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in row)
     out = op(name)(*row)
     out = out[0] if isinstance(out, (tuple, list)) else out
     if out.requires_grad:

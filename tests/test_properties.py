@@ -28,9 +28,7 @@ dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.fl
 metrics = st.sampled_from(METRICS)
 
 
-def draw(
-    kind: str, size: tuple[int, int, int], metric: str, dtype: torch.dtype, seed: int
-) -> tuple[Tensor, Tensor]:
+def draw(kind: str, size: tuple[int, int, int], metric: str, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor]:
     return fill(kind, *size, metric, dtype, dtype, torch.Generator().manual_seed(seed))
 
 
@@ -42,9 +40,7 @@ def test_equals_the_reference(kind, size, metric, dtype, seed, data) -> None:
     mask = None
     if data.draw(st.booleans(), label="masked"):
         mask = torch.rand(size[:2], generator=torch.Generator().manual_seed(seed)) < 0.5
-    assert_same(
-        tuple(vecbank.topk(x, bank, k, metric, mask)), tuple(reference.topk(x, bank, k, metric, mask))
-    )
+    assert_same(tuple(vecbank.topk(x, bank, k, metric, mask)), tuple(reference.topk(x, bank, k, metric, mask)))
     assert_same(tuple(vecbank.quantize(x, bank, metric)), tuple(reference.quantize(x, bank, metric)))
 
 
@@ -101,9 +97,7 @@ def test_cosine_does_not_see_scale(size, seed, a, b) -> None:
     k = max(1, size[1] // 2)
     want = vecbank.topk(x, bank, k, "cosine")
     assert_same(tuple(vecbank.topk(x * 2.0**a, bank * 2.0**b, k, "cosine")), tuple(want))
-    torch.testing.assert_close(
-        vecbank.project(x * 2.0**a, bank * 3.7, "cosine"), vecbank.project(x, bank, "cosine")
-    )
+    torch.testing.assert_close(vecbank.project(x * 2.0**a, bank * 3.7, "cosine"), vecbank.project(x, bank, "cosine"))
 
 
 @SETTINGS

@@ -35,9 +35,7 @@ def score(x: list[float], b: list[float], metric: str) -> float:
 @pytest.mark.parametrize("d", WIDTHS)
 def test_order_of_summation(d: int, metric: str) -> None:
     x, bank = gauss(3, d, dtype=torch.float64), gauss(9, d, dtype=torch.float64)
-    want = torch.tensor(
-        [[score(a, b, metric) for b in bank.tolist()] for a in x.tolist()], dtype=torch.float64
-    )
+    want = torch.tensor([[score(a, b, metric) for b in bank.tolist()] for a in x.tolist()], dtype=torch.float64)
     assert same(reference.project(x, bank, metric), want)
 
 
@@ -70,12 +68,8 @@ def test_square_root_is_rounded_to_nearest() -> None:
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_sixteen_bits_are_reached_in_one_rounding() -> None:
     values = gauss(200_000, dtype=torch.float64) * 10 ** (14 * torch.rand(200_000, dtype=torch.float64) - 9)
-    middle = torch.tensor(
-        [1 + 2.0**-11 + 2.0**-40, 1 + 2.0**-11 - 2.0**-40, 65519.99999999, 65520.0, 1e300, -1e300]
-    )
-    values = torch.cat(
-        [values, middle.double(), torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0]).double()]
-    )
+    middle = torch.tensor([1 + 2.0**-11 + 2.0**-40, 1 + 2.0**-11 - 2.0**-40, 65519.99999999, 65520.0, 1e300, -1e300])
+    values = torch.cat([values, middle.double(), torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0]).double()])
     assert same(reference._round(values, torch.float16), torch.from_numpy(values.numpy().astype(np.float16)))
     exact = torch.tensor([1 + 2.0**-8 + 2.0**-40, 1 + 2.0**-8 - 2.0**-40, 1 + 2.0**-8], dtype=torch.float64)
     assert reference._round(exact, torch.bfloat16).tolist() == [1 + 2.0**-7, 1.0, 1.0]

@@ -19,9 +19,7 @@ pytestmark = pytest.mark.skipif(NM is None, reason="nm (binutils) is not install
 
 def symbols(path: Path, *options: str) -> Iterator[tuple[str, str]]:
     """(type letter, demangled name) of every symbol of an object or library."""
-    out = subprocess.run(
-        [str(NM), "-C", *options, str(path)], capture_output=True, text=True, check=True
-    ).stdout
+    out = subprocess.run([str(NM), "-C", *options, str(path)], capture_output=True, text=True, check=True).stdout
     for line in out.splitlines():
         found = re.match(r"[0-9a-fA-F]*\s+([A-Za-z?])\s+(.+)", line)
         if found:
@@ -57,18 +55,14 @@ def test_isa_objects_need_nothing_that_is_inline_elsewhere() -> None:
     if not objects:
         pytest.skip("no build/**/kernels_*.o: vecbank was installed, not built in this checkout")
     for path in objects:
-        needed = [
-            name for kind, name in symbols(path, "--undefined-only") if name.startswith(("std::", "__cxa"))
-        ]
+        needed = [name for kind, name in symbols(path, "--undefined-only") if name.startswith(("std::", "__cxa"))]
         assert not needed, f"{path.name}: {needed}"
 
 
 def test_library_uses_the_stable_abi_only() -> None:
     library = Path(vecbank._C.__file__)
     undefined = [name for kind, name in symbols(library, "-D", "--undefined-only")]
-    assert any(name.startswith("aoti_torch") or "torch" in name for name in undefined), (
-        "is this the right file?"
-    )
+    assert any(name.startswith("aoti_torch") or "torch" in name for name in undefined), "is this the right file?"
     assert not [name for name in undefined if re.match(r"(typeinfo for |vtable for )?(at|c10|torch)::", name)]
 
 
@@ -78,8 +72,6 @@ def test_library_brings_no_openmp_of_its_own() -> None:
 
 
 def test_library_exports_its_entry_point_only() -> None:
-    defined = [
-        name for kind, name in symbols(Path(vecbank._C.__file__), "-D", "--defined-only") if kind in "TDBR"
-    ]
+    defined = [name for kind, name in symbols(Path(vecbank._C.__file__), "-D", "--defined-only") if kind in "TDBR"]
     assert [name for name in defined if name.startswith("PyInit_")] == ["PyInit__C"]
     assert not [name for name in defined if "vecbank" in name]

@@ -127,9 +127,7 @@ def test_set_num_threads_is_obeyed(threads: int) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     before, after, *runtimes = done.stdout.split(maxsplit=2)
-    assert (
-        int(after) <= max(int(before), threads) if threads == 1 else int(after) <= int(before) + threads - 1
-    )
+    assert int(after) <= max(int(before), threads) if threads == 1 else int(after) <= int(before) + threads - 1
     plain = "import torch\ntorch.mm(torch.randn(900, 900), torch.randn(900, 900))\n"
     plain += SCRIPT[SCRIPT.index("maps =") :].format().replace("before, after, ", "0, 0, ")
     alone = subprocess.run([sys.executable, "-c", plain], capture_output=True, text=True, timeout=300)

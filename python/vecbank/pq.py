@@ -245,15 +245,20 @@ def pq_train(
         x = x[chosen.to(x.device).sort().values]
     width = (d + parts - 1) // parts
     x = torch.nn.functional.pad(x, (0, parts * width - d))
-    turn = _allocate(x, parts) if rotation else None
+    starts = [None, _allocate(x, parts)] if rotation else [None]
     turns = rotations if rotation else 0
-    with Progress(f"product quantiser {parts} x {k}", parts + turns + bool(turns), progress) as bar:
+    with Progress(f"product quantiser {parts} x {k}", parts * len(starts) + turns + bool(turns), progress) as bar:
+        tried = []
+        for turn in starts:
+            y = x if turn is None else x @ turn
+            found = []
+            for part in _parts(y, parts):
+                found.append(kmeans(part, k, iterations=iterations, generator=generator))
+                bar.step()
+            tried.append((sum(f.inertia for f in found), turn, torch.stack([f.centres for f in found])))
+        # neither start is best for all data: parts that belong together already are worth keeping
+        _, turn, books = min(tried, key=lambda t: t[0])
         y = x if turn is None else x @ turn
-        found = []
-        for part in _parts(y, parts):
-            found.append(kmeans(part, k, iterations=iterations, generator=generator).centres)
-            bar.step()
-        books = torch.stack(found)
         for _ in range(turns):
             books = _refine(y, books, 1)
             decoded = pq_decode(pq_encode(y, books), books)
@@ -264,4 +269,6 @@ def pq_train(
         if turns:
             books = _refine(y, books, iterations)
             bar.step()
+    if rotation and turn is None:
+        turn = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     return ProductCodec(books, d, turn)

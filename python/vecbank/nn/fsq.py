@@ -143,9 +143,10 @@ class FSQ(nn.Module):
 
     def _number(self, digits: Tensor) -> Tensor:
         """Levels (..., d) as one number (...)."""
-        number = (digits.detach().double() * self._basis).sum(-1)
+        counts = torch.float32 if self.codebook_size <= 2**24 else torch.float64  # exact up to there
+        number = (digits.detach().to(counts) * self._basis).sum(-1)
         dtype = torch.int32 if self.codebook_size <= 2**31 else torch.int64
-        return torch.where(number.isnan(), -1.0, number).to(dtype)
+        return number.nan_to_num(-1.0).to(dtype)
 
     @property
     def implicit_codebook(self) -> Tensor:

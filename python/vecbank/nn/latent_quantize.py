@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 
-from ..functional import lookup, nearest
+from ..functional import lookup
 from ._estimators import straight_through
 from ._layout import channel_first, channel_last, check_width, like_weights, no_autocast, projection, working
 
@@ -125,27 +126,31 @@ class LatentQuantize(nn.Module):
     def _digits_of(self, indices: Tensor) -> Tensor:
         return ((indices.unsqueeze(-1) // self._basis) % self._levels).long()
 
+    def _tables(self, padding: float) -> Tensor:
+        """The tables as rows of one matrix, (d, longest)."""
+        tables = [self.values_per_latent[i] for i in range(self.codebook_dim)]
+        return pad_sequence(tables, batch_first=True, padding_value=padding)
+
     def _digits(self, z: Tensor) -> Tensor:
-        """The nearest entry of each feature's own table: (..., d) numbers to (..., d) int64, -1 for NaN."""
-        width = int(self._levels.shape[0])
-        longest = max(self.values_per_latent[i].shape[0] for i in range(width))
-        # Tables are made equally long by repeating their first entry: it wins a tie as number 0, never as a
-        # copy.
-        rows = [
-            torch.cat((t, t[:1].expand(longest - t.shape[0])))
-            for t in map(self.values_per_latent.__getitem__, range(width))
-        ]
-        bank = torch.stack(rows).detach().to(z.dtype).unsqueeze(-1)
-        scalars = z.detach().reshape(-1, width).t().contiguous().unsqueeze(-1)
-        return nearest(scalars, bank, "sqeuclidean").indices.t().reshape(z.shape)
+        """The nearest entry of each feature's own table: (..., d) numbers to (..., d) int64, -1 for NaN.
+
+        By the float64 midpoints between neighbouring entries; on one, the entry that comes first in the table wins.
+        """
+        entries, order = self._tables(torch.inf).detach().double().sort(dim=1, stable=True)
+        number = order.gather(1, torch.searchsorted(entries, entries))  # of equal entries the first
+        between = (entries[:, :-1] + entries[:, 1:]) / 2
+        below = torch.nextafter(between, torch.full_like(between, -torch.inf))
+        between = torch.where(number[:, :-1] > number[:, 1:], below, between)
+        features = z.detach().reshape(-1, self.codebook_dim).t().double().contiguous()
+        digits = number.gather(1, torch.searchsorted(between, features))
+        return digits.masked_fill(features.isnan(), -1).t().reshape(z.shape)
 
     def _values(self, digits: Tensor) -> Tensor:
-        """Table entries by number, (..., d); the gradient to a table is a sum per entry."""
-        columns = [
-            lookup(column, self.values_per_latent[i].unsqueeze(-1)).squeeze(-1)
-            for i, column in enumerate(digits.unbind(-1))
-        ]
-        return torch.stack(columns, -1)
+        """Table entries by number, (..., d), zero for -1; the gradient to a table is a sum per entry."""
+        tables = self._tables(0.0)
+        first = torch.arange(self.codebook_dim, device=digits.device) * tables.shape[1]
+        rows = torch.where(digits < 0, -1, digits + first)
+        return lookup(rows, tables.reshape(-1, 1)).squeeze(-1)
 
     def quantize(self, z: Tensor) -> Tensor:
         """Nearest entries, the shape of z (..., d); gradient straight through."""

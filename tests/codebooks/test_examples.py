@@ -1,0 +1,38 @@
+"""Every example runs in its reduced form, says what it found, draws its picture, and stays short."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "examples"
+EXAMPLES = sorted(p for p in FOLDER.glob("*.py") if p.name != "common.py")
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+
+def test_the_readme_lists_them_all() -> None:
+    text = (FOLDER / "README.md").read_text()
+    assert len(EXAMPLES) >= 5 and all(f"examples/{p.name}" in text for p in EXAMPLES)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_runs_and_draws(path: Path, tmp_path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 120
+    done = subprocess.run(
+        [sys.executable, str(path), "--quick", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    pictures = list(tmp_path.glob("*.png"))
+    assert [p.stem for p in pictures] == [path.stem] and pictures[0].stat().st_size > 10_000
+    assert f"picture: {pictures[0]}" in done.stdout and len(done.stdout.splitlines()) >= 2

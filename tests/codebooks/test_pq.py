@@ -1,0 +1,278 @@
+"""Product quantisation: exact encoding and tables, quality next to faiss, and the module on top."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import gauss
+from torch import Tensor
+
+import vecbank
+from vecbank import pq
+from vecbank.kmeans import kmeans
+from vecbank.nn.product_quantizer import ProductQuantizer
+from vecbank.pq import (
+    ProductCodec,
+    pq_decode,
+    pq_encode,
+    pq_scores,
+    pq_symmetric_tables,
+    pq_tables,
+    pq_train,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # most of what is here is small
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def uneven(count: int, width: int, seed: int = 0) -> Tensor:
+    """Correlated features of very different sizes: what a rotation is good for."""
+    mix = torch.randn(width, width, generator=seeded(99)) * torch.linspace(2, 0.1, width)
+    return torch.randn(count, width, generator=seeded(seed)) @ mix
+
+
+def error(codec: ProductCodec, x: Tensor) -> float:
+    return float((codec.decode(codec.encode(x)) - x).square().sum(1).mean())
+
+
+@pytest.mark.parametrize(("d", "m"), [(12, 3), (12, 12), (12, 1), (13, 4)])
+def test_encode_is_nearest_in_each_part(d: int, m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pq, "_BLOCK", 30)
+    w = (d + m - 1) // m
+    x, books = gauss(70, d), gauss(m, 9, w, seed=1)
+    codes = pq_encode(x.view(7, 10, d), books)
+    assert codes.shape == (7, 10, m)
+    full = torch.nn.functional.pad(x, (0, m * w - d)).double().view(70, m, w)
+    want = torch.stack([torch.cdist(full[:, i], books[i].double()).argmin(1) for i in range(m)], 1)
+    assert torch.equal(codes.view(70, m), want)
+    decoded = pq_decode(codes, books, width=d)
+    assert decoded.shape == (7, 10, d)
+    assert torch.equal(decoded.view(70, d), books[torch.arange(m), want].flatten(1)[:, :d])
+
+
+@pytest.mark.parametrize("metric", ["sqeuclidean", "dot"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_tables_give_the_distances_to_what_codes_stand_for(metric: str, turned: bool) -> None:
+    x, queries, books = (
+        gauss(50, 12, dtype=torch.float64),
+        gauss(8, 12, dtype=torch.float64, seed=2),
+        gauss(3, 16, 4, dtype=torch.float64, seed=1),
+    )
+    rotation = torch.linalg.qr(gauss(12, 12, dtype=torch.float64)).Q if turned else None
+    codec = ProductCodec(books, 12, rotation)
+    codes = codec.encode(x)
+    score = {"sqeuclidean": lambda a, b: torch.cdist(a, b).square(), "dot": lambda a, b: a @ b.T}[metric]
+    got = pq_scores(codec.tables(queries, metric), codes)
+    torch.testing.assert_close(got, score(queries, codec.decode(codes)))
+    asked = codec.encode(queries)
+    got = pq_scores(codec.symmetric_tables(asked, metric), codes)
+    torch.testing.assert_close(got, score(codec.decode(asked), codec.decode(codes)))
+
+
+def test_decode_gradient_reaches_the_books() -> None:
+    books = gauss(3, 5, 4, dtype=torch.float64).requires_grad_()
+    codes = torch.randint(0, 5, (20, 3), generator=seeded())
+    probe = gauss(20, 12, dtype=torch.float64)
+    (pq_decode(codes, books) * probe).sum().backward()
+    one_hot = torch.nn.functional.one_hot(codes, 5).double()
+    torch.testing.assert_close(books.grad, torch.einsum("nmk,nmw->mkw", one_hot, probe.view(20, 3, 4)))
+
+
+@pytest.mark.parametrize("bits", [1, 4, 5, 8])
+def test_codec_packs_exactly(bits: int) -> None:
+    x = uneven(600, 10)
+    codec = pq_train(x, 4, bits, iterations=3, generator=seeded())
+    assert codec.books.shape == (4, 1 << bits, 3) and codec.bits == bits
+    codes, packed = codec.encode(x), codec.encode(x, packed=True)
+    assert packed.shape == (600, codec.bytes_per_vector) and codec.bytes_per_vector == (4 * bits + 7) // 8
+    assert torch.equal(codec.decode(packed), codec.decode(codes))
+    assert torch.equal(codec.codes(packed), codes)
+
+
+def test_sixteen_bits() -> None:
+    books = gauss(2, 1 << 16, 3)
+    codec = ProductCodec(books, 6)
+    x = gauss(40, 6, seed=1)
+    codes = codec.encode(x)
+    assert codec.bits == 16 and codec.bytes_per_vector == 4
+    assert torch.equal(codec.codes(codec.encode(x, packed=True)), codes)
+    assert torch.equal(codes[:, 0], torch.cdist(x[:, :3].double(), books[0].double()).argmin(1))
+
+
+def test_training_is_repeatable_for_any_thread_count() -> None:
+    x = uneven(900, 12)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(pq_train(x, 3, 5, generator=seeded()).books)
+    assert torch.equal(found[0], found[1])
+    turned = [pq_train(x, 3, 5, rotation=True, rotations=3, generator=seeded()) for _ in range(2)]
+    assert torch.equal(turned[0].books, turned[1].books)
+    assert not torch.equal(pq_train(x, 3, 5, generator=seeded(1)).books, found[0])
+
+
+def test_training_on_a_sample() -> None:
+    x = uneven(3000, 8)
+    few = pq_train(x, 2, 4, samples_per_code=20, generator=seeded())
+    assert error(few, x) < 1.3 * error(pq_train(x, 2, 4, generator=seeded()), x)
+
+
+def test_rotation_is_orthogonal_and_pays() -> None:
+    x = uneven(2000, 16)
+    plain = pq_train(x, 4, 4, generator=seeded())
+    turned = pq_train(x, 4, 4, rotation=True, generator=seeded())
+    assert turned.rotation is not None
+    torch.testing.assert_close(turned.rotation @ turned.rotation.T, torch.eye(16), rtol=0, atol=1e-5)
+    start = pq_train(x, 4, 4, rotation=True, rotations=0, generator=seeded())
+    assert error(turned, x) < error(start, x) < 0.7 * error(plain, x)
+
+
+def test_quality_and_bytes_next_to_faiss() -> None:
+    faiss = pytest.importorskip("faiss")
+    x = uneven(1500, 16)
+    for bits in (4, 5):
+        peer = faiss.ProductQuantizer(16, 4, bits)
+        peer.train(x.numpy())
+        decoded = torch.from_numpy(peer.decode(peer.compute_codes(x.numpy())))
+        theirs = float((decoded - x).square().sum(1).mean())
+        assert error(pq_train(x, 4, bits, generator=seeded()), x) < 1.02 * theirs
+        # the peer's books in ours: the same codes in the same bytes
+        books = torch.from_numpy(faiss.vector_to_array(peer.centroids)).view(4, 1 << bits, 4)
+        packed = ProductCodec(books, 16).encode(x, packed=True)
+        assert (packed == torch.from_numpy(peer.compute_codes(x.numpy()))).all(1).float().mean() > 0.999
+    rotation = faiss.OPQMatrix(16, 4)
+    rotation.pq, rotation.niter = peer, 20  # as many turns as ours takes
+    rotation.train(x.numpy())
+    turned = rotation.apply(x.numpy())
+    peer.train(turned)
+    theirs = float(((peer.decode(peer.compute_codes(turned)) - turned) ** 2).sum(1).mean())
+    assert error(pq_train(x, 4, 5, rotation=True, generator=seeded()), x) < 1.02 * theirs
+
+
+def test_product_and_residual_forms_on_digits() -> None:
+    """Mean squared error per vector, in the units of the table of published systems (McQuic's two forms)."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    x = torch.from_numpy(datasets.load_digits().data)
+    product = pq_train(x, 4, 4, generator=seeded())
+    assert error(product, x) / 64 < 10.0
+    rest, errors = x.clone(), []
+    for _ in range(4):
+        book = kmeans(rest, 16, generator=seeded()).centres
+        rest = rest - vecbank.quantize(rest, book).quantized
+        errors.append(float(rest.square().mean()))
+    assert errors == sorted(errors, reverse=True)
+
+
+# --- the module ---
+
+
+@pytest.mark.parametrize("decay", [0.9, None])
+def test_module_is_product_quantisation_with_straight_through(decay: float | None) -> None:
+    module = ProductQuantizer(12, 3, 16, decay=decay, generator=seeded()).double().eval()
+    x = gauss(5, 8, 12, dtype=torch.float64).requires_grad_()
+    out = module(x)
+    assert torch.equal(out.codes, pq_encode(x.detach(), module.books.detach()))
+    assert torch.equal(out.quantized, module.decode(out.codes)) and torch.equal(module.encode(x.detach()), out.codes)
+    want = (out.quantized.detach() - x.detach()).square().mean()
+    torch.testing.assert_close(out.loss, want.expand_as(out.loss) * (1 if decay else 2), check_dtype=False)
+    probe = gauss(5, 8, 12, dtype=torch.float64, seed=2)
+    (out.quantized * probe).sum().backward()
+    assert torch.equal(x.grad, probe)  # type: ignore[arg-type]
+
+
+def test_module_learns_by_averages_as_by_hand() -> None:
+    module = ProductQuantizer(6, 2, 4, decay=0.8, generator=seeded()).double()
+    sizes, sums = module.sizes.clone(), module.sums.clone()
+    for i in range(3):
+        x, books = gauss(30, 6, dtype=torch.float64, seed=i), module.books.clone()
+        codes = module(x).codes
+        assert torch.equal(codes, pq_encode(x, books))
+        for p in range(2):
+            one_hot = torch.nn.functional.one_hot(codes[:, p], 4).double()
+            sizes[p] = 0.8 * sizes[p] + 0.2 * one_hot.sum(0)
+            sums[p] = 0.8 * sums[p] + 0.2 * one_hot.T @ x[:, 3 * p : 3 * p + 3]
+        total = sizes.sum(1, keepdim=True)
+        smooth = (sizes + 1e-5) / (total + 4e-5) * total
+        torch.testing.assert_close(module.books, sums / smooth.unsqueeze(-1))
+
+
+@pytest.mark.parametrize("decay", [0.9, None])
+def test_module_training_lowers_the_error(decay: float | None) -> None:
+    x = uneven(512, 8)
+    module = ProductQuantizer(8, 2, 16, decay=decay, rare=0.5, generator=seeded())
+    parameters = list(module.parameters()) or [torch.zeros(1, requires_grad=True)]
+    optimiser, errors = torch.optim.Adam(parameters, lr=0.1), []
+    for _ in range(60):
+        out = module(x)
+        errors.append(float((out.quantized.detach() - x).square().mean()))
+        if decay is None:
+            optimiser.zero_grad()
+            out.loss.backward()
+            optimiser.step()
+    fitted = ProductQuantizer(8, 2, 16, generator=seeded()).fit_(x, generator=seeded()).eval()
+    best = float((fitted(x).quantized - x).square().mean())
+    assert errors[-1] < 0.5 * errors[0] and errors[-1] < 2 * best
+
+
+def test_module_rotation_and_codec() -> None:
+    x = uneven(800, 8)
+    plain = ProductQuantizer(8, 4, 16).fit_(x, generator=seeded()).eval()
+    turned = ProductQuantizer(8, 4, 16, rotation=True).fit_(x, generator=seeded()).eval()
+    wrong = [float((m(x).quantized - x).square().mean()) for m in (plain, turned)]
+    assert wrong[1] < 0.8 * wrong[0]
+    codec = turned.codec
+    assert torch.equal(codec.codes(codec.encode(x, packed=True)), turned(x).codes)
+    torch.testing.assert_close(codec.decode(turned(x).codes), turned(x).quantized)
+    other = ProductQuantizer(8, 4, 16, rotation=True)
+    other.load_state_dict(turned.state_dict())
+    assert torch.equal(other.eval()(x).codes, turned(x).codes)
+
+
+def test_module_compiles_whole() -> None:
+    plain = ProductQuantizer(8, 2, 16, generator=seeded())
+    other = copy.deepcopy(plain)
+    whole = torch.compile(other, fullgraph=True, backend="aot_eager")
+    for i in range(3):
+        x = gauss(20, 8, seed=i)
+        torch.testing.assert_close(tuple(plain(x)), tuple(whole(x)))
+    torch.testing.assert_close(plain.books, other.books)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x, b: pq_train(x, 0), ValueError, "parts must lie between 1 and 12"),
+        (lambda x, b: pq_train(x, 3, 17), ValueError, "bits must lie between 1 and 16"),
+        (lambda x, b: pq_train(x, 3, 8), ValueError, "x must have at least 2\\^bits = 256 rows"),
+        (lambda x, b: pq_train(x.half(), 3, 2), TypeError, "x must be float32 or float64"),
+        (lambda x, b: pq_encode(x[:, :8], b), ValueError, "x must have 9 to 12 columns"),
+        (lambda x, b: pq_encode(x, b[0]), ValueError, "books must have shape"),
+        (lambda x, b: pq_encode(x, b, torch.eye(3)), ValueError, "rotation must have shape"),
+        (lambda x, b: pq_decode(torch.zeros(2, 4).long(), b), ValueError, "codes must have shape"),
+        (lambda x, b: pq_decode(torch.full((2, 3), 9), b), IndexError, "codes must lie between"),
+        (lambda x, b: pq_tables(x, b, "cosine"), ValueError, "metric must be one of"),
+        (
+            lambda x, b: pq_symmetric_tables(torch.zeros(2, 3).long(), b, "l2"),
+            ValueError,
+            "metric must be one of",
+        ),
+        (lambda x, b: ProductQuantizer(12, 5), ValueError, "dim must be a multiple of parts"),
+        (lambda x, b: ProductQuantizer(12, 3, decay=1.0), ValueError, "decay must lie in"),
+        (lambda x, b: ProductQuantizer(12, 3)(x[:, :5]), ValueError, "x must have shape"),
+        (lambda x, b: ProductQuantizer(12, 3, 9).fit_(x), ValueError, "fit_ needs a power of two"),
+        (lambda x, b: pq_scores(pq_tables(x, b), torch.zeros(2, 4).long()), ValueError, "need tables"),
+    ],
+)
+def test_refuses_by_name(call: Callable[..., Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(gauss(50, 12), gauss(3, 9, 4))

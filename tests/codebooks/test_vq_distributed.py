@@ -1,0 +1,147 @@
+"""Codebooks trained by several gloo processes: identical on every rank, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import datetime
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vecbank.nn.vector_quantize import VectorQuantize
+
+DIM, CODES, STEPS = 6, 12, 3
+SECONDS = 120  # for all of a world; a rank that waits for ever fails the test instead
+
+CASES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "kmeans, expiry": {"kmeans_init": True, "threshold_ema_dead_code": 2},
+    "kmeans of the first rank": {"kmeans_init": True, "sync_kmeans": False},
+    "cosine": {"use_cosine_sim": True, "kmeans_init": True, "threshold_ema_dead_code": 1},
+    "head books": {
+        "heads": 2,
+        "codebook_dim": 3,  # no projections: these would be every rank's own without DistributedDataParallel
+        "separate_codebook_per_head": True,
+        "kmeans_init": True,
+        "threshold_ema_dead_code": 2,
+    },
+    "sampled": {"stochastic_sample_codes": True, "threshold_ema_dead_code": 2},
+    "in place": {
+        "learnable_codebook": True,
+        "ema_update": False,
+        "threshold_ema_dead_code": 1,
+        "in_place_codebook_optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    },
+    "affine": {"affine_param": True, "sync_affine_param": True},
+    "compiled": {"threshold_ema_dead_code": 2},
+    "data parallel": {"codebook_dim": 3, "threshold_ema_dead_code": 2},
+}
+
+
+def batch(rank: int, step: int) -> tuple[Tensor, Tensor]:
+    """This rank's rows and mask: of another length on every rank; at times none, or none that count."""
+    generator = torch.Generator().manual_seed(100 * step + rank)
+    x = torch.randn(1, 7 + 9 * rank, DIM, generator=generator)
+    mask = torch.rand(x.shape[:2], generator=generator) < 0.7
+    if step == 1 and rank == 1:
+        mask = torch.zeros_like(mask)
+    if step == 2 and rank == 0:
+        x, mask = x[:, :0], mask[:, :0]
+    return x, mask
+
+
+def train(name: str, rank: int, world: int) -> dict[str, Tensor]:
+    """A few steps; ranks start from different random books and draw different random numbers."""
+    torch.manual_seed(rank)
+    module = VectorQuantize(DIM, CODES, **CASES[name])
+    assert module._codebook.use_ddp == (world > 1)
+    call: Any = module
+    if name == "compiled":
+        call = torch.compile(module, fullgraph=True, backend="aot_eager")
+    elif name == "data parallel":
+        call = torch.nn.parallel.DistributedDataParallel(module)
+    for step in range(STEPS):
+        parts = [batch(rank, step)] if world > 1 else [batch(r, step) for r in range(WORLD)]
+        x, mask = (torch.cat(t, 1) for t in zip(*parts, strict=True))
+        x.requires_grad_()
+        quantized, codes, loss = call(x, mask=mask)
+        (quantized.sum() + loss).backward()
+        assert torch.equal((codes if codes.dim() == 2 else codes[..., 0]) == -1, ~mask)
+        assert bool((x.grad[mask] != 0).any()) or not bool(mask.any())  # type: ignore[index]
+    books = {key: value.clone() for key, value in module.state_dict().items()}
+    return books | {"usage": module.usage(), "perplexity": module.perplexity()}
+
+
+WORLD = 2  # what the lone process of `test_equals_one_process` imitates
+
+
+def work(rank: int, world: int, folder: str, names: list[str]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=world,
+        timeout=datetime.timedelta(seconds=SECONDS / 2),
+    )
+    torch.save({name: train(name, rank, world) for name in names}, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run(world: int, folder: Path, names: list[str]) -> list[dict[str, dict[str, Tensor]]]:
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=work, args=(rank, world, str(folder), names)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(SECONDS)
+    hanging = [process for process in ranks if process.is_alive()]
+    for process in hanging:
+        process.terminate()
+    assert not hanging, "a rank was still waiting"
+    assert [process.exitcode for process in ranks] == [0] * world
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    return run(2, tmp_path_factory.mktemp("two"), list(CASES))
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    return run(4, tmp_path_factory.mktemp("four"), [name for name in CASES if name != "compiled"])
+
+
+def same_on_all(results: list[dict[str, dict[str, Tensor]]]) -> None:
+    for name, first in results[0].items():
+        for rank, other in enumerate(results[1:], 1):
+            for key, value in first.items():
+                assert torch.equal(value, other[name][key]), f"{name}: {key} of rank {rank}"
+        assert all(bool(value.isfinite().all()) for value in first.values()), name
+
+
+def test_two_ranks_keep_one_book(two: list[dict[str, dict[str, Tensor]]]) -> None:
+    same_on_all(two)
+
+
+def test_four_ranks_keep_one_book(four: list[dict[str, dict[str, Tensor]]]) -> None:
+    same_on_all(four)
+
+
+def test_dead_codes_are_re_seeded(two: list[dict[str, dict[str, Tensor]]]) -> None:
+    for name in ("kmeans, expiry", "head books", "compiled"):
+        assert float(two[0][name]["_codebook.cluster_size"].min()) >= 2, name
+
+
+@pytest.mark.parametrize("name", ["default", "affine"])
+def test_equals_one_process(name: str, two: list[dict[str, dict[str, Tensor]]]) -> None:
+    """Two ranks on halves of a batch make the book that one process makes on the whole."""
+    alone = train(name, 0, 1)
+    for key, value in two[0][name].items():
+        torch.testing.assert_close(alone[key], value, atol=1e-5, rtol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
