@@ -214,10 +214,10 @@ def pq_train(
         x: (N, d) samples, float32 or float64, finite, N >= 2^bits.
         parts: m, 1 to d.
         bits: 1 to 16 per part: books of 2^bits rows.
-        rotation: also learn an orthogonal matrix R that makes ``x R`` cheaper to code: start by eigenvalue
-            allocation, then ``rotations`` times one k-means step and the best R for the decoded vectors (an
-            orthogonal Procrustes problem). Its linear algebra is torch's: repeatable, but not bit for bit
-            on every machine.
+        rotation: also learn an orthogonal matrix R that makes ``x R`` cheaper to code. Start: the better of none and
+            eigenvalue allocation; then ``rotations`` times one k-means step and the best R for the decoded vectors
+            (an orthogonal Procrustes problem). The linear algebra is torch's: repeatable, but not the same bits on
+            every machine.
         iterations: k-means steps per part.
         samples_per_code: train on at most this many samples per row of a book, drawn without replacement.
         generator: source of all draws. progress: draw a bar on stderr.

@@ -137,6 +137,14 @@ def test_rotation_is_orthogonal_and_pays() -> None:
     assert error(turned, x) < error(start, x) < 0.7 * error(plain, x)
 
 
+def test_rotation_never_hurts() -> None:
+    """Neighbouring pixels belong together: turning them apart at the start would lose that."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    x = torch.from_numpy(datasets.load_digits().data).float()
+    plain = pq_train(x, 8, 4, generator=seeded())
+    assert error(pq_train(x, 8, 4, rotation=True, rotations=8, generator=seeded()), x) < error(plain, x)
+
+
 def test_quality_and_bytes_next_to_faiss() -> None:
     faiss = pytest.importorskip("faiss")
     x = uneven(1500, 16)
