@@ -25,7 +25,8 @@ def arguments(description: str) -> argparse.Namespace:
 
 
 def save(figure: Figure, path: Path) -> None:
-    figure.tight_layout()
+    if not figure.subfigs:  # those lay themselves out
+        figure.tight_layout()
     figure.savefig(path, dpi=110)
     print(f"picture: {path}")
 

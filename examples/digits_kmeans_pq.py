@@ -65,6 +65,9 @@ def main() -> None:
     for name, points in curves.items():
         axis.plot(*zip(*points, strict=True), marker="o", label=name)
     axis.set(xlabel="bytes per digit (of 256)", ylabel="recall@10", xscale="log", ylim=(0, 1.02))
+    sizes = [size for size, _ in points]
+    axis.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+    axis.minorticks_off()
     axis.legend()
     axis.grid(alpha=0.3)
     save(figure, options.out / "digits_kmeans_pq.png")

@@ -74,13 +74,14 @@ def main() -> None:
     print(f"error {float(sae(hidden).error.detach()):.3f}; {int((total.sum(1) > 0).sum())} of {LATENTS} latents in use")
 
     figure = Figure(figsize=(12, 5))
-    grid = figure.add_gridspec(3, 12)
-    for i, latent in enumerate(total.sum(1).argsort(descending=True)[:SHOWN].tolist()):
-        axis = figure.add_subplot(grid[i // 8, i % 8])
+    pictures, bars = figure.subfigures(1, 2, width_ratios=(3, 1))
+    latents = total.sum(1).argsort(descending=True)[:SHOWN].tolist()
+    for axis, latent in zip(pictures.subplots(3, 8).flat, latents, strict=True):
         axis.imshow(mean[latent].view(8, 8), cmap="gray_r")
         axis.set_title(f"{int(digit[latent])} ({purity[latent]:.0%})", fontsize=8)
         axis.axis("off")
-    axis = figure.add_subplot(grid[:, 9:])
+    bars.subplots_adjust(left=0.35)
+    axis = bars.subplots()
     axis.barh(["activations", f"{K} latents", "edited"], [kept, rebuilt, edited])
     axis.set(title="accuracy", xlim=(0, 1))
     save(figure, options.out / "sae_digits.png")

@@ -32,21 +32,27 @@ def batch(directions: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return sparse_decode(strength, place, directions)
 
 
+def recovered(directions: Tensor, sae: SparseAutoencoder) -> float:
+    best = vecbank.nearest(directions, sae.decoder.detach(), "cosine").values
+    return float((best > 0.9).float().mean())
+
+
 def train(directions: Tensor, steps: int, seed: int, **options: object) -> tuple[list[float], SparseAutoencoder, float]:
-    """Share of directions recovered along the way, the trained module, and its last error."""
-    generator = torch.Generator().manual_seed(seed)
+    """Share of directions recovered along the way (first: untrained), the trained module, and its last error."""
+    # not the seed of the directions: the same draw would hand the dictionary over before any training
+    generator = torch.Generator().manual_seed(seed + 1)
     sae = SparseAutoencoder(DIM, LATENTS, ACTIVE, dead_after=10_000, generator=generator, **options)  # type: ignore
     optimiser, path = torch.optim.Adam(sae.parameters(), lr=3e-3), []
     for step in range(steps):
+        if step % max(1, steps // 40) == 0:
+            path.append(recovered(directions, sae))
         out = sae(batch(directions, 512, generator))
         optimiser.zero_grad()
         out.loss.backward()
         sae.project_decoder_gradient_()
         optimiser.step()
         sae.normalize_decoder_()
-        if step % max(1, steps // 40) == 0:
-            best = vecbank.nearest(directions, sae.decoder.detach(), "cosine").values
-            path.append(float((best > 0.9).float().mean()))
+    path.append(recovered(directions, sae))
     return path, sae, float(out.error.detach())
 
 
@@ -65,7 +71,8 @@ def main() -> None:
         x = batch(directions, 2000, generator)
         used = float((sae(x).values > 0).sum(1).float().mean())
         alive = int((sae.silent < 10_000).sum())
-        print(f"{name:24} recovered {path[-1]:.0%}, error {error:.3f}, {used:.1f} latents an input, {alive} alive")
+        share = f"recovered {path[0]:.0%} untrained, {path[-1]:.0%} trained"
+        print(f"{name:24} {share}, error {error:.3f}, {used:.1f} latents an input, {alive} alive")
         axes[0].plot([i * max(1, steps // 40) for i in range(len(path))], path, label=name)
         axes[1].plot(sorted(sae.frequency.tolist(), reverse=True), label=name)
         if name == "topk":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,9 @@ def test_runs_and_draws(path: Path, tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
+    if path.stem == "sae_planted":  # the dictionary must not come from the draw that made the directions
+        untrained = [int(v) for v in re.findall(r"recovered (\d+)% untrained", done.stdout)]
+        assert len(untrained) == 4 and max(untrained) < 20
     pictures = list(tmp_path.glob("*.png"))
     assert [p.stem for p in pictures] == [path.stem] and pictures[0].stat().st_size > 10_000
     assert f"picture: {pictures[0]}" in done.stdout and len(done.stdout.splitlines()) >= 2

@@ -35,7 +35,7 @@ CLASSES: dict[str, type] = {
     "GroupedResidualLFQ": lfq.GroupedResidualLFQ,
     "BinaryMapper": binary_mapper.BinaryMapper,
 }
-DOCS = Path(__file__).parent.parent / "docs" / "quantizers.md"
+DOCS = next(p for folder in Path(__file__).resolve().parents if (p := folder / "docs" / "quantizers.md").exists())
 STARS = {inspect.Parameter.VAR_KEYWORD: "**", inspect.Parameter.VAR_POSITIONAL: "*"}
 
 

@@ -1,0 +1,84 @@
+"""Quantisers other than VectorQuantize in several gloo processes."""
+
+from __future__ import annotations
+
+import datetime
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vecbank.nn.fsq import ResidualFSQ
+from vecbank.nn.lfq import LFQ
+from vecbank.nn.residual_vq import ResidualVQ
+from vecbank.nn.sim_vq import ResidualSimVQ
+
+SECONDS = 120
+
+
+def batch(rank: int) -> Tensor:
+    return 0.3 * torch.randn(1, 20, 4, generator=torch.Generator().manual_seed(rank))
+
+
+def work(rank: int, world: int) -> dict[str, Tensor]:
+    """Ranks draw different random numbers, and see different rows."""
+    torch.manual_seed(rank)
+    x = batch(rank).requires_grad_()
+    (_, _, loss), parts = LFQ(dim=4)(x, inv_temperature=1.0, return_loss_breakdown=True)
+    loss.backward()
+    options = {"num_quantizers": 8, "quantize_dropout": True}
+    cascades = (
+        ResidualFSQ(levels=[5, 4, 3, 3], **options),
+        ResidualSimVQ(dim=4, codebook_size=8, **options),
+        ResidualVQ(dim=4, codebook_size=8, threshold_ema_dead_code=1, **options),
+    )
+    active = [(module(x)[1][0, 0] >= 0).sum() for module in cascades for _ in range(3)]
+    books = torch.cat([layer._codebook.embed.flatten() for layer in cascades[-1].layers])
+    assert x.grad is not None
+    return {"batch entropy": parts.batch_entropy, "grad": x.grad, "active": torch.stack(active), "books": books}
+
+
+def main(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=world,
+        timeout=datetime.timedelta(seconds=SECONDS),
+    )
+    torch.save({name: t.detach() for name, t in work(rank, world).items()}, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_agree(world: int, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=main, args=(rank, world, str(tmp_path))) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(SECONDS)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * world
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
+    for result in results[1:]:
+        assert torch.equal(result["active"], results[0]["active"])  # all drop the same stages
+        assert torch.equal(result["books"], results[0]["books"])
+        torch.testing.assert_close(result["batch entropy"], results[0]["batch entropy"])
+    assert len(results[0]["active"].unique()) > 1
+    whole = torch.cat([batch(rank) for rank in range(world)], 1).requires_grad_()
+    module = LFQ(dim=4)
+    (_, _, loss), parts = module(whole, inv_temperature=1.0, return_loss_breakdown=True)
+    torch.testing.assert_close(results[0]["batch entropy"], parts.batch_entropy.detach())
+    # Averaged over ranks, as data-parallel training does, the gradient is that of the whole batch.
+    loss.backward()
+    assert whole.grad is not None
+    for rank, part in enumerate(whole.grad.split(20, 1)):
+        torch.testing.assert_close(results[rank]["grad"] / world, part, rtol=1e-4, atol=1e-6)
