@@ -102,9 +102,7 @@ def _project(n: int, m: int, d: int, grad: bool = False) -> Case:
     return Case(name, "project", n, m, d, "cosine", target, peers, grad=grad, baseline=baseline)
 
 
-def _topk(
-    n: int, m: int, d: int, k: int, target: Target, more: tuple[str, ...] = (), baseline: str = "chunks"
-) -> Case:
+def _topk(n: int, m: int, d: int, k: int, target: Target, more: tuple[str, ...] = (), baseline: str = "chunks") -> Case:
     name = f"topk {n} x {m:,}, d {d}, k {k}"
     return Case(name, "topk", n, m, d, "dot", target, (*_TOPK, *more), k=k, baseline=baseline)
 

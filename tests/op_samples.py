@@ -61,6 +61,11 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
     table["pack"].append((bank, CODE["dot"], bias))
     table["topk"].append((x, bank, op("pack")(bank, CODE["dot"], bias), 4, CODE["dot"], mask, True, bias))
     table["topk"].append((xg, bg, None, 4, CODE["dot"], None, True, gauss(9).requires_grad_()))
+    book, packs = gauss(5, 6, seed=2), [op("pack")(bank, CODE["l2"]), op("pack")(bank, CODE["l2"])]
+    for code in CODE.values():
+        table["residual_quantize"] += [(x, [bank, book], [], code), (xg, [bg, book], [], code)]
+    table["residual_quantize"] += [(x, [bank, bank], packs, CODE["l2"]), (half[0], [bank], [], CODE["l2"])]
+    table["residual_quantize"] += [(x[:0], [bank], [], 2), (x.double(), [bank.double()], [], 2), (x, [bank[:0]], [], 2)]
     weights = gauss(4, 3)
     for reduce in range(3):
         table["lookup"] += [(CODES, bank, None, reduce), (CODES, bg, weights.requires_grad_(), reduce)]

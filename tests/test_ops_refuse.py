@@ -11,6 +11,7 @@ from helpers import CODE, all_ops, gauss, op
 from op_samples import samples
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 INT64 = torch.int64
 X, BANK, CODES = gauss(4, 3), gauss(5, 3), torch.tensor([0, 1])
@@ -76,6 +77,14 @@ ROWS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "lookup_dot: widths": ("lookup_dot", (gauss(2, 4), CODES, BANK)),
     "lookup_dot: int32 codes": ("lookup_dot", (gauss(2, 3), CODES.int(), BANK)),
     "lookup_dot: flat bank": ("lookup_dot", (gauss(2, 3), CODES, BANK[0])),
+    "residual_quantize: no book": ("residual_quantize", (X, [], [], 2)),
+    "residual_quantize: too many packs": ("residual_quantize", (X, [BANK], [BANK, BANK], 2)),
+    "residual_quantize: float packs": ("residual_quantize", (X, [BANK], [BANK], 2)),
+    "residual_quantize: widths": ("residual_quantize", (X, [BANK, gauss(5, 2)], [], 2)),
+    "residual_quantize: batched book": ("residual_quantize", (X, [gauss(2, 5, 3)], [], 2)),
+    "residual_quantize: dtypes": ("residual_quantize", (X, [BANK, BANK.double()], [], 2)),
+    "residual_quantize: 16-bit books": ("residual_quantize", (X.half(), [BANK.half()], [], 2)),
+    "residual_quantize: metric": ("residual_quantize", (X, [BANK], [], 4)),
     "pack: flat bank": ("pack", (BANK[0], 0)),
     "pack: integers": ("pack", (BANK.long(), 0)),
     "pack: four dimensions": ("pack", (gauss(1, 1, 5, 3), 0)),
@@ -113,7 +122,7 @@ def test_refused(what: str, fake: bool) -> None:
     with pytest.raises(ERRORS):
         if fake:
             with FakeTensorMode() as mode:
-                op(name)(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in row))
+                op(name)(*tree_map_only(Tensor, mode.from_tensor, row))
         else:
             op(name)(*row)
 

@@ -1,4 +1,5 @@
-// What happens to a finished tile: gate it against the rows' thresholds (top-k, nearest), or store it (project).
+// What happens to a finished tile: gate it against the rows' thresholds (top-k), note each lane's leader (nearest), or
+// store it (project).
 #pragma once
 
 #include "mainloop.inl.h"
@@ -38,6 +39,32 @@ void scan_tiles(const ScanArgs& s) {
           tile.spill(upper);
           offer_survivors<V, Height, PanelCount>(s, upper, row, panel, valid);
         }
+      });
+}
+
+// No branch at all: with few columns nearly every tile would have a survivor to offer.
+template <class V, int Height, int PanelCount>
+void lead_tiles(const LeadArgs& s) {
+  const int64_t width = s.tile.width;
+  for_each_tile<V, Height, PanelCount, false>(
+      s.tile, width + 2, 1, width + 1,
+      [&](const auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
+        unroll<Height>([&](auto r) __attribute__((always_inline)) {
+          unroll<tile.per_panel>([&](auto w) __attribute__((always_inline)) {
+            float* at = s.leaders + (row + r.value) * kLeaderFloats + w.value * V::width;
+            auto leader = V::load(at), second = V::load(at + kPanel), place = V::load(at + 2 * kPanel);
+            unroll<PanelCount>([&](auto p) __attribute__((always_inline)) {
+              if (p.value >= valid) return;
+              const auto a = tile.acc[r.value][p.value * tile.per_panel + w.value];
+              second = V::max(second, V::min(leader, a));
+              place = V::if_greater(a, leader, V::fill(static_cast<float>(s.first_panel + panel + p.value)), place);
+              leader = V::max(leader, a);
+            });
+            V::store(at, leader);
+            V::store(at + kPanel, second);
+            V::store(at + 2 * kPanel, place);
+          });
+        });
       });
 }
 

@@ -40,6 +40,16 @@ struct ScanArgs {
   void* context = nullptr;
 };
 
+// Per row and lane of a panel (16 columns that meet the same vector lane): the largest upper bound so far, the second
+// largest, and the panel of the largest, as a float: [rows, padded to whole groups][leader | runner-up | panel][16].
+constexpr int kLeaderFloats = 48;
+
+struct LeadArgs {
+  TileArgs<float> tile;
+  float* leaders = nullptr;
+  int64_t first_panel = 0;  // the number of the tile's first panel; below 2^24
+};
+
 enum class Finish : int32_t { linear, squared, rooted };  // as it is; clamped at 0; square root of that
 
 template <class T>
@@ -77,6 +87,7 @@ struct Kernels {
                          double* out);
   void (*widen)(const void* row, DType dtype, int64_t width, double* out);  // pads to a multiple of 8 with zeros
   void (*scan)(const ScanArgs&);
+  void (*lead)(const LeadArgs&);
   void (*store_f32)(const StoreArgs<float>&);
   void (*store_f64)(const StoreArgs<double>&);
   void (*score)(const ScoreArgs&);

@@ -66,10 +66,13 @@ struct Tile {
               : V::load(panels[v.value / per_panel] + start_line * kPanel + (v.value % per_panel) * V::width);
       unroll<Height>([&](auto r) __attribute__((always_inline)) { acc[r.value][v.value] = start; });
     });
+    const int64_t ahead = PanelCount > 1 ? (panels[1] - panels[0]) * PanelCount : 0;
     const typename V::T* line[PanelCount];
     for (int p = 0; p < PanelCount; ++p) line[p] = panels[p] + first * kPanel;
     for (int64_t step = 0; step < steps; ++step) {
       typename V::Reg bank[vectors];
+      if constexpr (Height == 1)  // one row is bound by memory, and the hardware loses track where panels end
+        for (int p = 0; p < PanelCount; ++p) __builtin_prefetch(line[p] + ahead, 0, 2);
       unroll<vectors>([&](auto v) __attribute__((always_inline)) {
         bank[v.value] = V::load(line[v.value / per_panel] + (v.value % per_panel) * V::width);
       });

@@ -25,6 +25,10 @@ class QueryBlock {
     const Metric metric = static_cast<Metric>(bank.metric);
     const double* centre = bank.centred ? pack_centre(&bank) : nullptr;
     const int64_t d = queries.width;
+    const Affine frame{centre, 1.0, std::ldexp(1.0, bank.exponent)};
+    const double limit = is_distance(metric) ? std::min(kMaxQueryNorm, std::ldexp(kMaxNorm, bank.exponent))
+                         : bank.biased       ? kMaxQueryNorm
+                                             : kMaxNorm;
     for (int64_t g = 0; g * group_ < count; ++g) {
       const int n = static_cast<int>(std::min<int64_t>(group_, count - g * group_));
       const void* rows[16];
@@ -33,7 +37,7 @@ class QueryBlock {
         const int64_t r = g * group_ + i;
         rows[i] = reader_.row(first + r, i);
         if (is_distance(metric)) {
-          maps[i] = {centre, 1.0, std::ldexp(1.0, bank.exponent)};
+          maps[i] = frame;
           squares_[r] = kernels().stats(rows[i], queries.dtype, d, maps[i]).squares;
           centre_[r] = 0.0;
           exponents_[r] = bank.exponent;
@@ -55,9 +59,6 @@ class QueryBlock {
       for (int i = 0; i < group_; ++i) out[d * group_ + i] = 0;
       for (int i = 0; i < n; ++i) {
         const int64_t r = g * group_ + i;
-        const double limit = is_distance(metric) ? std::min(kMaxQueryNorm, std::ldexp(kMaxNorm, bank.exponent))
-                             : bank.biased       ? kMaxQueryNorm
-                                                 : kMaxNorm;
         usable_[r] = std::sqrt(squares_[r]) <= limit;
         if (!usable_[r])
           for (int64_t k = 0; k < d; ++k) out[k * group_ + i] = 0;

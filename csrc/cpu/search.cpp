@@ -56,7 +56,8 @@ bool SearchWorker::reserve(const SearchProblem& p, const SearchPlan& plan) {
          original_.reserve(p.queries, 1) &&
          (plan.direct ? lists_.reserve(rows, 1)
                       : lists_.reserve(rows, p.k) && refined_.reserve(CandidateLists::capacity_for(p.k))) &&
-         norms_.reserve(rows) && slacks_.reserve(rows) && left_.reserve(rows);
+         norms_.reserve(rows) && slacks_.reserve(rows) && left_.reserve(rows) &&
+         (p.k > 1 || leaders_.reserve((rows + 16) * kLeaderFloats));
 }
 
 void SearchWorker::run(const SearchJob& job, int64_t block, int64_t part) {
@@ -117,32 +118,49 @@ void SearchWorker::begin_screen() {
   }
 }
 
+namespace {
+
 // Blocks of panels are visited in a scattered order: a bank sorted by score would otherwise beat its own threshold
 // with every row.
-void SearchWorker::screen(int64_t from, int64_t to) {
-  const int64_t per_visit = std::max<int64_t>(4, kVisitBytes / (job_->panels.stride() * 4));
-  const int64_t visits = ceil_div(to - from, per_visit);
-  int64_t step = std::max<int64_t>(1, static_cast<int64_t>(0.618 * static_cast<double>(visits)));
-  while (std::gcd(step, visits) != 1) ++step;
-  ScanArgs args;
-  args.tile.queries = queries_.data();
-  args.tile.query_stride = queries_.stride();
-  args.tile.group = queries_.group();
-  args.tile.rows = rows_;
-  args.tile.panel_stride = job_->panels.stride();
-  args.tile.width = job_->header.width;
-  args.thresholds = lists_.thresholds();
-  args.context = this;
-  args.offer = [](void* self, int64_t row, int64_t panel, const float* upper, uint32_t lanes) {
-    static_cast<SearchWorker*>(self)->offer(row, panel, upper, lanes);
-  };
-  for (int64_t v = 0, at = 0; v < visits; ++v, at = (at + step) % visits) {
-    visit_ = from + at * per_visit;
-    const int64_t stop = std::min(to, visit_ + per_visit);
-    args.tile.panels = job_->panels.panel(visit_);
-    args.tile.columns = std::min(job_->header.rows, stop * kPanel) - visit_ * kPanel;
-    kernels().scan(args);
+class Visits {
+ public:
+  Visits(int64_t from, int64_t to, int64_t panel_floats, int64_t bytes) : from_(from), to_(to) {
+    each_ = std::max<int64_t>(4, bytes / (panel_floats * 4));
+    count_ = ceil_div(to - from, each_);
+    step_ = std::max<int64_t>(1, static_cast<int64_t>(0.618 * static_cast<double>(count_)));
+    while (std::gcd(step_, count_) != 1) ++step_;
   }
+  int64_t count() const { return count_; }
+  int64_t panels() const { return each_; }
+  int64_t begin(int64_t visit) const { return from_ + visit * step_ % count_ * each_; }
+  int64_t end(int64_t visit) const { return std::min(to_, begin(visit) + each_); }
+
+ private:
+  int64_t from_, to_, each_, count_, step_;
+};
+
+}  // namespace
+
+void SearchWorker::screen(int64_t from, int64_t to) {
+  const Visits visits(from, to, job_->panels.stride(), rows_ <= 4 ? kLongVisitBytes : kVisitBytes);
+  int64_t v = 0;
+  if (leads(to)) {
+    for (int64_t r = 0; r < rows_ + 16; ++r) {
+      std::fill_n(leaders_.get() + r * kLeaderFloats, 2 * kPanel, -HUGE_VALF);
+      std::fill_n(leaders_.get() + r * kLeaderFloats + 2 * kPanel, kPanel, static_cast<float>(from));
+    }
+    for (; v < visits.count() && v * visits.panels() < kLeadPanels; ++v) {
+      LeadArgs args;
+      args.tile = tile(visits.begin(v), visits.end(v), 0, rows_);
+      args.leaders = leaders_.get();
+      args.first_panel = visits.begin(v);
+      kernels().lead(args);
+    }
+    take_leaders([&](int64_t row, int64_t rows, const float* thresholds) {
+      for (int64_t again = 0; again < v; ++again) scan(visits.begin(again), visits.end(again), row, rows, thresholds);
+    });
+  }
+  for (; v < visits.count(); ++v) scan(visits.begin(v), visits.end(v), 0, rows_, lists_.thresholds());
   if (job_->shared == nullptr) return;
   for (int64_t r = 0; r < rows_; ++r) {
     if (lists_.gave_up(r)) continue;
@@ -153,25 +171,100 @@ void SearchWorker::screen(int64_t from, int64_t to) {
   }
 }
 
+TileArgs<float> SearchWorker::tile(int64_t from, int64_t to, int64_t row, int64_t rows) const {
+  TileArgs<float> t;
+  t.queries = queries_.data() + row / queries_.group() * queries_.stride();
+  t.query_stride = queries_.stride();
+  t.group = queries_.group();
+  t.rows = rows;
+  t.panels = job_->panels.panel(from);
+  t.panel_stride = job_->panels.stride();
+  t.width = job_->header.width;
+  t.columns = std::min(job_->header.rows, to * kPanel) - from * kPanel;
+  return t;
+}
+
+// Offers what reaches `thresholds` among panels [from, to) to rows [row, row + rows) of the block.
+void SearchWorker::scan(int64_t from, int64_t to, int64_t row, int64_t rows, const float* thresholds) {
+  ScanArgs args;
+  args.tile = tile(from, to, row, rows);
+  args.thresholds = thresholds;
+  args.context = this;
+  args.offer = [](void* self, int64_t r, int64_t panel, const float* upper, uint32_t lanes) {
+    auto& worker = *static_cast<SearchWorker*>(self);
+    worker.offer(worker.scanned_row_ + r, worker.scanned_panel_ + panel, upper, lanes);
+  };
+  scanned_row_ = row;
+  scanned_panel_ = from;
+  kernels().scan(args);
+}
+
+// One winner of ordinary numbers: the first panels need no gate.
+bool SearchWorker::leads(int64_t panels) const {
+  return job_->problem.k == 1 && job_->problem.mask.data == nullptr && job_->header.special == 0 &&
+         panels < (int64_t{1} << 24) && !leads_poorly_;
+}
+
+// Leaders become candidates. Where a lane's second may win as well, nobody knows its column: such rows see the panels
+// once more, through the gate, a group at a time.
+template <class Rescan>
+void SearchWorker::take_leaders(Rescan&& rescan) {
+  const int group = queries_.group();
+  int64_t unclear = 0;
+  for (int64_t g = 0; g < rows_; g += group) {
+    const int64_t rows = std::min<int64_t>(group, rows_ - g);
+    float thresholds[16];
+    bool again = false;
+    for (int64_t i = 0; i < 16; ++i) thresholds[i] = HUGE_VALF;
+    for (int64_t r = g; r < g + rows; ++r) {
+      if (lists_.gave_up(r)) continue;
+      const float *leader = leaders_.get() + r * kLeaderFloats, *second = leader + kPanel, *place = second + kPanel;
+      int best = 0;
+      float runner_up = second[0];
+      for (int c = 1; c < kPanel; ++c) {
+        best = leader[c] > leader[best] ? c : best;
+        runner_up = std::max(runner_up, second[c]);
+      }
+      if (leader[best] == -HUGE_VALF) continue;
+      const float lower = lower_bound(r, static_cast<int64_t>(place[best]), leader[best], best);
+      const float bar = std::max(lists_.threshold(r), lower);
+      lists_.start(r, bar);
+      if (runner_up >= bar) {
+        thresholds[r - g] = bar;
+        again = true;
+        ++unclear;
+        continue;
+      }
+      for (int c = 0; c < kPanel; ++c)
+        if (leader[c] >= bar) offer_lane(r, static_cast<int64_t>(place[c]), leader[c], c);
+    }
+    if (again) rescan(g, rows, thresholds);
+  }
+  leads_poorly_ = unclear > rows_ / 4;  // duplicates, say: no use for the next block either
+}
+
 void SearchWorker::offer(int64_t row, int64_t panel, const float* upper, uint32_t lanes) {
-  const int64_t d = job_->header.width;
-  const float* bound = job_->panels.line(visit_ + panel, d + 1);
-  const int64_t column = (visit_ + panel) * kPanel;
   for (; lanes != 0; lanes &= lanes - 1) {
     const int c = std::countr_zero(lanes);
-    const int64_t j = column + c;
-    if (j >= end_) return;
-    if (!job_->problem.mask.allows(first_ + row, job_->offset + j)) continue;
-    float lower = -HUGE_VALF;  // a special column promises nothing
-    if (upper[c] < HUGE_VALF) {
-      const double r = job_->problem.exact ? bound[c] : 0.0;
-      double slack = static_cast<double>(norms_[row]) * r + job_->start_bound * r * r + slacks_[row];
-      if (job_->header.biased && job_->problem.exact)
-        slack += start_bound(d, 2.0 * std::fabs(job_->panels.line(visit_ + panel, 0)[c]));
-      lower = round_down(static_cast<double>(upper[c]) - 2.0 * slack);
-    }
-    lists_.add(row, upper[c], lower, static_cast<int32_t>(j - begin_));
+    if (!(upper[c] < lists_.threshold(row))) offer_lane(row, panel, upper[c], c);
   }
+}
+
+void SearchWorker::offer_lane(int64_t row, int64_t panel, float upper, int lane) {
+  const int64_t j = panel * kPanel + lane;
+  if (j >= end_ || !job_->problem.mask.allows(first_ + row, job_->offset + j)) return;
+  lists_.add(row, upper, lower_bound(row, panel, upper, lane), static_cast<int32_t>(j - begin_));
+}
+
+// The least that a column's score can be, given the most that it can be.
+float SearchWorker::lower_bound(int64_t row, int64_t panel, float upper, int lane) const {
+  if (!(upper < HUGE_VALF)) return -HUGE_VALF;  // a special column promises nothing
+  const int64_t d = job_->header.width;
+  const double r = job_->problem.exact ? job_->panels.line(panel, d + 1)[lane] : 0.0;
+  double slack = static_cast<double>(norms_[row]) * r + job_->start_bound * r * r + slacks_[row];
+  if (job_->header.biased && job_->problem.exact)
+    slack += start_bound(d, 2.0 * std::fabs(job_->panels.line(panel, 0)[lane]));
+  return round_down(static_cast<double>(upper) - 2.0 * slack);
 }
 
 // Refines a row's candidates and reports its best k. False: the row must be refined against everything.

@@ -10,11 +10,13 @@
 
 namespace vecbank {
 
-constexpr int64_t kQueryBytes = 192 << 10;   // packed queries of a block: part of L2
-constexpr int64_t kListBytes = 4 << 20;      // candidate lists of a block
-constexpr int64_t kPartialBytes = 16 << 20;  // best rows of all parts, waiting for the merge
-constexpr int64_t kVisitBytes = 64 << 10;    // panels between jumps
-constexpr int64_t kPackBytes = 24 << 20;     // a plain tensor is packed in pieces of this size
+constexpr int64_t kQueryBytes = 192 << 10;    // packed queries of a block: part of L2
+constexpr int64_t kListBytes = 4 << 20;       // candidate lists of a block
+constexpr int64_t kPartialBytes = 16 << 20;   // best rows of all parts, waiting for the merge
+constexpr int64_t kVisitBytes = 64 << 10;     // panels between jumps,
+constexpr int64_t kLongVisitBytes = 1 << 20;  // and where few queries leave it to memory how fast they come
+constexpr int64_t kLeadPanels = 64;           // how many panels a single winner is sought in without a gate
+constexpr int64_t kPackBytes = 24 << 20;      // a plain tensor is packed in pieces of this size
 
 struct SearchPlan {
   int group = 1;
@@ -49,7 +51,14 @@ class SearchWorker {
  private:
   void begin_screen();
   void screen(int64_t from, int64_t to);
+  TileArgs<float> tile(int64_t from, int64_t to, int64_t row, int64_t rows) const;
+  void scan(int64_t from, int64_t to, int64_t row, int64_t rows, const float* thresholds);
+  bool leads(int64_t panels) const;
+  template <class Rescan>
+  void take_leaders(Rescan&& rescan);
   void offer(int64_t row, int64_t panel, const float* upper, uint32_t lanes);
+  void offer_lane(int64_t row, int64_t panel, float upper, int lane);
+  float lower_bound(int64_t row, int64_t panel, float upper, int lane) const;
   bool settle(int64_t row);
   void refine_all(int64_t at, int slots);
   bool sparse(int64_t row) const;
@@ -58,7 +67,7 @@ class SearchWorker {
   CandidateLists lists_;
   Refiner refiner_;
   RowReader original_;
-  Buffer<float> norms_;
+  Buffer<float> norms_, leaders_;
   Buffer<double> slacks_;
   Buffer<Scored> refined_;
   Buffer<int64_t> left_;  // rows for refine_all
@@ -66,7 +75,9 @@ class SearchWorker {
 
   const SearchJob* job_ = nullptr;
   int slots_ = 1;
-  int64_t first_ = 0, rows_ = 0, begin_ = 0, end_ = 0, part_ = 0, visit_ = 0, refined_count_ = 0;
+  int64_t first_ = 0, rows_ = 0, begin_ = 0, end_ = 0, part_ = 0, refined_count_ = 0;
+  int64_t scanned_row_ = 0, scanned_panel_ = 0;
+  bool leads_poorly_ = false;
 };
 
 }  // namespace vecbank

@@ -19,6 +19,11 @@ struct Avx2F32 {
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
   static VB_INLINE Reg max0(Reg a) { return _mm256_max_ps(_mm256_setzero_ps(), a); }  // keeps NaN
   static VB_INLINE Reg root(Reg a) { return _mm256_sqrt_ps(a); }
+  static VB_INLINE Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }  // of numbers: neither is NaN
+  static VB_INLINE Reg min(Reg a, Reg b) { return _mm256_min_ps(a, b); }
+  static VB_INLINE Reg if_greater(Reg a, Reg b, Reg x, Reg y) {  // a > b ? x : y, lane by lane
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
+  }
   static VB_INLINE uint32_t not_less(Reg a, Reg b) {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLT_UQ)));
   }

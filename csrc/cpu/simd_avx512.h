@@ -21,6 +21,11 @@ struct Avx512F32 {
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   static VB_INLINE Reg max0(Reg a) { return _mm512_max_ps(_mm512_setzero_ps(), a); }
   static VB_INLINE Reg root(Reg a) { return _mm512_sqrt_ps(a); }
+  static VB_INLINE Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
+  static VB_INLINE Reg min(Reg a, Reg b) { return _mm512_min_ps(a, b); }
+  static VB_INLINE Reg if_greater(Reg a, Reg b, Reg x, Reg y) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
+  }
   static VB_INLINE uint32_t not_less(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
   struct Gate {
     uint32_t hit = 0;

@@ -30,6 +30,9 @@ struct Portable {
     for (int i = 0; i < width; ++i) x[i] = std::sqrt(x[i]);
     return load(x);
   }
+  static VB_INLINE Reg max(Reg a, Reg b) { return a > b ? a : b; }
+  static VB_INLINE Reg min(Reg a, Reg b) { return a > b ? b : a; }
+  static VB_INLINE Reg if_greater(Reg a, Reg b, Reg x, Reg y) { return a > b ? x : y; }
   static VB_INLINE uint32_t not_less(Reg a, Reg b) {
     T x[width], y[width];
     store(x, a);

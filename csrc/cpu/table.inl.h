@@ -19,6 +19,17 @@ void scan(const ScanArgs& s) {
 }
 
 template <class Isa>
+void lead(const LeadArgs& s) {
+  using V = typename Isa::F32;
+  if (s.tile.group == 1)
+    lead_tiles<V, 1, Isa::one_panels>(s);
+  else if (s.tile.group == Isa::full)
+    lead_tiles<V, Isa::full, Isa::full_panels>(s);
+  else
+    lead_tiles<V, Isa::mid, Isa::mid_panels>(s);
+}
+
+template <class Isa>
 void store_f32(const StoreArgs<float>& s) {
   using V = typename Isa::F32;
   if (s.tile.group == 1)
@@ -40,6 +51,7 @@ constexpr Kernels make_table(const char* name) {
           interleave<Lanes, double>,
           widen<Lanes>,
           scan<Isa>,
+          lead<Isa>,
           store_f32<Isa>,
           store_tiles<typename Isa::F64, Isa::full_f64, 1>,
           score<Lanes>};

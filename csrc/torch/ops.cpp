@@ -2,6 +2,7 @@
 // through.
 #include "../core/lookup.h"
 #include "../core/problem.h"
+#include "../core/residual.h"
 #include "common.h"
 
 namespace vecbank::ops {
@@ -256,6 +257,49 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& 
   return {found.gathered, found.indices, loss, counts, sums};
 }
 
+std::tuple<Tensor, Tensor, Tensor> residual_quantize(const Tensor& x, const std::vector<Tensor>& books,
+                                                     const std::vector<Tensor>& packs, int64_t metric) {
+  STD_TORCH_CHECK(!books.empty(), "vecbank: residual_quantize needs at least one book");
+  STD_TORCH_CHECK(packs.empty() || packs.size() == books.size(), "vecbank: ", packs.size(), " packs for ", books.size(),
+                  " books: one each, or none");
+  const ScalarType dtype = books[0].scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
+                  "vecbank: books must be float32 or float64");
+  ResidualProblem p;
+  p.metric = metric_of(metric);
+  std::vector<Tensor> kept;
+  for (size_t s = 0; s < books.size(); ++s) {
+    STD_TORCH_CHECK(books[s].dim() == 2 && books[s].scalar_type() == dtype,
+                    "vecbank: books must be (M, d) and share a dtype, got ", shape_of(books[s]), " at stage ", s);
+    const Pairing pair = pair_up(x, books[s]);
+    p.queries = pair.x.rows;
+    kept.push_back(pair.x.owner);
+    kept.push_back(pair.bank.owner);
+    kept.push_back(packs.empty() ? pack(books[s], metric, std::nullopt) : packs[s]);
+    p.stages.push_back({pair.bank.rows, PackView(kept.back(), 1).of(pair.bank.rows, p.metric, 0)});
+  }
+  std::vector<int64_t> shape = sizes_of(x);
+  Tensor quantized = empty_cpu(shape, dtype);
+  shape.back() = static_cast<int64_t>(books.size());
+  Tensor codes = empty_cpu(shape, ScalarType::Long), losses = empty_cpu({shape.back()}, dtype);
+  std::vector<double> squares(books.size());
+  std::vector<int64_t> valid(books.size());
+  p.codes = static_cast<int64_t*>(codes.mutable_data_ptr());
+  p.quantized = quantized.mutable_data_ptr();
+  p.squares = squares.data();
+  p.valid = valid.data();
+  check_status(vecbank::residual_quantize(p, torch_threads()));
+  for (size_t s = 0; s < books.size(); ++s) {
+    const double mean =
+        squares[s] / std::max(1.0, static_cast<double>(valid[s]) * static_cast<double>(p.queries.width));
+    if (dtype == ScalarType::Double)
+      static_cast<double*>(losses.mutable_data_ptr())[s] = mean;
+    else
+      static_cast<float*>(losses.mutable_data_ptr())[s] = static_cast<float>(mean);
+  }
+  return {quantized, codes, losses};
+}
+
 Tensor checked_codes(const Tensor& codes) {
   check_cpu(codes, "codes");
   STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Long, "vecbank: codes must be int64");
@@ -400,6 +444,9 @@ STABLE_TORCH_LIBRARY(vecbank, m) {
   m.def(
       "quantize_train(Tensor x, Tensor bank, Tensor? pack, int metric, Tensor? mask=None) -> (Tensor quantized, Tensor "
       "codes, Tensor loss, Tensor counts, Tensor sums)");
+  m.def(
+      "residual_quantize(Tensor x, Tensor[] books, Tensor[] packs, int metric) -> (Tensor quantized, Tensor codes, "
+      "Tensor losses)");
   m.def("lookup(Tensor codes, Tensor bank, Tensor? weights, int reduce) -> Tensor");
   m.def("lookup_dot(Tensor x, Tensor codes, Tensor bank) -> Tensor");
   m.def("segment_sum(Tensor src, Tensor codes, int num_codes, Tensor? weights) -> Tensor");
@@ -414,6 +461,7 @@ STABLE_TORCH_LIBRARY_IMPL(vecbank, CPU, m) {
   m.impl("nearest", TORCH_BOX(&vecbank::ops::nearest));
   m.impl("quantize", TORCH_BOX(&vecbank::ops::quantize));
   m.impl("quantize_train", TORCH_BOX(&vecbank::ops::quantize_train));
+  m.impl("residual_quantize", TORCH_BOX(&vecbank::ops::residual_quantize));
   m.impl("lookup", TORCH_BOX(&vecbank::ops::lookup));
   m.impl("lookup_dot", TORCH_BOX(&vecbank::ops::lookup_dot));
   m.impl("segment_sum", TORCH_BOX(&vecbank::ops::segment_sum));

@@ -12,12 +12,14 @@ from ._ops import METRICS, Nearest, Quantized, QuantizeTrain, TopK
 from ._version import __version__
 from .bank import Bank
 from .functional import lookup, nearest, project, quantize, quantize_train, segment_sum, topk
+from .residual import ResidualQuantized, residual_lookup, residual_quantize
 
 __all__ = [
     "METRICS",
     "Bank",
     "Nearest",
     "QuantizeTrain",
+    "ResidualQuantized",
     "Quantized",
     "TopK",
     "__version__",
@@ -29,6 +31,8 @@ __all__ = [
     "quantize",
     "quantize_train",
     "reference",
+    "residual_lookup",
+    "residual_quantize",
     "segment_sum",
     "topk",
 ]

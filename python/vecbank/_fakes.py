@@ -181,6 +181,22 @@ def _(
     )
 
 
+@torch.library.register_fake("vecbank::residual_quantize")
+def _(x: Tensor, books: list[Tensor], packs: list[Tensor], metric: int) -> tuple[Tensor, Tensor, Tensor]:
+    _check(len(books) > 0, "residual_quantize needs at least one book")
+    _check(len(packs) in (0, len(books)), f"{len(packs)} packs for {len(books)} books: one each, or none")
+    dtype = books[0].dtype
+    _check(dtype in (torch.float32, torch.float64), f"books must be float32 or float64, got {dtype}")
+    for book, pack in zip(books, packs or [None] * len(books), strict=True):
+        _check(book.dim() == 2 and book.dtype == dtype, "books must be (M, d) and share a dtype")
+        _check_pair(x, book, metric, pack)
+    return (
+        x.new_empty(x.shape, dtype=dtype),
+        x.new_empty((*x.shape[:-1], len(books)), dtype=torch.int64),
+        x.new_empty((len(books),), dtype=dtype),
+    )
+
+
 @torch.library.register_fake("vecbank::lookup")
 def _(codes: Tensor, bank: Tensor, weights: Tensor | None, reduce: int) -> Tensor:
     _check_codes(codes, bank, weights)

@@ -49,7 +49,21 @@ class Quantized(NamedTuple):
     codes: Tensor
 
 
-for _tuple in (TopK, Nearest, Quantized, QuantizeTrain):  # so that torch.export can save programs that return them
+class ResidualQuantized(NamedTuple):
+    """A cascade's result: the stages' rows summed (..., d), codes (..., S), losses (S,)."""
+
+    quantized: Tensor
+    codes: Tensor
+    losses: Tensor
+
+
+for _tuple in (
+    TopK,
+    Nearest,
+    Quantized,
+    QuantizeTrain,
+    ResidualQuantized,
+):  # so that torch.export can save programs that return them
     torch.utils._pytree._register_namedtuple(_tuple, serialized_type_name=f"vecbank.{_tuple.__name__}")
 
 # ---- autograd -----------------------------------------------------------------------------------------------------
@@ -115,6 +129,25 @@ def _quantize_train_backward(ctx: Any, grad: Tensor, _: Tensor, grad_loss: Tenso
     return torch.where(valid, (x - quantized) * scale + grad, grad).to(x.dtype), None, None, None, None
 
 
+def _residual_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, books, packs, _ = inputs
+    ctx.stages, ctx.packs = len(books), len(packs)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, output[1], *books)
+
+
+def _residual_backward(ctx: Any, grad: Tensor, _: Tensor, grad_losses: Tensor) -> tuple[Any, ...]:
+    """Straight through to x; and the gap that each stage leaves, worked out again from the codes."""
+    x, codes, *books = ctx.saved_tensors
+    rest, total = x.to(books[0].dtype), grad
+    for s, book in enumerate(books):
+        rest = rest - _ops.lookup(codes[..., s].contiguous(), book, None, REDUCTIONS["none"])
+        valid = (codes[..., s] >= 0).unsqueeze(-1)
+        scale = 2.0 * grad_losses[s] / (valid.sum() * x.shape[-1]).clamp_min(1)
+        total = total + torch.where(valid, rest * scale, 0.0)
+    return total.to(x.dtype), [None] * ctx.stages, [None] * ctx.packs, None
+
+
 def _lookup_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     codes, bank, weights, ctx.reduce = inputs
     ctx.save_for_backward(codes, bank, weights)
@@ -159,6 +192,7 @@ torch.library.register_autograd("vecbank::quantize", _quantize_backward, setup_c
 torch.library.register_autograd(
     "vecbank::quantize_train", _quantize_train_backward, setup_context=_quantize_train_setup
 )
+torch.library.register_autograd("vecbank::residual_quantize", _residual_backward, setup_context=_residual_setup)
 torch.library.register_autograd("vecbank::lookup", _lookup_backward, setup_context=_lookup_setup)
 torch.library.register_autograd("vecbank::segment_sum", _segment_sum_backward, setup_context=_segment_sum_setup)
 for _name in ("pack", "project_backward", "topk_backward", "lookup_dot"):

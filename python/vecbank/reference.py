@@ -15,7 +15,7 @@ and ``segment_sum`` follow the contract's order of operations; a compiled kernel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +50,12 @@ class QuantizeTrain(NamedTuple):
     loss: Tensor
     counts: Tensor
     sums: Tensor
+
+
+class ResidualQuantized(NamedTuple):
+    quantized: Tensor
+    codes: Tensor
+    losses: Tensor
 
 
 def project(x: Tensor, bank: Tensor, metric: str = "cosine", *, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -109,6 +115,22 @@ def quantize_train(x: Tensor, bank: Tensor, metric: str = "l2", mask: Tensor | N
     return QuantizeTrain(
         quantized, codes, loss.to(dtype), counts.reshape(bank.shape[:-1]), sums.to(dtype).reshape(bank.shape)
     )
+
+
+def residual_quantize(x: Tensor, books: Sequence[Tensor], metric: str = "l2") -> ResidualQuantized:
+    """A cascade: every book quantises what those before it left over, rounded to the books' dtype."""
+    rest, parts, codes, losses = x.to(books[0].dtype), [], [], []
+    for book in books:
+        row, code = quantize(rest, book, metric)
+        rest = rest - row
+        squares = rest.to(torch.float64)[code >= 0].square()
+        parts.append(row)
+        codes.append(code)
+        losses.append((squares.mean() if squares.numel() else squares.sum()).to(book.dtype))
+    total = parts[0]
+    for row in parts[1:]:
+        total = total + row
+    return ResidualQuantized(total, torch.stack(codes, -1), torch.stack(losses))
 
 
 def lookup(codes: Tensor, bank: Tensor, weights: Tensor | None = None, *, reduce: str = "none") -> Tensor:

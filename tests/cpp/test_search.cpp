@@ -130,6 +130,25 @@ TEST(search_survives_hostile_data) {
   });
 }
 
+// Two equal winners sixteen rows apart share a lane of the leaders: such a query sees the panels again, the others not.
+TEST(a_lane_with_two_winners_is_looked_at_again) {
+  for_each_isa([] {
+    const int64_t d = 9, n = 60, m = 3000;
+    auto x = gaussian<float>(n * d, 41), b = gaussian<float>(m * d, 42);
+    const auto copy = [&](std::vector<float>& to, int64_t row, const std::vector<float>& from, int64_t source) {
+      std::copy_n(&from[static_cast<size_t>(source * d)], d, &to[static_cast<size_t>(row * d)]);
+    };
+    for (const int64_t i : {3, 17, 40}) {
+      copy(b, 70 * i + 16, b, 70 * i);
+      copy(b, 70 * i + 48, b, 70 * i);
+      copy(x, i, b, 70 * i);
+    }
+    reset_counters();
+    compare(x, b, d);
+    CHECK(read_counters().repeated == 0);
+  });
+}
+
 TEST(a_bank_sorted_by_score_is_no_trap) {
   const int64_t d = 4, m = 20000;
   std::vector<float> b(static_cast<size_t>(m * d), 0.0f), x{1.0f, 0.0f, 0.0f, 0.0f};

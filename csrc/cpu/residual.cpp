@@ -1,0 +1,128 @@
+// residual_quantize(): all stages for a block of rows before the next block, so that what is left over stays in L2.
+#include "../core/residual.h"
+
+#include <cmath>
+#include <new>
+
+#include "search.h"
+
+namespace vecbank {
+namespace {
+
+// Rows of a block: whole groups of queries on every instruction set, and enough blocks for any number of threads. It
+// depends on the problem alone, since the order of the sums over rows does.
+int64_t rows_of_block(int64_t count, int64_t width) {
+  constexpr int64_t kGroups = 42;
+  const int64_t cached = std::max(kQueryBytes / ((width + 1) * 4) / kGroups * kGroups, kGroups);
+  return std::min(cached, round_up_to(std::max<int64_t>(1, ceil_div(count, 16)), kGroups));
+}
+
+struct Sum {
+  double squares = 0.0;
+  int64_t valid = 0;
+};
+
+template <class T>
+class Worker {
+ public:
+  bool reserve(const ResidualProblem& p, int64_t rows) {
+    const int64_t d = p.queries.width;
+    return reader_.reserve(p.queries, 1) && rest_.reserve(rows * d) && row_.reserve(rows * d) && codes_.reserve(rows) &&
+           wide_.reserve(round_up_to(d, 8));
+  }
+
+  Status run(const ResidualProblem& p, int64_t first, int64_t rows, Sum* sums) {
+    const int64_t d = p.queries.width, stages = static_cast<int64_t>(p.stages.size());
+    T* total = static_cast<T*>(p.quantized) + first * d;
+    for (int64_t r = 0; r < rows; ++r) {
+      kernels().widen(reader_.row(first + r), p.queries.dtype, d, wide_.get());
+      for (int64_t k = 0; k < d; ++k) rest_[r * d + k] = static_cast<T>(wide_[k]);
+    }
+    for (int64_t s = 0; s < stages; ++s) {
+      const Status status = nearest(p, p.stages[s], rows);
+      if (status != Status::ok) return status;
+      for (int64_t r = 0; r < rows; ++r) p.codes[(first + r) * stages + s] = codes_[r];
+      if (s == 0)
+        std::copy_n(row_.get(), rows * d, total);
+      else
+        for (int64_t i = 0; i < rows * d; ++i) total[i] += row_[i];
+      for (int64_t i = 0; i < rows * d; ++i) rest_[i] -= row_[i];
+      for (int64_t r = 0; r < rows; ++r) {
+        if (codes_[r] < 0) continue;
+        sums[s].squares += squares(rest_.get() + r * d, d);
+        ++sums[s].valid;
+      }
+    }
+    return Status::ok;
+  }
+
+ private:
+  // Codes and rows of one stage for the rows at hand.
+  Status nearest(const ResidualProblem& whole, const ResidualStage& stage, int64_t rows) {
+    SearchProblem p;
+    p.queries = {rest_.get(), stage.bank.dtype, rows, whole.queries.width, whole.queries.width, 1};
+    p.bank = stage.bank;
+    p.pack = stage.pack;
+    p.metric = whole.metric;
+    p.indices = codes_.get();
+    p.gathered = row_.get();
+    if (p.bank.count == 0) {
+      for (int64_t r = 0; r < rows; ++r) write_result(p, r, nullptr, 0, 0);
+      return Status::ok;
+    }
+    SearchJob job{p, *stage.pack, pack_panels(stage.pack), plan_search(p, *stage.pack, 1)};
+    job.start_bound = start_bound_per_r2(p.metric, p.bank.width);
+    if (job.plan.parts != 1) return search(p, {});  // a book beyond 2^30 rows
+    if (!search_.reserve(p, job.plan)) return Status::out_of_memory;
+    for (int64_t block = 0; block < job.plan.blocks; ++block) search_.run(job, block, 0);
+    return Status::ok;
+  }
+
+  static double squares(const T* row, int64_t d) {
+    double lane[4] = {};
+    for (int64_t k = 0; k < d; ++k) lane[k % 4] += static_cast<double>(row[k]) * static_cast<double>(row[k]);
+    return (lane[0] + lane[1]) + (lane[2] + lane[3]);
+  }
+
+  SearchWorker search_;
+  RowReader reader_;
+  Buffer<T> rest_, row_;
+  Buffer<int64_t> codes_;
+  Buffer<double> wide_;
+};
+
+template <class T>
+Status run_all(const ResidualProblem& p, const Parallel& parallel) {
+  const int64_t n = p.queries.count, stages = static_cast<int64_t>(p.stages.size());
+  const int64_t rows = rows_of_block(n, p.queries.width), blocks = ceil_div(n, rows);
+  Buffer<Sum> sums;
+  std::unique_ptr<Worker<T>[]> crew(new (std::nothrow) Worker<T>[parallel.workers]);
+  if (!crew || !sums.reserve(blocks * stages)) return Status::out_of_memory;
+  for (int w = 0; w < parallel.workers; ++w)
+    if (!crew[w].reserve(p, rows)) return Status::out_of_memory;
+  std::fill_n(sums.get(), blocks * stages, Sum{});
+  std::atomic<Status> failed{Status::ok};
+  for_each_task(parallel, blocks, [&](int worker, int64_t block) {
+    const int64_t first = block * rows;
+    const Status status = crew[worker].run(p, first, std::min(rows, n - first), sums.get() + block * stages);
+    if (status != Status::ok) failed = status;
+  });
+  for (int64_t s = 0; s < stages; ++s) {
+    p.squares[s] = 0.0;
+    p.valid[s] = 0;
+    for (int64_t b = 0; b < blocks; ++b) {
+      p.squares[s] += sums[b * stages + s].squares;
+      p.valid[s] += sums[b * stages + s].valid;
+    }
+  }
+  return failed;
+}
+
+}  // namespace
+
+Status residual_quantize(const ResidualProblem& p, const Parallel& parallel) {
+  const bool wide = !p.stages.empty() && p.stages[0].bank.dtype == DType::f64;
+  return wide ? run_all<double>(p, parallel) : run_all<float>(p, parallel);
+}
+
+}  // namespace vecbank
