@@ -16,14 +16,14 @@ PLAIN = "vecbank plain tensor"
 
 @dataclass(frozen=True)
 class Target:
-    """What a row has to reach: `limit` times the baseline, and each factor in `peers` times that peer."""
+    """What a row has to reach: `limit` times the baseline (if any), and each factor in `peers` times that peer."""
 
-    limit: float
+    limit: float | None
     peers: tuple[tuple[str, float], ...] = ()
 
     def text(self, baseline: str) -> str:
         unit = "one read" if baseline == "read" else "sgemm"
-        parts = [f"≤ {self.limit:.2f} x {unit}"]
+        parts = [] if self.limit is None else [f"≤ {self.limit:.2f} x {unit}"]
         parts += [f"≤ {limit:.2f} x {peer}" for peer, limit in self.peers]
         return ", ".join(parts)
 
@@ -33,7 +33,7 @@ class Case:
     """One question: `n` queries against a bank of `m` rows of width `d`."""
 
     name: str
-    op: str  # project | topk | nearest
+    op: str  # project | topk | nearest, or one of codebooks.CANDIDATES
     n: int
     m: int
     d: int
@@ -44,10 +44,13 @@ class Case:
     grad: bool = False  # forward + backward, to x and to the bank
     data: str = "gaussian"  # gaussian | equal | offset
     baseline: str = "chunks"  # chunks | alloc | three | read, see timing.baseline
+    products: int = 1  # how many products of this shape the work amounts to
+    memory_limit_mib: float = 64.0  # extra memory: at most this,
+    memory_share: tuple[str, float] | None = None  # or at most this share of that peer's
 
     @property
     def flops(self) -> float:
-        return 2.0 * self.n * self.m * self.d * (3 if self.grad else 1)
+        return 2.0 * self.n * self.m * self.d * (3 if self.grad else 1) * self.products
 
     def smaller(self, axis: str) -> Case:
         """The same question with `axis` (n, m or d) halved."""
@@ -70,6 +73,10 @@ class Data:
 def make_data(case: Case, seed: int = 0) -> Data:
     """Seeded float32 inputs on the CPU."""
     gen = torch.Generator().manual_seed(seed)
+    from bench import codebooks
+
+    if case.op in codebooks.CANDIDATES:
+        return codebooks.make_data(case, gen)
 
     def gaussian(rows: int, cols: int) -> Tensor:
         return torch.randn(rows, cols, generator=gen)
@@ -129,7 +136,6 @@ CASES: tuple[Case, ...] = (
     _nearest(65536, 8192, 64, 6.0, "offset"),
 )
 
-MEMORY_LIMIT_MIB = 64.0
 GROWTH_LIMIT = 2.2
 OVERHEAD_LIMIT = 1.10
 OVERHEAD_N = 1024  # a plain tensor instead of a Bank is held to OVERHEAD_LIMIT from this many queries on

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import vecbank
+from bench import codebooks
 from bench.cases import OURS, PLAIN, Case, Data
 from bench.peers import UNCHECKED, to_numpy
 
@@ -33,6 +34,8 @@ def expected(case: Case, data: Data) -> Expected:
     count = int(min(SAMPLE, case.n, max(1, WORK // (case.m * case.d))))
     gen = torch.Generator().manual_seed(1)
     rows = torch.randperm(case.n, generator=gen)[:count].sort().values
+    if case.op in codebooks.CANDIDATES:
+        return Expected(rows.numpy(), codebooks.expected_codes(case, data, rows))
     if case.op == "project":
         return _expected_project(case, data, rows)
     x = data.x[rows].double()
@@ -79,11 +82,13 @@ def _expected_project(case: Case, data: Data, rows: torch.Tensor) -> Expected:
     return Expected(rows.numpy(), scores=exact, allowed=allowed)
 
 
-def extract(case: Case, result: tuple[Any, ...], rows: np.ndarray) -> tuple[Any, ...]:
+def extract(case: Case, name: str, result: tuple[Any, ...], rows: np.ndarray) -> tuple[Any, ...]:
     """The part of a result that `compare` needs, copied so that the rest can be freed."""
     if case.op == "project":
         return (to_numpy(result[0])[rows].copy(), *(to_numpy(part) for part in result[1:]))
     values, indices = result[:2]
+    if case.op in codebooks.CANDIDATES:
+        return (None, None if case.op == "kmeans" else codebooks.codes_of(case, name, indices, rows))
     picked = [None if part is None else to_numpy(part) for part in (values, indices)]
     return tuple(None if p is None else p.reshape(case.n, -1)[rows].copy() for p in picked)
 
@@ -99,7 +104,8 @@ def compare(case: Case, name: str, part: tuple[Any, ...], want: Expected) -> dic
             "largest_error": errors,
             "allowed_error": want.allowed,
         }
-    assert want.indices is not None and want.values is not None
+    if want.indices is None:
+        return {"ok": None, "why": "no single right answer: float32 sums in another order part the runs"}
     values, indices = part
     wrong = (indices.astype(np.int64) != want.indices).any(1)
     hits = [len(np.intersect1d(got, exp)) for got, exp in zip(indices.astype(np.int64), want.indices, strict=True)]
@@ -108,7 +114,7 @@ def compare(case: Case, name: str, part: tuple[Any, ...], want: Expected) -> dic
         "wrong_rows": int(wrong.sum()),
         "recall": round(float(np.mean(hits)) / want.indices.shape[1], 6),
     }
-    if name in (OURS, PLAIN):  # ours also promises the bits of the values
+    if name in (OURS, PLAIN) and want.values is not None:  # ours also promises the bits of the values
         report["wrong_values"] = int((values.view(np.uint32) != want.values.view(np.uint32)).sum())
     report["ok"] = report["wrong_rows"] == 0 and report.get("wrong_values", 0) == 0
     return report

@@ -32,27 +32,29 @@ def _vq(n: int, m: int, d: int, limit: float) -> Case:
     return _case(f"VectorQuantize train {n} x {m}, d {d}", "vq_train", n, m, d, Target(limit), (_VQP,))
 
 
-_NONE = float("inf")  # held to its peers alone
 CASES: tuple[Case, ...] = (
     _vq(65536, 8192, 64, 0.85),
     _vq(131072, 1024, 256, 1.45),
     _vq(262144, 512, 32, 2.10),
-    _case("ResidualVQ 8 x 1024, d 128, N 65536", "residual", 65536, 1024, 128, Target(1.1), (_VQP, "faiss"), products=8),
+    _case(
+        "ResidualVQ 8 x 1024, d 128, N 65536", "residual", 65536, 1024, 128,
+        Target(1.1), (_VQP, "faiss"), products=8,
+    ),
     _case(
         "sparse_encode 2048 x 24576, d 768, k 32", "sparse_encode", 2048, 24576, 768, Target(0.85), (_DENSE,), k=32,
         memory_limit_mib=0.05 * 2048 * 24576 * 4 / 2**20,
     ),
     _case(
         "sparse autoencoder step 2048 x 24576, d 768, k 32", "sae_step", 2048, 24576, 768,
-        Target(_NONE, (("dense torch", 1 / 1.5),)), ("dense torch",), k=32, memory_share=("dense torch", 0.2),
+        Target(None, (("dense torch", 1 / 1.5),)), ("dense torch",), k=32, memory_share=("dense torch", 0.2),
     ),
     _case(
         "kmeans 1,000,000 x 1024, d 64, 10 iterations", "kmeans", 1_000_000, 1024, 64,
-        Target(_NONE, (("faiss", 1 / 1.5), ("scikit-learn", 1 / 1.5))), ("faiss", "scikit-learn"), products=10,
+        Target(None, (("faiss", 1 / 1.5), ("scikit-learn", 1 / 1.5))), ("faiss", "scikit-learn"), products=10,
     ),
     _case(
         "PQ encode 1,000,000, d 128, m 16, 8 bits", "pq_encode", 1_000_000, 256, 128,
-        Target(_NONE, (("faiss", 1 / 1.2),)), ("faiss",),
+        Target(None, (("faiss", 1 / 1.2),)), ("faiss",),
     ),
 )  # fmt: skip
 

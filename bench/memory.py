@@ -47,17 +47,19 @@ def result_bytes(result: Any) -> int:
 def measure(case_name: str, candidate: str, threads: int, quick: bool) -> dict[str, float]:
     import torch
 
+    from bench import codebooks
     from bench.cases import CASES, make_data
     from bench.cases import quick as shrink
     from bench.ours import OURS_CANDIDATES
     from bench.peers import PEERS
 
     torch.set_num_threads(threads)
-    case = next(c for c in CASES if c.name == case_name)
+    case = next(c for c in (*CASES, *codebooks.CASES) if c.name == case_name)
     case = shrink(case) if quick else case
-    prepare = {**OURS_CANDIDATES, **PEERS}[candidate]
+    prepare = codebooks.CANDIDATES.get(case.op, {**OURS_CANDIDATES, **PEERS})[candidate]
     # One call on a small problem first: libraries load and start their threads outside the measurement.
-    small = replace(case, n=8, m=max(64, case.k), data="gaussian")
+    m = max(64, case.k)
+    small = replace(case, n=m if case.op == "kmeans" else 8, m=m, data="gaussian")
     prepare(small, make_data(small), threads)()
     data = make_data(case)
     call = prepare(case, data, threads)

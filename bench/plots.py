@@ -66,11 +66,13 @@ def speed(rows: list[Row], path: Path, caption: str) -> None:
     for axes, row, entries in zip(panels, rows, timed, strict=True):
         ratios = [entry["ratio"] for entry in entries.values()]
         limit = row["target"]["limit"]
-        edge = max(1.05 * limit, entries[OURS]["ratio"], min(max(ratios), 5 * limit))
+        scale = entries[OURS]["ratio"] if limit is None else limit
+        edge = max(1.05 * scale, entries[OURS]["ratio"], min(max(ratios), 5 * scale))
         unit = "one read of the bank" if row["baseline"]["kind"] == "read" else "sgemm"
         _bars(axes, list(entries), ratios, [f"{r:.2f}" for r in ratios], edge)
         axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
-        axes.axvline(limit, color=TARGET_COLOUR, linewidth=1.2)
+        if limit is not None:
+            axes.axvline(limit, color=TARGET_COLOUR, linewidth=1.2)
         axes.set_title(_title(row["name"]), fontsize=9)
         axes.set_xlabel(f"time, x {unit}", fontsize=8)
     figure.suptitle("Time against the baseline of the same run, shorter is better\n" + caption, fontsize=11)
@@ -112,7 +114,7 @@ def draw(report: Row, path: Path) -> list[Path]:
     model = "family {} model {}".format(*machine["cpu_family_model"])
     caption = f"{machine['cpu']} ({model}), {soft['threads']} threads, {soft['isa']}, torch {soft['torch']}"
     drawn = []
-    for section, plot in (("speed", speed), ("memory", memory)):
+    for section, plot in (("speed", speed), ("codebooks", speed), ("memory", memory)):
         rows = [row for row in report["rows"] if row["section"] == section]
         if rows:
             target = path.with_name(f"{path.stem}-{section}.png")

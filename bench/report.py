@@ -173,6 +173,12 @@ TABLES = (
         "Ratio: our median time over the baseline's, then fastest sample over fastest; smaller is better.",
     ),
     (
+        "codebooks",
+        "Codebooks and sparse dictionaries",
+        speed_table,
+        "Ratio: to one plain product per stage or iteration (training too: forward, backward and the book's update).",
+    ),
+    (
         "memory",
         "Extra memory",
         memory_table,
@@ -187,6 +193,7 @@ TABLES = (
         peers_table,
         "The same run as the first table; peers are prepared beforehand.",
     ),
+    ("codebooks", "Every candidate, codebooks", peers_table, "The same run."),
 )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SECTIONS = ("speed", "memory", "growth", "overhead", "tiny")
+SECTIONS = ("speed", "codebooks", "memory", "growth", "overhead", "tiny")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -90,10 +90,13 @@ class Bench:
         self.bar = tqdm(total=0, unit="row", dynamic_ncols=True)
 
     def cases(self, cases: list[Any]) -> list[Any]:
+        from bench import codebooks
         from bench.cases import quick
 
         kept = [c for c in cases if not self.args.only or self.args.only.lower() in c.name.lower()]
-        return [quick(c) for c in kept] if self.args.quick else kept
+        if not self.args.quick:
+            return kept
+        return [codebooks.quick(c) if c.op in codebooks.CANDIDATES else quick(c) for c in kept]
 
     def tick(self, label: str) -> Callable[[str], None]:
         return lambda candidate: self.bar.set_postfix_str(f"{label}: {candidate}")
@@ -124,25 +127,34 @@ class Bench:
         self.bar.close()
 
     def items(self, section: str) -> list[Any]:
-        from bench import cases
+        from bench import cases, codebooks
 
         if section == "tiny":
             wanted = not self.args.only or self.args.only in cases.TINY.name
             return [(op, mode) for op in cases.TINY_OPS for mode in cases.TINY_LIMITS_US] if wanted else []
+        if section == "codebooks":
+            return self.cases(list(codebooks.CASES))
+        if section == "memory":
+            return self.cases([*cases.CASES, *(c for c in codebooks.CASES if c.op.startswith("s"))])
         chosen = {"growth": cases.growth_cases, "overhead": cases.overhead_cases}.get(section)
         return self.cases(chosen() if chosen else list(cases.CASES))
 
     def candidates(self, case: Any) -> dict[str, Any]:
+        from bench import codebooks
         from bench.cases import OURS
         from bench.ours import OURS_CANDIDATES
         from bench.peers import PEERS
 
-        found = {OURS: OURS_CANDIDATES[OURS]}
+        known = codebooks.CANDIDATES.get(case.op, {**OURS_CANDIDATES, **PEERS})
+        found = {OURS: known[OURS]}
         if self.args.peers:
-            found.update({name: PEERS[name] for name in case.candidates if name not in self.args.skip})
+            found.update({name: known[name] for name in case.candidates if name not in self.args.skip})
         return found
 
-    def speed(self, case: Any) -> None:
+    def codebooks(self, case: Any) -> None:
+        self.speed(case, "codebooks")
+
+    def speed(self, case: Any, section: str = "speed") -> None:
         """Ours, the peers and the baseline, interleaved; answers of the first call checked on a sample."""
         from bench import check, timing
         from bench.cases import OURS, make_data
@@ -164,7 +176,7 @@ class Bench:
                 start = time.perf_counter()
                 result = call()
                 first_s[name] = time.perf_counter() - start
-                part = check.extract(case, result, want.rows)
+                part = check.extract(case, name, result, want.rows)
                 del result
             except ImportError as error:
                 entry.update(status="missing", reason=str(error))
@@ -191,7 +203,7 @@ class Bench:
         met, against = self.judge(case, entries)
         self.add(
             {
-                "section": "speed",
+                "section": section,
                 "name": case.name,
                 **case.describe(),
                 "baseline": {
@@ -226,7 +238,7 @@ class Bench:
         from bench.cases import OURS
 
         ours = entries[OURS]
-        met = ours["ratio"] <= case.target.limit and ours["check"]["ok"] is not False
+        met = ours["check"]["ok"] is not False and (case.target.limit is None or ours["ratio"] <= case.target.limit)
         limits = dict(case.target.peers)
         against: dict[str, Any] = {}
         for name, entry in entries.items():
@@ -240,12 +252,13 @@ class Bench:
 
     def memory(self, case: Any) -> None:
         """One fresh process per candidate; peers that were slow in this run are left out."""
-        from bench.cases import MEMORY_LIMIT_MIB, OURS
+        from bench.cases import OURS
         from bench.memory import measure_in_child
 
         found: dict[str, Any] = {}
         for name in self.candidates(case):
-            if (self.args.quick or not self.args.memory_peers) and name != OURS:
+            compared = case.memory_share is not None and case.memory_share[0] == name
+            if (self.args.quick or not (self.args.memory_peers or compared)) and name != OURS:
                 continue
             self.tick(f"memory {case.name}")(name)
             if (case.name, name) in self.slow and name != OURS:
@@ -253,9 +266,12 @@ class Bench:
                 continue
             found[name] = measure_in_child(case.name, name, self.threads, self.args.quick, timeout_s=300)
         extra = found[OURS].get("extra_mib")
-        met = extra is not None and extra <= MEMORY_LIMIT_MIB
-        limit = {"limit": MEMORY_LIMIT_MIB}
-        self.add({"section": "memory", "name": case.name, "candidates": found, "target": limit, "met": met})
+        limit = case.memory_limit_mib
+        if case.memory_share is not None:
+            limit = case.memory_share[1] * found.get(case.memory_share[0], {}).get("extra_mib", 0.0)
+        met = extra is not None and extra <= limit
+        target = {"limit": limit}
+        self.add({"section": "memory", "name": case.name, "candidates": found, "target": target, "met": met})
 
     def growth(self, case: Any) -> None:
         """Half of N, of M and of d against the whole: time must grow no faster than 2.2 times."""

@@ -144,8 +144,11 @@ def baseline(case: Case, data: Data) -> Baseline:
 
 def _chunked(case: Case, data: Data, per_round_s: float = 0.5) -> Baseline:
     """torch.mm over full chunks into one reused out=: the median chunk, scaled to the whole product."""
+    from bench import codebooks
+
     queries, rows = min(CHUNK_QUERIES, case.n), min(CHUNK_ROWS, case.m)
     out = torch.empty(queries, rows)
+    bank = codebooks.product(case, data) if case.op in codebooks.CANDIDATES else data.bank
     pairs = [(i, j) for i in range(0, case.n - queries + 1, queries) for j in range(0, case.m - rows + 1, rows)]
     scale = case.flops / (2.0 * queries * rows * case.d)
     position = 0
@@ -156,7 +159,7 @@ def _chunked(case: Case, data: Data, per_round_s: float = 0.5) -> Baseline:
         while len(chunk_s) < len(pairs) and (sum(chunk_s) < per_round_s or len(chunk_s) < 3):
             i, j = pairs[position % len(pairs)]
             position += 1
-            a, b = data.x[i : i + queries], data.bank[j : j + rows]
+            a, b = data.x[i : i + queries], bank[j : j + rows]
             start = time.perf_counter()
             torch.mm(a, b.T, out=out)
             chunk_s.append(time.perf_counter() - start)

@@ -1,32 +1,58 @@
 """vecbank: fused operations against a fixed bank of vectors.
 
 Anchors, a search database and a codebook are the same thing, a bank: M vectors of width d. `project` gives all
-similarities to it, `topk` and `nearest` the best rows, `quantize` and `lookup` the codes and what they stand for.
+similarities to it, `topk` and `nearest` the best rows, `quantize` and `lookup` the codes and what they stand for. On
+these stand `kmeans`, residual and product codes, sparse dictionaries, scalar and binary codes (`codes`), compressed
+tables (`embedding`) and the modules in `nn`.
 """
 
 from . import _cuda as _cuda
 from . import _ops as _ops  # loads the extension and registers torch.ops.vecbank
-from . import nn, reference
+from . import codes, embedding, nn, reference
 from ._cuda import check
-from ._ops import METRICS, Nearest, Quantized, QuantizeTrain, TopK
+from ._ops import METRICS, Nearest, Quantized, QuantizeTrain, ResidualQuantized, TopK
 from ._version import __version__
 from .bank import Bank
 from .functional import lookup, nearest, project, quantize, quantize_train, segment_sum, topk
-from .residual import ResidualQuantized, residual_lookup, residual_quantize
+from .kmeans import KMeans, kmeans
+from .pq import ProductCodec, pq_decode, pq_encode, pq_scores, pq_symmetric_tables, pq_tables, pq_train
+from .residual import residual_lookup, residual_quantize
+from .sparse import (
+    Fired,
+    firing_counts,
+    sparse_decode,
+    sparse_encode,
+    sparse_encode_batch,
+    sparse_encode_norm,
+    sparse_encode_threshold,
+)
 
 __all__ = [
     "METRICS",
     "Bank",
+    "Fired",
+    "KMeans",
     "Nearest",
+    "ProductCodec",
     "QuantizeTrain",
-    "ResidualQuantized",
     "Quantized",
+    "ResidualQuantized",
     "TopK",
     "__version__",
     "check",
+    "codes",
+    "embedding",
+    "firing_counts",
+    "kmeans",
     "lookup",
     "nearest",
     "nn",
+    "pq_decode",
+    "pq_encode",
+    "pq_scores",
+    "pq_symmetric_tables",
+    "pq_tables",
+    "pq_train",
     "project",
     "quantize",
     "quantize_train",
@@ -34,6 +60,11 @@ __all__ = [
     "residual_lookup",
     "residual_quantize",
     "segment_sum",
+    "sparse_decode",
+    "sparse_encode",
+    "sparse_encode_batch",
+    "sparse_encode_norm",
+    "sparse_encode_threshold",
     "topk",
 ]
 

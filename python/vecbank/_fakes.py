@@ -187,9 +187,9 @@ def _(x: Tensor, books: list[Tensor], packs: list[Tensor], metric: int) -> tuple
     _check(len(packs) in (0, len(books)), f"{len(packs)} packs for {len(books)} books: one each, or none")
     dtype = books[0].dtype
     _check(dtype in (torch.float32, torch.float64), f"books must be float32 or float64, got {dtype}")
-    for book, pack in zip(books, packs or [None] * len(books), strict=True):
+    for s, book in enumerate(books):
         _check(book.dim() == 2 and book.dtype == dtype, "books must be (M, d) and share a dtype")
-        _check_pair(x, book, metric, pack)
+        _check_pair(x, book, metric, packs[s] if packs else None)
     return (
         x.new_empty(x.shape, dtype=dtype),
         x.new_empty((*x.shape[:-1], len(books)), dtype=torch.int64),

@@ -57,13 +57,8 @@ class ResidualQuantized(NamedTuple):
     losses: Tensor
 
 
-for _tuple in (
-    TopK,
-    Nearest,
-    Quantized,
-    QuantizeTrain,
-    ResidualQuantized,
-):  # so that torch.export can save programs that return them
+# so that torch.export can save programs that return them
+for _tuple in (TopK, Nearest, Quantized, QuantizeTrain, ResidualQuantized):
     torch.utils._pytree._register_namedtuple(_tuple, serialized_type_name=f"vecbank.{_tuple.__name__}")
 
 # ---- autograd -----------------------------------------------------------------------------------------------------

@@ -1,6 +1,44 @@
 """Ready-made ``torch.nn`` modules on top of a bank. One file per idea; re-export new modules here."""
 
 from . import anchors
+from .accelerate import AccelerateReport, accelerate
+from .binary_mapper import BinaryMapper
+from .codebook_features import CodebookFeatures
+from .embeddings import CompressedEmbedding, HashedEmbedding
+from .fsq import FSQ, GroupedResidualFSQ, ResidualFSQ
+from .grouped_vq import GroupedResidualVQ
+from .latent_quantize import LatentQuantize
+from .lfq import LFQ, GroupedResidualLFQ, ResidualLFQ
+from .product_quantizer import ProductQuantizer
+from .random_projection import RandomProjectionQuantizer
 from .relative import RelativeProjection
+from .residual_vq import ResidualVQ
+from .sim_vq import ResidualSimVQ, SimVQ
+from .sparse_autoencoder import SparseAutoencoder
+from .vector_quantize import VectorQuantize
 
-__all__ = ["RelativeProjection", "anchors"]
+__all__ = [
+    "FSQ",
+    "LFQ",
+    "AccelerateReport",
+    "BinaryMapper",
+    "CodebookFeatures",
+    "CompressedEmbedding",
+    "GroupedResidualFSQ",
+    "GroupedResidualLFQ",
+    "GroupedResidualVQ",
+    "HashedEmbedding",
+    "LatentQuantize",
+    "ProductQuantizer",
+    "RandomProjectionQuantizer",
+    "RelativeProjection",
+    "ResidualFSQ",
+    "ResidualLFQ",
+    "ResidualSimVQ",
+    "ResidualVQ",
+    "SimVQ",
+    "SparseAutoencoder",
+    "VectorQuantize",
+    "accelerate",
+    "anchors",
+]
