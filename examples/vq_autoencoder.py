@@ -18,6 +18,8 @@ from common import arguments, patches, photographs, picture, psnr, save
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+import vecbank
+
 SIZE = 8  # side of a patch
 
 
@@ -39,9 +41,7 @@ class Autoencoder(nn.Module):
 def quantizer(name: str, codes: int) -> nn.Module:
     options: dict[str, Any] = {"dim": 16, "codebook_size": codes, "kmeans_init": True, "threshold_ema_dead_code": 1}
     if name == "vecbank":
-        from vecbank.nn.vector_quantize import VectorQuantize
-
-        return VectorQuantize(**options)
+        return vecbank.nn.VectorQuantize(**options)
     import vector_quantize_pytorch
 
     return vector_quantize_pytorch.VectorQuantize(**options)

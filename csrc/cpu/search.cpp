@@ -103,12 +103,15 @@ void SearchWorker::begin_screen() {
   const PackHeader& h = job_->header;
   queries_.pack(p.queries, h, first_, rows_);
   lists_.clear(rows_);
+  int known = queries_.exponent(0);
+  QuerySlack slack = query_slack_terms(p.metric, h.width, known, h.exponent);
   for (int64_t r = 0; r < rows_; ++r) {
     const int exponent = queries_.exponent(r);
+    if (exponent != known) slack = query_slack_terms(p.metric, h.width, known = exponent, h.exponent);
     const double scale = is_distance(p.metric) ? 1.0 : std::ldexp(1.0, exponent);
     const double norm = std::sqrt(queries_.squares(r)) * scale * (1.0 + 0x1p-20);
     norms_[r] = p.exact ? round_up(norm) : 0.0f;
-    slacks_[r] = p.exact ? query_slack(p.metric, h.width, norm, exponent, h.exponent) : 0.0;
+    slacks_[r] = p.exact ? slack.at(norm) : 0.0;
     if (!queries_.usable(r) || sparse(r)) {
       lists_.give_up(r);
       continue;
@@ -205,6 +208,16 @@ bool SearchWorker::leads(int64_t panels) const {
          panels < (int64_t{1} << 24) && !leads_poorly_;
 }
 
+// Of a panel's lanes; four at a time, which the compiler turns into vectors.
+inline float largest(const float* lanes) {
+  float four[4];
+  for (int c = 0; c < 4; ++c) {
+    const float a = std::max(lanes[c], lanes[c + 4]), b = std::max(lanes[c + 8], lanes[c + 12]);
+    four[c] = std::max(a, b);
+  }
+  return std::max(std::max(four[0], four[1]), std::max(four[2], four[3]));
+}
+
 // Leaders become candidates. Where a lane's second may win as well, nobody knows its column: such rows see the panels
 // once more, through the gate, a group at a time.
 template <class Rescan>
@@ -219,13 +232,9 @@ void SearchWorker::take_leaders(Rescan&& rescan) {
     for (int64_t r = g; r < g + rows; ++r) {
       if (lists_.gave_up(r)) continue;
       const float *leader = leaders_.get() + r * kLeaderFloats, *second = leader + kPanel, *place = second + kPanel;
-      int best = 0;
-      float runner_up = second[0];
-      for (int c = 1; c < kPanel; ++c) {
-        best = leader[c] > leader[best] ? c : best;
-        runner_up = std::max(runner_up, second[c]);
-      }
-      if (leader[best] == -HUGE_VALF) continue;
+      const float most = largest(leader), runner_up = largest(second);
+      if (!(most > -HUGE_VALF)) continue;
+      const int best = static_cast<int>(std::find(leader, leader + kPanel, most) - leader);
       const float lower = lower_bound(r, static_cast<int64_t>(place[best]), leader[best], best);
       const float bar = std::max(lists_.threshold(r), lower);
       lists_.start(r, bar);

@@ -19,10 +19,10 @@ from torch import Generator, Tensor
 from . import _checks
 from ._progress import Progress
 from .codes import pack_bits, packed_bytes, unpack_bits
-from .functional import lookup, nearest, project
+from .functional import lookup, project, quantize
 from .kmeans import kmeans
 
-_BLOCK = 1 << 16  # rows encoded at a time: bounds the copy that puts the parts one after the other
+_BLOCK = 1 << 13  # rows encoded at a time: bounds the copy that puts the parts one after the other
 _METRICS = ("sqeuclidean", "dot")
 
 
@@ -65,7 +65,7 @@ def pq_encode(x: Tensor, books: Tensor, rotation: Tensor | None = None) -> Tenso
     codes = torch.empty((y.shape[0], books.shape[0]), dtype=torch.int64, device=x.device)
     for start in range(0, y.shape[0], _BLOCK):
         part = _parts(y[start : start + _BLOCK], books.shape[0])
-        codes[start : start + _BLOCK] = nearest(part, books, "sqeuclidean").indices.T
+        codes[start : start + _BLOCK] = quantize(part, books, "sqeuclidean").codes.T
     return codes.view(*x.shape[:-1], books.shape[0])
 
 
