@@ -89,11 +89,10 @@ def main() -> None:
     for name in ("vecbank", "vector-quantize-pytorch"):
         try:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                results[name] = pool.apply(train, (name, codes, steps, batch, options.seed))
+                r = results[name] = pool.apply(train, (name, codes, steps, batch, options.seed))
         except ModuleNotFoundError:
             print(f"{name} is not installed: left out")
             continue
-        r = results[name]
         print(
             f"{name:24} {r['psnr']:.2f} dB, perplexity {r['perplexity']:.0f} of {codes}, "
             f"{r['ms']:.1f} ms a step, {r['mib']:.0f} MiB for training"
@@ -105,7 +104,6 @@ def main() -> None:
     for axis, (title, image) in zip(axes[0], images.items(), strict=False):
         axis.imshow(image)
         axis.set_title(title)
-    for axis in axes[0]:
         axis.axis("off")
     for name, r in results.items():
         axes[1][0].plot(sorted(r["share"] * codes, reverse=True), label=f"{name}, perplexity {r['perplexity']:.0f}")

@@ -11,7 +11,7 @@ from helpers import FLOATS, Target, assert_same, gauss
 from torch import Tensor
 
 import vecbank
-from vecbank import reference, residual_lookup, residual_quantize
+from vecbank import _backward, reference, residual_lookup, residual_quantize
 
 
 def books_of(sizes: tuple[int, ...], d: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -156,3 +156,14 @@ def test_compiles(device: str) -> None:
 def test_errors(call, text: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises((ValueError, TypeError, IndexError, RuntimeError), match=text):
         call(gauss(5, 4), books_of((6, 7), 4))
+
+
+def test_stage_by_stage_kernel_is_the_same(device: str) -> None:
+    """What CUDA tensors get, on any device."""
+    x, books = gauss(300, 12).to(device), [b.to(device) for b in books_of((30, 1, 20), 12)]
+    x[5, 3] = torch.nan
+    for code in (0, 1, 2):
+        want = torch.ops.vecbank.residual_quantize(x, books, [], code)
+        got = _backward.residual_quantize_by_stages(x, books, [], code)
+        assert_same(got[:2], tuple(want)[:2])
+        torch.testing.assert_close(got[2], want[2])

@@ -94,3 +94,21 @@ def project_backward(
         if need_bank:
             grad_bank[i] = gb
     return grad_x.view(x.shape) if need_x else grad_x, grad_bank.view(bank.shape) if need_bank else grad_bank
+
+
+@torch.library.impl("vecbank::residual_quantize", "CUDA")
+def residual_quantize_by_stages(
+    x: Tensor, books: list[Tensor], packs: list[Tensor], metric: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The cascade as one `quantize` a stage: what CUDA has until a kernel keeps the residual on the chip."""
+    rest, total, codes, losses = x.to(books[0].dtype), None, [], []
+    for s, book in enumerate(books):
+        row, code = torch.ops.vecbank.quantize(rest, book, packs[s] if packs else None, metric)
+        rest = rest - row
+        total = row if total is None else total + row
+        valid = (code >= 0).unsqueeze(-1)
+        squares = torch.where(valid, rest, 0.0).square().sum(dtype=torch.float64)
+        codes.append(code)
+        losses.append((squares / (valid.sum() * x.shape[-1]).clamp_min(1)).to(rest.dtype))
+    assert total is not None
+    return total, torch.stack(codes, -1), torch.stack(losses)
