@@ -27,10 +27,12 @@ def symbols(path: Path, *options: str) -> Iterator[tuple[str, str]]:
 
 
 def kernel_objects() -> list[Path]:
-    """The per-ISA objects of each build folder; the newest of a name where there are several."""
+    """The per-ISA objects that are shipped (not those of the sanitizers or of another machine), the newest of a name."""
     found: dict[str, Path] = {}
+    others = ("sanitize", "aarch64", "cuda")
     for path in sorted((ROOT / "build").glob("**/kernels_*.o"), key=lambda p: p.stat().st_mtime):
-        found[path.name] = path
+        if path.relative_to(ROOT / "build").parts[0] not in others:
+            found[path.name] = path
     return list(found.values())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from .functional import project, topk
 _ops = torch.ops.vecbank
 _BLOCK_BYTES = 16 << 20  # of dense latent values at a time, where they are needed at all
 
-Score = Tensor | Callable[[Tensor, slice], Tensor | tuple[Tensor, Tensor]]
+Score: TypeAlias = Tensor | Callable[[Tensor, slice], Tensor | tuple[Tensor, Tensor]]
 
 
 # ---- Gradients of chosen pairs -----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ extreme vector compression", CVPR 2014.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from .functional import _metric_code, lookup, topk
 _residual_quantize = torch.ops.vecbank.residual_quantize.default
 _BEAM_BYTES = 8 << 20  # of the sequences that a block of rows carries along
 
-Books = Tensor | Sequence[Tensor | Bank]
+Books: TypeAlias = Tensor | Sequence[Tensor | Bank]
 
 
 def _stages(books: Books, num_stages: int | None) -> list[Tensor | Bank]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from ._vq_ops import snapshot, totals
 NORM_FLOOR = 1e-6  # of the vectors that a cosine book normalises
 _VARIANCE_FLOOR = 1e-5
 
-UpdateWeight = Tensor | Callable[[Tensor, Tensor], Tensor]
+UpdateWeight: TypeAlias = Tensor | Callable[[Tensor, Tensor], Tensor]
 
 
 def unit(x: Tensor) -> Tensor:
