@@ -27,7 +27,7 @@ def symbols(path: Path, *options: str) -> Iterator[tuple[str, str]]:
 
 
 def kernel_objects() -> list[Path]:
-    """The per-ISA objects that are shipped (not those of the sanitizers or of another machine), the newest of a name."""
+    """The per-ISA objects that are shipped (no sanitizer, no other machine), the newest of a name."""
     found: dict[str, Path] = {}
     others = ("sanitize", "aarch64", "cuda")
     for path in sorted((ROOT / "build").glob("**/kernels_*.o"), key=lambda p: p.stat().st_mtime):
