@@ -309,10 +309,7 @@ class Bench:
         from bench.ours import OURS_CANDIDATES
 
         data = make_data(case)
-        calls = {
-            name: timing.clock(prepare(case, data, self.threads), self.args.device)
-            for name, prepare in OURS_CANDIDATES.items()
-        }
+        calls = {name: timing.steady(prepare(case, data, self.threads)) for name, prepare in OURS_CANDIDATES.items()}
         neighbours = timing.Neighbours()
         tick = self.tick(f"overhead {case.name}")
         samples = timing.interleave(calls, self.args.repeats, self.args.budget / 2, tick, neighbours=neighbours)

@@ -111,6 +111,14 @@ def per_call(call: Call, loops: int) -> Timed:
     return timed
 
 
+def steady(call: Call, least_s: float = 0.05) -> Timed:
+    """Seconds of one call, as the mean over a run of `least_s`: a call of a millisecond is mostly chance alone."""
+    call()
+    start = time.perf_counter()
+    call()
+    return per_call(call, max(1, int(least_s / (time.perf_counter() - start))))
+
+
 @dataclass
 class Baseline:
     """What one case is measured against, as candidates for `interleave`; the fastest of them counts."""

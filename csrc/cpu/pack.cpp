@@ -65,7 +65,7 @@ Status choose_frame(const Rows& bank, Metric metric, double* centre, int32_t* ex
   std::fill_n(centre, d, 0.0);
   *exponent = 0;
   *centred = 0;
-  const int64_t most = std::clamp<int64_t>((1 << 18) / std::max<int64_t>(d, 1), 15, 255);
+  const int64_t most = std::clamp<int64_t>((1 << 16) / std::max<int64_t>(d, 1), 15, 63);
   const int64_t count = std::min(bank.count, most);
   if (count == 0 || d == 0) return Status::ok;
   Buffer<double> sample, column;
