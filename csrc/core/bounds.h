@@ -49,12 +49,13 @@ VB_SHARED inline double start_bound_per_r2(Metric metric, int64_t width) {
   return is_distance(metric) ? 0.5 / screen_unit(width) * (1.0 + 0x1p-10) : 0.0;
 }
 
-// slack_x as a polynomial in the query's norm: its terms depend on the exponents alone.
+// slack_x, a polynomial in the query's norm: its terms depend on the exponents alone. `query_exponent`: power of two on
+// the query; `bank_exponent`: on the bank.
 struct QuerySlack {
-  double constant = 0.0, linear = 0.0, square = 0.0;
-  double at(double norm) const { return (constant + (linear + square * norm) * norm) * (1.0 + 0x1p-40); }
+  double constant, linear, square;
+  VB_SHARED double at(double norm) const { return (constant + (linear + square * norm) * norm) * (1.0 + 0x1p-40); }
 };
-inline QuerySlack query_slack_terms(Metric metric, int64_t width, int query_exponent, int bank_exponent) {
+VB_SHARED inline QuerySlack query_slack(Metric metric, int64_t width, int query_exponent, int bank_exponent) {
   const double steps = static_cast<double>(width + 16);
   const double apart = steps * std::ldexp(1.0, -1073 + bank_exponent);
   QuerySlack s;
@@ -63,16 +64,6 @@ inline QuerySlack query_slack_terms(Metric metric, int64_t width, int query_expo
   s.linear = steps * 0x1p-149 + apart;
   s.square = is_distance(metric) ? 2.0 * refine_unit(width) : 0.0;
   return s;
-}
-
-// slack_x. `query_exponent`: power of two on the query; `bank_exponent`: on the bank.
-VB_SHARED inline double query_slack(Metric metric, int64_t width, double norm, int query_exponent, int bank_exponent) {
-  const double steps = static_cast<double>(width + 16);
-  double slack = steps * 0x1p-149 * (1.0 + norm + 2.0 * kMaxBankNorm);
-  slack += steps * std::ldexp(1.0 / kNormFloor, -1073 + query_exponent + bank_exponent);
-  slack += steps * std::ldexp(1.0 + norm, -1073 + bank_exponent);
-  if (is_distance(metric)) slack += 2.0 * refine_unit(width) * norm * norm;
-  return slack;
 }
 
 }  // namespace vecbank

@@ -47,16 +47,24 @@ void write_row(const double* values, int64_t width, DType dtype, void* out, int6
   });
 }
 
+// How often each code of [0, segments) occurs; -1 is left out, anything else is an error.
+Status count_codes(const int64_t* codes, int64_t count, int64_t segments, int64_t* counts) {
+  std::fill_n(counts, segments, int64_t{0});
+  for (int64_t i = 0; i < count; ++i) {
+    if (codes[i] < -1 || codes[i] >= segments) return Status::bad_index;
+    if (codes[i] >= 0) ++counts[codes[i]];
+  }
+  return Status::ok;
+}
+
 // Positions of `codes`, grouped by code and ascending within each; code -1 is left out.
 struct Segments {
   Buffer<int64_t> start, order;
   Status build(const int64_t* codes, int64_t count, int64_t segments) {
     if (!start.reserve(segments + 1) || !order.reserve(count)) return Status::out_of_memory;
-    std::memset(start.get(), 0, static_cast<size_t>(segments + 1) * sizeof(int64_t));
-    for (int64_t i = 0; i < count; ++i) {
-      if (codes[i] < -1 || codes[i] >= segments) return Status::bad_index;
-      if (codes[i] >= 0) ++start[codes[i]];
-    }
+    const Status counted = count_codes(codes, count, segments, start.get());
+    if (counted != Status::ok) return counted;
+    start[segments] = 0;
     int64_t total = 0;
     for (int64_t s = 0; s <= segments; ++s) {  // start[s] becomes the end of segment s - 1
       const int64_t here = start[s];
@@ -178,11 +186,8 @@ struct StreamedSum {
     if (!sums || !counts.reserve(p.segments)) return Status::out_of_memory;
     for (int w = 0; w < parallel.workers; ++w)
       if (!sums[w].reserve(p.segments * columns)) return Status::out_of_memory;
-    std::fill_n(counts.get(), p.segments, int64_t{0});
-    for (int64_t i = 0; i < p.count; ++i) {
-      if (p.codes[i] < -1 || p.codes[i] >= p.segments) return Status::bad_index;
-      if (p.codes[i] >= 0) ++counts[p.codes[i]];
-    }
+    const Status counted = count_codes(p.codes, p.count, p.segments, counts.get());
+    if (counted != Status::ok) return counted;
     for_each_task(parallel, ceil_div(d, columns), [&](int worker, int64_t task) {
       const int64_t first = task * columns, width = std::min(columns, d - first);
       double* sum = sums[worker].get();

@@ -104,10 +104,10 @@ void SearchWorker::begin_screen() {
   queries_.pack(p.queries, h, first_, rows_);
   lists_.clear(rows_);
   int known = queries_.exponent(0);
-  QuerySlack slack = query_slack_terms(p.metric, h.width, known, h.exponent);
+  QuerySlack slack = query_slack(p.metric, h.width, known, h.exponent);
   for (int64_t r = 0; r < rows_; ++r) {
     const int exponent = queries_.exponent(r);
-    if (exponent != known) slack = query_slack_terms(p.metric, h.width, known = exponent, h.exponent);
+    if (exponent != known) slack = query_slack(p.metric, h.width, known = exponent, h.exponent);
     const double scale = is_distance(p.metric) ? 1.0 : std::ldexp(1.0, exponent);
     const double norm = std::sqrt(queries_.squares(r)) * scale * (1.0 + 0x1p-20);
     norms_[r] = p.exact ? round_up(norm) : 0.0f;

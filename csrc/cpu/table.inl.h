@@ -7,37 +7,35 @@
 namespace vecbank {
 namespace {
 
+template <int H, int P>
+struct Shape {
+  static constexpr int height = H, panels = P;
+};
+
+// f with the register tile that groups of this many query rows were packed for.
+template <class Isa, class F>
+void with_shape(int group, F&& f) {
+  if (group == 1)
+    f(Shape<1, Isa::one_panels>{});
+  else if (group == Isa::full)
+    f(Shape<Isa::full, Isa::full_panels>{});
+  else
+    f(Shape<Isa::mid, Isa::mid_panels>{});
+}
+
 template <class Isa>
 void scan(const ScanArgs& s) {
-  using V = typename Isa::F32;
-  if (s.tile.group == 1)
-    scan_tiles<V, 1, Isa::one_panels>(s);
-  else if (s.tile.group == Isa::full)
-    scan_tiles<V, Isa::full, Isa::full_panels>(s);
-  else
-    scan_tiles<V, Isa::mid, Isa::mid_panels>(s);
+  with_shape<Isa>(s.tile.group, [&](auto t) { scan_tiles<typename Isa::F32, t.height, t.panels>(s); });
 }
 
 template <class Isa>
 void lead(const LeadArgs& s) {
-  using V = typename Isa::F32;
-  if (s.tile.group == 1)
-    lead_tiles<V, 1, Isa::one_panels>(s);
-  else if (s.tile.group == Isa::full)
-    lead_tiles<V, Isa::full, Isa::full_panels>(s);
-  else
-    lead_tiles<V, Isa::mid, Isa::mid_panels>(s);
+  with_shape<Isa>(s.tile.group, [&](auto t) { lead_tiles<typename Isa::F32, t.height, t.panels>(s); });
 }
 
 template <class Isa>
 void store_f32(const StoreArgs<float>& s) {
-  using V = typename Isa::F32;
-  if (s.tile.group == 1)
-    store_tiles<V, 1, Isa::one_panels>(s);
-  else if (s.tile.group == Isa::full)
-    store_tiles<V, Isa::full, Isa::full_panels>(s);
-  else
-    store_tiles<V, Isa::mid, Isa::mid_panels>(s);
+  with_shape<Isa>(s.tile.group, [&](auto t) { store_tiles<typename Isa::F32, t.height, t.panels>(s); });
 }
 
 template <class Isa>

@@ -280,7 +280,7 @@ __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryP
         const double packed = norm * (distance ? 1.0 : map.post) * (1.0 + 0x1p-20);
         if (usable && a.exact) rider = round_up(packed * a.factor);
         a.norms[q] = rider;
-        a.slacks[q] = usable && a.exact ? query_slack(a.metric, d, packed, exponent, shift) : 0.0;
+        a.slacks[q] = usable && a.exact ? query_slack(a.metric, d, exponent, shift).at(packed) : 0.0;
         if (usable && a.exact && a.tensor) a.slacks[q] += tensor_slack(d, packed);
         a.thresholds[q] = usable ? -HUGE_VALF : HUGE_VALF;
         a.counts[q] = usable ? 0 : kGivenUp;

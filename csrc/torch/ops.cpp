@@ -209,6 +209,14 @@ std::tuple<Tensor, Tensor> quantize(const Tensor& x, const Tensor& bank, const s
   return {f.gathered, f.indices};
 }
 
+// Element i of a float32 or float64 tensor.
+void set(Tensor& t, int64_t i, double value) {
+  if (t.scalar_type() == ScalarType::Double)
+    static_cast<double*>(t.mutable_data_ptr())[i] = value;
+  else
+    static_cast<float*>(t.mutable_data_ptr())[i] = static_cast<float>(value);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& x, const Tensor& bank,
                                                                   const std::optional<Tensor>& packed, int64_t metric,
                                                                   const std::optional<Tensor>& mask) {
@@ -237,10 +245,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& 
   l.keep = keep ? static_cast<const bool*>(keep->const_data_ptr()) : nullptr;
   check_status(vecbank::quantize_loss(l, torch_threads()));
   const double mean = l.valid == 0 ? 0.0 : l.squares / (static_cast<double>(l.valid) * static_cast<double>(l.x.width));
-  if (sums_dtype == DType::f64)
-    *static_cast<double*>(loss.mutable_data_ptr()) = mean;
-  else
-    *static_cast<float*>(loss.mutable_data_ptr()) = static_cast<float>(mean);
+  set(loss, 0, mean);
 
   for (int64_t b = 0; b < pair.batches; ++b) {
     SegmentSumProblem s;
@@ -289,14 +294,9 @@ std::tuple<Tensor, Tensor, Tensor> residual_quantize(const Tensor& x, const std:
   p.squares = squares.data();
   p.valid = valid.data();
   check_status(vecbank::residual_quantize(p, torch_threads()));
-  for (size_t s = 0; s < books.size(); ++s) {
-    const double mean =
-        squares[s] / std::max(1.0, static_cast<double>(valid[s]) * static_cast<double>(p.queries.width));
-    if (dtype == ScalarType::Double)
-      static_cast<double*>(losses.mutable_data_ptr())[s] = mean;
-    else
-      static_cast<float*>(losses.mutable_data_ptr())[s] = static_cast<float>(mean);
-  }
+  for (size_t s = 0; s < books.size(); ++s)
+    set(losses, static_cast<int64_t>(s),
+        squares[s] / std::max(1.0, static_cast<double>(valid[s]) * static_cast<double>(p.queries.width)));
   return {quantized, codes, losses};
 }
 

@@ -198,7 +198,7 @@ TEST(screen_bounds_hold) {
             }
             const double norm = std::sqrt(norm2) * (1.0 + 0x1p-20);
             const int exponent = is_distance(metric) ? h.exponent : 0;
-            const double slack = query_slack(metric, d, norm, exponent, h.exponent);
+            const double slack = query_slack(metric, d, exponent, h.exponent).at(norm);
             for (int64_t j = 0; j < m; ++j) {
               const int64_t p = j / 16, c = j % 16;
               float upper = panels.line(p, d + 2)[c];
