@@ -26,6 +26,12 @@ def settings() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def one_thread(settings: None) -> None:
+    """For tensors so small that waking other threads costs more than they save; a test of threads sets its own."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(params=TARGETS, ids=str)
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     """Each place a kernel can run in turn: the CPU once per ISA, then each other device."""

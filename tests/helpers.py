@@ -32,6 +32,10 @@ class Target:
 TARGETS = [Target("cpu", isa) for isa in ISAS] + [Target(device) for device in DEVICES if device != "cpu"]
 
 
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def same(a: Tensor, b: Tensor) -> bool:
     """Equal dtype, shape and values; NaN equals NaN (and 0.0 equals -0.0)."""
     a, b = a.detach().cpu(), b.detach().cpu()

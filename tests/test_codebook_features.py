@@ -8,20 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import gauss
+from helpers import gauss, seeded
 from torch import Tensor, nn
 
 from vecbank import nearest, reference
 from vecbank.nn.codebook_features import CodebookFeatures
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)  # what is here is small
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def made(*sizes: int, **options: Any) -> CodebookFeatures:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import gauss
+from helpers import gauss, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -36,14 +36,7 @@ from vecbank.codes import (
 )
 from vecbank.kmeans import kmeans
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)  # most of what is here is small
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def bit_string(row: list[int], widths: list[int]) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import gauss
+from helpers import gauss, seeded
 from torch import Tensor, nn
 
 import vecbank
@@ -17,14 +17,7 @@ from vecbank.codes import packed_bytes
 from vecbank.nn.embeddings import CompressedEmbedding, HashedEmbedding
 from vecbank.pq import pq_train
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)  # what is here is small
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def one_hot(codes: Tensor, rows: int) -> Tensor:

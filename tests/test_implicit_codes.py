@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from drop_in import gauss, peer, run
+from helpers import seeded
 from torch import Tensor, nn
 
 from vecbank.nn._bits import bit_entropy, mean_code_probability
@@ -26,10 +27,6 @@ HALVES = (torch.bfloat16, torch.float16)
 def fresh_dynamo() -> Iterator[None]:
     yield
     torch._dynamo.reset()
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_dropout_draws_every_number_of_stages() -> None:

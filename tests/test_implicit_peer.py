@@ -7,16 +7,13 @@ from typing import Any
 import pytest
 import torch
 from drop_in import assert_alike, assert_close, gauss, peer
+from helpers import seeded
 from torch import nn
 
 from vecbank.nn.binary_mapper import BinaryMapper
 from vecbank.nn.fsq import FSQ, GroupedResidualFSQ, ResidualFSQ
 from vecbank.nn.latent_quantize import LatentQuantize
 from vecbank.nn.lfq import LFQ, GroupedResidualLFQ, ResidualLFQ
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("preserve_symmetry", [False, True])

@@ -6,20 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Target, assert_same
+from helpers import Target, assert_same, seeded
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vecbank.kmeans import KMeans, kmeans
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)  # most of what is here is small; the test of threads sets its own
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def blobs(count: int, groups: int, width: int = 8, spread: float = 0.05, seed: int = 0) -> tuple[Tensor, Tensor]:

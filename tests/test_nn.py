@@ -9,16 +9,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers import seeded
 from torch import Tensor
 
 import vecbank
 from vecbank.nn import RelativeProjection, anchors
 
 METRICS = ("dot", "cosine", "l2", "sqeuclidean")
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def rotation(d: int, dtype: torch.dtype) -> Tensor:

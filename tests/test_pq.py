@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import gauss
+from helpers import gauss, seeded
 from torch import Tensor
 
 import vecbank
@@ -25,14 +25,7 @@ from vecbank.pq import (
     pq_train,
 )
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)  # most of what is here is small
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def uneven(count: int, width: int, seed: int = 0) -> Tensor:

@@ -26,9 +26,7 @@ from vecbank.sparse import (
 D, K = 12, 60
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)  # most of what is here is small; the test of threads sets its own
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def problem(*lead: int, dtype: torch.dtype = torch.float64, grad: bool = False) -> tuple[Tensor, Tensor, Tensor]:

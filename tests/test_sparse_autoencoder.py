@@ -7,21 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import gauss
+from helpers import gauss, seeded
 from torch import Tensor
 
 from vecbank import project
 from vecbank.nn.sparse_autoencoder import SparseAutoencoder, SparseCode
 from vecbank.sparse import sparse_decode, sparse_encode
 
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)  # the tensors here are small: waking others costs more than they save
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def step(sae: SparseAutoencoder, optimiser: torch.optim.Optimizer, x: Tensor) -> SparseCode:
