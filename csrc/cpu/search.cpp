@@ -117,8 +117,31 @@ void SearchWorker::begin_screen() {
       continue;
     }
     queries_.set_bound(r, norms_[r], h.width);
-    if (job_->shared != nullptr) lists_.start(r, job_->shared[first_ + r].load(std::memory_order_relaxed));
+    if (job_->shared != nullptr)
+      lists_.start(r, std::max(job_->shared[first_ + r].load(std::memory_order_relaxed), earlier_bar(r)));
   }
+}
+
+// What the k-th best of earlier pieces is in this piece's screen units, rounded down: no lesser row can still win.
+float SearchWorker::earlier_bar(int64_t row) const {
+  const SearchProblem& p = job_->problem;
+  const PackHeader& h = job_->header;
+  const int64_t query = first_ + row;
+  if (job_->earlier == nullptr || !p.exact || job_->earlier_counts[query] < p.k) return -HUGE_VALF;
+  const double key = job_->earlier[query * p.k + p.k - 1].key, squares = queries_.squares(row);
+  double score, rounding;  // of the arithmetic here; slacks_ has that of the refinement
+  if (is_distance(p.metric)) {
+    const double distance = std::ldexp(-key, 2 * h.exponent);
+    score = 0.5 * (squares - distance);
+    rounding = squares + distance;
+  } else {
+    if (h.centred) return -HUGE_VALF;
+    const double norm = p.metric == Metric::cosine ? std::max(std::sqrt(squares), kNormFloor) : 1.0;
+    score = std::ldexp(key * norm, queries_.exponent(row) + h.exponent);
+    rounding = std::fabs(score);
+  }
+  const double bar = score - 4.0 * refine_unit(h.width) * rounding - slacks_[row];
+  return std::isfinite(bar) ? round_down(bar) : -HUGE_VALF;
 }
 
 namespace {

@@ -35,6 +35,8 @@ struct SearchJob {
   int64_t offset = 0;                    // of this piece in the caller's bank
   double start_bound = 0.0;              // beta per r^2, see bounds.h
   std::atomic<float>* shared = nullptr;  // per query: the best threshold any part has proved
+  const Scored* earlier = nullptr;       // [query][k]: the best of the pieces before this one, if any
+  const int64_t* earlier_counts = nullptr;
   Scored* partial = nullptr;             // [part][query][k]; null: a single part, written straight out
   int64_t* partial_counts = nullptr;     // [part][query]
   void report(int64_t query, int64_t part, const Scored* best, int64_t count) const;
@@ -58,6 +60,7 @@ class SearchWorker {
   void take_leaders(Rescan&& rescan);
   void offer(int64_t row, int64_t panel, const float* upper, uint32_t lanes);
   void offer_lane(int64_t row, int64_t panel, float upper, int lane);
+  float earlier_bar(int64_t row) const;
   float lower_bound(int64_t row, int64_t panel, float upper, int lane) const;
   bool settle(int64_t row);
   void refine_all(int64_t at, int slots);

@@ -114,6 +114,7 @@ Status search_piece(const SearchProblem& whole, const PackHeader& header, int64_
     if (first) std::fill_n(partials.counts.get(), n, int64_t{0});
     for (int64_t i = 0; i < n; ++i) new (&shared[i]) std::atomic<float>(-HUGE_VALF);
     job.shared = shared.get();
+    if (!first) job.earlier = partials.lists.get(), job.earlier_counts = partials.counts.get();
     job.partial = partials.lists.get() + n * p.k;
     job.partial_counts = partials.counts.get() + n;
     job.offset = offset;

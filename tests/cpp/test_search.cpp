@@ -170,6 +170,26 @@ TEST(pieces_keep_what_earlier_pieces_found) {
   CHECK(alone.values == many.values);
 }
 
+// A piece starts from the k-th best of those before it, whatever centre and scale either was packed with.
+TEST(pieces_of_different_scale_agree_with_one_pack) {
+  const int64_t d = 24, m = 3 * 14563 * 16, n = 30;
+  auto b = gaussian<float>(m * d, 33);
+  const auto x = gaussian<float>(n * d, 34);
+  for (int64_t i = m / 3 * d; i < m * d; ++i) {
+    const size_t at = static_cast<size_t>(i);
+    b[at] = i < 2 * m / 3 * d ? b[at] * 0.05f + 3.0f : b[at] * 40.0f;
+  }
+  for (const Metric metric : {Metric::dot, Metric::cosine, Metric::l2, Metric::sqeuclidean})
+    for (const int64_t k : {1, 10, 100}) {
+      const Answer pieces = ours(x, b, d, k, metric, 2, false), whole = ours(x, b, d, k, metric, 2, true);
+      CHECK(pieces.indices == whole.indices);
+      CHECK(pieces.values == whole.values);
+    }
+  reset_counters();
+  ours(gaussian<float>(n * d, 35), gaussian<float>(m * d, 36), d, 100, Metric::dot, 1, false);
+  CHECK(read_counters().refined < 350 * n);  // it was 100 and more for each piece
+}
+
 // The promise everything rests on: the screen's bounds really enclose the refined score.
 TEST(screen_bounds_hold) {
   for_each_isa([] {
