@@ -34,7 +34,8 @@ class Pairs(torch.autograd.Function):
         found: Tensor = _ops.lookup_dot(x.to(weight.dtype), indices, weight)
         if bias is not None:
             found = found + _ops.lookup(indices.unsqueeze(-1), bias.unsqueeze(1), None, 1).squeeze(-1)
-        return found if weight.dtype == torch.float64 else found.float()
+        wanted = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        return found if found.dtype == wanted else found.to(wanted)  # as in nn._vq_ops: no `.to` that changes nothing
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -187,7 +187,7 @@ class _Sign(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, amplitude: float) -> Tensor:
-        return torch.where(x > 0, amplitude, -amplitude).to(x.dtype)
+        return torch.where(x > 0, torch.full_like(x, amplitude), -amplitude)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:

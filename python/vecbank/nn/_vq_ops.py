@@ -102,7 +102,9 @@ class _Train(torch.autograd.Function):
         seen: Seen | None,
     ) -> tuple[Tensor, ...]:
         quantized, *rest = _step(x, bank, metric, mask, codes)
-        return quantized.to(x.dtype), *rest
+        if quantized.dtype != x.dtype:  # a `.to` that changes nothing loses the gradient under torch 2.11's compiler
+            quantized = quantized.to(x.dtype)
+        return quantized, *rest
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
