@@ -66,6 +66,10 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
         table["residual_quantize"] += [(x, [bank, book], [], code), (xg, [bg, book], [], code)]
     table["residual_quantize"] += [(x, [bank, bank], packs, CODE["l2"]), (half[0], [bank], [], CODE["l2"])]
     table["residual_quantize"] += [(x[:0], [bank], [], 2), (x.double(), [bank.double()], [], 2), (x, [bank[:0]], [], 2)]
+    for estimator, dtype in enumerate((torch.float32, torch.float64, torch.bfloat16)):
+        table["quantize_backward"].append((*(t.to(dtype) for t in (x, x + 1, x - 2)), torch.tensor(0.3), estimator))
+    table["quantize_backward"] += [(x, x, x, torch.tensor(0.3), 2), (x[:0], x[:0], x[:0], torch.tensor([0.3]), 1)]
+    table["quantize_backward"].append((x.t(), x.t(), x.t(), torch.tensor(0.3).double(), 1))
     weights = gauss(4, 3)
     for reduce in range(3):
         table["lookup"] += [(CODES, bank, None, reduce), (CODES, bg, weights.requires_grad_(), reduce)]

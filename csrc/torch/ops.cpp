@@ -1,5 +1,6 @@
 // torch.ops.vecbank.*: schemas, checks, allocation. The Python layer says it more kindly; this one lets nothing
 // through.
+#include "../core/estimator.h"
 #include "../core/lookup.h"
 #include "../core/problem.h"
 #include "../core/residual.h"
@@ -300,6 +301,34 @@ std::tuple<Tensor, Tensor, Tensor> residual_quantize(const Tensor& x, const std:
   return {quantized, codes, losses};
 }
 
+Tensor quantize_backward(const Tensor& grad, const Tensor& x, const Tensor& quantized, const Tensor& scale,
+                         int64_t estimator) {
+  check_cpu(grad, "grad");
+  check_cpu(scale, "scale");
+  PassBackProblem p;
+  p.dtype = dtype_of(x, "x");
+  for (const Tensor* t : {&grad, &quantized})
+    STD_TORCH_CHECK(t->is_cpu() && t->scalar_type() == x.scalar_type() && sizes_of(*t) == sizes_of(x),
+                    "vecbank: grad, x and quantized must share device, dtype and shape, got ", shape_of(*t), " for x ",
+                    shape_of(x));
+  STD_TORCH_CHECK(x.dim() >= 1, "vecbank: x must have at least one dimension, got a scalar");
+  STD_TORCH_CHECK(scale.numel() == 1, "vecbank: scale must be a single number, got ", shape_of(scale));
+  STD_TORCH_CHECK(estimator >= 0 && estimator <= 2, "vecbank: estimator must be 0, 1 or 2, got ", estimator);
+  with_dtype(dtype_of(scale, "scale"),
+             [&](auto type) { p.scale = widened(*static_cast<decltype(type)>(scale.const_data_ptr())); });
+  const Tensor g = dense(grad), source = dense(x), target = dense(quantized);
+  Tensor out = empty_cpu(sizes_of(x), x.scalar_type());
+  p.grad = g.const_data_ptr();
+  p.x = source.const_data_ptr();
+  p.quantized = target.const_data_ptr();
+  p.width = x.size(x.dim() - 1);
+  p.rows = p.width == 0 ? 0 : x.numel() / p.width;
+  p.estimator = static_cast<Estimator>(estimator);
+  p.out = out.mutable_data_ptr();
+  check_status(pass_back(p, torch_threads()));
+  return out;
+}
+
 Tensor checked_codes(const Tensor& codes) {
   check_cpu(codes, "codes");
   STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Long, "vecbank: codes must be int64");
@@ -447,6 +476,7 @@ STABLE_TORCH_LIBRARY(vecbank, m) {
   m.def(
       "residual_quantize(Tensor x, Tensor[] books, Tensor[] packs, int metric) -> (Tensor quantized, Tensor codes, "
       "Tensor losses)");
+  m.def("quantize_backward(Tensor grad, Tensor x, Tensor quantized, Tensor scale, int estimator) -> Tensor");
   m.def("lookup(Tensor codes, Tensor bank, Tensor? weights, int reduce) -> Tensor");
   m.def("lookup_dot(Tensor x, Tensor codes, Tensor bank) -> Tensor");
   m.def("segment_sum(Tensor src, Tensor codes, int num_codes, Tensor? weights) -> Tensor");
@@ -462,6 +492,7 @@ STABLE_TORCH_LIBRARY_IMPL(vecbank, CPU, m) {
   m.impl("quantize", TORCH_BOX(&vecbank::ops::quantize));
   m.impl("quantize_train", TORCH_BOX(&vecbank::ops::quantize_train));
   m.impl("residual_quantize", TORCH_BOX(&vecbank::ops::residual_quantize));
+  m.impl("quantize_backward", TORCH_BOX(&vecbank::ops::quantize_backward));
   m.impl("lookup", TORCH_BOX(&vecbank::ops::lookup));
   m.impl("lookup_dot", TORCH_BOX(&vecbank::ops::lookup_dot));
   m.impl("segment_sum", TORCH_BOX(&vecbank::ops::segment_sum));

@@ -1,13 +1,19 @@
-"""The backward pass of `project`: plain matrix products on blocks of rows, so that no N x M or N x d copy is made."""
+"""Backward passes in plain torch, on blocks of rows so that no N x M or N x d copy is made; and what CUDA runs so too.
+
+`project`: three matrix products, and no kernel of ours on any device. Rotation trick: Fifty et al., "Restructuring
+Vector Quantization with the Rotation Trick", ICLR 2025.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ._codes import ESTIMATORS
 from ._fakes import check_project_backward
 
 _NORM_FLOOR = 1e-8
+_UNIT_FLOOR = 1e-6  # the rotation trick's: norms below this count as this
 _BLOCK_BYTES = 16 << 20  # temporaries of one block; small enough to stay near the cache, large enough for BLAS
 
 
@@ -113,5 +119,35 @@ def residual_quantize_by_stages(
     return total, torch.stack(codes, -1), torch.stack(losses)
 
 
+def rotated_gradient(grad: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """The gradient that reaches `source` when `target` is seen as s R source, R and s held constant.
+
+    With u, q the unit vectors of source and target and w that of u + q: R = I - 2 w w^T + 2 q u^T turns u
+    into q, s = |target| / |source|, so the result is s (g - 2 (w.g) w + 2 (q.g) u).
+    """
+    g, x, t = (v if v.dtype == torch.float64 else v.float() for v in (grad, source, target))
+    inverse_x = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(_UNIT_FLOOR).reciprocal()
+    norm_t = torch.linalg.vector_norm(t, dim=-1, keepdim=True)
+    inverse_t = norm_t.clamp_min(_UNIT_FLOOR).reciprocal()
+    bisector = torch.linalg.vector_norm(x * inverse_x + t * inverse_t, dim=-1, keepdim=True)
+    inverse_w = bisector.clamp_min(_UNIT_FLOOR).reciprocal()
+    along_u = (g * x).sum(-1, keepdim=True) * inverse_x
+    along_q = (g * t).sum(-1, keepdim=True) * inverse_t
+    along_w = 2 * (along_u + along_q) * inverse_w * inverse_w
+    return (g + x * ((2 * along_q - along_w) * inverse_x) - t * (along_w * inverse_t)) * (norm_t * inverse_x)
+
+
+def quantize_backward_by_torch(grad: Tensor, x: Tensor, quantized: Tensor, scale: Tensor, estimator: int) -> Tensor:
+    """`quantize_backward` as a formula: what the estimator passes on of `grad`, plus ``scale (x - quantized)``."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    passed = (x.to(wide) - quantized.to(wide)) * scale.to(wide)
+    if estimator == ESTIMATORS["rotation"]:
+        passed = passed + rotated_gradient(grad, x, quantized)
+    elif estimator == ESTIMATORS["straight"]:
+        passed = passed + grad.to(wide)
+    return passed.to(x.dtype)
+
+
 # Not as a decorator, which gives the name to nothing: tests call the function.
 torch.library.impl("vecbank::residual_quantize", "CUDA")(residual_quantize_by_stages)
+torch.library.impl("vecbank::quantize_backward", "CUDA")(quantize_backward_by_torch)

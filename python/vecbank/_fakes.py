@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._codes import METRICS, REDUCTIONS
+from ._codes import ESTIMATORS, METRICS, REDUCTIONS
 
 _HALF = (torch.bfloat16, torch.float16)
 _FLOATS = (torch.float32, torch.float64, *_HALF)
@@ -195,6 +195,19 @@ def _(x: Tensor, books: list[Tensor], packs: list[Tensor], metric: int) -> tuple
         x.new_empty((*x.shape[:-1], len(books)), dtype=torch.int64),
         x.new_empty((len(books),), dtype=dtype),
     )
+
+
+@torch.library.register_fake("vecbank::quantize_backward")
+def _(grad: Tensor, x: Tensor, quantized: Tensor, scale: Tensor, estimator: int) -> Tensor:
+    _same_device(grad, x, quantized, scale)
+    _check(
+        x.dim() >= 1 and x.dtype in _FLOATS, f"x must be (..., d) and floating point, got {tuple(x.shape)} {x.dtype}"
+    )
+    for t in (grad, quantized):
+        _check(t.shape == x.shape and t.dtype == x.dtype, "grad, x and quantized must share dtype and shape")
+    _check(scale.numel() == 1 and scale.dtype in _FLOATS, f"scale must be a single number, got {tuple(scale.shape)}")
+    _check(estimator in ESTIMATORS.values(), f"estimator must be 0, 1 or 2, got {estimator}")
+    return x.new_empty(x.shape)
 
 
 @torch.library.register_fake("vecbank::lookup")

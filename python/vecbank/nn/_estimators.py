@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._backward import rotated_gradient
 from ._layout import working
-
-_FLOOR = 1e-6  # norms below this count as this
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -49,25 +48,6 @@ class _Rotate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         source, target = (t.detach() for t in ctx.saved_tensors)
         return rotated_gradient(grad, source, target).to(source.dtype), None
-
-
-def rotated_gradient(grad: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """The gradient that reaches `source` when `target` is seen as s R source, R and s held constant.
-
-    With u, q the unit vectors of source and target and w that of u + q: R = I - 2 w w^T + 2 q u^T turns u
-    into q, s = |target| / |source|, so the result is s (g - 2 (w.g) w + 2 (q.g) u).
-    """
-    g, x, t = working(grad), working(source), working(target)
-    inverse_x = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(_FLOOR).reciprocal()
-    norm_t = torch.linalg.vector_norm(t, dim=-1, keepdim=True)
-    inverse_t = norm_t.clamp_min(_FLOOR).reciprocal()
-    inverse_w = (
-        torch.linalg.vector_norm(x * inverse_x + t * inverse_t, dim=-1, keepdim=True).clamp_min(_FLOOR).reciprocal()
-    )
-    along_u = (g * x).sum(-1, keepdim=True) * inverse_x
-    along_q = (g * t).sum(-1, keepdim=True) * inverse_t
-    along_w = 2 * (along_u + along_q) * inverse_w * inverse_w
-    return (g + x * ((2 * along_q - along_w) * inverse_x) - t * (along_w * inverse_t)) * (norm_t * inverse_x)
 
 
 def straight_through(source: Tensor, target: Tensor) -> Tensor:

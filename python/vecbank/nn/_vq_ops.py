@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .._codes import ESTIMATORS
 from ..functional import lookup, project, quantize_train, segment_sum
-from ._estimators import rotated_gradient
 from ._layout import working
 from ._recall import Seen
 
 _SCORE_BYTES = 8 << 20  # the score matrix of one block of rows
-_ROW_BYTES = 1 << 20  # what one block of rows touches where every row is worked on by itself: stays in the L2 cache
+_ops = torch.ops.vecbank
 
 
 class Step(NamedTuple):
@@ -128,34 +128,13 @@ class _Train(torch.autograd.Function):
         scale = grad_loss * 2 / (max(elements, 1) if isinstance(elements, int) else elements.clamp_min(1))
         grad_x = grad_bank = None
         if ctx.needs_input_grad[0]:
-            grad_x = _input_gradient(grad, x, quantized, scale, ctx.estimator)
+            grad_x = _ops.quantize_backward(grad.to(x.dtype), x, quantized, scale, ESTIMATORS[ctx.estimator])
         if pull is not None:
             grad_bank = pull * scale
         if codes is not None:
             passed = totals(grad, codes, ctx.bank_shape)[1]
             grad_bank = passed if grad_bank is None else grad_bank + passed
         return grad_x, grad_bank, None, None, None, None, None, None
-
-
-def _input_gradient(grad: Tensor, x: Tensor, quantized: Tensor, scale: Tensor, estimator: str) -> Tensor:
-    """What the estimator passes on of `grad`, plus `scale` (x - quantized); a block of rows at a time."""
-
-    def block(g: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        apart = working(source) - working(target)
-        if estimator == "none":
-            return (apart * scale).to(source.dtype)
-        passed = rotated_gradient(g, source, target) if estimator == "rotation" else working(g)
-        return torch.addcmul(passed, apart, scale).to(source.dtype)
-
-    rows = max(1, _ROW_BYTES // (16 * max(1, x.shape[-1])))
-    if torch.compiler.is_compiling() or x.numel() <= rows * x.shape[-1]:
-        return block(grad, x, quantized)
-    flat = [t.reshape(-1, x.shape[-1]) for t in (grad, x, quantized)]
-    result = torch.empty_like(flat[1])
-    for start in range(0, result.shape[0], rows):
-        part = slice(start, start + rows)
-        result[part] = block(*(t[part] for t in flat))
-    return result.view(x.shape)
 
 
 def train(

@@ -1,0 +1,114 @@
+// pass_back(): three passes over a row while it is in L1, sums in eight lanes.
+#include "../core/estimator.h"
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+
+#include "../core/half.h"
+#include "../core/parallel.h"
+
+namespace vecbank {
+namespace {
+
+constexpr int64_t kLanes = 8;
+constexpr double kFloor = 1e-6;  // norms below this count as this
+
+// f(k) summed over k < width, in an order that depends on the width alone; Count sums at once.
+template <class A, int Count, class F>
+void sum_over(int64_t width, A (&sums)[Count], F&& f) {
+  A lanes[Count][kLanes] = {};
+  const int64_t whole = width / kLanes * kLanes;
+  for (int64_t k = 0; k < whole; k += kLanes)
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      A terms[Count];
+      f(k + lane, terms);
+      for (int s = 0; s < Count; ++s) lanes[s][lane] += terms[s];
+    }
+  for (int64_t k = whole; k < width; ++k) {
+    A terms[Count];
+    f(k, terms);
+    for (int s = 0; s < Count; ++s) lanes[s][k - whole] += terms[s];
+  }
+  for (int s = 0; s < Count; ++s) {
+    const A* l = lanes[s];
+    sums[s] = ((l[0] + l[4]) + (l[1] + l[5])) + ((l[2] + l[6]) + (l[3] + l[7]));
+  }
+}
+
+// With u, q the unit vectors of x and t, and w that of u + q: R = I - 2 w w' + 2 q u' turns u into q, s = |t| / |x|;
+// R's transpose sends g to s (g - 2 (w.g) w + 2 (q.g) u) = s (g + a x - b t). Source: Fifty et al., 2025.
+template <class A>
+struct Rotation {
+  A g, x, t;  // out = g * grad + x * source + t * target
+};
+
+template <class A>
+Rotation<A> rotation_of(const A* g, const A* x, const A* t, int64_t width) {
+  A sums[4];
+  sum_over(width, sums, [=](int64_t k, A* s) {
+    s[0] = x[k] * x[k];
+    s[1] = t[k] * t[k];
+    s[2] = g[k] * x[k];
+    s[3] = g[k] * t[k];
+  });
+  const A norm_t = std::sqrt(sums[1]);
+  const A inverse_x = 1 / std::max(std::sqrt(sums[0]), static_cast<A>(kFloor));
+  const A inverse_t = 1 / std::max(norm_t, static_cast<A>(kFloor));
+  A bisector[1];
+  sum_over(width, bisector, [=](int64_t k, A* s) {
+    const A w = x[k] * inverse_x + t[k] * inverse_t;
+    s[0] = w * w;
+  });
+  const A inverse_w = 1 / std::max(std::sqrt(bisector[0]), static_cast<A>(kFloor));
+  const A along_u = sums[2] * inverse_x, along_q = sums[3] * inverse_t;
+  const A along_w = 2 * (along_u + along_q) * inverse_w * inverse_w, size = norm_t * inverse_x;
+  return {size, (2 * along_q - along_w) * inverse_x * size, -along_w * inverse_t * size};
+}
+
+template <class S>
+void pass_rows(const PassBackProblem& p, int64_t first, int64_t last, void* scratch) {
+  using A = std::conditional_t<std::is_same_v<S, double>, double, float>;
+  const int64_t d = p.width;
+  const A scale = static_cast<A>(p.scale);
+  A* wide = static_cast<A*>(scratch);
+  const auto row_of = [&](const void* data, int64_t r, int which) -> const A* {
+    const S* row = static_cast<const S*>(data) + r * d;
+    if constexpr (std::is_same_v<S, A>) return row;
+    A* copy = wide + which * d;
+    for (int64_t k = 0; k < d; ++k) copy[k] = static_cast<A>(widened(row[k]));
+    return copy;
+  };
+  for (int64_t r = first; r < last; ++r) {
+    const A *g = row_of(p.grad, r, 0), *x = row_of(p.x, r, 1), *t = row_of(p.quantized, r, 2);
+    S* out = static_cast<S*>(p.out) + r * d;
+    const auto write = [&](auto&& passed) {
+      for (int64_t k = 0; k < d; ++k) narrow(static_cast<double>(passed(k) + scale * (x[k] - t[k])), out + k);
+    };
+    switch (p.estimator) {
+      case Estimator::none: write([](int64_t) { return A{0}; }); break;
+      case Estimator::straight: write([=](int64_t k) { return g[k]; }); break;
+      case Estimator::rotation: {
+        const Rotation<A> f = rotation_of(g, x, t, d);
+        write([=](int64_t k) { return f.g * g[k] + (f.x * x[k] + f.t * t[k]); });
+      }
+    }
+  }
+}
+
+}  // namespace
+
+Status pass_back(const PassBackProblem& p, const Parallel& parallel) {
+  const int64_t batch = std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(p.width, 1));
+  Buffer<double> scratch;
+  if (!scratch.reserve(3 * p.width * parallel.workers)) return Status::out_of_memory;
+  for_each_task(parallel, ceil_div(p.rows, batch), [&](int worker, int64_t task) {
+    const int64_t first = task * batch, last = std::min(p.rows, first + batch);
+    with_dtype(p.dtype, [&](auto type) {
+      pass_rows<Element<decltype(type)>>(p, first, last, scratch.get() + 3 * p.width * worker);
+    });
+  });
+  return Status::ok;
+}
+
+}  // namespace vecbank
