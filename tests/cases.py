@@ -211,7 +211,7 @@ def _large() -> Iterator[Case]:
         yield Case("nearest", metric, lead=(1500,), m=300, d=16, data=data)
         yield Case("nearest", metric, lead=(), m=30000, d=8, data=data)
         yield Case("quantize", metric, lead=(700,), m=513, d=31, data=data)
-    # A plain tensor is packed in pieces of 24 MiB: masks, ties and offsets must survive the seams.
+    # A plain tensor is packed in pieces of 6 MiB: masks, ties and offsets must survive the seams.
     for metric, data in (("dot", "ints"), ("cosine", "gauss"), ("l2", "same"), ("sqeuclidean", "ascending")):
         yield Case("topk", metric, lead=(2,), m=600_000, d=8, k=30, data=data, mask="columns")
     yield Case("topk", "l2", lead=(2,), m=1700, d=4000, k=100, mask="full")

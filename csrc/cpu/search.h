@@ -16,7 +16,7 @@ constexpr int64_t kPartialBytes = 16 << 20;   // best rows of all parts, waiting
 constexpr int64_t kVisitBytes = 64 << 10;     // panels between jumps,
 constexpr int64_t kLongVisitBytes = 1 << 20;  // and where few queries leave it to memory how fast they come
 constexpr int64_t kLeadPanels = 64;           // how many panels a single winner is sought in without a gate
-constexpr int64_t kPackBytes = 24 << 20;      // a plain tensor is packed in pieces of this size
+constexpr int64_t kPackBytes = 6 << 20;       // a plain tensor is packed in pieces of this size
 
 struct SearchPlan {
   int group = 1;
@@ -37,8 +37,8 @@ struct SearchJob {
   std::atomic<float>* shared = nullptr;  // per query: the best threshold any part has proved
   const Scored* earlier = nullptr;       // [query][k]: the best of the pieces before this one, if any
   const int64_t* earlier_counts = nullptr;
-  Scored* partial = nullptr;             // [part][query][k]; null: a single part, written straight out
-  int64_t* partial_counts = nullptr;     // [part][query]
+  Scored* partial = nullptr;          // [part][query][k]; null: a single part, written straight out
+  int64_t* partial_counts = nullptr;  // [part][query]
   void report(int64_t query, int64_t part, const Scored* best, int64_t count) const;
 };
 

@@ -74,18 +74,19 @@ Status merge(const SearchProblem& p, int64_t slots, bool last, Partials& partial
   std::unique_ptr<Buffer<Scored>[]> scratch(new (std::nothrow) Buffer<Scored>[parallel.workers]);
   if (!scratch) return Status::out_of_memory;
   for (int w = 0; w < parallel.workers; ++w)
-    if (!scratch[w].reserve(slots * p.k)) return Status::out_of_memory;
+    if (!scratch[w].reserve(2 * p.k)) return Status::out_of_memory;
   for_each_task(parallel, ceil_div(n, batch), [&](int worker, int64_t task) {
     Scored* list = scratch[worker].get();
     for (int64_t q = task * batch; q < std::min(n, (task + 1) * batch); ++q) {
-      int64_t count = 0;
-      for (int64_t s = 0; s < slots; ++s) {
-        const int64_t at = s * n + q;
-        std::memcpy(list + count, partials.lists.get() + at * p.k,
-                    static_cast<size_t>(partials.counts[at]) * sizeof(Scored));
-        count += partials.counts[at];
+      int64_t count = 0, fresh = 0;
+      for (int64_t s = 0; s < slots; ++s) {  // every list comes sorted
+        const int64_t at = s * n + q, more = partials.counts[at];
+        if (s > 0) fresh += more;
+        std::memcpy(list + count, partials.lists.get() + at * p.k, static_cast<size_t>(more) * sizeof(Scored));
+        std::inplace_merge(list, list + count, list + count + more, better);
+        count = std::min(count + more, p.k);
       }
-      count = select_best(list, count, p.k);
+      if (!last && fresh == 0) continue;
       if (last) {
         write_result(p, q, list, count, 0);
       } else {
