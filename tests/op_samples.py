@@ -66,6 +66,10 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
         table["residual_quantize"] += [(x, [bank, book], [], code), (xg, [bg, book], [], code)]
     table["residual_quantize"] += [(x, [bank, bank], packs, CODE["l2"]), (half[0], [bank], [], CODE["l2"])]
     table["residual_quantize"] += [(x[:0], [bank], [], 2), (x.double(), [bank.double()], [], 2), (x, [bank[:0]], [], 2)]
+    parts = torch.stack([bank[:, :3], bank[:, 3:]])
+    parts_packed = op("pack")(parts, CODE["sqeuclidean"])
+    table["product_quantize"] += [(t, parts, parts_packed) for t in (x, x[0], x[:0], x.half())]
+    table["product_quantize"].append((gauss(2, 3, 6), parts, None))
     for estimator, dtype in enumerate((torch.float32, torch.float64, torch.bfloat16)):
         table["quantize_backward"].append((*(t.to(dtype) for t in (x, x + 1, x - 2)), torch.tensor(0.3), estimator))
     table["quantize_backward"] += [(x, x, x, torch.tensor(0.3), 2), (x[:0], x[:0], x[:0], torch.tensor([0.3]), 1)]

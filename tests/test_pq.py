@@ -12,7 +12,7 @@ from helpers import gauss, seeded
 from torch import Tensor
 
 import vecbank
-from vecbank import pq
+from vecbank import _backward, pq, reference
 from vecbank.kmeans import kmeans
 from vecbank.nn.product_quantizer import ProductQuantizer
 from vecbank.pq import (
@@ -39,8 +39,7 @@ def error(codec: ProductCodec, x: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("d", "m"), [(12, 3), (12, 12), (12, 1), (13, 4)])
-def test_encode_is_nearest_in_each_part(d: int, m: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pq, "_BLOCK", 30)
+def test_encode_is_nearest_in_each_part(d: int, m: int) -> None:
     w = (d + m - 1) // m
     x, books = gauss(70, d), gauss(m, 9, w, seed=1)
     codes = pq_encode(x.view(7, 10, d), books)
@@ -277,3 +276,24 @@ def test_module_compiles_whole() -> None:
 def test_refuses_by_name(call: Callable[..., Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(gauss(50, 12), gauss(3, 9, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_part_is_a_nearest_search(dtype: torch.dtype, threads: int) -> None:
+    """Over several blocks of rows, ties and NaN included, and from a view with gaps between its rows."""
+    torch.set_num_threads(threads)
+    books = gauss(5, 37, 3).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    books[:, 20] = books[:, 4]
+    x = gauss(2100, 30).to(dtype)[:, 6:21]
+    x[7, 4] = torch.nan
+    codes = pq_encode(x, books)
+    for part, book in enumerate(books):
+        want = reference.nearest(x[:, 3 * part : 3 * part + 3].contiguous(), book, "sqeuclidean").indices
+        assert torch.equal(codes[:, part], want)
+    assert torch.equal(codes, _backward.product_quantize_by_parts(x, books, None))
+    assert codes[7, 1] == -1
+    with pytest.raises(RuntimeError, match="pack does not belong"):
+        torch.ops.vecbank.product_quantize(x, books, torch.ops.vecbank.pack(books[:, 1:], 3))
+    with pytest.raises(TypeError, match="dtype"):
+        pq_encode(x.double() if x.dtype != torch.float64 else x.float(), books)

@@ -1,4 +1,5 @@
-// A cascade of codebooks, each on what the ones before it left over.
+// Several codebooks for one vector: a cascade, each on what the ones before it left over; or side by side, each on a
+// part of the vector.
 #pragma once
 
 #include <vector>
@@ -8,8 +9,8 @@
 
 namespace vecbank {
 
-struct ResidualStage {
-  Rows bank;  // float32 or float64, the same for all stages
+struct ResidualStage {  // or part
+  Rows bank;            // float32 or float64, the same for all stages
   const PackHeader* pack = nullptr;
 };
 
@@ -24,6 +25,14 @@ struct ResidualProblem {
   int64_t* valid = nullptr;   // [stages]: how many those are
 };
 
+// code_p = the row of book p nearest (squared Euclidean) to columns [p w, (p + 1) w); all books are w wide.
+struct ProductProblem {
+  Rows queries;
+  std::vector<ResidualStage> books;
+  int64_t* codes = nullptr;  // [queries][books]; -1: no valid row
+};
+
+Status product_quantize(const ProductProblem& problem, const Parallel& parallel);
 Status residual_quantize(const ResidualProblem& problem, const Parallel& parallel);
 
 }  // namespace vecbank

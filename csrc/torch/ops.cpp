@@ -1,67 +1,11 @@
 // torch.ops.vecbank.*: schemas, checks, allocation. The Python layer says it more kindly; this one lets nothing
 // through.
-#include "../core/estimator.h"
 #include "../core/lookup.h"
 #include "../core/problem.h"
-#include "../core/residual.h"
-#include "common.h"
+#include "checked.h"
 
 namespace vecbank::ops {
 namespace {
-
-// x (..., N, d) against bank (M, d), or x (B, N, d) against bank (B, M, d).
-struct Pairing {
-  RowsView x, bank;
-  int64_t batches = 1, m = 0;
-  std::vector<int64_t> leading;  // x's shape without d
-
-  Rows x_batch(int64_t b) const { return batch_of(x.rows, batches, b); }
-  Rows bank_batch(int64_t b) const { return batch_of(bank.rows, batches, b); }
-};
-
-Pairing pair_up(const Tensor& x, const Tensor& bank) {
-  check_cpu(x, "x");
-  check_cpu(bank, "bank");
-  STD_TORCH_CHECK(bank.dim() == 2 || bank.dim() == 3, "vecbank: bank must be (M, d) or (B, M, d), got ",
-                  shape_of(bank));
-  Pairing p{rows_of(x, "x"), rows_of(bank, "bank"), 1, 0, {}};
-  STD_TORCH_CHECK(p.x.rows.width == p.bank.rows.width, "vecbank: x ", shape_of(x), " and bank ", shape_of(bank),
-                  " differ in their last dimension");
-  p.m = bank.size(bank.dim() - 2);
-  if (bank.dim() == 3) {
-    STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == bank.size(0), "vecbank: a batched bank ", shape_of(bank),
-                    " needs x (B, N, d) of the same B, got ", shape_of(x));
-    p.batches = bank.size(0);
-  }
-  const bool half = p.x.rows.dtype == DType::bf16 || p.x.rows.dtype == DType::f16;
-  STD_TORCH_CHECK(p.x.rows.dtype == p.bank.rows.dtype || (half && p.bank.rows.dtype == DType::f32),
-                  "vecbank: x and bank must share a dtype (or x be bfloat16/float16 with a float32 bank)");
-  p.leading = sizes_of(x);
-  p.leading.pop_back();
-  return p;
-}
-
-// The pack of batch b, or null when there is none; a pack of something else is an error, never read.
-struct PackView {
-  std::optional<Tensor> tensor;
-  int64_t bytes = 0;
-
-  PackView(const std::optional<Tensor>& pack, int64_t batches) : tensor(pack) {
-    if (!tensor) return;
-    check_cpu(*tensor, "pack");
-    STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Byte && tensor->is_contiguous(),
-                    "vecbank: pack must be what vecbank::pack returned (a contiguous uint8 tensor)");
-    bytes = batches == 0 ? 0 : tensor->numel() / batches;
-  }
-  const PackHeader* of(const Rows& bank, Metric metric, int64_t b, bool biased = false) const {
-    if (!tensor || bank.count == 0) return nullptr;
-    const PackHeader* header =
-        check_pack(static_cast<const char*>(tensor->const_data_ptr()) + b * bytes, bytes, bank, metric, biased);
-    STD_TORCH_CHECK(header != nullptr,
-                    "vecbank: pack does not belong to a bank of this shape, dtype, metric and bias; repack it");
-    return header;
-  }
-};
 
 // One bias per bank row, widened.
 std::vector<double> bias_of(const std::optional<Tensor>& bias, const Tensor& bank, Metric metric) {
@@ -81,6 +25,8 @@ std::vector<double> bias_of(const std::optional<Tensor>& bias, const Tensor& ban
   return wide;
 }
 
+}  // namespace
+
 Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias) {
   const Metric metric = metric_of(metric_code);
   check_cpu(bank, "bank");
@@ -98,6 +44,8 @@ Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>
                            bias ? biases.data() : nullptr));
   return out;
 }
+
+namespace {
 
 Tensor project(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed, int64_t metric_code,
                std::optional<ScalarType> out_dtype) {
@@ -211,12 +159,6 @@ std::tuple<Tensor, Tensor> quantize(const Tensor& x, const Tensor& bank, const s
 }
 
 // Element i of a float32 or float64 tensor.
-void set(Tensor& t, int64_t i, double value) {
-  if (t.scalar_type() == ScalarType::Double)
-    static_cast<double*>(t.mutable_data_ptr())[i] = value;
-  else
-    static_cast<float*>(t.mutable_data_ptr())[i] = static_cast<float>(value);
-}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& x, const Tensor& bank,
                                                                   const std::optional<Tensor>& packed, int64_t metric,
@@ -261,166 +203,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& 
     check_status(vecbank::segment_sum(s, torch_threads()));
   }
   return {found.gathered, found.indices, loss, counts, sums};
-}
-
-std::tuple<Tensor, Tensor, Tensor> residual_quantize(const Tensor& x, const std::vector<Tensor>& books,
-                                                     const std::vector<Tensor>& packs, int64_t metric) {
-  STD_TORCH_CHECK(!books.empty(), "vecbank: residual_quantize needs at least one book");
-  STD_TORCH_CHECK(packs.empty() || packs.size() == books.size(), "vecbank: ", packs.size(), " packs for ", books.size(),
-                  " books: one each, or none");
-  const ScalarType dtype = books[0].scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-                  "vecbank: books must be float32 or float64");
-  ResidualProblem p;
-  p.metric = metric_of(metric);
-  std::vector<Tensor> kept;
-  for (size_t s = 0; s < books.size(); ++s) {
-    STD_TORCH_CHECK(books[s].dim() == 2 && books[s].scalar_type() == dtype,
-                    "vecbank: books must be (M, d) and share a dtype, got ", shape_of(books[s]), " at stage ", s);
-    const Pairing pair = pair_up(x, books[s]);
-    p.queries = pair.x.rows;
-    kept.push_back(pair.x.owner);
-    kept.push_back(pair.bank.owner);
-    kept.push_back(packs.empty() ? pack(books[s], metric, std::nullopt) : packs[s]);
-    p.stages.push_back({pair.bank.rows, PackView(kept.back(), 1).of(pair.bank.rows, p.metric, 0)});
-  }
-  std::vector<int64_t> shape = sizes_of(x);
-  Tensor quantized = empty_cpu(shape, dtype);
-  shape.back() = static_cast<int64_t>(books.size());
-  Tensor codes = empty_cpu(shape, ScalarType::Long), losses = empty_cpu({shape.back()}, dtype);
-  std::vector<double> squares(books.size());
-  std::vector<int64_t> valid(books.size());
-  p.codes = static_cast<int64_t*>(codes.mutable_data_ptr());
-  p.quantized = quantized.mutable_data_ptr();
-  p.squares = squares.data();
-  p.valid = valid.data();
-  check_status(vecbank::residual_quantize(p, torch_threads()));
-  for (size_t s = 0; s < books.size(); ++s)
-    set(losses, static_cast<int64_t>(s),
-        squares[s] / std::max(1.0, static_cast<double>(valid[s]) * static_cast<double>(p.queries.width)));
-  return {quantized, codes, losses};
-}
-
-Tensor quantize_backward(const Tensor& grad, const Tensor& x, const Tensor& quantized, const Tensor& scale,
-                         int64_t estimator) {
-  check_cpu(grad, "grad");
-  check_cpu(scale, "scale");
-  PassBackProblem p;
-  p.dtype = dtype_of(x, "x");
-  for (const Tensor* t : {&grad, &quantized})
-    STD_TORCH_CHECK(t->is_cpu() && t->scalar_type() == x.scalar_type() && sizes_of(*t) == sizes_of(x),
-                    "vecbank: grad, x and quantized must share device, dtype and shape, got ", shape_of(*t), " for x ",
-                    shape_of(x));
-  STD_TORCH_CHECK(x.dim() >= 1, "vecbank: x must have at least one dimension, got a scalar");
-  STD_TORCH_CHECK(scale.numel() == 1, "vecbank: scale must be a single number, got ", shape_of(scale));
-  STD_TORCH_CHECK(estimator >= 0 && estimator <= 2, "vecbank: estimator must be 0, 1 or 2, got ", estimator);
-  with_dtype(dtype_of(scale, "scale"),
-             [&](auto type) { p.scale = widened(*static_cast<decltype(type)>(scale.const_data_ptr())); });
-  const Tensor g = dense(grad), source = dense(x), target = dense(quantized);
-  Tensor out = empty_cpu(sizes_of(x), x.scalar_type());
-  p.grad = g.const_data_ptr();
-  p.x = source.const_data_ptr();
-  p.quantized = target.const_data_ptr();
-  p.width = x.size(x.dim() - 1);
-  p.rows = p.width == 0 ? 0 : x.numel() / p.width;
-  p.estimator = static_cast<Estimator>(estimator);
-  p.out = out.mutable_data_ptr();
-  check_status(pass_back(p, torch_threads()));
-  return out;
-}
-
-Tensor checked_codes(const Tensor& codes) {
-  check_cpu(codes, "codes");
-  STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Long, "vecbank: codes must be int64");
-  return dense(codes);
-}
-
-RowsView checked_bank(const Tensor& bank, const char* name) {
-  check_cpu(bank, name);
-  STD_TORCH_CHECK(bank.dim() == 2, "vecbank: ", name, " must be (M, d), got ", shape_of(bank));
-  return rows_of(bank, name);
-}
-
-std::optional<Tensor> checked_weights(const std::optional<Tensor>& weights, const Tensor& codes, ScalarType dtype) {
-  if (!weights) return std::nullopt;
-  check_cpu(*weights, "weights");
-  STD_TORCH_CHECK(weights->scalar_type() == dtype, "vecbank: weights must have the dtype of the rows they weigh");
-  STD_TORCH_CHECK(sizes_of(*weights) == sizes_of(codes), "vecbank: weights ", shape_of(*weights),
-                  " must have the shape of codes ", shape_of(codes));
-  return dense(*weights);
-}
-
-Tensor lookup(const Tensor& codes_in, const Tensor& bank, const std::optional<Tensor>& weights_in, int64_t reduce) {
-  const Tensor codes = checked_codes(codes_in);
-  const RowsView view = checked_bank(bank, "bank");
-  STD_TORCH_CHECK(reduce >= 0 && reduce <= 2, "vecbank: reduce must be 0 (none), 1 (sum) or 2 (mean), got ", reduce);
-  STD_TORCH_CHECK(reduce == 0 || codes.dim() >= 1, "vecbank: a reduction needs codes (..., k), got a scalar");
-  const std::optional<Tensor> weights = checked_weights(weights_in, codes, bank.scalar_type());
-  LookupProblem p;
-  p.reduce = static_cast<Reduce>(reduce);
-  std::vector<int64_t> shape = sizes_of(codes);
-  if (p.reduce != Reduce::none) {
-    p.k = shape.back();
-    shape.pop_back();
-  }
-  p.count = 1;
-  for (const int64_t s : shape) p.count *= s;
-  shape.push_back(view.rows.width);
-  Tensor out = empty_cpu(shape, bank.scalar_type());
-  p.codes = static_cast<const int64_t*>(codes.const_data_ptr());
-  p.bank = view.rows;
-  p.weights = weights ? weights->const_data_ptr() : nullptr;
-  p.out = out.mutable_data_ptr();
-  check_status(vecbank::lookup(p, torch_threads()));
-  return out;
-}
-
-// src (..., d) with codes (...) or (..., k): every code takes its row's whole vector.
-RowsView checked_source(const Tensor& src, const Tensor& codes, int64_t* k) {
-  check_cpu(src, "src");
-  RowsView view = rows_of(src, "src");
-  const std::vector<int64_t> rows = sizes_of(src), shape = sizes_of(codes);
-  bool fits = shape.size() + 1 == rows.size() || shape.size() == rows.size();
-  for (size_t i = 0; fits && i + 1 < rows.size(); ++i) fits = shape[i] == rows[i];
-  STD_TORCH_CHECK(fits, "vecbank: codes ", shape_of(codes), " must be (...) or (..., k) for src ", shape_of(src));
-  *k = shape.size() == rows.size() ? shape.back() : 1;
-  return view;
-}
-
-Tensor segment_sum(const Tensor& src, const Tensor& codes_in, int64_t num_codes,
-                   const std::optional<Tensor>& weights_in) {
-  const Tensor codes = checked_codes(codes_in);
-  SegmentSumProblem p;
-  const RowsView view = checked_source(src, codes, &p.k);
-  STD_TORCH_CHECK(num_codes >= 0, "vecbank: num_codes must not be negative, got ", num_codes);
-  const std::optional<Tensor> weights = checked_weights(weights_in, codes, src.scalar_type());
-  Tensor out = empty_cpu({num_codes, view.rows.width}, src.scalar_type());
-  p.codes = static_cast<const int64_t*>(codes.const_data_ptr());
-  p.count = codes.numel();
-  p.segments = num_codes;
-  p.source = view.rows;
-  p.weights = weights ? weights->const_data_ptr() : nullptr;
-  p.weights_dtype = view.rows.dtype;
-  p.out_dtype = view.rows.dtype;
-  p.out = out.mutable_data_ptr();
-  check_status(vecbank::segment_sum(p, torch_threads()));
-  return out;
-}
-
-Tensor lookup_dot(const Tensor& x, const Tensor& codes_in, const Tensor& bank) {
-  const Tensor codes = checked_codes(codes_in);
-  LookupDotProblem p;
-  const RowsView view = checked_source(x, codes, &p.k);
-  const RowsView rows = checked_bank(bank, "bank");
-  STD_TORCH_CHECK(view.rows.width == rows.rows.width, "vecbank: x ", shape_of(x), " and bank ", shape_of(bank),
-                  " differ in their last dimension");
-  Tensor out = empty_cpu(sizes_of(codes), bank.scalar_type());
-  p.codes = static_cast<const int64_t*>(codes.const_data_ptr());
-  p.x = view.rows;
-  p.bank = rows.rows;
-  p.out = out.mutable_data_ptr();
-  check_status(vecbank::lookup_dot(p, torch_threads()));
-  return out;
 }
 
 std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, const Tensor& bank,
@@ -476,6 +258,7 @@ STABLE_TORCH_LIBRARY(vecbank, m) {
   m.def(
       "residual_quantize(Tensor x, Tensor[] books, Tensor[] packs, int metric) -> (Tensor quantized, Tensor codes, "
       "Tensor losses)");
+  m.def("product_quantize(Tensor x, Tensor books, Tensor? pack) -> Tensor");
   m.def("quantize_backward(Tensor grad, Tensor x, Tensor quantized, Tensor scale, int estimator) -> Tensor");
   m.def("lookup(Tensor codes, Tensor bank, Tensor? weights, int reduce) -> Tensor");
   m.def("lookup_dot(Tensor x, Tensor codes, Tensor bank) -> Tensor");
@@ -491,9 +274,4 @@ STABLE_TORCH_LIBRARY_IMPL(vecbank, CPU, m) {
   m.impl("nearest", TORCH_BOX(&vecbank::ops::nearest));
   m.impl("quantize", TORCH_BOX(&vecbank::ops::quantize));
   m.impl("quantize_train", TORCH_BOX(&vecbank::ops::quantize_train));
-  m.impl("residual_quantize", TORCH_BOX(&vecbank::ops::residual_quantize));
-  m.impl("quantize_backward", TORCH_BOX(&vecbank::ops::quantize_backward));
-  m.impl("lookup", TORCH_BOX(&vecbank::ops::lookup));
-  m.impl("lookup_dot", TORCH_BOX(&vecbank::ops::lookup_dot));
-  m.impl("segment_sum", TORCH_BOX(&vecbank::ops::segment_sum));
 }

@@ -197,6 +197,16 @@ def _(x: Tensor, books: list[Tensor], packs: list[Tensor], metric: int) -> tuple
     )
 
 
+@torch.library.register_fake("vecbank::product_quantize")
+def _(x: Tensor, books: Tensor, pack: Tensor | None) -> Tensor:
+    _same_device(x, books, pack)
+    _check(books.dim() == 3 and books.shape[1] > 0, f"books must be (P, K, w), got {tuple(books.shape)}")
+    parts, _, width = books.shape
+    _check(x.dim() >= 1 and x.shape[-1] == parts * width, f"x {tuple(x.shape)} must be {parts * width} wide")
+    _check_pair(x.new_empty((parts, 0, width)), books, METRICS["sqeuclidean"], pack)
+    return x.new_empty((*x.shape[:-1], parts), dtype=torch.int64)
+
+
 @torch.library.register_fake("vecbank::quantize_backward")
 def _(grad: Tensor, x: Tensor, quantized: Tensor, scale: Tensor, estimator: int) -> Tensor:
     _same_device(grad, x, quantized, scale)

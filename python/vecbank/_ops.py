@@ -190,5 +190,5 @@ torch.library.register_autograd(
 torch.library.register_autograd("vecbank::residual_quantize", _residual_backward, setup_context=_residual_setup)
 torch.library.register_autograd("vecbank::lookup", _lookup_backward, setup_context=_lookup_setup)
 torch.library.register_autograd("vecbank::segment_sum", _segment_sum_backward, setup_context=_segment_sum_setup)
-for _name in ("pack", "project_backward", "topk_backward", "quantize_backward", "lookup_dot"):
+for _name in ("pack", "product_quantize", "project_backward", "topk_backward", "quantize_backward", "lookup_dot"):
     torch.library.register_autograd(f"vecbank::{_name}", _raises(_name))

@@ -19,10 +19,9 @@ from torch import Generator, Tensor
 from . import _checks
 from ._progress import Progress
 from .codes import pack_bits, packed_bytes, unpack_bits
-from .functional import lookup, project, quantize
+from .functional import lookup, project
 from .kmeans import kmeans
 
-_BLOCK = 1 << 13  # rows encoded at a time: bounds the copy that puts the parts one after the other
 _METRICS = ("sqeuclidean", "dot")
 
 
@@ -40,7 +39,8 @@ def _rotated(x: Tensor, books: Tensor, rotation: Tensor | None) -> Tensor:
     _checks.floating("x", x)
     if x.dim() == 0 or not m * width - width < x.shape[-1] <= m * width:
         raise ValueError(f"x must have {m * width - width + 1} to {m * width} columns, got {tuple(x.shape)}")
-    x = torch.nn.functional.pad(x, (0, m * width - x.shape[-1]))
+    if x.shape[-1] < m * width:
+        x = torch.nn.functional.pad(x, (0, m * width - x.shape[-1]))
     if rotation is None:
         return x
     if rotation.shape != (m * width, m * width):
@@ -61,12 +61,10 @@ def pq_encode(x: Tensor, books: Tensor, rotation: Tensor | None = None) -> Tenso
         books: (m, K, w) with w = ceil(d / m); a d that m does not divide is filled up with zeros.
         rotation: (m w, m w) orthogonal; ``x R`` is what is coded.
     """
-    y = _rotated(x, books, rotation).reshape(-1, books.shape[0] * books.shape[2])
-    codes = torch.empty((y.shape[0], books.shape[0]), dtype=torch.int64, device=x.device)
-    for start in range(0, y.shape[0], _BLOCK):
-        part = _parts(y[start : start + _BLOCK], books.shape[0])
-        codes[start : start + _BLOCK] = quantize(part, books, "sqeuclidean").codes.T
-    return codes.view(*x.shape[:-1], books.shape[0])
+    y = _rotated(x, books, rotation)
+    _checks.pair(y.unflatten(-1, (books.shape[0], -1)), books[0])
+    codes: Tensor = torch.ops.vecbank.product_quantize(y, books, None)
+    return codes
 
 
 def pq_decode(codes: Tensor, books: Tensor, rotation: Tensor | None = None, width: int | None = None) -> Tensor:

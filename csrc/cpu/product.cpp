@@ -1,0 +1,62 @@
+// product_quantize(): all parts of a block of rows before the next block, read in place.
+#include <cmath>
+#include <new>
+
+#include "../core/residual.h"
+#include "search.h"
+
+namespace vecbank {
+namespace {
+
+constexpr int64_t kBlockRows = 1008;  // whole groups of queries on every instruction set
+
+struct Worker {
+  SearchWorker search;
+  Buffer<int64_t> codes;
+};
+
+Status code_part(const ProductProblem& p, int64_t part, int64_t first, int64_t rows, Worker& worker) {
+  const ResidualStage& book = p.books[static_cast<size_t>(part)];
+  SearchProblem s;
+  s.queries = p.queries;
+  s.queries.data = static_cast<const char*>(p.queries.row(first)) +
+                   part * book.bank.width * p.queries.col_stride * static_cast<int64_t>(size_of(p.queries.dtype));
+  s.queries.count = rows;
+  s.queries.width = book.bank.width;
+  s.bank = book.bank;
+  s.pack = book.pack;
+  s.metric = Metric::sqeuclidean;
+  s.indices = worker.codes.get();
+  SearchJob job{s, *book.pack, pack_panels(book.pack), plan_search(s, *book.pack, 1)};
+  job.start_bound = start_bound_per_r2(s.metric, s.bank.width);
+  if (job.plan.parts != 1) {  // a book beyond 2^30 rows
+    const Status status = search(s, {});
+    if (status != Status::ok) return status;
+  } else {
+    if (!worker.search.reserve(s, job.plan)) return Status::out_of_memory;
+    for (int64_t block = 0; block < job.plan.blocks; ++block) worker.search.run(job, block, 0);
+  }
+  const int64_t parts = static_cast<int64_t>(p.books.size());
+  for (int64_t r = 0; r < rows; ++r) p.codes[(first + r) * parts + part] = worker.codes[r];
+  return Status::ok;
+}
+
+}  // namespace
+
+Status product_quantize(const ProductProblem& p, const Parallel& parallel) {
+  std::unique_ptr<Worker[]> crew(new (std::nothrow) Worker[parallel.workers]);
+  if (!crew) return Status::out_of_memory;
+  for (int w = 0; w < parallel.workers; ++w)
+    if (!crew[w].codes.reserve(kBlockRows)) return Status::out_of_memory;
+  std::atomic<Status> failed{Status::ok};
+  for_each_task(parallel, ceil_div(p.queries.count, kBlockRows), [&](int worker, int64_t block) {
+    const int64_t first = block * kBlockRows, rows = std::min(kBlockRows, p.queries.count - first);
+    for (int64_t part = 0; part < static_cast<int64_t>(p.books.size()); ++part) {
+      const Status status = code_part(p, part, first, rows, crew[worker]);
+      if (status != Status::ok) failed = status;
+    }
+  });
+  return failed;
+}
+
+}  // namespace vecbank

@@ -1,0 +1,98 @@
+// What the CPU ops check about their arguments before a kernel sees them.
+#pragma once
+
+#include "../core/pack.h"
+#include "common.h"
+
+namespace vecbank::ops {
+
+Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias);
+
+// x (..., N, d) against bank (M, d), or x (B, N, d) against bank (B, M, d).
+struct Pairing {
+  RowsView x, bank;
+  int64_t batches = 1, m = 0;
+  std::vector<int64_t> leading;  // x's shape without d
+
+  Rows x_batch(int64_t b) const { return batch_of(x.rows, batches, b); }
+  Rows bank_batch(int64_t b) const { return batch_of(bank.rows, batches, b); }
+};
+
+// A 16-bit x may meet a float32 bank; any other mix is a mistake.
+inline void check_mix(DType x, DType bank) {
+  STD_TORCH_CHECK(x == bank || ((x == DType::bf16 || x == DType::f16) && bank == DType::f32),
+                  "vecbank: x and bank must share a dtype (or x be bfloat16/float16 with a float32 bank)");
+}
+
+inline Pairing pair_up(const Tensor& x, const Tensor& bank) {
+  check_cpu(x, "x");
+  check_cpu(bank, "bank");
+  STD_TORCH_CHECK(bank.dim() == 2 || bank.dim() == 3, "vecbank: bank must be (M, d) or (B, M, d), got ",
+                  shape_of(bank));
+  Pairing p{rows_of(x, "x"), rows_of(bank, "bank"), 1, 0, {}};
+  STD_TORCH_CHECK(p.x.rows.width == p.bank.rows.width, "vecbank: x ", shape_of(x), " and bank ", shape_of(bank),
+                  " differ in their last dimension");
+  p.m = bank.size(bank.dim() - 2);
+  if (bank.dim() == 3) {
+    STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == bank.size(0), "vecbank: a batched bank ", shape_of(bank),
+                    " needs x (B, N, d) of the same B, got ", shape_of(x));
+    p.batches = bank.size(0);
+  }
+  check_mix(p.x.rows.dtype, p.bank.rows.dtype);
+  p.leading = sizes_of(x);
+  p.leading.pop_back();
+  return p;
+}
+
+// The pack of batch b, or null when there is none; a pack of something else is an error, never read.
+struct PackView {
+  std::optional<Tensor> tensor;
+  int64_t bytes = 0;
+
+  PackView(const std::optional<Tensor>& pack, int64_t batches) : tensor(pack) {
+    if (!tensor) return;
+    check_cpu(*tensor, "pack");
+    STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Byte && tensor->is_contiguous(),
+                    "vecbank: pack must be what vecbank::pack returned (a contiguous uint8 tensor)");
+    bytes = batches == 0 ? 0 : tensor->numel() / batches;
+  }
+  const PackHeader* of(const Rows& bank, Metric metric, int64_t b, bool biased = false) const {
+    if (!tensor || bank.count == 0) return nullptr;
+    const PackHeader* header =
+        check_pack(static_cast<const char*>(tensor->const_data_ptr()) + b * bytes, bytes, bank, metric, biased);
+    STD_TORCH_CHECK(header != nullptr,
+                    "vecbank: pack does not belong to a bank of this shape, dtype, metric and bias; repack it");
+    return header;
+  }
+};
+
+inline Tensor checked_codes(const Tensor& codes) {
+  check_cpu(codes, "codes");
+  STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Long, "vecbank: codes must be int64");
+  return dense(codes);
+}
+
+inline RowsView checked_bank(const Tensor& bank, const char* name) {
+  check_cpu(bank, name);
+  STD_TORCH_CHECK(bank.dim() == 2, "vecbank: ", name, " must be (M, d), got ", shape_of(bank));
+  return rows_of(bank, name);
+}
+
+inline std::optional<Tensor> checked_weights(const std::optional<Tensor>& weights, const Tensor& codes,
+                                             ScalarType dtype) {
+  if (!weights) return std::nullopt;
+  check_cpu(*weights, "weights");
+  STD_TORCH_CHECK(weights->scalar_type() == dtype, "vecbank: weights must have the dtype of the rows they weigh");
+  STD_TORCH_CHECK(sizes_of(*weights) == sizes_of(codes), "vecbank: weights ", shape_of(*weights),
+                  " must have the shape of codes ", shape_of(codes));
+  return dense(*weights);
+}
+
+inline void set(Tensor& t, int64_t i, double value) {
+  if (t.scalar_type() == ScalarType::Double)
+    static_cast<double*>(t.mutable_data_ptr())[i] = value;
+  else
+    static_cast<float*>(t.mutable_data_ptr())[i] = static_cast<float>(value);
+}
+
+}  // namespace vecbank::ops
