@@ -12,7 +12,7 @@ from helpers import gauss, seeded
 from torch import Tensor
 
 import vecbank
-from vecbank import _backward, pq, reference
+from vecbank import _backward, reference
 from vecbank.kmeans import kmeans
 from vecbank.nn.product_quantizer import ProductQuantizer
 from vecbank.pq import (
