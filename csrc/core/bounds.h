@@ -34,6 +34,9 @@ VB_SHARED inline float round_down(double x) {
   return static_cast<double>(f) > x ? std::nextafterf(f, -HUGE_VALF) : f;
 }
 
+// At most x, and never more than two steps of float32 below it: without a branch or a call.
+VB_SHARED inline float below(double x) { return static_cast<float>(x - (std::fabs(x) * 0x1p-23 + 0x1p-149)); }
+
 // r_b. `packed` = |b~|, `original` = |b| 2^exponent (dot), or 2^exponent (cosine: unit rows).
 VB_SHARED inline float bank_bound(Metric metric, int64_t width, double packed, double original) {
   double r = screen_unit(width) * packed;

@@ -231,6 +231,17 @@ bool SearchWorker::leads(int64_t panels) const {
          panels < (int64_t{1} << 24) && !leads_poorly_;
 }
 
+// The least that a column's score can be, given the most that it can be.
+inline float SearchWorker::lower_bound(int64_t row, int64_t panel, float upper, int lane) const {
+  if (!(upper < HUGE_VALF)) return -HUGE_VALF;  // a special column promises nothing
+  const int64_t d = job_->header.width;
+  const double r = job_->problem.exact ? job_->panels.line(panel, d + 1)[lane] : 0.0;
+  double slack = static_cast<double>(norms_[row]) * r + job_->start_bound * r * r + slacks_[row];
+  if (job_->header.biased && job_->problem.exact)
+    slack += start_bound(d, 2.0 * std::fabs(job_->panels.line(panel, 0)[lane]));
+  return below(static_cast<double>(upper) - 2.0 * slack);
+}
+
 // Of a panel's lanes; four at a time, which the compiler turns into vectors.
 inline float largest(const float* lanes) {
   float four[4];
@@ -268,7 +279,10 @@ void SearchWorker::take_leaders(Rescan&& rescan) {
         continue;
       }
       for (int c = 0; c < kPanel; ++c)
-        if (leader[c] >= bar) offer_lane(r, static_cast<int64_t>(place[c]), leader[c], c);
+        if (leader[c] >= bar) {
+          const int64_t panel = static_cast<int64_t>(place[c]);
+          offer_lane(r, panel, leader[c], c, c == best ? lower : lower_bound(r, panel, leader[c], c));
+        }
     }
     if (again) rescan(g, rows, thresholds);
   }
@@ -278,25 +292,14 @@ void SearchWorker::take_leaders(Rescan&& rescan) {
 void SearchWorker::offer(int64_t row, int64_t panel, const float* upper, uint32_t lanes) {
   for (; lanes != 0; lanes &= lanes - 1) {
     const int c = std::countr_zero(lanes);
-    if (!(upper[c] < lists_.threshold(row))) offer_lane(row, panel, upper[c], c);
+    if (!(upper[c] < lists_.threshold(row))) offer_lane(row, panel, upper[c], c, lower_bound(row, panel, upper[c], c));
   }
 }
 
-void SearchWorker::offer_lane(int64_t row, int64_t panel, float upper, int lane) {
+void SearchWorker::offer_lane(int64_t row, int64_t panel, float upper, int lane, float lower) {
   const int64_t j = panel * kPanel + lane;
   if (j >= end_ || !job_->problem.mask.allows(first_ + row, job_->offset + j)) return;
-  lists_.add(row, upper, lower_bound(row, panel, upper, lane), static_cast<int32_t>(j - begin_));
-}
-
-// The least that a column's score can be, given the most that it can be.
-float SearchWorker::lower_bound(int64_t row, int64_t panel, float upper, int lane) const {
-  if (!(upper < HUGE_VALF)) return -HUGE_VALF;  // a special column promises nothing
-  const int64_t d = job_->header.width;
-  const double r = job_->problem.exact ? job_->panels.line(panel, d + 1)[lane] : 0.0;
-  double slack = static_cast<double>(norms_[row]) * r + job_->start_bound * r * r + slacks_[row];
-  if (job_->header.biased && job_->problem.exact)
-    slack += start_bound(d, 2.0 * std::fabs(job_->panels.line(panel, 0)[lane]));
-  return round_down(static_cast<double>(upper) - 2.0 * slack);
+  lists_.add(row, upper, lower, static_cast<int32_t>(j - begin_));
 }
 
 // Refines a row's candidates and reports its best k. False: the row must be refined against everything.

@@ -59,7 +59,7 @@ class SearchWorker {
   template <class Rescan>
   void take_leaders(Rescan&& rescan);
   void offer(int64_t row, int64_t panel, const float* upper, uint32_t lanes);
-  void offer_lane(int64_t row, int64_t panel, float upper, int lane);
+  void offer_lane(int64_t row, int64_t panel, float upper, int lane, float lower);
   float earlier_bar(int64_t row) const;
   float lower_bound(int64_t row, int64_t panel, float upper, int lane) const;
   bool settle(int64_t row);
