@@ -59,7 +59,7 @@ class QueryBlock {
       for (int i = 0; i < group_; ++i) out[d * group_ + i] = 0;
       for (int i = 0; i < n; ++i) {
         const int64_t r = g * group_ + i;
-        usable_[r] = std::sqrt(squares_[r]) <= limit;
+        usable_[r] = squares_[r] <= limit * limit;
         if (!usable_[r])
           for (int64_t k = 0; k < d; ++k) out[k * group_ + i] = 0;
       }

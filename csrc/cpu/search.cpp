@@ -252,6 +252,13 @@ inline float largest(const float* lanes) {
   return std::max(std::max(four[0], four[1]), std::max(four[2], four[3]));
 }
 
+// Which lanes reach the bar, a bit each; written so that the compiler finds vectors here too.
+inline uint32_t reaching(const float* lanes, float bar) {
+  uint32_t bits = 0;
+  for (uint32_t c = 0; c < kPanel; ++c) bits |= lanes[c] >= bar ? 1u << c : 0u;
+  return bits;
+}
+
 // Leaders become candidates. Where a lane's second may win as well, nobody knows its column: such rows see the panels
 // once more, through the gate, a group at a time.
 template <class Rescan>
@@ -268,7 +275,7 @@ void SearchWorker::take_leaders(Rescan&& rescan) {
       const float *leader = leaders_.get() + r * kLeaderFloats, *second = leader + kPanel, *place = second + kPanel;
       const float most = largest(leader), runner_up = largest(second);
       if (!(most > -HUGE_VALF)) continue;
-      const int best = static_cast<int>(std::find(leader, leader + kPanel, most) - leader);
+      const int best = std::countr_zero(reaching(leader, most));
       const float lower = lower_bound(r, static_cast<int64_t>(place[best]), leader[best], best);
       const float bar = std::max(lists_.threshold(r), lower);
       lists_.start(r, bar);
@@ -278,11 +285,11 @@ void SearchWorker::take_leaders(Rescan&& rescan) {
         ++unclear;
         continue;
       }
-      for (int c = 0; c < kPanel; ++c)
-        if (leader[c] >= bar) {
-          const int64_t panel = static_cast<int64_t>(place[c]);
-          offer_lane(r, panel, leader[c], c, c == best ? lower : lower_bound(r, panel, leader[c], c));
-        }
+      for (uint32_t lanes = reaching(leader, bar); lanes != 0; lanes &= lanes - 1) {
+        const int c = std::countr_zero(lanes);
+        const int64_t panel = static_cast<int64_t>(place[c]);
+        offer_lane(r, panel, leader[c], c, c == best ? lower : lower_bound(r, panel, leader[c], c));
+      }
     }
     if (again) rescan(g, rows, thresholds);
   }
