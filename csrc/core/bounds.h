@@ -34,7 +34,8 @@ VB_SHARED inline float round_down(double x) {
   return static_cast<double>(f) > x ? std::nextafterf(f, -HUGE_VALF) : f;
 }
 
-// At most x, and never more than two steps of float32 below it: without a branch or a call.
+// At least x, and at most x; never more than two steps of float32 from it, without a branch or a call.
+VB_SHARED inline float above(double x) { return static_cast<float>(x + (std::fabs(x) * 0x1p-23 + 0x1p-149)); }
 VB_SHARED inline float below(double x) { return static_cast<float>(x - (std::fabs(x) * 0x1p-23 + 0x1p-149)); }
 
 // r_b. `packed` = |b~|, `original` = |b| 2^exponent (dot), or 2^exponent (cosine: unit rows).

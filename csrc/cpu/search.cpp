@@ -110,7 +110,7 @@ void SearchWorker::begin_screen() {
     if (exponent != known) slack = query_slack(p.metric, h.width, known = exponent, h.exponent);
     const double scale = is_distance(p.metric) ? 1.0 : std::ldexp(1.0, exponent);
     const double norm = std::sqrt(queries_.squares(r)) * scale * (1.0 + 0x1p-20);
-    norms_[r] = p.exact ? round_up(norm) : 0.0f;
+    norms_[r] = p.exact ? above(norm) : 0.0f;
     slacks_[r] = p.exact ? slack.at(norm) : 0.0;
     if (!queries_.usable(r) || sparse(r)) {
       lists_.give_up(r);
