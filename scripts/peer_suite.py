@@ -1,7 +1,7 @@
 """Runs vector-quantize-pytorch's own tests with our classes in place of its own.
 
-Its tests are not in its wheel: clone the repository and name the clone (its README's example of a transformer also wants
-x-transformers, einx and loguru installed).
+Its tests are not in its wheel: clone the repository and name the clone. One of them, the transformer of its README,
+wants x-transformers, einx and loguru installed as well.
 
     python scripts/peer_suite.py path/to/vector-quantize-pytorch [pytest arguments]
 """
