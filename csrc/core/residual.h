@@ -9,15 +9,15 @@
 
 namespace vecbank {
 
-struct ResidualStage {  // or part
-  Rows bank;            // float32 or float64, the same for all stages
+struct PackedBook {
+  Rows bank;  // float32 or float64, the same for all of them
   const PackHeader* pack = nullptr;
 };
 
 // r_0 = x; code_s = the row of bank s nearest to r_s; r_{s+1} = r_s - row, rounded to the banks' dtype.
 struct ResidualProblem {
   Rows queries;  // of any dtype, as wide as the banks
-  std::vector<ResidualStage> stages;
+  std::vector<PackedBook> stages;
   Metric metric = Metric::sqeuclidean;
   int64_t* codes = nullptr;   // [queries][stages]; -1: no valid row, and what was left over is NaN
   void* quantized = nullptr;  // [queries][width] in the banks' dtype: the stages' rows, added in their order
@@ -28,7 +28,7 @@ struct ResidualProblem {
 // code_p = the row of book p nearest (squared Euclidean) to columns [p w, (p + 1) w); all books are w wide.
 struct ProductProblem {
   Rows queries;
-  std::vector<ResidualStage> books;
+  std::vector<PackedBook> books;
   int64_t* codes = nullptr;  // [queries][books]; -1: no valid row
 };
 

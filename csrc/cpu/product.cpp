@@ -1,5 +1,4 @@
 // product_quantize(): all parts of a block of rows before the next block, read in place.
-#include <cmath>
 #include <new>
 
 #include "../core/residual.h"
@@ -16,7 +15,7 @@ struct Worker {
 };
 
 Status code_part(const ProductProblem& p, int64_t part, int64_t first, int64_t rows, Worker& worker) {
-  const ResidualStage& book = p.books[static_cast<size_t>(part)];
+  const PackedBook& book = p.books[static_cast<size_t>(part)];
   SearchProblem s;
   s.queries = p.queries;
   s.queries.data = static_cast<const char*>(p.queries.row(first)) +
@@ -27,15 +26,8 @@ Status code_part(const ProductProblem& p, int64_t part, int64_t first, int64_t r
   s.pack = book.pack;
   s.metric = Metric::sqeuclidean;
   s.indices = worker.codes.get();
-  SearchJob job{s, *book.pack, pack_panels(book.pack), plan_search(s, *book.pack, 1)};
-  job.start_bound = start_bound_per_r2(s.metric, s.bank.width);
-  if (job.plan.parts != 1) {  // a book beyond 2^30 rows
-    const Status status = search(s, {});
-    if (status != Status::ok) return status;
-  } else {
-    if (!worker.search.reserve(s, job.plan)) return Status::out_of_memory;
-    for (int64_t block = 0; block < job.plan.blocks; ++block) worker.search.run(job, block, 0);
-  }
+  const Status status = search_alone(s, worker.search);
+  if (status != Status::ok) return status;
   const int64_t parts = static_cast<int64_t>(p.books.size());
   for (int64_t r = 0; r < rows; ++r) p.codes[(first + r) * parts + part] = worker.codes[r];
   return Status::ok;

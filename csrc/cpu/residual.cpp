@@ -58,7 +58,7 @@ class Worker {
 
  private:
   // Codes and rows of one stage for the rows at hand.
-  Status nearest(const ResidualProblem& whole, const ResidualStage& stage, int64_t rows) {
+  Status nearest(const ResidualProblem& whole, const PackedBook& stage, int64_t rows) {
     SearchProblem p;
     p.queries = {rest_.get(), stage.bank.dtype, rows, whole.queries.width, whole.queries.width, 1};
     p.bank = stage.bank;
@@ -70,12 +70,7 @@ class Worker {
       for (int64_t r = 0; r < rows; ++r) write_result(p, r, nullptr, 0, 0);
       return Status::ok;
     }
-    SearchJob job{p, *stage.pack, pack_panels(stage.pack), plan_search(p, *stage.pack, 1)};
-    job.start_bound = start_bound_per_r2(p.metric, p.bank.width);
-    if (job.plan.parts != 1) return search(p, {});  // a book beyond 2^30 rows
-    if (!search_.reserve(p, job.plan)) return Status::out_of_memory;
-    for (int64_t block = 0; block < job.plan.blocks; ++block) search_.run(job, block, 0);
-    return Status::ok;
+    return search_alone(p, search_);
   }
 
   static double squares(const T* row, int64_t d) {

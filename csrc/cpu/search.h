@@ -83,4 +83,7 @@ class SearchWorker {
   bool leads_poorly_ = false;
 };
 
+// A search of few enough queries for one worker: what a driver of its own threads calls. `p.pack` is there.
+Status search_alone(const SearchProblem& p, SearchWorker& worker);
+
 }  // namespace vecbank

@@ -153,6 +153,15 @@ Status search_rows(const SearchProblem& p, int64_t piece, const Parallel& parall
 
 }  // namespace
 
+Status search_alone(const SearchProblem& p, SearchWorker& worker) {
+  SearchJob job{p, *p.pack, pack_panels(p.pack), plan_search(p, *p.pack, 1)};
+  job.start_bound = start_bound_per_r2(p.metric, p.bank.width);
+  if (job.plan.parts != 1) return search(p, {});  // a bank beyond 2^30 rows
+  if (!worker.reserve(p, job.plan)) return Status::out_of_memory;
+  for (int64_t block = 0; block < job.plan.blocks; ++block) worker.run(job, block, 0);
+  return Status::ok;
+}
+
 Status search(const SearchProblem& p, const Parallel& parallel) {
   if (p.queries.count == 0) return Status::ok;
   if (p.bank.count == 0) {

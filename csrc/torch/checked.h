@@ -8,40 +8,10 @@ namespace vecbank::ops {
 
 Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias);
 
-// x (..., N, d) against bank (M, d), or x (B, N, d) against bank (B, M, d).
-struct Pairing {
-  RowsView x, bank;
-  int64_t batches = 1, m = 0;
-  std::vector<int64_t> leading;  // x's shape without d
-
-  Rows x_batch(int64_t b) const { return batch_of(x.rows, batches, b); }
-  Rows bank_batch(int64_t b) const { return batch_of(bank.rows, batches, b); }
-};
-
-// A 16-bit x may meet a float32 bank; any other mix is a mistake.
-inline void check_mix(DType x, DType bank) {
-  STD_TORCH_CHECK(x == bank || ((x == DType::bf16 || x == DType::f16) && bank == DType::f32),
-                  "vecbank: x and bank must share a dtype (or x be bfloat16/float16 with a float32 bank)");
-}
-
 inline Pairing pair_up(const Tensor& x, const Tensor& bank) {
   check_cpu(x, "x");
   check_cpu(bank, "bank");
-  STD_TORCH_CHECK(bank.dim() == 2 || bank.dim() == 3, "vecbank: bank must be (M, d) or (B, M, d), got ",
-                  shape_of(bank));
-  Pairing p{rows_of(x, "x"), rows_of(bank, "bank"), 1, 0, {}};
-  STD_TORCH_CHECK(p.x.rows.width == p.bank.rows.width, "vecbank: x ", shape_of(x), " and bank ", shape_of(bank),
-                  " differ in their last dimension");
-  p.m = bank.size(bank.dim() - 2);
-  if (bank.dim() == 3) {
-    STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == bank.size(0), "vecbank: a batched bank ", shape_of(bank),
-                    " needs x (B, N, d) of the same B, got ", shape_of(x));
-    p.batches = bank.size(0);
-  }
-  check_mix(p.x.rows.dtype, p.bank.rows.dtype);
-  p.leading = sizes_of(x);
-  p.leading.pop_back();
-  return p;
+  return pair_rows(x, bank);
 }
 
 // The pack of batch b, or null when there is none; a pack of something else is an error, never read.
@@ -88,6 +58,7 @@ inline std::optional<Tensor> checked_weights(const std::optional<Tensor>& weight
   return dense(*weights);
 }
 
+// Element i of a float32 or float64 tensor.
 inline void set(Tensor& t, int64_t i, double value) {
   if (t.scalar_type() == ScalarType::Double)
     static_cast<double*>(t.mutable_data_ptr())[i] = value;

@@ -158,8 +158,6 @@ std::tuple<Tensor, Tensor> quantize(const Tensor& x, const Tensor& bank, const s
   return {f.gathered, f.indices};
 }
 
-// Element i of a float32 or float64 tensor.
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& x, const Tensor& bank,
                                                                   const std::optional<Tensor>& packed, int64_t metric,
                                                                   const std::optional<Tensor>& mask) {

@@ -122,22 +122,11 @@ Tensor lookup(const Tensor& codes_in, const Tensor& bank, const std::optional<Te
   return out;
 }
 
-// src (..., d) with codes (...) or (..., k): every code takes its row's whole vector.
-RowsView checked_source(const Tensor& src, const Tensor& codes, int64_t* k) {
-  check_cpu(src, "src");
-  RowsView view = rows_of(src, "src");
-  const std::vector<int64_t> rows = sizes_of(src), shape = sizes_of(codes);
-  bool fits = shape.size() + 1 == rows.size() || shape.size() == rows.size();
-  for (size_t i = 0; fits && i + 1 < rows.size(); ++i) fits = shape[i] == rows[i];
-  STD_TORCH_CHECK(fits, "vecbank: codes ", shape_of(codes), " must be (...) or (..., k) for src ", shape_of(src));
-  *k = shape.size() == rows.size() ? shape.back() : 1;
-  return view;
-}
-
 Tensor segment_sum(const Tensor& src, const Tensor& codes_in, int64_t num_codes,
                    const std::optional<Tensor>& weights_in) {
   const Tensor codes = checked_codes(codes_in);
   SegmentSumProblem p;
+  check_cpu(src, "src");
   const RowsView view = checked_source(src, codes, &p.k);
   STD_TORCH_CHECK(num_codes >= 0, "vecbank: num_codes must not be negative, got ", num_codes);
   const std::optional<Tensor> weights = checked_weights(weights_in, codes, src.scalar_type());
@@ -157,6 +146,7 @@ Tensor segment_sum(const Tensor& src, const Tensor& codes_in, int64_t num_codes,
 Tensor lookup_dot(const Tensor& x, const Tensor& codes_in, const Tensor& bank) {
   const Tensor codes = checked_codes(codes_in);
   LookupDotProblem p;
+  check_cpu(x, "x");
   const RowsView view = checked_source(x, codes, &p.k);
   const RowsView rows = checked_bank(bank, "bank");
   STD_TORCH_CHECK(view.rows.width == rows.rows.width, "vecbank: x ", shape_of(x), " and bank ", shape_of(bank),

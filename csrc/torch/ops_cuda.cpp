@@ -68,33 +68,9 @@ char* at(const Tensor& t, int64_t elements, DType dtype) {
   return static_cast<char*>(t.mutable_data_ptr()) + elements * static_cast<int64_t>(size_of(dtype));
 }
 
-// x (..., N, d) against bank (M, d), or x (B, N, d) against bank (B, M, d).
-struct Pairing {
-  RowsView x, bank;
-  int64_t batches = 1, m = 0;
-  std::vector<int64_t> leading;  // x's shape without d
-
-  Rows x_batch(int64_t b) const { return batch_of(x.rows, batches, b); }
-  Rows bank_batch(int64_t b) const { return batch_of(bank.rows, batches, b); }
-};
-
 Pairing pair_up(const Place& place, const Tensor& x, const Tensor& bank) {
   place.same(bank, "bank");
-  STD_TORCH_CHECK(bank.dim() == 2 || bank.dim() == 3, "vecbank: bank must be (M, d) or (B, M, d), got ",
-                  shape_of(bank));
-  Pairing p{rows_of(x, "x"), rows_of(bank, "bank"), 1, bank.size(bank.dim() - 2), sizes_of(x)};
-  STD_TORCH_CHECK(p.x.rows.width == p.bank.rows.width, "vecbank: x ", shape_of(x), " and bank ", shape_of(bank),
-                  " differ in their last dimension");
-  if (bank.dim() == 3) {
-    STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == bank.size(0), "vecbank: a batched bank ", shape_of(bank),
-                    " needs x (B, N, d) of the same B, got ", shape_of(x));
-    p.batches = bank.size(0);
-  }
-  const bool half = p.x.rows.dtype == DType::bf16 || p.x.rows.dtype == DType::f16;
-  STD_TORCH_CHECK(p.x.rows.dtype == p.bank.rows.dtype || (half && p.bank.rows.dtype == DType::f32),
-                  "vecbank: x and bank must share a dtype (or x be bfloat16/float16 with a float32 bank)");
-  p.leading.pop_back();
-  return p;
+  return pair_rows(x, bank);
 }
 
 // The pack of each batch. Only its size can be checked here; what it says about itself is checked on the device.
@@ -343,17 +319,6 @@ Tensor lookup(const Tensor& codes_in, const Tensor& bank, const std::optional<Te
   p.out = out.mutable_data_ptr();
   check(cuda::lookup(p, place.device()));
   return out;
-}
-
-// src (..., d) with codes (...) or (..., k): every code takes its row's whole vector.
-RowsView checked_source(const Tensor& src, const Tensor& codes, int64_t* k) {
-  RowsView view = rows_of(src, "src");
-  const std::vector<int64_t> rows = sizes_of(src), shape = sizes_of(codes);
-  bool fits = shape.size() + 1 == rows.size() || shape.size() == rows.size();
-  for (size_t i = 0; fits && i + 1 < rows.size(); ++i) fits = shape[i] == rows[i];
-  STD_TORCH_CHECK(fits, "vecbank: codes ", shape_of(codes), " must be (...) or (..., k) for src ", shape_of(src));
-  *k = shape.size() == rows.size() ? shape.back() : 1;
-  return view;
 }
 
 Tensor segment_sum(const Tensor& src, const Tensor& codes_in, int64_t num_codes,
