@@ -85,9 +85,11 @@ class CandidateLists {
   }
   void give_up(int64_t row) {
     thresholds_[row] = HUGE_VALF;
-    counts_[row] = -1;
+    counts_[row] = kGaveUp;
   }
-  bool gave_up(int64_t row) const { return counts_[row] < 0; }
+  bool gave_up(int64_t row) const { return counts_[row] == kGaveUp; }
+  void close(int64_t row) { counts_[row] = kClosed; }  // it has its answer already
+  bool closed(int64_t row) const { return counts_[row] == kClosed; }
   const float* thresholds() const { return thresholds_.get(); }
   float threshold(int64_t row) const { return thresholds_[row]; }
 
@@ -105,6 +107,8 @@ class CandidateLists {
   }
 
  private:
+  static constexpr int32_t kGaveUp = -1, kClosed = -2;
+
   void insert(int64_t row, float lower) {
     float* best = best_.get() + row * k_;
     if (!(lower > best[k_ - 1])) return;

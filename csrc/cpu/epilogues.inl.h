@@ -45,19 +45,24 @@ void scan_tiles(const ScanArgs& s) {
 // No branch at all: with few columns nearly every tile would have a survivor to offer.
 template <class V, int Height, int PanelCount>
 void lead_tiles(const LeadArgs& s) {
-  const int64_t width = s.tile.width;
+  const int64_t width = s.tile.width, first_panel = s.first_panel;
+  float* const leaders = s.leaders;  // copies: a store to a leader could change what `s` says
   for_each_tile<V, Height, PanelCount, false>(
       s.tile, width + 2, 1, width + 1,
       [&](const auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
+        typename V::Reg number[PanelCount];
+        unroll<PanelCount>([&](auto p) __attribute__((always_inline)) {
+          number[p.value] = V::fill(static_cast<float>(first_panel + panel + p.value));
+        });
         unroll<Height>([&](auto r) __attribute__((always_inline)) {
           unroll<tile.per_panel>([&](auto w) __attribute__((always_inline)) {
-            float* at = s.leaders + (row + r.value) * kLeaderFloats + w.value * V::width;
+            float* at = leaders + (row + r.value) * kLeaderFloats + w.value * V::width;
             auto leader = V::load(at), second = V::load(at + kPanel), place = V::load(at + 2 * kPanel);
             unroll<PanelCount>([&](auto p) __attribute__((always_inline)) {
               if (p.value >= valid) return;
               const auto a = tile.acc[r.value][p.value * tile.per_panel + w.value];
               second = V::max(second, V::min(leader, a));
-              place = V::if_greater(a, leader, V::fill(static_cast<float>(s.first_panel + panel + p.value)), place);
+              place = V::if_greater(a, leader, number[p.value], place);
               leader = V::max(leader, a);
             });
             V::store(at, leader);
@@ -66,6 +71,30 @@ void lead_tiles(const LeadArgs& s) {
           });
         });
       });
+}
+
+template <class V>
+void find_peaks(const float* leaders, int64_t rows, Peak* out) {
+  constexpr int vectors = kPanel / V::width;
+  const auto none = V::fill(-__builtin_inff());
+  for (int64_t r = 0; r < rows; ++r, leaders += kLeaderFloats) {
+    auto top = none, rest = none;
+    for (int v = 0; v < vectors; ++v) {
+      top = V::max(top, V::load(leaders + v * V::width));
+      rest = V::max(rest, V::load(leaders + kPanel + v * V::width));
+    }
+    const float most = V::largest(top);
+    const auto bar = V::fill(most);
+    uint32_t lanes = 0;
+    for (int v = 0; v < vectors; ++v) {
+      const auto leader = V::load(leaders + v * V::width);
+      lanes |= V::not_less(leader, bar) << (v * V::width);
+      rest = V::max(rest, V::if_greater(bar, leader, leader, none));
+    }
+    out[r].most = most;
+    out[r].next = (lanes & (lanes - 1)) != 0 ? most : V::largest(rest);
+    out[r].lane = __builtin_ctz(lanes);
+  }
 }
 
 template <class T, class Out>

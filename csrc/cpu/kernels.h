@@ -50,6 +50,12 @@ struct LeadArgs {
   int64_t first_panel = 0;  // the number of the tile's first panel; below 2^24
 };
 
+// What decides between a row's leaders: the largest, its lane, and the largest of everything else.
+struct Peak {
+  float most, next;
+  int32_t lane;
+};
+
 enum class Finish : int32_t { linear, squared, rooted };  // as it is; clamped at 0; square root of that
 
 template <class T>
@@ -88,6 +94,7 @@ struct Kernels {
   void (*widen)(const void* row, DType dtype, int64_t width, double* out);  // pads to a multiple of 8 with zeros
   void (*scan)(const ScanArgs&);
   void (*lead)(const LeadArgs&);
+  void (*peaks)(const float* leaders, int64_t rows, Peak* out);
   void (*store_f32)(const StoreArgs<float>&);
   void (*store_f64)(const StoreArgs<double>&);
   void (*score)(const ScoreArgs&);

@@ -57,7 +57,7 @@ bool SearchWorker::reserve(const SearchProblem& p, const SearchPlan& plan) {
          (plan.direct ? lists_.reserve(rows, 1)
                       : lists_.reserve(rows, p.k) && refined_.reserve(CandidateLists::capacity_for(p.k))) &&
          norms_.reserve(rows) && slacks_.reserve(rows) && left_.reserve(rows) &&
-         (p.k > 1 || leaders_.reserve((rows + 16) * kLeaderFloats));
+         (p.k > 1 || (leaders_.reserve((rows + 16) * kLeaderFloats) && peaks_.reserve(rows)));
 }
 
 void SearchWorker::run(const SearchJob& job, int64_t block, int64_t part) {
@@ -182,7 +182,7 @@ void SearchWorker::screen(int64_t from, int64_t to) {
       args.first_panel = visits.begin(v);
       kernels().lead(args);
     }
-    take_leaders([&](int64_t row, int64_t rows, const float* thresholds) {
+    take_leaders(v == visits.count(), [&](int64_t row, int64_t rows, const float* thresholds) {
       for (int64_t again = 0; again < v; ++again) scan(visits.begin(again), visits.end(again), row, rows, thresholds);
     });
   }
@@ -242,28 +242,20 @@ inline float SearchWorker::lower_bound(int64_t row, int64_t panel, float upper, 
   return below(static_cast<double>(upper) - 2.0 * slack);
 }
 
-// Of a panel's lanes; four at a time, which the compiler turns into vectors.
-inline float largest(const float* lanes) {
-  float four[4];
-  for (int c = 0; c < 4; ++c) {
-    const float a = std::max(lanes[c], lanes[c + 4]), b = std::max(lanes[c + 8], lanes[c + 12]);
-    four[c] = std::max(a, b);
-  }
-  return std::max(std::max(four[0], four[1]), std::max(four[2], four[3]));
-}
-
-// Which lanes reach the bar, a bit each; written so that the compiler finds vectors here too.
+// Which lanes reach the bar, a bit each.
 inline uint32_t reaching(const float* lanes, float bar) {
   uint32_t bits = 0;
   for (uint32_t c = 0; c < kPanel; ++c) bits |= lanes[c] >= bar ? 1u << c : 0u;
   return bits;
 }
 
-// Leaders become candidates. Where a lane's second may win as well, nobody knows its column: such rows see the panels
-// once more, through the gate, a group at a time.
+// Leaders become candidates; a leader that nothing else can reach is the answer. Where a lane's second may win as well,
+// nobody knows its column: such rows see the panels once more, through the gate, a group at a time.
 template <class Rescan>
-void SearchWorker::take_leaders(Rescan&& rescan) {
+void SearchWorker::take_leaders(bool last, Rescan&& rescan) {
   const int group = queries_.group();
+  const bool answers = last && job_->problem.values == nullptr && job_->partial == nullptr;
+  kernels().peaks(leaders_.get(), rows_, peaks_.get());
   int64_t unclear = 0;
   for (int64_t g = 0; g < rows_; g += group) {
     const int64_t rows = std::min<int64_t>(group, rows_ - g);
@@ -271,15 +263,21 @@ void SearchWorker::take_leaders(Rescan&& rescan) {
     bool again = false;
     for (int64_t i = 0; i < 16; ++i) thresholds[i] = HUGE_VALF;
     for (int64_t r = g; r < g + rows; ++r) {
-      if (lists_.gave_up(r)) continue;
-      const float *leader = leaders_.get() + r * kLeaderFloats, *second = leader + kPanel, *place = second + kPanel;
-      const float most = largest(leader), runner_up = largest(second);
-      if (!(most > -HUGE_VALF)) continue;
-      const int best = std::countr_zero(reaching(leader, most));
-      const float lower = lower_bound(r, static_cast<int64_t>(place[best]), leader[best], best);
+      const Peak& peak = peaks_[r];
+      if (lists_.gave_up(r) || !(peak.most > -HUGE_VALF)) continue;
+      const float *leader = leaders_.get() + r * kLeaderFloats, *second = leader + kPanel;
+      const float* place = second + kPanel;
+      const int64_t best = static_cast<int64_t>(place[peak.lane]);
+      const float lower = lower_bound(r, best, peak.most, peak.lane);
       const float bar = std::max(lists_.threshold(r), lower);
+      if (answers && peak.next < bar && peak.most < HUGE_VALF) {
+        const Scored only{0.0, best * kPanel + peak.lane};  // nobody asked for the score
+        job_->report(first_ + r, part_, &only, 1);
+        lists_.close(r);
+        continue;
+      }
       lists_.start(r, bar);
-      if (runner_up >= bar) {
+      if (*std::max_element(second, second + kPanel) >= bar) {
         thresholds[r - g] = bar;
         again = true;
         ++unclear;
@@ -288,7 +286,7 @@ void SearchWorker::take_leaders(Rescan&& rescan) {
       for (uint32_t lanes = reaching(leader, bar); lanes != 0; lanes &= lanes - 1) {
         const int c = std::countr_zero(lanes);
         const int64_t panel = static_cast<int64_t>(place[c]);
-        offer_lane(r, panel, leader[c], c, c == best ? lower : lower_bound(r, panel, leader[c], c));
+        offer_lane(r, panel, leader[c], c, c == peak.lane ? lower : lower_bound(r, panel, leader[c], c));
       }
     }
     if (again) rescan(g, rows, thresholds);
@@ -311,6 +309,7 @@ void SearchWorker::offer_lane(int64_t row, int64_t panel, float upper, int lane,
 
 // Refines a row's candidates and reports its best k. False: the row must be refined against everything.
 bool SearchWorker::settle(int64_t row) {
+  if (lists_.closed(row)) return true;
   if (lists_.gave_up(row)) return false;
   int64_t count;
   const Candidate* candidates = lists_.finish(row, &count);

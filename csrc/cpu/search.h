@@ -57,7 +57,7 @@ class SearchWorker {
   void scan(int64_t from, int64_t to, int64_t row, int64_t rows, const float* thresholds);
   bool leads(int64_t panels) const;
   template <class Rescan>
-  void take_leaders(Rescan&& rescan);
+  void take_leaders(bool last, Rescan&& rescan);
   void offer(int64_t row, int64_t panel, const float* upper, uint32_t lanes);
   void offer_lane(int64_t row, int64_t panel, float upper, int lane, float lower);
   float earlier_bar(int64_t row) const;
@@ -71,6 +71,7 @@ class SearchWorker {
   Refiner refiner_;
   RowReader original_;
   Buffer<float> norms_, leaders_;
+  Buffer<Peak> peaks_;
   Buffer<double> slacks_;
   Buffer<Scored> refined_;
   Buffer<int64_t> left_;  // rows for refine_all

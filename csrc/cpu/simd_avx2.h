@@ -21,6 +21,11 @@ struct Avx2F32 {
   static VB_INLINE Reg root(Reg a) { return _mm256_sqrt_ps(a); }
   static VB_INLINE Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }  // of numbers: neither is NaN
   static VB_INLINE Reg min(Reg a, Reg b) { return _mm256_min_ps(a, b); }
+  static VB_INLINE T largest(Reg a) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+  }
   static VB_INLINE Reg if_greater(Reg a, Reg b, Reg x, Reg y) {  // a > b ? x : y, lane by lane
     return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
   }

@@ -23,6 +23,7 @@ struct Avx512F32 {
   static VB_INLINE Reg root(Reg a) { return _mm512_sqrt_ps(a); }
   static VB_INLINE Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
   static VB_INLINE Reg min(Reg a, Reg b) { return _mm512_min_ps(a, b); }
+  static VB_INLINE T largest(Reg a) { return _mm512_reduce_max_ps(a); }
   static VB_INLINE Reg if_greater(Reg a, Reg b, Reg x, Reg y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
   }

@@ -32,6 +32,13 @@ struct Portable {
   }
   static VB_INLINE Reg max(Reg a, Reg b) { return a > b ? a : b; }
   static VB_INLINE Reg min(Reg a, Reg b) { return a > b ? b : a; }
+  static VB_INLINE T largest(Reg a) {
+    T x[width];
+    store(x, a);
+    T most = x[0];
+    for (int i = 1; i < width; ++i) most = x[i] > most ? x[i] : most;
+    return most;
+  }
   static VB_INLINE Reg if_greater(Reg a, Reg b, Reg x, Reg y) { return a > b ? x : y; }
   static VB_INLINE uint32_t not_less(Reg a, Reg b) {
     T x[width], y[width];

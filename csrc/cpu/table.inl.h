@@ -50,6 +50,7 @@ constexpr Kernels make_table(const char* name) {
           widen<Lanes>,
           scan<Isa>,
           lead<Isa>,
+          find_peaks<typename Isa::F32>,
           store_f32<Isa>,
           store_tiles<typename Isa::F64, Isa::full_f64, 1>,
           score<Lanes>};
