@@ -7,11 +7,13 @@ forced.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
+from .. import _checks
 from ..functional import lookup, topk
 from ..kmeans import kmeans
 from ..sparse import firing_counts
@@ -96,7 +98,7 @@ class CodebookFeatures(nn.Module):
 
     def _split(self, h: Tensor) -> Tensor:
         """(..., dim) as (heads, n, width)."""
-        return h.reshape(-1, self.heads, self.dim // self.heads).transpose(0, 1)
+        return h.reshape(math.prod(h.shape[:-1]), self.heads, self.dim // self.heads).transpose(0, 1)
 
     def _choose(self, parts: Tensor, force: Tensor | None) -> Tensor:
         """(heads, n, k) codes, best first, forced ones before all others."""
@@ -120,6 +122,7 @@ class CodebookFeatures(nn.Module):
         """(heads, n, j) from any shape that broadcasts to (..., heads, j)."""
         if force.dtype != torch.int64:
             raise TypeError(f"force must be int64, got {force.dtype}")
+        _checks.in_range(force, self.num_codes, "force")
         if self.heads == 1 and force.dim() <= len(lead) + 1:
             force = force.unsqueeze(-2) if force.dim() else force.view(1, 1)
         try:
@@ -129,7 +132,7 @@ class CodebookFeatures(nn.Module):
             raise ValueError(f"force must broadcast to {want}, got {tuple(force.shape)}") from None
         if full.shape[-1] > self.k:
             raise ValueError(f"force must name at most k = {self.k} codes, got {full.shape[-1]}")
-        return full.reshape(-1, self.heads, full.shape[-1]).transpose(0, 1)
+        return full.reshape(math.prod(lead), self.heads, full.shape[-1]).transpose(0, 1)
 
     def _rows(self, codes: Tensor) -> Tensor:
         """Sum or mean of the codes (heads, n, k): (heads, n, width)."""
