@@ -17,6 +17,7 @@ from .. import _checks
 from ..functional import lookup, topk
 from ..kmeans import kmeans
 from ..sparse import firing_counts
+from ._layout import mean
 from ._sync import Ranks, draw_rows
 
 _METRICS = ("cosine", "dot", "l2")
@@ -160,9 +161,9 @@ class CodebookFeatures(nn.Module):
             self._count(codes)
         features = self._join(self._rows(codes), lead)
         held, still = h.detach().to(features.dtype), features.detach()
-        loss = self.book_weight * (features - held).square().mean()
+        loss = self.book_weight * mean((features - held).square())
         if self.commitment_weight:
-            loss = loss + self.commitment_weight * (h - still).square().mean()
+            loss = loss + self.commitment_weight * mean((h - still).square())
         # h - h is 0 in value and the identity in gradient: what comes out is the codes' sum, bit for bit
         out = (features if self.task_gradient else still) + (h - h.detach()).to(features.dtype)
         named = (

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from ..functional import lookup, project, quantize_train
 from ..pq import ProductCodec, pq_decode, pq_encode, pq_train
+from ._layout import mean
 from ._sync import Ranks, draw_rows
 
 
@@ -100,7 +101,7 @@ class ProductQuantizer(nn.Module):
             offset = self.codes * torch.arange(self.parts, device=x.device).unsqueeze(1)
             rows = torch.where(found.codes < 0, -1, found.codes + offset)
             chosen = lookup(rows, self.books.flatten(0, 1))
-            loss = loss + (chosen - parts.detach().to(chosen.dtype)).square().mean()
+            loss = loss + mean((chosen - parts.detach().to(chosen.dtype)).square())
         elif self.training:
             self._move(parts.detach(), found.counts, found.sums)
         quantized = found.quantized.transpose(0, 1).reshape(*lead, self.dim)
