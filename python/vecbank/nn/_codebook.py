@@ -191,8 +191,7 @@ class Codebook(nn.Module):
     def prepare(self, x: Tensor, mask: Tensor | None) -> None:
         """What comes before codes are looked for: ranks agree, k-means starts the book, moments follow the rows."""
         if self.ranks.several and not self._shared and self.training:
-            for t in (self.initted, self.cluster_size, self.embed_avg, self.embed):
-                t.data.copy_(self.ranks.first(t.detach().float()))
+            self.ranks.share(self.initted, self.cluster_size, self.embed_avg, self.embed)
             self._shared, self._started = True, self._started and torch.compiler.is_compiling()
         if not self._started and not torch.compiler.is_compiling():
             self._started = bool(self.initted)  # loaded, set by hand, or the first rank's word

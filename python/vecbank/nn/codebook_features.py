@@ -48,7 +48,8 @@ class CodebookFeatures(nn.Module):
         task_gradient: whether the gradient of the output reaches the book.
         book_weight, commitment_weight: weights in ``loss`` of |features - h|^2 with h held still (trains the book), and
             with the features held still (trains h). Means over all elements.
-        sync: count usage and draw replacements over all ranks of torch.distributed, where there are several.
+        sync: count usage and draw replacements over all ranks of torch.distributed, where there are several; before
+            the first step all take the first rank's book.
         generator: draws the first book (normal, of the norm of unit vectors): see also `fit_`.
 
     Shapes:
@@ -93,6 +94,7 @@ class CodebookFeatures(nn.Module):
         self.register_buffer("enabled", torch.ones(heads, num_codes, dtype=torch.bool))
         self.register_buffer("counts", torch.zeros(heads, num_codes, dtype=torch.int64))
         self.register_buffer("inputs", torch.zeros((), dtype=torch.int64))
+        self._shared = False  # whether the ranks have agreed on what to start from
         self._all_enabled = True  # spares the search a mask, without asking the device
 
     # ---- Choosing ----
@@ -154,6 +156,10 @@ class CodebookFeatures(nn.Module):
         """
         if h.dim() == 0 or h.shape[-1] != self.dim:
             raise ValueError(f"h must have shape (..., {self.dim}), got {tuple(h.shape)}")
+        ranks = Ranks(self.sync)
+        if ranks.several and self.training and not self._shared:
+            ranks.share(self.book)
+            self._shared = True
         lead = h.shape[:-1]
         parts = self._split(h.detach())
         codes = self._choose(parts, None if force is None else self._forced(force, lead))
@@ -207,10 +213,14 @@ class CodebookFeatures(nn.Module):
 
     @torch.no_grad()
     def fit_(self, samples: Tensor, *, iterations: int = 20, generator: Generator | None = None) -> CodebookFeatures:
-        """Starts the books from k-means on samples (..., dim): each head's centres become its codes."""
+        """Starts the books from k-means on samples (..., dim): each head's centres become its codes.
+
+        Of several ranks all call it, and the first one's answer counts.
+        """
         parts = self._split(samples.detach().to(self.book.dtype))
         for book, part in zip(self.book, parts, strict=True):
             book.copy_(kmeans(part, self.num_codes, iterations=iterations, generator=generator).centres)
+        self._shared = False
         return self
 
     @torch.no_grad()

@@ -43,7 +43,8 @@ class ProductQuantizer(nn.Module):
         commitment_weight: weight in ``loss`` of the mean of (x - quantized)^2, quantized held still.
         rare: codes whose moving average count N is under this become random slices of the batch (0: never).
         rotation: quantise ``x R`` and turn back, R an orthogonal buffer that `fit_` learns (identity until then).
-        sync: share counts and draws over all ranks of torch.distributed, where there are several.
+        sync: share counts and draws over all ranks of torch.distributed, where there are several; before the first
+            step all take the first rank's books.
         generator: draws the first books and the replacements.
 
     Shapes:
@@ -86,6 +87,7 @@ class ProductQuantizer(nn.Module):
             self.register_buffer("sizes", torch.ones(parts, codes))
             self.register_buffer("sums", books.clone())
         self.register_buffer("rotation", torch.eye(dim) if rotation else None)
+        self._shared = False  # whether the ranks have agreed on what to start from
 
     def _turned(self, x: Tensor) -> Tensor:
         return x if self.rotation is None else project(x.to(self.rotation.dtype), self.rotation.T, "dot")
@@ -93,6 +95,10 @@ class ProductQuantizer(nn.Module):
     def forward(self, x: Tensor) -> ProductQuantized:
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"x must have shape (..., {self.dim}), got {tuple(x.shape)}")
+        ranks = Ranks(self.sync)
+        if ranks.several and self.training and not self._shared:
+            ranks.share(*self.parameters(), *self.buffers())
+            self._shared = True
         lead, y = x.shape[:-1], self._turned(x)
         parts = y.reshape(-1, self.parts, self.dim // self.parts).transpose(0, 1)
         found = quantize_train(parts, self.books.detach())
@@ -129,7 +135,10 @@ class ProductQuantizer(nn.Module):
     def fit_(
         self, samples: Tensor, *, iterations: int = 25, generator: Generator | None = None, progress: bool = False
     ) -> ProductQuantizer:
-        """Starts the books (and the rotation) from k-means on samples (..., dim); ``codes`` must be a power of two."""
+        """Starts the books (and the rotation) from k-means on samples (..., dim); ``codes`` must be a power of two.
+
+        Of several ranks all call it, and the first one's answer counts.
+        """
         bits = self.codes.bit_length() - 1
         if self.codes != 1 << bits or bits < 1:
             raise ValueError(f"fit_ needs a power of two of codes, from 2, got {self.codes}")
@@ -149,6 +158,7 @@ class ProductQuantizer(nn.Module):
         if self.decay is not None:
             self.sizes.fill_(1)
             self.sums.copy_(self.books)
+        self._shared = False
         return self
 
     def encode(self, x: Tensor) -> Tensor:
