@@ -70,10 +70,10 @@ def ask(vq: VectorQuantize, rows: Tensor, call: Call) -> Found:
     if repeated is None:
         return _find(vq, rows, call, may_change=False)
     with repeated.restored(book.state(), vq.generator):
-        return _find(vq, rows, call, may_change=False)
+        return _find(vq, rows, call, may_change=False, repeats=True)
 
 
-def _find(vq: VectorQuantize, rows: Tensor, call: Call, may_change: bool) -> Found:
+def _find(vq: VectorQuantize, rows: Tensor, call: Call, may_change: bool, repeats: bool = False) -> Found:
     book, metric = vq._codebook, vq._codebook.metric
     updates, optimized = may_change and call.topk is None, None
     if updates and vq.in_place_codebook_optimizer is not None:
@@ -105,9 +105,10 @@ def _find(vq: VectorQuantize, rows: Tensor, call: Call, may_change: bool) -> Fou
         learn=vq.learnable_codebook and not call.frozen,
         seen=seen,
     )
+    looks_back = vq.has_codebook_diversity_loss or vq.commitment_use_cross_entropy_loss or vq.straight_through
+    if (updates or repeats) and (looks_back or call.scored):
+        bank = ops.snapshot(bank)  # the book is about to move
     if updates:
-        looks_back = vq.has_codebook_diversity_loss or vq.commitment_use_cross_entropy_loss or vq.straight_through
-        bank = ops.snapshot(bank) if looks_back or call.scored else bank  # the book is about to move
         book.update(rows, step.counts, step.sums, call.mask, **call.update)
     if seen is not None:
         seen.finish()

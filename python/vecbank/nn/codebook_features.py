@@ -18,6 +18,7 @@ from ..functional import lookup, topk
 from ..kmeans import kmeans
 from ..sparse import firing_counts
 from ._layout import mean
+from ._recall import inside_backward
 from ._sync import Ranks, draw_rows
 
 _METRICS = ("cosine", "dot", "l2")
@@ -163,7 +164,7 @@ class CodebookFeatures(nn.Module):
         lead = h.shape[:-1]
         parts = self._split(h.detach())
         codes = self._choose(parts, None if force is None else self._forced(force, lead))
-        if self.training:
+        if self.training and not inside_backward():  # a checkpoint's repeated forward has been counted
             self._count(codes)
         features = self._join(self._rows(codes), lead)
         held, still = h.detach().to(features.dtype), features.detach()

@@ -13,7 +13,9 @@ from torch import Generator, Tensor, nn
 
 from ..functional import lookup, project, quantize_train
 from ..pq import ProductCodec, pq_decode, pq_encode, pq_train
+from ._estimators import keep_alive
 from ._layout import mean
+from ._recall import Recall, Seen, inside_backward
 from ._sync import Ranks, draw_rows
 
 
@@ -87,6 +89,7 @@ class ProductQuantizer(nn.Module):
             self.register_buffer("sizes", torch.ones(parts, codes))
             self.register_buffer("sums", books.clone())
         self.register_buffer("rotation", torch.eye(dim) if rotation else None)
+        self._recall = Recall()
         self._shared = False  # whether the ranks have agreed on what to start from
 
     def _turned(self, x: Tensor) -> Tensor:
@@ -95,10 +98,26 @@ class ProductQuantizer(nn.Module):
     def forward(self, x: Tensor) -> ProductQuantized:
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"x must have shape (..., {self.dim}), got {tuple(x.shape)}")
+        moves = self.training and self.decay is not None
+        if moves and inside_backward():  # a checkpoint's repeated forward: on the books that the first one saw
+            repeated = self._recall.find(x)
+            if repeated is None:
+                return self._code(x, False)
+            with repeated.restored({"books": self.books}, self.generator):
+                return self._code(x, False)
         ranks = Ranks(self.sync)
         if ranks.several and self.training and not self._shared:
             ranks.share(*self.parameters(), *self.buffers())
             self._shared = True
+        if not moves or torch.compiler.is_compiling() or (torch.is_grad_enabled() and not x.requires_grad):
+            return self._code(x, moves)
+        seen = Seen(x, {"books": self.books}, self.generator, draws=self.rare > 0)
+        self._recall.note(seen)
+        found = self._code(x, True)
+        seen.finish()
+        return found._replace(quantized=keep_alive(found.quantized, seen))
+
+    def _code(self, x: Tensor, move: bool) -> ProductQuantized:
         lead, y = x.shape[:-1], self._turned(x)
         parts = y.reshape(-1, self.parts, self.dim // self.parts).transpose(0, 1)
         found = quantize_train(parts, self.books.detach())
@@ -108,7 +127,7 @@ class ProductQuantizer(nn.Module):
             rows = torch.where(found.codes < 0, -1, found.codes + offset)
             chosen = lookup(rows, self.books.flatten(0, 1))
             loss = loss + mean((chosen - parts.detach().to(chosen.dtype)).square())
-        elif self.training:
+        elif move:
             self._move(parts.detach(), found.counts, found.sums)
         quantized = found.quantized.transpose(0, 1).reshape(*lead, self.dim)
         if self.rotation is not None:

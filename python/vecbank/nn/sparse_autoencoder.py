@@ -20,6 +20,7 @@ from torch import Generator, Tensor, nn
 from ..functional import lookup
 from ..sparse import firing_counts, sparse_decode, sparse_encode, sparse_encode_batch, sparse_encode_threshold
 from ._layout import mean
+from ._recall import inside_backward
 from ._sync import Ranks
 
 ACTIVATIONS = ("topk", "batch_topk", "jumprelu")
@@ -168,7 +169,8 @@ class SparseAutoencoder(nn.Module):
         error = mean(rest.square()) / variance
         auxiliary = torch.zeros_like(error)
         if self.training:
-            self._count(values.detach(), indices)
+            if not inside_backward():  # a checkpoint's repeated forward has been counted
+                self._count(values.detach(), indices)
             if self.aux_k:
                 auxiliary = self._auxiliary(x, rest.detach())
         loss = error + self.penalty_weight * penalty + self.aux_weight * auxiliary
