@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vecbank.nn.fsq import ResidualFSQ
 from vecbank.nn.codebook_features import CodebookFeatures
+from vecbank.nn.fsq import ResidualFSQ
 from vecbank.nn.lfq import LFQ
 from vecbank.nn.product_quantizer import ProductQuantizer
 from vecbank.nn.residual_vq import ResidualVQ

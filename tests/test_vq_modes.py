@@ -241,7 +241,12 @@ def test_compiled_gradients_are_of_the_books_before_the_update() -> None:
         {"stochastic_sample_codes": True, "seed": 3},
         {"codebook_diversity_loss_weight": 1.0, "codebook_diversity_temperature": 1.0},
         {"commitment_use_cross_entropy_loss": True},
-        {"route_gradients_to_input": False, "stochastic_sample_codes": True, "straight_through": True, "rotation_trick": False},
+        {
+            "route_gradients_to_input": False,
+            "stochastic_sample_codes": True,
+            "straight_through": True,
+            "rotation_trick": False,
+        },
     ],
     ids=str,
 )

@@ -201,7 +201,7 @@ class Codebook(nn.Module):
             self._follow_moments(x.detach(), mask)
 
     def _start(self, x: Tensor, mask: Tensor | None) -> None:
-        """k-means on these rows (of all ranks, or of the first one), from random rows; a later batch if there are none."""
+        """k-means on these rows (of all ranks, or of the first one), from random rows; without rows it waits."""
         rows, keep = self._by_book(x, mask)
         if 0 < rows.shape[1] < self.codebook_size and not self.ranks.several:
             warnings.warn(

@@ -29,7 +29,8 @@ class HashedEmbedding(nn.Module):
         seed: of the hashes. generator: draws the table (normal, standard deviation ``std``).
 
     Shapes:
-        ids (..., features) int64, any value from 0, negative for none (zeros). Result (..., out_features), features side by side.
+        ids (..., features) int64, any value from 0, negative for none (zeros). Result (..., out_features), features
+        side by side.
     """
 
     def __init__(

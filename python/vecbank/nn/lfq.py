@@ -431,7 +431,10 @@ class ResidualLFQ(nn.Module):
         with no_autocast(x):
             stages = [lambda r, layer=layer: layer(r, mask=mask, generator=generator) for layer in self.layers]
             done = run_cascade(working(x).flatten(1, -2) if x.dim() > 3 else working(x), stages, active)
-            quantized, codes = done.quantized.to(x.dtype).view(x.shape), done.codes.view(*x.shape[:-1], done.codes.shape[-1])
+            quantized, codes = (
+                done.quantized.to(x.dtype).view(x.shape),
+                done.codes.view(*x.shape[:-1], done.codes.shape[-1]),
+            )
         out = self.project_out(quantized)
         result = (channel_first(out) if first else out, codes, done.losses)
         return (*result, self.get_codes_from_indices(codes)) if return_all_codes else result
