@@ -443,6 +443,10 @@ class ResidualLFQ(nn.Module):
 class GroupedResidualLFQ(GroupedResidual):
     """Residual LFQ on each of G slices of the features; codes (G, ..., S). Arguments after `groups` as
     ResidualLFQ.
+
+    Shapes:
+        x (b, ..., dim) to (quantised like x, codes (G, b, ..., S), losses (G, S)), and on request the list of all
+        groups' codes.
     """
 
     def __init__(self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any) -> None:
