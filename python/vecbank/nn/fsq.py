@@ -370,7 +370,7 @@ class GroupedResidualFSQ(GroupedResidual):
     With accept_image_fmap the features are on axis 1, and the cascades are told so (is_channel_first).
 
     Shapes:
-        x (b, ..., dim) to (quantised like x, codes (G, b, ..., S)), and on request the list of all groups' codes.
+        x (b, ..., dim) to (quantised like x, codes (G, b, ..., S)), and on request a tuple of all groups' codes.
     """
 
     _stacked = 1

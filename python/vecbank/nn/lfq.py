@@ -445,7 +445,7 @@ class GroupedResidualLFQ(GroupedResidual):
     ResidualLFQ.
 
     Shapes:
-        x (b, ..., dim) to (quantised like x, codes (G, b, ..., S), losses (G, S)), and on request the list of all
+        x (b, ..., dim) to (quantised like x, codes (G, b, ..., S), losses (G, S)), and on request a tuple of all
         groups' codes.
     """
 
