@@ -39,7 +39,6 @@ class Ranks:
             return t
         return self.total(t.clone() if dist.get_rank() == 0 else torch.zeros_like(t))
 
-    @torch.no_grad()
     def share(self, *tensors: Tensor) -> None:
         """Gives every rank the first rank's tensors, in place."""
         for t in tensors if self.several else ():
