@@ -108,7 +108,7 @@ def main() -> None:
     for name, r in results.items():
         axes[1][0].plot(sorted(r["share"] * codes, reverse=True), label=f"{name}, perplexity {r['perplexity']:.0f}")
     axes[1][0].set(xlabel="codes, most used first", ylabel="share, 1 = even", ylim=(0, 5))
-    axes[1][0].legend()
+    axes[1][0].legend(fontsize=7, frameon=False)
     for axis, key, title in zip(axes[1][1:], ("ms", "mib"), ("ms a training step", "MiB for training"), strict=True):
         axis.barh(list(results), [r[key] for r in results.values()])
         axis.set_title(title)

@@ -109,6 +109,8 @@ def test_forced_codes_are_always_used() -> None:
     assert all(len(set(row)) == 3 for row in module(h, force=torch.tensor([4, 4])).codes.tolist())
     module.disable_(4)
     assert not (module(h, force=torch.tensor([4])).codes == 4).any()
+    # nothing to force is no force
+    assert torch.equal(module(h, force=torch.zeros(0, dtype=torch.int64)).codes, module(h).codes)
 
 
 def test_forced_codes_of_each_head() -> None:
@@ -224,6 +226,11 @@ def test_half_precision_input_is_read_exactly(dtype: torch.dtype) -> None:
             lambda: CodebookFeatures(8, 4)(torch.zeros(2, 8), torch.ones(3, 1).long()),
             ValueError,
             "force must broadcast",
+        ),
+        (
+            lambda: CodebookFeatures(8, 4)(torch.zeros(2, 8), torch.tensor([4])),
+            IndexError,
+            "force must lie between -1 and 3",
         ),
     ],
 )

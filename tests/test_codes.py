@@ -170,6 +170,24 @@ def test_finite_scalar_grid(levels: list[int]) -> None:
     assert (zero.quantized == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_finite_scalar_codes_of_sixteen_bits_stay_below_the_levels(dtype: torch.dtype) -> None:
+    levels = [1000, 7]
+    z = (3 * gauss(2000, 2)).to(dtype)
+    got, wide = fsq_quantize(z, levels), fsq_quantize(z.float(), levels)
+    assert torch.equal(got.codes, wide.codes) and int(got.codes.max()) < 7000
+    assert got.quantized.dtype == dtype and torch.equal(got.quantized, wide.quantized.to(dtype))
+    assert torch.equal(fsq_lookup(got.codes, levels, dtype), got.quantized)
+
+
+def test_finite_scalar_not_a_number() -> None:
+    z = torch.tensor([[torch.nan, 0.2], [0.1, 0.2]])
+    got = fsq_quantize(z, [8, 5])
+    assert got.codes[0] == -1 and got.quantized[0].isnan().any()
+    assert got.codes[1] == fsq_quantize(z[1], [8, 5]).codes
+    assert (fsq_lookup(got.codes, [8, 5])[0] == 0).all()
+
+
 def test_finite_scalar_gradient_is_that_of_the_squashing() -> None:
     levels = [8, 5, 5]
     z = gauss(20, 3, dtype=torch.float64).requires_grad_()
@@ -303,7 +321,7 @@ def test_compiles_whole() -> None:
         (lambda: scalar_lookup(torch.tensor([[5]]), torch.zeros(1, 2)), IndexError, "codes must lie between"),
         (lambda: fsq_quantize(torch.zeros(3, 2), [3]), ValueError, "levels must have one entry"),
         (lambda: fsq_quantize(torch.zeros(3, 1), [1]), ValueError, "levels must be a list of ints"),
-        (lambda: fsq_lookup(torch.tensor([6]), [3, 2]), IndexError, "codes must lie between 0 and 5"),
+        (lambda: fsq_lookup(torch.tensor([6]), [3, 2]), IndexError, "codes must lie between -1 and 5"),
         (lambda: round_quantize(torch.zeros(1), 0.0), ValueError, "step must be positive"),
         (lambda: residual_binary_quantize(torch.zeros(1), 0), ValueError, "planes must be an int"),
         (

@@ -169,6 +169,23 @@ def test_empty_clusters_are_reseeded(options: dict[str, Any]) -> None:
     assert len(got.codes[:16].unique()) >= 14  # nearly every blob has its own
 
 
+def test_mini_batches_reseed_from_a_whole_batch() -> None:
+    x, _ = blobs(513, 16)  # the last batch of a pass is a single sample
+    start = torch.cat([x[:1], torch.full((15, 8), 1e3)])
+    got = kmeans(x, 16, init=start, batch_size=64, iterations=2, generator=seeded())
+    assert len(got.codes.unique()) >= 10
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 300, "iterations": 10}])
+def test_samples_without_direction_count_for_nothing(options: dict[str, Any]) -> None:
+    x, _ = blobs(160, 16)
+    x, nothing = x / x.norm(dim=1, keepdim=True), torch.zeros(640, 8)
+    start = torch.cat([x[:1], -x[:1].expand(15, 8)])
+    got = kmeans(torch.cat([nothing, x]), 16, metric="cosine", init=start, generator=seeded(), **options)
+    assert (torch.bincount(got.codes[640:], minlength=16) > 0).sum() >= 14
+    assert got.inertia < 10
+
+
 def test_fewer_different_samples_than_centres() -> None:
     x = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat(10, 1)
     for init in ("k-means++", "random"):
@@ -257,6 +274,7 @@ def test_progress_goes_to_stderr_and_only_when_asked(capsys: pytest.CaptureFixtu
         ({"tolerance": float("nan")}, ValueError, "tolerance"),
         ({"restarts": 0}, ValueError, "restarts"),
         ({"batch_size": 0}, ValueError, "batch_size"),
+        ({"batch_size": 2.0}, TypeError, "batch_size must be an int"),
         ({"x": torch.zeros(10)}, ValueError, r"x must have shape \(N, d\)"),
         ({"x": torch.zeros(10, 3, dtype=torch.int64)}, TypeError, "x must be float32"),
         ({"x": torch.full((10, 3), torch.nan)}, ValueError, "x must be finite"),

@@ -38,7 +38,7 @@ def error(codec: ProductCodec, x: Tensor) -> float:
     return float((codec.decode(codec.encode(x)) - x).square().sum(1).mean())
 
 
-@pytest.mark.parametrize(("d", "m"), [(12, 3), (12, 12), (12, 1), (13, 4)])
+@pytest.mark.parametrize(("d", "m"), [(12, 3), (12, 12), (12, 1), (13, 4), (9, 8), (16, 5)])
 def test_encode_is_nearest_in_each_part(d: int, m: int) -> None:
     w = (d + m - 1) // m
     x, books = gauss(70, d), gauss(m, 9, w, seed=1)
@@ -69,6 +69,16 @@ def test_tables_give_the_distances_to_what_codes_stand_for(metric: str, turned: 
     asked = codec.encode(queries)
     got = pq_scores(codec.symmetric_tables(asked, metric), codes)
     torch.testing.assert_close(got, score(codec.decode(asked), codec.decode(codes)))
+
+
+def test_a_part_without_a_valid_row_scores_nothing() -> None:
+    books = gauss(2, 4, 3)
+    codes = pq_encode(torch.tensor([[torch.nan] * 3 + [0.5] * 3, [0.5] * 6]), books)
+    assert codes[0, 0] == -1 and (codes[1] >= 0).all()
+    table = pq_symmetric_tables(codes, books)
+    assert table[0, 0].isnan().all() and table[0, 1].isfinite().all() and table[1].isfinite().all()
+    scores = pq_scores(pq_tables(gauss(3, 6, seed=1), books), codes)
+    assert scores[:, 0].isnan().all() and scores[:, 1].isfinite().all()
 
 
 def test_decode_gradient_reaches_the_books() -> None:
@@ -255,7 +265,7 @@ def test_module_compiles_whole() -> None:
         (lambda x, b: pq_train(x, 3, 17), ValueError, "bits must lie between 1 and 16"),
         (lambda x, b: pq_train(x, 3, 8), ValueError, "x must have at least 2\\^bits = 256 rows"),
         (lambda x, b: pq_train(x.half(), 3, 2), TypeError, "x must be float32 or float64"),
-        (lambda x, b: pq_encode(x[:, :8], b), ValueError, "x must have 9 to 12 columns"),
+        (lambda x, b: pq_encode(x[:, :8], b), ValueError, "x must have 10 to 12 columns"),
         (lambda x, b: pq_encode(x, b[0]), ValueError, "books must have shape"),
         (lambda x, b: pq_encode(x, b, torch.eye(3)), ValueError, "rotation must have shape"),
         (lambda x, b: pq_decode(torch.zeros(2, 4).long(), b), ValueError, "codes must have shape"),
@@ -271,6 +281,8 @@ def test_module_compiles_whole() -> None:
         (lambda x, b: ProductQuantizer(12, 3)(x[:, :5]), ValueError, "x must have shape"),
         (lambda x, b: ProductQuantizer(12, 3, 9).fit_(x), ValueError, "fit_ needs a power of two"),
         (lambda x, b: pq_scores(pq_tables(x, b), torch.zeros(2, 4).long()), ValueError, "need tables"),
+        (lambda x, b: pq_scores(pq_tables(x, b), torch.full((2, 3), 9)), IndexError, "codes must lie between"),
+        (lambda x, b: pq_symmetric_tables(torch.zeros(2, 4).long(), b), ValueError, "codes must have shape"),
     ],
 )
 def test_refuses_by_name(call: Callable[..., Any], error: type[Exception], message: str) -> None:

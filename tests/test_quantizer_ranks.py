@@ -11,10 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vecbank.nn.codebook_features import CodebookFeatures
 from vecbank.nn.fsq import ResidualFSQ
 from vecbank.nn.lfq import LFQ
+from vecbank.nn.product_quantizer import ProductQuantizer
 from vecbank.nn.residual_vq import ResidualVQ
 from vecbank.nn.sim_vq import ResidualSimVQ
+from vecbank.nn.sparse_autoencoder import SparseAutoencoder
 
 SECONDS = 120
 
@@ -38,7 +41,30 @@ def work(rank: int, world: int) -> dict[str, Tensor]:
     active = [(module(x)[1][0, 0] >= 0).sum() for module in cascades for _ in range(3)]
     books = torch.cat([layer._codebook.embed.flatten() for layer in cascades[-1].layers])
     assert x.grad is not None
-    return {"batch entropy": parts.batch_entropy, "grad": x.grad, "active": torch.stack(active), "books": books}
+    found = {"batch entropy": parts.batch_entropy, "grad": x.grad, "active": torch.stack(active), "books": books}
+    return found | uneven(rank)
+
+
+def uneven(rank: int) -> dict[str, Tensor]:
+    """Books and counts after three steps of which the first rank sits out one, without a row."""
+    one = {"dim": 4, "num_quantizers": 2, "codebook_size": 6, "threshold_ema_dead_code": 1}
+    modules: dict[str, torch.nn.Module] = {
+        "started": ResidualVQ(**one, kmeans_init=True),
+        "shared": ResidualVQ(**one, shared_codebook=True),
+        "searched": ResidualVQ(**one, beam_size=2),
+        "product": ProductQuantizer(4, 2, 6, rare=0.5),
+        "features": CodebookFeatures(4, 6, 2).fit_(torch.randn(20, 4)),
+        "sparse": SparseAutoencoder(4, 8, 2, activation="batch_topk", max_k=4, dead_after=1),
+    }
+    for step in range(3):
+        x = torch.randn(2, 9 + rank, 4, generator=torch.Generator().manual_seed(10 * step + rank))
+        for module in modules.values():
+            module(x[:0] if (rank, step) == (0, 1) else x)
+    return {
+        f"{kind} {name}": value.float()
+        for kind, module in modules.items()
+        for name, value in (*module.named_buffers(), *(module.named_parameters() if kind == "features" else ()))
+    }
 
 
 def main(rank: int, world: int, folder: str) -> None:
@@ -70,7 +96,8 @@ def test_ranks_agree(world: int, tmp_path: Path) -> None:
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
     for result in results[1:]:
         assert torch.equal(result["active"], results[0]["active"])  # all drop the same stages
-        assert torch.equal(result["books"], results[0]["books"])
+        for name in results[0].keys() - {"grad", "batch entropy"}:
+            assert torch.equal(result[name], results[0][name]), name
         torch.testing.assert_close(result["batch entropy"], results[0]["batch entropy"])
     assert len(results[0]["active"].unique()) > 1
     whole = torch.cat([batch(rank) for rank in range(world)], 1).requires_grad_()

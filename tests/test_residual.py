@@ -124,6 +124,11 @@ def test_beam_search(beam: int, device: str) -> None:
     torch.testing.assert_close(found.losses[-1], (x - found.quantized).square().mean())
 
 
+def test_beam_and_an_empty_book() -> None:
+    x, books = gauss(5, 4), [gauss(6, 4, seed=1), gauss(0, 4)]
+    assert_same(tuple(residual_quantize(x, books, beam=3)), tuple(residual_quantize(x, books)))
+
+
 def test_beam_gradient_goes_straight_through() -> None:
     x, books = gauss(10, 5).requires_grad_(), books_of((4, 3), 5)
     found = residual_quantize(x, books, beam=3)

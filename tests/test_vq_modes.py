@@ -239,6 +239,14 @@ def test_compiled_gradients_are_of_the_books_before_the_update() -> None:
         {"affine_param": True},
         {**LEARN, **SGD, "threshold_ema_dead_code": 2},
         {"stochastic_sample_codes": True, "seed": 3},
+        {"codebook_diversity_loss_weight": 1.0, "codebook_diversity_temperature": 1.0},
+        {"commitment_use_cross_entropy_loss": True},
+        {
+            "route_gradients_to_input": False,
+            "stochastic_sample_codes": True,
+            "straight_through": True,
+            "rotation_trick": False,
+        },
     ],
     ids=str,
 )

@@ -237,34 +237,39 @@ def fsq_quantize(z: Tensor, levels: Sequence[int]) -> Quantized:
     With L levels, h = (L - 1)(1 + 1e-3) / 2 and o = 1/2 for even L (0 for odd):
     ``round(h tanh(z + atanh(o / h)) - o) / (L // 2)``. Only the rounding is straight-through.
 
+    16-bit z is squashed in float32, where the grid is exact, and only the result is rounded to its dtype.
+
     Returns:
         Quantized: (..., d) and codes (...) int64 below the product of the levels, in mixed radix, the first
             dimension
-        fastest.
+        fastest; a vector with NaN has code -1.
 
     Source: Mentzer et al. 2024.
     """
     _checks.floating("z", z)
     found, _ = _levels(levels, z.shape[-1])
     count, place = _mixed_radix(found, z.device)
-    half = (count - 1).to(z.dtype) * ((1 + 1e-3) / 2)
-    offset = (1 - count % 2).to(z.dtype) / 2
-    bounded = torch.tanh(z + torch.atanh(offset / half)) * half - offset
+    wide = z if z.dtype == torch.float64 else z.float()
+    half = (count - 1).to(wide.dtype) * ((1 + 1e-3) / 2)
+    offset = (1 - count % 2).to(wide.dtype) / 2
+    bounded = torch.tanh(wide + torch.atanh(offset / half)) * half - offset
     grid = bounded.detach().round()
     middle = count // 2
-    codes = ((grid + middle).long() * place).sum(-1)
-    return Quantized(straight_through(bounded, grid) / middle.to(z.dtype), codes)
+    lost = grid.isnan()
+    codes = (torch.where(lost, 0, grid + middle).long() * place).sum(-1).masked_fill(lost.any(-1), -1)
+    return Quantized((straight_through(bounded, grid) / middle.to(wide.dtype)).to(z.dtype), codes)
 
 
 def fsq_lookup(codes: Tensor, levels: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """The grid points (..., d) of codes (...)."""
+    """The grid points (..., d) of codes (...); -1 gives 0."""
     _checks.codes(codes)
     found, total = _levels(levels, None)
-    if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < total):
-        raise IndexError(f"codes must lie between 0 and {total - 1}")
+    _checks.in_range(codes, total)
     count, place = _mixed_radix(found, codes.device)
     middle = count // 2
-    return ((codes.unsqueeze(-1) // place) % count - middle).to(dtype) / middle.to(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    points = ((codes.unsqueeze(-1) // place) % count - middle).to(wide) / middle.to(wide)
+    return points.masked_fill((codes < 0).unsqueeze(-1), 0).to(dtype)
 
 
 # ---- Bits --------------------------------------------------------------------------------------------------

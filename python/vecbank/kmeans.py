@@ -233,9 +233,10 @@ def _mini_batch(
     counts = torch.zeros(k, dtype=torch.float64, device=centres.device)
     for _ in range(passes):
         before, seen = centres, torch.zeros_like(counts)
-        for index in _permutation(data.x.shape[0], generator, data.x.device).split(batch):
+        batches = _permutation(data.x.shape[0], generator, data.x.device).split(batch)
+        for index in batches:
             part = data.select(index)
-            distances, codes = part.assign(centres)
+            _, codes = part.assign(centres)
             sums, sizes = _sums(part, codes, k)
             seen += sizes
             counts += sizes
@@ -245,8 +246,9 @@ def _mini_batch(
             if data.cosine:
                 centres = _unit(centres)
         lost = (seen == 0).nonzero().squeeze(1)
-        if lost.numel():  # unused in a whole pass: start again from samples of the last batch
-            worst = _worst(part, distances, len(lost))
+        if lost.numel():  # unused in a whole pass: start again from samples of a batch (the last one may be small)
+            part = data.select(batches[0])
+            worst = _worst(part, part.assign(centres)[0], len(lost))
             centres[lost[: len(worst)]] = part.rows(worst)
             counts[lost] = 0
         done += 1
@@ -276,7 +278,8 @@ def kmeans(
 
     Lloyd's iteration: ``code_i = argmin_j |x_i - c_j|^2``, then ``c_j = mean of the x_i with code j``. An
     empty centre moves to one of the samples that are served worst. With ``metric="cosine"`` the samples
-    count as unit vectors, centres are unit vectors and the distance is ``1 - cos``.
+    count as unit vectors, centres are unit vectors and the distance is ``1 - cos``; a zero sample has no
+    direction and counts for nothing.
 
     Args:
         x: (N, d) float32, float64, bfloat16 or float16, finite. 16-bit samples are read as they are.
@@ -305,7 +308,10 @@ def kmeans(
     if x.dim() != 2:
         raise ValueError(f"x must have shape (N, d), got {tuple(x.shape)}")
     n, d = x.shape
-    for name, value, low in (("k", k, 1), ("iterations", iterations, 0), ("restarts", restarts, 1)):
+    numbers = (("k", k, 1), ("iterations", iterations, 0), ("restarts", restarts, 1), ("batch_size", batch_size, 1))
+    for name, value, low in numbers:
+        if value is None and name == "batch_size":
+            continue
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be an int, got {type(value).__name__}")
         if value < low:
@@ -314,8 +320,6 @@ def kmeans(
         raise ValueError(f"k must not exceed the number of samples N = {n}, got k = {k}")
     if metric not in _METRICS:
         raise ValueError(f"metric must be one of {', '.join(_METRICS)}, got {metric!r}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
     _check_init(init, k, d, x)
@@ -366,7 +370,10 @@ def _prepare(x: Tensor, weights: Tensor | None, cosine: bool) -> _Data:
         weights = weights.detach().double()
     row_weights = weights
     if cosine:
-        norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).clamp_min_(_FLOOR)
+        norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+        if bool((norms == 0).any()):  # no direction: any centre serves it as badly, and none should move there
+            weights = (norms > 0).double() if weights is None else torch.where(norms > 0, weights, 0.0)
+        norms.clamp_min_(_FLOOR)
         row_weights = norms.reciprocal_() if weights is None else weights / norms
     return _Data(x, weights, None if row_weights is None else row_weights.to(_working(x)), cosine)
 

@@ -37,8 +37,8 @@ def _rotated(x: Tensor, books: Tensor, rotation: Tensor | None) -> Tensor:
     """x (..., d) as (..., m w): zeros to fill the last part, then the rotation."""
     m, _, width = _books(books)
     _checks.floating("x", x)
-    if x.dim() == 0 or not m * width - width < x.shape[-1] <= m * width:
-        raise ValueError(f"x must have {m * width - width + 1} to {m * width} columns, got {tuple(x.shape)}")
+    if x.dim() == 0 or not m * (width - 1) < x.shape[-1] <= m * width:  # those d with w = ceil(d / m)
+        raise ValueError(f"x must have {m * (width - 1) + 1} to {m * width} columns, got {tuple(x.shape)}")
     if x.shape[-1] < m * width:
         x = torch.nn.functional.pad(x, (0, m * width - x.shape[-1]))
     if rotation is None:
@@ -96,15 +96,18 @@ def pq_tables(x: Tensor, books: Tensor, metric: str = "sqeuclidean", rotation: T
 
 def pq_symmetric_tables(codes: Tensor, books: Tensor, metric: str = "sqeuclidean") -> Tensor:
     """Tables (..., m, K) of queries known by their codes (..., m): rows of the m tables (K, K) of book
-    against itself.
+    against itself; NaN for code -1.
     """
     m, k, _ = _books(books)
     if metric not in _METRICS:
         raise ValueError(f"metric must be one of {', '.join(_METRICS)} (a sum over parts), got {metric!r}")
     _checks.codes(codes)
+    if codes.dim() == 0 or codes.shape[-1] != m:
+        raise ValueError(f"codes must have shape (..., {m}), got {tuple(codes.shape)}")
     _checks.in_range(codes, k)
     pairs = project(books, books, metric)
-    return pairs[torch.arange(m, device=codes.device), codes]
+    rows = pairs[torch.arange(m, device=codes.device), codes.clamp_min(0)]
+    return rows.masked_fill((codes < 0).unsqueeze(-1), torch.nan)
 
 
 def pq_scores(tables: Tensor, codes: Tensor) -> Tensor:
@@ -113,15 +116,16 @@ def pq_scores(tables: Tensor, codes: Tensor) -> Tensor:
 
     Args:
         tables: (Q, m, K), from `pq_tables` or `pq_symmetric_tables`.
-        codes: (N, m) int64.
+        codes: (N, m) int64; -1 (a part without a valid row) makes the vector's scores NaN.
     """
     if tables.dim() != 3 or codes.dim() != 2 or codes.shape[1] != tables.shape[1]:
         raise ValueError(f"need tables (Q, m, K) and codes (N, m), got {tuple(tables.shape)} and {tuple(codes.shape)}")
     _checks.codes(codes)
-    scores = tables.new_zeros(tables.shape[0], codes.shape[0])
+    _checks.in_range(codes, tables.shape[2])
+    scores, rows = tables.new_zeros(tables.shape[0], codes.shape[0]), codes.clamp_min(0)
     for i in range(codes.shape[1]):
-        scores += tables[:, i].index_select(1, codes[:, i])
-    return scores
+        scores += tables[:, i].index_select(1, rows[:, i])
+    return scores.masked_fill_((codes < 0).any(1), torch.nan)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ def residual_quantize(
             raise ValueError(
                 f'beam search adds up squared distances: metric must be "l2" or "sqeuclidean", got {metric!r}'
             )
-        return _searched(x, vectors, beam)
+        if all(rows.shape[0] for rows in vectors):  # an empty book has no code to search for: -1, as without a beam
+            return _searched(x, vectors, beam)
     packs = []
     if all(isinstance(b, Bank) and b._pack is not None and b._metric_code == code for b in stages):
         packs = [b._pack for b in stages if isinstance(b, Bank)]

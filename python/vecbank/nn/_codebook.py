@@ -191,8 +191,7 @@ class Codebook(nn.Module):
     def prepare(self, x: Tensor, mask: Tensor | None) -> None:
         """What comes before codes are looked for: ranks agree, k-means starts the book, moments follow the rows."""
         if self.ranks.several and not self._shared and self.training:
-            for t in (self.initted, self.cluster_size, self.embed_avg, self.embed):
-                t.data.copy_(self.ranks.first(t.detach().float()))
+            self.ranks.share(self.initted, self.cluster_size, self.embed_avg, self.embed)
             self._shared, self._started = True, self._started and torch.compiler.is_compiling()
         if not self._started and not torch.compiler.is_compiling():
             self._started = bool(self.initted)  # loaded, set by hand, or the first rank's word
@@ -202,18 +201,19 @@ class Codebook(nn.Module):
             self._follow_moments(x.detach(), mask)
 
     def _start(self, x: Tensor, mask: Tensor | None) -> None:
-        """k-means on these rows (of all ranks, or of the first one), from random rows."""
+        """k-means on these rows (of all ranks, or of the first one), from random rows; without rows it waits."""
         rows, keep = self._by_book(x, mask)
-        if rows.shape[1] < self.codebook_size and not self.ranks.several:
+        if 0 < rows.shape[1] < self.codebook_size and not self.ranks.several:
             warnings.warn(
                 f"k-means starts {self.codebook_size} codes from {rows.shape[1]} vectors: some will be the same",
                 stacklevel=4,
             )
         own = self.ranks if self.sync_kmeans else Ranks(False)
-        centres, sizes = [], []
+        centres, sizes, found_any = [], [], []
         for book in range(self.num_codebooks):
             book_mask = None if keep is None else keep[book]
-            centre = draw_rows(working(rows[book]), book_mask, self.codebook_size, self.generator, own)[0]
+            centre, available = draw_rows(working(rows[book]), book_mask, self.codebook_size, self.generator, own)
+            found_any.append(available > 0)
             for _ in range(self.kmeans_iters):
                 found = quantize_train(rows[book], centre, self.metric, book_mask)
                 counts, sums = own.total(found.counts), own.total(found.sums)
@@ -222,14 +222,15 @@ class Codebook(nn.Module):
                 centre = torch.where(counts.unsqueeze(-1) > 0, means, centre)
             centres.append(centre)
             sizes.append(counts)
-        size, centre = torch.stack(sizes), torch.stack(centres)
+        size, centre, some = torch.stack(sizes), torch.stack(centres), torch.stack(found_any).all()
         if not self.sync_kmeans:  # every rank saw other rows: the first one's answer is the book
             size, centre = self.ranks.first(size), self.ranks.first(centre)
-        self.cluster_size.copy_(size)
-        self.embed_avg.copy_(centre * size.unsqueeze(-1))
+            some = self.ranks.first(some.float()) > 0
+        self.cluster_size.copy_(torch.where(some, size, self.cluster_size))
+        self.embed_avg.copy_(torch.where(some, centre * size.unsqueeze(-1), self.embed_avg))
         self.update_ema()
-        self.initted.fill_(True)
-        self._started = True
+        self.initted.copy_(self.initted | some)
+        self._started = torch.compiler.is_compiling() or bool(self.initted)
 
     def _by_book(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Rows (H, R, d) and their mask (H, R)."""

@@ -55,6 +55,11 @@ def no_autocast(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def mean(x: Tensor) -> Tensor:
+    """The mean of all elements, 0 where there are none: a batch without rows has no loss."""
+    return x.mean() if x.numel() else x.sum()
+
+
 def working(x: Tensor) -> Tensor:
     """16-bit floats as float32; others as they are."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

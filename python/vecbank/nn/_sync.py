@@ -39,6 +39,11 @@ class Ranks:
             return t
         return self.total(t.clone() if dist.get_rank() == 0 else torch.zeros_like(t))
 
+    def share(self, *tensors: Tensor) -> None:
+        """Gives every rank the first rank's tensors, in place."""
+        for t in tensors if self.several else ():
+            t.data.copy_(self.first(t.detach().float() if t.dtype == torch.bool else t.detach()))
+
 
 def uniform(count: int, like: Tensor, generator: Generator | None, dtype: torch.dtype = torch.float32) -> Tensor:
     """`count` uniform numbers in [0, 1), drawn where the generator lives, on `like`'s device."""

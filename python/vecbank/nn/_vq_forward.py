@@ -16,6 +16,7 @@ from ..functional import quantize, topk
 from . import _vq_ops as ops
 from ._codebook import unit
 from ._estimators import rotate_to, straight_through
+from ._layout import mean
 from ._recall import inside_backward
 
 if TYPE_CHECKING:
@@ -69,10 +70,10 @@ def ask(vq: VectorQuantize, rows: Tensor, call: Call) -> Found:
     if repeated is None:
         return _find(vq, rows, call, may_change=False)
     with repeated.restored(book.state(), vq.generator):
-        return _find(vq, rows, call, may_change=False)
+        return _find(vq, rows, call, may_change=False, repeats=True)
 
 
-def _find(vq: VectorQuantize, rows: Tensor, call: Call, may_change: bool) -> Found:
+def _find(vq: VectorQuantize, rows: Tensor, call: Call, may_change: bool, repeats: bool = False) -> Found:
     book, metric = vq._codebook, vq._codebook.metric
     updates, optimized = may_change and call.topk is None, None
     if updates and vq.in_place_codebook_optimizer is not None:
@@ -104,9 +105,10 @@ def _find(vq: VectorQuantize, rows: Tensor, call: Call, may_change: bool) -> Fou
         learn=vq.learnable_codebook and not call.frozen,
         seen=seen,
     )
+    looks_back = vq.has_codebook_diversity_loss or vq.commitment_use_cross_entropy_loss or vq.straight_through
+    if (updates or repeats) and (looks_back or call.scored):
+        bank = ops.snapshot(bank)  # the book is about to move
     if updates:
-        looks_back = vq.has_codebook_diversity_loss or vq.commitment_use_cross_entropy_loss or vq.straight_through
-        bank = ops.snapshot(bank) if looks_back or call.scored else bank  # the book is about to move
         book.update(rows, step.counts, step.sums, call.mask, **call.update)
     if seen is not None:
         seen.finish()
@@ -199,7 +201,7 @@ def _directional(vq: VectorQuantize, rows: Tensor, quantized: Tensor) -> Tensor:
 # ---- losses -------------------------------------------------------------------------------------------------------
 
 
-def losses(vq: VectorQuantize, found: Found, call: Call, inputs: Tensor, batch: int) -> tuple[Tensor, LossBreakdown]:
+def losses(vq: VectorQuantize, found: Found, call: Call, inputs: Tensor) -> tuple[Tensor, LossBreakdown]:
     """The loss of a call, () or (b, n, k) with topk, and its terms."""
     zero = inputs.new_zeros((), dtype=torch.float32)
     commitment = diversity = orthogonal = zero
@@ -211,7 +213,7 @@ def losses(vq: VectorQuantize, found: Found, call: Call, inputs: Tensor, batch: 
             loss = commitment * vq.commitment_weight if vq.has_commitment_loss else commitment
         return loss, LossBreakdown(commitment, zero, zero, zero)
     if vq.has_codebook_diversity_loss:
-        diversity = _diversity(vq, found, batch)
+        diversity = _diversity(vq, found, inputs.shape[:2])
         loss = loss + diversity * vq.codebook_diversity_loss_weight
     if vq.has_commitment_loss:
         target = found.quantized if vq.learnable_codebook and not call.frozen else found.quantized.detach()
@@ -243,7 +245,7 @@ def _commitment(vq: VectorQuantize, found: Found, call: Call, target: Tensor, in
     # vector-quantize-pytorch compares masked cosine codes with the input before it is normalised; so do we.
     gap = (target - (inputs if unprojected else found.rows)).square()
     if call.mask is None:
-        return gap.mean()
+        return mean(gap)
     return (gap * call.mask.unsqueeze(-1)).sum() / (call.mask.sum() * gap.shape[-1]).clamp_min(1)
 
 
@@ -254,13 +256,13 @@ def score_given_codes(vq: VectorQuantize, found: Found, codes: Tensor) -> Tensor
     return ops.cross_entropy(found.rows, found.bank, vq._codebook.metric, codes)
 
 
-def _diversity(vq: VectorQuantize, found: Found, batch: int) -> Tensor:
+def _diversity(vq: VectorQuantize, found: Found, lead: torch.Size) -> Tensor:
     """Minus the entropy of the codes' mean probabilities, softmax(temperature * score), over the batch."""
     sharpness = vq.codebook_diversity_temperature
     if found.scores is not None:
         return ops.negative_entropy_of((found.scores * sharpness).softmax(-1).mean(0)).mean()
     bank = found.bank if found.bank.dim() == 3 else found.bank.unsqueeze(0)
-    rows = vq._layout.positions(found.rows, batch)
+    rows = vq._layout.positions(found.rows, lead)
     return ops.negative_entropy(rows, bank, vq._codebook.metric, sharpness)
 
 

@@ -93,17 +93,17 @@ class Layout:
         rows = rows.unflatten(-1, (self.heads, -1))
         return rows.flatten(0, 1).transpose(0, 1) if self.separate else rows
 
-    def join(self, rows: Tensor, batch: int) -> Tensor:
+    def join(self, rows: Tensor, lead: torch.Size) -> Tensor:
         if self.heads == 1:
             return rows
-        return rows.transpose(0, 1).unflatten(0, (batch, -1)).flatten(-2) if self.separate else rows.flatten(-2)
+        return rows.transpose(0, 1).unflatten(0, lead).flatten(-2) if self.separate else rows.flatten(-2)
 
     def split_codes(self, codes: Tensor) -> Tensor:
         """(b, n, h) to the layout of the rows at the books."""
         return codes.flatten(0, 1).transpose(0, 1) if self.separate else codes
 
-    def join_codes(self, codes: Tensor, batch: int) -> Tensor:
-        return codes.transpose(0, 1).unflatten(0, (batch, -1)) if self.separate else codes
+    def join_codes(self, codes: Tensor, lead: torch.Size) -> Tensor:
+        return codes.transpose(0, 1).unflatten(0, lead) if self.separate else codes
 
     def split_mask(self, mask: Tensor | None) -> Tensor | None:
         """(b, n) for the rows at the books."""
@@ -113,14 +113,14 @@ class Layout:
             return mask.flatten().expand(self.heads, -1)
         return mask.unsqueeze(-1).expand(*mask.shape, self.heads)
 
-    def positions(self, rows: Tensor, batch: int) -> Tensor:
+    def positions(self, rows: Tensor, lead: torch.Size) -> Tensor:
         """Rows at the books as (H, groups, n, d): what stands at one position of the sequence on one index."""
         if self.separate:
-            return rows.unflatten(1, (batch, -1))
+            return rows.unflatten(1, lead)
         return rows.unsqueeze(0) if self.heads == 1 else rows.transpose(1, 2).flatten(0, 1).unsqueeze(0)
 
-    def as_asked(self, rows: Tensor, batch: int) -> Tensor:
+    def as_asked(self, rows: Tensor, lead: torch.Size) -> Tensor:
         """Rows at the books with every head apart: (b, n, d), (1, b h, n, d) or (h, b, n, d)."""
         if self.heads == 1:
             return rows
-        return rows.unflatten(1, (batch, -1)) if self.separate else self.positions(rows, batch)
+        return rows.unflatten(1, lead) if self.separate else self.positions(rows, lead)

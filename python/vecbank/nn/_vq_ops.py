@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .._codes import ESTIMATORS
 from ..functional import lookup, project, quantize_train, segment_sum
-from ._layout import working
+from ._layout import mean, working
 from ._recall import Seen
 
 _SCORE_BYTES = 8 << 20  # the score matrix of one block of rows
@@ -81,7 +81,7 @@ def _step(x: Tensor, bank: Tensor, metric: str, mask: Tensor | None, codes: Tens
     quantized = lookup(*_flat_codes(codes, bank))
     gap = (quantized - x).square()
     if mask is None:
-        loss = gap.mean()
+        loss = mean(gap)
     else:
         loss = (gap * mask.unsqueeze(-1)).sum() / (mask.sum() * x.shape[-1]).clamp_min(1)
     return Step(quantized, codes, loss, *totals(x, codes, bank.shape))
@@ -239,7 +239,7 @@ def soft_rows(x: Tensor, bank: Tensor, metric: str, temperature: float | Tensor)
 
 
 def cross_entropy(x: Tensor, bank: Tensor, metric: str, codes: Tensor) -> Tensor:
-    """Mean over codes that are not -1 of -log softmax(score)[code]."""
+    """Mean over codes that are not -1 of -log softmax(score)[code]; 0 where there are none."""
 
     def summed(part: Tensor, book: Tensor, wanted: Tensor) -> Tensor:
         logits = scores(part, book, metric)
@@ -249,7 +249,7 @@ def cross_entropy(x: Tensor, bank: Tensor, metric: str, codes: Tensor) -> Tensor
     parts = _blocks(x, bank.shape[-2], axis)
     wanted = codes.split([part.shape[axis] for part in parts], axis)
     losses = [_recomputed(summed, part, bank, want) for part, want in zip(parts, wanted, strict=True)]
-    return torch.stack(losses).sum() / (codes >= 0).sum()
+    return torch.stack(losses).sum() / (codes >= 0).sum().clamp_min(1)
 
 
 def negative_entropy_of(p: Tensor) -> Tensor:
@@ -263,6 +263,8 @@ def negative_entropy(x: Tensor, bank: Tensor, metric: str, sharpness: float) -> 
     p is the mean over books and groups of softmax(sharpness * score); one such p for each of the P positions, averaged.
     """
     heads, groups, positions, width = x.shape
+    if not x.numel():
+        return x.sum()
 
     def summed(part: Tensor, book: Tensor) -> Tensor:
         p = (scores(part.reshape(heads, -1, width), book, metric) * sharpness).softmax(-1)

@@ -22,7 +22,7 @@ from .binary_mapper import BinaryMapper
 from .fsq import FSQ, GroupedResidualFSQ, ResidualFSQ
 from .grouped_vq import GroupedResidualVQ
 from .latent_quantize import LatentQuantize
-from .lfq import LFQ, GroupedResidualLFQ, ResidualLFQ
+from .lfq import LFQ, CosineSimLinear, GroupedResidualLFQ, ResidualLFQ
 from .random_projection import RandomProjectionQuantizer
 from .residual_vq import ResidualVQ
 from .sim_vq import ResidualSimVQ, SimVQ
@@ -112,11 +112,8 @@ def _fresh(cls: Callable[..., nn.Module], module: nn.Module, **settings: Any) ->
 
 def _become(module: nn.Module, fresh: nn.Module) -> None:
     """Turns `module` into `fresh`; it stays who it is, with its parameters, buffers, children, hooks and mode."""
+    _check_kept(module, fresh)
     old, new = module.__dict__, fresh.__dict__
-    persistent = old["_buffers"].keys() - old["_non_persistent_buffers_set"]
-    lost = (old["_parameters"].keys() | old["_modules"].keys() | persistent) - _names(fresh)
-    if lost:
-        raise _CannotSwapError(f"it holds {', '.join(sorted(lost))}, unknown here")
     like = next(itertools.chain(module.parameters(), module.buffers()), None)
     if like is not None:
         fresh.to(like.device)
@@ -131,6 +128,15 @@ def _become(module: nn.Module, fresh: nn.Module) -> None:
     module.__class__ = type(fresh)
 
 
+def _check_kept(module: nn.Module, fresh: nn.Module) -> None:
+    """Everything that `module` holds has its place in `fresh`."""
+    old = module.__dict__
+    persistent = old["_buffers"].keys() - old["_non_persistent_buffers_set"]
+    lost = (old["_parameters"].keys() | old["_modules"].keys() | persistent) - _names(fresh)
+    if lost:
+        raise _CannotSwapError(f"it holds {', '.join(sorted(lost))}, unknown here")
+
+
 def _names(module: nn.Module) -> set[str]:
     return {name for kind in ("_parameters", "_buffers", "_modules") for name in module.__dict__[kind]}
 
@@ -138,15 +144,21 @@ def _names(module: nn.Module) -> set[str]:
 # ---- VectorQuantize -----------------------------------------------------------------------------------------------
 
 
+def _check_codebook(b: Any) -> None:
+    """A Codebook that can be swapped, theirs or ours."""
+    if isinstance(b, Codebook):
+        return
+    if type(b).__module__.partition(".")[0] != _PEER or type(b).__name__ != "Codebook":
+        raise _CannotSwapError(f"its codebook is a {type(b).__name__}")
+    if getattr(getattr(b.gumbel_sample, "func", None), "__module__", "").partition(".")[0] != _PEER:
+        raise _CannotSwapError("its codebook samples codes by a function of its own")
+
+
 def _codebook(book: nn.Module) -> None:
     """Their Codebook to ours; once, however many modules share it."""
     if isinstance(book, Codebook):
         return
     b: Any = book
-    if type(b).__module__.partition(".")[0] != _PEER or type(b).__name__ != "Codebook":
-        raise _CannotSwapError(f"its codebook is a {type(b).__name__}")
-    if getattr(getattr(b.gumbel_sample, "func", None), "__module__", "").partition(".")[0] != _PEER:
-        raise _CannotSwapError("its codebook samples codes by a function of its own")
     fresh = _fresh(
         Codebook, b, dim=b.embed.shape[-1], kmeans_init=False, sync_kmeans=_sync_kmeans(b), vq_bridge=_bridge(b)
     )
@@ -184,9 +196,11 @@ def _vq_settings(vq: Any) -> dict[str, Any]:
 
 def _vector_quantize(module: nn.Module) -> None:
     m: Any = module
+    _check_codebook(m._codebook)
+    optimizer, fresh = m.in_place_codebook_optimizer, _fresh(VectorQuantize, m, **_vq_settings(m))
+    _check_kept(module, fresh)  # before its book is swapped: theirs cannot work with ours
     _codebook(m._codebook)
-    optimizer = m.in_place_codebook_optimizer
-    _become(module, _fresh(VectorQuantize, m, **_vq_settings(m)))
+    _become(module, fresh)
     m.in_place_codebook_optimizer = optimizer
     m.zero = m.zero.detach()  # theirs makes it ask for gradients
 
@@ -283,6 +297,14 @@ def _lfq_settings(m: Any) -> dict[str, Any]:
     return {**own, "cosine_sim_project_in": cosine, "cosine_sim_project_in_scale": scale}
 
 
+def _lfq(module: nn.Module) -> None:
+    m: Any = module
+    _become(module, _fresh(LFQ, m, **_lfq_settings(m)))
+    if type(m.project_in).__name__ == "CosineSimLinear" and not isinstance(m.project_in, CosineSimLinear):
+        wide, narrow = m.project_in.weight.shape
+        _become(m.project_in, _fresh(CosineSimLinear, m.project_in, dim_in=wide, dim_out=narrow))
+
+
 def _residual_lfq_settings(m: Any) -> dict[str, Any]:
     layer = m.layers[0]
     dim = _dim(m, layer.codebook_dim)
@@ -325,7 +347,7 @@ _CONVERTERS: dict[str, Callable[[nn.Module], None]] = {
     "FSQ": _plain(FSQ, _fsq_settings),
     "ResidualFSQ": _plain(ResidualFSQ, _residual_fsq_settings),
     "GroupedResidualFSQ": _grouped(GroupedResidualFSQ, _residual_fsq_settings),
-    "LFQ": _plain(LFQ, _lfq_settings),
+    "LFQ": _lfq,
     "ResidualLFQ": _residual_lfq,
     "GroupedResidualLFQ": _grouped(GroupedResidualLFQ, _residual_lfq_settings),
     "BinaryMapper": _plain(BinaryMapper, lambda m: {}),

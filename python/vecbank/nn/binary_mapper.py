@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ._bits import pack_bits, table, table_gradient, unpack_bits
-from ._layout import no_autocast, working
+from ._layout import mean, no_autocast, working
 
 _BIT = log(2.0)
 
@@ -94,7 +94,7 @@ class BinaryMapper(nn.Module):
         self._check(logits)
         with no_autocast(logits):
             loss = F.relu(self.bits * _BIT - self.binary_entropy(working(logits)) - self.kl_loss_threshold)
-        return loss.mean() if reduce_aux_kl_loss else loss
+        return mean(loss) if reduce_aux_kl_loss else loss
 
     def log_prob(
         self,

@@ -7,14 +7,18 @@ forced.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
+from .. import _checks
 from ..functional import lookup, topk
 from ..kmeans import kmeans
 from ..sparse import firing_counts
+from ._layout import mean
+from ._recall import inside_backward
 from ._sync import Ranks, draw_rows
 
 _METRICS = ("cosine", "dot", "l2")
@@ -45,7 +49,8 @@ class CodebookFeatures(nn.Module):
         task_gradient: whether the gradient of the output reaches the book.
         book_weight, commitment_weight: weights in ``loss`` of |features - h|^2 with h held still (trains the book), and
             with the features held still (trains h). Means over all elements.
-        sync: count usage and draw replacements over all ranks of torch.distributed, where there are several.
+        sync: count usage and draw replacements over all ranks of torch.distributed, where there are several; before
+            the first step all take the first rank's book.
         generator: draws the first book (normal, of the norm of unit vectors): see also `fit_`.
 
     Shapes:
@@ -90,13 +95,14 @@ class CodebookFeatures(nn.Module):
         self.register_buffer("enabled", torch.ones(heads, num_codes, dtype=torch.bool))
         self.register_buffer("counts", torch.zeros(heads, num_codes, dtype=torch.int64))
         self.register_buffer("inputs", torch.zeros((), dtype=torch.int64))
+        self._shared = False  # whether the ranks have agreed on what to start from
         self._all_enabled = True  # spares the search a mask, without asking the device
 
     # ---- Choosing ----
 
     def _split(self, h: Tensor) -> Tensor:
         """(..., dim) as (heads, n, width)."""
-        return h.reshape(-1, self.heads, self.dim // self.heads).transpose(0, 1)
+        return h.reshape(math.prod(h.shape[:-1]), self.heads, self.dim // self.heads).transpose(0, 1)
 
     def _choose(self, parts: Tensor, force: Tensor | None) -> Tensor:
         """(heads, n, k) codes, best first, forced ones before all others."""
@@ -120,6 +126,7 @@ class CodebookFeatures(nn.Module):
         """(heads, n, j) from any shape that broadcasts to (..., heads, j)."""
         if force.dtype != torch.int64:
             raise TypeError(f"force must be int64, got {force.dtype}")
+        _checks.in_range(force, self.num_codes, "force")
         if self.heads == 1 and force.dim() <= len(lead) + 1:
             force = force.unsqueeze(-2) if force.dim() else force.view(1, 1)
         try:
@@ -129,7 +136,7 @@ class CodebookFeatures(nn.Module):
             raise ValueError(f"force must broadcast to {want}, got {tuple(force.shape)}") from None
         if full.shape[-1] > self.k:
             raise ValueError(f"force must name at most k = {self.k} codes, got {full.shape[-1]}")
-        return full.reshape(-1, self.heads, full.shape[-1]).transpose(0, 1)
+        return full.reshape(math.prod(lead), self.heads, full.shape[-1]).transpose(0, 1)
 
     def _rows(self, codes: Tensor) -> Tensor:
         """Sum or mean of the codes (heads, n, k): (heads, n, width)."""
@@ -150,16 +157,20 @@ class CodebookFeatures(nn.Module):
         """
         if h.dim() == 0 or h.shape[-1] != self.dim:
             raise ValueError(f"h must have shape (..., {self.dim}), got {tuple(h.shape)}")
+        ranks = Ranks(self.sync)
+        if ranks.several and self.training and not self._shared:
+            ranks.share(self.book)
+            self._shared = True
         lead = h.shape[:-1]
         parts = self._split(h.detach())
         codes = self._choose(parts, None if force is None else self._forced(force, lead))
-        if self.training:
+        if self.training and not inside_backward():  # a checkpoint's repeated forward has been counted
             self._count(codes)
         features = self._join(self._rows(codes), lead)
         held, still = h.detach().to(features.dtype), features.detach()
-        loss = self.book_weight * (features - held).square().mean()
+        loss = self.book_weight * mean((features - held).square())
         if self.commitment_weight:
-            loss = loss + self.commitment_weight * (h - still).square().mean()
+            loss = loss + self.commitment_weight * mean((h - still).square())
         # h - h is 0 in value and the identity in gradient: what comes out is the codes' sum, bit for bit
         out = (features if self.task_gradient else still) + (h - h.detach()).to(features.dtype)
         named = (
@@ -203,10 +214,14 @@ class CodebookFeatures(nn.Module):
 
     @torch.no_grad()
     def fit_(self, samples: Tensor, *, iterations: int = 20, generator: Generator | None = None) -> CodebookFeatures:
-        """Starts the books from k-means on samples (..., dim): each head's centres become its codes."""
+        """Starts the books from k-means on samples (..., dim): each head's centres become its codes.
+
+        Of several ranks all call it, and the first one's answer counts.
+        """
         parts = self._split(samples.detach().to(self.book.dtype))
         for book, part in zip(self.book, parts, strict=True):
             book.copy_(kmeans(part, self.num_codes, iterations=iterations, generator=generator).centres)
+        self._shared = False
         return self
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from .. import _checks
 from .. import embedding as store
 from ..codes import pack_bits, packed_bytes
 from ..functional import lookup
@@ -28,7 +29,8 @@ class HashedEmbedding(nn.Module):
         seed: of the hashes. generator: draws the table (normal, standard deviation ``std``).
 
     Shapes:
-        ids (..., features) int64, any value, -1 for none (zeros). Result (..., out_features), features side by side.
+        ids (..., features) int64, any value from 0, negative for none (zeros). Result (..., out_features), features
+        side by side.
     """
 
     def __init__(
@@ -240,6 +242,8 @@ class CompressedEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         method = self.method
+        _checks.codes(ids, "ids")
+        _checks.in_range(ids, self.num_embeddings, "ids")
         if method == "full":
             return lookup(ids, self.table)
         if method == "hashed":

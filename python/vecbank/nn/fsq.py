@@ -333,7 +333,10 @@ class ResidualFSQ(nn.Module):
                 x = (x / self.soft_clamp_input_value).tanh() * self.soft_clamp_input_value
             flat = x.flatten(1, -2) if x.dim() > 3 else x  # a stage would take four axes as channel first
             done = run_cascade(flat, [self._stage(i, generator) for i in range(self.num_quantizers)], active)
-            quantized, codes = done.quantized.to(dtype).view(x.shape), done.codes.view(*x.shape[:-1], -1)
+            quantized, codes = (
+                done.quantized.to(dtype).view(x.shape),
+                done.codes.view(*x.shape[:-1], done.codes.shape[-1]),
+            )
         out = self.project_out(quantized)
         all_codes = self.get_codes_from_indices(codes) if return_all_codes else None
         if self.is_channel_first:
@@ -365,6 +368,9 @@ class GroupedResidualFSQ(GroupedResidual):
     ResidualFSQ.
 
     With accept_image_fmap the features are on axis 1, and the cascades are told so (is_channel_first).
+
+    Shapes:
+        x (b, ..., dim) to (quantised like x, codes (G, b, ..., S)), and on request a tuple of all groups' codes.
     """
 
     _stacked = 1

@@ -206,11 +206,12 @@ class LatentQuantize(nn.Module):
             indices = indices.squeeze(-1)
         commitment, quantization = self._weights
         loss = out.new_zeros((), dtype=torch.float32)
+        reduce = "mean" if z.numel() else "sum"  # a batch without rows has no loss
         with no_autocast(x):
             if self.training and commitment != 0:
-                loss = loss + self.commitment_loss_weight * self.commitment_loss(working(z), working(out))
+                loss = loss + self.commitment_loss_weight * self.commitment_loss(working(z), working(out), reduce)
             if self.training and quantization != 0:
-                loss = loss + self.quantization_loss_weight * self.quantization_loss(working(z), working(out))
+                loss = loss + self.quantization_loss_weight * self.quantization_loss(working(z), working(out), reduce)
         return out, indices, loss
 
     def extra_repr(self) -> str:

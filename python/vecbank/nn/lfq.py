@@ -296,7 +296,7 @@ class LFQ(nn.Module):
         check_width(x, self.dim, 1 if first else -1)
         x = self.project_in(channel_last(x) if first else x)
         shape = x.shape
-        x = x.reshape(shape[0], -1, self.num_codebooks, self.codebook_dim)
+        x = x.reshape(shape[0], math.prod(shape[1:-1]), self.num_codebooks, self.codebook_dim)
         if self.soft_clamp_input_value is not None:
             x = (x / self.soft_clamp_input_value).tanh() * self.soft_clamp_input_value
         with no_autocast(x):
@@ -431,7 +431,10 @@ class ResidualLFQ(nn.Module):
         with no_autocast(x):
             stages = [lambda r, layer=layer: layer(r, mask=mask, generator=generator) for layer in self.layers]
             done = run_cascade(working(x).flatten(1, -2) if x.dim() > 3 else working(x), stages, active)
-            quantized, codes = done.quantized.to(x.dtype).view(x.shape), done.codes.view(*x.shape[:-1], -1)
+            quantized, codes = (
+                done.quantized.to(x.dtype).view(x.shape),
+                done.codes.view(*x.shape[:-1], done.codes.shape[-1]),
+            )
         out = self.project_out(quantized)
         result = (channel_first(out) if first else out, codes, done.losses)
         return (*result, self.get_codes_from_indices(codes)) if return_all_codes else result
@@ -440,6 +443,10 @@ class ResidualLFQ(nn.Module):
 class GroupedResidualLFQ(GroupedResidual):
     """Residual LFQ on each of G slices of the features; codes (G, ..., S). Arguments after `groups` as
     ResidualLFQ.
+
+    Shapes:
+        x (b, ..., dim) to (quantised like x, codes (G, b, ..., S), losses (G, S)), and on request a tuple of all
+        groups' codes.
     """
 
     def __init__(self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any) -> None:

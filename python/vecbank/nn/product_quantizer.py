@@ -13,6 +13,9 @@ from torch import Generator, Tensor, nn
 
 from ..functional import lookup, project, quantize_train
 from ..pq import ProductCodec, pq_decode, pq_encode, pq_train
+from ._estimators import keep_alive
+from ._layout import mean
+from ._recall import Recall, Seen, inside_backward
 from ._sync import Ranks, draw_rows
 
 
@@ -42,7 +45,8 @@ class ProductQuantizer(nn.Module):
         commitment_weight: weight in ``loss`` of the mean of (x - quantized)^2, quantized held still.
         rare: codes whose moving average count N is under this become random slices of the batch (0: never).
         rotation: quantise ``x R`` and turn back, R an orthogonal buffer that `fit_` learns (identity until then).
-        sync: share counts and draws over all ranks of torch.distributed, where there are several.
+        sync: share counts and draws over all ranks of torch.distributed, where there are several; before the first
+            step all take the first rank's books.
         generator: draws the first books and the replacements.
 
     Shapes:
@@ -85,6 +89,8 @@ class ProductQuantizer(nn.Module):
             self.register_buffer("sizes", torch.ones(parts, codes))
             self.register_buffer("sums", books.clone())
         self.register_buffer("rotation", torch.eye(dim) if rotation else None)
+        self._recall = Recall()
+        self._shared = False  # whether the ranks have agreed on what to start from
 
     def _turned(self, x: Tensor) -> Tensor:
         return x if self.rotation is None else project(x.to(self.rotation.dtype), self.rotation.T, "dot")
@@ -92,6 +98,26 @@ class ProductQuantizer(nn.Module):
     def forward(self, x: Tensor) -> ProductQuantized:
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"x must have shape (..., {self.dim}), got {tuple(x.shape)}")
+        moves = self.training and self.decay is not None
+        if moves and inside_backward():  # a checkpoint's repeated forward: on the books that the first one saw
+            repeated = self._recall.find(x)
+            if repeated is None:
+                return self._code(x, False)
+            with repeated.restored({"books": self.books}, self.generator):
+                return self._code(x, False)
+        ranks = Ranks(self.sync)
+        if ranks.several and self.training and not self._shared:
+            ranks.share(*self.parameters(), *self.buffers())
+            self._shared = True
+        if not moves or torch.compiler.is_compiling() or (torch.is_grad_enabled() and not x.requires_grad):
+            return self._code(x, moves)
+        seen = Seen(x, {"books": self.books}, self.generator, draws=self.rare > 0)
+        self._recall.note(seen)
+        found = self._code(x, True)
+        seen.finish()
+        return found._replace(quantized=keep_alive(found.quantized, seen))
+
+    def _code(self, x: Tensor, move: bool) -> ProductQuantized:
         lead, y = x.shape[:-1], self._turned(x)
         parts = y.reshape(-1, self.parts, self.dim // self.parts).transpose(0, 1)
         found = quantize_train(parts, self.books.detach())
@@ -100,8 +126,8 @@ class ProductQuantizer(nn.Module):
             offset = self.codes * torch.arange(self.parts, device=x.device).unsqueeze(1)
             rows = torch.where(found.codes < 0, -1, found.codes + offset)
             chosen = lookup(rows, self.books.flatten(0, 1))
-            loss = loss + (chosen - parts.detach().to(chosen.dtype)).square().mean()
-        elif self.training:
+            loss = loss + mean((chosen - parts.detach().to(chosen.dtype)).square())
+        elif move:
             self._move(parts.detach(), found.counts, found.sums)
         quantized = found.quantized.transpose(0, 1).reshape(*lead, self.dim)
         if self.rotation is not None:
@@ -128,7 +154,10 @@ class ProductQuantizer(nn.Module):
     def fit_(
         self, samples: Tensor, *, iterations: int = 25, generator: Generator | None = None, progress: bool = False
     ) -> ProductQuantizer:
-        """Starts the books (and the rotation) from k-means on samples (..., dim); ``codes`` must be a power of two."""
+        """Starts the books (and the rotation) from k-means on samples (..., dim); ``codes`` must be a power of two.
+
+        Of several ranks all call it, and the first one's answer counts.
+        """
         bits = self.codes.bit_length() - 1
         if self.codes != 1 << bits or bits < 1:
             raise ValueError(f"fit_ needs a power of two of codes, from 2, got {self.codes}")
@@ -148,6 +177,7 @@ class ProductQuantizer(nn.Module):
         if self.decay is not None:
             self.sizes.fill_(1)
             self.sums.copy_(self.books)
+        self._shared = False
         return self
 
     def encode(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ Quantization with Implicit Neural Codebooks", ICML 2024; directional reparametri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -220,7 +221,7 @@ class ResidualVQ(nn.Module):
         projected = self.project_in(inputs)
         lead = projected.shape[:-1]
         with no_autocast(projected):
-            rows = working(projected).reshape(lead[0], -1, self.codebook_dim)
+            rows = working(projected).reshape(lead[0], math.prod(lead[1:]), self.codebook_dim)
 
             def passes(move: bool) -> Cascade:
                 dropping, seed = self.training and indices is None, rand_quantize_dropout_fixed_seed
@@ -228,7 +229,7 @@ class ResidualVQ(nn.Module):
                 call = _Call(mask, active, move, options)
                 if indices is not None:
                     given = indices if isinstance(indices, Tensor) else torch.stack(list(indices))
-                    return self._score(rows, given.reshape(lead[0], -1, given.shape[-1]), call)
+                    return self._score(rows, given.reshape(*rows.shape[:2], given.shape[-1]), call)
                 if searched:
                     assert beams is not None
                     done = self._search(rows, beams, call)
@@ -373,7 +374,7 @@ class ResidualVQ(nn.Module):
             losses = torch.cat((_take(losses, parent), loss.reshape(b, n, j * k).gather(2, pick).unsqueeze(-1)), -1)
         best, chosen, each = quantized[:, :, 0], codes[:, :, 0], losses[:, :, 0]
         if call.mask is None:
-            mean = each.mean((0, 1))
+            mean = each.sum((0, 1)) / max(b * n, 1)
         else:
             mean = (each * call.mask.unsqueeze(-1)).sum((0, 1)) / call.mask.sum().clamp_min(1)
         if self.training and call.move:

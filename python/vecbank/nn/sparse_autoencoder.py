@@ -19,6 +19,8 @@ from torch import Generator, Tensor, nn
 
 from ..functional import lookup
 from ..sparse import firing_counts, sparse_decode, sparse_encode, sparse_encode_batch, sparse_encode_threshold
+from ._layout import mean
+from ._recall import inside_backward
 from ._sync import Ranks
 
 ACTIVATIONS = ("topk", "batch_topk", "jumprelu")
@@ -147,7 +149,8 @@ class SparseAutoencoder(nn.Module):
                 bandwidth=self.bandwidth if self.training else 0.0,
                 max_k=self.max_k,
             )
-            return fired.values, fired.indices, (fired.active.mean() / self.k - 1).square()
+            excess = fired.active.mean() / self.k - 1 if fired.active.numel() else fired.active.sum()
+            return fired.values, fired.indices, excess.square()
         if self.training:
             code = sparse_encode_batch(centred, self.encoder, self.encoder_bias, self.k, max_k=self.max_k)
             return *code, none
@@ -162,11 +165,12 @@ class SparseAutoencoder(nn.Module):
         reconstruction = self.decode(values, indices)
         rest = x - reconstruction
         rows = x.detach().reshape(-1, self.dim).to(rest.dtype)
-        variance = (rows - rows.mean(0)).square().mean().clamp_min(1e-12)
-        error = rest.square().mean() / variance
+        variance = mean((rows - rows.mean(0)).square()).clamp_min(1e-12)
+        error = mean(rest.square()) / variance
         auxiliary = torch.zeros_like(error)
         if self.training:
-            self._count(values.detach(), indices)
+            if not inside_backward():  # a checkpoint's repeated forward has been counted
+                self._count(values.detach(), indices)
             if self.aux_k:
                 auxiliary = self._auxiliary(x, rest.detach())
         loss = error + self.penalty_weight * penalty + self.aux_weight * auxiliary
@@ -204,8 +208,8 @@ class SparseAutoencoder(nn.Module):
             bias = lookup(rows, bias.unsqueeze(1)).squeeze(1)
             mask, k = torch.ones_like(rows, dtype=torch.bool), min(k, rows.numel())
         values, indices = sparse_encode(x - self.bias, encoder, bias, k, mask=mask)
-        wrong = (sparse_decode(values, indices, decoder) - rest).square().mean()
-        return torch.where(dead.any(), wrong / rest.square().mean().clamp_min(1e-12), 0.0)
+        wrong = mean((sparse_decode(values, indices, decoder) - rest).square())
+        return torch.where(dead.any(), wrong / mean(rest.square()).clamp_min(1e-12), 0.0)
 
     @torch.no_grad()
     def project_decoder_gradient_(self) -> None:

@@ -304,9 +304,10 @@ class VectorQuantize(nn.Module):
         Returns:
             (quantized, codes, loss), or four items, or two, as above.
         """
-        layout, batch = self._layout, x.shape[0]
+        layout = self._layout
         layout.check(x, self.dim)
         inputs = layout.rows(x)
+        lead = inputs.shape[:2]
         mask = self._mask(x, mask, lens)
         topk = self._check_topk(topk)
         if codebook_transform_fn is not None:
@@ -331,11 +332,11 @@ class VectorQuantize(nn.Module):
             quantized = estimate(self, found, call).to(x.dtype)
             if indices is not None:
                 given = layout.split_codes(layout.flat_codes(indices, x.shape))
-                return layout.as_asked(quantized, batch), score_given_codes(self, found, given)
-            loss, terms = losses(self, found, call, inputs, batch)
+                return layout.as_asked(quantized, lead), score_given_codes(self, found, given)
+            loss, terms = losses(self, found, call, inputs)
 
-        quantized = self.project_out(layout.join(quantized, batch))
-        codes = layout.join_codes(found.codes, batch)
+        quantized = self.project_out(layout.join(quantized, lead))
+        codes = layout.join_codes(found.codes, lead)
         if mask is not None:
             left = mask.view(*mask.shape, *[1] * (quantized.dim() - 2))
             fill = 0.0 if self.return_zeros_for_masked_padding else inputs if topk is None else inputs.unsqueeze(-2)
