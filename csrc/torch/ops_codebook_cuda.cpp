@@ -1,0 +1,80 @@
+// torch.ops.vecbank.* on CUDA, the codebook's half: gathers and sums by code. Twin of ops_codebook.cpp.
+#include "checked_cuda.h"
+
+namespace vecbank::ops_cuda {
+namespace {
+
+Tensor lookup(const Tensor& codes_in, const Tensor& bank, const std::optional<Tensor>& weights_in, int64_t reduce) {
+  Place place(bank, "bank");
+  const Tensor codes = checked_codes(place, codes_in);
+  STD_TORCH_CHECK(bank.dim() == 2, "vecbank: bank must be (M, d), got ", shape_of(bank));
+  STD_TORCH_CHECK(reduce >= 0 && reduce <= 2, "vecbank: reduce must be 0 (none), 1 (sum) or 2 (mean), got ", reduce);
+  STD_TORCH_CHECK(reduce == 0 || codes.dim() >= 1, "vecbank: a reduction needs codes (..., k), got a scalar");
+  const RowsView view = rows_of(bank, "bank");
+  const std::optional<Tensor> weights = checked_weights(place, weights_in, codes, bank.scalar_type());
+  LookupProblem p;
+  p.reduce = static_cast<Reduce>(reduce);
+  std::vector<int64_t> shape = sizes_of(codes);
+  if (p.reduce != Reduce::none) {
+    p.k = shape.back();
+    shape.pop_back();
+  }
+  p.count = 1;
+  for (const int64_t s : shape) p.count *= s;
+  shape.push_back(view.rows.width);
+  Tensor out = place.empty(shape, bank.scalar_type());
+  p.codes = static_cast<const int64_t*>(codes.const_data_ptr());
+  p.bank = view.rows;
+  p.weights = weights ? weights->const_data_ptr() : nullptr;
+  p.out = out.mutable_data_ptr();
+  check(cuda::lookup(p, place.device()));
+  return out;
+}
+
+Tensor segment_sum(const Tensor& src, const Tensor& codes_in, int64_t num_codes,
+                   const std::optional<Tensor>& weights_in) {
+  Place place(src, "src");
+  const Tensor codes = checked_codes(place, codes_in);
+  SegmentSumProblem p;
+  const RowsView view = checked_source(src, codes, &p.k);
+  STD_TORCH_CHECK(num_codes >= 0, "vecbank: num_codes must not be negative, got ", num_codes);
+  const std::optional<Tensor> weights = checked_weights(place, weights_in, codes, src.scalar_type());
+  Tensor out = place.empty({num_codes, view.rows.width}, src.scalar_type());
+  p.codes = static_cast<const int64_t*>(codes.const_data_ptr());
+  p.count = codes.numel();
+  p.segments = num_codes;
+  p.source = view.rows;
+  p.weights = weights ? weights->const_data_ptr() : nullptr;
+  p.weights_dtype = p.out_dtype = view.rows.dtype;
+  p.out = out.mutable_data_ptr();
+  check(cuda::segment_sum(p, place.with_workspace(cuda::segment_sum_workspace(p.count, p.segments))));
+  return out;
+}
+
+Tensor lookup_dot(const Tensor& x, const Tensor& codes_in, const Tensor& bank) {
+  Place place(x, "x");
+  place.same(bank, "bank");
+  const Tensor codes = checked_codes(place, codes_in);
+  LookupDotProblem p;
+  const RowsView view = checked_source(x, codes, &p.k);
+  STD_TORCH_CHECK(bank.dim() == 2, "vecbank: bank must be (M, d), got ", shape_of(bank));
+  const RowsView rows = rows_of(bank, "bank");
+  STD_TORCH_CHECK(view.rows.width == rows.rows.width, "vecbank: x ", shape_of(x), " and bank ", shape_of(bank),
+                  " differ in their last dimension");
+  Tensor out = place.empty(sizes_of(codes), bank.scalar_type());
+  p.codes = static_cast<const int64_t*>(codes.const_data_ptr());
+  p.x = view.rows;
+  p.bank = rows.rows;
+  p.out = out.mutable_data_ptr();
+  check(cuda::lookup_dot(p, place.device()));
+  return out;
+}
+
+}  // namespace
+}  // namespace vecbank::ops_cuda
+
+STABLE_TORCH_LIBRARY_IMPL(vecbank, CUDA, m) {
+  m.impl("lookup", TORCH_BOX(&vecbank::ops_cuda::lookup));
+  m.impl("lookup_dot", TORCH_BOX(&vecbank::ops_cuda::lookup_dot));
+  m.impl("segment_sum", TORCH_BOX(&vecbank::ops_cuda::segment_sum));
+}
