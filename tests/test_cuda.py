@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from cases import TABLE, build
-from helpers import assert_same, gauss, run
+from helpers import FLOATS, assert_same, gauss, run
 
 import vecbank
 from vecbank import _cuda
+from vecbank._codes import ESTIMATORS
 
 REASON = "no GPU" if not torch.cuda.is_available() else _cuda.reason
 gpu = pytest.mark.skipif(REASON is not None, reason=f"CUDA kernels cannot run here: {REASON}")
@@ -108,6 +109,19 @@ def test_gradients_are_deterministic_and_close_to_the_cpu() -> None:
         assert_same(answers[1], answers[2])
         for ours, theirs in zip(answers[1], answers[0], strict=True):
             torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-4, atol=1e-4)
+
+
+@gpu
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_quantize_backward_equals_the_cpu(dtype: torch.dtype, estimator: str) -> None:
+    data = [gauss(300, 67, dtype=dtype, seed=seed) for seed in range(3)]
+    data[1][5] = 0
+    want = torch.ops.vecbank.quantize_backward(*data, torch.tensor(0.3), ESTIMATORS[estimator])
+    got = torch.ops.vecbank.quantize_backward(
+        *(t.cuda() for t in data), torch.tensor(0.3, device="cuda"), ESTIMATORS[estimator]
+    )
+    assert_same(got, want, str(dtype))
 
 
 @gpu

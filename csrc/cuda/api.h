@@ -2,8 +2,10 @@
 // null back. No CUDA header is needed to include this. Nothing here synchronises with the device, except where said.
 #pragma once
 
+#include "../core/estimator.h"
 #include "../core/lookup.h"
 #include "../core/problem.h"
+#include "../core/residual.h"
 
 namespace vecbank::cuda {
 
@@ -55,6 +57,8 @@ Error lookup(const LookupProblem& problem, const Device& device);
 Error lookup_dot(const LookupDotProblem& problem, const Device& device);
 Error segment_sum(const SegmentSumProblem& problem, const Device& device);
 Error pair_gradients(const PairProblem& problem, const Device& device);
+// As the CPU's, but the scale is one number in device memory; the problem's own is not read.
+Error pass_back(const PassBackProblem& problem, const void* scale, DType scale_dtype, const Device& device);
 // As the CPU's, but the mean goes to device memory, in `dtype` (f32 or f64), and the problem's own sums stay unset.
 Error quantize_loss(const QuantizeLossProblem& problem, void* mean, DType dtype, const Device& device);
 

@@ -1,8 +1,37 @@
-// torch.ops.vecbank.* on CUDA, the codebook's half: gathers and sums by code. Twin of ops_codebook.cpp.
+// torch.ops.vecbank.* on CUDA, the codebook's half: codes of several books, gathers, sums by code, and what goes back
+// to x. Twin of ops_codebook.cpp.
 #include "checked_cuda.h"
 
 namespace vecbank::ops_cuda {
 namespace {
+
+Tensor quantize_backward(const Tensor& grad, const Tensor& x, const Tensor& quantized, const Tensor& scale,
+                         int64_t estimator) {
+  Place place(x, "x");
+  place.same(scale, "scale");
+  PassBackProblem p;
+  p.dtype = dtype_of(x, "x");
+  for (const Tensor* t : {&grad, &quantized}) {
+    place.same(*t, "grad and quantized");
+    STD_TORCH_CHECK(t->scalar_type() == x.scalar_type() && sizes_of(*t) == sizes_of(x),
+                    "vecbank: grad, x and quantized must share dtype and shape, got ", shape_of(*t), " for x ",
+                    shape_of(x));
+  }
+  STD_TORCH_CHECK(x.dim() >= 1, "vecbank: x must have at least one dimension, got a scalar");
+  STD_TORCH_CHECK(scale.numel() == 1, "vecbank: scale must be a single number, got ", shape_of(scale));
+  STD_TORCH_CHECK(estimator >= 0 && estimator <= 2, "vecbank: estimator must be 0, 1 or 2, got ", estimator);
+  const Tensor g = dense(grad), source = dense(x), target = dense(quantized);
+  Tensor out = place.empty(sizes_of(x), x.scalar_type());
+  p.grad = g.const_data_ptr();
+  p.x = source.const_data_ptr();
+  p.quantized = target.const_data_ptr();
+  p.width = x.size(x.dim() - 1);
+  p.rows = p.width == 0 ? 0 : x.numel() / p.width;
+  p.estimator = static_cast<Estimator>(estimator);
+  p.out = out.mutable_data_ptr();
+  check(cuda::pass_back(p, scale.const_data_ptr(), dtype_of(scale, "scale"), place.device()));
+  return out;
+}
 
 Tensor lookup(const Tensor& codes_in, const Tensor& bank, const std::optional<Tensor>& weights_in, int64_t reduce) {
   Place place(bank, "bank");
@@ -74,6 +103,7 @@ Tensor lookup_dot(const Tensor& x, const Tensor& codes_in, const Tensor& bank) {
 }  // namespace vecbank::ops_cuda
 
 STABLE_TORCH_LIBRARY_IMPL(vecbank, CUDA, m) {
+  m.impl("quantize_backward", TORCH_BOX(&vecbank::ops_cuda::quantize_backward));
   m.impl("lookup", TORCH_BOX(&vecbank::ops_cuda::lookup));
   m.impl("lookup_dot", TORCH_BOX(&vecbank::ops_cuda::lookup_dot));
   m.impl("segment_sum", TORCH_BOX(&vecbank::ops_cuda::segment_sum));

@@ -145,7 +145,7 @@ def rotated_gradient(grad: Tensor, source: Tensor, target: Tensor) -> Tensor:
 
 
 def quantize_backward_by_torch(grad: Tensor, x: Tensor, quantized: Tensor, scale: Tensor, estimator: int) -> Tensor:
-    """`quantize_backward` as a formula: what the estimator passes on of `grad`, plus ``scale (x - quantized)``."""
+    """`quantize_backward` as a formula, for tests: what the estimator passes on of `grad`, plus ``scale (x - quantized)``."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     passed = (x.to(wide) - quantized.to(wide)) * scale.to(wide)
     if estimator == ESTIMATORS["rotation"]:
@@ -157,5 +157,4 @@ def quantize_backward_by_torch(grad: Tensor, x: Tensor, quantized: Tensor, scale
 
 # Not as a decorator, which gives the name to nothing: tests call the function.
 torch.library.impl("vecbank::residual_quantize", "CUDA")(residual_quantize_by_stages)
-torch.library.impl("vecbank::quantize_backward", "CUDA")(quantize_backward_by_torch)
 torch.library.impl("vecbank::product_quantize", "CUDA")(product_quantize_by_parts)

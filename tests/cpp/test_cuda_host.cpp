@@ -5,6 +5,7 @@
 #include "cuda_emulator.h"
 
 #include "cuda/codebook.cu"
+#include "cuda/estimator.cu"
 #include "cuda/pack.cu"
 #include "cuda/project.cu"
 #include "cuda/refine.cu"
@@ -40,4 +41,4 @@ bool ran(vecbank::cuda::Error error) {
 
 }  // namespace
 
-#include "cuda_cases.h"
+#include "cuda_code_cases.h"
