@@ -9,8 +9,10 @@
 #include "cuda/pack.cu"
 #include "cuda/project.cu"
 #include "cuda/refine.cu"
+#include "cuda/residual.cu"
 #include "cuda/screen.cu"
 #include "cuda/search.cu"
+#include "cuda/stages.cu"
 
 namespace vecbank::cuda {
 
