@@ -5,6 +5,62 @@
 namespace vecbank::ops_cuda {
 namespace {
 
+std::tuple<Tensor, Tensor, Tensor> residual_quantize(const Tensor& x, const std::vector<Tensor>& books,
+                                                     const std::vector<Tensor>& packs, int64_t metric) {
+  Place place(x, "x");
+  STD_TORCH_CHECK(!books.empty(), "vecbank: residual_quantize needs at least one book");
+  STD_TORCH_CHECK(packs.empty() || packs.size() == books.size(), "vecbank: ", packs.size(), " packs for ", books.size(),
+                  " books: one each, or none");
+  const ScalarType dtype = books[0].scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
+                  "vecbank: books must be float32 or float64");
+  ResidualProblem p;
+  p.metric = metric_of(metric);
+  std::vector<Tensor> kept;
+  for (size_t s = 0; s < books.size(); ++s) {
+    STD_TORCH_CHECK(books[s].dim() == 2 && books[s].scalar_type() == dtype,
+                    "vecbank: books must be (M, d) and share a dtype, got ", shape_of(books[s]), " at stage ", s);
+    const Pairing pair = pair_up(place, x, books[s]);
+    p.queries = pair.x.rows;
+    kept.push_back(pair.x.owner);
+    kept.push_back(pair.bank.owner);
+    kept.push_back(packs.empty() ? pack(books[s], metric, std::nullopt) : packs[s]);
+    p.stages.push_back({pair.bank.rows, PackView(place, kept.back(), pair, p.metric).of(0)});
+  }
+  std::vector<int64_t> shape = sizes_of(x);
+  Tensor quantized = place.empty(shape, dtype);
+  shape.back() = static_cast<int64_t>(books.size());
+  Tensor codes = place.empty(shape, ScalarType::Long), losses = place.empty({shape.back()}, dtype);
+  p.codes = static_cast<int64_t*>(codes.mutable_data_ptr());
+  p.quantized = quantized.mutable_data_ptr();
+  check(cuda::residual_quantize(p, losses.mutable_data_ptr(),
+                                place.with_workspace(cuda::residual_workspace(p, place.device()))));
+  return {quantized, codes, losses};
+}
+
+Tensor product_quantize(const Tensor& x, const Tensor& books, const std::optional<Tensor>& packed) {
+  Place place(x, "x");
+  place.same(books, "books");
+  const RowsView queries = rows_of(x, "x"), rows = rows_of(books, "books");
+  STD_TORCH_CHECK(books.dim() == 3 && books.size(1) > 0, "vecbank: books must be (P, K, w), got ", shape_of(books));
+  const int64_t parts = books.size(0);
+  STD_TORCH_CHECK(queries.rows.width == parts * rows.rows.width, "vecbank: x ", shape_of(x), " must be ",
+                  parts * rows.rows.width, " wide, like books ", shape_of(books), " side by side");
+  check_mix(queries.rows.dtype, rows.rows.dtype);
+  const Pairing pair{queries, rows, parts, books.size(1), {}};
+  const Tensor given = packed ? *packed : pack(books, static_cast<int64_t>(Metric::sqeuclidean), std::nullopt);
+  const PackView packs(place, given, pair, Metric::sqeuclidean);
+  ProductProblem p;
+  p.queries = queries.rows;
+  for (int64_t b = 0; b < parts; ++b) p.books.push_back({batch_of(rows.rows, parts, b), packs.of(b)});
+  std::vector<int64_t> shape = sizes_of(x);
+  shape.back() = parts;
+  Tensor codes = place.empty(shape, ScalarType::Long);
+  p.codes = static_cast<int64_t*>(codes.mutable_data_ptr());
+  check(cuda::product_quantize(p, place.with_workspace(cuda::product_workspace(p, place.device()))));
+  return codes;
+}
+
 Tensor quantize_backward(const Tensor& grad, const Tensor& x, const Tensor& quantized, const Tensor& scale,
                          int64_t estimator) {
   Place place(x, "x");
@@ -103,6 +159,8 @@ Tensor lookup_dot(const Tensor& x, const Tensor& codes_in, const Tensor& bank) {
 }  // namespace vecbank::ops_cuda
 
 STABLE_TORCH_LIBRARY_IMPL(vecbank, CUDA, m) {
+  m.impl("residual_quantize", TORCH_BOX(&vecbank::ops_cuda::residual_quantize));
+  m.impl("product_quantize", TORCH_BOX(&vecbank::ops_cuda::product_quantize));
   m.impl("quantize_backward", TORCH_BOX(&vecbank::ops_cuda::quantize_backward));
   m.impl("lookup", TORCH_BOX(&vecbank::ops_cuda::lookup));
   m.impl("lookup_dot", TORCH_BOX(&vecbank::ops_cuda::lookup_dot));

@@ -144,6 +144,12 @@ void compare_cascades(const Matrix& x, const std::vector<Matrix>& books, Metric 
   }
 }
 
+template <class... More>
+std::vector<Matrix> list(More... books) {
+  std::vector<Matrix> all;
+  (all.push_back(std::move(books)), ...);
+  return all;
+}
 std::vector<Matrix> books_of(const std::vector<int64_t>& sizes, int64_t d, DType dtype, uint32_t seed,
                              bool odd_strides = false) {
   std::vector<Matrix> books;
@@ -182,35 +188,51 @@ TEST(cuda_residual_hostile_data) {
     for (const Metric metric : kMetrics) compare_cascades(Matrix(xs, d, DType::f32), books, metric, what);
   };
   const Vec<double> xs = normal<double>(n * d, 700), bs = normal<double>(90 * d, 701);
-  all(xs, {Matrix(Vec<double>(static_cast<size_t>(90 * d), 0.5), d, DType::f32), Matrix(bs, d, DType::f32)},
+  all(xs, list(Matrix(Vec<double>(static_cast<size_t>(90 * d), 0.5), d, DType::f32), Matrix(bs, d, DType::f32)),
       "all rows equal");
   Vec<double> grid = xs, grid_book = bs;
   for (double& v : grid) v = std::round(2.0 * v);
   for (double& v : grid_book) v = std::round(2.0 * v);
-  all(grid, {Matrix(grid_book, d, DType::f32), Matrix(grid_book, d, DType::f32)}, "ties");
+  all(grid, list(Matrix(grid_book, d, DType::f32), Matrix(grid_book, d, DType::f32)), "ties");
   all(normal<double>(n * d, 702, 0.01, 1000.0),
-      {Matrix(normal<double>(90 * d, 703, 0.01, 1000.0), d, DType::f32),
-       Matrix(normal<double>(90 * d, 704, 0.01), d, DType::f32)},
+      list(Matrix(normal<double>(90 * d, 703, 0.01, 1000.0), d, DType::f32),
+           Matrix(normal<double>(90 * d, 704, 0.01), d, DType::f32)),
       "1000 +- 0.01");
   Vec<double> broken = bs, broken_x = xs;
   broken[5] = NAN, broken[static_cast<size_t>(d) * 7] = INFINITY, broken[static_cast<size_t>(d) * 9 + 1] = -INFINITY;
   broken_x[static_cast<size_t>(d)] = NAN, broken_x[static_cast<size_t>(2 * d)] = INFINITY;
   for (int64_t i = 0; i < d; ++i) broken_x[static_cast<size_t>(3 * d + i)] = 0.0;
-  all(broken_x, {Matrix(bs, d, DType::f32), Matrix(broken, d, DType::f32)}, "NaN and infinities");
-  all(broken_x, {Matrix(bs, d, DType::f32), Matrix(Vec<double>{}, d, DType::f32), Matrix(bs, d, DType::f32)},
+  all(broken_x, list(Matrix(bs, d, DType::f32), Matrix(broken, d, DType::f32)), "NaN and infinities");
+  all(broken_x, list(Matrix(bs, d, DType::f32), Matrix(Vec<double>{}, d, DType::f32), Matrix(bs, d, DType::f32)),
       "empty book");
   for (const double scale : {1e-42, 1e-25, 1e30, 1e38}) {  // of rows, of books, of both
     Vec<double> sized = xs, sized_book = bs;
     for (double& v : sized) v *= scale;
     for (double& v : sized_book) v *= scale;
-    all(sized, {Matrix(sized_book, d, DType::f32), Matrix(bs, d, DType::f32)}, "all sizes");
-    all(xs, {Matrix(sized_book, d, DType::f32), Matrix(sized_book, d, DType::f32)}, "sized books");
+    all(sized, list(Matrix(sized_book, d, DType::f32), Matrix(bs, d, DType::f32)), "all sizes");
+    all(xs, list(Matrix(sized_book, d, DType::f32), Matrix(sized_book, d, DType::f32)), "sized books");
   }
   Vec<double> sorted = bs;  // every column beats those before it
   for (int64_t j = 0; j < 90; ++j)
     for (int64_t i = 0; i < d; ++i) sorted[static_cast<size_t>(j * d + i)] = static_cast<double>(j) * 0.01 + 0.001 * i;
-  all(xs, {Matrix(sorted, d, DType::f32)}, "sorted");
-  all({}, {Matrix(bs, d, DType::f32)}, "no rows");
+  all(xs, list(Matrix(sorted, d, DType::f32)), "sorted");
+  all({}, list(Matrix(bs, d, DType::f32)), "no rows");
+}
+
+// Rounding at its worst: the best column loses half a unit with every coordinate (ties to even), the second gains as
+// much. Half the proven bound would let the wrong one win.
+TEST(cuda_residual_rounding_at_its_worst) {
+  const int64_t d = 200, m = 40;
+  Vec<double> xs(static_cast<size_t>(d), 0x1p-12), bs = normal<double>(m * d, 720, 0.05);
+  xs[0] = 1.0;
+  for (int64_t j = 0; j < m; ++j) bs[static_cast<size_t>(j * d)] = j % 2 ? -0.5 : 0.5;
+  double *best = bs.data() + 30 * d, *second = bs.data() + 7 * d;
+  best[0] = second[0] = 1.0;
+  for (int64_t k = 1; k < d; ++k) best[k] = 0x1p-12, second[k] = k < 190 ? 0x1p-12 * (1.0 + 0x1p-20) : 0.0;
+  const Matrix x(xs, d, DType::f32);
+  const std::vector<Matrix> books = list(Matrix(bs, d, DType::f32));
+  CHECK(cascade_on_cpu(x, books, Metric::dot).codes[0] == 30);
+  compare_cascades(x, books, Metric::dot, "rounding");
 }
 
 TEST(cuda_residual_counts_and_bad_packs) {
