@@ -41,11 +41,12 @@ VB_INLINE float lower_bound(float upper, float norm, double r, double start_per_
   return round_down(static_cast<double>(upper) - 2.0 * gap);
 }
 
-// The same for a row whose columns are in registers, without float64 a column: the largest of upper - gap over them,
-// gap at least 2 (norm r + start_per_r2 r^2) in float32, loses what all rows lose alike. One rounding of gap's factors
-// each, their product and sum are four; the subtraction before and the two here are three of |best| and one of
-// `slacks`.
-constexpr float kGapInflation = 1.0f + 0x1p-20f;
+// The same for a row whose columns are in registers, without float64 for each. A column loses column_gap, whose few
+// roundings the last factor covers; the largest that remains, less what all columns lose alike, is the row's floor:
+// |best| pays for its own rounding and the two here, twice_above() for the other half of the last.
+VB_INLINE float column_gap(float twice_norm, float r, float twice_start_per_r2) {
+  return r * (twice_norm + twice_start_per_r2 * r) * (1.0f + 0x1p-20f);
+}
 VB_INLINE float twice_above(double slack) { return above(2.0 * slack * (1.0 + 0x1p-20)); }
 VB_INLINE float row_floor(float best, float twice_slack) { return best - std::fabs(best) * 0x1p-22f - twice_slack; }
 

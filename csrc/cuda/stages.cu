@@ -35,7 +35,7 @@ struct Block {  // shared memory; after kStageFixed bytes come rest[width][kRest
   Entry best[kGroups];
   const float* panels[2][kTilePanels];  // of this tile and the one before
   int firsts[2][kTilePanels];
-  unsigned long long refined, repeated;
+  unsigned long long asked, refined, repeated;
 };
 static_assert(sizeof(Block) <= kStageFixed);
 
@@ -146,18 +146,17 @@ __device__ __forceinline__ void multiply_rest(const float* rest, const float* ce
 __device__ __forceinline__ void screen_book(const Stages& a, const Stage& book, const float* rest, const float* centre,
                                             Block& b) {
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-  const float twice_start = 2.0f * above(start_bound_per_r2(a.metric, a.width)) * kGapInflation;
-  float thresholds[kRowSide], twice_norms[kRowSide];
+  const float twice_start = 2.0f * above(start_bound_per_r2(a.metric, a.width));
+  float thresholds[kRowSide];
 #pragma unroll
-  for (int i = 0; i < kRowSide; ++i) {
-    thresholds[i] = b.thresholds[ty * kRowSide + i];
-    twice_norms[i] = 2.0f * b.norms[ty * kRowSide + i] * kGapInflation;
-  }
+  for (int i = 0; i < kRowSide; ++i) thresholds[i] = b.thresholds[ty * kRowSide + i];
   int turn = 0;
-  for (int64_t slot = 0; slot < book.schedule.panels; slot += kTilePanels, turn ^= 1) {
+  const int panels = static_cast<int>(book.schedule.panels);  // of at most 2^31 rows
+  for (int slot = 0; slot < panels; slot += kTilePanels, turn ^= 1) {
     if (threadIdx.x < kTilePanels) {
-      const int64_t at = slot + threadIdx.x, panel = book.schedule.panel(at);
-      b.panels[turn][threadIdx.x] = at < book.schedule.panels ? book.panels + panel * (a.width + 3) * kPanel : nullptr;
+      const int at = slot + static_cast<int>(threadIdx.x);
+      const int64_t panel = book.schedule.panel(at);
+      b.panels[turn][threadIdx.x] = at < panels ? book.panels + panel * (a.width + 3) * kPanel : nullptr;
       b.firsts[turn][threadIdx.x] = static_cast<int>(panel * kPanel);
     }
     __syncthreads();
@@ -175,20 +174,21 @@ __device__ __forceinline__ void screen_book(const Stages& a, const Stage& book, 
     }
     multiply_rest(rest, centre, bank, book, a.width, b, acc);
 
-    float bounds[S::kSide], starts[S::kSide];  // of the gap between a column's upper and lower bound
+    float bounds[S::kSide];
 #pragma unroll
     for (int j = 0; j < S::kSide; ++j) {
       const int column = S::spread(j, tx);
       const float* panel = b.panels[turn][column / kPanel];
       bounds[j] = panel != nullptr ? panel[(a.width + 1) * kPanel + column % kPanel] : 0.0f;
-      starts[j] = twice_start * bounds[j] * bounds[j];
     }
 #pragma unroll
     for (int i = 0; i < kRowSide; ++i) {
+      const int r = ty * kRowSide + i;
+      const float twice_norm = 2.0f * b.norms[r];
       float best = -HUGE_VALF, most = -HUGE_VALF;
 #pragma unroll
       for (int j = 0; j < S::kSide; ++j) {
-        const float gap = fused(twice_norms[i], bounds[j], starts[j]);
+        const float gap = column_gap(twice_norm, bounds[j], twice_start);
         const float lower = acc[i][j] < HUGE_VALF ? acc[i][j] - gap : -HUGE_VALF;  // a special column promises nothing
         best = lower > best ? lower : best;
         most = acc[i][j] > most ? acc[i][j] : most;
@@ -198,7 +198,6 @@ __device__ __forceinline__ void screen_book(const Stages& a, const Stage& book, 
         const float other = __shfl_xor_sync(kAllLanes, best, step);
         best = other > best ? other : best;
       }
-      const int r = ty * kRowSide + i;
       best = row_floor(best, b.slacks[r]);
       thresholds[i] = best > thresholds[i] ? best : thresholds[i];
       if (most < thresholds[i] || !(thresholds[i] < HUGE_VALF)) continue;
@@ -348,14 +347,14 @@ __global__ void __launch_bounds__(kThreads, 2) stages_kernel(const __grid_consta
   Block& b = *reinterpret_cast<Block*>(shared_memory());
   float* rest = reinterpret_cast<float*>(shared_memory() + kStageFixed);
   float* centre = rest + a.width * kRestLine;
-  const int64_t begin = Cascade ? 0 : blockIdx.y, end = Cascade ? a.count : begin + 1;
-  if (threadIdx.x == 0) b.refined = b.repeated = 0;
-  int64_t asked = 0;
-  for (int64_t first = int64_t{blockIdx.x} * kStageRows; first < a.x.count; first += int64_t{gridDim.x} * kStageRows) {
-    load_rows(a, first, Cascade ? 0 : begin * a.width, rest);
+  const int begin = Cascade ? 0 : static_cast<int>(blockIdx.y), end = Cascade ? static_cast<int>(a.count) : begin + 1;
+  if (threadIdx.x == 0) b.asked = b.refined = b.repeated = 0;
+  for (unsigned tile = blockIdx.x; int64_t{tile} * kStageRows < a.x.count; tile += gridDim.x) {
+    const int64_t first = int64_t{tile} * kStageRows;
+    load_rows(a, first, begin * a.width, rest);
     if (threadIdx.x < kStageRows) b.codes[threadIdx.x] = first + threadIdx.x < a.x.count ? 0 : -1;
     __syncthreads();
-    for (int64_t s = begin; s < end; ++s) {
+    for (int s = begin; s < end; ++s) {
       const Stage& book = a.books[s];
       if (book.bank.count > 0) {
         begin_screen(a, book, rest, centre, b);
@@ -367,13 +366,17 @@ __global__ void __launch_bounds__(kThreads, 2) stages_kernel(const __grid_consta
         __syncthreads();
       }
       write_codes(a, s, first, b);
-      if constexpr (Cascade) subtract(a, book, s, first == int64_t{blockIdx.x} * kStageRows, rest, b);
+      if constexpr (Cascade) subtract(a, book, s, tile == blockIdx.x, rest, b);
       __syncthreads();
     }
     if constexpr (Cascade) write_total(a, first);
-    asked += (end - begin) * (a.x.count - first < kStageRows ? a.x.count - first : kStageRows);
+    if (threadIdx.x == 0)
+      b.asked += static_cast<unsigned long long>(a.x.count - first < kStageRows ? a.x.count - first : kStageRows) *
+                 (end - begin);
   }
-  if (threadIdx.x == 0) count_work(a.state, asked, static_cast<int64_t>(b.refined), static_cast<int64_t>(b.repeated));
+  if (threadIdx.x == 0)
+    count_work(a.state, static_cast<int64_t>(b.asked), static_cast<int64_t>(b.refined),
+               static_cast<int64_t>(b.repeated));
 }
 
 // ---- Books ---------------------------------------------------------------------------------------------------------

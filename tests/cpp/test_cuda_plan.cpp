@@ -108,8 +108,7 @@ TEST(cuda_row_floor_is_below_every_lower_bound) {
     const float r = static_cast<float>(screen_unit(d) * std::exp2(exponent(random)));
     const float upper = size * static_cast<float>(std::exp2(exponent(random)));
     const double c = start_bound_per_r2(metric, d), slack = i % 3 ? std::exp2(exponent(random) - 60.0) : 0x1p-100;
-    const float start = 2.0f * above(c) * cuda::kGapInflation * r * r;
-    const float gap = std::fma(2.0f * norm * cuda::kGapInflation, r, start);
+    const float gap = cuda::column_gap(2.0f * norm, r, 2.0f * above(c));
     const float floor = cuda::row_floor(upper - gap, cuda::twice_above(slack));
     const double exact = static_cast<double>(upper) - 2.0 * (static_cast<double>(norm) * r + c * r * r + slack);
     CHECK(static_cast<double>(floor) <= exact);
