@@ -146,7 +146,7 @@ def rotated_gradient(grad: Tensor, source: Tensor, target: Tensor) -> Tensor:
 
 
 def quantize_backward_by_torch(grad: Tensor, x: Tensor, quantized: Tensor, scale: Tensor, estimator: int) -> Tensor:
-    """`quantize_backward` as a formula, for tests: what the estimator passes on of `grad`, plus ``scale (x - quantized)``."""
+    """`quantize_backward` as a formula, for tests: the estimator of `grad`, plus ``scale (x - quantized)``."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     passed = (x.to(wide) - quantized.to(wide)) * scale.to(wide)
     if estimator == ESTIMATORS["rotation"]:
