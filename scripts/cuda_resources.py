@@ -17,7 +17,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("80", "86", "89", "90a", "100")
-HOT = {"screen_kernel", "mma_kernel", "store_kernel<float>", "store_kernel<double>", "refine_kernel"}
+HOT = {
+    *("screen_kernel", "mma_kernel", "store_kernel<float>", "store_kernel<double>", "refine_kernel"),
+    *("stages_kernel<cascade>", "stages_kernel<parts>", "pass_back_kernel<float>"),
+}
 FUNCTION = re.compile(r"(?:Function properties for|Compiling entry function) '?(\S+?)'?(?: for .*)?$")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 SHARED = """
@@ -27,6 +30,7 @@ SHARED = """
 | mma_kernel | 256 | 35,456 bytes, likewise |
 | store_kernel | 256, at least 2 blocks an SM | 36,864 bytes |
 | compact_kernel | 128 | 16 bytes a candidate + 16: 4 KiB for k up to 32, 64 KiB for k 512 and up |
+| stages_kernel | 256, at least 2 blocks an SM where they fit | 40 KiB + 264 bytes a coordinate: 73 KiB for d 128 |
 | refine_kernel | 128 | 16 bytes a candidate + 12: 1 to 64 KiB |
 | refine_all_kernel, merge_kernel | 256 | 16 bytes an entry + 4: 8 to 64 KiB |
 | write_bank_panels, write_query_panels | 256 | about 1.5 KiB (float), 2.6 KiB (double) |
@@ -40,11 +44,11 @@ def short_name(mangled: str) -> str | None:
     """The kernel's own name; None for functions that are not ours."""
     if "3cub" in mangled or "cub17" in mangled:
         return None
-    names = r"\d+([a-z_]+_kernel|frame_[a-z]+|write_[a-z]+_panels|keep_survivors)(I[df]E)?"
+    names = r"\d+([a-z_]+_kernel|frame_[a-z]+|write_[a-z]+_panels|keep_survivors)(I(?:d|f|Lb[01])E)?"
     match = re.search(names, mangled)
     if match is None:
         return None
-    suffix = {"IfE": "<float>", "IdE": "<double>"}.get(match[2] or "", "")
+    suffix = {"IfE": "<float>", "IdE": "<double>", "ILb0E": "<parts>", "ILb1E": "<cascade>"}.get(match[2] or "", "")
     return match[1] + suffix
 
 

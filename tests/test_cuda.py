@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from cases import TABLE, build
-from helpers import assert_same, gauss, run
+from helpers import FLOATS, assert_same, gauss, run
 
 import vecbank
 from vecbank import _cuda
+from vecbank._codes import ESTIMATORS
 
 REASON = "no GPU" if not torch.cuda.is_available() else _cuda.reason
 gpu = pytest.mark.skipif(REASON is not None, reason=f"CUDA kernels cannot run here: {REASON}")
@@ -108,6 +109,77 @@ def test_gradients_are_deterministic_and_close_to_the_cpu() -> None:
         assert_same(answers[1], answers[2])
         for ours, theirs in zip(answers[1], answers[0], strict=True):
             torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-4, atol=1e-4)
+
+
+@gpu
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("metric", vecbank.METRICS)
+@pytest.mark.parametrize("n,d", [(1, 128), (700, 33), (5000, 128), (300, 900)])
+def test_residual_quantize_equals_the_cpu(n: int, d: int, metric: str, dtype: torch.dtype) -> None:
+    """On the chip, and stage by stage where the rows are too wide or the books float64."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x, books = (
+        gauss(n, d, dtype=dtype),
+        [gauss(m, d, dtype=wide, seed=m) / (i + 1) for i, m in enumerate((300, 1, 1024))],
+    )
+    books[2][500:] = books[2][:524].clone()  # ties
+    x[n // 2, 0] = torch.nan
+    want = vecbank.residual_quantize(x, books, metric)
+    banks = [vecbank.Bank(b.cuda(), metric=metric) for b in books]
+    for got in (
+        vecbank.residual_quantize(x.cuda(), [b.cuda() for b in books], metric),
+        vecbank.residual_quantize(x.cuda(), banks, metric),
+    ):
+        assert_same((got.quantized, got.codes), (want.quantized, want.codes))
+        torch.testing.assert_close(got.losses.cpu(), want.losses, rtol=1e-6, atol=1e-9, equal_nan=True)
+    _cuda.check()
+
+
+@gpu
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("parts,w", [(1, 40), (16, 8), (5, 3)])
+def test_product_quantize_equals_the_cpu(parts: int, w: int, dtype: torch.dtype) -> None:
+    books = gauss(parts, 256, w, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    books[:, 200] = books[:, 4]
+    x = gauss(1100, 2 * parts * w, dtype=dtype)[:, : parts * w]  # a view with gaps
+    x[7, 0] = torch.nan
+    assert_same(vecbank.pq_encode(x.cuda(), books.cuda()), vecbank.pq_encode(x, books))
+    _cuda.check()
+
+
+@gpu
+def test_cascades_can_be_captured_and_keep_to_the_workspace() -> None:
+    x, books = gauss(40000, 64).cuda(), [gauss(1024, 64, seed=s).cuda() for s in range(4)]
+
+    def op() -> tuple[torch.Tensor, ...]:
+        return tuple(torch.ops.vecbank.residual_quantize(x, books, packs, vecbank.METRICS["l2"]))
+
+    packs = [torch.ops.vecbank.pack(b, vecbank.METRICS["l2"]) for b in books]
+    want = op()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    op()
+    own = sum(t.numel() * t.element_size() for t in want)
+    assert torch.cuda.max_memory_allocated() - before - own <= (64 << 20) + 4096
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = op()
+    graph.replay()
+    assert_same(captured, want)
+
+
+@gpu
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_quantize_backward_equals_the_cpu(dtype: torch.dtype, estimator: str) -> None:
+    data = [gauss(300, 67, dtype=dtype, seed=seed) for seed in range(3)]
+    data[1][5] = 0
+    want = torch.ops.vecbank.quantize_backward(*data, torch.tensor(0.3), ESTIMATORS[estimator])
+    got = torch.ops.vecbank.quantize_backward(
+        *(t.cuda() for t in data), torch.tensor(0.3, device="cuda"), ESTIMATORS[estimator]
+    )
+    assert_same(got, want, str(dtype))
 
 
 @gpu

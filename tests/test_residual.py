@@ -163,8 +163,7 @@ def test_errors(call, text: str) -> None:  # type: ignore[no-untyped-def]
         call(gauss(5, 4), books_of((6, 7), 4))
 
 
-def test_stage_by_stage_kernel_is_the_same(device: str) -> None:
-    """What CUDA tensors get, on any device."""
+def test_stage_by_stage_is_the_same(device: str) -> None:
     x, books = gauss(300, 12).to(device), [b.to(device) for b in books_of((30, 1, 20), 12)]
     x[5, 3] = torch.nan
     for code in (0, 1, 2):

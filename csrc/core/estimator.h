@@ -1,6 +1,8 @@
 // What a quantising step passes back to its input.
 #pragma once
 
+#include <cmath>
+
 #include "types.h"
 
 namespace vecbank {
@@ -19,5 +21,49 @@ struct PassBackProblem {
 };
 
 Status pass_back(const PassBackProblem& problem, const Parallel& parallel);
+
+// ---- The formula, once for host and device; A is float64 for float64 rows, else float32. Sums over a row run in eight
+// lanes, coordinate k in lane k mod 8, each ascending; then ((0+4)+(1+5))+((2+6)+(3+7)).
+
+template <class A>
+struct RotationSums {
+  A x = 0, t = 0, g_x = 0, g_t = 0;  // |x|^2, |t|^2, g.x, g.t
+  VB_INLINE void add(A grad, A source, A target) {
+    x += source * source;
+    t += target * target;
+    g_x += grad * source;
+    g_t += grad * target;
+  }
+};
+
+template <class A>
+VB_INLINE A inverse_unit(A squares) {  // norms below 1e-6 count as that
+  const A norm = std::sqrt(squares), floor = static_cast<A>(1e-6);
+  return 1 / (norm < floor ? floor : norm);
+}
+
+// What a coordinate adds to |u + q|^2.
+template <class A>
+VB_INLINE A bisector_term(A x, A t, A inverse_x, A inverse_t) {
+  const A w = x * inverse_x + t * inverse_t;
+  return w * w;
+}
+
+// With u, q the unit vectors of x and t, and w that of u + q: R = I - 2 w w' + 2 q u' turns u into q, s = |t| / |x|;
+// R's transpose sends g to s (g - 2 (w.g) w + 2 (q.g) u) = s (g + a x - b t). Source: Fifty et al., 2025.
+template <class A>
+struct Rotation {
+  A g, x, t;  // out = g * grad + x * source + t * target
+  VB_INLINE A operator()(A grad, A source, A target) const { return g * grad + (x * source + t * target); }
+};
+
+template <class A>
+VB_INLINE Rotation<A> rotation_of(const RotationSums<A>& sums, A bisector_squares) {
+  const A inverse_x = inverse_unit(sums.x), inverse_t = inverse_unit(sums.t);
+  const A inverse_w = inverse_unit(bisector_squares);
+  const A along_u = sums.g_x * inverse_x, along_q = sums.g_t * inverse_t;
+  const A along_w = 2 * (along_u + along_q) * inverse_w * inverse_w, size = std::sqrt(sums.t) * inverse_x;
+  return {size, (2 * along_q - along_w) * inverse_x * size, -along_w * inverse_t * size};
+}
 
 }  // namespace vecbank

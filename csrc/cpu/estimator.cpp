@@ -2,7 +2,6 @@
 #include "../core/estimator.h"
 
 #include <algorithm>
-#include <cmath>
 #include <type_traits>
 
 #include "../core/half.h"
@@ -12,7 +11,6 @@ namespace vecbank {
 namespace {
 
 constexpr int64_t kLanes = 8;
-constexpr double kFloor = 1e-6;  // norms below this count as this
 
 // f(k) summed over k < width, in an order that depends on the width alone; Count sums at once.
 template <class A, int Count, class F>
@@ -36,34 +34,18 @@ void sum_over(int64_t width, A (&sums)[Count], F&& f) {
   }
 }
 
-// With u, q the unit vectors of x and t, and w that of u + q: R = I - 2 w w' + 2 q u' turns u into q, s = |t| / |x|;
-// R's transpose sends g to s (g - 2 (w.g) w + 2 (q.g) u) = s (g + a x - b t). Source: Fifty et al., 2025.
 template <class A>
-struct Rotation {
-  A g, x, t;  // out = g * grad + x * source + t * target
-};
-
-template <class A>
-Rotation<A> rotation_of(const A* g, const A* x, const A* t, int64_t width) {
-  A sums[4];
+Rotation<A> rotation_of_row(const A* g, const A* x, const A* t, int64_t width) {
+  A sums[4], bisector[1];
   sum_over(width, sums, [=](int64_t k, A* s) {
     s[0] = x[k] * x[k];
     s[1] = t[k] * t[k];
     s[2] = g[k] * x[k];
     s[3] = g[k] * t[k];
   });
-  const A norm_t = std::sqrt(sums[1]);
-  const A inverse_x = 1 / std::max(std::sqrt(sums[0]), static_cast<A>(kFloor));
-  const A inverse_t = 1 / std::max(norm_t, static_cast<A>(kFloor));
-  A bisector[1];
-  sum_over(width, bisector, [=](int64_t k, A* s) {
-    const A w = x[k] * inverse_x + t[k] * inverse_t;
-    s[0] = w * w;
-  });
-  const A inverse_w = 1 / std::max(std::sqrt(bisector[0]), static_cast<A>(kFloor));
-  const A along_u = sums[2] * inverse_x, along_q = sums[3] * inverse_t;
-  const A along_w = 2 * (along_u + along_q) * inverse_w * inverse_w, size = norm_t * inverse_x;
-  return {size, (2 * along_q - along_w) * inverse_x * size, -along_w * inverse_t * size};
+  const A inverse_x = inverse_unit(sums[0]), inverse_t = inverse_unit(sums[1]);
+  sum_over(width, bisector, [=](int64_t k, A* s) { s[0] = bisector_term(x[k], t[k], inverse_x, inverse_t); });
+  return rotation_of<A>({sums[0], sums[1], sums[2], sums[3]}, bisector[0]);
 }
 
 template <class S>
@@ -89,8 +71,8 @@ void pass_rows(const PassBackProblem& p, int64_t first, int64_t last, void* scra
       case Estimator::none: write([](int64_t) { return A{0}; }); break;
       case Estimator::straight: write([=](int64_t k) { return g[k]; }); break;
       case Estimator::rotation: {
-        const Rotation<A> f = rotation_of(g, x, t, d);
-        write([=](int64_t k) { return f.g * g[k] + (f.x * x[k] + f.t * t[k]); });
+        const Rotation<A> f = rotation_of_row(g, x, t, d);
+        write([=](int64_t k) { return f(g[k], x[k], t[k]); });
       }
     }
   }

@@ -2,8 +2,10 @@
 // null back. No CUDA header is needed to include this. Nothing here synchronises with the device, except where said.
 #pragma once
 
+#include "../core/estimator.h"
 #include "../core/lookup.h"
 #include "../core/problem.h"
+#include "../core/residual.h"
 
 namespace vecbank::cuda {
 
@@ -42,6 +44,8 @@ int64_t pack_workspace();
 int64_t segment_sum_workspace(int64_t codes, int64_t segments);
 int64_t pair_workspace(int64_t pairs, int64_t segments);
 int64_t quantize_loss_workspace(int64_t rows);
+int64_t residual_workspace(const ResidualProblem& problem, const Device& device);
+int64_t product_workspace(const ProductProblem& problem, const Device& device);
 
 int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biased = false);  // the layout of core/pack.h
 Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device, const double* bias = nullptr);
@@ -55,6 +59,12 @@ Error lookup(const LookupProblem& problem, const Device& device);
 Error lookup_dot(const LookupDotProblem& problem, const Device& device);
 Error segment_sum(const SegmentSumProblem& problem, const Device& device);
 Error pair_gradients(const PairProblem& problem, const Device& device);
+// As the CPU's, but the scale is one number in device memory; the problem's own is not read.
+Error pass_back(const PassBackProblem& problem, const void* scale, DType scale_dtype, const Device& device);
+// As the CPU's, but the losses (mean squares, in the books' dtype) go to device memory, one a stage, and the problem's
+// own sums stay unset. Books that have rows come with their packs, which are checked as search()'s is.
+Error residual_quantize(const ResidualProblem& problem, void* losses, const Device& device);
+Error product_quantize(const ProductProblem& problem, const Device& device);
 // As the CPU's, but the mean goes to device memory, in `dtype` (f32 or f64), and the problem's own sums stay unset.
 Error quantize_loss(const QuantizeLossProblem& problem, void* mean, DType dtype, const Device& device);
 

@@ -1,23 +1,13 @@
 // Gathers, deterministic scatter-adds, and the gradients of selected pairs. Scatter-adds sort the codes and walk each
 // segment in ascending order of position: float64 sums, rounded once, no float atomics, the same bits every time. A
 // code out of range is never read: its row becomes NaN (or is left out of sums) and a sticky flag tells the host.
-#include "kernels.h"
+#include "rows.cuh"
 #include "sort.h"
 
 namespace vecbank::cuda {
 namespace {
 
 constexpr int kRowThreads = 128;
-
-__device__ __forceinline__ double element_of(const void* data, DType dtype, int64_t i) {
-  return with_dtype(dtype, [&](auto type) { return widened(static_cast<decltype(type)>(data)[i]); });
-}
-__device__ __forceinline__ double at(const Rows& rows, int64_t i, int64_t k) {
-  return element_of(row_of(rows, i), rows.dtype, k * rows.col_stride);
-}
-__device__ __forceinline__ void store(double value, void* out, DType dtype, int64_t i) {
-  with_dtype(dtype, [&](auto type) { narrow(value, static_cast<Element<decltype(type)>*>(out) + i); });
-}
 
 // ---- lookup
 // ----------------------------------------------------------------------------------------------------------
@@ -267,22 +257,8 @@ struct LossArgs {
   double* squares;  // [blocks]
   int64_t* valid;   // [blocks]
   int64_t blocks;
-  void* mean;
-  DType dtype;
 };
 constexpr int kLossRows = 256;  // of a block; fixed, like everything about the order of these sums
-
-// Sums over the block in a fixed tree; thread 0 gets them. Shared memory: one of each per thread.
-__device__ void block_sums(double* squares, int64_t* valid) {
-  for (int gap = kThreads / 2; gap > 0; gap /= 2) {
-    __syncthreads();
-    if (static_cast<int>(threadIdx.x) < gap) {
-      squares[threadIdx.x] = add_rn(squares[threadIdx.x], squares[threadIdx.x + gap]);
-      valid[threadIdx.x] += valid[threadIdx.x + gap];
-    }
-  }
-  __syncthreads();
-}
 
 __global__ void __launch_bounds__(kThreads) loss_kernel(const LossArgs a) {
   const QuantizeLossProblem& p = a.p;
@@ -317,18 +293,24 @@ __global__ void __launch_bounds__(kThreads) loss_kernel(const LossArgs a) {
   }
 }
 
-__global__ void __launch_bounds__(kThreads) mean_kernel(const LossArgs a) {  // one block
+constexpr int64_t kSumsBytes = kThreads * static_cast<int64_t>(sizeof(double) + sizeof(int64_t));
+
+// A block per mean.
+__global__ void __launch_bounds__(kThreads) mean_kernel(const Means a) {
   double* squares = reinterpret_cast<double*>(shared_memory());
   int64_t* valid = reinterpret_cast<int64_t*>(squares + kThreads);
-  double sum = 0.0;
-  int64_t rows = 0;
-  for (int64_t i = threadIdx.x; i < a.blocks; i += kThreads) sum = add_rn(sum, a.squares[i]), rows += a.valid[i];
-  squares[threadIdx.x] = sum;
-  valid[threadIdx.x] = rows;
-  block_sums(squares, valid);
-  if (threadIdx.x != 0) return;
-  const double count = static_cast<double>(valid[0]) * static_cast<double>(a.p.x.width);
-  store(valid[0] == 0 ? 0.0 : squares[0] / count, a.mean, a.dtype, 0);
+  for (int64_t m = blockIdx.x; m < a.count; m += gridDim.x) {
+    double sum = 0.0;
+    int64_t rows = 0;
+    for (int64_t i = threadIdx.x; i < a.parts; i += kThreads)
+      sum = add_rn(sum, a.squares[m * a.parts + i]), rows += a.valid[m * a.parts + i];
+    squares[threadIdx.x] = sum;
+    valid[threadIdx.x] = rows;
+    block_sums(squares, valid);
+    const double count = static_cast<double>(valid[0]) * static_cast<double>(a.width);
+    if (threadIdx.x == 0) store(valid[0] == 0 ? 0.0 : squares[0] / count, a.out, a.dtype, m);
+    __syncthreads();
+  }
 }
 
 Error too_small() { return "the workspace is smaller than what was asked for"; }
@@ -390,14 +372,17 @@ int64_t quantize_loss_workspace(int64_t rows) {
 }
 
 Error quantize_loss(const QuantizeLossProblem& p, void* mean, DType dtype, const Device& device) {
-  LossArgs a{p, nullptr, nullptr, ceil_div(p.x.count, kLossRows), mean, dtype};
+  LossArgs a{p, nullptr, nullptr, ceil_div(p.x.count, kLossRows)};
   Arena arena(device.workspace);
   a.squares = arena.take<double>(a.blocks);
   a.valid = arena.take<int64_t>(a.blocks);
   if (arena.used() > device.workspace_bytes) return too_small();
-  const int64_t shared = kThreads * static_cast<int64_t>(sizeof(double) + sizeof(int64_t));
-  VB_TRY(launch(loss_kernel, grid_for(a.blocks), kThreads, shared, device, a));
-  return launch(mean_kernel, dim3(1), kThreads, shared, device, a);
+  VB_TRY(launch(loss_kernel, grid_for(a.blocks), kThreads, kSumsBytes, device, a));
+  return means({a.squares, a.valid, 1, a.blocks, p.x.width, mean, dtype}, device);
+}
+
+Error means(const Means& a, const Device& device) {
+  return launch(mean_kernel, grid_for(a.count), kThreads, kSumsBytes, device, a);
 }
 
 }  // namespace vecbank::cuda

@@ -123,4 +123,15 @@ struct RefineAll {
 };
 Error refine_all(const RefineAll& args, const Device& device);
 
+// ---- codebook.cu ---------------------------------------------------------------------------------------------------
+
+struct Means {
+  const double* squares;  // [count][parts]: sums over rows of `width` numbers,
+  const int64_t* valid;   // [count][parts]: of which there were so many
+  int64_t count, parts, width;
+  void* out;  // [count]; 0 where there was no row
+  DType dtype;
+};
+Error means(const Means& args, const Device& device);
+
 }  // namespace vecbank::cuda

@@ -144,8 +144,6 @@ __global__ void __launch_bounds__(kThreads) frame_finish(const FrameArgs a) {
 // ---- Bank panels
 // -----------------------------------------------------------------------------------------------------
 
-VB_INLINE double least(double a, double b) { return a < b ? a : b; }
-
 template <class T>
 struct PanelShared {
   T turn[16 * 17];
@@ -224,21 +222,11 @@ __global__ void __launch_bounds__(kPanelThreads) write_bank_panels(const BankPan
 // ---- Query panels
 // ----------------------------------------------------------------------------------------------------
 
-// A pack that the caller handed in is believed only if it says what it must.
-__device__ bool trusted(const QueryPanels& a) {
-  const PackHeader &h = *a.header, &e = a.expected;
-  const Metric metric = static_cast<Metric>(h.metric), wanted = static_cast<Metric>(e.metric);
-  const bool kin = metric == wanted || (is_distance(metric) && is_distance(wanted));  // l2 and sqeuclidean share a pack
-  return h.magic == e.magic && h.rows == e.rows && h.width == e.width && kin && h.dtype == e.dtype &&
-         h.biased == e.biased && h.panels_at == e.panels_at && h.bytes == e.bytes && h.exponent >= -960 &&
-         h.exponent <= 960;
-}
-
 template <class T>
 __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryPanels a) {
   PanelShared<T>& shared = *reinterpret_cast<PanelShared<T>*>(shared_memory());
   const int64_t d = a.queries.width, panels = (a.queries.count + kPanel - 1) / kPanel;
-  const bool good = trusted(a);
+  const bool good = trusted(*a.header, a.expected);
   if (!good && blockIdx.x == 0 && threadIdx.x == 0) atomicAdd(&a.state->bad_codes, 1u);
   const int shift = good ? a.header->exponent : 0;
   const double* centre = good && a.header->centred ? a.centre : nullptr;
@@ -249,21 +237,13 @@ __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryP
     const bool valid = q < a.queries.count;
     T* lines = static_cast<T*>(a.panels) + p * (d + 1) * kPanel;
 
-    // Distances share the bank's frame; similarities keep their own origin and, unless extreme, their own scale.
     Map map;
     if (distance) map = {1.0, centre, ldexp(1.0, shift)};
     const double squares = squares_of(a.queries, q, valid, map);
     const double norm = sqrt(squares);
-    int exponent = shift;
-    if (!distance) {
-      const bool extreme = norm > 0.0 && norm <= kMaxNorm && !(norm >= 0x1p-60 && norm <= kMaxQueryNorm);
-      exponent = extreme && !a.expected.biased ? -ilogb(norm) : 0;  // a bias fixes the scale
-      map.post = ldexp(1.0, exponent);
-    }
-    const double limit = distance            ? least(kMaxQueryNorm, ldexp(kMaxNorm, shift))
-                         : a.expected.biased ? kMaxQueryNorm
-                                             : kMaxNorm;
-    const bool usable = valid && good && norm <= limit;
+    const QueryFrame frame = query_frame(a.metric, norm, shift, a.expected.biased);
+    if (!distance) map.post = ldexp(1.0, frame.exponent);
+    const bool usable = valid && good && frame.usable;
 
     double along_centre = 0.0;  // x . centre, which a dense similarity adds back
     if (valid && a.scale != nullptr && !distance && centre != nullptr)
@@ -277,16 +257,16 @@ __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryP
     if (threadIdx.x % 16 == 0) {
       float rider = 0.0f;  // multiplies the bank's bound line
       if (valid && a.norms != nullptr) {
-        const double packed = norm * (distance ? 1.0 : map.post) * (1.0 + 0x1p-20);
+        const double packed = frame.packed;
         if (usable && a.exact) rider = round_up(packed * a.factor);
         a.norms[q] = rider;
-        a.slacks[q] = usable && a.exact ? query_slack(a.metric, d, exponent, shift).at(packed) : 0.0;
+        a.slacks[q] = usable && a.exact ? query_slack(a.metric, d, frame.exponent, shift).at(packed) : 0.0;
         if (usable && a.exact && a.tensor) a.slacks[q] += tensor_slack(d, packed);
         a.thresholds[q] = usable ? -HUGE_VALF : HUGE_VALF;
         a.counts[q] = usable ? 0 : kGivenUp;
       }
       if (valid && a.scale != nullptr) {
-        const int undo = (distance ? shift : exponent) + shift;
+        const int undo = frame.exponent + shift;
         const bool odd = !usable || (sizeof(T) == 4 && (undo > 120 || undo < -120));
         double scale = 0.0, term = 0.0;
         if (!odd) {

@@ -40,6 +40,31 @@ __device__ __forceinline__ double squares_of(const Rows& rows, int64_t i, bool v
   return sum_of_16(sum);
 }
 
+VB_INLINE double least(double a, double b) { return a < b ? a : b; }
+
+// A pack that the caller handed in is believed only if it says what it must.
+VB_INLINE bool trusted(const PackHeader& h, const PackHeader& e) {
+  const Metric metric = static_cast<Metric>(h.metric), wanted = static_cast<Metric>(e.metric);
+  const bool kin = metric == wanted || (is_distance(metric) && is_distance(wanted));  // l2 and sqeuclidean share a pack
+  return h.magic == e.magic && h.rows == e.rows && h.width == e.width && kin && h.dtype == e.dtype &&
+         h.biased == e.biased && h.panels_at == e.panels_at && h.bytes == e.bytes && h.exponent >= -960 &&
+         h.exponent <= 960;
+}
+
+// How a query meets the bank, whose own power of two is `shift`. Distances share the bank's frame, and `norm` is in it;
+// similarities keep their own origin and, unless extreme, their own scale.
+struct QueryFrame {
+  int exponent;   // power of two on the query
+  double packed;  // at least the norm that the packed query has
+  bool usable;    // false: float32 cannot carry it
+};
+VB_INLINE QueryFrame query_frame(Metric metric, double norm, int shift, bool biased) {
+  if (is_distance(metric)) return {shift, norm * (1.0 + 0x1p-20), norm <= least(kMaxQueryNorm, ldexp(kMaxNorm, shift))};
+  const bool extreme = norm > 0.0 && norm <= kMaxNorm && !(norm >= 0x1p-60 && norm <= kMaxQueryNorm);
+  const int exponent = extreme && !biased ? -ilogb(norm) : 0;  // a bias fixes the scale
+  return {exponent, norm * ldexp(1.0, exponent) * (1.0 + 0x1p-20), norm <= (biased ? kMaxQueryNorm : kMaxNorm)};
+}
+
 // The contract's norm of row `i`, by the eight threads that share it.
 __device__ __forceinline__ double norm_of(const Rows& rows, int64_t i, bool valid) {
   return floored(sqrt(sum_of_8(valid ? self_lane(rows, i, static_cast<int>(threadIdx.x % kLanes)) : 0.0)));

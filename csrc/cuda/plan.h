@@ -41,6 +41,15 @@ VB_INLINE float lower_bound(float upper, float norm, double r, double start_per_
   return round_down(static_cast<double>(upper) - 2.0 * gap);
 }
 
+// The same for a row whose columns are in registers, without float64 for each. A column loses column_gap, whose few
+// roundings the last factor covers; the largest that remains, less what all columns lose alike, is the row's floor:
+// |best| pays for its own rounding and the two here, twice_above() for the other half of the last.
+VB_INLINE float column_gap(float twice_norm, float r, float twice_start_per_r2) {
+  return r * (twice_norm + twice_start_per_r2 * r) * (1.0f + 0x1p-20f);
+}
+VB_INLINE float twice_above(double slack) { return above(2.0 * slack * (1.0 + 0x1p-20)); }
+VB_INLINE float row_floor(float best, float twice_slack) { return best - std::fabs(best) * 0x1p-22f - twice_slack; }
+
 // ---- Tensor cores
 // ------------------------------------------------------------------------------------------------------ ASSUMED, not
 // documented, and measured by no run of ours yet (tests/cuda/accumulation.cu is the program that will): one tensor-core
@@ -134,6 +143,62 @@ inline int64_t range_end(const SearchPlan& plan, int64_t begin, int64_t piece_en
 inline int64_t column_blocks(int64_t row_tiles, int64_t column_tiles, int processors) {
   return std::clamp<int64_t>(ceil_div(4 * processors, std::max<int64_t>(row_tiles, 1)), 1,
                              std::max<int64_t>(column_tiles, 1));
+}
+
+// ---- All stages of a cascade
+// ------------------------------------------------------------------------------------------------
+
+constexpr int kStageRows = 64;                 // of a block
+constexpr int kRestLine = kStageRows + 1;      // a coordinate of all of them; odd, for the banks of shared memory
+constexpr int kListed = 16;                    // candidates of a row
+constexpr int64_t kStageFixed = 40 << 10;      // shared memory whatever the width
+constexpr int64_t kStageSums = 4 << 20;        // bytes of per-block, per-stage sums
+constexpr int64_t kMostStageBlocks = 1 << 16;  // likewise
+constexpr int64_t kStepRows = 1 << 16;         // rows of a chunk that goes stage by stage
+constexpr int64_t kFewColumns = 4096;          // that one block walks without regret when there are few
+
+// What a block may have; a device not known gets what every listed one has.
+inline int64_t shared_limit(int capability) {
+  switch (capability) {
+    case 80:
+    case 87: return 163 << 10;
+    case 90:
+    case 100:
+    case 103: return 227 << 10;
+    default: return 99 << 10;
+  }
+}
+inline int64_t stage_shared(int64_t width) { return kStageFixed + width * (kRestLine + 1) * 4; }
+
+struct StagesPlan {
+  bool on_chip = true;  // all stages in one kernel; else a search a stage
+  int64_t blocks = 1;   // whose sums are kept apart
+  int64_t rows = 0;     // of a chunk, stage by stage
+};
+
+// Books of one width. `cascade`: each on what the one before left over; else side by side.
+inline StagesPlan plan_stages(const Rows& x, const std::vector<PackedBook>& books, bool cascade, const Device& device) {
+  StagesPlan plan;
+  const int64_t stages = static_cast<int64_t>(books.size());
+  const int64_t width = books.empty() ? 0 : books[0].bank.width, tiles = ceil_div(x.count, kStageRows);
+  int64_t longest = 0;
+  for (const PackedBook& book : books) {
+    longest = std::max(longest, book.bank.count);
+    plan.on_chip = plan.on_chip && book.bank.dtype == DType::f32;
+  }
+  // Few blocks over a long book leave the machine idle; a search splits the book.
+  const int64_t at_once = cascade ? tiles : tiles * stages;
+  const bool few = 4 * at_once < device.processors && longest > kFewColumns;
+  plan.on_chip = plan.on_chip && width > 0 && stage_shared(width) <= shared_limit(device.capability) && !few &&
+                 longest < (int64_t{1} << 31) && stages < 65536;
+  const int64_t element = !books.empty() && books[0].bank.dtype == DType::f64 ? 8 : 4;
+  // What is left over, and the rows found, live in the share that a search leaves alone when its bank comes packed.
+  const int64_t most = cascade ? kPieceShare / 2 / std::max<int64_t>(width * element, 1) : kStepRows;
+  plan.rows = std::clamp<int64_t>(most < kStageRows ? most : most / kStageRows * kStageRows, 1, kStepRows);
+  const int64_t affordable = std::max<int64_t>(1, kStageSums / (16 * std::max<int64_t>(stages, 1)));
+  const int64_t rows = plan.on_chip ? x.count : std::min(plan.rows, x.count);
+  plan.blocks = std::min({std::max<int64_t>(1, ceil_div(rows, kStageRows)), affordable, kMostStageBlocks});
+  return plan;
 }
 
 // Hands out pieces of the workspace; on a null base it only counts.

@@ -1,6 +1,6 @@
 // The last word on every answer: float64 scores in the contract's order, sorted by (score, lower index).
 // refine: a row's candidates. refine_all: a row against every bank row, with a list that cannot overflow.
-#include "kernels.h"
+#include "rows.cuh"
 
 namespace vecbank::cuda {
 namespace {
@@ -89,12 +89,6 @@ __device__ void write_ranks(const Result& r, int64_t q, const Entry* list, int64
   }
 }
 
-__device__ __forceinline__ void count_work(const Result& r, int64_t queries, int64_t refined, int64_t repeated) {
-  if (queries != 0) atomicAdd(&r.state->queries, static_cast<unsigned long long>(queries));
-  if (refined != 0) atomicAdd(&r.state->refined, static_cast<unsigned long long>(refined));
-  if (repeated != 0) atomicAdd(&r.state->repeated, static_cast<unsigned long long>(repeated));
-}
-
 // ---- A row's candidates
 // ------------------------------------------------------------------------------------------------
 
@@ -110,7 +104,7 @@ __global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Refine a) 
     if (count > a.capacity) {
       if (threadIdx.x == 0) {
         a.left[atomicAdd(a.left_count, 1)] = static_cast<int32_t>(q);
-        count_work(r, 1, 0, 1);
+        count_work(r.state, 1, 0, 1);
       }
       __syncthreads();
       continue;
@@ -125,7 +119,7 @@ __global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Refine a) 
     __syncthreads();
     const int n = kept[0];
     if (n == 1 && r.values == nullptr && kept[2] == 0) {  // nobody asked for the score
-      if (threadIdx.x == 0) count_work(r, 1, 0, 0);
+      if (threadIdx.x == 0) count_work(r.state, 1, 0, 0);
       write_ranks(r, q, list, 1, 0, r.k);
       __syncthreads();
       continue;
@@ -152,7 +146,7 @@ __global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Refine a) 
     __syncthreads();
     sort_entries(list, size);
     const int64_t found = kept[1] < r.k ? kept[1] : r.k;
-    if (threadIdx.x == 0) count_work(r, 1, n, 0);
+    if (threadIdx.x == 0) count_work(r.state, 1, n, 0);
     write_ranks(r, q, list, found, 0, r.k);
     __syncthreads();
   }
@@ -248,7 +242,7 @@ __global__ void __launch_bounds__(kAllThreads) refine_all_kernel(const RefineAll
     if (threadIdx.x == 0) {
       const int64_t columns = end > begin ? end - begin : 0;
       const bool all = a.left == nullptr;
-      count_work(r, all && blockIdx.y == 0 ? 1 : 0, columns, all && blockIdx.y == 0 ? 1 : 0);
+      count_work(r.state, all && blockIdx.y == 0 ? 1 : 0, columns, all && blockIdx.y == 0 ? 1 : 0);
     }
   }
 }

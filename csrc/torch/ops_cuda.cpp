@@ -1,96 +1,10 @@
 // torch.ops.vecbank.* on CUDA: the same schemas and contracts as ops.cpp, on the current stream of x's device, with a
 // workspace from torch's caching allocator. A library of its own (_C_cuda), loaded only beside a torch with CUDA.
 // Nothing here waits for the device, so every op can be captured into a CUDA graph.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-
-#include <cstdlib>
-#include <cstring>
-
-#include "../cuda/api.h"
-#include "common.h"
+#include "checked_cuda.h"
 
 namespace vecbank::ops_cuda {
 namespace {
-
-using cuda::Device;
-
-void check(cuda::Error error) { STD_TORCH_CHECK(error == nullptr, "vecbank: CUDA: ", error == nullptr ? "" : error); }
-
-cuda::Path wanted_path() {
-  const char* name = std::getenv("VECBANK_CUDA_PATH");
-  if (name == nullptr || *name == 0 || std::strcmp(name, "simt") == 0) return cuda::Path::simt;
-  STD_TORCH_CHECK(std::strcmp(name, "mma") == 0, "vecbank: VECBANK_CUDA_PATH must be simt or mma, got ", name);
-  return cuda::Path::mma;
-}
-
-// The device of an op's first tensor, made current for as long as this lives.
-class Place {
- public:
-  explicit Place(const Tensor& t, const char* name) : Place(t.get_device_index(), t.is_cuda(), name) {}
-
-  void same(const Tensor& t, const char* name) const {
-    STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == index_, "vecbank: ", name,
-                    " must be on the same CUDA device as the other arguments (cuda:", index_, ")");
-  }
-  Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) const {
-    return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), dtype,
-                                std::nullopt, torch::stable::Device(torch::headeronly::DeviceType::CUDA, index_));
-  }
-  // The workspace lives until the next call of this, or the op's end; the allocator knows the stream.
-  const Device& with_workspace(int64_t bytes) {
-    if (bytes > device_.workspace_bytes) {
-      workspace_ = empty({bytes}, ScalarType::Byte);
-      device_.workspace = workspace_->mutable_data_ptr();
-      device_.workspace_bytes = bytes;
-    }
-    return device_;
-  }
-  const Device& device() const { return device_; }
-
- private:
-  Place(int32_t index, bool is_cuda, const char* name) : index_(checked(index, is_cuda, name)), guard_(index) {
-    check(cuda::use_device(index, &device_));
-    device_.path = wanted_path();
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &device_.stream));
-  }
-  static int32_t checked(int32_t index, bool is_cuda, const char* name) {
-    STD_TORCH_CHECK(is_cuda, "vecbank: ", name, " must be on a CUDA device, like the other arguments");
-    return index;
-  }
-  int32_t index_;
-  torch::stable::accelerator::DeviceGuard guard_;
-  Device device_;
-  std::optional<Tensor> workspace_;
-};
-
-char* at(const Tensor& t, int64_t elements, DType dtype) {
-  return static_cast<char*>(t.mutable_data_ptr()) + elements * static_cast<int64_t>(size_of(dtype));
-}
-
-Pairing pair_up(const Place& place, const Tensor& x, const Tensor& bank) {
-  place.same(bank, "bank");
-  return pair_rows(x, bank);
-}
-
-// The pack of each batch. Only its size can be checked here; what it says about itself is checked on the device.
-struct PackView {
-  const char* data = nullptr;
-  int64_t bytes = 0;
-  PackView(const Place& place, const std::optional<Tensor>& pack, const Pairing& pair, Metric metric,
-           bool biased = false) {
-    if (!pack || pair.m == 0) return;
-    place.same(*pack, "pack");
-    bytes = round_up_to(cuda::pack_bytes(pair.m, pair.bank.rows.width, metric, biased), 64);
-    STD_TORCH_CHECK(
-        pack->scalar_type() == ScalarType::Byte && pack->is_contiguous() && pack->numel() == bytes * pair.batches,
-        "vecbank: pack does not belong to a bank of this shape, metric and bias; repack it");
-    data = static_cast<const char*>(pack->const_data_ptr());
-  }
-  const PackHeader* of(int64_t b) const {
-    return data == nullptr ? nullptr : reinterpret_cast<const PackHeader*>(data + b * bytes);
-  }
-};
 
 // One float64 bias per bank row.
 std::optional<Tensor> bias_of(Place& place, const std::optional<Tensor>& bias, const Tensor& bank, Metric metric) {
@@ -110,6 +24,8 @@ const double* data_of(const std::optional<Tensor>& wide) {
   return wide ? static_cast<const double*>(wide->const_data_ptr()) : nullptr;
 }
 
+}  // namespace
+
 Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias) {
   const Metric metric = metric_of(metric_code);
   Place place(bank, "bank");
@@ -127,6 +43,8 @@ Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>
                           static_cast<char*>(out.mutable_data_ptr()) + b * bytes, device, data_of(wide)));
   return out;
 }
+
+namespace {
 
 Tensor project(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed, int64_t metric_code,
                std::optional<ScalarType> out_dtype) {
@@ -275,91 +193,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& 
   return {found.gathered, found.indices, loss, counts, sums};
 }
 
-// ---- Gathers and scatter-adds
-// ------------------------------------------------------------------------------------------
-
-Tensor checked_codes(const Place& place, const Tensor& codes) {
-  place.same(codes, "codes");
-  STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Long, "vecbank: codes must be int64");
-  return dense(codes);
-}
-
-std::optional<Tensor> checked_weights(const Place& place, const std::optional<Tensor>& weights, const Tensor& codes,
-                                      ScalarType dtype) {
-  if (!weights) return std::nullopt;
-  place.same(*weights, "weights");
-  STD_TORCH_CHECK(weights->scalar_type() == dtype, "vecbank: weights must have the dtype of the rows they weigh");
-  STD_TORCH_CHECK(sizes_of(*weights) == sizes_of(codes), "vecbank: weights ", shape_of(*weights),
-                  " must have the shape of codes ", shape_of(codes));
-  return dense(*weights);
-}
-
-Tensor lookup(const Tensor& codes_in, const Tensor& bank, const std::optional<Tensor>& weights_in, int64_t reduce) {
-  Place place(bank, "bank");
-  const Tensor codes = checked_codes(place, codes_in);
-  STD_TORCH_CHECK(bank.dim() == 2, "vecbank: bank must be (M, d), got ", shape_of(bank));
-  STD_TORCH_CHECK(reduce >= 0 && reduce <= 2, "vecbank: reduce must be 0 (none), 1 (sum) or 2 (mean), got ", reduce);
-  STD_TORCH_CHECK(reduce == 0 || codes.dim() >= 1, "vecbank: a reduction needs codes (..., k), got a scalar");
-  const RowsView view = rows_of(bank, "bank");
-  const std::optional<Tensor> weights = checked_weights(place, weights_in, codes, bank.scalar_type());
-  LookupProblem p;
-  p.reduce = static_cast<Reduce>(reduce);
-  std::vector<int64_t> shape = sizes_of(codes);
-  if (p.reduce != Reduce::none) {
-    p.k = shape.back();
-    shape.pop_back();
-  }
-  p.count = 1;
-  for (const int64_t s : shape) p.count *= s;
-  shape.push_back(view.rows.width);
-  Tensor out = place.empty(shape, bank.scalar_type());
-  p.codes = static_cast<const int64_t*>(codes.const_data_ptr());
-  p.bank = view.rows;
-  p.weights = weights ? weights->const_data_ptr() : nullptr;
-  p.out = out.mutable_data_ptr();
-  check(cuda::lookup(p, place.device()));
-  return out;
-}
-
-Tensor segment_sum(const Tensor& src, const Tensor& codes_in, int64_t num_codes,
-                   const std::optional<Tensor>& weights_in) {
-  Place place(src, "src");
-  const Tensor codes = checked_codes(place, codes_in);
-  SegmentSumProblem p;
-  const RowsView view = checked_source(src, codes, &p.k);
-  STD_TORCH_CHECK(num_codes >= 0, "vecbank: num_codes must not be negative, got ", num_codes);
-  const std::optional<Tensor> weights = checked_weights(place, weights_in, codes, src.scalar_type());
-  Tensor out = place.empty({num_codes, view.rows.width}, src.scalar_type());
-  p.codes = static_cast<const int64_t*>(codes.const_data_ptr());
-  p.count = codes.numel();
-  p.segments = num_codes;
-  p.source = view.rows;
-  p.weights = weights ? weights->const_data_ptr() : nullptr;
-  p.weights_dtype = p.out_dtype = view.rows.dtype;
-  p.out = out.mutable_data_ptr();
-  check(cuda::segment_sum(p, place.with_workspace(cuda::segment_sum_workspace(p.count, p.segments))));
-  return out;
-}
-
-Tensor lookup_dot(const Tensor& x, const Tensor& codes_in, const Tensor& bank) {
-  Place place(x, "x");
-  place.same(bank, "bank");
-  const Tensor codes = checked_codes(place, codes_in);
-  LookupDotProblem p;
-  const RowsView view = checked_source(x, codes, &p.k);
-  STD_TORCH_CHECK(bank.dim() == 2, "vecbank: bank must be (M, d), got ", shape_of(bank));
-  const RowsView rows = rows_of(bank, "bank");
-  STD_TORCH_CHECK(view.rows.width == rows.rows.width, "vecbank: x ", shape_of(x), " and bank ", shape_of(bank),
-                  " differ in their last dimension");
-  Tensor out = place.empty(sizes_of(codes), bank.scalar_type());
-  p.codes = static_cast<const int64_t*>(codes.const_data_ptr());
-  p.x = view.rows;
-  p.bank = rows.rows;
-  p.out = out.mutable_data_ptr();
-  check(cuda::lookup_dot(p, place.device()));
-  return out;
-}
-
 std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, const Tensor& bank,
                                          const Tensor& indices_in, int64_t metric) {
   Place place(x, "x");
@@ -402,7 +235,4 @@ STABLE_TORCH_LIBRARY_IMPL(vecbank, CUDA, m) {
   m.impl("nearest", TORCH_BOX(&vecbank::ops_cuda::nearest));
   m.impl("quantize", TORCH_BOX(&vecbank::ops_cuda::quantize));
   m.impl("quantize_train", TORCH_BOX(&vecbank::ops_cuda::quantize_train));
-  m.impl("lookup", TORCH_BOX(&vecbank::ops_cuda::lookup));
-  m.impl("lookup_dot", TORCH_BOX(&vecbank::ops_cuda::lookup_dot));
-  m.impl("segment_sum", TORCH_BOX(&vecbank::ops_cuda::segment_sum));
 }

@@ -1,4 +1,5 @@
-"""Backward passes in plain torch, on blocks of rows so that no N x M or N x d copy is made; and what CUDA runs so too.
+"""Backward passes in plain torch, on blocks of rows so that no N x M or N x d copy is made; and second
+opinions for tests of ops that have kernels.
 
 `project`: three matrix products, and no kernel of ours on any device. Rotation trick: Fifty et al., "Restructuring
 Vector Quantization with the Rotation Trick", ICLR 2025.
@@ -105,7 +106,7 @@ def project_backward(
 def residual_quantize_by_stages(
     x: Tensor, books: list[Tensor], packs: list[Tensor], metric: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The cascade as one `quantize` a stage: what CUDA has until a kernel keeps the residual on the chip."""
+    """`residual_quantize` as one `quantize` a stage, for tests."""
     rest, total, codes, losses = x.to(books[0].dtype), None, [], []
     for s, book in enumerate(books):
         row, code = torch.ops.vecbank.quantize(rest, book, packs[s] if packs else None, metric)
@@ -120,7 +121,7 @@ def residual_quantize_by_stages(
 
 
 def product_quantize_by_parts(x: Tensor, books: Tensor, pack: Tensor | None) -> Tensor:
-    """One `quantize` for all parts, on a copy that puts them one after the other: what CUDA runs so far."""
+    """`product_quantize` as one `quantize` for all parts, on a copy that puts them one after the other, for tests."""
     parts = x.reshape(-1, books.shape[0], books.shape[2]).transpose(0, 1).contiguous()
     codes = torch.ops.vecbank.quantize(parts, books, pack, METRICS["sqeuclidean"])[1]
     return codes.T.reshape(*x.shape[:-1], books.shape[0]).contiguous()
@@ -145,7 +146,7 @@ def rotated_gradient(grad: Tensor, source: Tensor, target: Tensor) -> Tensor:
 
 
 def quantize_backward_by_torch(grad: Tensor, x: Tensor, quantized: Tensor, scale: Tensor, estimator: int) -> Tensor:
-    """`quantize_backward` as a formula: what the estimator passes on of `grad`, plus ``scale (x - quantized)``."""
+    """`quantize_backward` as a formula, for tests: the estimator of `grad`, plus ``scale (x - quantized)``."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     passed = (x.to(wide) - quantized.to(wide)) * scale.to(wide)
     if estimator == ESTIMATORS["rotation"]:
@@ -153,9 +154,3 @@ def quantize_backward_by_torch(grad: Tensor, x: Tensor, quantized: Tensor, scale
     elif estimator == ESTIMATORS["straight"]:
         passed = passed + grad.to(wide)
     return passed.to(x.dtype)
-
-
-# Not as a decorator, which gives the name to nothing: tests call the function.
-torch.library.impl("vecbank::residual_quantize", "CUDA")(residual_quantize_by_stages)
-torch.library.impl("vecbank::quantize_backward", "CUDA")(quantize_backward_by_torch)
-torch.library.impl("vecbank::product_quantize", "CUDA")(product_quantize_by_parts)

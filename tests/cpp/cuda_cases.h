@@ -53,6 +53,7 @@ struct Bench {
 struct Matrix {
   Vec<char> bytes;
   Rows rows;
+  Matrix(Matrix&&) = default;  // a copy's rows would be the original's
   Matrix(const Vec<double>& v, int64_t width, DType dtype, bool odd_strides = false) {
     rows = {nullptr, dtype, width == 0 ? 0 : static_cast<int64_t>(v.size()) / width, width, width, 1};
     const int64_t size = static_cast<int64_t>(size_of(dtype));

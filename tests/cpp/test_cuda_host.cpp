@@ -5,11 +5,14 @@
 #include "cuda_emulator.h"
 
 #include "cuda/codebook.cu"
+#include "cuda/estimator.cu"
 #include "cuda/pack.cu"
 #include "cuda/project.cu"
 #include "cuda/refine.cu"
+#include "cuda/residual.cu"
 #include "cuda/screen.cu"
 #include "cuda/search.cu"
+#include "cuda/stages.cu"
 
 namespace vecbank::cuda {
 
@@ -40,4 +43,4 @@ bool ran(vecbank::cuda::Error error) {
 
 }  // namespace
 
-#include "cuda_cases.h"
+#include "cuda_code_cases.h"

@@ -97,4 +97,51 @@ TEST(cuda_tensor_bound_covers_the_plain_one) {
   }
 }
 
+// The floor that the cascade takes from registers never exceeds the one that the screens compute column by column.
+TEST(cuda_row_floor_is_below_every_lower_bound) {
+  std::mt19937 random(4);
+  std::uniform_real_distribution<double> exponent(-40.0, 40.0), part(-1.0, 1.0);
+  for (int i = 0; i < 200000; ++i) {
+    const int64_t d = 1 + static_cast<int64_t>(random() % 4096);
+    const Metric metric = i % 2 ? Metric::l2 : Metric::dot;
+    const float norm = static_cast<float>(std::exp2(exponent(random))), size = static_cast<float>(part(random));
+    const float r = static_cast<float>(screen_unit(d) * std::exp2(exponent(random)));
+    const float upper = size * static_cast<float>(std::exp2(exponent(random)));
+    const double c = start_bound_per_r2(metric, d), slack = i % 3 ? std::exp2(exponent(random) - 60.0) : 0x1p-100;
+    const float gap = cuda::column_gap(2.0f * norm, r, 2.0f * above(c));
+    const float floor = cuda::row_floor(upper - gap, cuda::twice_above(slack));
+    const double exact = static_cast<double>(upper) - 2.0 * (static_cast<double>(norm) * r + c * r * r + slack);
+    CHECK(static_cast<double>(floor) <= exact);
+    // And it gives little away.
+    CHECK(exact - floor <= 0x1p-18 * (std::fabs(static_cast<double>(upper)) + std::fabs(exact)) + 0x1p-120);
+  }
+}
+
+TEST(cuda_stage_plans_fit) {
+  for (const int capability : {80, 86, 89, 90, 100, 120, 0})
+    for (const int64_t n : {0, 1, 64, 5000, 1 << 20, 1 << 27})
+      for (const int64_t d : {0, 1, 64, 128, 512, 4096, 100000})
+        for (const size_t stages : {size_t{1}, size_t{8}, size_t{300}})
+          for (const int64_t m : {0, 1024, 100000})
+            for (const DType dtype : {DType::f32, DType::f64}) {
+              ResidualProblem p;
+              p.queries = {nullptr, dtype, n, d, d, 1};
+              p.stages.assign(stages, {{nullptr, dtype, m, d, d, 1}, reinterpret_cast<const PackHeader*>(64)});
+              cuda::Device device;
+              device.processors = 132;
+              device.capability = capability;
+              const cuda::StagesPlan plan = cuda::plan_stages(p.queries, p.stages, true, device);
+              CHECK(plan.blocks >= 1 && plan.blocks <= cuda::kMostStageBlocks);
+              CHECK(plan.rows >= 1 && plan.rows <= cuda::kStepRows);
+              if (plan.on_chip) CHECK(dtype == DType::f32 && d > 0 && cuda::stage_shared(d) <= (227 << 10));
+              if (dtype == DType::f32 && d == 128 && m == 1024) CHECK(plan.on_chip);  // everywhere
+              CHECK(cuda::residual_workspace(p, device) <= cuda::kMostWorkspace);
+              ProductProblem q;
+              q.queries = {nullptr, dtype, n, d * static_cast<int64_t>(stages), d * static_cast<int64_t>(stages), 1};
+              q.books = p.stages;
+              CHECK(cuda::product_workspace(q, device) <= cuda::kMostWorkspace);
+            }
+  CHECK(cuda::shared_limit(86) == cuda::shared_limit(0) && cuda::shared_limit(80) < cuda::shared_limit(90));
+}
+
 }  // namespace

@@ -50,4 +50,4 @@ bool ran(vecbank::cuda::Error error) {
 
 }  // namespace
 
-#include "../cpp/cuda_cases.h"
+#include "../cpp/cuda_code_cases.h"

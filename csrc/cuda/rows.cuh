@@ -1,0 +1,36 @@
+// Device code shared by whatever walks rows one by one: their elements, sums over a block, the counters.
+#pragma once
+
+#include "kernels.h"
+
+namespace vecbank::cuda {
+
+__device__ __forceinline__ double element_of(const void* data, DType dtype, int64_t i) {
+  return with_dtype(dtype, [&](auto type) { return widened(static_cast<decltype(type)>(data)[i]); });
+}
+__device__ __forceinline__ double at(const Rows& rows, int64_t i, int64_t k) {
+  return element_of(row_of(rows, i), rows.dtype, k * rows.col_stride);
+}
+__device__ __forceinline__ void store(double value, void* out, DType dtype, int64_t i) {
+  with_dtype(dtype, [&](auto type) { narrow(value, static_cast<Element<decltype(type)>*>(out) + i); });
+}
+
+// Sums over the block's kThreads in a fixed tree; thread 0 gets them. Shared memory: one of each per thread.
+__device__ __forceinline__ void block_sums(double* squares, int64_t* valid) {
+  for (int gap = kThreads / 2; gap > 0; gap /= 2) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < gap) {
+      squares[threadIdx.x] = add_rn(squares[threadIdx.x], squares[threadIdx.x + gap]);
+      valid[threadIdx.x] += valid[threadIdx.x + gap];
+    }
+  }
+  __syncthreads();
+}
+
+__device__ __forceinline__ void count_work(State* state, int64_t queries, int64_t refined, int64_t repeated) {
+  if (queries != 0) atomicAdd(&state->queries, static_cast<unsigned long long>(queries));
+  if (refined != 0) atomicAdd(&state->refined, static_cast<unsigned long long>(refined));
+  if (repeated != 0) atomicAdd(&state->repeated, static_cast<unsigned long long>(repeated));
+}
+
+}  // namespace vecbank::cuda
