@@ -1,4 +1,4 @@
-"""scripts/gpu_check.sh and scripts/cuda_sanitize.sh with stand-ins for Python, CMake, ninja, the sanitizer and the kernels' tests.
+"""scripts/gpu_check.sh and scripts/cuda_sanitize.sh with stand-ins for Python, CMake, ninja and the sanitizer.
 
 What the scripts say, whichever part of a machine is missing or failing. **Neither has run on a GPU.**
 """
@@ -21,14 +21,17 @@ STAND_INS = {
           *is_available*) [[ -n ${GPU:-} ]] ;;
           *get_device_capability*) echo "$GPU" ;;
           *available_isas*) echo "scalar avx2 ${AVX512:-}" ;;
-          *vecbank.nearest*) echo "error: VECBANK_CUDA_PATH must be ..."; [[ $VECBANK_CUDA_PATH == mma ]] || exit "${SM90:-3}" ;;
+          *vecbank.nearest*)
+            echo "error: VECBANK_CUDA_PATH must be ..."
+            [[ $VECBANK_CUDA_PATH == mma ]] || exit "${SM90:-3}" ;;
           *"-m pytest"*)
             [[ -n ${SLOW:-} && $* == *test_project* ]] && exec sleep 60
             echo "vecbank: 1 tests skipped: one GPU only"
             echo "${TESTS:-3 passed, 1 skipped in 0.1s}"; exit "${TESTS_STATUS:-0}" ;;
           *bench/run.py*)
             for last; do [[ ${previous:-} == --out ]] && out=$last; previous=$last; done
-            echo '{}' >"$out"; printf '**7 of 9 rows met.**\\n- **Not run, for want of time:** a row\\n' >"${out%.json}.md"
+            echo '{}' >"$out"
+            printf '**7 of 9 rows met.**\\n- **Not run, for want of time:** a row\\n' >"${out%.json}.md"
             exit "${BENCH_STATUS:-0}" ;;
           *bench/report.py*) echo "reported" ;;
           *) echo "python $*" >&2; exit 1 ;;

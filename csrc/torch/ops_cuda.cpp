@@ -8,6 +8,8 @@
 #include <cstring>
 
 #include "../cuda/api.h"
+#include "../cuda/heuristics.h"
+#include "aten_product.h"
 #include "common.h"
 
 namespace vecbank::ops_cuda {
@@ -128,6 +130,24 @@ Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>
   return out;
 }
 
+cuda::Wish wanted_project() {
+  const char* name = std::getenv("VECBANK_CUDA_PROJECT");
+  if (name == nullptr || *name == 0) return cuda::Wish::none;
+  if (std::strcmp(name, "kernel") == 0) return cuda::Wish::kernel;
+  STD_TORCH_CHECK(std::strcmp(name, "library") == 0, "vecbank: VECBANK_CUDA_PROJECT must be kernel or library, got ",
+                  name);
+  return cuda::Wish::library;
+}
+
+void project_by_library(const ProjectProblem& p, Place& place, const torch::stable::Device& where) {
+  const auto multiply = [](void* context, const Rows& x, const Rows& bank, void* out, DType dtype, int64_t stride) {
+    aten_product(x, bank, out, dtype, stride, *static_cast<const torch::stable::Device*>(context));
+    return cuda::Error{nullptr};
+  };
+  check(cuda::project_by_library(p, {const_cast<torch::stable::Device*>(&where), multiply},
+                                 place.with_workspace(cuda::project_library_workspace(p))));
+}
+
 Tensor project(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed, int64_t metric_code,
                std::optional<ScalarType> out_dtype) {
   ProjectProblem p;
@@ -139,12 +159,16 @@ Tensor project(const Tensor& x, const Tensor& bank, const std::optional<Tensor>&
   shape.push_back(pair.m);
   Tensor out = place.empty(shape, out_dtype.value_or(x.scalar_type()));
   p.out_dtype = dtype_of(out, "out_dtype");
+  const cuda::Wish wish = wanted_project();
   for (int64_t b = 0; b < pair.batches; ++b) {
     p.queries = pair.x_batch(b);
     p.bank = pair.bank_batch(b);
     p.pack = p.bank.dtype == DType::f64 ? nullptr : packs.of(b);  // float64 has no screen to share
     p.out = at(out, b * p.queries.count * p.bank.count, p.out_dtype);
-    check(cuda::project(p, place.with_workspace(cuda::project_workspace(p, place.device()))));
+    if (cuda::project_path(p, place.device().capability, wish) == cuda::ProjectPath::library)
+      project_by_library(p, place, x.device());
+    else
+      check(cuda::project(p, place.with_workspace(cuda::project_workspace(p, place.device()))));
   }
   return out;
 }

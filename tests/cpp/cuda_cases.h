@@ -326,13 +326,13 @@ Vec<double> dense(const Matrix& x, const Matrix& b, Metric metric, DType out, Ru
   return values;
 }
 
-void compare_dense(const Matrix& x, const Matrix& b, Metric metric, DType out, double tolerance, const char* what) {
+// `ours(problem, bench)` provides the workspace, runs and says whether that went well.
+template <class Ours>
+void compare_dense_by(const Matrix& x, const Matrix& b, Metric metric, DType out, double tolerance, const char* what,
+                      Ours&& answer) {
   Bench bench;
   const auto theirs = dense(x, b, metric, out, [](ProjectProblem& p) { CHECK(project(p, Parallel{}) == Status::ok); });
-  const auto ours = dense(x, b, metric, out, [&](ProjectProblem& p) {
-    bench.provide(cuda::project_workspace(p, bench.device));
-    CHECK(ran(cuda::project(p, bench.device)));
-  });
+  const auto ours = dense(x, b, metric, out, [&](ProjectProblem& p) { CHECK(answer(p, bench)); });
   double worst = 0.0, largest = 0.0;
   bool kinds = true;
   for (size_t i = 0; i < ours.size(); ++i) {
@@ -347,6 +347,13 @@ void compare_dense(const Matrix& x, const Matrix& b, Metric metric, DType out, d
   CHECK(worst <= tolerance * (largest + 1e-300));
   if (!kinds || worst > tolerance * (largest + 1e-300))
     std::printf("  %s metric %d: off by %g of %g\n", what, static_cast<int>(metric), worst, largest);
+}
+
+void compare_dense(const Matrix& x, const Matrix& b, Metric metric, DType out, double tolerance, const char* what) {
+  compare_dense_by(x, b, metric, out, tolerance, what, [](const ProjectProblem& p, Bench& bench) {
+    bench.provide(cuda::project_workspace(p, bench.device));
+    return ran(cuda::project(p, bench.device));
+  });
 }
 
 TEST(cuda_project_close_to_cpu) {
@@ -481,3 +488,5 @@ TEST(cuda_bad_codes_are_not_read) {
 }
 
 }  // namespace
+
+#include "cuda_project_cases.h"

@@ -7,6 +7,7 @@
 #include "cuda/codebook.cu"
 #include "cuda/pack.cu"
 #include "cuda/project.cu"
+#include "cuda/project_library.cu"
 #include "cuda/refine.cu"
 #include "cuda/screen.cu"
 #include "cuda/search.cu"
