@@ -18,11 +18,12 @@ from bench.cases import OURS, Case, Data, Target
 # not have says so when it is called, and the row reports it as not run.
 PATHS: dict[str, dict[str, str]] = {
     "vecbank mma": {"VECBANK_CUDA_PATH": "mma"},
+    "vecbank mma16": {"VECBANK_CUDA_PATH": "mma16"},
     "vecbank sm90": {"VECBANK_CUDA_PATH": "sm90"},
     "vecbank kernel": {"VECBANK_CUDA_PROJECT": "kernel"},
     "vecbank library": {"VECBANK_CUDA_PROJECT": "library"},
 }
-_SEARCH_PATHS = ("vecbank mma", "vecbank sm90")
+_SEARCH_PATHS = ("vecbank mma", "vecbank mma16", "vecbank sm90")
 _PROJECT_PATHS = ("vecbank kernel", "vecbank library", "vecbank sm90")
 
 EXPRESSION, COMPILED = "torch", "torch.compile"  # the expression a user writes around a cuBLAS product

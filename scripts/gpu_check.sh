@@ -158,8 +158,9 @@ try:
     torch.cuda.synchronize()
 except RuntimeError as error:
     print(error)
-    sys.exit(3 if "VECBANK_CUDA_PATH must be" in str(error) else 1)'
-for path in mma sm90; do
+    absent = "VECBANK_CUDA_PATH must be", "left out of this build"
+    sys.exit(3 if any(text in str(error) for text in absent) else 1)'
+for path in mma mma16 sm90; do
   ((ops)) || break
   if [[ $path == sm90 && $capability != 9.0 ]]; then
     say "not run: path sm90 (compute capability $capability)"
