@@ -33,7 +33,7 @@ NOTES = {
 }
 SHARED = (VQP,)  # needs N x M twice over: see CudaCase.share
 OTHER_QUESTION = (NEAREST, NARROW)  # timed, not checked
-SCORES_BYTES = 16 << 30  # of the N x M scores a peer may hold, if a quarter of the free memory allows
+SCORES_BYTES = 16 << 30  # of the N x M scores a peer may hold, if a quarter of the memory allows
 
 
 @contextlib.contextmanager
@@ -127,7 +127,7 @@ def expression(case: CudaCase, data: Data) -> Callable[[Tensor], tuple[Any, ...]
 def rows_at_once(case: CudaCase, data: Data) -> int:
     room = SCORES_BYTES
     if data.x.is_cuda:
-        room = min(room, torch.cuda.mem_get_info()[0] // 4)
+        room = min(room, torch.cuda.get_device_properties(data.x.device).total_memory // 4)
     return max(1, min(case.n, room // (case.m * data.x.element_size())))
 
 

@@ -33,6 +33,7 @@ class CudaBench(Bench):
         self.report["software"]["peers"] = peers.versions(cuda_peers.PACKAGES)
         self.report["gpu"] = self.gpu()
         self.report["left_out"] = []
+        self.report["failures"] = []  # rows that ended in an error of ours, and wrong answers of ours
 
     # What touches the device, one small method each.
 
@@ -119,7 +120,11 @@ class CudaBench(Bench):
             self.report["left_out"].append(case.name)
             self.save()
             return
-        cuda_peers.with_tf32(case.tf32, lambda: self.measure(case))()
+        try:
+            cuda_peers.with_tf32(case.tf32, lambda: self.measure(case))()
+        except Exception as error:  # the other rows are still worth having
+            self.report["failures"].append(f"{case.name}: {type(error).__name__}: {error}"[:REASON_CHARS])
+            self.save()
         self.give_back()
 
     def give_back(self) -> None:
@@ -142,13 +147,16 @@ class CudaBench(Bench):
                 entries[name].update(status="ok", check=found)
             except ImportError as error:
                 entries[name].update(status="not installed", reason=str(error))
-            except Exception as error:  # a peer or a path that fails is a result too; the default may not
+            except Exception as error:  # a peer or a path that fails is a result too; the default ends the row
                 if name == OURS:
                     raise
                 status = "not run" if name in PATHS else "failed"
                 entries[name].update(status=status, reason=f"{type(error).__name__}: {error}"[:REASON_CHARS])
             if name not in calls:
                 self.give_back()  # what a failed candidate may have left
+        for name, entry in entries.items():
+            if name.startswith(OURS) and entry.get("check", {}).get("ok") is False:
+                self.report["failures"].append(f"{case.name}: wrong answers of {name}: {entry['check']}")
         base = self.baseline(case, data)
         samples = self.interleave({**base.calls, **{n: self.clock(c) for n, c in calls.items()}}, case.name)
         fastest = min(base.calls, key=lambda name: samples[name].median)

@@ -65,6 +65,7 @@ def head(report: Row) -> str:
             f"- A large product in this run, TFLOP/s: {rates}; a large copy {gpu['copy_tbyte_per_s']:.3g} TB/s",
             "- Times are between two events around a call, after L2 was written over",
         ]
+        lines += [f"- **Failed:** {failure}" for failure in report["failures"]]
         if report["left_out"]:
             lines.append(f"- **Not run, for want of time:** {'; '.join(report['left_out'])}")
     if parameters["quick"]:

@@ -412,13 +412,15 @@ def main() -> int:
             return 2
         from bench.cuda_run import CudaBench
 
-        CudaBench(args).run()
+        bench: Bench = CudaBench(args)
     else:
-        Bench(args).run()
+        bench = Bench(args)
+    bench.run()
+    bench.save()
     from bench import report
 
     print(report.write(args.out))
-    return 0
+    return 1 if bench.report.get("failures") else 0
 
 
 if __name__ == "__main__":

@@ -204,22 +204,31 @@ def test_rows_that_time_ran_out_for_are_listed(tmp_path: Path) -> None:
     assert "Not run, for want of time:** topk 1 x" in report.markdown(found, [])
 
 
-def test_a_failing_path_is_not_run_and_a_failing_default_stops(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failing_path_is_not_run_and_a_failing_default_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     real = cuda_peers.prepare
+    broken = {"vecbank sm90"}
 
     def prepare(name: str, case: Any, data: Any) -> Any:
-        if name == broken:
+        if name in broken:
             raise RuntimeError("no such path")
+        if name == "vecbank mma":  # the worst row instead of the best
+            return lambda: (None, torch.zeros(case.n, dtype=torch.int64))
         return real(name, case, data)
 
     monkeypatch.setattr(cuda_peers, "prepare", prepare)
-    broken, out = "vecbank sm90", tmp_path / "result.json"
-    small_bench(out, "--only", "topk 1 x").run()
-    entry = json.loads(out.read_text())["rows"][0]["candidates"][broken]
+    out = tmp_path / "result.json"
+    small_bench(out, "--only", "nearest 65,536 x 8,192, d 64").run()
+    found = json.loads(out.read_text())
+    entry = found["rows"][0]["candidates"]["vecbank sm90"]
     assert entry["status"] == "not run" and "no such path" in entry["reason"]
-    broken = OURS
-    with pytest.raises(RuntimeError, match="no such path"):
-        small_bench(out, "--only", "topk 1 x").run()
+    assert "wrong answers of vecbank mma" in found["failures"][0]
+    broken.add(OURS)
+    small_bench(out, "--only", "topk 1 x").run()  # goes on to whatever comes next
+    found = json.loads(out.read_text())
+    assert found["failures"] == [f"{case_of('topk 1 x').name}: RuntimeError: no such path"] and not found["rows"]
+    assert "**Failed:** topk 1 x" in report.markdown(found, [])
 
 
 def test_without_a_gpu_the_command_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
