@@ -84,7 +84,12 @@ pytests() { # name, most seconds, pytest arguments...: in SHARDS processes; one 
 }
 
 # ---- What is there --------------------------------------------------------------------------------------------------
-python=${PYTHON:-python3}
+python=${PYTHON:-}
+if [[ -z $python ]]; then # the first that has torch
+  for python in python3 python3.13 python3.12 python3.11 python3.10; do
+    "$python" -c 'import torch' 2>/dev/null && break
+  done
+fi
 if [[ -n $wheels ]]; then
   for wheel in "$wheels"/*.whl; do
     [[ $(basename "$wheel") == torch-* ]] && continue
@@ -125,7 +130,7 @@ export PYTHONPATH=$PWD/python${PYTHONPATH:+:$PYTHONPATH}
 
 # ---- Tests ----------------------------------------------------------------------------------------------------------
 step kernels 60 "$build/vecbank_cuda_tests"
-say "      tensor cores: $(grep -m1 'worst error' "$scratch/step" | sed 's/^ *//' || echo 'the accumulation test did not report')"
+say "      $(grep -m1 'worst error' "$scratch/step" | sed 's/^ *//' || echo 'the accumulation test did not report')"
 
 table=(tests/test_cuda.py tests/test_exact.py tests/test_project.py tests/test_gather.py tests/test_autograd.py
   tests/test_invariance.py tests/test_residual.py tests/test_train.py tests/test_bank.py tests/test_errors.py)

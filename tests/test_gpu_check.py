@@ -34,6 +34,7 @@ STAND_INS = {
             printf '**7 of 9 rows met.**\\n- **Not run, for want of time:** a row\\n' >"${out%.json}.md"
             exit "${BENCH_STATUS:-0}" ;;
           *bench/report.py*) echo "reported" ;;
+          *"import torch"*) [[ ${0##*/} != "${TORCHLESS:-}" ]] ;;
           *) echo "python $*" >&2; exit 1 ;;
         esac""",
     "cmake": '[[ $* != *TORCH=ON* || -z ${NO_TORCH:-} ]] && mkdir -p "$4"',
@@ -67,7 +68,7 @@ def machine(tmp_path: Path) -> Path:
 def environment(machine: Path, **settings: str) -> dict[str, str]:
     bin_ = machine / "bin"
     return {
-        **{k: v for k, v in os.environ.items() if not k.startswith("VECBANK_") and k != "PYTHONPATH"},
+        **{k: v for k, v in os.environ.items() if not k.startswith("VECBANK_") and k not in ("PYTHONPATH", "PYTHON")},
         "PATH": f"{bin_}:{os.environ['PATH']}",
         "PYTHON": str(bin_ / "python"),
         "KERNELS": str(bin_ / "kernels"),
@@ -105,6 +106,14 @@ def test_everything_there(machine: Path) -> None:
 def test_no_gpu(machine: Path) -> None:
     status, said = gpu_check(machine)
     assert status == 2 and "NOT RUN" in said and len(list((machine / "out").iterdir())) == 2
+
+
+def test_the_python_that_has_torch(machine: Path) -> None:
+    for name in ("python3", "python3.13", "python3.12"):
+        (machine / "bin" / name).write_text((machine / "bin" / "python").read_text())
+        (machine / "bin" / name).chmod(0o755)
+    status, said = gpu_check(machine, PYTHON="", TORCHLESS="python3")
+    assert status == 2 and "NOT RUN: python3.13 has no torch that sees a GPU" in said
 
 
 def test_other_gpu_without_avx512_or_sanitizer_rights(machine: Path) -> None:
