@@ -60,6 +60,7 @@ inline ProjectPath project_path(const ProjectProblem& p, int capability, Wish wi
 constexpr int64_t kProductShare = int64_t{32} << 20;
 constexpr int64_t kProductColumns = 8192;
 constexpr int64_t kRowsPerFinish = 32;  // of a block of the finishing pass
+constexpr int64_t kMostGridRows = 65535;
 
 struct LibraryPlan {
   bool in_place = false;  // the product goes where the answer goes
@@ -71,7 +72,10 @@ inline LibraryPlan plan_library(const ProjectProblem& p) {
   plan.in_place = plain_product(p) || product_dtype(p) == p.out_dtype;
   plan.columns = plain_product(p) ? p.bank.count : std::min(p.bank.count, kProductColumns);
   plan.rows = p.queries.count;
-  if (!plain_product(p)) plan.rows = std::min(plan.rows, kProductShare / (plan.columns * size) / kTile * kTile);
+  if (!plain_product(p)) {
+    const int64_t fitting = kProductShare / (plan.columns * size) / kTile * kTile;
+    plan.rows = std::min({plan.rows, fitting, kMostGridRows * kRowsPerFinish});
+  }
   return plan;
 }
 

@@ -102,14 +102,14 @@ TEST(cuda_library_plans_fit_the_workspace) {
   for (const Metric metric : {Metric::dot, Metric::cosine, Metric::l2})
     for (const DType in : {DType::f32, DType::f64, DType::bf16, DType::f16})
       for (const DType out : {DType::f32, DType::f64, DType::bf16})
-        for (const int64_t n : {1, 127, 5000, 1 << 20})
+        for (const int64_t n : {1, 127, 5000, 1 << 20, 1 << 25})
           for (const int64_t m : {1, 300, 8192, 1 << 20}) {
             const ProjectProblem p = projection(metric, in, in, out, n, m, 64);
             const LibraryPlan plan = plan_library(p);
             const int64_t size = static_cast<int64_t>(size_of(product_dtype(p)));
             CHECK(plan.rows >= 1 && plan.rows <= n && plan.columns >= 1 && plan.columns <= m);
             CHECK(plain_product(p) || plan.rows * plan.columns * size <= kProductShare);
-            CHECK(plain_product(p) || (plan.rows + kRowsPerFinish - 1) / kRowsPerFinish <= 65535);
+            CHECK(plain_product(p) || ceil_div(plan.rows, kRowsPerFinish) <= 65535);
             CHECK(plan.in_place == (plain_product(p) || out == product_dtype(p)));
           }
 }
