@@ -70,6 +70,9 @@ $(STAMPS)/torch: $(STAMPS)/build $(STAMPS)/torch.key
 $(STAMPS)/demo $(STAMPS)/test $(STAMPS)/bench: $(STAMPS)/%: $(STAMPS)/torch requirements/%.txt
 	$(PIP) -r requirements/$*.txt
 	@touch $@
+$(STAMPS)/cuda: $(STAMPS)/build requirements/cuda.txt
+	$(PIP) --no-deps -r requirements/cuda.txt
+	@touch $@
 $(STAMPS)/lint: $(STAMPS)/venv requirements/lint.txt
 	$(PIP) -r requirements/lint.txt
 	@touch $@
@@ -122,8 +125,8 @@ aarch64-check: $(STAMPS)/build ## C++ tests cross-compiled for aarch64, run unde
 	qemu-aarch64 build/aarch64/vecbank_cpp_tests
 
 .PHONY: cuda-check
-cuda-check: $(STAMPS)/build ## compile every CUDA file, if nvcc is there (no GPU needed)
-	@bash scripts/cuda_check.sh $(CMAKE) $(NINJA)
+cuda-check: $(STAMPS)/cuda ## compile every CUDA file, if nvcc is there (no GPU needed)
+	@bash scripts/cuda_check.sh $(CMAKE) $(NINJA) $(PY)
 
 # ---- Style --------------------------------------------------------------------------------------------------------
 .PHONY: lint

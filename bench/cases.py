@@ -70,14 +70,16 @@ class Data:
     upstream: Tensor | None = None
 
 
-def make_data(case: Case, seed: int = 0) -> Data:
-    """Seeded float32 inputs on the CPU."""
-    gen = torch.Generator().manual_seed(seed)
+def make_data(case: Case, seed: int = 0, device: str = "cpu") -> Data:
+    """Seeded float32 inputs, drawn on `device`."""
+    gen = torch.Generator(device).manual_seed(seed)
     from bench import codebooks
 
-    if case.op in codebooks.CANDIDATES:
-        return codebooks.make_data(case, gen)
+    with torch.device(device):
+        return codebooks.make_data(case, gen) if case.op in codebooks.CANDIDATES else _draw(case, gen)
 
+
+def _draw(case: Case, gen: torch.Generator) -> Data:
     def gaussian(rows: int, cols: int) -> Tensor:
         return torch.randn(rows, cols, generator=gen)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import vecbank
 from bench.cases import OURS, Case, Data, Target
+from bench.ours import to_numpy
 from bench.timing import Call
 from vecbank.nn import ResidualVQ, SparseAutoencoder, VectorQuantize
 
@@ -85,7 +86,7 @@ def product(case: Case, data: Data) -> Tensor:
 
 
 def _vq_step(layer: nn.Module, case: Case, data: Data) -> Call:
-    layer.codebook = data.bank.clone()
+    layer.to(data.x.device).codebook = data.bank.clone()
     layer.train()
     x = data.x.clone().requires_grad_()[None]
 
@@ -110,6 +111,7 @@ def _vq_peer(case: Case, data: Data, threads: int) -> Call:
 
 
 def _residual(layer: nn.Module, case: Case, data: Data) -> Call:
+    layer.to(data.x.device)
     for stage, book in zip(layer.layers, data.bank.view(STAGES, case.m, case.d), strict=True):
         stage.codebook = book.clone()
     layer.eval()
@@ -157,13 +159,13 @@ def _residual_faiss(case: Case, data: Data, threads: int) -> Call:
 
 def _encode_ours(case: Case, data: Data, threads: int) -> Call:
     del threads
-    bias = torch.zeros(case.m)
+    bias = data.x.new_zeros(case.m)
     return lambda: tuple(vecbank.sparse_encode(data.x, data.bank, bias, case.k))
 
 
 def _encode_dense(case: Case, data: Data, threads: int) -> Call:
     del threads
-    bias = torch.zeros(case.m)
+    bias = data.x.new_zeros(case.m)
     return lambda: tuple(torch.addmm(bias, data.x, data.bank.T).relu_().topk(case.k, dim=1))
 
 
@@ -281,12 +283,12 @@ def expected_codes(case: Case, data: Data, rows: Tensor) -> np.ndarray | None:
         found = torch.stack([vecbank.reference.nearest(p, book, "l2").indices for p, book in parts], 1)
     else:
         return None
-    return found.numpy()
+    return to_numpy(found)
 
 
 def codes_of(case: Case, name: str, codes: Any, rows: np.ndarray) -> np.ndarray:
     """The codes of a candidate's answer for sampled rows, unpacked where it packs them."""
-    picked = np.asarray(codes)[rows]
+    picked = to_numpy(codes)[rows]
     if case.op == "residual" and name == "faiss":  # a bit string of STAGES numbers, the first in the lowest bits
         bits = np.unpackbits(picked, axis=1, bitorder="little")
         width = (case.m - 1).bit_length()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 
 import vecbank
@@ -11,6 +13,13 @@ from bench.cases import OURS, PLAIN, TINY, Case, Data
 from bench.timing import Call
 
 Prepare = Callable[[Case, Data, int], Call]
+
+
+def to_numpy(values: Any) -> np.ndarray:
+    """From any device; 16-bit floats as float32."""
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    return (values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).cpu().numpy()
 
 
 def prepared(case: Case, data: Data, threads: int) -> Call:

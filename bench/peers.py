@@ -9,7 +9,6 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -38,10 +37,10 @@ NOTES = {
 }
 
 
-def versions() -> dict[str, str | None]:
+def versions(packages: dict[str, str] = PACKAGES) -> dict[str, str | None]:
     """Installed version of every peer package, None where it is missing."""
     found: dict[str, str | None] = {}
-    for package in sorted(set(PACKAGES.values())):
+    for package in sorted(set(packages.values())):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -206,7 +205,3 @@ def tiny(op: str, data: Data) -> Call:
         "lookup": lambda: F.embedding(codes, bank),
     }
     return calls[op]
-
-
-def to_numpy(values: Any) -> np.ndarray:
-    return values.numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

@@ -12,6 +12,7 @@ from PIL import Image
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 OURS = "vecbank"
 OURS_COLOUR, PEER_COLOUR, TARGET_COLOUR = "#1f6f8b", "#b9c2c9", "#c0392b"
@@ -22,7 +23,7 @@ Row = dict[str, Any]
 def _bars(axes: Axes, names: list[str], values: list[float], labels: list[str], edge: float) -> None:
     """Horizontal bars, ours on top; a bar beyond `edge` is cut there and says so with an arrow."""
     places = range(len(names) - 1, -1, -1)
-    colours = [OURS_COLOUR if name == OURS else PEER_COLOUR for name in names]
+    colours = [OURS_COLOUR if name.split(" ")[0] == OURS else PEER_COLOUR for name in names]  # on every path
     lengths = [min(max(value, 0.0), edge) for value in values]
     axes.barh(places, lengths, color=colours, height=0.72)
     for place, value, length, label in zip(places, values, lengths, labels, strict=True):
@@ -31,6 +32,7 @@ def _bars(axes: Axes, names: list[str], values: list[float], labels: list[str], 
         axes.text(length + 0.02 * edge, place, text, va="center", fontsize=8, zorder=4, bbox=box)
     axes.set_yticks(places, names, fontsize=8)
     axes.set_xlim(0, 1.2 * edge)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.tick_params(axis="x", labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -56,8 +58,10 @@ def _grid(counts: list[int]) -> tuple[Any, list[Axes]]:
 
 
 def _title(name: str) -> str:
-    """A case name in at most two lines."""
-    return name.replace(", forward", ",\nforward").replace(", all rows", ",\nall rows").replace(", data", ",\ndata")
+    """A case name in at most two lines, three on a GPU."""
+    for word in ("forward", "all rows", "data", "bfloat16", "float32"):
+        name = name.replace(f", {word}", f",\n{word}")
+    return name.replace("loss and counts ", "loss and counts\n").replace("train step ", "train step\n")
 
 
 def speed(rows: list[Row], path: Path, caption: str) -> None:
@@ -65,10 +69,10 @@ def speed(rows: list[Row], path: Path, caption: str) -> None:
     figure, panels = _grid([len(t) for t in timed])
     for axes, row, entries in zip(panels, rows, timed, strict=True):
         ratios = [entry["ratio"] for entry in entries.values()]
-        limit = row["target"]["limit"]
+        limit = row["target"].get("line", row["target"]["limit"])  # the strictest of all, where there are several
         scale = entries[OURS]["ratio"] if limit is None else limit
         edge = max(1.05 * scale, entries[OURS]["ratio"], min(max(ratios), 5 * scale))
-        unit = "one read of the bank" if row["baseline"]["kind"] == "read" else "sgemm"
+        unit = {"read": "one read of the bank", "product": "one cuBLAS product"}.get(row["baseline"]["kind"], "sgemm")
         _bars(axes, list(entries), ratios, [f"{r:.2f}" for r in ratios], edge)
         axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
         if limit is not None:
@@ -86,7 +90,7 @@ def memory(rows: list[Row], path: Path, caption: str) -> None:
     for axes, row, extra in zip(panels, rows, found, strict=True):
         values = list(extra.values())
         limit = row["target"]["limit"]
-        _bars(axes, list(extra), values, [f"{max(v, 0.0):.0f}" for v in values], max(limit, *values))
+        _bars(axes, list(extra), values, [f"{max(v, 0.0):.0f}" for v in values], max([limit, *values]))
         axes.axvline(limit, color=TARGET_COLOUR, linewidth=1.2)
         axes.set_title(_title(row["name"]), fontsize=9)
         axes.set_xlabel("extra memory, MiB", fontsize=8)
@@ -101,7 +105,8 @@ def _legend(figure: Any, text: str) -> None:
 
 def _save(figure: Any, path: Path) -> None:
     """A PNG of few colours: bars and text need no more, and the file stays small."""
-    figure.tight_layout(rect=(0, 0.012, 1, 1), h_pad=1.4, w_pad=2.0)
+    top = 1 - 0.12 / figure.get_figheight()  # below the heading, whatever the titles of the first row
+    figure.tight_layout(rect=(0, 0.012, 1, top), h_pad=1.4, w_pad=2.0)
     figure.canvas.draw()
     image = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
     image.quantize(32).save(path, optimize=True)
@@ -113,8 +118,10 @@ def draw(report: Row, path: Path) -> list[Path]:
     soft, machine = report["software"], report["machine"]
     model = "family {} model {}".format(*machine["cpu_family_model"])
     caption = f"{machine['cpu']} ({model}), {soft['threads']} threads, {soft['isa']}, torch {soft['torch']}"
+    if gpu := report.get("gpu"):
+        caption = f"{gpu['name']}, torch {soft['torch']}, CUDA {gpu['torch_cuda']}"
     drawn = []
-    for section, plot in (("speed", speed), ("codebooks", speed), ("memory", memory)):
+    for section, plot in (("speed", speed), ("codebooks", speed), ("cuda", speed), ("memory", memory)):
         rows = [row for row in report["rows"] if row["section"] == section]
         if rows:
             target = path.with_name(f"{path.stem}-{section}.png")

@@ -57,6 +57,17 @@ def head(report: Row) -> str:
         f"{soft['threads']} threads for everybody; peers: {peers}",
         f"- Medians of up to {parameters['repeats']} interleaved samples (fewer for long calls)",
     ]
+    if gpu := report.get("gpu"):
+        rates = ", ".join(f"{name} {rate:.3g}" for name, rate in gpu["tflop_per_s"].items())
+        lines += [
+            f"- GPU: **{gpu['name']}**, compute capability {gpu['capability']}, {gpu['memory_gib']} GiB; CUDA "
+            f"{gpu['torch_cuda']}, kernels built for {gpu['kernels_for']}",
+            f"- A large product in this run, TFLOP/s: {rates}; a large copy {gpu['copy_tbyte_per_s']:.3g} TB/s",
+            "- Times are between two events around a call, after L2 was written over",
+        ]
+        lines += [f"- **Failed:** {failure}" for failure in report["failures"]]
+        if report["left_out"]:
+            lines.append(f"- **Not run, for want of time:** {'; '.join(report['left_out'])}")
     if parameters["quick"]:
         lines.append("- **Quick run: sizes are reduced and targets are not judged.**")
     busy = [row["others_busy"] for row in report["rows"] if row.get("others_busy") is not None]
@@ -93,12 +104,42 @@ def speed_table(rows: list[Row]) -> str:
     return table(header, lines) + note
 
 
+def cuda_table(rows: list[Row]) -> str:
+    lines = []
+    for row in rows:
+        base, ours = row["baseline"], row["candidates"][OURS]
+        best = base["candidates"][base["fastest"]]["median_s"]
+        rate = f"{base['gflop_per_s'] / 1e3:.3g} TFLOP/s" if base["gflop_per_s"] else f"{base['gbyte_per_s']:.0f} GB/s"
+        paths = [
+            f"{name.removeprefix(OURS + ' ')} {seconds(row['candidates'][name]['median_s'])} ({verdict({'met': met})})"
+            for name, met in row["paths"].items()
+        ]
+        absent = f" (without {', '.join(row['absent'])})" if row["met"] is None and row["absent"] else ""
+        kernels = f", {ours['kernels']} main kernels" if ours.get("kernels") else ""
+        lines.append(
+            [
+                row["name"],
+                f"{seconds(best)} ({rate})",
+                f"**{seconds(ours['median_s'])}**{kernels}",
+                f"{ours['ratio']:.2f}",
+                f"{ours['tflop_per_s']:.3g} ({100 * row['share_of_large_product']:.0f} %)",
+                row["target_text"],
+                verdict(row) + absent,
+                "; ".join(paths) or "-",
+                answers(ours["check"]),
+            ]
+        )
+    header = ["case", "product or read", "vecbank", "x that", "TFLOP/s (of a large product)"]
+    return table([*header, "target", "", "other paths of ours", "wrong rows / error"], lines)
+
+
 def peers_table(rows: list[Row]) -> str:
     lines = []
     for row in rows:
         for name, entry in row["candidates"].items():
             if entry["status"] != "ok":
-                lines.append([row["name"], name, entry["status"], "-", "-", "-"])
+                why = f" ({entry['reason'][:80]})" if entry["status"] in ("failed", "not run") else ""
+                lines.append([row["name"], name, entry["status"] + why, "-", "-", "-"])
                 continue
             against = row["against_peers"].get(name)
             factor = "-" if against is None else f"{1 / against['ours_over_peer']:.2f} x"
@@ -167,6 +208,12 @@ def tiny_table(rows: list[Row]) -> str:
 
 TABLES = (
     (
+        "cuda",
+        "On the GPU",
+        cuda_table,
+        "The default path is judged; other paths of ours ran in the same rounds.",
+    ),
+    (
         "speed",
         "Speed",
         speed_table,
@@ -182,7 +229,7 @@ TABLES = (
         "memory",
         "Extra memory",
         memory_table,
-        "Peak resident growth of a call beyond inputs, outputs and the Bank.",
+        "Peak growth of a call beyond inputs, outputs and the Bank: resident on a CPU, torch's allocator on a GPU.",
     ),
     ("growth", "Growth", growth_table, "Time at the full size over time with N, M or d halved."),
     ("overhead", "A plain tensor instead of a Bank", overhead_table, "The bank is packed inside the call."),
@@ -194,6 +241,7 @@ TABLES = (
         "The same run as the first table; peers are prepared beforehand.",
     ),
     ("codebooks", "Every candidate, codebooks", peers_table, "The same run."),
+    ("cuda", "Every candidate on the GPU", peers_table, "The same run."),
 )
 
 

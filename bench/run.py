@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = ("speed", "codebooks", "memory", "growth", "overhead", "tiny")
+CUDA_SECTIONS = ("cuda",)
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -26,7 +27,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats: a smoke run")
     parser.add_argument("--only", metavar="SUBSTR", help="only cases whose name contains this")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, help="on the CPU: which tables (default: all)")
     parser.add_argument("--out", type=Path, help="JSON to write; the table and plots go beside it")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--skip", nargs="+", default=[], metavar="PEER", help="peers to leave out, by name")
@@ -34,7 +35,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--memory-peers", action=argparse.BooleanOptionalAction, default=True, help="peers in the memory rows too"
     )
     parser.add_argument("--repeats", type=int, help="samples per candidate (default 11, quick 3)")
-    parser.add_argument("--budget", type=float, help="seconds a candidate may take per case (default 12, quick 1)")
+    parser.add_argument(
+        "--budget", type=float, help="seconds a candidate may take per case (default 12, quick or on a GPU 1)"
+    )
+    parser.add_argument("--seconds", type=float, help="on a GPU: start no further row after so many")
     parser.add_argument("--threads", type=int, help="threads for everybody (default: torch's own)")
     parser.add_argument(
         "--wait-quiet",
@@ -43,26 +47,45 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="S",
         help="wait up to S seconds a row for other processes to rest",
     )
-    parser.add_argument("--device", choices=("cpu",), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args(argv)
     args.repeats = args.repeats or (3 if args.quick else 11)
-    args.budget = args.budget or (1.0 if args.quick else 12.0)
+    args.budget = args.budget or (1.0 if args.quick or args.device == "cuda" else 12.0)
+    every = CUDA_SECTIONS if args.device == "cuda" else SECTIONS
+    args.sections = list(every if args.device == "cuda" else args.sections or every)
     if args.out is None:
-        partial = args.only is not None or set(args.sections) != set(SECTIONS) or not args.peers
+        partial = args.only is not None or set(args.sections) != set(every) or not args.peers
         name = "quick" if args.quick else "partial" if partial else args.device
         args.out = ROOT / "bench" / "results" / f"{name}.json"
     return args
 
 
+class Plain:
+    """In place of tqdm's bar where that is not installed: says nothing."""
+
+    def __init__(self, **_: Any) -> None:
+        self.total = 0
+
+    def silent(self, *_: Any) -> None:
+        pass
+
+    set_postfix_str = update = refresh = close = silent
+
+
 class Bench:
     """Runs the sections and writes the JSON after every row, so that an interrupted run keeps what it has."""
 
+    rows_per_step = 1
+
     def __init__(self, args: argparse.Namespace) -> None:
         import torch
-        from tqdm import tqdm
 
         from bench import machine
 
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            tqdm = Plain
         if args.threads:
             torch.set_num_threads(args.threads)
         self.args = args
@@ -105,18 +128,21 @@ class Bench:
         if self.args.quick:
             row["met"] = None  # other sizes than the target's
         self.report["rows"].append(row)
+        self.save()
+        self.bar.update()
+
+    def save(self) -> None:
         self.args.out.parent.mkdir(parents=True, exist_ok=True)
         self.args.out.write_text(json.dumps(self.report, indent=1, ensure_ascii=False) + "\n")
-        self.bar.update()
 
     def run(self) -> None:
         from bench import timing
 
         work: list[tuple[Callable[[Any], None], Any]] = []
-        for section in SECTIONS:
+        for section in (*SECTIONS, *CUDA_SECTIONS):
             if section in self.args.sections:
                 work += [(getattr(self, section), item) for item in self.items(section)]
-        self.bar.total = len(work)
+        self.bar.total = len(work) * self.rows_per_step
         self.bar.refresh()
         for step, item in work:
             if self.args.wait_quiet and step != self.memory:
@@ -376,12 +402,25 @@ def main() -> int:
     except ImportError as error:
         print(f"vecbank does not import ({error}): build it first, see README.md", file=sys.stderr)
         return 1
-    bench = Bench(args)
+    if args.device == "cuda":
+        import torch
+
+        from vecbank import _cuda
+
+        if not torch.cuda.is_available() or _cuda.module is None:
+            print(f"bench: not run: {_cuda.reason or 'no GPU'}", file=sys.stderr)
+            return 2
+        from bench.cuda_run import CudaBench
+
+        bench: Bench = CudaBench(args)
+    else:
+        bench = Bench(args)
     bench.run()
+    bench.save()
     from bench import report
 
     print(report.write(args.out))
-    return 0
+    return 1 if bench.report.get("failures") else 0
 
 
 if __name__ == "__main__":

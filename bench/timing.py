@@ -43,6 +43,8 @@ class Samples:
 
 def clock(call: Call, device: str = "cpu") -> Timed:
     """One timed call. The result is dropped after the clock stops."""
+    if device == "cuda":
+        return _event_clock(call)
     if device != "cpu":
         raise NotImplementedError(f"no clock for device {device!r} yet")
 
@@ -56,6 +58,38 @@ def clock(call: Call, device: str = "cpu") -> Timed:
     return timed
 
 
+_scratch: dict[int, torch.Tensor] = {}  # by device: written between calls
+
+
+def rotate_l2() -> None:
+    """Writes over the current GPU's L2 cache twice, so that no call finds the last one's data there.
+
+    It also keeps the device busy while the host gets the next call going, so that the events around that call
+    see less of the launch.
+    """
+    device = torch.cuda.current_device()
+    if device not in _scratch:
+        size = max(2 * torch.cuda.get_device_properties(device).L2_cache_size, 128 << 20)
+        _scratch[device] = torch.empty(size, dtype=torch.uint8, device=f"cuda:{device}")
+    _scratch[device].zero_()
+
+
+def _event_clock(call: Call) -> Timed:
+    """Seconds between two events on the current stream, around the call alone."""
+
+    def timed() -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        rotate_l2()
+        begin.record()
+        result = call()
+        end.record()
+        end.synchronize()
+        del result
+        return float(begin.elapsed_time(end)) * 1e-3
+
+    return timed
+
+
 def interleave(
     calls: dict[str, Timed],
     repeats: int,
@@ -63,6 +97,7 @@ def interleave(
     tick: Callable[[str], None] = lambda _: None,
     first_s: dict[str, float] | None = None,
     neighbours: Neighbours | None = None,
+    pause_s: float = PAUSE_S,
 ) -> dict[str, Samples]:
     """Warm every candidate once, then time them in rounds: a, b, c, a, b, c, ...
 
@@ -90,7 +125,7 @@ def interleave(
                 due = (r + 1) * counts[name] // rounds > r * counts[name] // rounds
                 if due:
                     tick(name)
-                    time.sleep(PAUSE_S)
+                    time.sleep(pause_s)
                     with neighbours or contextlib.nullcontext():
                         seconds = timed()
                     samples[name].seconds.append(seconds)

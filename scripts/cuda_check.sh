@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Compiles every CUDA file for every architecture of the list in CMakeLists.txt; needs nvcc, no GPU and no torch.
-# Says plainly when there was nothing to compile or nothing to compile it with. Usage: cuda_check.sh CMAKE NINJA
+# Says plainly when there was nothing to compile or nothing to compile it with. Usage: cuda_check.sh CMAKE NINJA [PYTHON]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cmake=${1:-cmake}
 ninja=${2:-ninja}
+python=${3:-python3} # through which CUTLASS's headers are found
 
 shopt -s nullglob
 sources=(csrc/cuda/*.cu)
@@ -19,6 +20,11 @@ if [[ -z $nvcc ]]; then
   exit 0
 fi
 export CUDACXX=$nvcc
-"$cmake" -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM="$ninja" -DVECBANK_TORCH=OFF -DVECBANK_CUDA=ON
+"$cmake" -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM="$ninja" -DVECBANK_TORCH=OFF -DVECBANK_CUDA=ON \
+  -DPython_EXECUTABLE="$python"
+if ! grep -q '^vecbank_cuda:' <<<"$("$ninja" -C build/cuda -t targets all)"; then
+  echo "cuda-check: NOT RUN: CMake left CUDA out (its reason is above)"
+  exit 0
+fi
 "$ninja" -C build/cuda vecbank_cuda vecbank_cuda_tests
 echo "cuda-check: compiled ${#sources[@]} CUDA files with $("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/nvcc \1/p')"

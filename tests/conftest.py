@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-from helpers import ISAS, TARGETS, Target
+from helpers import ISAS, NO_CUDA, TARGETS, Target
 
 import vecbank
 
+without_cuda = pytest.StashKey[int]()  # tests of the table that a GPU would have run once more
+
 
 def pytest_report_header() -> list[str]:
-    cuda = "" if torch.cuda.is_available() else " (no CUDA device: the table is not run on one)"
+    cuda = "" if NO_CUDA is None else f" ({NO_CUDA}: the table is not run on cuda)"
     return [f"vecbank {vecbank.__version__}, torch {torch.__version__}, ISAs {', '.join(ISAS)}{cuda}"]
+
+
+@pytest.hookimpl(trylast=True)  # after -k
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """`VECBANK_TEST_SHARD=i/n` keeps every n-th test, for n processes side by side."""
+    first = TARGETS[0]
+    params = [getattr(item, "callspec", None) for item in items]
+    config.stash[without_cuda] = sum(p is not None and first in p.params.values() for p in params) if NO_CUDA else 0
+    if shard := os.environ.get("VECBANK_TEST_SHARD"):
+        index, count = (int(part) for part in shard.split("/"))
+        items[:] = items[index::count]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """How much of CUDA was not tested, and why."""
+    skipped = (report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", []))
+    for reason, count in Counter(why for why in skipped if "CUDA" in why or "GPU" in why).items():
+        terminalreporter.write_line(f"vecbank: {count} tests skipped: {reason}")
+    if count := config.stash.get(without_cuda, 0):
+        terminalreporter.write_line(f"vecbank: {count} tests of the table skipped on cuda: {NO_CUDA}")
 
 
 @pytest.fixture(autouse=True)

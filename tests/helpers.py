@@ -11,10 +11,12 @@ from cases import METRICS, Case, build
 from torch import Tensor
 
 import vecbank
-from vecbank import reference
+from vecbank import _cuda, reference
 
 ISAS: tuple[str, ...] = tuple(vecbank._C.available_isas())
-DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+# Why CUDA kernels cannot run here; None where they can.
+NO_CUDA: str | None = "no GPU" if not torch.cuda.is_available() else _cuda.reason
+DEVICES = ("cpu", "cuda") if NO_CUDA is None else ("cpu",)
 CODE = {metric: code for code, metric in enumerate(METRICS)}  # as the ops take it
 REDUCE = {"none": 0, "sum": 1, "mean": 2}
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

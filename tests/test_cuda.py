@@ -6,19 +6,24 @@ holds the rest. Without a GPU, or with a build without kernels, everything here 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from cases import TABLE, build
-from helpers import FLOATS, assert_same, gauss, run
+from cases import PROJECT, TABLE, build
+from helpers import FLOATS, NO_CUDA, assert_same, gauss, op, run
+from test_project import assert_within_contract
 
 import vecbank
 from vecbank import _cuda
 from vecbank._codes import ESTIMATORS
 
-REASON = "no GPU" if not torch.cuda.is_available() else _cuda.reason
-gpu = pytest.mark.skipif(REASON is not None, reason=f"CUDA kernels cannot run here: {REASON}")
+gpu = pytest.mark.skipif(NO_CUDA is not None, reason=f"CUDA kernels cannot run here: {NO_CUDA}")
+two_gpus = pytest.mark.skipif(
+    NO_CUDA is not None or torch.cuda.device_count() < 2,
+    reason=f"two GPUs are needed, there are {torch.cuda.device_count()}; CUDA: {NO_CUDA or 'runs'}",
+)
 
 
 def test_without_kernels_cpu_tensors_still_work() -> None:
@@ -33,6 +38,16 @@ def to(value: Any, device: str) -> Any:
     return None if value is None else value.to(device)
 
 
+def extra_bytes(call: Callable[[], Any]) -> int:
+    """Peak of torch's allocator beyond what was there and what is returned."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    answer = call()
+    answer = answer if isinstance(answer, tuple) else (answer,)
+    return torch.cuda.max_memory_allocated() - before - sum(t.numel() * t.element_size() for t in answer)
+
+
 @gpu
 @pytest.mark.parametrize("op", ["topk", "nearest", "quantize"])
 def test_exact_ops_equal_the_cpu(op: str) -> None:
@@ -45,13 +60,42 @@ def test_exact_ops_equal_the_cpu(op: str) -> None:
 
 
 @gpu
+@pytest.mark.parametrize("path", ["kernel", "library"])
+def test_project_on_each_path_is_within_the_contract(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ATen's own error on the device, whose products are not the CPU's; what a library cannot do the kernel does."""
+    monkeypatch.setenv("VECBANK_CUDA_PROJECT", path)
+    for case in PROJECT:
+        x, bank, _ = vars(build(case)).values()
+        got = vecbank.project(x.cuda(), bank.cuda(), case.metric)
+        assert_within_contract(got.cpu(), x, bank, case.metric, "cuda")
+    with pytest.raises(RuntimeError, match="kernel or library"):
+        monkeypatch.setenv("VECBANK_CUDA_PROJECT", "cublas")
+        vecbank.project(x.cuda(), bank.cuda())
+
+
+@gpu
+def test_project_by_library_needs_no_second_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VECBANK_CUDA_PROJECT", "library")
+    for dtype in (torch.float32, torch.bfloat16):
+        x, bank = gauss(30000, 64).to("cuda", dtype), gauss(3000, 64).to("cuda", dtype)
+        vecbank.project(x, bank, "cosine")  # cuBLAS takes its own workspace once
+        assert extra_bytes(lambda x=x, bank=bank: vecbank.project(x, bank, "cosine")) <= (64 << 20) + 4096
+
+
+@gpu
 @pytest.mark.parametrize("metric", vecbank.METRICS)
-def test_graph_capture(metric: str) -> None:
+@pytest.mark.parametrize("path", ["kernel", "library"])
+def test_graph_capture(metric: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that is not a backward, captured once and replayed on other queries."""
+    monkeypatch.setenv("VECBANK_CUDA_PROJECT", path)
     x, bank = gauss(300, 40).cuda(), gauss(2000, 40).cuda()
+    codes = torch.randint(-1, 2000, (300, 3), generator=torch.Generator().manual_seed(0)).cuda()
 
     def ops() -> tuple[torch.Tensor, ...]:
         best = (*vecbank.topk(x, bank, 7, metric), *vecbank.nearest(x, bank, metric))
-        return (*best, vecbank.project(x, bank, metric))
+        found = vecbank.quantize_train(x, bank, metric)
+        sums = (vecbank.lookup(codes, bank, reduce="sum"), vecbank.segment_sum(x, found.codes, 2000))
+        return (*best, vecbank.project(x, bank, metric), *vecbank.quantize(x, bank, metric), *found, *sums)
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -82,6 +126,62 @@ def test_two_streams_do_not_meet() -> None:
     for i in range(2):
         for answer in got[i]:
             assert_same(answer, want[i])
+
+
+@gpu
+def test_work_waits_for_its_own_stream() -> None:
+    """Inputs written on a stream just before the call, on that stream, without any other waiting."""
+    x, bank = torch.zeros(4000, 64, device="cuda"), gauss(5000, 64).cuda()
+    want = vecbank.nearest(gauss(4000, 64).cuda(), bank)
+    torch.cuda.synchronize()
+    fresh = gauss(4000, 64).cuda()
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(20):
+            torch.mm(fresh, fresh.T)  # keeps the stream busy
+        x.copy_(fresh)
+        got = vecbank.nearest(x, bank)
+    side.synchronize()
+    assert_same(tuple(got), tuple(want))
+
+
+@two_gpus
+def test_another_device_than_the_current_one() -> None:
+    x, bank = gauss(300, 40), gauss(2000, 40)
+    want = tuple(vecbank.topk(x, bank, 7))
+    assert torch.cuda.current_device() == 0
+    got = tuple(vecbank.topk(x.to("cuda:1"), vecbank.Bank(bank, metric="dot").to("cuda:1"), 7))
+    assert torch.cuda.current_device() == 0 and all(t.device.index == 1 for t in got)
+    assert_same(got, want)
+    vecbank.lookup(torch.tensor([99999], device="cuda:1"), bank.to("cuda:1"))
+    _cuda.check("cuda:0")
+    with pytest.raises(IndexError, match="cuda:1"):
+        _cuda.check()
+    with pytest.raises(ValueError, match="one device"):
+        vecbank.topk(x.to("cuda:0"), bank.to("cuda:1"), 7)
+
+
+@gpu
+def test_strides_and_offsets() -> None:
+    """Views that no kernel may read as if they were contiguous."""
+    x, bank = gauss(64, 90), gauss(200, 90, seed=1)
+    views = [
+        (lambda t: t[::3, 5:62:2]),
+        (lambda t: t[:, 1:58].t().contiguous().t()),
+        (lambda t: t[:, 3:60].unsqueeze(0).expand(2, -1, -1)[1]),
+    ]
+    for view in views:
+        for metric in vecbank.METRICS:
+            a, b = view(x), view(bank)
+            assert_same(
+                tuple(vecbank.topk(view(x.cuda()), view(bank.cuda()), 5, metric)), tuple(vecbank.topk(a, b, 5, metric))
+            )
+            torch.testing.assert_close(
+                vecbank.project(view(x.cuda()), view(bank.cuda()), metric).cpu(), vecbank.project(a, b, metric)
+            )
+    codes = torch.randint(0, 200, (40, 2), generator=torch.Generator().manual_seed(0))
+    assert_same(vecbank.lookup(codes.cuda()[:, 0], bank.cuda()[:, ::2]), vecbank.lookup(codes[:, 0], bank[:, ::2]))
 
 
 @gpu
@@ -201,17 +301,29 @@ def test_counters() -> None:
 
 @gpu
 def test_other_devices_are_refused() -> None:
-    with pytest.raises(ValueError, match="one device"):
-        vecbank.nearest(gauss(3, 4).cuda(), gauss(5, 4))
+    x, bank = gauss(3, 4), gauss(5, 4)
+    for on, off in ((x.cuda(), bank), (x, bank.cuda())):
+        with pytest.raises(ValueError, match="one device"):
+            vecbank.nearest(on, off)
+        with pytest.raises(ValueError, match="one device"):
+            vecbank.nearest(on, vecbank.Bank(off))
+    with pytest.raises(RuntimeError, match="same CUDA device"):  # who calls the op itself hears it from C++
+        op("nearest")(x.cuda(), bank, None, 2, True)
+
+
+@gpu
+def test_a_pack_of_another_bank_is_not_believed() -> None:
+    x, bank, other = gauss(30, 8).cuda(), gauss(90, 8).cuda(), 5 * gauss(90, 8, seed=1).cuda()
+    pack = op("pack")(other, 2, None)
+    pack[:8] = 0  # not even a pack
+    want = op("nearest")(x, bank, None, 2, True)
+    assert_same(op("nearest")(x, bank, pack, 2, True), want)
+    with pytest.raises(IndexError, match="a pack of another bank"):
+        _cuda.check()
 
 
 @gpu
 def test_workspace_stays_within_64_mib() -> None:
     x, bank = torch.randn(20000, 64, device="cuda"), torch.randn(100000, 64, device="cuda")
     vecbank.topk(x, bank, 100)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    answer = vecbank.topk(x, bank, 100)
-    own = sum(t.numel() * t.element_size() for t in answer)
-    assert torch.cuda.max_memory_allocated() - before - own <= (64 << 20) + 4096
+    assert extra_bytes(lambda: vecbank.topk(x, bank, 100)) <= (64 << 20) + 4096

@@ -1,5 +1,8 @@
-# Finds nvcc, if CUDA is wanted and there is anything to compile. Sets VECBANK_NVCC_FOUND and VECBANK_CUDA_SOURCES.
+# Finds nvcc, if CUDA is wanted and there is anything to compile. Sets VECBANK_NVCC_FOUND and VECBANK_CUDA_SOURCES, or
+# VECBANK_CUDA_LEFT_OUT: why not.
 set(VECBANK_NVCC_FOUND OFF)
+set(VECBANK_LEAST_NVCC 12.8)  # the first that knows 10.0
+set(VECBANK_CUDA_LEFT_OUT "")
 file(GLOB VECBANK_CUDA_SOURCES CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/cuda/*.cu")
 file(GLOB VECBANK_CUDA_REGISTRATION CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/torch/*_cuda.cpp")
 if(NOT VECBANK_CUDA)
@@ -26,15 +29,28 @@ else()
   endforeach()
   include(CheckLanguage)
   check_language(CUDA)
-  if(CMAKE_CUDA_COMPILER)
+  if(CMAKE_CUDA_COMPILER)  # its version before its use: an older one may not know the architectures
+    execute_process(COMMAND "${CMAKE_CUDA_COMPILER}" --version OUTPUT_VARIABLE version ERROR_QUIET)
+    string(REGEX MATCH "release ([0-9]+\\.[0-9]+)" _ "${version}")
+    if(CMAKE_MATCH_1 VERSION_LESS VECBANK_LEAST_NVCC)
+      set(VECBANK_CUDA_LEFT_OUT
+        "nvcc >= ${VECBANK_LEAST_NVCC} is needed, ${CMAKE_CUDA_COMPILER} is ${CMAKE_MATCH_1} (set CUDACXX to name another)")
+    endif()
+  else()
+    set(VECBANK_CUDA_LEFT_OUT "no working nvcc found (set CUDACXX to name one)")
+  endif()
+  if(VECBANK_CUDA_LEFT_OUT)
+    message(STATUS "vecbank: CUDA left out: ${VECBANK_CUDA_LEFT_OUT}")
+  else()
     enable_language(CUDA)
     if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # an older CMake that does not know this nvcc
       set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
       set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
     endif()
     set(VECBANK_NVCC_FOUND ON)
+    if(NOT Python_EXECUTABLE)  # without torch nobody has looked for one; CUTLASS's headers are found through it
+      find_program(Python_EXECUTABLE NAMES python3 python)
+    endif()
     message(STATUS "vecbank: CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${VECBANK_CUDA_ARCHS}")
-  else()
-    message(STATUS "vecbank: CUDA left out (no working nvcc found; set CUDACXX to name one)")
   endif()
 endif()

@@ -55,6 +55,14 @@ Error widen(const Rows& one, double* to, const Device& device);  // one row to f
 // query is answered by refinement alone.
 Error search(const SearchProblem& problem, const Device& device);
 Error project(const ProjectProblem& problem, const Device& device);
+// The same through a product of somebody else's, which the caller provides: out[i * stride + j] = queries[i] . bank[j]
+// in `dtype`, in the stream's order. For what heuristics.h says a library can do.
+struct Multiply {
+  void* context;
+  Error (*run)(void* context, const Rows& queries, const Rows& bank, void* out, DType dtype, int64_t stride);
+};
+int64_t project_library_workspace(const ProjectProblem& problem);
+Error project_by_library(const ProjectProblem& problem, const Multiply& multiply, const Device& device);
 Error lookup(const LookupProblem& problem, const Device& device);
 Error lookup_dot(const LookupDotProblem& problem, const Device& device);
 Error segment_sum(const SegmentSumProblem& problem, const Device& device);

@@ -1,13 +1,12 @@
 // project: the whole similarity matrix, written once. float64 in, float64 tiles; everything else, float32 tiles.
 #include "mainloop_simt.cuh"
+#include "project.cuh"
 
 namespace vecbank::cuda {
 namespace {
 
 constexpr int64_t kProjectPiece = int64_t{24} << 20;    // packed bank in flight
 constexpr int64_t kProjectQueries = int64_t{24} << 20;  // packed queries in flight
-
-enum class Finish : int32_t { linear, squared, rooted };  // as it is; clamped at 0; square root of that
 
 template <class T>
 struct Store {
@@ -26,21 +25,8 @@ struct Store {
 };
 
 template <class T>
-VB_INLINE T finished(T score, T scale, T term, Finish finish) {
-  T v = fused(score, scale, term);
-  if (finish != Finish::linear) v = v < 0 ? T(0) : v;  // keeps NaN
-  return finish == Finish::rooted ? sqrt(v) : v;
-}
-
-template <class T>
 __device__ __forceinline__ void emit(const Store<T>& a, int64_t row, int64_t column, double v) {
-  const int64_t at = row * a.out_stride + a.first_column + column;
-  switch (a.out_dtype) {
-    case DType::f64: static_cast<double*>(a.out)[at] = v; break;
-    case DType::f32: static_cast<float*>(a.out)[at] = static_cast<float>(v); break;
-    case DType::bf16: narrow(v, static_cast<Brain16*>(a.out) + at); break;
-    default: narrow(v, static_cast<Half16*>(a.out) + at);
-  }
+  write_as(a.out, a.out_dtype, row * a.out_stride + a.first_column + column, v);
 }
 
 // blockIdx.x: column tile; blockIdx.y: query tile.
@@ -77,7 +63,7 @@ __global__ void __launch_bounds__(kThreads, 2) store_kernel(const __grid_constan
 #pragma unroll
     for (int j = 0; j < S::kSide; ++j) {
       const int64_t column = first_panel * kPanel + S::spread(j, tx);
-      if (column < a.columns) emit<T>(a, row, column, finished<T>(acc[i][j], scale, term, a.finish));
+      if (column < a.columns) emit<T>(a, row, column, last_step<T>(fused(acc[i][j], scale, term), a.finish));
     }
   }
 }
@@ -86,27 +72,18 @@ __global__ void __launch_bounds__(kThreads, 2) store_kernel(const __grid_constan
 // each. blockIdx.x walks the rows.
 template <class T>
 __global__ void __launch_bounds__(kThreads) mend_kernel(const __grid_constant__ Store<T> a) {
-  constexpr int groups = kThreads / kLanes;
-  const bool specials = a.header->special != 0, cosine = a.metric == Metric::cosine;
-  const int lane = threadIdx.x % kLanes;
+  const bool specials = a.header->special != 0;
   const int64_t d = a.query_rows.width;
   for (int64_t row = blockIdx.x; row < a.query_rows.count; row += gridDim.x) {
     const bool odd = a.odd[row] != 0;
     if (!odd && !specials) continue;
-    const double query_norm = cosine ? floored(sqrt(sum_of_8(self_lane(a.query_rows, row, lane)))) : 1.0;
-    for (int64_t base = 0; base < a.columns; base += groups) {
-      const int64_t column = base + threadIdx.x / kLanes, j = a.first_column + column;
-      // A column that panels cannot carry starts a screen at +inf.
-      const bool wanted =
-          column < a.columns &&
-          (odd || a.panels[(column / kPanel * (d + 3) + d + 2) * kPanel + column % kPanel] == static_cast<T>(HUGE_VAL));
-      if (!__any_sync(kAllLanes, wanted)) continue;
-      const double raw =
-          sum_of_8(wanted ? pair_lane(a.query_rows, row, a.bank_rows, j, lane, is_distance(a.metric)) : 0.0);
-      const double bank_norm = cosine ? floored(sqrt(sum_of_8(wanted ? self_lane(a.bank_rows, j, lane) : 0.0))) : 1.0;
-      if (wanted && lane == 0)
-        emit<T>(a, row, column, value_of_key(a.metric, key_of(a.metric, raw, query_norm, bank_norm)));
-    }
+    mend_row(
+        a.query_rows, row, a.bank_rows, a.first_column, a.columns, a.metric,
+        [&](int64_t column) {  // a column that panels cannot carry starts a screen at +inf
+          const T* panel = a.panels + column / kPanel * (d + 3) * kPanel;
+          return odd || panel[(d + 2) * kPanel + column % kPanel] == static_cast<T>(HUGE_VAL);
+        },
+        [&](int64_t column, double v) { emit<T>(a, row, column, v); });
   }
 }
 
@@ -202,7 +179,7 @@ Error project_as(const ProjectProblem& p, const Device& device) {
       s.odd = w.odd;
       s.header = header;
       s.metric = p.metric;
-      s.finish = !is_distance(p.metric) ? Finish::linear : p.metric == Metric::l2 ? Finish::rooted : Finish::squared;
+      s.finish = finish_of(p.metric);
       s.query_rows = q.queries;
       s.bank_rows = p.bank;
       s.out_stride = p.bank.count;

@@ -1,6 +1,11 @@
 // torch.ops.vecbank.* on CUDA: the same schemas and contracts as ops.cpp, on the current stream of x's device, with a
 // workspace from torch's caching allocator. A library of its own (_C_cuda), loaded only beside a torch with CUDA.
 // Nothing here waits for the device, so every op can be captured into a CUDA graph.
+#include <cstdlib>
+#include <cstring>
+
+#include "../cuda/heuristics.h"
+#include "aten_product.h"
 #include "checked_cuda.h"
 
 namespace vecbank::ops_cuda {
@@ -46,6 +51,24 @@ Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>
 
 namespace {
 
+cuda::Wish wanted_project() {
+  const char* name = std::getenv("VECBANK_CUDA_PROJECT");
+  if (name == nullptr || *name == 0) return cuda::Wish::none;
+  if (std::strcmp(name, "kernel") == 0) return cuda::Wish::kernel;
+  STD_TORCH_CHECK(std::strcmp(name, "library") == 0, "vecbank: VECBANK_CUDA_PROJECT must be kernel or library, got ",
+                  name);
+  return cuda::Wish::library;
+}
+
+void project_by_library(const ProjectProblem& p, Place& place, const torch::stable::Device& where) {
+  const auto multiply = [](void* context, const Rows& x, const Rows& bank, void* out, DType dtype, int64_t stride) {
+    aten_product(x, bank, out, dtype, stride, *static_cast<const torch::stable::Device*>(context));
+    return cuda::Error{nullptr};
+  };
+  check(cuda::project_by_library(p, {const_cast<torch::stable::Device*>(&where), multiply},
+                                 place.with_workspace(cuda::project_library_workspace(p))));
+}
+
 Tensor project(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed, int64_t metric_code,
                std::optional<ScalarType> out_dtype) {
   ProjectProblem p;
@@ -57,12 +80,16 @@ Tensor project(const Tensor& x, const Tensor& bank, const std::optional<Tensor>&
   shape.push_back(pair.m);
   Tensor out = place.empty(shape, out_dtype.value_or(x.scalar_type()));
   p.out_dtype = dtype_of(out, "out_dtype");
+  const cuda::Wish wish = wanted_project();
   for (int64_t b = 0; b < pair.batches; ++b) {
     p.queries = pair.x_batch(b);
     p.bank = pair.bank_batch(b);
     p.pack = p.bank.dtype == DType::f64 ? nullptr : packs.of(b);  // float64 has no screen to share
     p.out = at(out, b * p.queries.count * p.bank.count, p.out_dtype);
-    check(cuda::project(p, place.with_workspace(cuda::project_workspace(p, place.device()))));
+    if (cuda::project_path(p, place.device().capability, wish) == cuda::ProjectPath::library)
+      project_by_library(p, place, x.device());
+    else
+      check(cuda::project(p, place.with_workspace(cuda::project_workspace(p, place.device()))));
   }
   return out;
 }

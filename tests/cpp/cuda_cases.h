@@ -311,62 +311,6 @@ TEST(cuda_search_screen_only_is_deterministic) {
   }
 }
 
-template <class Run>
-Vec<double> dense(const Matrix& x, const Matrix& b, Metric metric, DType out, Run&& run) {
-  ProjectProblem p;
-  p.queries = x.rows;
-  p.bank = b.rows;
-  p.metric = metric;
-  p.out_dtype = out;
-  Vec<char> bytes(static_cast<size_t>(x.rows.count * b.rows.count) * size_of(out), 1);
-  p.out = bytes.data();
-  run(p);
-  Vec<double> values;
-  for (int64_t i = 0; i < x.rows.count * b.rows.count; ++i)
-    values.push_back(with_dtype(out, [&](auto t) { return widened(reinterpret_cast<decltype(t)>(bytes.data())[i]); }));
-  return values;
-}
-
-void compare_dense(const Matrix& x, const Matrix& b, Metric metric, DType out, double tolerance, const char* what) {
-  Bench bench;
-  const auto theirs = dense(x, b, metric, out, [](ProjectProblem& p) { CHECK(project(p, Parallel{}) == Status::ok); });
-  const auto ours = dense(x, b, metric, out, [&](ProjectProblem& p) {
-    bench.provide(cuda::project_workspace(p, bench.device));
-    CHECK(ran(cuda::project(p, bench.device)));
-  });
-  double worst = 0.0, largest = 0.0;
-  bool kinds = true;
-  for (size_t i = 0; i < ours.size(); ++i) {
-    if (!std::isfinite(theirs[i]) || !std::isfinite(ours[i])) {
-      kinds = kinds && (theirs[i] == ours[i] || (std::isnan(theirs[i]) && std::isnan(ours[i])));
-      continue;
-    }
-    worst = std::max(worst, std::abs(ours[i] - theirs[i]));
-    largest = std::max(largest, std::abs(theirs[i]));
-  }
-  CHECK(kinds);
-  CHECK(worst <= tolerance * (largest + 1e-300));
-  if (!kinds || worst > tolerance * (largest + 1e-300))
-    std::printf("  %s metric %d: off by %g of %g\n", what, static_cast<int>(metric), worst, largest);
-}
-
-TEST(cuda_project_close_to_cpu) {
-  uint32_t seed = 40;
-  for (const Metric metric : kMetrics)
-    for (const DType dtype : kDTypes) {
-      const int64_t d = 19, n = 70, m = 150;
-      const Matrix x(normal<double>(n * d, ++seed), d, dtype), b(normal<double>(m * d, ++seed), d, dtype, true);
-      const double tolerance = dtype == DType::f64 ? 1e-14 : dtype == DType::f32 ? 1e-5 : 1e-2;
-      compare_dense(x, b, metric, dtype, tolerance, "gaussian");
-      if (dtype == DType::bf16) compare_dense(x, b, metric, DType::f32, 1e-5, "float32 out");
-    }
-  Vec<double> xs = normal<double>(70, 1), bs = normal<double>(210, 2);
-  xs[3] = NAN, xs[15] = INFINITY, bs[8] = NAN, bs[21] = 1e300, bs[30] = -INFINITY;
-  for (const Metric metric : kMetrics)
-    for (const DType dtype : {DType::f32, DType::f64})
-      compare_dense(Matrix(xs, 7, dtype), Matrix(bs, 7, dtype), metric, dtype, 1e-5, "not finite");
-}
-
 TEST(cuda_codebook_equals_cpu) {
   std::mt19937 random(9);
   for (const DType dtype : kDTypes)
@@ -482,3 +426,5 @@ TEST(cuda_bad_codes_are_not_read) {
 }
 
 }  // namespace
+
+#include "cuda_project_cases.h"

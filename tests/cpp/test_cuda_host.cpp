@@ -8,6 +8,7 @@
 #include "cuda/estimator.cu"
 #include "cuda/pack.cu"
 #include "cuda/project.cu"
+#include "cuda/project_library.cu"
 #include "cuda/refine.cu"
 #include "cuda/residual.cu"
 #include "cuda/screen.cu"

@@ -2,7 +2,7 @@
 #include "check.h"
 #include "core/topk_list.h"
 #include "cpu/isa.h"
-#include "cuda/plan.h"
+#include "cuda/heuristics.h"
 
 namespace {
 
@@ -54,6 +54,63 @@ TEST(cuda_plans_fit_the_workspace) {
                                   plan.rows * (d + 1) * 4 + plan.piece_panels * (d + 3) * kPanel * 4 + plan.rows * 32 +
                                   d * 8 + (plan.splits > 1 ? std::min(n, plan.rows) * plan.splits * (k * 16 + 8) : 0);
             CHECK(bytes + (1 << 16) <= cuda::kMostWorkspace);
+          }
+}
+
+ProjectProblem projection(Metric metric, DType x, DType bank, DType out, int64_t n = 100, int64_t m = 50,
+                          int64_t d = 8) {
+  ProjectProblem p;
+  p.metric = metric;
+  p.queries = {nullptr, x, n, d, d, 1};
+  p.bank = {nullptr, bank, m, d, d, 1};
+  p.out_dtype = out;
+  return p;
+}
+
+TEST(cuda_heuristics_name_a_measurement_or_stay_with_the_kernel) {
+  using namespace cuda;
+  const size_t last = std::size(kProjectRules) - 1;
+  const ProjectProblem any = projection(Metric::dot, DType::f32, DType::f32, DType::f32);
+  CHECK(kProjectRules[last].holds(any, 80));  // some row always decides
+  for (const ProjectRule& rule : kProjectRules) {
+    CHECK(rule.what != nullptr && rule.measured != nullptr && *rule.measured != 0);
+    CHECK(rule.path == ProjectPath::kernel || std::string(rule.measured).find("never") == std::string::npos);
+  }
+  CHECK(project_path(any, 90, Wish::none) == ProjectPath::kernel);  // until a row says otherwise
+  CHECK(project_path(any, 90, Wish::kernel) == ProjectPath::kernel);
+  CHECK(project_path(any, 90, Wish::library) == ProjectPath::library);
+}
+
+TEST(cuda_library_takes_what_it_can_carry) {
+  using namespace cuda;
+  const DType f32 = DType::f32, f64 = DType::f64, bf16 = DType::bf16;
+  CHECK(library_can(projection(Metric::cosine, f32, f32, f32)) && library_can(projection(Metric::l2, f64, f64, f64)));
+  CHECK(library_can(projection(Metric::l2, bf16, bf16, bf16)));
+  CHECK(!library_can(projection(Metric::l2, f32, f32, f32)));     // tf32 may be allowed: it cancels
+  CHECK(!library_can(projection(Metric::l2, bf16, bf16, f32)));   // shows more than the product knew
+  CHECK(!library_can(projection(Metric::dot, bf16, f32, bf16)));  // two dtypes
+  ProjectProblem p = projection(Metric::dot, f32, f32, f32);
+  p.queries.col_stride = 2;
+  CHECK(!library_can(p) && project_path(p, 80, Wish::library) == ProjectPath::kernel);
+  p = projection(Metric::dot, f32, f32, f32);
+  p.bank.row_stride = 0;  // an expanded row
+  CHECK(!library_can(p));
+}
+
+TEST(cuda_library_plans_fit_the_workspace) {
+  using namespace cuda;
+  for (const Metric metric : {Metric::dot, Metric::cosine, Metric::l2})
+    for (const DType in : {DType::f32, DType::f64, DType::bf16, DType::f16})
+      for (const DType out : {DType::f32, DType::f64, DType::bf16})
+        for (const int64_t n : {1, 127, 5000, 1 << 20, 1 << 25})
+          for (const int64_t m : {1, 300, 8192, 1 << 20}) {
+            const ProjectProblem p = projection(metric, in, in, out, n, m, 64);
+            const LibraryPlan plan = plan_library(p);
+            const int64_t size = static_cast<int64_t>(size_of(product_dtype(p)));
+            CHECK(plan.rows >= 1 && plan.rows <= n && plan.columns >= 1 && plan.columns <= m);
+            CHECK(plain_product(p) || plan.rows * plan.columns * size <= kProductShare);
+            CHECK(plain_product(p) || ceil_div(plan.rows, kRowsPerFinish) <= 65535);
+            CHECK(plan.in_place == (plain_product(p) || out == product_dtype(p)));
           }
 }
 

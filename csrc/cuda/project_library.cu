@@ -1,0 +1,193 @@
+// project through a product of somebody else's: norms, the product block by block, and one pass over each block that is
+// still in L2: scale or combine, last step, dtype. Rows and columns whose products could overflow or vanish are scored
+// in float64, as in project.cu.
+#include "heuristics.h"
+#include "panels.cuh"
+#include "project.cuh"
+
+namespace vecbank::cuda {
+namespace {
+
+// A norm outside of these makes its row (or column) odd: between them a product of two rows keeps its digits.
+template <class T>
+struct Range {
+  static constexpr double least = sizeof(T) == 4 ? 0x1p-40 : 0x1p-400, most = sizeof(T) == 4 ? 0x1p60 : 0x1p500;
+};
+
+template <class T>
+struct RowFactors {
+  Rows rows;
+  Metric metric;
+  T* factor;  // cosine: 1 / norm; distances: norm squared
+  unsigned char* odd;
+};
+
+// Sixteen threads a row.
+template <class T>
+__global__ void __launch_bounds__(kPanelThreads) row_factor_kernel(const __grid_constant__ RowFactors<T> a) {
+  constexpr int64_t step = kPanelThreads / 16;
+  for (int64_t base = blockIdx.x * step; base < a.rows.count; base += gridDim.x * step) {
+    const int64_t i = base + threadIdx.x / 16;
+    const bool valid = i < a.rows.count;
+    const double squares = squares_of(a.rows, i, valid, {}), norm = sqrt(squares);
+    if (!valid || threadIdx.x % 16 != 0) continue;
+    const bool odd = !(norm <= Range<T>::most) || (norm > 0.0 && norm < Range<T>::least);
+    a.odd[i] = odd;
+    a.factor[i] = odd                          ? T(0)
+                  : a.metric == Metric::cosine ? static_cast<T>(1.0 / floored(norm))
+                  : is_distance(a.metric)      ? static_cast<T>(squares)
+                                               : T(1);
+  }
+}
+
+struct AnyOdd {
+  const unsigned char* odd;
+  int64_t count;
+  int32_t* any;
+};
+__global__ void __launch_bounds__(kThreads) any_odd_kernel(const AnyOdd a) {  // one block
+  int found = 0;
+  for (int64_t i = threadIdx.x; i < a.count; i += kThreads) found |= a.odd[i];
+  const int any = __syncthreads_or(found);
+  if (threadIdx.x == 0) *a.any = any;
+}
+
+template <class T>
+struct ProductBlock {
+  Rows queries, bank;  // of this block of the answer
+  Metric metric;
+  Finish finish;
+  const T *row_factor, *column_factor;
+  const unsigned char *row_odd, *column_odd;
+  const int32_t* any_column_odd;
+  const T* product;  // may be where `out` is
+  int64_t product_stride;
+  void* out;
+  DType out_dtype;
+  int64_t out_stride;
+};
+
+// A thread a column, so that a warp's loads and stores are neighbours; blockIdx.y: rows, kRowsPerFinish at a time.
+template <class T>
+__global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ ProductBlock<T> a) {
+  const int64_t column = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (column >= a.bank.count) return;
+  const T mine = a.column_factor[column];
+  const bool distance = is_distance(a.metric);
+  const int64_t first = int64_t{blockIdx.y} * kRowsPerFinish;
+#pragma unroll 4
+  for (int64_t row = first; row < first + kRowsPerFinish && row < a.queries.count; ++row) {
+    const T p = a.product[row * a.product_stride + column], other = a.row_factor[row];
+    const T v = distance ? p * T(-2) + (other + mine) : p * other * mine;
+    write_as(a.out, a.out_dtype, row * a.out_stride + column, last_step<T>(v, a.finish));
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) mend_block_kernel(const __grid_constant__ ProductBlock<T> a) {
+  const bool columns = *a.any_column_odd != 0;
+  for (int64_t row = blockIdx.x; row < a.queries.count; row += gridDim.x) {
+    const bool odd = a.row_odd[row] != 0;
+    if (!odd && !columns) continue;
+    mend_row(
+        a.queries, row, a.bank, 0, a.bank.count, a.metric,
+        [&](int64_t column) { return odd || a.column_odd[column] != 0; },
+        [&](int64_t column, double v) { write_as(a.out, a.out_dtype, row * a.out_stride + column, v); });
+  }
+}
+
+template <class T>
+struct LibraryWork {
+  T *product, *row_factor, *column_factor;
+  unsigned char *row_odd, *column_odd;
+  int32_t* any_column_odd;
+  int64_t bytes;
+};
+template <class T>
+LibraryWork<T> cut_library(const ProjectProblem& p, const LibraryPlan& plan, void* base) {
+  LibraryWork<T> w{};
+  if (plain_product(p)) return w;
+  Arena arena(base);
+  if (!plan.in_place) w.product = arena.take<T>(plan.rows * plan.columns);
+  w.row_factor = arena.take<T>(plan.rows);
+  w.column_factor = arena.take<T>(plan.columns);
+  w.row_odd = arena.take<unsigned char>(plan.rows);
+  w.column_odd = arena.take<unsigned char>(plan.columns);
+  w.any_column_odd = arena.take<int32_t>(1);
+  w.bytes = arena.used();
+  return w;
+}
+
+template <class T>
+Error find_factors(const Rows& rows, Metric metric, T* factor, unsigned char* odd, const Device& device) {
+  const RowFactors<T> args{rows, metric, factor, odd};
+  return launch(row_factor_kernel<T>, grid_for(ceil_div(rows.count, kPanelThreads / 16)), kPanelThreads, 0, device,
+                args);
+}
+
+Rows part_of(const Rows& rows, int64_t first, int64_t count) {
+  Rows part = rows;
+  part.data = row_of(rows, first);
+  part.count = std::min(count, rows.count - first);
+  return part;
+}
+
+// Columns outside, rows inside: a column's factors are found once.
+template <class T>
+Error by_library(const ProjectProblem& p, const Multiply& multiply, const Device& device) {
+  const LibraryPlan plan = plan_library(p);
+  const LibraryWork<T> w = cut_library<T>(p, plan, device.workspace);
+  if (w.bytes > device.workspace_bytes) return "the workspace is smaller than project_library_workspace() asked for";
+  const int64_t out_size = static_cast<int64_t>(size_of(p.out_dtype));
+  for (int64_t column = 0; column < p.bank.count; column += plan.columns) {
+    ProductBlock<T> b{};
+    b.bank = part_of(p.bank, column, plan.columns);
+    b.metric = p.metric;
+    b.finish = finish_of(p.metric);
+    b.row_factor = w.row_factor, b.column_factor = w.column_factor;
+    b.row_odd = w.row_odd, b.column_odd = w.column_odd, b.any_column_odd = w.any_column_odd;
+    b.out_dtype = p.out_dtype;
+    b.out_stride = p.bank.count;
+    const bool plain = plain_product(p);
+    if (!plain) {
+      VB_TRY(find_factors(b.bank, p.metric, w.column_factor, w.column_odd, device));
+      VB_TRY(
+          launch(any_odd_kernel, dim3(1), kThreads, 0, device, AnyOdd{w.column_odd, b.bank.count, w.any_column_odd}));
+    }
+    for (int64_t row = 0; row < p.queries.count; row += plan.rows) {
+      b.queries = part_of(p.queries, row, plan.rows);
+      b.out = static_cast<char*>(p.out) + (row * b.out_stride + column) * out_size;
+      void* product = plan.in_place ? b.out : w.product;
+      b.product = static_cast<const T*>(product);
+      b.product_stride = plan.in_place ? b.out_stride : b.bank.count;
+      if (!plain) VB_TRY(find_factors(b.queries, p.metric, w.row_factor, w.row_odd, device));
+      VB_TRY(multiply.run(multiply.context, b.queries, b.bank, product, plain ? p.out_dtype : product_dtype(p),
+                          b.product_stride));
+      if (plain) continue;
+      const dim3 grid(static_cast<unsigned>(ceil_div(b.bank.count, kThreads)),
+                      static_cast<unsigned>(ceil_div(b.queries.count, kRowsPerFinish)));
+      VB_TRY(launch(finish_kernel<T>, grid, kThreads, 0, device, b));
+      const int64_t most = int64_t{8} * device.processors;
+      VB_TRY(launch(mend_block_kernel<T>, grid_for(std::min(b.queries.count, most)), kThreads, 0, device, b));
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+int64_t project_library_workspace(const ProjectProblem& p) {
+  if (p.queries.count == 0 || p.bank.count == 0) return 0;
+  const LibraryPlan plan = plan_library(p);
+  return product_dtype(p) == DType::f64 ? cut_library<double>(p, plan, nullptr).bytes
+                                        : cut_library<float>(p, plan, nullptr).bytes;
+}
+
+Error project_by_library(const ProjectProblem& p, const Multiply& multiply, const Device& device) {
+  if (p.queries.count == 0 || p.bank.count == 0) return nullptr;
+  if (!library_can(p)) return "this projection is not one for a library's product";
+  return product_dtype(p) == DType::f64 ? by_library<double>(p, multiply, device)
+                                        : by_library<float>(p, multiply, device);
+}
+
+}  // namespace vecbank::cuda

@@ -1,0 +1,146 @@
+// project on both paths, within tolerance of the CPU's. For the library's, a product on the host stands in for cuBLAS;
+// on a GPU it runs in managed memory between the kernels, which ran() waits for.
+#pragma once
+
+#include "cuda/heuristics.h"
+
+namespace {
+
+template <class Run>
+Vec<double> dense(const Matrix& x, const Matrix& b, Metric metric, DType out, Run&& run) {
+  ProjectProblem p;
+  p.queries = x.rows;
+  p.bank = b.rows;
+  p.metric = metric;
+  p.out_dtype = out;
+  Vec<char> bytes(static_cast<size_t>(x.rows.count * b.rows.count) * size_of(out), 1);
+  p.out = bytes.data();
+  run(p);
+  Vec<double> values;
+  for (int64_t i = 0; i < x.rows.count * b.rows.count; ++i)
+    values.push_back(with_dtype(out, [&](auto t) { return widened(reinterpret_cast<decltype(t)>(bytes.data())[i]); }));
+  return values;
+}
+
+// `ours(problem, bench)` provides the workspace, runs and says whether that went well.
+template <class Ours>
+void compare_dense_by(const Matrix& x, const Matrix& b, Metric metric, DType out, double tolerance, const char* what,
+                      Ours&& answer) {
+  Bench bench;
+  const auto theirs = dense(x, b, metric, out, [](ProjectProblem& p) { CHECK(project(p, Parallel{}) == Status::ok); });
+  const auto ours = dense(x, b, metric, out, [&](ProjectProblem& p) { CHECK(answer(p, bench)); });
+  double worst = 0.0, largest = 0.0;
+  bool kinds = true;
+  for (size_t i = 0; i < ours.size(); ++i) {
+    if (!std::isfinite(theirs[i]) || !std::isfinite(ours[i])) {
+      kinds = kinds && (theirs[i] == ours[i] || (std::isnan(theirs[i]) && std::isnan(ours[i])));
+      continue;
+    }
+    worst = std::max(worst, std::abs(ours[i] - theirs[i]));
+    largest = std::max(largest, std::abs(theirs[i]));
+  }
+  CHECK(kinds);
+  CHECK(worst <= tolerance * (largest + 1e-300));
+  if (!kinds || worst > tolerance * (largest + 1e-300))
+    std::printf("  %s metric %d: off by %g of %g\n", what, static_cast<int>(metric), worst, largest);
+}
+
+void compare_dense(const Matrix& x, const Matrix& b, Metric metric, DType out, double tolerance, const char* what) {
+  compare_dense_by(x, b, metric, out, tolerance, what, [](const ProjectProblem& p, Bench& bench) {
+    bench.provide(cuda::project_workspace(p, bench.device));
+    return ran(cuda::project(p, bench.device));
+  });
+}
+
+TEST(cuda_project_close_to_cpu) {
+  uint32_t seed = 40;
+  for (const Metric metric : kMetrics)
+    for (const DType dtype : kDTypes) {
+      const int64_t d = 19, n = 70, m = 150;
+      const Matrix x(normal<double>(n * d, ++seed), d, dtype), b(normal<double>(m * d, ++seed), d, dtype, true);
+      const double tolerance = dtype == DType::f64 ? 1e-14 : dtype == DType::f32 ? 1e-5 : 1e-2;
+      compare_dense(x, b, metric, dtype, tolerance, "gaussian");
+      if (dtype == DType::bf16) compare_dense(x, b, metric, DType::f32, 1e-5, "float32 out");
+    }
+  Vec<double> xs = normal<double>(70, 1), bs = normal<double>(210, 2);
+  xs[3] = NAN, xs[15] = INFINITY, bs[8] = NAN, bs[21] = 1e300, bs[30] = -INFINITY;
+  for (const Metric metric : kMetrics)
+    for (const DType dtype : {DType::f32, DType::f64})
+      compare_dense(Matrix(xs, 7, dtype), Matrix(bs, 7, dtype), metric, dtype, 1e-5, "not finite");
+}
+
+struct HostProduct {
+  int calls = 0;
+  int64_t largest = 0;  // elements of one product
+  static cuda::Error run(void* context, const Rows& queries, const Rows& bank, void* out, DType dtype, int64_t stride) {
+    auto& self = *static_cast<HostProduct*>(context);
+    ++self.calls;
+    self.largest = std::max(self.largest, queries.count * bank.count);
+    if (!ran(nullptr)) return "the kernels before the product failed";
+    for (int64_t i = 0; i < queries.count; ++i)
+      for (int64_t j = 0; j < bank.count; ++j) {
+        double sum = 0.0;
+        for (int lane = 0; lane < 8; ++lane) sum += cuda::pair_lane(queries, i, bank, j, lane, false);
+        with_dtype(dtype, [&](auto t) { narrow(sum, static_cast<Element<decltype(t)>*>(out) + i * stride + j); });
+      }
+    return nullptr;
+  }
+};
+
+void compare_by_library(const Matrix& x, const Matrix& b, Metric metric, DType out, double tolerance,
+                        const char* what) {
+  HostProduct host;
+  compare_dense_by(x, b, metric, out, tolerance, what, [&](const ProjectProblem& p, Bench& bench) {
+    CHECK(cuda::library_can(p));
+    bench.provide(cuda::project_library_workspace(p));
+    return ran(cuda::project_by_library(p, {&host, HostProduct::run}, bench.device));
+  });
+  CHECK(host.calls > 0);
+}
+
+TEST(cuda_project_by_library_close_to_cpu) {
+  uint32_t seed = 80;
+  for (const Metric metric : kMetrics)
+    for (const DType dtype : kDTypes) {
+      if (is_distance(metric) && dtype == DType::f32) continue;  // the kernel's
+      const int64_t d = 19, n = 70, m = 300;
+      const Matrix x(normal<double>(n * d, ++seed), d, dtype), b(normal<double>(m * d, ++seed), d, dtype);
+      const double tolerance = dtype == DType::f64   ? 1e-14
+                               : dtype == DType::f32 ? 1e-6
+                               : dtype == DType::f16 ? 1e-3
+                                                     : 8e-3;
+      compare_by_library(x, b, metric, dtype, tolerance, "gaussian");
+      if (!is_distance(metric) && dtype != DType::f64)
+        compare_by_library(x, b, metric, DType::f32, 1e-6, "float32 out");
+      if (dtype == DType::f32) compare_by_library(x, b, metric, DType::bf16, 8e-3, "bfloat16 out");
+    }
+  // What a product cannot carry: rows and columns are mended, but for a plain product, which is the library's own
+  // answer.
+  Vec<double> xs = normal<double>(70, 1), bs = normal<double>(210, 2);
+  xs[3] = NAN, xs[15] = INFINITY, bs[8] = NAN, bs[30] = -INFINITY;
+  for (int64_t k = 0; k < 7; ++k) {
+    xs[static_cast<size_t>(28 + k)] = 0.0;
+    xs[static_cast<size_t>(42 + k)] *= 1e25, bs[static_cast<size_t>(70 + k)] *= 1e30;  // overflow together
+    xs[static_cast<size_t>(49 + k)] *= 1e-30, bs[static_cast<size_t>(84 + k)] *= 1e-35;
+    bs[static_cast<size_t>(91 + k)] = 0.0;
+  }
+  compare_by_library(Matrix(xs, 7, DType::f32), Matrix(bs, 7, DType::f32), Metric::cosine, DType::f32, 1e-6, "broken");
+  compare_by_library(Matrix(xs, 7, DType::bf16), Matrix(bs, 7, DType::bf16), Metric::cosine, DType::f32, 1e-6,
+                     "broken");
+  for (const Metric metric : kMetrics)
+    if (metric != Metric::dot)
+      compare_by_library(Matrix(xs, 7, DType::f64), Matrix(bs, 7, DType::f64), metric, DType::f64, 1e-13, "broken");
+}
+
+// Several blocks of rows and of columns, the answer's rows longer than a block.
+TEST(cuda_project_by_library_in_blocks) {
+  const int64_t d = 2, n = 1100, m = cuda::kProductColumns + 5;
+  const Matrix x(normal<double>(n * d, 91), d, DType::bf16), b(normal<double>(m * d, 92), d, DType::bf16);
+  ProjectProblem p;
+  p.queries = x.rows, p.bank = b.rows, p.metric = Metric::cosine, p.out_dtype = DType::bf16;
+  const cuda::LibraryPlan plan = cuda::plan_library(p);
+  CHECK(!plan.in_place && plan.rows == 1024 && plan.columns == cuda::kProductColumns);
+  compare_by_library(x, b, Metric::cosine, DType::bf16, 8e-3, "blocks");
+}
+
+}  // namespace
