@@ -27,7 +27,8 @@ struct TileArgs {
   const T* panels = nullptr;   // first panel
   int64_t panel_stride = 0;
   int64_t width = 0;
-  int64_t columns = 0;  // valid columns, counted from the first panel
+  int64_t columns = 0;      // valid columns, counted from the first panel
+  const T* next = nullptr;  // the panel wanted after the last of these; null: nobody knows
 };
 
 // Called with the 16 upper bounds of one row and panel, and the lanes that reach the row's threshold.

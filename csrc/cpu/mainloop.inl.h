@@ -30,6 +30,17 @@ VB_INLINE void unroll(F&& f) {
   unroll_each(typename MakeIndices<N>::type{}, f);
 }
 
+// Panels come from far away, and the hardware loses track where they end: while one is multiplied, the next is fetched
+// into L2, its bytes spread evenly over all the steps of all the tiles that the one takes part in.
+struct Ahead {
+  const char* at = nullptr;
+  int64_t step = 0;
+  VB_INLINE void fetch() {
+    __builtin_prefetch(at, 0, 2);
+    at += step;
+  }
+};
+
 template <class V, int Height, int PanelCount>
 struct Tile {
   static constexpr int per_panel = kPanel / V::width;
@@ -40,13 +51,13 @@ struct Tile {
   // number of runs instead of with the width. What a dense product owes its reader; a screen has its bound instead.
   static constexpr int64_t kRun = 32;
   VB_INLINE void multiply_in_runs(const typename V::T* query, const typename V::T* const (&panels)[PanelCount],
-                                  int64_t start_line, int64_t first, int64_t steps) {
-    if (steps <= kRun) return multiply(query, panels, start_line, first, steps);
+                                  int64_t start_line, int64_t first, int64_t steps, Ahead& ahead) {
+    if (steps <= kRun) return multiply(query, panels, start_line, first, steps, ahead);
     alignas(64) typename V::T total[Height * vectors * V::width];
-    multiply(query, panels, start_line, first, kRun);
+    multiply(query, panels, start_line, first, kRun, ahead);
     for (int64_t at = kRun; at < steps; at += kRun) {
       spill(total);
-      multiply(query + at * Height, panels, -1, first + at, at + kRun < steps ? kRun : steps - at);
+      multiply(query + at * Height, panels, -1, first + at, at + kRun < steps ? kRun : steps - at, ahead);
       unroll<Height>([&](auto r) __attribute__((always_inline)) {
         unroll<vectors>([&](auto v) __attribute__((always_inline)) {
           auto& a = acc[r.value][v.value];
@@ -58,7 +69,7 @@ struct Tile {
 
   // acc[r][v] = start line (-1: zero) + sum over `steps` lines of query[r] * bank[v], the lines following `first`.
   VB_INLINE void multiply(const typename V::T* query, const typename V::T* const (&panels)[PanelCount],
-                          int64_t start_line, int64_t first, int64_t steps) {
+                          int64_t start_line, int64_t first, int64_t steps, Ahead& ahead) {
     unroll<vectors>([&](auto v) __attribute__((always_inline)) {
       const auto start =
           start_line < 0
@@ -66,13 +77,15 @@ struct Tile {
               : V::load(panels[v.value / per_panel] + start_line * kPanel + (v.value % per_panel) * V::width);
       unroll<Height>([&](auto r) __attribute__((always_inline)) { acc[r.value][v.value] = start; });
     });
-    const int64_t ahead = PanelCount > 1 ? (panels[1] - panels[0]) * PanelCount : 0;
+    const int64_t further = PanelCount > 1 ? (panels[1] - panels[0]) * PanelCount : 0;
     const typename V::T* line[PanelCount];
     for (int p = 0; p < PanelCount; ++p) line[p] = panels[p] + first * kPanel;
     for (int64_t step = 0; step < steps; ++step) {
       typename V::Reg bank[vectors];
-      if constexpr (Height == 1)  // one row is bound by memory, and the hardware loses track where panels end
-        for (int p = 0; p < PanelCount; ++p) __builtin_prefetch(line[p] + ahead, 0, 2);
+      if constexpr (Height == 1)  // bound by memory: every line of every panel, at every step
+        for (int p = 0; p < PanelCount; ++p) __builtin_prefetch(line[p] + further, 0, 2);
+      else
+        ahead.fetch();
       unroll<vectors>([&](auto v) __attribute__((always_inline)) {
         bank[v.value] = V::load(line[v.value / per_panel] + (v.value % per_panel) * V::width);
       });
@@ -107,12 +120,20 @@ VB_INLINE void for_each_tile(const TileArgs<typename V::T>& t, int64_t start_lin
     for (int i = 0; i < PanelCount; ++i)  // past the end: the last panel again, its results ignored
       panels[i] = t.panels + (p + i < panel_count ? p + i : panel_count - 1) * t.panel_stride;
     const int valid = static_cast<int>(panel_count - p < PanelCount ? panel_count - p : PanelCount);
+    const typename V::T* after = p + PanelCount < panel_count ? t.panels + (p + PanelCount) * t.panel_stride : t.next;
+    Ahead ahead;
+    if (after != nullptr) {
+      const int64_t bytes = PanelCount * t.panel_stride * static_cast<int64_t>(sizeof(*after));
+      ahead = {reinterpret_cast<const char*>(after), bytes / (groups * steps) + 1};
+    } else {
+      ahead.at = reinterpret_cast<const char*>(panels[0]);
+    }
     for (int64_t g = 0; g < groups; ++g) {
       Tile<V, Height, PanelCount> tile;
       if constexpr (InRuns)
-        tile.multiply_in_runs(t.queries + g * t.query_stride, panels, start_line, first, steps);
+        tile.multiply_in_runs(t.queries + g * t.query_stride, panels, start_line, first, steps, ahead);
       else
-        tile.multiply(t.queries + g * t.query_stride, panels, start_line, first, steps);
+        tile.multiply(t.queries + g * t.query_stride, panels, start_line, first, steps, ahead);
       epilogue(tile, g * Height, p, valid);
     }
   }

@@ -93,45 +93,56 @@ void widen(const void* row, DType dtype, int64_t width, double* out) {
   });
 }
 
-// The contract's order: lane i mod 8, each lane ascending, then the tree; multiply, then add, never fused.
-template <class Lanes, bool Distance, int Queries, class S>
-VB_INLINE void score_row(const double* queries, int64_t query_stride, const S* row, int64_t width, double* out,
-                         int64_t out_stride) {
-  Lanes sum[Queries];
-  for (int q = 0; q < Queries; ++q) sum[q] = Lanes::fill(0.0);
-  const auto step = [&](int64_t k, Lanes b) __attribute__((always_inline)) {
+// The contract's order: lane i mod 8, each lane ascending, then the tree; multiply, then add, never fused. A sum waits
+// for its own last addition, so several go side by side: `Queries` against each of `Banks` rows.
+template <class Lanes, bool Distance, int Queries, int Banks, class S>
+VB_INLINE void score_some(const double* queries, int64_t query_stride, const S* const (&rows)[Banks], int64_t width,
+                          double* out, int64_t out_stride) {
+  Lanes sum[Queries][Banks];
+  for (int q = 0; q < Queries; ++q)
+    for (int i = 0; i < Banks; ++i) sum[q][i] = Lanes::fill(0.0);
+  const auto step = [&](int64_t k, auto&& load) __attribute__((always_inline)) {
+    Lanes b[Banks];
+    for (int i = 0; i < Banks; ++i) b[i] = load(rows[i] + k);
     for (int q = 0; q < Queries; ++q) {
       const Lanes x = Lanes::load(queries + q * query_stride + k);
-      if constexpr (Distance) {
-        const Lanes gap = x - b;
-        sum[q] = sum[q] + gap * gap;
-      } else {
-        sum[q] = sum[q] + x * b;
+      for (int i = 0; i < Banks; ++i) {
+        if constexpr (Distance) {
+          const Lanes gap = x - b[i];
+          sum[q][i] = sum[q][i] + gap * gap;
+        } else {
+          sum[q][i] = sum[q][i] + x * b[i];
+        }
       }
     }
   };
   int64_t k = 0;
-  for (; k + 8 <= width; k += 8) step(k, Lanes::load(row + k));
-  if (k < width) step(k, load_some<Lanes>(row + k, width - k));
-  for (int q = 0; q < Queries; ++q) out[q * out_stride] = sum[q].sum();
+  for (; k + 8 <= width; k += 8) step(k, [](const S* p) __attribute__((always_inline)) { return Lanes::load(p); });
+  if (k < width) step(k, [&](const S* p) __attribute__((always_inline)) { return load_some<Lanes>(p, width - k); });
+  for (int q = 0; q < Queries; ++q)
+    for (int i = 0; i < Banks; ++i) out[q * out_stride + i] = sum[q][i].sum();
+}
+
+template <class Lanes, bool Distance, int Queries, int Banks, class S>
+VB_INLINE int64_t score_runs(const ScoreArgs& a, int q, int64_t begin) {
+  const S* bank = static_cast<const S*>(a.bank.data);
+  int64_t i = begin;
+  for (; i + Banks <= a.count; i += Banks) {
+    const S* rows[Banks];
+    for (int r = 0; r < Banks; ++r)
+      rows[r] = bank + (a.index != nullptr ? a.index[i + r] : a.first + i + r) * a.bank.row_stride;
+    score_some<Lanes, Distance, Queries, Banks>(a.queries + q * a.query_stride, a.query_stride, rows, a.bank.width,
+                                                a.out + q * a.count + i, a.count);
+  }
+  return i;
 }
 
 template <class Lanes, bool Distance, class S>
 void score_rows(const ScoreArgs& a) {
-  const S* bank = static_cast<const S*>(a.bank.data);
   int q = 0;
-  for (; q + 4 <= a.query_count; q += 4)  // four queries share each row's conversion
-    for (int64_t i = 0; i < a.count; ++i) {
-      const int64_t j = a.index != nullptr ? a.index[i] : a.first + i;
-      score_row<Lanes, Distance, 4>(a.queries + q * a.query_stride, a.query_stride, bank + j * a.bank.row_stride,
-                                    a.bank.width, a.out + q * a.count + i, a.count);
-    }
+  for (; q + 4 <= a.query_count; q += 4) score_runs<Lanes, Distance, 4, 1, S>(a, q, 0);
   for (; q < a.query_count; ++q)
-    for (int64_t i = 0; i < a.count; ++i) {
-      const int64_t j = a.index != nullptr ? a.index[i] : a.first + i;
-      score_row<Lanes, Distance, 1>(a.queries + q * a.query_stride, 0, bank + j * a.bank.row_stride, a.bank.width,
-                                    a.out + q * a.count + i, a.count);
-    }
+    score_runs<Lanes, Distance, 1, 1, S>(a, q, score_runs<Lanes, Distance, 1, 4, S>(a, q, 0));
 }
 
 template <class Lanes>

@@ -158,10 +158,13 @@ class Visits {
   }
   int64_t count() const { return count_; }
   int64_t panels() const { return each_; }
-  int64_t begin(int64_t visit) const { return from_ + visit * step_ % count_ * each_; }
-  int64_t end(int64_t visit) const { return std::min(to_, begin(visit) + each_); }
+  Visit operator[](int64_t visit) const {  // after the last one comes the first, for the next block of rows
+    return {begin(visit), std::min(to_, begin(visit) + each_), begin(visit + 1)};
+  }
 
  private:
+  int64_t begin(int64_t visit) const { return from_ + visit * step_ % count_ * each_; }
+
   int64_t from_, to_, each_, count_, step_;
 };
 
@@ -177,16 +180,16 @@ void SearchWorker::screen(int64_t from, int64_t to) {
     }
     for (; v < visits.count() && v * visits.panels() < kLeadPanels; ++v) {
       LeadArgs args;
-      args.tile = tile(visits.begin(v), visits.end(v), 0, rows_);
+      args.tile = tile(visits[v], 0, rows_);
       args.leaders = leaders_.get();
-      args.first_panel = visits.begin(v);
+      args.first_panel = visits[v].from;
       kernels().lead(args);
     }
     take_leaders(v == visits.count(), [&](int64_t row, int64_t rows, const float* thresholds) {
-      for (int64_t again = 0; again < v; ++again) scan(visits.begin(again), visits.end(again), row, rows, thresholds);
+      for (int64_t again = 0; again < v; ++again) scan(visits[again], row, rows, thresholds);
     });
   }
-  for (; v < visits.count(); ++v) scan(visits.begin(v), visits.end(v), 0, rows_, lists_.thresholds());
+  for (; v < visits.count(); ++v) scan(visits[v], 0, rows_, lists_.thresholds());
   if (job_->shared == nullptr) return;
   for (int64_t r = 0; r < rows_; ++r) {
     if (lists_.gave_up(r)) continue;
@@ -197,23 +200,24 @@ void SearchWorker::screen(int64_t from, int64_t to) {
   }
 }
 
-TileArgs<float> SearchWorker::tile(int64_t from, int64_t to, int64_t row, int64_t rows) const {
+TileArgs<float> SearchWorker::tile(const Visit& visit, int64_t row, int64_t rows) const {
   TileArgs<float> t;
   t.queries = queries_.data() + row / queries_.group() * queries_.stride();
   t.query_stride = queries_.stride();
   t.group = queries_.group();
   t.rows = rows;
-  t.panels = job_->panels.panel(from);
+  t.panels = job_->panels.panel(visit.from);
+  t.next = job_->panels.panel(visit.next);
   t.panel_stride = job_->panels.stride();
   t.width = job_->header.width;
-  t.columns = std::min(job_->header.rows, to * kPanel) - from * kPanel;
+  t.columns = std::min(job_->header.rows, visit.to * kPanel) - visit.from * kPanel;
   return t;
 }
 
-// Offers what reaches `thresholds` among panels [from, to) to rows [row, row + rows) of the block.
-void SearchWorker::scan(int64_t from, int64_t to, int64_t row, int64_t rows, const float* thresholds) {
+// Offers what reaches `thresholds` among a visit's panels to rows [row, row + rows) of the block.
+void SearchWorker::scan(const Visit& visit, int64_t row, int64_t rows, const float* thresholds) {
   ScanArgs args;
-  args.tile = tile(from, to, row, rows);
+  args.tile = tile(visit, row, rows);
   args.thresholds = thresholds;
   args.context = this;
   args.offer = [](void* self, int64_t r, int64_t panel, const float* upper, uint32_t lanes) {
@@ -221,7 +225,7 @@ void SearchWorker::scan(int64_t from, int64_t to, int64_t row, int64_t rows, con
     worker.offer(worker.scanned_row_ + r, worker.scanned_panel_ + panel, upper, lanes);
   };
   scanned_row_ = row;
-  scanned_panel_ = from;
+  scanned_panel_ = visit.from;
   kernels().scan(args);
 }
 

@@ -45,6 +45,10 @@ struct SearchJob {
 // Turns a query's final list into values, indices and the gathered row. `bank` is the caller's whole bank.
 void write_result(const SearchProblem& whole, int64_t query, const Scored* best, int64_t count, int64_t offset);
 
+struct Visit {  // panels [from, to), and where the next visit begins
+  int64_t from, to, next;
+};
+
 class SearchWorker {
  public:
   bool reserve(const SearchProblem& problem, const SearchPlan& plan);
@@ -53,8 +57,8 @@ class SearchWorker {
  private:
   void begin_screen();
   void screen(int64_t from, int64_t to);
-  TileArgs<float> tile(int64_t from, int64_t to, int64_t row, int64_t rows) const;
-  void scan(int64_t from, int64_t to, int64_t row, int64_t rows, const float* thresholds);
+  TileArgs<float> tile(const Visit& visit, int64_t row, int64_t rows) const;
+  void scan(const Visit& visit, int64_t row, int64_t rows, const float* thresholds);
   bool leads(int64_t panels) const;
   template <class Rescan>
   void take_leaders(bool last, Rescan&& rescan);

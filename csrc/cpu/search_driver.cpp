@@ -175,7 +175,9 @@ Status search(const SearchProblem& p, const Parallel& parallel) {
   const Parallel& chosen = work < 2e5 ? alone : parallel;
 
   const int64_t panel = (p.bank.width + 3) * kPanel * 4;
-  const int64_t piece = std::max<int64_t>(1, kPackBytes / panel) * kPanel;
+  const int64_t most = std::max<int64_t>(1, kPackBytes / panel) * kPanel;
+  // Even pieces: a small last one would be refined whole, for want of rows to screen.
+  const int64_t piece = round_up_to(ceil_div(p.bank.count, ceil_div(p.bank.count, most)), kPanel);
   const bool pieces = p.pack == nullptr && piece < p.bank.count;
   // Several pieces keep their best rows between them, so bound how many queries are in flight.
   const int64_t step =
