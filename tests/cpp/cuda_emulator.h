@@ -248,13 +248,31 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
   std::memcpy(&other, emulator::lane_slots(set, (emulator::block().now % 32) ^ mask), sizeof other);
   return other;
 }
-inline int __any_sync(unsigned, int vote) {
-  const uint64_t word = vote != 0;
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+  uint64_t word = 0;
+  std::memcpy(&word, &value, sizeof value);
   const unsigned set = emulator::meet(&word, 1);
-  for (int lane = 0; lane < 32; ++lane)
-    if (emulator::lane_slots(set, lane)[0] != 0) return 1;
-  return 0;
+  T other;
+  std::memcpy(&other, emulator::lane_slots(set, lane), sizeof other);
+  return other;
 }
+inline unsigned __reduce_or_sync(unsigned, unsigned value) {
+  const uint64_t word = value;
+  const unsigned set = emulator::meet(&word, 1);
+  unsigned all = 0;
+  for (int lane = 0; lane < 32; ++lane) all |= static_cast<unsigned>(emulator::lane_slots(set, lane)[0]);
+  return all;
+}
+inline unsigned __ballot_sync(unsigned mask, int vote) {
+  return __reduce_or_sync(mask, vote ? 1u << emulator::block().now % 32 : 0u);
+}
+inline int __any_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) != 0; }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+struct float2 {
+  float x, y;
+};
 template <class T, class U>
 T atomicAdd(T* at, U value) {
   const T before = *at;
@@ -292,9 +310,11 @@ namespace vecbank::cuda {
 inline char* shared_memory() { return emulator::block().shared; }
 
 template <class Args>
-Error launch(void (*kernel)(Args), dim3 grid, int threads, int64_t shared_bytes, const Device&, const Args& args) {
+Error launch(void (*kernel)(Args), dim3 grid, int threads, int64_t shared_bytes, const Device& device,
+             const Args& args) {
   if (grid.x == 0 || grid.y == 0) return nullptr;
-  if (shared_bytes > (99 << 10)) emulator::stop("more shared memory than every listed architecture has");
+  if (shared_bytes > (device.capability == 90 ? 227 << 10 : 99 << 10))
+    emulator::stop("more shared memory than the architecture has, or, but for Hopper's own kernels, than all have");
   if (grid.y > 65535 || grid.x > 0x7fffffffu) emulator::stop("grid too large");
   if (sizeof(Args) > 4096) emulator::stop("arguments too large");
   ++emulator::block().launches;
