@@ -240,14 +240,32 @@ inline void __syncwarp(unsigned = ~0u) {
   emulator::meet(&nothing, 1);
 }
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int mask) {
+T __shfl_sync(unsigned, T value, int lane) {
   uint64_t word = 0;
   std::memcpy(&word, &value, sizeof value);
   const unsigned set = emulator::meet(&word, 1);
   T other;
-  std::memcpy(&other, emulator::lane_slots(set, (emulator::block().now % 32) ^ mask), sizeof other);
+  std::memcpy(&other, emulator::lane_slots(set, lane), sizeof other);
   return other;
 }
+template <class T>
+T __shfl_xor_sync(unsigned all, T value, int mask) {
+  return __shfl_sync(all, value, (emulator::block().now % 32) ^ mask);
+}
+template <class T>
+T __shfl_up_sync(unsigned all, T value, int by) {
+  const int lane = emulator::block().now % 32;
+  return __shfl_sync(all, value, lane < by ? lane : lane - by);
+}
+inline unsigned __ballot_sync(unsigned, int vote) {
+  const uint64_t word = vote != 0;
+  const unsigned set = emulator::meet(&word, 1);
+  unsigned votes = 0;
+  for (int lane = 0; lane < 32; ++lane) votes |= static_cast<unsigned>(emulator::lane_slots(set, lane)[0]) << lane;
+  return votes;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __any_sync(unsigned, int vote) {
   const uint64_t word = vote != 0;
   const unsigned set = emulator::meet(&word, 1);
