@@ -67,13 +67,14 @@ struct Screen {
   const float* norms;
   const double* slacks;
   double start_per_r2;
-  double factor;  // of the float32 screen's error bound; already in norms
-  bool raise;     // k = 1: thresholds rise while the screen runs
+  double factor;   // of the float32 screen's error bound; already in norms
+  int32_t listed;  // k, if thresholds rise while the screen runs: each block lists its rows' k best; 0: they do not
   float* thresholds;
   int32_t* counts;
   Candidate* candidates;
   int32_t capacity;
-  int64_t tiles_per_block;
+  int64_t blocks;           // at most so many share the columns of a row tile
+  int64_t tiles_per_block;  // for the launcher
 };
 Error screen_simt(const Screen& args, const Device& device);
 Error screen_mma(const Screen& args, const Device& device);

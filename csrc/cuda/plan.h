@@ -14,7 +14,8 @@ namespace vecbank::cuda {
 constexpr int kTile = 128;  // query rows and bank columns of a float32 tile
 constexpr int kTilePanels = kTile / kPanel;
 constexpr int kThreads = 256;                       // of a tile's block
-constexpr int64_t kMostScreened = 1024;             // larger k is refined outright
+constexpr int64_t kMostListed = 32;                 // up to this k a block keeps each row's best bounds itself
+constexpr int64_t kMostScreened = 1024;             // larger k is refined outright: 64 KiB sort no more candidates
 constexpr int64_t kMostSorted = 4096;               // entries that a block sorts in shared memory: 64 KiB
 constexpr int64_t kWidestScreen = 1 << 14;          // a panel of 16 rows is then 1 MiB
 constexpr int64_t kWidestProduct = 1 << 18;         // a float64 panel of 16 rows is then 32 MiB
@@ -34,11 +35,11 @@ struct Candidate {  // a screened row: its refined score lies in [lower, upper],
 
 constexpr int32_t kGivenUp = 1 << 30;  // a count that says: refine this row against everything
 
-// How far the float64 score can lie below an upper bound; shared by screens and tests. `r`: the panel's bound line.
-VB_INLINE float lower_bound(float upper, float norm, double r, double start_per_r2, double slack) {
+// How far the float64 score can lie below an upper bound; shared by screens and tests. `r`: the column's bound; `rest`:
+// what its start was raised by, and the row's slack.
+VB_INLINE float lower_bound(float upper, float norm, double r, double rest) {
   if (!(upper < HUGE_VALF)) return -HUGE_VALF;  // a special column promises nothing
-  const double gap = static_cast<double>(norm) * r + start_per_r2 * r * r + slack;
-  return round_down(static_cast<double>(upper) - 2.0 * gap);
+  return round_down(static_cast<double>(upper) - 2.0 * (static_cast<double>(norm) * r + rest));
 }
 
 // ---- Tensor cores
@@ -82,7 +83,7 @@ inline Schedule make_schedule(int64_t rows) {
 struct SearchPlan {
   bool direct = false;       // no screen: k is large, or float32 panels make no sense
   int64_t capacity = 0;      // candidates per row
-  int64_t growth = 0;        // a range of columns is at most this many times what was seen before it
+  int64_t growth = 0;        // k > kMostListed: a range of columns is at most this many times what was seen before it
   int64_t rows = 0;          // query rows per chunk
   int64_t piece_panels = 0;  // bank panels packed at a time
   int64_t splits = 1;        // parts of the bank, for rows refined against everything
@@ -90,10 +91,12 @@ struct SearchPlan {
   Schedule schedule;
 };
 
-// k = 1 raises its threshold with every tile and keeps few; larger k starts from everything it sees and compacts.
+// Fused lists keep about k, and k ln 2 more with every doubling; larger k keeps everything in its first range.
 inline int64_t candidate_capacity(int64_t k) {
-  return k == 1 ? 64 : std::min(kMostSorted, std::max<int64_t>(256, power_of_two_from(8 * k)));
+  if (k <= kMostListed) return std::max<int64_t>(64, power_of_two_from(16 * k));
+  return std::min(kMostSorted, power_of_two_from(8 * k));
 }
+constexpr int64_t kFewCapacity = 1024;  // what lists may grow to where rows are few and blocks many
 
 inline SearchPlan plan_search(const SearchProblem& p, int processors) {
   SearchPlan plan;
@@ -101,7 +104,7 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors) {
   plan.direct = p.k > kMostScreened || (p.k > 1 && p.k * 8 >= m) || d > kWidestScreen || m >= kMostColumns;
   plan.schedule = make_schedule(m);
   plan.capacity = plan.direct ? 0 : candidate_capacity(p.k);
-  plan.growth = p.k == 1 ? 0 : std::clamp<int64_t>((plan.capacity - 2 * p.k) / (2 * p.k), 1, 8);
+  plan.growth = std::clamp<int64_t>((plan.capacity - 2 * p.k) / (2 * p.k), 1, 8);
   int64_t most = kMostRows;
   if (!plan.direct) {
     most = std::min({most, kCandidateShare / (plan.capacity * static_cast<int64_t>(sizeof(Candidate))),
@@ -110,6 +113,10 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors) {
   }
   const int64_t unit = most >= kTile ? kTile : kPanel;
   plan.rows = std::min(most, round_up_to(ceil_div(n, ceil_div(n, most)), unit));
+  if (!plan.direct && p.k <= kMostListed)
+    while (plan.capacity < kFewCapacity &&
+           plan.rows * plan.capacity * 2 * static_cast<int64_t>(sizeof(Candidate)) <= kCandidateShare)
+      plan.capacity *= 2;
   plan.piece_panels =
       std::clamp<int64_t>(kPieceShare / ((d + 3) * kPanel * 4), 1, std::max<int64_t>(plan.schedule.panels, 1));
 
@@ -123,17 +130,45 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors) {
   return plan;
 }
 
-// Slots [begin, end) of the range that follows `seen` panels, inside a piece that ends at `piece_end`.
-inline int64_t range_end(const SearchPlan& plan, int64_t begin, int64_t piece_end) {
-  if (plan.growth == 0) return piece_end;
-  const int64_t first = plan.capacity / 2 / kPanel;  // everything is kept while there is no threshold
-  return std::min(piece_end, begin + std::max<int64_t>(begin == 0 ? first : kTilePanels, begin * plan.growth));
-}
-
 // How many blocks share a range, so that few query tiles still fill the machine.
 inline int64_t column_blocks(int64_t row_tiles, int64_t column_tiles, int processors) {
   return std::clamp<int64_t>(ceil_div(4 * processors, std::max<int64_t>(row_tiles, 1)), 1,
                              std::max<int64_t>(column_tiles, 1));
+}
+
+// Slots up to `end` come next, with at most `blocks` blocks to a row tile. The schedule scatters panels, so what was
+// seen before is a sample of what comes, and its k-th best lower bound a threshold that few of them reach.
+struct Range {
+  int64_t end, blocks;
+};
+
+// Candidates that a row may expect to keep of `columns`, over blocks that all start from the k-th best of `seen` and
+// learn nothing from each other (they do, by way of the shared threshold: this is the worst case of timing).
+inline double expected_survivors(int64_t k, int64_t seen, int64_t columns, int64_t blocks) {
+  const double each = static_cast<double>(columns) / static_cast<double>(blocks);
+  const double from = static_cast<double>(seen == 0 ? kTile : seen);  // a first tile keeps its own k best
+  const double kept = each > from ? 1.0 + std::log(each / from) : seen == 0 ? 1.0 : each / from;
+  return static_cast<double>(blocks * k) * kept;
+}
+
+inline Range next_range(const SearchPlan& plan, int64_t k, int64_t row_tiles, int processors, int64_t begin,
+                        int64_t piece_end) {
+  const auto blocks_for = [&](int64_t panels) {
+    return std::min<int64_t>(column_blocks(row_tiles, ceil_div(panels, kTilePanels), processors), 65535);
+  };
+  const auto up_to = [&](int64_t panels) -> Range {
+    const int64_t end = std::min(piece_end, begin + panels);
+    return {end, blocks_for(end - begin)};
+  };
+  const int64_t left = piece_end - begin, budget = plan.capacity / 2;
+  if (k > kMostListed)  // no lists: everything is kept while there is no threshold
+    return up_to(begin == 0 ? budget / kPanel : std::max<int64_t>(kTilePanels, begin * plan.growth));
+  const int64_t all = blocks_for(left);
+  if (expected_survivors(k, begin * kPanel, left * kPanel, all) <= static_cast<double>(budget)) return {piece_end, all};
+  if (begin > 0) return up_to(std::max<int64_t>(kTilePanels, begin * (budget / k) / kTilePanels * kTilePanels));
+  const int64_t blocks = std::max<int64_t>(1, budget / (2 * k));  // two tiles each: k (1 + ln 2)
+  const int64_t end = std::min(piece_end, blocks * 2 * kTilePanels);
+  return {end, std::min(blocks, blocks_for(end))};
 }
 
 // Hands out pieces of the workspace; on a null base it only counts.

@@ -62,17 +62,14 @@ __device__ __forceinline__ void multiply_step(const float* x, const float* b, in
 VB_INLINE int fragment_row(int first_row, int i, int e, int g) { return first_row + 16 * i + g + 8 * (e / 2); }
 VB_INLINE int fragment_column(int first_column, int j, int e, int t) { return first_column + 8 * j + 2 * t + e % 2; }
 
-// blockIdx.x: query tile. blockIdx.y: a run of tiles_per_block column tiles of the range.
 __global__ void __launch_bounds__(kThreads, 1) mma_kernel(const __grid_constant__ Screen a) {
   float* shared = reinterpret_cast<float*>(shared_memory());
   TileState& state = *reinterpret_cast<TileState*>(shared_memory() + kBytes);
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   const int warp_row = warp / 4 * kWarpRows, warp_column = warp % 4 * kWarpColumns;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTile;
-  const int64_t begin = a.begin + blockIdx.y * a.tiles_per_block * kTilePanels;
-  const int64_t limit = begin + a.tiles_per_block * kTilePanels, end = limit < a.end ? limit : a.end;
+  const auto [first_row, begin, end] = tile_run(a);
   const int64_t query_panels = (a.rows + kPanel - 1) / kPanel;
-  load_thresholds(a, first_row, state);
+  begin_rows(a, first_row, state);
   __syncthreads();
 
   for (int64_t slot = begin; slot < end; slot += kTilePanels) {
@@ -153,14 +150,6 @@ __global__ void __launch_bounds__(kThreads, 1) mma_kernel(const __grid_constant_
 
 }  // namespace
 
-Error screen_mma(const Screen& args, const Device& device) {
-  Screen a = args;
-  const int64_t row_tiles = ceil_div(a.rows, kTile), column_tiles = ceil_div(a.end - a.begin, kTilePanels);
-  if (row_tiles == 0 || column_tiles == 0) return nullptr;
-  const int64_t blocks = std::min<int64_t>(column_blocks(row_tiles, column_tiles, device.processors), 65535);
-  a.tiles_per_block = ceil_div(column_tiles, blocks);
-  const dim3 grid(static_cast<unsigned>(row_tiles), static_cast<unsigned>(ceil_div(column_tiles, a.tiles_per_block)));
-  return launch(mma_kernel, grid, kThreads, kBytes + static_cast<int64_t>(sizeof(TileState)), device, a);
-}
+Error screen_mma(const Screen& args, const Device& device) { return launch_tiles(mma_kernel, args, kBytes, device); }
 
 }  // namespace vecbank::cuda

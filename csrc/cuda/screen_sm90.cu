@@ -23,7 +23,7 @@ Error screen_sm90(const ScreenSm90& args, const Device& device) { return sm90_fa
 }  // namespace vecbank::cuda
 #else
 
-#include "order.h"
+#include "survivors.cuh"
 #if !defined(VECBANK_EMULATE)
 #include "sm90_ptx.h"
 #endif

@@ -119,7 +119,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   s.slacks = w.slacks;
   s.factor = q.factor;
   s.start_per_r2 = start_bound_per_r2(p.metric, p.bank.width) * q.factor;
-  s.raise = p.k == 1;
+  s.listed = p.k <= kMostListed ? static_cast<int32_t>(p.k) : 0;
   s.thresholds = w.thresholds;
   s.counts = w.counts;
   s.candidates = w.candidates;
@@ -146,9 +146,13 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
       VB_TRY(pack_panels<float>(b, device));
     }
     for (s.begin = at; s.begin < stop; s.begin = s.end) {
-      s.end = range_end(plan, s.begin, stop);
+      const Range range = next_range(plan, p.k, ceil_div(count, kTile), device.processors, s.begin, stop);
+      s.end = range.end;
+      s.blocks = range.blocks;
       VB_TRY(device.path == Path::mma ? screen_mma(s, device) : screen_simt(s, device));
-      if (!s.raise) VB_TRY(compact(c, device));
+      // The k-th best over all blocks is a better threshold than any block's own, and the same whatever the timing; a
+      // single best is published as it is found.
+      if (p.k > 1 || s.end < stop) VB_TRY(compact(c, device));
     }
   }
 

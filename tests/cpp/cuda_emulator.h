@@ -240,15 +240,6 @@ inline void __syncwarp(unsigned = ~0u) {
   emulator::meet(&nothing, 1);
 }
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int mask) {
-  uint64_t word = 0;
-  std::memcpy(&word, &value, sizeof value);
-  const unsigned set = emulator::meet(&word, 1);
-  T other;
-  std::memcpy(&other, emulator::lane_slots(set, (emulator::block().now % 32) ^ mask), sizeof other);
-  return other;
-}
-template <class T>
 T __shfl_sync(unsigned, T value, int lane) {
   uint64_t word = 0;
   std::memcpy(&word, &value, sizeof value);
@@ -257,6 +248,15 @@ T __shfl_sync(unsigned, T value, int lane) {
   std::memcpy(&other, emulator::lane_slots(set, lane), sizeof other);
   return other;
 }
+template <class T>
+T __shfl_xor_sync(unsigned all, T value, int mask) {
+  return __shfl_sync(all, value, (emulator::block().now % 32) ^ mask);
+}
+template <class T>
+T __shfl_up_sync(unsigned all, T value, int by) {
+  const int lane = emulator::block().now % 32;
+  return __shfl_sync(all, value, lane < by ? lane : lane - by);
+}
 inline unsigned __reduce_or_sync(unsigned, unsigned value) {
   const uint64_t word = value;
   const unsigned set = emulator::meet(&word, 1);
@@ -264,11 +264,12 @@ inline unsigned __reduce_or_sync(unsigned, unsigned value) {
   for (int lane = 0; lane < 32; ++lane) all |= static_cast<unsigned>(emulator::lane_slots(set, lane)[0]);
   return all;
 }
-inline unsigned __ballot_sync(unsigned mask, int vote) {
-  return __reduce_or_sync(mask, vote ? 1u << emulator::block().now % 32 : 0u);
+inline unsigned __ballot_sync(unsigned all, int vote) {
+  return __reduce_or_sync(all, vote ? 1u << emulator::block().now % 32 : 0u);
 }
-inline int __any_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) != 0; }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __any_sync(unsigned all, int vote) { return __ballot_sync(all, vote) != 0; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 struct float2 {
   float x, y;
@@ -314,7 +315,7 @@ Error launch(void (*kernel)(Args), dim3 grid, int threads, int64_t shared_bytes,
              const Args& args) {
   if (grid.x == 0 || grid.y == 0) return nullptr;
   if (shared_bytes > (device.capability == 90 ? 227 << 10 : 99 << 10))
-    emulator::stop("more shared memory than the architecture has, or, but for Hopper's own kernels, than all have");
+    emulator::stop("more shared memory than the device has, or, if it is not said to be Hopper, than all have");
   if (grid.y > 65535 || grid.x > 0x7fffffffu) emulator::stop("grid too large");
   if (sizeof(Args) > 4096) emulator::stop("arguments too large");
   ++emulator::block().launches;

@@ -22,6 +22,22 @@ TEST(cuda_schedule_visits_every_panel_once) {
   CHECK(large.panel(large.panels - 1) >= 0 && large.panel(large.panels - 1) < large.panels);
 }
 
+// The first slots of a schedule are a sample of the whole bank: no stretch of panels is left out, and none is crowded.
+TEST(cuda_schedule_begins_with_a_sample) {
+  for (const int64_t rows : {40000, 123456, 1000000})
+    for (const int64_t first : {16, 64, 200}) {
+      const cuda::Schedule s = cuda::make_schedule(rows);
+      std::vector<int64_t> sample;
+      for (int64_t slot = 0; slot < first; ++slot) sample.push_back(s.panel(slot));
+      std::sort(sample.begin(), sample.end());
+      sample.push_back(s.panels + sample[0]);
+      for (size_t i = 0; i + 1 < sample.size(); ++i) {
+        const double gap = static_cast<double>(sample[i + 1] - sample[i]) * static_cast<double>(first);
+        CHECK(gap < 3.0 * static_cast<double>(s.panels) && gap > 0.3 * static_cast<double>(s.panels));
+      }
+    }
+}
+
 TEST(cuda_plans_fit_the_workspace) {
   for (const int64_t n : {1, 7, 128, 5000, 1 << 20})
     for (const int64_t m : {1, 100, 8192, 1000000, 50000000})
@@ -44,12 +60,20 @@ TEST(cuda_plans_fit_the_workspace) {
             CHECK(plan.piece_panels >= 1);
             // Ranges: they cover the piece, and none brings more expected survivors than the list has room for.
             const int64_t end = std::min<int64_t>(plan.piece_panels, plan.schedule.panels);
-            for (int64_t at = 0; at < end;) {
-              const int64_t next = cuda::range_end(plan, at, end);
-              CHECK(next > at && next <= end);
-              if (k > 1 && at == 0) CHECK(next * kPanel <= plan.capacity);
-              at = next;
+            const int64_t tiles = ceil_div(std::min(n, plan.rows), cuda::kTile);
+            int64_t ranges = 0;
+            for (int64_t at = 0; at < end; ++ranges) {
+              const cuda::Range next = cuda::next_range(plan, k, tiles, processors, at, end);
+              CHECK(next.end > at && next.end <= end && next.blocks >= 1 && next.blocks <= 65535);
+              const int64_t columns = (next.end - at) * kPanel;
+              if (k > cuda::kMostListed)
+                CHECK(at == 0 ? columns <= plan.capacity : columns <= std::max<int64_t>(8 * at * kPanel, cuda::kTile));
+              else
+                CHECK(cuda::expected_survivors(k, at * kPanel, columns, next.blocks) <=
+                      static_cast<double>(plan.capacity) / 2);
+              at = next.end;
             }
+            CHECK(k > cuda::kMostListed || ranges <= 4);
             const int64_t bytes = plan.rows * plan.capacity * static_cast<int64_t>(sizeof(cuda::Candidate)) +
                                   plan.rows * (d + 1) * 4 + plan.piece_panels * (d + 3) * kPanel * 4 + plan.rows * 32 +
                                   d * 8 + (plan.splits > 1 ? std::min(n, plan.rows) * plan.splits * (k * 16 + 8) : 0);
