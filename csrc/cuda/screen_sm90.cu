@@ -23,7 +23,7 @@ Error screen_sm90(const ScreenSm90& args, const Device& device) { return sm90_fa
 }  // namespace vecbank::cuda
 #else
 
-#include "survivors.cuh"
+#include "order.h"
 #if !defined(VECBANK_EMULATE)
 #include "sm90_ptx.h"
 #endif
@@ -180,10 +180,7 @@ static __device__ __noinline__ RowState keep(const ScreenSm90& s, const Bunch bu
     if (s.mask.data != nullptr && !s.mask.data[row * s.mask.row_stride + j * s.mask.col_stride]) continue;
     index[u] = static_cast<uint32_t>(j);
     reaches |= 1u << u;
-    if (upper < HUGE_VALF) {  // a special column promises nothing
-      const double gap = static_cast<double>(norm) * terms.bound[at] + terms.lift[at] + slack;
-      lower[u] = round_down(static_cast<double>(upper) - 2.0 * gap);
-    }
+    lower[u] = lower_bound(upper, norm, terms.bound[at], terms.lift[at] + slack);
     best = fmaxf(best, lower[u]);
   }
   if (s.raise) {
@@ -217,6 +214,9 @@ struct Consumer {
   // A thread's four rows of its group: 64 h + score_row + 8 i, numbered 2 h + i.
   float norm[2 * kHalves], threshold[2 * kHalves];
   int listed[2 * kHalves];
+
+  __device__ __forceinline__ Consumer(const Args& args, const Shared<Blocks>& view, int g)
+      : a(args), shared(view), group(g), thread(static_cast<int>(threadIdx.x) % 128) {}
 
   __device__ __forceinline__ int row_in_block(int r) const {
     return group * kGroupRows + r / 2 * 64 + score_row(thread, 2 * (r % 2));
@@ -381,8 +381,7 @@ __global__ void __launch_bounds__(kThreads, 1) sm90_kernel(const __grid_constant
     if (threadIdx.x == kGroups * 128) produce<Blocks>(a, shared);
   } else {
     take_registers<kConsumerRegisters>();
-    Consumer<Blocks> consumer{a, shared, group, static_cast<int>(threadIdx.x) % 128};
-    consumer.template consume<Half>();
+    Consumer<Blocks>(a, shared, group).template consume<Half>();
   }
 #endif
 }

@@ -40,13 +40,6 @@ inline Error launch_tiles(void (*kernel)(Screen), Screen a, int64_t shared_bytes
   return launch(kernel, grid, kThreads, shared_bytes + tile_state_bytes(a), device, a);
 }
 
-// Larger of what is there and `value`, bit by bit: floats of one sign order like integers. Returns what was there.
-__device__ __forceinline__ float atomic_max(float* at, float value) {
-  value += 0.0f;  // no -0
-  if (value >= 0.0f) return __int_as_float(atomicMax(reinterpret_cast<int*>(at), __float_as_int(value)));
-  return __uint_as_float(atomicMin(reinterpret_cast<unsigned*>(at), __float_as_uint(value)));
-}
-
 // Finds the panels of the tile that begins at `slot`; ends with a barrier.
 __device__ __forceinline__ void find_panels(const Screen& a, int64_t slot, int64_t end, TileState& state) {
   if (threadIdx.x < kTilePanels) {

@@ -231,6 +231,7 @@ void products_wait() {
   }
   waiting.erase(waiting.begin(), waiting.begin() + static_cast<std::ptrdiff_t>(done));
   emulator::progress();
+  __syncwarp();  // the instruction is .sync.aligned: no thread of a warp is past it before the others
 }
 inline void products_wait_all(float (&)[kHalves][kScores]) { products_wait<0>(); }
 
