@@ -121,9 +121,6 @@ struct Turn {
   }
 };
 
-// Where 16 bytes of a tile of 128-byte rows lie under the 128-byte swizzle, from the tile's (aligned) start.
-VB_INLINE constexpr int swizzled(int row, int chunk) { return row * kLine + ((chunk ^ (row & 7)) << 4); }
-
 // ---- Descriptors
 // ------------------------------------------------------------------------------------------------------------
 
