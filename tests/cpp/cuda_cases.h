@@ -265,27 +265,6 @@ TEST(cuda_quantize_loss_close_to_cpu) {
   }
 }
 
-// The same searches through the tensor-core screen, whose emulation rounds as badly as its bound assumes.
-TEST(cuda_search_tensor_cores_equal_cpu) {
-  path() = cuda::Path::mma;
-  uint32_t seed = 60;
-  for (const Metric metric : kMetrics)
-    for (const int64_t k : {1, 6}) {
-      const int64_t d = metric == Metric::dot ? 40 : 13, n = k == 1 ? 150 : 9, m = 420;
-      const Matrix x(normal<double>(n * d, ++seed), d, DType::f32), b(normal<double>(m * d, ++seed), d, DType::f32);
-      compare(x, b, {metric, k}, "tensor cores");
-    }
-  const auto bias = normal<double>(300, 71);
-  Case c{Metric::dot, 4};
-  c.bias = &bias;
-  compare(Matrix(normal<double>(60, 72), 10, DType::bf16), Matrix(normal<double>(3000, 73), 10, DType::bf16), c,
-          "bias");
-  const Matrix x(normal<double>(5 * 9, 74, 0.01, 1000.0), 9, DType::f32);
-  const Matrix b(normal<double>(400 * 9, 75, 0.01, 1000.0), 9, DType::f32);
-  for (const int64_t k : {1, 5}) compare(x, b, {Metric::l2, k}, "1000 +- 0.01");
-  path() = cuda::Path::simt;
-}
-
 TEST(cuda_search_bad_pack_is_not_read) {
   const Matrix x(normal<double>(40, 21), 8, DType::f32), b(normal<double>(800, 22), 8, DType::f32);
   Bench bench;
@@ -481,3 +460,5 @@ TEST(cuda_bad_codes_are_not_read) {
 }
 
 }  // namespace
+
+#include "cuda_screen_cases.h"
