@@ -51,13 +51,32 @@ struct QueryPanels {
 template <class T>
 Error pack_queries(const QueryPanels& args, const Device& device);
 
-// ---- screen.cu, screen_mma.cu --------------------------------------------------------------------------------------
+// ---- operands.cu ---------------------------------------------------------------------------------------------------
+
+struct QueryOperands {  // layout: operands.h
+  QueryPanels common;   // without panels, factor and dense outputs
+  Operand to;           // operand_rows(queries.count) of them
+};
+Error pack_query_operands(const QueryOperands& args, const Device& device);
+
+struct BankOperands {
+  BankPanels common;  // without panels and norms; `count` panels of 16 rows, padded to whole tiles
+  DType queries;      // of the queries to come
+  Operand to;
+  OperandColumns columns;
+};
+Error pack_bank_operands(const BankOperands& args, const Device& device);
+
+// ---- screen.cu, screen_mma.cu, screen_mma16.cu
+// --------------------------------------------------------------------------------------
 
 struct Screen {
   const float* queries;  // panels
   int64_t rows, width;
-  const float* panels;  // of the bank
-  int64_t first_slot;   // slot of the first panel; -1: the panels lie in their natural order
+  const float* panels;                  // of the bank
+  Operand query_operand, bank_operand;  // instead of panels: for screen_mma16
+  OperandColumns beside;
+  int64_t first_slot;  // slot of the first panel; -1: the panels lie in their natural order
   Schedule schedule;
   int64_t begin, end;  // slots to screen
   int64_t columns;     // of the bank
@@ -78,6 +97,7 @@ struct Screen {
 };
 Error screen_simt(const Screen& args, const Device& device);
 Error screen_mma(const Screen& args, const Device& device);
+Error screen_mma16(const Screen& args, const Device& device);
 
 struct Compact {
   int64_t rows, k;

@@ -26,7 +26,7 @@
 // float32.
 #pragma once
 
-#include "plan.h"
+#include "../core/types.h"
 
 namespace vecbank::cuda {
 
@@ -49,5 +49,8 @@ struct Operand {
 struct OperandColumns {  // [operand_rows(count)] each
   float *start = nullptr, *bound = nullptr, *lift = nullptr;
 };
+VB_INLINE constexpr int64_t operand_bytes(int64_t width) {  // of a bank row
+  return operand_pitch(width) * 2 + 3 * static_cast<int64_t>(sizeof(float));
+}
 
 }  // namespace vecbank::cuda

@@ -23,6 +23,21 @@ VB_INLINE double add_rn(double a, double b) {
 #endif
 }
 
+VB_INLINE float fused(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rn(a, b, c);
+#else
+  return std::fma(a, b, c);
+#endif
+}
+VB_INLINE double fused(double a, double b, double c) {
+#if defined(__CUDA_ARCH__)
+  return __fma_rn(a, b, c);
+#else
+  return std::fma(a, b, c);
+#endif
+}
+
 constexpr int kLanes = 8;
 
 template <class X, class B>

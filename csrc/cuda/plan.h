@@ -7,6 +7,7 @@
 #include "../core/bounds.h"
 #include "../core/parallel.h"
 #include "api.h"
+#include "operands.h"
 #include "order.h"
 
 namespace vecbank::cuda {
@@ -63,6 +64,41 @@ VB_INLINE double tensor_slack(int64_t width, double norm) {
   return static_cast<double>(width + 16) * 0x1p-124 * (1.0 + norm + 2.0 * kMaxBankNorm);
 }
 
+// ---- 16-bit operands
+// x^, b^ are the packed rows x~, b~ rounded to bf16 or fp16. |x~.b~ - x^.b^| <= |x~ - x^| |b~| + |x^| |b~ - b^|, and
+// packing measures both losses in float64: none for 16-bit inputs in their own type that are neither centred nor
+// divided by a norm; a centred frame or float32 inputs cost what they lose, so no other screen has to take over.
+// Products of two 16-bit numbers are exact in float32; kTensorUnit covers their sum, one instruction for every 16
+// coordinates.
+//   bound(b) = share |b~| + |b~ - b^| + operand_unit (|b~| + |b~ - b^|) + the refinement's rounding (operand_bound)
+//   norm(x)  = max(|x~| + |x~ - x^|, |x~ - x^| / share)                                            (operand_norm)
+// so norm * bound covers both losses whatever `share` is: the part of its norm that a query is expected to lose.
+// fp16 subnormals are taken to be honoured (accumulation.cu asks for that too); tensor_slack covers bf16's.
+constexpr int kOperandStep = 16;                // coordinates of an instruction
+VB_INLINE double operand_unit(int64_t pitch) {  // and the start's two roundings
+  return (static_cast<double>(pitch / kOperandStep + 2) * kTensorUnit + 4.0 * 0x1p-24) * 1.02;
+}
+// Half a unit in the last place is 2^-8 of bf16, 2^-11 of fp16; over a whole row about 0.38 of that remains.
+VB_INLINE double operand_share(DType type, DType queries, Metric metric, bool centred) {
+  if (queries == type && !(is_distance(metric) && centred)) return 0x1p-24;  // nothing is lost
+  return type == DType::bf16 ? 0x1p-9 : 0x1p-12;
+}
+VB_INLINE float operand_norm(double packed, double lost, double share) {
+  const double with = packed + lost, alone = lost / share;
+  return round_up((with > alone ? with : alone) * (1.0 + 0x1p-20));
+}
+// `packed`, `original`: as in bank_bound.
+VB_INLINE float operand_bound(Metric metric, int64_t width, int64_t pitch, double packed, double lost, double share,
+                              double original) {
+  double r = share * packed + lost + operand_unit(pitch) * (packed + lost);
+  if (!is_distance(metric)) r += 4.0 * refine_unit(width) * original;
+  return round_up(r * (1.0 + 0x1p-18));
+}
+// The start of a column, raised to cover its own rounding and its share of the sum's.
+VB_INLINE float operand_start(double half, int64_t pitch) {
+  return round_up(half + operand_unit(pitch) * fabs(half) * (1.0 + 0x1p-16));
+}
+
 // Panels are visited in a scattered order: a bank sorted by score would otherwise beat its own threshold with every
 // row. Slot s holds panel s * step mod panels; step is prime to panels, near the golden ratio of it.
 struct Schedule {
@@ -81,6 +117,8 @@ inline Schedule make_schedule(int64_t rows) {
 }
 
 struct SearchPlan {
+  bool operands = false;  // the screen takes 16-bit operands rather than float32 panels
+  DType operand_type = DType::bf16;
   bool direct = false;       // no screen: k is large, or float32 panels make no sense
   int64_t capacity = 0;      // candidates per row
   int64_t growth = 0;        // k > kMostListed: a range of columns is at most this many times what was seen before it
@@ -98,17 +136,21 @@ inline int64_t candidate_capacity(int64_t k) {
 }
 constexpr int64_t kFewCapacity = 1024;  // what lists may grow to where rows are few and blocks many
 
-inline SearchPlan plan_search(const SearchProblem& p, int processors) {
+inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path = Path::simt) {
   SearchPlan plan;
   const int64_t n = p.queries.count, m = p.bank.count, d = p.bank.width;
+  const bool both_16 = p.queries.dtype == p.bank.dtype && size_of(p.bank.dtype) == 2;
+  plan.operands = path == Path::mma16 || (path == Path::mma && both_16);
+  plan.operand_type = both_16 ? p.bank.dtype : DType::bf16;  // bf16 has float32's range
+  const int64_t query_bytes = plan.operands ? operand_pitch(d) * 2 : (d + 1) * 4;
   plan.direct = p.k > kMostScreened || (p.k > 1 && p.k * 8 >= m) || d > kWidestScreen || m >= kMostColumns;
   plan.schedule = make_schedule(m);
   plan.capacity = plan.direct ? 0 : candidate_capacity(p.k);
   plan.growth = std::clamp<int64_t>((plan.capacity - 2 * p.k) / (2 * p.k), 1, 8);
   int64_t most = kMostRows;
   if (!plan.direct) {
-    most = std::min({most, kCandidateShare / (plan.capacity * static_cast<int64_t>(sizeof(Candidate))),
-                     kQueryShare / ((d + 1) * 4)});
+    most = std::min(
+        {most, kCandidateShare / (plan.capacity * static_cast<int64_t>(sizeof(Candidate))), kQueryShare / query_bytes});
     most = most >= kTile ? most / kTile * kTile : std::max<int64_t>(kPanel, most / kPanel * kPanel);
   }
   const int64_t unit = most >= kTile ? kTile : kPanel;
@@ -117,8 +159,13 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors) {
     while (plan.capacity < kFewCapacity &&
            plan.rows * plan.capacity * 2 * static_cast<int64_t>(sizeof(Candidate)) <= kCandidateShare)
       plan.capacity *= 2;
-  plan.piece_panels =
-      std::clamp<int64_t>(kPieceShare / ((d + 3) * kPanel * 4), 1, std::max<int64_t>(plan.schedule.panels, 1));
+  if (plan.operands)  // whole tiles
+    plan.piece_panels = std::min(std::max<int64_t>(kPieceShare / operand_bytes(d) / kOperandTile, 1) * kOperandTile,
+                                 operand_rows(std::max<int64_t>(m, 1))) /
+                        kPanel;
+  else
+    plan.piece_panels =
+        std::clamp<int64_t>(kPieceShare / ((d + 3) * kPanel * 4), 1, std::max<int64_t>(plan.schedule.panels, 1));
 
   const int64_t kept = std::min(power_of_two_from(p.k), kMostSorted / 2);
   plan.list = std::max<int64_t>(512, 2 * kept);

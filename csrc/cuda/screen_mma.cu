@@ -3,7 +3,7 @@
 // mma.sync give the product to about 2^-20. Its error bound is the float32 screen's times tensor_factor() (plan.h),
 // which rests on an assumed constant of the hardware: see there before making this a default anywhere.
 #include "mainloop_simt.cuh"
-#include "survivors.cuh"
+#include "mma_tile.cuh"
 
 namespace vecbank::cuda {
 namespace {
@@ -13,8 +13,6 @@ constexpr int kLine = kTile + 8;  // the four lines a fragment reads at once lie
 constexpr int kBuffer = S::kDepth * kLine;
 constexpr int64_t kBytes = int64_t{4} * kBuffer * 4;
 static_assert(kDumpBytes <= kBytes);
-constexpr int kWarpRows = 64, kWarpColumns = 32;  // 8 warps: 2 x 4
-constexpr int kRowTiles = kWarpRows / 16, kColumnTiles = kWarpColumns / 8;
 
 struct Split {
   uint32_t high, low;
@@ -27,9 +25,7 @@ __device__ __forceinline__ Split split(float x) {
 }
 
 // One step of kDepth lines: acc += x * b for this warp's part of the tile.
-__device__ __forceinline__ void multiply_step(const float* x, const float* b, int first_row, int first_column,
-                                              float (&acc)[kRowTiles][kColumnTiles][4]) {
-  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+__device__ __forceinline__ void multiply_step(const float* x, const float* b, const WarpPlace& w, Accumulators& acc) {
 #pragma unroll
   for (int k = 0; k < S::kDepth; k += 8) {
     uint32_t b_high[kColumnTiles][2], b_low[kColumnTiles][2];
@@ -37,7 +33,7 @@ __device__ __forceinline__ void multiply_step(const float* x, const float* b, in
     for (int j = 0; j < kColumnTiles; ++j)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const Split s = split(b[(k + t + 4 * e) * kLine + first_column + 8 * j + g]);
+        const Split s = split(b[(k + w.t + 4 * e) * kLine + w.column + 8 * j + w.g]);
         b_high[j][e] = s.high, b_low[j][e] = s.low;
       }
 #pragma unroll
@@ -45,7 +41,7 @@ __device__ __forceinline__ void multiply_step(const float* x, const float* b, in
       uint32_t high[4], low[4];
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const Split s = split(x[(k + t + 4 * (e / 2)) * kLine + first_row + 16 * i + g + 8 * (e % 2)]);
+        const Split s = split(x[(k + w.t + 4 * (e / 2)) * kLine + w.row + 16 * i + w.g + 8 * (e % 2)]);
         high[e] = s.high, low[e] = s.low;
       }
 #pragma unroll
@@ -58,15 +54,10 @@ __device__ __forceinline__ void multiply_step(const float* x, const float* b, in
   }
 }
 
-// Rows and columns of accumulator e of fragment (i, j), within the tile.
-VB_INLINE int fragment_row(int first_row, int i, int e, int g) { return first_row + 16 * i + g + 8 * (e / 2); }
-VB_INLINE int fragment_column(int first_column, int j, int e, int t) { return first_column + 8 * j + 2 * t + e % 2; }
-
 __global__ void __launch_bounds__(kThreads, 1) mma_kernel(const __grid_constant__ Screen a) {
   float* shared = reinterpret_cast<float*>(shared_memory());
   TileState& state = *reinterpret_cast<TileState*>(shared_memory() + kBytes);
-  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  const int warp_row = warp / 4 * kWarpRows, warp_column = warp % 4 * kWarpColumns;
+  const WarpPlace w = warp_place();
   const auto [first_row, begin, end] = tile_run(a);
   const int64_t query_panels = (a.rows + kPanel - 1) / kPanel;
   begin_rows(a, first_row, state);
@@ -81,12 +72,12 @@ __global__ void __launch_bounds__(kThreads, 1) mma_kernel(const __grid_constant_
     Side<float> b = make_side<float>([&](int p) -> const float* {
       return state.panels[p] == nullptr ? nullptr : state.panels[p] + kPanel;  // line 0 is a start, not a coordinate
     });
-    float acc[kRowTiles][kColumnTiles][4];
+    Accumulators acc;
 #pragma unroll
     for (int j = 0; j < kColumnTiles; ++j)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const int column = fragment_column(warp_column, j, e, t);
+        const int column = fragment_column(w, j, e);
         const float* panel = state.panels[column / kPanel];
         float start = -HUGE_VALF;
         if (panel != nullptr) {
@@ -115,7 +106,7 @@ __global__ void __launch_bounds__(kThreads, 1) mma_kernel(const __grid_constant_
         fetch<float, kLine>(b, lines - S::kDepth, a.panels, then + kBuffer);
         commit_copies();
       }
-      multiply_step(now, now + kBuffer, warp_row, warp_column, acc);
+      multiply_step(now, now + kBuffer, w, acc);
       wait_copies<0>();
       __syncthreads();
       float* swap = now;
@@ -123,28 +114,7 @@ __global__ void __launch_bounds__(kThreads, 1) mma_kernel(const __grid_constant_
       then = swap;
     }
 
-    bool hit = false;
-#pragma unroll
-    for (int i = 0; i < kRowTiles; ++i)
-#pragma unroll
-      for (int e = 0; e < 4; e += 2) {
-        const float threshold = state.thresholds[fragment_row(warp_row, i, e, g)];
-#pragma unroll
-        for (int j = 0; j < kColumnTiles; ++j) hit |= !(acc[i][j][e] < threshold) || !(acc[i][j][e + 1] < threshold);
-      }
-    if (!__syncthreads_or(hit)) continue;
-    for (int half = 0; half < 2; ++half) {
-      if (warp_row == half * kHalf)
-#pragma unroll
-        for (int i = 0; i < kRowTiles; ++i)
-#pragma unroll
-          for (int j = 0; j < kColumnTiles; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; ++e)
-              shared[fragment_row(0, i, e, g) * kTile + fragment_column(warp_column, j, e, t)] = acc[i][j][e];
-      __syncthreads();
-      keep_survivors(a, shared, first_row, half * kHalf, state);
-    }
+    finish_tile(a, acc, w, first_row, slot, end, shared, state);
   }
 }
 

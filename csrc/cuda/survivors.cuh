@@ -11,7 +11,7 @@ constexpr int kHalf = kTile / 2;
 constexpr int64_t kDumpBytes = int64_t{kHalf} * kTile * 4;
 
 struct TileState {                   // shared memory of a block, beside its buffers
-  const float* panels[kTilePanels];  // of the tile in hand; null past the end
+  const float* panels[kTilePanels];  // of the tile in hand (with operands: their starts); null past the end
   int64_t columns[kTilePanels];      // the bank row each panel begins with
   float thresholds[kTile];
 
@@ -45,7 +45,9 @@ __device__ __forceinline__ void find_panels(const Screen& a, int64_t slot, int64
   if (threadIdx.x < kTilePanels) {
     const int64_t at = slot + threadIdx.x, panel = a.schedule.panel(at);
     const int64_t place = a.first_slot < 0 ? panel : at - a.first_slot;
-    state.panels[threadIdx.x] = at < end ? a.panels + place * (a.width + 3) * kPanel : nullptr;
+    const float* where =
+        a.beside.start != nullptr ? a.beside.start + place * kPanel : a.panels + place * (a.width + 3) * kPanel;
+    state.panels[threadIdx.x] = at < end ? where : nullptr;
     state.columns[threadIdx.x] = panel * kPanel;
   }
   __syncthreads();
@@ -80,11 +82,17 @@ __device__ __forceinline__ Spot look_up(const Screen& a, float upper, int64_t ro
   spot.valid = spot.column < a.columns &&
                (a.mask.data == nullptr || a.mask.data[row * a.mask.row_stride + spot.column * a.mask.col_stride]);
   if (!spot.valid) return spot;
-  const double r = a.exact ? panel[(a.width + 1) * kPanel + column % kPanel] : 0.0f;
-  double slack = a.slacks[row];
-  if (a.biased && a.exact)
-    slack += a.factor * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
-  spot.lower = lower_bound(upper, a.norms[row], r, a.start_per_r2 * r * r + slack);
+  double r = 0.0, rest = a.slacks[row];
+  if (a.beside.start != nullptr) {
+    const int64_t at = panel - a.beside.start + column % kPanel;
+    if (a.exact) r = a.beside.bound[at], rest += a.beside.lift[at];
+  } else {
+    if (a.exact) r = panel[(a.width + 1) * kPanel + column % kPanel];
+    if (a.biased && a.exact)
+      rest += a.factor * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
+    rest += a.start_per_r2 * r * r;
+  }
+  spot.lower = lower_bound(upper, a.norms[row], r, rest);
   return spot;
 }
 

@@ -20,7 +20,8 @@ void check(cuda::Error error) { STD_TORCH_CHECK(error == nullptr, "vecbank: CUDA
 cuda::Path wanted_path() {
   const char* name = std::getenv("VECBANK_CUDA_PATH");
   if (name == nullptr || *name == 0 || std::strcmp(name, "simt") == 0) return cuda::Path::simt;
-  STD_TORCH_CHECK(std::strcmp(name, "mma") == 0, "vecbank: VECBANK_CUDA_PATH must be simt or mma, got ", name);
+  if (std::strcmp(name, "mma16") == 0) return cuda::Path::mma16;
+  STD_TORCH_CHECK(std::strcmp(name, "mma") == 0, "vecbank: VECBANK_CUDA_PATH must be simt, mma or mma16, got ", name);
   return cuda::Path::mma;
 }
 
