@@ -67,14 +67,14 @@ struct BankOperands {
 };
 Error pack_bank_operands(const BankOperands& args, const Device& device);
 
-// ---- screen.cu, screen_mma.cu, screen_mma16.cu
+// ---- screen.cu, screen_mma.cu, screen_mma16.cu, screen_sm90.cu
 // --------------------------------------------------------------------------------------
 
 struct Screen {
   const float* queries;  // panels
   int64_t rows, width;
   const float* panels;                  // of the bank
-  Operand query_operand, bank_operand;  // instead of panels: for screen_mma16
+  Operand query_operand, bank_operand;  // instead of panels: for screen_mma16 and screen_sm90
   OperandColumns beside;
   int64_t first_slot;  // slot of the first panel; -1: the panels lie in their natural order
   Schedule schedule;
@@ -98,6 +98,8 @@ struct Screen {
 Error screen_simt(const Screen& args, const Device& device);
 Error screen_mma(const Screen& args, const Device& device);
 Error screen_mma16(const Screen& args, const Device& device);
+Error screen_sm90(const Screen& args, const Device& device);  // width up to kWidestSm90; `listed` 0 or 1
+Error sm90_fault(const Device& device);                       // null where it can run; else why not
 
 struct Compact {
   int64_t rows, k;

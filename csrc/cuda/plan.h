@@ -18,6 +18,7 @@ constexpr int kThreads = 256;                       // of a tile's block
 constexpr int64_t kMostListed = 32;                 // up to this k a block keeps each row's best bounds itself
 constexpr int64_t kMostScreened = 1024;             // larger k is refined outright: 64 KiB sort no more candidates
 constexpr int64_t kMostSorted = 4096;               // entries that a block sorts in shared memory: 64 KiB
+constexpr int64_t kWidestSm90 = 256;                // query rows of Hopper's screen stay in shared memory
 constexpr int64_t kWidestScreen = 1 << 14;          // a panel of 16 rows is then 1 MiB
 constexpr int64_t kWidestProduct = 1 << 18;         // a float64 panel of 16 rows is then 32 MiB
 constexpr int64_t kMostColumns = int64_t{1} << 32;  // candidates name their column in 32 bits
@@ -118,10 +119,12 @@ inline Schedule make_schedule(int64_t rows) {
 
 struct SearchPlan {
   bool operands = false;  // the screen takes 16-bit operands rather than float32 panels
+  bool hopper = false;    // and is screen_sm90
+  bool lists = false;     // thresholds rise inside the screen, from lists of each row's k best
   DType operand_type = DType::bf16;
   bool direct = false;       // no screen: k is large, or float32 panels make no sense
   int64_t capacity = 0;      // candidates per row
-  int64_t growth = 0;        // k > kMostListed: a range of columns is at most this many times what was seen before it
+  int64_t growth = 0;        // without lists: a range of columns is at most this many times what was seen before it
   int64_t rows = 0;          // query rows per chunk
   int64_t piece_panels = 0;  // bank panels packed at a time
   int64_t splits = 1;        // parts of the bank, for rows refined against everything
@@ -129,10 +132,10 @@ struct SearchPlan {
   Schedule schedule;
 };
 
-// Fused lists keep about k, and k ln 2 more with every doubling; larger k keeps everything in its first range.
-inline int64_t candidate_capacity(int64_t k) {
-  if (k <= kMostListed) return std::max<int64_t>(64, power_of_two_from(16 * k));
-  return std::min(kMostSorted, power_of_two_from(8 * k));
+// Fused lists keep about k, and k ln 2 more with every doubling; without them everything in the first range is kept.
+inline int64_t candidate_capacity(int64_t k, bool lists) {
+  if (lists) return std::max<int64_t>(64, power_of_two_from(16 * k));
+  return std::min(kMostSorted, std::max<int64_t>(2 * kTile, power_of_two_from(8 * k)));
 }
 constexpr int64_t kFewCapacity = 1024;  // what lists may grow to where rows are few and blocks many
 
@@ -140,12 +143,14 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
   SearchPlan plan;
   const int64_t n = p.queries.count, m = p.bank.count, d = p.bank.width;
   const bool both_16 = p.queries.dtype == p.bank.dtype && size_of(p.bank.dtype) == 2;
-  plan.operands = path == Path::mma16 || (path == Path::mma && both_16);
+  plan.operands = path == Path::mma16 || path == Path::sm90 || (path == Path::mma && both_16);
+  plan.hopper = path == Path::sm90 && d <= kWidestSm90;
+  plan.lists = p.k <= kMostListed && !(plan.hopper && p.k > 1);  // Hopper's kernel lists a single best
   plan.operand_type = both_16 ? p.bank.dtype : DType::bf16;  // bf16 has float32's range
   const int64_t query_bytes = plan.operands ? operand_pitch(d) * 2 : (d + 1) * 4;
   plan.direct = p.k > kMostScreened || (p.k > 1 && p.k * 8 >= m) || d > kWidestScreen || m >= kMostColumns;
   plan.schedule = make_schedule(m);
-  plan.capacity = plan.direct ? 0 : candidate_capacity(p.k);
+  plan.capacity = plan.direct ? 0 : candidate_capacity(p.k, plan.lists);
   plan.growth = std::clamp<int64_t>((plan.capacity - 2 * p.k) / (2 * p.k), 1, 8);
   int64_t most = kMostRows;
   if (!plan.direct) {
@@ -155,7 +160,7 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
   }
   const int64_t unit = most >= kTile ? kTile : kPanel;
   plan.rows = std::min(most, round_up_to(ceil_div(n, ceil_div(n, most)), unit));
-  if (!plan.direct && p.k <= kMostListed)
+  if (!plan.direct && plan.lists)
     while (plan.capacity < kFewCapacity &&
            plan.rows * plan.capacity * 2 * static_cast<int64_t>(sizeof(Candidate)) <= kCandidateShare)
       plan.capacity *= 2;
@@ -208,7 +213,7 @@ inline Range next_range(const SearchPlan& plan, int64_t k, int64_t row_tiles, in
     return {end, blocks_for(end - begin)};
   };
   const int64_t left = piece_end - begin, budget = plan.capacity / 2;
-  if (k > kMostListed)  // no lists: everything is kept while there is no threshold
+  if (!plan.lists)  // everything is kept while there is no threshold
     return up_to(begin == 0 ? budget / kPanel : std::max<int64_t>(kTilePanels, begin * plan.growth));
   const int64_t all = blocks_for(left);
   if (expected_survivors(k, begin * kPanel, left * kPanel, all) <= static_cast<double>(budget)) return {piece_end, all};

@@ -12,14 +12,14 @@
 // end of the row's tiles, or when it is full, to the row's candidates. Argmin (k = 1) raises the threshold as it goes.
 //
 // Budgets, tiles and descriptors: sm90_layout.h. Instructions: sm90_ptx.h.
-#include "screen_sm90.h"
+#include "kernels.h"
 
 #if !defined(VECBANK_EMULATE) && !__has_include(<cute/arch/mma_sm90_gmma.hpp>)
 namespace vecbank::cuda {
-Error sm90_fault(int64_t, const Device&) {
+Error sm90_fault(const Device&) {
   return "the sm90 path was left out of this build: no CUTLASS headers (pip install nvidia-cutlass==4.2.0.0)";
 }
-Error screen_sm90(const ScreenSm90& args, const Device& device) { return sm90_fault(args.bank.pitch, device); }
+Error screen_sm90(const Screen&, const Device& device) { return sm90_fault(device); }
 }  // namespace vecbank::cuda
 #else
 
@@ -36,9 +36,14 @@ namespace sm90 {
 
 struct Args {
   TensorMap query_map, bank_map;
-  ScreenSm90 s;
+  Screen s;
   Work work;
 };
+
+// Where in the operand a tile of this launch begins.
+VB_INLINE int64_t first_column(const Screen& s, int tile) {
+  return (s.begin - s.first_slot) * kPanel + int64_t{tile} * kColumns;
+}
 
 struct Barriers {
   uint64_t full[kMostStages], empty[kMostStages], queries_full, queries_empty;
@@ -89,7 +94,7 @@ __device__ __forceinline__ void produce(const Args& a, const Shared<Blocks>& sha
         load_box(a.query_map, &barriers.queries_full, shared.queries(g, block), block * kOperandDepth,
                  int64_t{segment.row_tile} * kRows + g * kGroupRows);
     for (int tile = segment.begin; tile < segment.end; ++tile) {
-      const int64_t column = a.s.begin + int64_t{tile} * kColumns;
+      const int64_t column = first_column(a.s, tile);
       for (int block = 0; block < Blocks; ++block) {
         uint64_t* full = &barriers.full[ring.stage];
         barrier_wait(&barriers.empty[ring.stage], ring.parity ^ 1);
@@ -97,9 +102,9 @@ __device__ __forceinline__ void produce(const Args& a, const Shared<Blocks>& sha
         load_box(a.bank_map, full, shared.stage(ring.stage), block * kOperandDepth, column);
         if (block == 0) {
           ColumnTerms& terms = shared.columns(slot);
-          load_bytes(a.s.columns.start + column, full, terms.start, sizeof terms.start);
-          load_bytes(a.s.columns.bound + column, full, terms.bound, sizeof terms.bound);
-          load_bytes(a.s.columns.lift + column, full, terms.lift, sizeof terms.lift);
+          load_bytes(a.s.beside.start + column, full, terms.start, sizeof terms.start);
+          load_bytes(a.s.beside.bound + column, full, terms.bound, sizeof terms.bound);
+          load_bytes(a.s.beside.lift + column, full, terms.lift, sizeof terms.lift);
         }
         ring.advance(Shared<Blocks>::kMap.stages);
       }
@@ -130,11 +135,11 @@ __device__ __forceinline__ Place place_of(bool keep) {
 }
 
 // Moves what still reaches the threshold from the lists of the rows that are `wanted` to their candidates.
-static __device__ __noinline__ RowState flush(const ScreenSm90& s, int64_t row, RowState state, Candidate* list,
+static __device__ __noinline__ RowState flush(const Screen& s, int64_t row, RowState state, Candidate* list,
                                               bool wanted) {
   const int t = threadIdx.x % 4;
   float threshold = -HUGE_VALF;  // other blocks may have seen better
-  if (wanted && s.raise) threshold = *static_cast<volatile const float*>(s.thresholds + row);
+  if (wanted && s.listed > 0) threshold = *static_cast<volatile const float*>(s.thresholds + row);
   threshold = fmaxf(quad_max(threshold), state.threshold);
   __syncwarp();  // the quad's list is written
   for (int base = 0; base < kListed; base += 4) {
@@ -156,7 +161,7 @@ struct Bunch {
 };
 
 // `terms`: of the tile, whose first column is the operand's row `column`; `first`: this thread's first column in it.
-static __device__ __noinline__ RowState keep(const ScreenSm90& s, const Bunch bunch, int64_t row, float norm,
+static __device__ __noinline__ RowState keep(const Screen& s, const Bunch bunch, int64_t row, float norm,
                                              double slack, RowState state, Candidate* list, const ColumnTerms& terms,
                                              int64_t column, int first) {
   float lower[kBunch];
@@ -176,14 +181,14 @@ static __device__ __noinline__ RowState keep(const ScreenSm90& s, const Bunch bu
     if (upper < state.threshold || upper == -HUGE_VALF || !(state.threshold < HUGE_VALF)) continue;
     const int at = first + u / 2 * 8 + u % 2;
     const int64_t j = panel[u / 4] + u / 2 % 2 * 8 + u % 2;
-    if (column + at >= s.end || j >= s.bank_rows) continue;
+    if (column + at >= (s.end - s.first_slot) * kPanel || j >= s.columns) continue;
     if (s.mask.data != nullptr && !s.mask.data[row * s.mask.row_stride + j * s.mask.col_stride]) continue;
     index[u] = static_cast<uint32_t>(j);
     reaches |= 1u << u;
-    lower[u] = lower_bound(upper, norm, terms.bound[at], terms.lift[at] + slack);
+    lower[u] = lower_bound(upper, norm, terms.bound[at], s.exact ? terms.lift[at] + slack : 0.0);
     best = fmaxf(best, lower[u]);
   }
-  if (s.raise) {
+  if (s.listed > 0) {
     best = quad_max(best);
     if (threadIdx.x % 4 == 0 && state.threshold < best) atomic_max(s.thresholds + row, best);
     state.threshold = best;
@@ -342,7 +347,7 @@ struct Consumer {
       parity ^= 1;
       for (int tile = segment.begin; tile < segment.end; ++tile, ++at) {
         multiply_tile<Half>(at + 1 == end);
-        look(first, a.s.begin + int64_t{tile} * kColumns);
+        look(first, first_column(a.s, tile));
         slot = slot + 1 == Shared<Blocks>::kMap.tiles ? 0 : slot + 1;
       }
       if (thread % 32 == 0) barrier_arrive(&barriers.queries_empty);
@@ -397,25 +402,25 @@ Error start(const Args& a, bool half, const Device& device) {
 // ---- On the host
 // ------------------------------------------------------------------------------------------------------------
 
-Error sm90_fault(int64_t width, const Device& device) {
-  if (device.capability != 90) return "the sm90 path is for compute capability 9.0 only";
-  if (operand_pitch(width) > sm90::kMostBlocks * kOperandDepth) return "the sm90 path is for widths up to 256";
-  return nullptr;
+Error sm90_fault(const Device& device) {
+  return device.capability == 90 ? nullptr : "the sm90 path is for compute capability 9.0 only";
 }
 
-Error screen_sm90(const ScreenSm90& args, const Device& device) {
-  VB_TRY(sm90_fault(args.bank.pitch, device));
-  if (args.rows == 0 || args.begin >= args.end) return nullptr;
+Error screen_sm90(const Screen& args, const Device& device) {
+  VB_TRY(sm90_fault(device));
+  const int64_t pitch = args.bank_operand.pitch;
+  if (pitch > kWidestSm90 || args.listed > 1) return "screen_sm90: wider, or with longer lists, than it can be";
   sm90::Args a{};
   a.s = args;
-  VB_TRY(sm90::encode(sm90::tensor_spec(args.queries, args.rows, sm90::kGroupRows), &a.query_map));
-  VB_TRY(sm90::encode(sm90::tensor_spec(args.bank, args.count, sm90::kColumns), &a.bank_map));
-  const int64_t most = sm90::most_columns(args.rows);
+  VB_TRY(sm90::encode(sm90::tensor_spec(args.query_operand, args.rows, sm90::kGroupRows), &a.query_map));
+  VB_TRY(sm90::encode(sm90::tensor_spec(args.bank_operand, (args.end - args.first_slot) * kPanel, sm90::kColumns),
+                      &a.bank_map));
+  const int64_t most = sm90::most_columns(args.rows) / kPanel;
+  const bool half = args.bank_operand.type == DType::f16;
   for (a.s.begin = args.begin; a.s.begin < args.end; a.s.begin = a.s.end) {
     a.s.end = std::min(args.end, a.s.begin + most);
-    a.work = sm90::make_work(args.rows, a.s.end - a.s.begin, device.processors);
-    const bool half = args.bank.type == DType::f16;
-    switch (sm90::blocks_of(args.bank.pitch)) {
+    a.work = sm90::make_work(args.rows, (a.s.end - a.s.begin) * kPanel, device.processors, args.blocks);
+    switch (sm90::blocks_of(pitch)) {
       case 1: VB_TRY(sm90::start<1>(a, half, device)); break;
       case 2: VB_TRY(sm90::start<2>(a, half, device)); break;
       case 3: VB_TRY(sm90::start<3>(a, half, device)); break;

@@ -124,7 +124,10 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
     s.bank_operand = {plan.operand_type, w.piece_rows, query_operand.pitch};
     s.beside = w.beside;
   }
-  const auto screen = plan.operands ? screen_mma16 : device.path == Path::mma ? screen_mma : screen_simt;
+  const auto screen = plan.hopper                   ? screen_sm90
+                      : plan.operands             ? screen_mma16
+                      : device.path == Path::mma ? screen_mma
+                                                 : screen_simt;
   s.queries = w.queries;
   s.rows = count;
   s.width = p.bank.width;
@@ -138,7 +141,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   s.slacks = w.slacks;
   s.factor = q.factor;
   s.start_per_r2 = start_bound_per_r2(p.metric, p.bank.width) * q.factor;
-  s.listed = p.k <= kMostListed ? static_cast<int32_t>(p.k) : 0;
+  s.listed = plan.lists ? static_cast<int32_t>(p.k) : 0;
   s.thresholds = w.thresholds;
   s.counts = w.counts;
   s.candidates = w.candidates;
@@ -203,8 +206,11 @@ int64_t search_workspace(const SearchProblem& p, const Device& device) {
   return p.queries.count == 0 ? 0 : cut(p, plan_search(p, device.processors, device.path), nullptr).bytes;
 }
 
+Error search_fault(const Device& device) { return device.path == Path::sm90 ? sm90_fault(device) : nullptr; }
+
 Error search(const SearchProblem& p, const Device& device) {
   if (p.queries.count == 0) return nullptr;
+  VB_TRY(search_fault(device));
   const SearchPlan plan = plan_search(p, device.processors, device.path);
   const Work w = cut(p, plan, device.workspace);
   if (w.bytes > device.workspace_bytes) return "the workspace is smaller than search_workspace() asked for";

@@ -3,7 +3,7 @@
 // tested on the host (tests/cpp/test_cuda_sm90.cpp). The kernel they serve, screen_sm90.cu, has NEVER RUN on a GPU.
 #pragma once
 
-#include "operands.h"
+#include "plan.h"
 
 namespace vecbank::cuda::sm90 {
 
@@ -18,7 +18,7 @@ constexpr int kColumns = 128;                  // bank rows of a tile, wgmma's N
 constexpr int kScores = 64 * kColumns / 128;   // scores of a thread in one accumulator block
 constexpr int kStep = 16;                      // coordinates of a wgmma
 constexpr int kLine = 128;                     // bytes of a row in shared memory: kOperandDepth 16-bit coordinates
-constexpr int kMostBlocks = 4;                 // blocks of kOperandDepth coordinates: d up to 256
+constexpr int kMostBlocks = kWidestSm90 / kOperandDepth;
 constexpr int kBankBox = kColumns * kLine;     // bytes that one TMA load brings of the bank
 constexpr int kQueryBox = kGroupRows * kLine;  // and of the queries
 constexpr int kThreads = 128 * (kGroups + 1);  // and a warpgroup whose first thread is the producer
@@ -52,11 +52,12 @@ struct Work {  // less than 2^31 pairs
     return {row_tile, first, left < column_tiles ? left : column_tiles};
   }
 };
-inline Work make_work(int64_t rows, int64_t columns, int processors) {
+inline Work make_work(int64_t rows, int64_t columns, int processors, int64_t blocks_per_row_tile) {
   Work w;
   w.row_tiles = static_cast<int>(ceil_div(rows, kRows));
   w.column_tiles = static_cast<int>(ceil_div(columns, kColumns));
-  w.blocks = std::max(1, std::min(processors, w.pairs()));
+  w.blocks = static_cast<int>(std::max<int64_t>(
+      1, std::min({int64_t{processors}, int64_t{w.pairs()}, w.row_tiles * blocks_per_row_tile})));
   return w;
 }
 // Columns that one launch may take, a multiple of the tile.

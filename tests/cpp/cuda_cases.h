@@ -1,6 +1,7 @@
 // What the CUDA kernels must answer: the CPU's answers, bit for bit where the contract says so. Included twice: on the
 // host's block emulator (test_cuda_host.cpp), and on a GPU (tests/cuda/kernels.cu). Whoever includes this says first
-// what Vec<T> is, memory that host and kernels share, and ran(error), which waits for the device and reports.
+// what Vec<T> is, memory that host and kernels share; ran(error), which waits for the device and reports; and
+// has_sm90(), whether Hopper's kernels can be asked for here.
 #pragma once
 
 #include "check.h"
@@ -32,7 +33,11 @@ struct OnPath {  // until the end of a scope
   explicit OnPath(cuda::Path p) { path() = p; }
   ~OnPath() { path() = cuda::Path::simt; }
 };
-const cuda::Path kPaths[] = {cuda::Path::simt, cuda::Path::mma, cuda::Path::mma16};
+const std::vector<cuda::Path> kPaths = [] {
+  std::vector<cuda::Path> paths = {cuda::Path::simt, cuda::Path::mma, cuda::Path::mma16};
+  if (has_sm90()) paths.push_back(cuda::Path::sm90);
+  return paths;
+}();
 
 // A workspace of exactly the size asked for, full of NaN.
 struct Bench {
@@ -42,6 +47,7 @@ struct Bench {
   Vec<char> workspace;
   explicit Bench(int processors = 3) {
     device.path = path();
+    if (path() == cuda::Path::sm90) device.capability = 90;
     device.processors = processors;
     device.state = states.data();
   }
@@ -461,3 +467,4 @@ TEST(cuda_bad_codes_are_not_read) {
 }  // namespace
 
 #include "cuda_screen_cases.h"
+#include "cuda_sm90_cases.h"

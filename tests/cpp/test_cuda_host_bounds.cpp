@@ -24,6 +24,7 @@ Screened screen_everything(const Rows& x, const Rows& b, Metric metric, const do
   cuda::State state{};
   cuda::Device device;
   device.path = path;
+  device.capability = path == cuda::Path::sm90 ? 90 : 80;
   device.processors = 3;
   device.state = &state;
   Screened out;
@@ -67,7 +68,7 @@ Screened screen_everything(const Rows& x, const Rows& b, Metric metric, const do
     s.beside = {beside.get(), beside.get() + rows, beside.get() + 2 * rows};
     CHECK(cuda::pack_query_operands({q, s.query_operand}, device) == nullptr);
     CHECK(cuda::pack_bank_operands({bank, x.dtype, s.bank_operand, s.beside}, device) == nullptr);
-    CHECK(cuda::screen_mma16(s, device) == nullptr);
+    CHECK((plan.hopper ? cuda::screen_sm90(s, device) : cuda::screen_mma16(s, device)) == nullptr);
   } else {
     q.panels = queries.get(), bank.panels = held.get();
     s.queries = queries.get(), s.panels = held.get();
@@ -148,7 +149,7 @@ struct Data {
 };
 
 const Metric kMetrics[] = {Metric::dot, Metric::cosine, Metric::l2};
-const cuda::Path kPaths[] = {cuda::Path::simt, cuda::Path::mma, cuda::Path::mma16};
+const cuda::Path kPaths[] = {cuda::Path::simt, cuda::Path::mma, cuda::Path::mma16, cuda::Path::sm90};
 
 TEST(cuda_bounds_hold_on_random_data) {
   uint32_t seed = 1;

@@ -103,18 +103,20 @@ struct Trial {
       bound[at] = round_up(size * (2.0 * unit + unit * unit + steps) * 1.001);
       write(&b[static_cast<size_t>(j * setup.d)], &bank[static_cast<size_t>(slot * pitch)]);
     }
-    cuda::ScreenSm90 s{};
-    s.queries = {setup.type, queries.data(), pitch};
-    s.bank = {setup.type, bank.data(), pitch};
-    s.columns = {start.data(), bound.data(), lift.data()};
+    cuda::Screen s{};
+    s.query_operand = {setup.type, queries.data(), pitch};
+    s.bank_operand = {setup.type, bank.data(), pitch};
+    s.beside = {start.data(), bound.data(), lift.data()};
     s.rows = n;
-    s.count = slots;
-    s.bank_rows = m;
+    s.width = setup.d;
+    s.columns = m;
+    s.exact = true;
+    s.blocks = 1000;
     s.schedule = schedule;
     if (!mask.empty()) s.mask = {reinterpret_cast<const bool*>(mask.data()), m, 1};
     s.norms = norms.data();
     s.slacks = slacks.data();
-    s.raise = setup.raise;
+    s.listed = setup.raise ? 1 : 0;
     s.thresholds = thresholds.data();
     s.counts = counts.data();
     s.candidates = candidates.data();
@@ -122,8 +124,8 @@ struct Trial {
     cuda::Device device;
     device.capability = 90;
     device.processors = setup.processors;
-    const int64_t middle = setup.whole ? slots : slots / 2 / cuda::sm90::kColumns * cuda::sm90::kColumns;
-    for (s.begin = 0, s.end = middle; s.begin < slots; s.begin = s.end, s.end = slots)
+    const int64_t middle = setup.whole ? schedule.panels : schedule.panels / 2 / 8 * 8;
+    for (s.begin = 0, s.end = middle; s.begin < schedule.panels; s.begin = s.end, s.end = schedule.panels)
       if (s.begin < s.end) CHECK(cuda::screen_sm90(s, device) == nullptr);
     CHECK(emulator::hopper().landings.empty());  // every copy was waited for
   }
@@ -276,11 +278,14 @@ TEST(sm90_screen_fixed_thresholds) {
 TEST(sm90_screen_refuses_what_it_cannot_do) {
   cuda::Device device;
   device.capability = 80;
-  CHECK(cuda::sm90_fault(64, device) != nullptr);
+  CHECK(cuda::sm90_fault(device) != nullptr);
   device.capability = 100;
-  CHECK(cuda::sm90_fault(64, device) != nullptr);
+  CHECK(cuda::sm90_fault(device) != nullptr);
   device.capability = 90;
-  CHECK(cuda::sm90_fault(256, device) == nullptr && cuda::sm90_fault(257, device) != nullptr);
+  CHECK(cuda::sm90_fault(device) == nullptr);
+  cuda::Screen s{};
+  s.bank_operand.pitch = 320;
+  CHECK(cuda::screen_sm90(s, device) != nullptr);
 }
 
 }  // namespace

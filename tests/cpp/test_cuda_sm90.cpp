@@ -37,8 +37,9 @@ TEST(sm90_work_covers_every_pair_once) {
   for (const int64_t rows : {1, 255, 256, 257, 5000, 65536})
     for (const int64_t columns : {1, 127, 128, 129, 8192, 100000})
       for (const int processors : {1, 2, 7, 78, 114, 132, 5000}) {
-        const Work w = make_work(rows, columns, processors);
-        CHECK(w.blocks >= 1 && w.blocks <= processors);
+        const Work w = make_work(rows, columns, processors, columns);
+        CHECK(w.blocks == std::min(processors, w.pairs()));
+        CHECK(make_work(rows, columns, processors, 1).blocks == std::min(processors, w.row_tiles));
         std::vector<int> seen(static_cast<size_t>(w.pairs()));
         int least = w.pairs(), most = 0;
         for (int b = 0; b < w.blocks; ++b) {
@@ -57,7 +58,7 @@ TEST(sm90_work_covers_every_pair_once) {
       }
   for (const int64_t rows : {1, 65536}) {  // the largest launch stays within int
     const int64_t most = most_columns(rows);
-    const Work w = make_work(rows, most, 132);
+    const Work w = make_work(rows, most, 132, most);
     CHECK(most % kColumns == 0 && int64_t{w.row_tiles} * w.column_tiles < int64_t{1} << 31);
     CHECK(w.begin(132) == w.pairs() && w.begin(131) > 0);
   }
