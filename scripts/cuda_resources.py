@@ -8,6 +8,7 @@ at launch, so a second table says what each launcher asks for.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("80", "86", "89", "90a", "100")
-HOT = {"screen_kernel", "mma_kernel", "store_kernel<float>", "store_kernel<double>", "refine_kernel"}
+HOT = {"screen_kernel", "mma_kernel", "sm90_kernel", "store_kernel<float>", "store_kernel<double>", "refine_kernel"}
 FUNCTION = re.compile(r"(?:Function properties for|Compiling entry function) '?(\S+?)'?(?: for .*)?$")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 SHARED = """
@@ -25,6 +26,7 @@ SHARED = """
 |---|---|---|
 | screen_kernel | 256, at least 2 blocks an SM | 37,504 bytes: two steps of both sides, reused by dumps |
 | mma_kernel | 256 | 35,456 bytes, likewise |
+| sm90_kernel (9.0a only, NEVER RUN) | 384, one block an SM | 195 to 221 KiB: resident queries and a ring, by width |
 | store_kernel | 256, at least 2 blocks an SM | 36,864 bytes |
 | compact_kernel | 128 | 16 bytes a candidate + 16: 4 KiB for k up to 32, 64 KiB for k 512 and up |
 | refine_kernel | 128 | 16 bytes a candidate + 12: 1 to 64 KiB |
@@ -40,17 +42,32 @@ def short_name(mangled: str) -> str | None:
     """The kernel's own name; None for functions that are not ours."""
     if "3cub" in mangled or "cub17" in mangled:
         return None
-    names = r"\d+([a-z_]+_kernel|frame_[a-z]+|write_[a-z]+_panels|keep_survivors)(I[df]E)?"
+    names = r"\d+((?:mma16|sm90|[a-z_]+)_kernel|frame_[a-z]+|write_[a-z]+_panels|keep_survivors)(I[df]E|ILi\dELb[01]E)?"
     match = re.search(names, mangled)
     if match is None:
         return None
     suffix = {"IfE": "<float>", "IdE": "<double>"}.get(match[2] or "", "")
+    if (match[2] or "").startswith("ILi"):  # sm90_kernel<blocks of 64 coordinates, half>
+        suffix = f"<{match[2][3]}, {'fp16' if match[2][6] == '1' else 'bf16'}>"
     return match[1] + suffix
+
+
+def cutlass_flags() -> list[str]:
+    """As third_party/cutlass.cmake finds them; without these headers the Hopper kernel is left out."""
+    include = os.environ.get("VECBANK_CUTLASS_INCLUDE", "")
+    spec = importlib.util.find_spec("cutlass_library") if not include else None
+    if spec is not None and spec.submodule_search_locations:
+        include = f"{spec.submodule_search_locations[0]}/source/include"
+    return ["-I", include] if include else []
+
+
+def hot(name: str) -> bool:
+    return name in HOT or name.split("<")[0] in HOT
 
 
 def compile_one(nvcc: str, source: Path, arch: str) -> list[tuple[str, str, str, int, int, int]]:
     with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, *FLAGS, f"-arch=sm_{arch}", "-o", f"{folder}/out.cubin", str(source)]
+        command = [nvcc, *FLAGS, *cutlass_flags(), f"-arch=sm_{arch}", "-o", f"{folder}/out.cubin", str(source)]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{source.name} for sm_{arch} does not compile:\n{done.stderr}")
@@ -76,7 +93,7 @@ def main() -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [pool.submit(compile_one, arguments.nvcc, s, a) for s in sources for a in ARCHITECTURES]
         rows = [row for job in jobs for row in job.result()]
-    spilling = sorted({f"{name} (sm_{arch})" for _, name, arch, _, _, spill in rows if name in HOT and spill})
+    spilling = sorted({f"{name} (sm_{arch})" for _, name, arch, _, _, spill in rows if hot(name) and spill})
     version = subprocess.run([arguments.nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     release = re.search(r"release [\d.]+, V([\d.]+)", version)
     lines = [
@@ -94,7 +111,7 @@ def main() -> None:
         cell = f"{registers}" + (f" (stack {stack}, spills {spill})" if stack or spill else "")
         table.setdefault((file, name), {})[arch] = cell
     for (file, name), cells in sorted(table.items()):
-        shown = f"**{name}**" if name in HOT else name
+        shown = f"**{name}**" if hot(name) else name
         lines.append(f"| {file} | {shown} | " + " | ".join(cells.get(a, "-") for a in ARCHITECTURES) + " |")
     lines += SHARED.splitlines()
     lines += ["", f"Hot kernels that spill: {', '.join(spilling) or 'none'}.", ""]

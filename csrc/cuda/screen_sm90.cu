@@ -41,8 +41,12 @@ struct Args {
 };
 
 // Where in the operand a tile of this launch begins.
-VB_INLINE int64_t first_column(const Screen& s, int tile) {
-  return (s.begin - s.first_slot) * kPanel + int64_t{tile} * kColumns;
+VB_INLINE int first_column(const Screen& s, int tile) {
+  return static_cast<int>(s.begin - s.first_slot) * kPanel + tile * kColumns;
+}
+// The bank row that is the operand's row i.
+VB_INLINE int64_t bank_row(const Screen& s, uint32_t i) {
+  return s.schedule.panel(s.first_slot + i / kPanel) * kPanel + i % kPanel;
 }
 
 struct Barriers {
@@ -94,7 +98,7 @@ __device__ __forceinline__ void produce(const Args& a, const Shared<Blocks>& sha
         load_box(a.query_map, &barriers.queries_full, shared.queries(g, block), block * kOperandDepth,
                  int64_t{segment.row_tile} * kRows + g * kGroupRows);
     for (int tile = segment.begin; tile < segment.end; ++tile) {
-      const int64_t column = first_column(a.s, tile);
+      const int column = first_column(a.s, tile);
       for (int block = 0; block < Blocks; ++block) {
         uint64_t* full = &barriers.full[ring.stage];
         barrier_wait(&barriers.empty[ring.stage], ring.parity ^ 1);
@@ -119,7 +123,7 @@ __device__ __forceinline__ void produce(const Args& a, const Shared<Blocks>& sha
 
 struct RowState {
   float threshold;
-  int listed;  // candidates waiting in the row's list
+  int listed;  // candidates waiting in the row's list, whose columns still are the operand's rows
 };
 
 __device__ __forceinline__ float quad_max(float v) {
@@ -149,7 +153,11 @@ static __device__ __noinline__ RowState flush(const Screen& s, int64_t row, RowS
     int at = 0;
     if (t == 0 && place.all > 0) at = atomicAdd(s.counts + row, place.all);
     at = __shfl_sync(kAllLanes, at, threadIdx.x % 32 & 28);
-    if (keep && at + place.before < s.capacity) s.candidates[row * s.capacity + at + place.before] = list[i];
+    if (keep && at + place.before < s.capacity) {
+      Candidate candidate = list[i];
+      candidate.column = static_cast<uint32_t>(bank_row(s, candidate.column));
+      s.candidates[row * s.capacity + at + place.before] = candidate;
+    }
     if (place.all > 0 && at + place.all > s.capacity) threshold = HUGE_VALF;  // full: refined against everything later
   }
   __syncwarp();  // and read
@@ -161,31 +169,29 @@ struct Bunch {
 };
 
 // `terms`: of the tile, whose first column is the operand's row `column`; `first`: this thread's first column in it.
-static __device__ __noinline__ RowState keep(const Screen& s, const Bunch bunch, int64_t row, float norm,
-                                             double slack, RowState state, Candidate* list, const ColumnTerms& terms,
-                                             int64_t column, int first) {
-  float lower[kBunch];
-  uint32_t index[kBunch];
-  unsigned reaches = 0;
-  float best = state.threshold;
-  int64_t panel[2];  // where in the bank the two panels of these columns begin
-  static_assert(kBunch * 4 == 2 * kPanel);
+static __device__ __noinline__ RowState keep(const Screen& s, const Bunch bunch, int64_t row, float norm, double slack,
+                                             RowState state, Candidate* list, const ColumnTerms& terms, int column,
+                                             int first) {
+  unsigned reaches = 0;  // bit u: bunch.v[u] reaches the threshold; -inf is no column, +inf a row that was given up
 #pragma unroll
-  for (int p = 0; p < 2; ++p)
-    panel[p] = s.schedule.panel(s.first_slot + (column + first) / kPanel + p) * kPanel + first % kPanel;
+  for (int u = 0; u < kBunch; ++u)
+    if (!(bunch.v[u] < state.threshold) && bunch.v[u] != -HUGE_VALF) reaches |= 1u << u;
+  if (!(state.threshold < HUGE_VALF)) reaches = 0;
+  const unsigned some = __reduce_or_sync(kAllLanes, reaches);  // usually one bit
+  const int end = static_cast<int>(s.end - s.first_slot) * kPanel;
+  float best = state.threshold, lower[kBunch];
 #pragma unroll
   for (int u = 0; u < kBunch; ++u) {
     lower[u] = -HUGE_VALF;
-    index[u] = 0;
-    const float upper = bunch.v[u];
-    if (upper < state.threshold || upper == -HUGE_VALF || !(state.threshold < HUGE_VALF)) continue;
-    const int at = first + u / 2 * 8 + u % 2;
-    const int64_t j = panel[u / 4] + u / 2 % 2 * 8 + u % 2;
-    if (column + at >= (s.end - s.first_slot) * kPanel || j >= s.columns) continue;
-    if (s.mask.data != nullptr && !s.mask.data[row * s.mask.row_stride + j * s.mask.col_stride]) continue;
-    index[u] = static_cast<uint32_t>(j);
-    reaches |= 1u << u;
-    lower[u] = lower_bound(upper, norm, terms.bound[at], s.exact ? terms.lift[at] + slack : 0.0);
+    if ((some >> u & 1) == 0 || (reaches >> u & 1) == 0) continue;
+    const int at = first + u / 2 * 8 + u % 2, i = column + at;
+    const bool valid = i < end && (s.mask.data == nullptr ||
+                                   s.mask.data[row * s.mask.row_stride + bank_row(s, i) * s.mask.col_stride]);
+    if (!valid) {
+      reaches &= ~(1u << u);
+      continue;
+    }
+    lower[u] = lower_bound(bunch.v[u], norm, terms.bound[at], s.exact ? terms.lift[at] + slack : 0.0);
     best = fmaxf(best, lower[u]);
   }
   if (s.listed > 0) {
@@ -195,11 +201,14 @@ static __device__ __noinline__ RowState keep(const Screen& s, const Bunch bunch,
   }
 #pragma unroll
   for (int u = 0; u < kBunch; ++u) {
+    if ((some >> u & 1) == 0) continue;
     const bool kept = (reaches >> u & 1) != 0 && !(bunch.v[u] < state.threshold) && state.threshold < HUGE_VALF;
     const Place place = place_of(kept);
     const bool full = state.listed + place.all > kListed;
     if (__any_sync(kAllLanes, full)) state = flush(s, row, state, list, full);
-    if (kept) list[state.listed + place.before] = {bunch.v[u], lower[u], index[u]};
+    if (kept)
+      list[state.listed + place.before] = {bunch.v[u], lower[u],
+                                           static_cast<uint32_t>(column + first + u / 2 * 8 + u % 2)};
     state.listed += place.all;
   }
   return state;
@@ -295,7 +304,7 @@ struct Consumer {
     release(before);
   }
 
-  __device__ __forceinline__ void look(int64_t first, int64_t column) {
+  __device__ __forceinline__ void look(int64_t first, int column) {
     unsigned hits = 0;  // a bit for each bunch
 #pragma unroll
     for (int r = 0; r < 2 * kHalves; ++r)

@@ -64,7 +64,7 @@ inline void land(size_t which) {
 // What a thread does that has nothing to do: others go on, and now and then a copy lands.
 inline void poll() {
   Hopper& h = hopper();
-  if (!h.landings.empty() && h.random() % 64 == 0) land(h.random() % h.landings.size()), h.idle = 0;
+  if (!h.landings.empty() && h.random() % 2048 == 0) land(h.random() % h.landings.size()), h.idle = 0;
   if (++h.idle > 4000000) stop("everyone waits");
   to_scheduler();
 }
@@ -102,6 +102,7 @@ inline void make(const Product& p, int thread, int columns) {
   float x[2][16], b[16];
   for (int i = 0; i < 2; ++i)
     for (int k = 0; k < 16; ++k) x[i][k] = number(element(p.a, 16 * warp + lane / 4 + 8 * i, k), p.half);
+  if (std::all_of(&x[0][0], &x[0][0] + 32, [](float v) { return v == 0.0f; })) return;  // rows beyond the last
   for (int j = 0; j < columns / 8; ++j)
     for (int e = 0; e < 2; ++e) {
       for (int k = 0; k < 16; ++k) b[k] = number(element(p.b, 8 * j + 2 * (lane % 4) + e, k), p.half);

@@ -9,7 +9,7 @@ TEST(cuda_search_sm90_equals_cpu) {
   const OnPath on(cuda::Path::sm90);
   uint32_t seed = 300;
   for (const Metric metric : kMetrics)
-    for (const DType dtype : kDTypes)
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
       for (const int64_t k : {1, 12}) {
         const int64_t d = metric == Metric::dot ? 130 : metric == Metric::cosine ? 64 : metric == Metric::l2 ? 19 : 200;
         const int64_t n = k == 1 ? 261 : 5, m = k == 1 ? 300 : 700;
