@@ -10,8 +10,8 @@ namespace vecbank::cuda {
 using Error = const char*;  // null: fine
 
 // Which screen; simt until another has proved itself on a GPU. mma: 16-bit inputs as they are, others split in two for
-// tf32. mma16: float32 and float64 inputs are rounded to bf16 for the screen. sm90: the same operands, Hopper's kernel up
-// to width 256 (NEVER RUN).
+// tf32. mma16: float32 and float64 inputs are rounded to bf16 for the screen. sm90: the same operands, Hopper's kernel
+// up to width 256 (NEVER RUN).
 enum class Path : int32_t { simt = 0, mma = 1, mma16 = 2, sm90 = 3 };
 
 // What a kernel leaves behind for the host to read when it likes. One per device.

@@ -146,7 +146,7 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
   plan.operands = path == Path::mma16 || path == Path::sm90 || (path == Path::mma && both_16);
   plan.hopper = path == Path::sm90 && d <= kWidestSm90;
   plan.lists = p.k <= kMostListed && !(plan.hopper && p.k > 1);  // Hopper's kernel lists a single best
-  plan.operand_type = both_16 ? p.bank.dtype : DType::bf16;  // bf16 has float32's range
+  plan.operand_type = both_16 ? p.bank.dtype : DType::bf16;      // bf16 has float32's range
   const int64_t query_bytes = plan.operands ? operand_pitch(d) * 2 : (d + 1) * 4;
   plan.direct = p.k > kMostScreened || (p.k > 1 && p.k * 8 >= m) || d > kWidestScreen || m >= kMostColumns;
   plan.schedule = make_schedule(m);

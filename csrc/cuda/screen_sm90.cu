@@ -325,9 +325,9 @@ struct Consumer {
       for (int q = 0; q < kBunches; ++q) {
         if ((hits >> (r * kBunches + q) & 1) == 0) continue;
         const int row = row_in_block(r);
-        const RowState state = keep(a.s, bunch_of(r, q), first + row, norm[r], shared.slacks()[row],
-                                    {threshold[r], listed[r]}, shared.list(row), terms, column,
-                                    score_column(thread, 0) + q * kBunch * 4);
+        const RowState state =
+            keep(a.s, bunch_of(r, q), first + row, norm[r], shared.slacks()[row], {threshold[r], listed[r]},
+                 shared.list(row), terms, column, score_column(thread, 0) + q * kBunch * 4);
         threshold[r] = state.threshold;
         listed[r] = state.listed;
       }
@@ -336,8 +336,7 @@ struct Consumer {
   __device__ __forceinline__ Bunch bunch_of(int r, int q) const {
     Bunch bunch;
 #pragma unroll
-    for (int u = 0; u < kBunch; ++u)
-      bunch.v[u] = acc[r / 2][(q * kBunch / 2 + u / 2) * 4 + r % 2 * 2 + u % 2];
+    for (int u = 0; u < kBunch; ++u) bunch.v[u] = acc[r / 2][(q * kBunch / 2 + u / 2) * 4 + r % 2 * 2 + u % 2];
     return bunch;
   }
 

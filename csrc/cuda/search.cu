@@ -124,8 +124,8 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
     s.bank_operand = {plan.operand_type, w.piece_rows, query_operand.pitch};
     s.beside = w.beside;
   }
-  const auto screen = plan.hopper                   ? screen_sm90
-                      : plan.operands             ? screen_mma16
+  const auto screen = plan.hopper                ? screen_sm90
+                      : plan.operands            ? screen_mma16
                       : device.path == Path::mma ? screen_mma
                                                  : screen_simt;
   s.queries = w.queries;

@@ -10,14 +10,14 @@ namespace vecbank::cuda::sm90 {
 // ---- Tiles
 // ------------------------------------------------------------------------------------------------------------
 
-constexpr int kGroups = 2;                     // consumer warpgroups
-constexpr int kGroupRows = 128;                // query rows each of them holds: two halves of 64, wgmma's M
-constexpr int kHalves = kGroupRows / 64;       // accumulator blocks of a thread
-constexpr int kRows = kGroups * kGroupRows;    // query rows of a block: as many share one streamed bank tile
-constexpr int kColumns = 128;                  // bank rows of a tile, wgmma's N
-constexpr int kScores = 64 * kColumns / 128;   // scores of a thread in one accumulator block
-constexpr int kStep = 16;                      // coordinates of a wgmma
-constexpr int kLine = 128;                     // bytes of a row in shared memory: kOperandDepth 16-bit coordinates
+constexpr int kGroups = 2;                    // consumer warpgroups
+constexpr int kGroupRows = 128;               // query rows each of them holds: two halves of 64, wgmma's M
+constexpr int kHalves = kGroupRows / 64;      // accumulator blocks of a thread
+constexpr int kRows = kGroups * kGroupRows;   // query rows of a block: as many share one streamed bank tile
+constexpr int kColumns = 128;                 // bank rows of a tile, wgmma's N
+constexpr int kScores = 64 * kColumns / 128;  // scores of a thread in one accumulator block
+constexpr int kStep = 16;                     // coordinates of a wgmma
+constexpr int kLine = 128;                    // bytes of a row in shared memory: kOperandDepth 16-bit coordinates
 constexpr int kMostBlocks = kWidestSm90 / kOperandDepth;
 constexpr int kBankBox = kColumns * kLine;     // bytes that one TMA load brings of the bank
 constexpr int kQueryBox = kGroupRows * kLine;  // and of the queries
@@ -56,8 +56,8 @@ inline Work make_work(int64_t rows, int64_t columns, int processors, int64_t blo
   Work w;
   w.row_tiles = static_cast<int>(ceil_div(rows, kRows));
   w.column_tiles = static_cast<int>(ceil_div(columns, kColumns));
-  w.blocks = static_cast<int>(std::max<int64_t>(
-      1, std::min({int64_t{processors}, int64_t{w.pairs()}, w.row_tiles * blocks_per_row_tile})));
+  w.blocks = static_cast<int>(
+      std::max<int64_t>(1, std::min({int64_t{processors}, int64_t{w.pairs()}, w.row_tiles * blocks_per_row_tile})));
   return w;
 }
 // Columns that one launch may take, a multiple of the tile.
@@ -67,10 +67,10 @@ inline int64_t most_columns(int64_t rows) { return ((int64_t{1} << 31) - 1) / ce
 // ------------------------------------------------------------------------------------------------------------
 
 constexpr int kConsumerWarps = kGroups * 4;
-constexpr int kListed = 6;        // candidates of a row that wait in shared memory
-constexpr int kBunch = 8;         // scores of a thread that are looked at together: with its quad's, 32 columns of a row
+constexpr int kListed = 6;  // candidates of a row that wait in shared memory
+constexpr int kBunch = 8;   // scores of a thread that are looked at together: with its quad's, 32 columns of a row
 constexpr int kBunches = kScores / 2 / kBunch;  // of a thread's row
-constexpr int kMostStages = 8;    // of the ring
+constexpr int kMostStages = 8;                  // of the ring
 constexpr int kMostShared = 227 << 10;
 constexpr int kAlignment = 1024;  // where the 128-byte swizzle repeats
 
@@ -78,7 +78,7 @@ struct ColumnTerms {  // what stands beside a tile's columns, as in OperandColum
   float start[kColumns], bound[kColumns], lift[kColumns];
 };
 
-struct SharedMap {  // byte offsets from a multiple of kAlignment
+struct SharedMap {    // byte offsets from a multiple of kAlignment
   int stages, tiles;  // stages of the ring; tiles whose columns are kept
   int queries, ring, columns, lists, slacks, barriers, bytes;
 };
@@ -106,8 +106,8 @@ VB_INLINE constexpr SharedMap shared_map(int blocks) {
 VB_INLINE constexpr bool map_is_sound(int blocks) {
   const SharedMap m = shared_map(blocks);
   return m.bytes <= kMostShared && m.stages >= blocks && m.ring % kAlignment == 0 && kBankBox % kAlignment == 0 &&
-         kQueryBox % kAlignment == 0 && m.columns % 128 == 0 && m.lists % 16 == 0 &&
-         m.slacks % 8 == 0 && m.barriers % 8 == 0;
+         kQueryBox % kAlignment == 0 && m.columns % 128 == 0 && m.lists % 16 == 0 && m.slacks % 8 == 0 &&
+         m.barriers % 8 == 0;
 }
 static_assert(map_is_sound(1) && map_is_sound(2) && map_is_sound(3) && map_is_sound(4));
 static_assert(shared_map(1).stages == kMostStages && shared_map(2).stages >= 6 && shared_map(4).stages >= 4);
@@ -131,18 +131,18 @@ VB_INLINE constexpr uint64_t tile_descriptor(unsigned address) {
   constexpr uint64_t leading = 1, stride = kAlignment >> 4, swizzle_128 = 1;
   return static_cast<uint64_t>((address & 0x3ffff) >> 4) | leading << 16 | stride << 32 | swizzle_128 << 62;
 }
-constexpr uint64_t kStepOffset = kStep * 2 >> 4;      // the next sixteen coordinates
-constexpr uint64_t kHalfOffset = 64 * kLine >> 4;     // the next 64 rows
-constexpr uint64_t kQueryOffset = kQueryBox >> 4;     // the next block of a group's coordinates
-constexpr uint64_t kStageOffset = kBankBox >> 4;      // the next stage
+constexpr uint64_t kStepOffset = kStep * 2 >> 4;   // the next sixteen coordinates
+constexpr uint64_t kHalfOffset = 64 * kLine >> 4;  // the next 64 rows
+constexpr uint64_t kQueryOffset = kQueryBox >> 4;  // the next block of a group's coordinates
+constexpr uint64_t kStageOffset = kBankBox >> 4;   // the next stage
 
 // What cuTensorMapEncodeTiled is told: a matrix of 16-bit rows, read in boxes of one 128-byte line a row. Rows beyond
 // the last come as zeros.
 struct TensorSpec {
   const void* base;
   DType type;
-  uint64_t size[2];        // elements, fastest first
-  uint64_t stride[1];      // bytes from row to row
+  uint64_t size[2];    // elements, fastest first
+  uint64_t stride[1];  // bytes from row to row
   uint32_t box[2], step[2];
 };
 inline TensorSpec tensor_spec(const Operand& operand, int64_t rows, int box_rows) {

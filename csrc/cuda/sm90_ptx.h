@@ -1,5 +1,5 @@
-// What the Hopper kernel says to the machine, one function each; CUTLASS's headers hold the instructions themselves. The
-// tests' emulator has its own versions (tests/cpp/cuda_emulator_sm90.h). NEVER RUN on a GPU.
+// What the Hopper kernel says to the machine, one function each; CUTLASS's headers hold the instructions themselves.
+// The tests' emulator has its own versions (tests/cpp/cuda_emulator_sm90.h). NEVER RUN on a GPU.
 #pragma once
 
 #include "sm90_layout.h"
@@ -7,10 +7,10 @@
 #if defined(__CUDACC__)
 #include <cuda.h>
 
-#include <cute/arch/copy_sm90_tma.hpp>
-#include <cute/arch/mma_sm90_gmma.hpp>
 #include <cutlass/arch/barrier.h>
 #include <cutlass/arch/reg_reconfig.h>
+#include <cute/arch/copy_sm90_tma.hpp>
+#include <cute/arch/mma_sm90_gmma.hpp>
 #include <utility>
 
 #include "ptx.h"
@@ -89,8 +89,8 @@ __device__ __forceinline__ void load_bytes(const void* global, uint64_t* barrier
 // ---- Products
 // ------------------------------------------------------------------------------------------------------------
 
-// acc[64][kColumns] += a[64][16] b[kColumns][16]^T over a warpgroup, both sides in shared memory; the accumulators belong
-// to the hardware until they are waited for.
+// acc[64][kColumns] += a[64][16] b[kColumns][16]^T over a warpgroup, both sides in shared memory; the accumulators
+// belong to the hardware until they are waited for.
 template <bool Half, size_t... I>
 __device__ __forceinline__ void multiply_indices(float (&acc)[kScores], uint64_t a, uint64_t b,
                                                  std::index_sequence<I...>) {
@@ -105,8 +105,8 @@ template <bool Half>
 __device__ __forceinline__ void multiply(float (&acc)[kScores], uint64_t a, uint64_t b) {
   multiply_indices<Half>(acc, a, b, std::make_index_sequence<kScores>{});
 }
-// Orders what this thread wrote into its accumulators before the products that follow; and keeps the compiler from moving
-// reads and writes of them across.
+// Orders what this thread wrote into its accumulators before the products that follow; and keeps the compiler from
+// moving reads and writes of them across.
 __device__ __forceinline__ void products_begin(float (&acc)[kHalves][kScores]) {
 #pragma unroll
   for (int h = 0; h < kHalves; ++h)

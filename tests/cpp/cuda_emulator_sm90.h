@@ -4,14 +4,15 @@
 // copy that nobody waited for and a wait that never ends all stop the program.
 #pragma once
 
-#include "cuda_emulator.h"
+#include "cuda_emulator.h"  // first: it says what __device__ means
+
 #include "cuda/sm90_layout.h"
 
 #define VECBANK_SM90_CODE 1
 
 namespace emulator {
 
-struct Barrier {  // in the eight bytes of the real one
+struct Barrier {                  // in the eight bytes of the real one
   int16_t left, arrivals, lines;  // lines: of 16 bytes, still to land
   uint16_t phase;
   void settle() {
@@ -76,6 +77,7 @@ inline const char* element(uint64_t descriptor, int row, int k) {
   const unsigned start = static_cast<unsigned>(descriptor & 0x3fff) << 4;
   const unsigned stride = static_cast<unsigned>(descriptor >> 32 & 0x3fff) << 4;
   if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) stop("a descriptor without the 128-byte swizzle");
+  if ((start >> 7 & 7) != 0 || stride % 1024 != 0) stop("a swizzled tile begins where its pattern does not");
   unsigned at = start + static_cast<unsigned>(row / 8) * stride + static_cast<unsigned>(row % 8) * 128 +
                 static_cast<unsigned>(k) * 2;
   at ^= (at >> 7 & 7) << 4;
@@ -190,7 +192,7 @@ inline void load_bytes(const void* global, uint64_t* barrier, void* shared, int 
 }
 inline void load_box(const TensorMap& map, uint64_t* barrier, void* shared, int64_t coordinate, int64_t row) {
   const unsigned start = shared_address(shared);
-  if (start % 128 != 0) emulator::stop("a box is not aligned");
+  if (start % 1024 != 0) emulator::stop("a box begins where the swizzle's pattern does not");
   emulator::Landing landing{{}, &real(barrier)};
   for (unsigned r = 0; r < map.box[1]; ++r)
     for (unsigned chunk = 0; chunk < map.box[0] / 8; ++chunk) {

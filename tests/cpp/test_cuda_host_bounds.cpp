@@ -192,16 +192,17 @@ TEST(cuda_bounds_hold_where_roundings_add_up) {
 // A large start, and products that each fall just below what the accumulator keeps (plan.h assumes as much): every
 // instruction loses all sixteen.
 TEST(cuda_bounds_hold_where_sums_lose) {
-  for (const DType dtype : {DType::bf16, DType::f16}) {
-    const int64_t d = 512, m = 40;
-    const std::vector<double> bias(static_cast<size_t>(m), 1.0);
-    const Data x(std::vector<double>(static_cast<size_t>(2 * d), 0x1p-10 * (1.0 - 0x1p-8)), d, dtype);
-    std::vector<double> bs(static_cast<size_t>(m * d), 0x1p-16);
-    for (size_t i = 0; i < bs.size(); ++i) bs[i] *= i / static_cast<size_t>(d) % 2 == 0 ? 1.0 : -1.0;
-    const Data b(bs, d, dtype);
-    const double t = tightness(x.rows, b.rows, Metric::dot, cuda::Path::mma, "sums", bias.data());
-    CHECK(t > 0.6 && t <= 1.0);
-  }
+  for (const auto& [path, d] : {std::pair<cuda::Path, int64_t>{cuda::Path::mma, 512}, {cuda::Path::sm90, 256}})
+    for (const DType dtype : {DType::bf16, DType::f16}) {
+      const int64_t m = 40;
+      const std::vector<double> bias(static_cast<size_t>(m), 1.0);
+      const Data x(std::vector<double>(static_cast<size_t>(2 * d), 0x1p-10 * (1.0 - 0x1p-8)), d, dtype);
+      std::vector<double> bs(static_cast<size_t>(m * d), 0x1p-16);
+      for (size_t i = 0; i < bs.size(); ++i) bs[i] *= i / static_cast<size_t>(d) % 2 == 0 ? 1.0 : -1.0;
+      const Data b(bs, d, dtype);
+      const double t = tightness(x.rows, b.rows, Metric::dot, path, "sums", bias.data());
+      CHECK(t > 0.6 && t <= 1.0);
+    }
 }
 
 }  // namespace

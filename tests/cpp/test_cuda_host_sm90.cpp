@@ -201,6 +201,9 @@ TEST(sm90_screen_odd_shapes) {
         t.run();
         CHECK(t.verify() == 0);
       }
+  Trial t({2, 12000, 16, DType::f16, Metric::dot, 1}, ++seed);  // many times round the ring
+  t.run();
+  CHECK(t.verify() == 0);
 }
 
 TEST(sm90_screen_equals_nearest) {

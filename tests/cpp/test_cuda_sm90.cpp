@@ -198,7 +198,8 @@ bool ring_holds(int blocks, int stages, int slots, int tiles, uint32_t seed) {
       };
       if (w.block == total && w.held < 0) {
         if (w.looked < tiles) check_columns(w.looked), ++w.looked, moved = true;
-      } else if (w.held >= 0 && (w.block % blocks == 0 || random() % 2 == 0)) {  // a product is done: give its stage back
+      } else if (w.held >= 0 &&
+                 (w.block % blocks == 0 || random() % 2 == 0)) {  // a product is done: give its stage back
         m.empty[static_cast<size_t>(w.held)].arrive();
         w.held = -1;
         moved = true;

@@ -33,9 +33,9 @@ static_assert(scores_agree());
 // The canonical K-major tile: eight rows of 64 coordinates an atom. Steps and halves must be where our offsets say.
 template <class Type>
 constexpr bool tile_agrees() {
-  const decltype(cute::as_position_independent_swizzle_layout(cute::tile_to_shape(
-      gmma::Layout_K_SW128_Atom<Type>{},
-      cute::Shape<cute::Int<kColumns>, cute::Int<vecbank::cuda::kOperandDepth>>{}))) layout{};
+  const decltype(cute::as_position_independent_swizzle_layout(
+      cute::tile_to_shape(gmma::Layout_K_SW128_Atom<Type>{},
+                          cute::Shape<cute::Int<kColumns>, cute::Int<vecbank::cuda::kOperandDepth>>{}))) layout{};
   for (int row = 0; row < kColumns; row += row < 16 || row >= 120 ? 1 : 8)
     for (int k = 0; k < vecbank::cuda::kOperandDepth; k += 8) {
       // As PTX reads it: from a start moved by whole steps and halves, eight lines of 128 bytes every 1024, and then
