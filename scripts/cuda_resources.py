@@ -18,18 +18,29 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("80", "86", "89", "90a", "100")
-HOT = {"screen_kernel", "mma_kernel", "sm90_kernel", "store_kernel<float>", "store_kernel<double>", "refine_kernel"}
+HOT = {
+    "screen_kernel",
+    "mma_kernel",
+    "mma16_kernel<bf16>",
+    "mma16_kernel<fp16>",
+    "sm90_kernel",
+    "store_kernel<float>",
+    "store_kernel<double>",
+    "refine_kernel",
+}
 FUNCTION = re.compile(r"(?:Function properties for|Compiling entry function) '?(\S+?)'?(?: for .*)?$")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 SHARED = """
 | kernel | threads | dynamic shared memory (no static) |
 |---|---|---|
-| screen_kernel | 256, at least 2 blocks an SM | 37,504 bytes: two steps of both sides, reused by dumps |
-| mma_kernel | 256 | 35,456 bytes, likewise |
-| sm90_kernel (9.0a only, NEVER RUN) | 384, one block an SM | 195 to 221 KiB: resident queries and a ring, by width |
+| screen_kernel | 256, at least 2 blocks an SM | 39,560 bytes: two steps of both sides, reused by dumps; 512 k more up to k 32 |
+| mma_kernel | 256 | 37,512 bytes, likewise |
+| mma16_kernel | 256, at least 2 blocks an SM | 70,792 bytes: two steps of 64 coordinates, likewise; 512 k more |
+| sm90_kernel (9.0a only, NEVER RUN) | 384, one block an SM | 195 to 221 KiB by width: queries, a ring of tiles |
 | store_kernel | 256, at least 2 blocks an SM | 36,864 bytes |
-| compact_kernel | 128 | 16 bytes a candidate + 16: 4 KiB for k up to 32, 64 KiB for k 512 and up |
+| compact_kernel | 128 | 16 bytes a candidate + 16: 1 to 16 KiB for k up to 32, 64 KiB for k 512 and up |
 | refine_kernel | 128 | 16 bytes a candidate + 12: 1 to 64 KiB |
+| write_query_operands_kernel, write_bank_operands_kernel | 256 | at most 128 bytes |
 | refine_all_kernel, merge_kernel | 256 | 16 bytes an entry + 4: 8 to 64 KiB |
 | write_bank_panels, write_query_panels | 256 | about 1.5 KiB (float), 2.6 KiB (double) |
 | frame_* | 256 | up to 6.2 KiB |
@@ -42,13 +53,13 @@ def short_name(mangled: str) -> str | None:
     """The kernel's own name; None for functions that are not ours."""
     if "3cub" in mangled or "cub17" in mangled:
         return None
-    names = r"\d+((?:mma16|sm90|[a-z_]+)_kernel|frame_[a-z]+|write_[a-z]+_panels|keep_survivors)(I[df]E|ILi\dELb[01]E)?"
+    names = r"\d+((?:mma16|sm90|[a-z_]+)_kernel|frame_[a-z]+|write_[a-z]+_panels)(I[df]E|I(?:Li\dE)?Lb[01]E)?"
     match = re.search(names, mangled)
     if match is None:
         return None
-    suffix = {"IfE": "<float>", "IdE": "<double>"}.get(match[2] or "", "")
-    if (match[2] or "").startswith("ILi"):  # sm90_kernel<blocks of 64 coordinates, half>
-        suffix = f"<{match[2][3]}, {'fp16' if match[2][6] == '1' else 'bf16'}>"
+    suffix = {"IfE": "<float>", "IdE": "<double>", "ILb1E": "<bf16>", "ILb0E": "<fp16>"}.get(match[2] or "", "")
+    if (match[2] or "").startswith("ILi"):  # sm90_kernel: blocks of 64 coordinates, type
+        suffix = f"<{match[2][3]}, {'bf16' if match[2][6] == '1' else 'fp16'}>"
     return match[1] + suffix
 
 

@@ -24,35 +24,15 @@ __device__ __forceinline__ WarpPlace warp_place() {
 VB_INLINE int fragment_row(const WarpPlace& w, int i, int e) { return w.row + 16 * i + w.g + 8 * (e / 2); }
 VB_INLINE int fragment_column(const WarpPlace& w, int j, int e) { return w.column + 8 * j + 2 * w.t + e % 2; }
 
-// Gates a finished tile, and keeps its survivors by way of `dump` (kDumpBytes). The whole block calls it, when every
-// warp has its accumulators; nobody reads `dump` as something else meanwhile. Returns whether it was written.
-__device__ __forceinline__ bool finish_tile(const Screen& a, const Accumulators& acc, const WarpPlace& w,
-                                            int64_t first_row, int64_t slot, int64_t end, float* dump,
-                                            TileState& state) {
-  bool hit = false;
+// For finish_tile: every accumulator with its place in the tile.
+template <class F>
+__device__ __forceinline__ void each_accumulator(const Accumulators& acc, const WarpPlace& w, F&& f) {
 #pragma unroll
   for (int i = 0; i < kRowTiles; ++i)
 #pragma unroll
-    for (int e = 0; e < 4; e += 2) {
-      const float threshold = state.thresholds[fragment_row(w, i, e)];
+    for (int j = 0; j < kColumnTiles; ++j)
 #pragma unroll
-      for (int j = 0; j < kColumnTiles; ++j) hit |= !(acc[i][j][e] < threshold) || !(acc[i][j][e + 1] < threshold);
-    }
-  if (!__syncthreads_or(hit)) return false;
-  find_panels(a, slot, end, state);
-  for (int half = 0; half < 2; ++half) {
-    if (w.row == half * kHalf)
-#pragma unroll
-      for (int i = 0; i < kRowTiles; ++i)
-#pragma unroll
-        for (int j = 0; j < kColumnTiles; ++j)
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            dump[(fragment_row(w, i, e) - w.row) * kTile + fragment_column(w, j, e)] = acc[i][j][e];
-    __syncthreads();
-    keep_survivors(a, dump, first_row, half * kHalf, state);
-  }
-  return true;
+      for (int e = 0; e < 4; ++e) f(acc[i][j][e], fragment_row(w, i, e), fragment_column(w, j, e));
 }
 
 }  // namespace vecbank::cuda

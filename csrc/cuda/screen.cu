@@ -9,7 +9,8 @@ namespace {
 using S = Simt<float>;
 static_assert(S::kSize == kTile);
 
-static_assert(kDumpBytes <= S::kSharedBytes);
+constexpr int kDumped = kTile / 2;  // rows at a time
+static_assert(dump_bytes(kDumped) <= S::kSharedBytes);
 
 __global__ void __launch_bounds__(kThreads, 2) screen_kernel(const __grid_constant__ Screen a) {
   float* shared = reinterpret_cast<float*>(shared_memory());
@@ -18,14 +19,14 @@ __global__ void __launch_bounds__(kThreads, 2) screen_kernel(const __grid_consta
   const auto [first_row, begin, end] = tile_run(a);
 
   const int64_t query_panels = (a.rows + kPanel - 1) / kPanel;
-  const Side<float> x = make_side<float>([&](int p) -> const float* {
-    const int64_t panel = first_row / kPanel + p;
-    return panel < query_panels ? a.queries + panel * (a.width + 1) * kPanel : nullptr;
-  });
   begin_rows(a, first_row, state);
 
-  for (int64_t slot = begin; slot < end; slot += kTilePanels) {
+  for (int slot = begin; slot < end; slot += kTilePanels) {
     find_panels(a, slot, end, state);
+    const Side<float> x = make_side<float>([&](int p) -> const float* {
+      const int64_t panel = first_row / kPanel + p;
+      return panel < query_panels ? a.queries + panel * (a.width + 1) * kPanel : nullptr;
+    });
     const Side<float> b = make_side<float>([&](int p) -> const float* {
       return state.panels[p] == nullptr ? nullptr : state.panels[p] + kPanel;  // line 0 is a start, not a coordinate
     });
@@ -41,24 +42,13 @@ __global__ void __launch_bounds__(kThreads, 2) screen_kernel(const __grid_consta
     }
     multiply<float>(x, b, static_cast<int>(a.width) + 1, a.panels, shared, acc);
 
-    bool hit = false;
+    const auto each = [&](auto&& f) {
 #pragma unroll
-    for (int i = 0; i < S::kSide; ++i) {
-      const float threshold = state.thresholds[S::spread(i, ty)];
+      for (int i = 0; i < S::kSide; ++i)
 #pragma unroll
-      for (int j = 0; j < S::kSide; ++j) hit |= !(acc[i][j] < threshold);
-    }
-    if (!__syncthreads_or(hit)) continue;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int i = half * S::kSide / 2; i < (half + 1) * S::kSide / 2; ++i)
-#pragma unroll
-        for (int j = 0; j < S::kSide; ++j)
-          shared[(S::spread(i, ty) - half * kHalf) * kTile + S::spread(j, tx)] = acc[i][j];
-      __syncthreads();
-      keep_survivors(a, shared, first_row, half * kHalf, state);
-    }
+        for (int j = 0; j < S::kSide; ++j) f(acc[i][j], S::spread(i, ty), S::spread(j, tx));
+    };
+    finish_tile<kDumped>(a, each, first_row, slot, end, shared, state, [] {});
   }
 }
 

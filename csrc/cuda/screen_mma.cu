@@ -12,7 +12,8 @@ using S = Simt<float>;
 constexpr int kLine = kTile + 8;  // the four lines a fragment reads at once lie in different banks
 constexpr int kBuffer = S::kDepth * kLine;
 constexpr int64_t kBytes = int64_t{4} * kBuffer * 4;
-static_assert(kDumpBytes <= kBytes);
+constexpr int kDumped = kTile / 2;  // rows at a time
+static_assert(dump_bytes(kDumped) <= kBytes);
 
 struct Split {
   uint32_t high, low;
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(kThreads, 1) mma_kernel(const __grid_constant_
   begin_rows(a, first_row, state);
   __syncthreads();
 
-  for (int64_t slot = begin; slot < end; slot += kTilePanels) {
+  for (int slot = begin; slot < end; slot += kTilePanels) {
     find_panels(a, slot, end, state);
     Side<float> x = make_side<float>([&](int p) -> const float* {
       const int64_t panel = first_row / kPanel + p;
@@ -114,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, 1) mma_kernel(const __grid_constant_
       then = swap;
     }
 
-    finish_tile(a, acc, w, first_row, slot, end, shared, state);
+    finish_tile<kDumped>(a, [&](auto&& f) { each_accumulator(acc, w, f); }, first_row, slot, end, shared, state, [] {});
   }
 }
 

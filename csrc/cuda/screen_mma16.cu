@@ -11,7 +11,7 @@ constexpr int kChunks = kDepth * 2 / 16;  // 16-byte chunks of such a row
 constexpr int kSideBytes = kTile * kDepth * 2;
 constexpr int kStageBytes = 2 * kSideBytes;         // query rows, then bank rows
 constexpr int kLoads = kTile * kChunks / kThreads;  // 16-byte loads per thread, side and step
-static_assert(kDumpBytes <= kStageBytes && kLoads * kThreads == kTile * kChunks);
+static_assert(dump_bytes(kTile) <= 2 * kStageBytes && kLoads * kThreads == kTile * kChunks);
 
 struct Beside {  // of the tile in hand and the next one
   float starts[2][kTile], bounds[2][kTile];
@@ -22,45 +22,41 @@ constexpr int64_t kBytes = 2 * kStageBytes + static_cast<int64_t>(sizeof(Beside)
 // Where chunk c of row r lies within a side: swizzled, so that the eight rows of a matrix lie in different banks.
 VB_INLINE int place(int r, int c) { return r * kDepth * 2 + ((c ^ (r % kChunks)) * 16); }
 
-// This block's steps in order, and where this thread's loads of them begin.
+// This block's steps in order. Offsets within a piece, or within the queries, fit 32 bits: both are at most 16 MiB.
 struct Loader {
-  const uint16_t *x, *b;  // this thread's first chunk of the query tile, of the bank tile
-  const float *starts, *bounds;
-  int64_t pitch, tiles_left;
-  int depth, k = 0, parity = 0;  // steps of a tile; the next one; which of `Beside` the tile has
-  unsigned resident = 0;         // stages that hold the query step they will need again
+  int x, mine;            // elements before this thread's first chunk of the query tile; of a tile
+  int column, tiles;      // of the piece, where the block's first tile begins; how many there are
+  int depth;              // steps of a tile
+  int tile = 0, k = 0;    // the next step
+  unsigned resident = 0;  // stages that hold the query step they will need again
 
   // Starts copying the next step, if there is one, into stage s.
-  __device__ __forceinline__ void next(char* stage, int s, Beside& beside) {
-    if (tiles_left > 0) {
-      const int row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
+  __device__ __forceinline__ void next(const Screen& a, char* stages, int s, Beside& beside) {
+    if (tile < tiles) {
+      char* stage = stages + s * kStageBytes;
+      const int row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks, pitch = depth * kDepth;
+      const int from = column + tile * kTile;
       const bool with_x = depth > 2 || (resident >> s & 1) == 0;
 #pragma unroll
       for (int u = 0; u < kLoads; ++u) {
-        const int r = row + u * (kThreads / kChunks);
-        const int64_t skip = int64_t{u} * (kThreads / kChunks) * pitch + k * kDepth;
-        if (with_x) copy_async(stage + place(r, chunk), x + skip, true);
-        copy_async(stage + kSideBytes + place(r, chunk), b + skip, true);
+        const int r = row + u * (kThreads / kChunks), skip = mine + u * (kThreads / kChunks) * pitch + k * kDepth;
+        if (with_x) copy_async(stage + place(r, chunk), a.query_operand.rows + (x + skip), true);
+        copy_async(stage + kSideBytes + place(r, chunk), a.bank_operand.rows + (from * pitch + skip), true);
       }
       if (depth <= 2) resident |= 1u << s;
       if (k == 0 && threadIdx.x < 2 * kTile / 4) {
         const int at = threadIdx.x % (kTile / 4) * 4;
         if (threadIdx.x < kTile / 4)
-          copy_async(&beside.starts[parity][at], starts + at, true);
+          copy_async(&beside.starts[tile % 2][at], a.beside.start + (from + at), true);
         else
-          copy_async(&beside.bounds[parity][at], bounds + at, true);
+          copy_async(&beside.bounds[tile % 2][at], a.beside.bound + (from + at), true);
       }
-      if (++k == depth) {
-        k = 0;
-        parity ^= 1;
-        --tiles_left;
-        b += kTile * pitch;
-        starts += kTile, bounds += kTile;
-      }
+      if (++k == depth) k = 0, ++tile;
     }
     commit_copies();
   }
 };
+static_assert(kPieceShare <= INT32_MAX && kQueryShare <= INT32_MAX);
 
 // acc += x * b over one step, for this warp's part of the tile.
 template <bool Brain>
@@ -93,25 +89,22 @@ __global__ void __launch_bounds__(kThreads, 2) mma16_kernel(const __grid_constan
   if (threadIdx.x < kTile)
     beside.norms[threadIdx.x] = first_row + threadIdx.x < a.rows ? a.norms[first_row + threadIdx.x] : 0.0f;
 
-  const int64_t pitch = a.bank_operand.pitch, first_column = (begin - a.first_slot) * kPanel;
-  const int64_t mine = threadIdx.x / kChunks * pitch + threadIdx.x % kChunks * 8;
+  const int pitch = static_cast<int>(a.bank_operand.pitch);
   Loader loader;
-  loader.x = a.query_operand.rows + first_row * pitch + mine;
-  loader.b = a.bank_operand.rows + first_column * pitch + mine;
-  loader.starts = a.beside.start + first_column;
-  loader.bounds = a.beside.bound + first_column;
-  loader.pitch = pitch;
-  loader.depth = static_cast<int>(pitch / kDepth);
-  loader.tiles_left = (end - begin + kTilePanels - 1) / kTilePanels;
-  loader.next(stages, 0, beside);
+  loader.x = static_cast<int>(first_row) * pitch;
+  loader.mine = threadIdx.x / kChunks * pitch + threadIdx.x % kChunks * 8;
+  loader.column = static_cast<int>(begin - a.first_slot) * kPanel;
+  loader.tiles = (end - begin + kTilePanels - 1) / kTilePanels;
+  loader.depth = pitch / kDepth;
+  loader.next(a, stages, 0, beside);
 
-  int stage = 0, parity = 0;
-  for (int64_t slot = begin; slot < end; slot += kTilePanels, parity ^= 1) {
+  int stage = 0;
+  for (int tile = 0; tile < loader.tiles; ++tile) {
     Accumulators acc;
     for (int k = 0; k < loader.depth; ++k, stage ^= 1) {
       wait_copies<0>();
       __syncthreads();  // this step has arrived, and nobody reads the other stage any more
-      loader.next(stages + (stage ^ 1) * kStageBytes, stage ^ 1, beside);
+      loader.next(a, stages, stage ^ 1, beside);
       if (k == 0)  // upper bounds from the start
 #pragma unroll
         for (int i = 0; i < kRowTiles; ++i)
@@ -120,15 +113,22 @@ __global__ void __launch_bounds__(kThreads, 2) mma16_kernel(const __grid_constan
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
               const int column = fragment_column(w, j, e);
-              acc[i][j][e] = fused(beside.norms[fragment_row(w, i, e)], beside.bounds[parity][column],
-                                   beside.starts[parity][column]);
+              acc[i][j][e] = fused(beside.norms[fragment_row(w, i, e)], beside.bounds[tile % 2][column],
+                                   beside.starts[tile % 2][column]);
             }
       multiply_step<Brain>(stages + stage * kStageBytes, w, acc);
     }
-    // The stage just read is free; the other one is being filled.
-    char* free = stages + (stage ^ 1) * kStageBytes;
-    if (finish_tile(a, acc, w, first_row, slot, end, reinterpret_cast<float*>(free), state))
-      loader.resident &= ~(1u << (stage ^ 1));
+    // Many hits take the room of both stages, the one being filled included: its step is loaded again.
+    const auto each = [&](auto&& f) { each_accumulator(acc, w, f); };
+    const auto make_room = [] {
+      wait_copies<0>();
+      __syncthreads();
+    };
+    if (finish_tile<kTile>(a, each, first_row, begin + tile * kTilePanels, end, reinterpret_cast<float*>(stages), state,
+                           make_room)) {
+      loader.tile = tile + 1, loader.k = 0, loader.resident = 0;
+      loader.next(a, stages, stage, beside);
+    }
   }
 }
 

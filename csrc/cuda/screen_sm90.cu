@@ -258,7 +258,7 @@ struct Consumer {
     if (thread % 32 == 0) barrier_arrive(&shared.barriers().empty[stage]);
   }
 
-  template <bool Half>
+  template <bool Brain>
   __device__ __forceinline__ void multiply_tile(bool last) {
     Barriers& barriers = shared.barriers();
     barrier_wait(&barriers.full[ring.stage], ring.parity);
@@ -289,7 +289,7 @@ struct Consumer {
       for (int step = 0; step < kOperandDepth / kStep; ++step)
 #pragma unroll
         for (int h = 0; h < kHalves; ++h)
-          multiply<Half>(acc[h], x + block * kQueryOffset + h * kHalfOffset + step * kStepOffset,
+          multiply<Brain>(acc[h], x + block * kQueryOffset + h * kHalfOffset + step * kStepOffset,
                          b + ring.stage * kStageOffset + step * kStepOffset);
       products_commit();
       if (block > 0) {
@@ -340,7 +340,7 @@ struct Consumer {
     return bunch;
   }
 
-  template <bool Half>
+  template <bool Brain>
   __device__ __forceinline__ void consume() {
     int at = a.work.begin(static_cast<int>(blockIdx.x));
     const int end = a.work.begin(static_cast<int>(blockIdx.x) + 1);
@@ -354,7 +354,7 @@ struct Consumer {
       barrier_wait(&barriers.queries_full, parity);
       parity ^= 1;
       for (int tile = segment.begin; tile < segment.end; ++tile, ++at) {
-        multiply_tile<Half>(at + 1 == end);
+        multiply_tile<Brain>(at + 1 == end);
         look(first, first_column(a.s, tile));
         slot = slot + 1 == Shared<Blocks>::kMap.tiles ? 0 : slot + 1;
       }
@@ -373,7 +373,7 @@ struct Consumer {
 // ---- The kernel
 // ------------------------------------------------------------------------------------------------------------
 
-template <int Blocks, bool Half>
+template <int Blocks, bool Brain>
 __global__ void __launch_bounds__(kThreads, 1) sm90_kernel(const __grid_constant__ Args a) {
 #if defined(VECBANK_SM90_CODE)
   const Shared<Blocks> shared;
@@ -394,14 +394,14 @@ __global__ void __launch_bounds__(kThreads, 1) sm90_kernel(const __grid_constant
     if (threadIdx.x == kGroups * 128) produce<Blocks>(a, shared);
   } else {
     take_registers<kConsumerRegisters>();
-    Consumer<Blocks>(a, shared, group).template consume<Half>();
+    Consumer<Blocks>(a, shared, group).template consume<Brain>();
   }
 #endif
 }
 
 template <int Blocks>
-Error start(const Args& a, bool half, const Device& device) {
-  return launch(half ? sm90_kernel<Blocks, true> : sm90_kernel<Blocks, false>,
+Error start(const Args& a, bool brain, const Device& device) {
+  return launch(brain ? sm90_kernel<Blocks, true> : sm90_kernel<Blocks, false>,
                 dim3(static_cast<unsigned>(a.work.blocks)), kThreads, shared_map(Blocks).bytes, device, a);
 }
 
@@ -424,15 +424,15 @@ Error screen_sm90(const Screen& args, const Device& device) {
   VB_TRY(sm90::encode(sm90::tensor_spec(args.bank_operand, (args.end - args.first_slot) * kPanel, sm90::kColumns),
                       &a.bank_map));
   const int64_t most = sm90::most_columns(args.rows) / kPanel;
-  const bool half = args.bank_operand.type == DType::f16;
+  const bool brain = args.bank_operand.type == DType::bf16;
   for (a.s.begin = args.begin; a.s.begin < args.end; a.s.begin = a.s.end) {
     a.s.end = std::min(args.end, a.s.begin + most);
     a.work = sm90::make_work(args.rows, (a.s.end - a.s.begin) * kPanel, device.processors, args.blocks);
     switch (sm90::blocks_of(pitch)) {
-      case 1: VB_TRY(sm90::start<1>(a, half, device)); break;
-      case 2: VB_TRY(sm90::start<2>(a, half, device)); break;
-      case 3: VB_TRY(sm90::start<3>(a, half, device)); break;
-      default: VB_TRY(sm90::start<4>(a, half, device));
+      case 1: VB_TRY(sm90::start<1>(a, brain, device)); break;
+      case 2: VB_TRY(sm90::start<2>(a, brain, device)); break;
+      case 3: VB_TRY(sm90::start<3>(a, brain, device)); break;
+      default: VB_TRY(sm90::start<4>(a, brain, device));
     }
   }
   return nullptr;

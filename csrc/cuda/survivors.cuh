@@ -1,20 +1,26 @@
 // What a screen does with a finished tile: gate it against its rows' thresholds, and keep what may still be among the
-// best. Shared by every screen; a tile with a survivor is laid out in shared memory, half of its rows at a time, and
-// looked through there: indexing accumulators at run time would put them into local memory.
+// best. Shared by every screen. A few hits are queued straight from the accumulators; a tile with many is laid out in
+// shared memory and looked through there: indexing accumulators at run time would put them into local memory.
 #pragma once
 
 #include "kernels.h"
 
 namespace vecbank::cuda {
 
-constexpr int kHalf = kTile / 2;
-constexpr int64_t kDumpBytes = int64_t{kHalf} * kTile * 4;
+constexpr int64_t dump_bytes(int rows) { return int64_t{rows} * kTile * 4; }
+constexpr int kQueue = 256;
+
+struct Hit {
+  float upper;
+  int place;  // row * kTile + column, within the tile
+};
 
 struct TileState {                   // shared memory of a block, beside its buffers
   const float* panels[kTilePanels];  // of the tile in hand (with operands: their starts); null past the end
   int64_t columns[kTilePanels];      // the bank row each panel begins with
   float thresholds[kTile];
-
+  int hits;  // in the queue, or beyond it
+  Hit queue[kQueue];
   // [kTile][listed], behind this: each row's best lower bounds among this block's columns, best first.
   VB_INLINE float* lists() { return reinterpret_cast<float*>(this + 1); }
 };
@@ -23,15 +29,18 @@ inline int64_t tile_state_bytes(const Screen& a) {
 }
 
 // Which rows and which slots a block screens. blockIdx.x: query tile. blockIdx.y: a run of tiles_per_block column
-// tiles.
+// tiles. Slots fit 32 bits, since columns do: the product has no registers to spare.
 struct TileRun {
-  int64_t first_row, begin, end;
+  int64_t first_row;
+  int begin, end;
 };
 __device__ __forceinline__ TileRun tile_run(const Screen& a) {
   const int64_t begin = a.begin + blockIdx.y * a.tiles_per_block * kTilePanels;
   const int64_t limit = begin + a.tiles_per_block * kTilePanels;
-  return {static_cast<int64_t>(blockIdx.x) * kTile, begin, limit < a.end ? limit : a.end};
+  return {static_cast<int64_t>(blockIdx.x) * kTile, static_cast<int>(begin),
+          static_cast<int>(limit < a.end ? limit : a.end)};
 }
+static_assert(kMostColumns / kPanel < INT32_MAX);
 inline Error launch_tiles(void (*kernel)(Screen), Screen a, int64_t shared_bytes, const Device& device) {
   const int64_t row_tiles = ceil_div(a.rows, kTile), column_tiles = ceil_div(a.end - a.begin, kTilePanels);
   if (row_tiles == 0 || column_tiles == 0) return nullptr;
@@ -41,9 +50,9 @@ inline Error launch_tiles(void (*kernel)(Screen), Screen a, int64_t shared_bytes
 }
 
 // Finds the panels of the tile that begins at `slot`; ends with a barrier.
-__device__ __forceinline__ void find_panels(const Screen& a, int64_t slot, int64_t end, TileState& state) {
+__device__ __forceinline__ void find_panels(const Screen& a, int slot, int end, TileState& state) {
   if (threadIdx.x < kTilePanels) {
-    const int64_t at = slot + threadIdx.x, panel = a.schedule.panel(at);
+    const int64_t at = slot + static_cast<int>(threadIdx.x), panel = a.schedule.panel(at);
     const int64_t place = a.first_slot < 0 ? panel : at - a.first_slot;
     const float* where =
         a.beside.start != nullptr ? a.beside.start + place * kPanel : a.panels + place * (a.width + 3) * kPanel;
@@ -96,27 +105,90 @@ __device__ __forceinline__ Spot look_up(const Screen& a, float upper, int64_t ro
   return spot;
 }
 
-// Puts a value into a sorted list of k <= 32, best first, one entry a lane; what falls off the end is lost. The whole
-// warp calls it with the same value.
-__device__ __forceinline__ void insert(float& entry, float value, int lane) {
-  const int place = __popc(__ballot_sync(kAllLanes, entry >= value));
-  const float before = __shfl_up_sync(kAllLanes, entry, 1);
-  if (lane >= place) entry = lane == place ? value : before;
+// A row's list, one entry a lane, best first, in the hands of the warp that owns the row: k <= 32 lower bounds of this
+// block's columns. Its k-th is a threshold: that many columns are at least as good.
+struct RowList {
+  float entry, last;  // this lane's; the k-th
+  __device__ __forceinline__ RowList(const Screen& a, TileState& state, int row, int lane) {
+    entry = lane < a.listed ? state.lists()[row * a.listed + lane] : -HUGE_VALF;
+    last = __shfl_sync(kAllLanes, entry, a.listed - 1);
+  }
+  // What falls off the end is lost. The value is the same in every lane.
+  __device__ __forceinline__ void offer(const Screen& a, float value, int lane) {
+    if (!(value > last)) return;
+    const int place = __popc(__ballot_sync(kAllLanes, entry >= value));
+    const float before = __shfl_up_sync(kAllLanes, entry, 1);
+    if (lane >= place) entry = lane == place ? value : before;
+    last = __shfl_sync(kAllLanes, entry, a.listed - 1);
+  }
+  // Returns the row's threshold, which other blocks learn if it has risen.
+  __device__ __forceinline__ float close(const Screen& a, TileState& state, int64_t first_row, int row, float threshold,
+                                         int lane) const {
+    if (lane < a.listed) state.lists()[row * a.listed + lane] = entry;
+    if (!(last > threshold)) return threshold;
+    if (lane == 0) atomic_max(a.thresholds + first_row + row, last);
+    return last;
+  }
+};
+
+// The better of the block's own threshold and what others have published; lanes may read different values, so one's
+// counts.
+__device__ __forceinline__ float shared_threshold(const Screen& a, int64_t row, float threshold) {
+  const float elsewhere = __shfl_sync(kAllLanes, published(a, row), 0);
+  return elsewhere > threshold ? elsewhere : threshold;
 }
 
-// Half a tile, uppers[64][128], whose row 0 is the tile's row `from`. A row belongs to a warp, which first puts the
-// lower bounds of what reaches its threshold into the row's list: the k-th best of the list is a threshold too, since k
-// of our columns are at least that good, and is published for the other blocks. Then what still reaches it is appended
-// to the row's candidates. The whole block calls it, after a barrier; it ends with one. Rare, so it is a call: inlined,
-// it would take registers from the product.
+// Reserves `count` places among a row's candidates; one lane calls it. More than full already: refined against
+// everything later.
+__device__ __forceinline__ int reserve(const Screen& a, int64_t row, int count) {
+  int32_t* counter = a.counts + row;
+  return *static_cast<volatile int32_t*>(counter) > a.capacity ? a.capacity : atomicAdd(counter, count);
+}
+
+// The queued hits. A row belongs to a warp: its hits go through the row's list one by one and are appended to its
+// candidates if they still reach the threshold. The whole block calls it, after a barrier; it ends with one. Rare
+// enough to be a call: inlined, it would take registers from the product.
+static __device__ __noinline__ void keep_hits(const Screen& a, int64_t first_row, TileState& state) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, count = state.hits;
+  for (int base = 0; base < count; base += 32) {
+    const Hit hit = base + lane < count ? state.queue[base + lane] : Hit{0.0f, -1};
+    const int row = hit.place / kTile;
+    Spot spot{0, 0, -HUGE_VALF, false};
+    if (hit.place >= 0 && row % warps == warp) spot = look_up(a, hit.upper, first_row + row, hit.place % kTile, state);
+    for (unsigned left = __ballot_sync(kAllLanes, spot.valid); left != 0; left &= left - 1) {
+      const int from = __ffs(static_cast<int>(left)) - 1, r = __shfl_sync(kAllLanes, row, from);
+      const float upper = __shfl_sync(kAllLanes, hit.upper, from), lower = __shfl_sync(kAllLanes, spot.lower, from);
+      float threshold = state.thresholds[r];
+      if (!(threshold < HUGE_VALF)) continue;  // +inf: the row was given up
+      threshold = shared_threshold(a, first_row + r, threshold);
+      const bool keep = !(upper < threshold);
+      if (keep && a.listed > 0) {
+        RowList list(a, state, r, lane);
+        list.offer(a, lower, lane);
+        threshold = list.close(a, state, first_row, r, threshold, lane);
+      }
+      if (keep && lane == from) {
+        const int at = reserve(a, first_row + r, 1);
+        if (at < a.capacity)
+          a.candidates[(first_row + r) * a.capacity + at] = {upper, lower, static_cast<uint32_t>(spot.column)};
+      }
+      if (lane == 0) state.thresholds[r] = threshold;
+      __syncwarp();
+    }
+  }
+  __syncthreads();
+}
+
+// Many hits: uppers[rows][128], whose row 0 is the tile's row `from`. All of a row's hits enter its list before any is
+// appended, so a block's first tile leaves each row about k. As keep_hits otherwise.
 static __device__ __noinline__ void keep_survivors(const Screen& a, const float* uppers, int64_t first_row, int from,
-                                                   TileState& state) {
+                                                   int rows, TileState& state) {
   constexpr int kEach = kTile / 32;  // columns of a lane
   const int lane = threadIdx.x % 32;
-  for (int i = threadIdx.x / 32; i < kHalf && first_row + from + i < a.rows; i += blockDim.x / 32) {
+  for (int i = threadIdx.x / 32; i < rows && first_row + from + i < a.rows; i += blockDim.x / 32) {
     const int64_t row = first_row + from + i;
     float threshold = state.thresholds[from + i];
-    if (!(threshold < HUGE_VALF)) continue;  // +inf: the row was given up
+    if (!(threshold < HUGE_VALF)) continue;
     float upper[kEach], lower[kEach];
     bool hit = false;
 #pragma unroll
@@ -125,11 +197,10 @@ static __device__ __noinline__ void keep_survivors(const Screen& a, const float*
       hit |= !(upper[c] < threshold);
     }
     if (!__any_sync(kAllLanes, hit)) continue;
-    const float elsewhere = __shfl_sync(kAllLanes, published(a, row), 0);  // lanes may have read different values
-    if (elsewhere > threshold) threshold = elsewhere;
+    threshold = shared_threshold(a, row, threshold);
 
     bool keep[kEach];
-    uint32_t column[kEach];
+    uint32_t column[kEach] = {};
 #pragma unroll
     for (int c = 0; c < kEach; ++c) {
       keep[c] = !(upper[c] < threshold);
@@ -138,22 +209,12 @@ static __device__ __noinline__ void keep_survivors(const Screen& a, const float*
       keep[c] = s.valid, lower[c] = s.lower, column[c] = static_cast<uint32_t>(s.column);
     }
     if (a.listed > 0) {
-      float* list = state.lists() + (from + i) * a.listed;
-      float entry = lane < a.listed ? list[lane] : -HUGE_VALF;
-      float last = __shfl_sync(kAllLanes, entry, a.listed - 1);
+      RowList list(a, state, from + i, lane);
 #pragma unroll
       for (int c = 0; c < kEach; ++c)
-        for (unsigned left = __ballot_sync(kAllLanes, keep[c] && lower[c] > last); left != 0; left &= left - 1) {
-          const float value = __shfl_sync(kAllLanes, lower[c], __ffs(static_cast<int>(left)) - 1);
-          if (!(value > last)) continue;  // the same in every lane
-          insert(entry, value, lane);
-          last = __shfl_sync(kAllLanes, entry, a.listed - 1);
-        }
-      if (lane < a.listed) list[lane] = entry;
-      if (last > threshold) {
-        threshold = last;
-        if (lane == 0) atomic_max(a.thresholds + row, threshold);
-      }
+        for (unsigned left = __ballot_sync(kAllLanes, keep[c] && lower[c] > list.last); left != 0; left &= left - 1)
+          list.offer(a, __shfl_sync(kAllLanes, lower[c], __ffs(static_cast<int>(left)) - 1), lane);
+      threshold = list.close(a, state, first_row, from + i, threshold, lane);
     }
     if (lane == 0) state.thresholds[from + i] = threshold;
 
@@ -165,12 +226,7 @@ static __device__ __noinline__ void keep_survivors(const Screen& a, const float*
       total += __popc(kept[c]);
     }
     if (total == 0) continue;
-    int at = 0;
-    if (lane == 0) {  // more than full already: refined against everything later
-      int32_t* counter = a.counts + row;
-      at = *static_cast<volatile int32_t*>(counter) > a.capacity ? a.capacity : atomicAdd(counter, total);
-    }
-    at = __shfl_sync(kAllLanes, at, 0);
+    int at = __shfl_sync(kAllLanes, lane == 0 ? reserve(a, row, total) : 0, 0);
 #pragma unroll
     for (int c = 0; c < kEach; ++c) {
       const int mine = at + __popc(kept[c] & ((1u << lane) - 1));
@@ -180,6 +236,43 @@ static __device__ __noinline__ void keep_survivors(const Screen& a, const float*
     }
   }
   __syncthreads();
+}
+
+// Gates a finished tile and keeps its survivors. `each(f)` calls f(upper, row, column) for this thread's accumulators,
+// in a loop that is unrolled. Where hits are too many for the queue the tile passes through `dump`, `Rows` rows at a
+// time, after the whole block has called `make_room`. Returns whether it did.
+template <int Rows, class Each, class MakeRoom>
+__device__ __forceinline__ bool finish_tile(const Screen& a, Each&& each, int64_t first_row, int slot, int end,
+                                            float* dump, TileState& state, MakeRoom&& make_room) {
+  bool hit = false;
+  each([&](float upper, int row, int) { hit |= !(upper < state.thresholds[row]); });
+  const int threads = __syncthreads_count(hit);
+  if (threads == 0) return false;
+  if (threadIdx.x == 0) state.hits = 0;
+  find_panels(a, slot, end, state);
+  if (threads <= kQueue / 2) {
+    if (hit)
+      each([&](float upper, int row, int column) {
+        if (upper < state.thresholds[row]) return;
+        const int at = atomicAdd(&state.hits, 1);
+        if (at < kQueue) state.queue[at] = {upper, row * kTile + column};
+      });
+    __syncthreads();
+    if (state.hits <= kQueue) {
+      keep_hits(a, first_row, state);
+      return false;
+    }
+  }
+  make_room();
+#pragma unroll
+  for (int from = 0; from < kTile; from += Rows) {
+    each([&](float upper, int row, int column) {
+      if (row >= from && row < from + Rows) dump[(row - from) * kTile + column] = upper;
+    });
+    __syncthreads();
+    keep_survivors(a, dump, first_row, from, Rows, state);
+  }
+  return true;
 }
 
 }  // namespace vecbank::cuda
