@@ -48,13 +48,13 @@ void check_ranges(const cuda::SearchPlan& plan, int64_t n, int64_t k, int proces
     CHECK(next.end > at && next.end <= end && next.blocks >= 1 && next.blocks <= 65535);
     CHECK(next.end == end || next.end % cuda::kTilePanels == 0);
     const int64_t columns = (next.end - at) * kPanel;
-    if (k > cuda::kMostListed)
+    if (!plan.lists)
       CHECK(at == 0 ? columns <= plan.capacity : columns <= std::max<int64_t>(8 * at * kPanel, cuda::kTile));
     else
       CHECK(cuda::expected_survivors(k, at * kPanel, columns, next.blocks) <= static_cast<double>(plan.capacity) / 2);
     at = next.end;
   }
-  CHECK(k > cuda::kMostListed || ranges <= 6);
+  CHECK(!plan.lists || ranges <= 6);
 }
 
 TEST(cuda_plans_fit_the_workspace) {
@@ -63,7 +63,7 @@ TEST(cuda_plans_fit_the_workspace) {
       for (const int64_t d : {1, 64, 768, 4096, 16384, 100000})
         for (const int64_t k : {1, 10, 32, 100, 1000, 5000})
           for (const int processors : {1, 20, 132})
-            for (const cuda::Path path : {cuda::Path::simt, cuda::Path::mma16}) {
+            for (const cuda::Path path : {cuda::Path::simt, cuda::Path::mma16, cuda::Path::sm90}) {
               if (k > m) continue;
               SearchProblem p;
               p.queries = {nullptr, DType::f32, n, d, d, 1};
@@ -75,7 +75,9 @@ TEST(cuda_plans_fit_the_workspace) {
                     cuda::power_of_two_from(plan.list) == plan.list);
               CHECK(plan.splits == 1 || k <= plan.list / 2);  // a split keeps all its ranks at once
               if (plan.direct) continue;
-              CHECK(plan.operands == (path == cuda::Path::mma16));
+              CHECK(plan.operands == (path != cuda::Path::simt));
+              CHECK(plan.hopper == (path == cuda::Path::sm90 && d <= cuda::kWidestSm90));
+              CHECK(plan.lists == (k <= cuda::kMostListed && (!plan.hopper || k == 1)));
               CHECK(plan.capacity >= k && plan.capacity <= cuda::kMostSorted);
               CHECK(cuda::power_of_two_from(plan.capacity) == plan.capacity);
               CHECK(plan.piece_panels >= 1);
