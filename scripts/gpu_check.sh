@@ -29,6 +29,7 @@ step() { # name, seconds it may take, command...: its output goes to NAME.log
 if [[ -n $wheels ]]; then
   "$python" -m pip install --quiet --no-index --find-links "$wheels" cmake ninja pybind11 pytest hypothesis numpy ||
     say "note: not every wheel could be installed"
+  "$python" -m pip install --quiet --no-index --find-links "$wheels" nvidia-cutlass 2>/dev/null # the sm90 path's headers
 fi
 if ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
   say "NOT RUN: $python has no torch that sees a GPU"
@@ -42,7 +43,7 @@ say "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/n
 
 build() {
   set -e
-  cmake -S . -B build/gpu -G Ninja -DVECBANK_TORCH=OFF -DVECBANK_BUILD_TESTS=ON
+  cmake -S . -B build/gpu -G Ninja -DVECBANK_TORCH=OFF -DVECBANK_BUILD_TESTS=ON -DPython_EXECUTABLE="$python"
   ninja -C build/gpu vecbank_cuda_tests
   "$python" setup.py --quiet build_ext --inplace
   echo "built"
@@ -54,6 +55,8 @@ export PYTHONPATH="$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
 
 step kernels 60 build/gpu/vecbank_cuda_tests
 VECBANK_CUDA_PATH=simt step tests 120 "$python" -m pytest -q -p no:cacheprovider tests/test_cuda.py
+[[ $capability == 9.0a ]] &&
+  VECBANK_CUDA_PATH=sm90 step tests_sm90 60 "$python" -m pytest -q -p no:cacheprovider tests/test_cuda.py
 
 # The sanitizers, on the torch-free tests: small, and nothing of torch's to wade through.
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
