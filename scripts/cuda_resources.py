@@ -33,7 +33,7 @@ SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) b
 SHARED = """
 | kernel | threads | dynamic shared memory (no static) |
 |---|---|---|
-| screen_kernel | 256, at least 2 blocks an SM | 39,560 bytes: two steps of both sides, reused by dumps; 512 k more up to k 32 |
+| screen_kernel | 256, at least 2 blocks an SM | 39,560 bytes: two steps, also dumps; 512 k more up to k 32 |
 | mma_kernel | 256 | 37,512 bytes, likewise |
 | mma16_kernel | 256, at least 2 blocks an SM | 70,792 bytes: two steps of 64 coordinates, likewise; 512 k more |
 | sm90_kernel (9.0a only, NEVER RUN) | 384, one block an SM | 195 to 221 KiB by width: queries, a ring of tiles |

@@ -44,7 +44,7 @@ __device__ __forceinline__ double write_row(const Rows& rows, int64_t i, bool wr
 }
 
 // A block per 16 rows.
-__global__ void __launch_bounds__(kPanelThreads)
+__global__ void __launch_bounds__(kPanelThreads, 4)
     write_query_operands_kernel(const __grid_constant__ QueryOperands args) {
   const QueryPanels& a = args.common;
   const bool good = trusted(a);
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kPanelThreads)
 }
 
 // A block per 16 rows, those of the padding included.
-__global__ void __launch_bounds__(kPanelThreads) write_bank_operands_kernel(const __grid_constant__ BankOperands args) {
+__global__ void __launch_bounds__(kPanelThreads, 4) write_bank_operands_kernel(const __grid_constant__ BankOperands args) {
   double* norms = reinterpret_cast<double*>(shared_memory());  // 16
   const BankPanels& a = args.common;
   const int64_t d = a.bank.width, pitch = args.to.pitch;
