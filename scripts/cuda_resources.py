@@ -59,7 +59,7 @@ def short_name(mangled: str) -> str | None:
         return None
     suffix = {"IfE": "<float>", "IdE": "<double>", "ILb1E": "<bf16>", "ILb0E": "<fp16>"}.get(match[2] or "", "")
     if (match[2] or "").startswith("ILi"):  # sm90_kernel: blocks of 64 coordinates, type
-        suffix = f"<{match[2][3]}, {'bf16' if match[2][6] == '1' else 'fp16'}>"
+        suffix = f"<{match[2][3]}, {'bf16' if match[2][7] == '1' else 'fp16'}>"
     return match[1] + suffix
 
 
