@@ -290,7 +290,7 @@ struct Consumer {
 #pragma unroll
         for (int h = 0; h < kHalves; ++h)
           multiply<Brain>(acc[h], x + block * kQueryOffset + h * kHalfOffset + step * kStepOffset,
-                         b + ring.stage * kStageOffset + step * kStepOffset);
+                          b + ring.stage * kStageOffset + step * kStepOffset);
       products_commit();
       if (block > 0) {
         products_wait<1>();
@@ -396,6 +396,8 @@ __global__ void __launch_bounds__(kThreads, 1) sm90_kernel(const __grid_constant
     take_registers<kConsumerRegisters>();
     Consumer<Blocks>(a, shared, group).template consume<Brain>();
   }
+#elif defined(__CUDA_ARCH__)
+  __trap();  // built for 9.0 without the "a", or from PTX: rather an error than no candidates
 #endif
 }
 
