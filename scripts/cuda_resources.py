@@ -8,6 +8,7 @@ at launch, so a second table says what each launcher asks for.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import subprocess
@@ -18,7 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("80", "86", "89", "90a", "100")
 HOT = {
-    *("screen_kernel", "mma_kernel", "store_kernel<float>", "store_kernel<double>", "refine_kernel"),
+    *("screen_kernel", "mma_kernel", "mma16_kernel<bf16>", "mma16_kernel<fp16>", "sm90_kernel"),
+    *("store_kernel<float>", "store_kernel<double>", "refine_kernel"),
     *("stages_kernel<cascade>", "stages_kernel<parts>", "pass_back_kernel<float>"),
 }
 FUNCTION = re.compile(r"(?:Function properties for|Compiling entry function) '?(\S+?)'?(?: for .*)?$")
@@ -26,12 +28,15 @@ SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) b
 SHARED = """
 | kernel | threads | dynamic shared memory (no static) |
 |---|---|---|
-| screen_kernel | 256, at least 2 blocks an SM | 37,504 bytes: two steps of both sides, reused by dumps |
-| mma_kernel | 256 | 35,456 bytes, likewise |
+| screen_kernel | 256, at least 2 blocks an SM | 39,560 bytes: two steps, also dumps; 512 k more up to k 32 |
+| mma_kernel | 256 | 37,512 bytes, likewise |
+| mma16_kernel | 256, at least 2 blocks an SM | 70,792 bytes: two steps of 64 coordinates, likewise; 512 k more |
+| sm90_kernel (9.0a only, NEVER RUN) | 384, one block an SM | 195 to 221 KiB by width: queries, a ring of tiles |
 | store_kernel | 256, at least 2 blocks an SM | 36,864 bytes |
-| compact_kernel | 128 | 16 bytes a candidate + 16: 4 KiB for k up to 32, 64 KiB for k 512 and up |
+| compact_kernel | 128 | 16 bytes a candidate + 16: 1 to 16 KiB for k up to 32, 64 KiB for k 512 and up |
 | stages_kernel | 256, at least 2 blocks an SM where they fit | 40 KiB + 264 bytes a coordinate: 73 KiB for d 128 |
 | refine_kernel | 128 | 16 bytes a candidate + 12: 1 to 64 KiB |
+| write_query_operands_kernel, write_bank_operands_kernel | 256 | at most 128 bytes |
 | refine_all_kernel, merge_kernel | 256 | 16 bytes an entry + 4: 8 to 64 KiB |
 | write_bank_panels, write_query_panels | 256 | about 1.5 KiB (float), 2.6 KiB (double) |
 | frame_* | 256 | up to 6.2 KiB |
@@ -44,17 +49,33 @@ def short_name(mangled: str) -> str | None:
     """The kernel's own name; None for functions that are not ours."""
     if "3cub" in mangled or "cub17" in mangled:
         return None
-    names = r"\d+([a-z_]+_kernel|frame_[a-z]+|write_[a-z]+_panels|keep_survivors)(I(?:d|f|Lb[01])E)?"
+    names = r"\d+((?:mma16|sm90|[a-z_]+)_kernel|frame_[a-z]+|write_[a-z]+_panels)(I[df]E|I(?:Li\dE)?Lb[01]E)?"
     match = re.search(names, mangled)
     if match is None:
         return None
-    suffix = {"IfE": "<float>", "IdE": "<double>", "ILb0E": "<parts>", "ILb1E": "<cascade>"}.get(match[2] or "", "")
+    yes, no = ("cascade", "parts") if match[1] == "stages_kernel" else ("bf16", "fp16")
+    suffix = {"IfE": "<float>", "IdE": "<double>", "ILb1E": f"<{yes}>", "ILb0E": f"<{no}>"}.get(match[2] or "", "")
+    if (match[2] or "").startswith("ILi"):  # sm90_kernel: blocks of 64 coordinates, type
+        suffix = f"<{match[2][3]}, {'bf16' if match[2][7] == '1' else 'fp16'}>"
     return match[1] + suffix
+
+
+def cutlass_flags() -> list[str]:
+    """As third_party/cutlass.cmake finds them; without these headers the Hopper kernel is left out."""
+    include = os.environ.get("VECBANK_CUTLASS_INCLUDE", "")
+    spec = importlib.util.find_spec("cutlass_library") if not include else None
+    if spec is not None and spec.submodule_search_locations:
+        include = f"{spec.submodule_search_locations[0]}/source/include"
+    return ["-I", include] if include else []
+
+
+def hot(name: str) -> bool:
+    return name in HOT or name.split("<")[0] in HOT
 
 
 def compile_one(nvcc: str, source: Path, arch: str) -> list[tuple[str, str, str, int, int, int]]:
     with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, *FLAGS, f"-arch=sm_{arch}", "-o", f"{folder}/out.cubin", str(source)]
+        command = [nvcc, *FLAGS, *cutlass_flags(), f"-arch=sm_{arch}", "-o", f"{folder}/out.cubin", str(source)]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{source.name} for sm_{arch} does not compile:\n{done.stderr}")
@@ -80,7 +101,7 @@ def main() -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [pool.submit(compile_one, arguments.nvcc, s, a) for s in sources for a in ARCHITECTURES]
         rows = [row for job in jobs for row in job.result()]
-    spilling = sorted({f"{name} (sm_{arch})" for _, name, arch, _, _, spill in rows if name in HOT and spill})
+    spilling = sorted({f"{name} (sm_{arch})" for _, name, arch, _, _, spill in rows if hot(name) and spill})
     version = subprocess.run([arguments.nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     release = re.search(r"release [\d.]+, V([\d.]+)", version)
     lines = [
@@ -98,7 +119,7 @@ def main() -> None:
         cell = f"{registers}" + (f" (stack {stack}, spills {spill})" if stack or spill else "")
         table.setdefault((file, name), {})[arch] = cell
     for (file, name), cells in sorted(table.items()):
-        shown = f"**{name}**" if name in HOT else name
+        shown = f"**{name}**" if hot(name) else name
         lines.append(f"| {file} | {shown} | " + " | ".join(cells.get(a, "-") for a in ARCHITECTURES) + " |")
     lines += SHARED.splitlines()
     lines += ["", f"Hot kernels that spill: {', '.join(spilling) or 'none'}.", ""]

@@ -1,6 +1,6 @@
-# CUTLASS and CuTe headers, from the PyPI package nvidia-cutlass (headers only, 6.4 MB): only kernels for Hopper and later
-# want them, and there are none yet, so their absence is worth a line and nothing more.
-#   pip install nvidia-cutlass==4.2.0.0
+# CUTLASS and CuTe headers, from the PyPI package nvidia-cutlass (headers only, 6.4 MB): only the Hopper screen wants them.
+# Without them it is left out, and VECBANK_CUDA_PATH=sm90 says so.
+#   pip install nvidia-cutlass==4.2.0.0, or VECBANK_CUTLASS_INCLUDE=<folder that holds cute/ and cutlass/>
 set(VECBANK_CUTLASS_INCLUDE "$ENV{VECBANK_CUTLASS_INCLUDE}")
 if(NOT VECBANK_CUTLASS_INCLUDE AND Python_EXECUTABLE)
   execute_process(
@@ -15,5 +15,5 @@ if(EXISTS "${VECBANK_CUTLASS_INCLUDE}/cute/tensor.hpp")
   message(STATUS "vecbank: CUTLASS headers in ${VECBANK_CUTLASS_INCLUDE}")
 else()
   set(VECBANK_CUTLASS_INCLUDE "")
-  message(STATUS "vecbank: no CUTLASS headers (pip install nvidia-cutlass==4.2.0.0); no kernel needs them yet")
+  message(STATUS "vecbank: no CUTLASS headers (pip install nvidia-cutlass==4.2.0.0): the Hopper screen is left out")
 endif()

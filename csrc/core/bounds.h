@@ -26,12 +26,20 @@ VB_SHARED inline double screen_unit(int64_t width) { return static_cast<double>(
 VB_SHARED inline double refine_unit(int64_t width) { return static_cast<double>(width + 16) * 0x1p-53 * 1.02; }
 
 VB_SHARED inline float round_up(double x) {
+#if defined(__CUDA_ARCH__)
+  return __double2float_ru(x);
+#else
   const float f = static_cast<float>(x);
   return static_cast<double>(f) < x ? std::nextafterf(f, HUGE_VALF) : f;
+#endif
 }
 VB_SHARED inline float round_down(double x) {
+#if defined(__CUDA_ARCH__)
+  return __double2float_rd(x);
+#else
   const float f = static_cast<float>(x);
   return static_cast<double>(f) > x ? std::nextafterf(f, -HUGE_VALF) : f;
+#endif
 }
 
 // At least x, and at most x; never more than two steps of float32 from it, without a branch or a call.

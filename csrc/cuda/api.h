@@ -11,7 +11,10 @@ namespace vecbank::cuda {
 
 using Error = const char*;  // null: fine
 
-enum class Path : int32_t { simt = 0, mma = 1 };  // which screen; simt until another has proved itself on a GPU
+// Which screen; simt until another has proved itself on a GPU. mma: 16-bit inputs as they are, others split in two for
+// tf32. mma16: float32 and float64 inputs are rounded to bf16 for the screen. sm90: the same operands, Hopper's kernel
+// up to width 256 (NEVER RUN).
+enum class Path : int32_t { simt = 0, mma = 1, mma16 = 2, sm90 = 3 };
 
 // What a kernel leaves behind for the host to read when it likes. One per device.
 struct State {
@@ -54,6 +57,7 @@ Error widen(const Rows& one, double* to, const Device& device);  // one row to f
 // `problem.pack` is in device memory and is checked there: a pack of something else raises the sticky flag, and every
 // query is answered by refinement alone.
 Error search(const SearchProblem& problem, const Device& device);
+Error search_fault(const Device& device);  // why device.path cannot search there or in this build; null: it can
 Error project(const ProjectProblem& problem, const Device& device);
 // The same through a product of somebody else's, which the caller provides: out[i * stride + j] = queries[i] . bank[j]
 // in `dtype`, in the stream's order. For what heuristics.h says a library can do.

@@ -51,13 +51,32 @@ struct QueryPanels {
 template <class T>
 Error pack_queries(const QueryPanels& args, const Device& device);
 
-// ---- screen.cu, screen_mma.cu --------------------------------------------------------------------------------------
+// ---- operands.cu ---------------------------------------------------------------------------------------------------
+
+struct QueryOperands {  // layout: operands.h
+  QueryPanels common;   // without panels, factor and dense outputs
+  Operand to;           // operand_rows(queries.count) of them
+};
+Error pack_query_operands(const QueryOperands& args, const Device& device);
+
+struct BankOperands {
+  BankPanels common;  // without panels and norms; `count` panels of 16 rows, padded to whole tiles
+  DType queries;      // of the queries to come
+  Operand to;
+  OperandColumns columns;
+};
+Error pack_bank_operands(const BankOperands& args, const Device& device);
+
+// ---- screen.cu, screen_mma.cu, screen_mma16.cu, screen_sm90.cu
+// --------------------------------------------------------------------------------------
 
 struct Screen {
   const float* queries;  // panels
   int64_t rows, width;
-  const float* panels;  // of the bank
-  int64_t first_slot;   // slot of the first panel; -1: the panels lie in their natural order
+  const float* panels;                  // of the bank
+  Operand query_operand, bank_operand;  // instead of panels: for screen_mma16 and screen_sm90
+  OperandColumns beside;
+  int64_t first_slot;  // slot of the first panel; -1: the panels lie in their natural order
   Schedule schedule;
   int64_t begin, end;  // slots to screen
   int64_t columns;     // of the bank
@@ -67,16 +86,20 @@ struct Screen {
   const float* norms;
   const double* slacks;
   double start_per_r2;
-  double factor;  // of the float32 screen's error bound; already in norms
-  bool raise;     // k = 1: thresholds rise while the screen runs
+  double factor;   // of the float32 screen's error bound; already in norms
+  int32_t listed;  // k, if thresholds rise while the screen runs: each block lists its rows' k best; 0: they do not
   float* thresholds;
   int32_t* counts;
   Candidate* candidates;
   int32_t capacity;
-  int64_t tiles_per_block;
+  int64_t blocks;           // at most so many share the columns of a row tile
+  int64_t tiles_per_block;  // for the launcher
 };
 Error screen_simt(const Screen& args, const Device& device);
 Error screen_mma(const Screen& args, const Device& device);
+Error screen_mma16(const Screen& args, const Device& device);
+Error screen_sm90(const Screen& args, const Device& device);  // width up to kWidestSm90; `listed` 0 or 1
+Error sm90_fault(const Device& device);                       // null where it can run; else why not
 
 struct Compact {
   int64_t rows, k;

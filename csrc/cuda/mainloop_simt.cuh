@@ -69,21 +69,6 @@ __device__ __forceinline__ void fetch(Side<T>& side, int left, const T* some, T*
   }
 }
 
-VB_INLINE float fused(float a, float b, float c) {
-#if defined(__CUDA_ARCH__)
-  return __fmaf_rn(a, b, c);
-#else
-  return std::fma(a, b, c);
-#endif
-}
-VB_INLINE double fused(double a, double b, double c) {
-#if defined(__CUDA_ARCH__)
-  return __fma_rn(a, b, c);
-#else
-  return std::fma(a, b, c);
-#endif
-}
-
 // acc[i][j] += sum over `lines` lines of x[row i] * b[column j]. All threads of the block take part; shared memory is
 // free again on return.
 template <class T>

@@ -23,6 +23,21 @@ VB_INLINE double add_rn(double a, double b) {
 #endif
 }
 
+VB_INLINE float fused(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rn(a, b, c);
+#else
+  return std::fma(a, b, c);
+#endif
+}
+VB_INLINE double fused(double a, double b, double c) {
+#if defined(__CUDA_ARCH__)
+  return __fma_rn(a, b, c);
+#else
+  return std::fma(a, b, c);
+#endif
+}
+
 constexpr int kLanes = 8;
 
 template <class X, class B>
@@ -100,6 +115,13 @@ __device__ __forceinline__ double sum_of_8(double v) {
   v = add_rn(v, __shfl_xor_sync(0xffffffffu, v, 1));
   v = add_rn(v, __shfl_xor_sync(0xffffffffu, v, 2));
   return add_rn(v, __shfl_xor_sync(0xffffffffu, v, 4));
+}
+
+// Larger of what is there and `value`, bit by bit: floats of one sign order like integers. Returns what was there.
+__device__ __forceinline__ float atomic_max(float* at, float value) {
+  value += 0.0f;  // no -0
+  if (value >= 0.0f) return __int_as_float(atomicMax(reinterpret_cast<int*>(at), __float_as_int(value)));
+  return __uint_as_float(atomicMin(reinterpret_cast<unsigned*>(at), __float_as_uint(value)));
 }
 #endif
 

@@ -158,20 +158,13 @@ __global__ void __launch_bounds__(kPanelThreads) write_bank_panels(const BankPan
   const int64_t d = a.bank.width;
   const double post = ldexp(1.0, a.header->exponent);
   const double* centre = a.header->centred ? a.centre : nullptr;
-  const bool distance = is_distance(a.metric), cosine = a.metric == Metric::cosine;
+  const bool cosine = a.metric == Metric::cosine;
   const T inf = static_cast<T>(HUGE_VAL);
   for (int64_t slot = blockIdx.x; slot < a.count; slot += gridDim.x) {
     const int64_t column = a.schedule.panel(a.first_slot + slot) * kPanel;
     T* lines = static_cast<T*>(a.panels) + slot * (d + 3) * kPanel;
 
-    if (cosine) {  // eight threads a row; the upper half of the block repeats the lower half's rows
-      const int r = threadIdx.x / kLanes % kPanel;
-      const double norm = norm_of(a.bank, column + r, column + r < a.bank.count);
-      if (threadIdx.x % kLanes == 0 && threadIdx.x < kPanel * kLanes) {
-        shared.norms[r] = norm;
-        if (a.norms != nullptr && column + r < a.bank.count) a.norms[column + r] = norm;
-      }
-    }
+    if (cosine) norms_of_panel(a, column, shared.norms);
     __syncthreads();
 
     const int row = threadIdx.x / 16;
@@ -189,22 +182,15 @@ __global__ void __launch_bounds__(kPanelThreads) write_bank_panels(const BankPan
       T start = 0, bound = 0, upper = -inf;
       bool special = false;
       if (column + c < a.bank.count) {
-        const double packed = sqrt(shared.squares[c]) * (1.0 + 0x1p-20);
-        const double whole = cosine ? post : sqrt(shared.originals[c]) * (1.0 + 0x1p-20);
-        special = !(packed <= least(kMaxBankNorm, kMaxNorm * post)) ||
-                  !(cosine ? shared.norms[c] <= kMaxNorm : whole <= kMaxNorm * least(post, 1.0));
-        const double bias = a.bias != nullptr ? a.bias[column + c] * post : 0.0;
-        special = special || !(fabs(bias) <= kMaxBankNorm);
+        const ColumnFacts f =
+            column_facts(a, column + c, shared.squares[c], shared.originals[c], shared.norms[c], post);
+        special = f.special;
         if (special) {
           upper = inf;
         } else {
-          bound = bank_bound(a.metric, d, packed, whole);
-          const double half = distance ? -0.5 * shared.squares[c] : bias;
-          start = static_cast<T>(half);
-          if (distance || a.bias != nullptr)
-            upper = round_up(half + start_bound(d, 2.0 * fabs(half)));
-          else
-            upper = 0;
+          bound = bank_bound(a.metric, d, f.packed, f.whole);
+          start = static_cast<T>(f.half);
+          upper = round_up(f.half + start_bound(d, 2.0 * fabs(f.half)));
         }
       }
       shared.special[c] = special;
@@ -226,8 +212,7 @@ template <class T>
 __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryPanels a) {
   PanelShared<T>& shared = *reinterpret_cast<PanelShared<T>*>(shared_memory());
   const int64_t d = a.queries.width, panels = (a.queries.count + kPanel - 1) / kPanel;
-  const bool good = trusted(*a.header, a.expected);
-  if (!good && blockIdx.x == 0 && threadIdx.x == 0) atomicAdd(&a.state->bad_codes, 1u);
+  const bool good = trusted(a);
   const int shift = good ? a.header->exponent : 0;
   const double* centre = good && a.header->centred ? a.centre : nullptr;
   const bool distance = is_distance(a.metric);
@@ -237,14 +222,7 @@ __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryP
     const bool valid = q < a.queries.count;
     T* lines = static_cast<T*>(a.panels) + p * (d + 1) * kPanel;
 
-    Map map;
-    if (distance) map = {1.0, centre, ldexp(1.0, shift)};
-    const double squares = squares_of(a.queries, q, valid, map);
-    const double norm = sqrt(squares);
-    const QueryFrame frame = query_frame(a.metric, norm, shift, a.expected.biased);
-    if (!distance) map.post = ldexp(1.0, frame.exponent);
-    const bool usable = valid && good && frame.usable;
-
+    const QueryFacts f = query_facts(a, q, valid, good);
     double along_centre = 0.0;  // x . centre, which a dense similarity adds back
     if (valid && a.scale != nullptr && !distance && centre != nullptr)
       with_dtype(a.queries.dtype, [&](auto type) {
@@ -257,24 +235,19 @@ __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryP
     if (threadIdx.x % 16 == 0) {
       float rider = 0.0f;  // multiplies the bank's bound line
       if (valid && a.norms != nullptr) {
-        const double packed = frame.packed;
-        if (usable && a.exact) rider = round_up(packed * a.factor);
-        a.norms[q] = rider;
-        a.slacks[q] = usable && a.exact ? query_slack(a.metric, d, frame.exponent, shift).at(packed) : 0.0;
-        if (usable && a.exact && a.tensor) a.slacks[q] += tensor_slack(d, packed);
-        a.thresholds[q] = usable ? -HUGE_VALF : HUGE_VALF;
-        a.counts[q] = usable ? 0 : kGivenUp;
+        if (f.usable && a.exact) rider = round_up(f.packed * a.factor);
+        begin_query(a, q, f, f.usable, rider);
       }
       if (valid && a.scale != nullptr) {
-        const int undo = frame.exponent + shift;
-        const bool odd = !usable || (sizeof(T) == 4 && (undo > 120 || undo < -120));
+        const int undo = f.exponent + shift;
+        const bool odd = !f.usable || (sizeof(T) == 4 && (undo > 120 || undo < -120));
         double scale = 0.0, term = 0.0;
         if (!odd) {
           const double unit = ldexp(1.0, -undo);
           scale = distance ? -2.0 * unit : unit;
-          term = distance ? squares * unit : along_centre;
+          term = distance ? f.squares * unit : along_centre;
           if (a.metric == Metric::cosine) {
-            const double inverse = 1.0 / floored(norm);
+            const double inverse = 1.0 / floored(f.norm);
             scale *= inverse;
             term *= inverse;
           }
@@ -285,7 +258,7 @@ __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryP
       }
       lines[d * kPanel + row] = static_cast<T>(rider);
     }
-    write_lines<T>(a.queries, q, usable, map, lines, shared.turn);
+    write_lines<T>(a.queries, q, f.usable, f.map, lines, shared.turn);
   }
 }
 

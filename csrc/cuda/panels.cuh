@@ -70,6 +70,83 @@ __device__ __forceinline__ double norm_of(const Rows& rows, int64_t i, bool vali
   return floored(sqrt(sum_of_8(valid ? self_lane(rows, i, static_cast<int>(threadIdx.x % kLanes)) : 0.0)));
 }
 
+// ---- What is known of a row before its coordinates are written, whatever they are written as
+
+VB_INLINE double least(double a, double b) { return a < b ? a : b; }
+
+// The norms of a panel's rows, eight threads a row; the upper half of the block repeats the lower half's rows. A
+// barrier must follow.
+__device__ __forceinline__ void norms_of_panel(const BankPanels& a, int64_t column, double* norms) {
+  const int r = threadIdx.x / kLanes % kPanel;
+  const double norm = norm_of(a.bank, column + r, column + r < a.bank.count);
+  if (threadIdx.x % kLanes != 0 || threadIdx.x >= kPanel * kLanes) return;
+  norms[r] = norm;
+  if (a.norms != nullptr && column + r < a.bank.count) a.norms[column + r] = norm;
+}
+
+struct ColumnFacts {
+  double packed, whole;  // norms in packed units: centred, and not
+  double half;           // what a dense product starts from
+  bool special;          // beyond what a screen can carry
+};
+__device__ __forceinline__ ColumnFacts column_facts(const BankPanels& a, int64_t column, double squares,
+                                                    double original_squares, double norm, double post) {
+  const bool cosine = a.metric == Metric::cosine;
+  ColumnFacts f;
+  f.packed = sqrt(squares) * (1.0 + 0x1p-20);
+  f.whole = cosine ? post : sqrt(original_squares) * (1.0 + 0x1p-20);
+  const double bias = a.bias != nullptr ? a.bias[column] * post : 0.0;
+  f.half = is_distance(a.metric) ? -0.5 * squares : bias;
+  f.special = !(f.packed <= least(kMaxBankNorm, kMaxNorm * post)) ||
+              !(cosine ? norm <= kMaxNorm : f.whole <= kMaxNorm * least(post, 1.0)) || !(fabs(bias) <= kMaxBankNorm);
+  return f;
+}
+
+// A pack that the caller handed in is believed only if it says what it must; the flag is raised if not.
+__device__ __forceinline__ bool trusted(const QueryPanels& a) {
+  const bool good = trusted(*a.header, a.expected);
+  if (!good && blockIdx.x == 0 && threadIdx.x == 0) atomicAdd(&a.state->bad_codes, 1u);
+  return good;
+}
+
+struct QueryFacts {
+  Map map;
+  double squares = 0.0, norm = 0.0;  // before the scale of a similarity
+  double packed = 0.0;               // the norm in packed units, rounded up
+  int exponent = 0;                  // power of two on the query
+  bool usable = false;
+};
+// Distances share the bank's frame; similarities keep their own origin and, unless extreme, their own scale. The
+// sixteen threads of row q call it.
+__device__ __forceinline__ QueryFacts query_facts(const QueryPanels& a, int64_t q, bool valid, bool good) {
+  const int shift = good ? a.header->exponent : 0;
+  const bool distance = is_distance(a.metric);
+  QueryFacts f;
+  if (distance) f.map = {1.0, good && a.header->centred ? a.centre : nullptr, ldexp(1.0, shift)};
+  f.squares = squares_of(a.queries, q, valid, f.map);
+  f.norm = sqrt(f.squares);
+  const QueryFrame frame = query_frame(a.metric, f.norm, shift, a.expected.biased);
+  f.exponent = frame.exponent;
+  if (!distance) f.map.post = ldexp(1.0, f.exponent);
+  f.usable = valid && good && frame.usable;
+  f.packed = frame.packed;
+  return f;
+}
+
+// What a screen keeps of a query beside its coordinates; one thread.
+__device__ __forceinline__ void begin_query(const QueryPanels& a, int64_t q, const QueryFacts& f, bool usable,
+                                            float norm) {
+  a.norms[q] = norm;
+  double slack = 0.0;
+  if (usable && a.exact) {
+    slack = query_slack(a.metric, a.queries.width, f.exponent, a.header->exponent).at(f.packed);
+    if (a.tensor) slack += tensor_slack(a.queries.width, f.packed);
+  }
+  a.slacks[q] = slack;
+  a.thresholds[q] = usable ? -HUGE_VALF : HUGE_VALF;
+  a.counts[q] = usable ? 0 : kGivenUp;
+}
+
 // Writes `width` lines of 16 mapped rows; rows that are not `written` become zeros. Reads run along rows, writes along
 // lines, with a turn through shared memory. All threads of the block take part. `turn` holds 16 x 17 of T.
 template <class T>

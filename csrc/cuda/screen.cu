@@ -9,26 +9,24 @@ namespace {
 using S = Simt<float>;
 static_assert(S::kSize == kTile);
 
-static_assert(kDumpBytes <= S::kSharedBytes);
+constexpr int kDumped = kTile / 2;  // rows at a time
+static_assert(dump_bytes(kDumped) <= S::kSharedBytes);
 
-// blockIdx.x: query tile. blockIdx.y: a run of tiles_per_block column tiles of the range.
 __global__ void __launch_bounds__(kThreads, 2) screen_kernel(const __grid_constant__ Screen a) {
   float* shared = reinterpret_cast<float*>(shared_memory());
   TileState& state = *reinterpret_cast<TileState*>(shared_memory() + S::kSharedBytes);
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTile;
-  const int64_t begin = a.begin + blockIdx.y * a.tiles_per_block * kTilePanels;
-  const int64_t limit = begin + a.tiles_per_block * kTilePanels, end = limit < a.end ? limit : a.end;
+  const auto [first_row, begin, end] = tile_run(a);
 
   const int64_t query_panels = (a.rows + kPanel - 1) / kPanel;
-  const Side<float> x = make_side<float>([&](int p) -> const float* {
-    const int64_t panel = first_row / kPanel + p;
-    return panel < query_panels ? a.queries + panel * (a.width + 1) * kPanel : nullptr;
-  });
-  load_thresholds(a, first_row, state);
+  begin_rows(a, first_row, state);
 
-  for (int64_t slot = begin; slot < end; slot += kTilePanels) {
+  for (int slot = begin; slot < end; slot += kTilePanels) {
     find_panels(a, slot, end, state);
+    const Side<float> x = make_side<float>([&](int p) -> const float* {
+      const int64_t panel = first_row / kPanel + p;
+      return panel < query_panels ? a.queries + panel * (a.width + 1) * kPanel : nullptr;
+    });
     const Side<float> b = make_side<float>([&](int p) -> const float* {
       return state.panels[p] == nullptr ? nullptr : state.panels[p] + kPanel;  // line 0 is a start, not a coordinate
     });
@@ -44,24 +42,13 @@ __global__ void __launch_bounds__(kThreads, 2) screen_kernel(const __grid_consta
     }
     multiply<float>(x, b, static_cast<int>(a.width) + 1, a.panels, shared, acc);
 
-    bool hit = false;
+    const auto each = [&](auto&& f) {
 #pragma unroll
-    for (int i = 0; i < S::kSide; ++i) {
-      const float threshold = state.thresholds[S::spread(i, ty)];
+      for (int i = 0; i < S::kSide; ++i)
 #pragma unroll
-      for (int j = 0; j < S::kSide; ++j) hit |= !(acc[i][j] < threshold);
-    }
-    if (!__syncthreads_or(hit)) continue;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int i = half * S::kSide / 2; i < (half + 1) * S::kSide / 2; ++i)
-#pragma unroll
-        for (int j = 0; j < S::kSide; ++j)
-          shared[(S::spread(i, ty) - half * kHalf) * kTile + S::spread(j, tx)] = acc[i][j];
-      __syncthreads();
-      keep_survivors(a, shared, first_row, half * kHalf, state);
-    }
+        for (int j = 0; j < S::kSide; ++j) f(acc[i][j], S::spread(i, ty), S::spread(j, tx));
+    };
+    finish_tile<kDumped>(a, each, first_row, slot, end, shared, state, [] {});
   }
 }
 
@@ -126,13 +113,7 @@ __global__ void __launch_bounds__(kCompactThreads) compact_kernel(const Compact 
 }  // namespace
 
 Error screen_simt(const Screen& args, const Device& device) {
-  Screen a = args;
-  const int64_t row_tiles = ceil_div(a.rows, kTile), column_tiles = ceil_div(a.end - a.begin, kTilePanels);
-  if (row_tiles == 0 || column_tiles == 0) return nullptr;
-  const int64_t blocks = std::min<int64_t>(column_blocks(row_tiles, column_tiles, device.processors), 65535);
-  a.tiles_per_block = ceil_div(column_tiles, blocks);
-  const dim3 grid(static_cast<unsigned>(row_tiles), static_cast<unsigned>(ceil_div(column_tiles, a.tiles_per_block)));
-  return launch(screen_kernel, grid, kThreads, S::kSharedBytes + static_cast<int64_t>(sizeof(TileState)), device, a);
+  return launch_tiles(screen_kernel, args, S::kSharedBytes, device);
 }
 
 Error compact(const Compact& args, const Device& device) {

@@ -3,7 +3,7 @@
 // mma.sync give the product to about 2^-20. Its error bound is the float32 screen's times tensor_factor() (plan.h),
 // which rests on an assumed constant of the hardware: see there before making this a default anywhere.
 #include "mainloop_simt.cuh"
-#include "survivors.cuh"
+#include "mma_tile.cuh"
 
 namespace vecbank::cuda {
 namespace {
@@ -12,9 +12,8 @@ using S = Simt<float>;
 constexpr int kLine = kTile + 8;  // the four lines a fragment reads at once lie in different banks
 constexpr int kBuffer = S::kDepth * kLine;
 constexpr int64_t kBytes = int64_t{4} * kBuffer * 4;
-static_assert(kDumpBytes <= kBytes);
-constexpr int kWarpRows = 64, kWarpColumns = 32;  // 8 warps: 2 x 4
-constexpr int kRowTiles = kWarpRows / 16, kColumnTiles = kWarpColumns / 8;
+constexpr int kDumped = kTile / 2;  // rows at a time
+static_assert(dump_bytes(kDumped) <= kBytes);
 
 struct Split {
   uint32_t high, low;
@@ -27,9 +26,7 @@ __device__ __forceinline__ Split split(float x) {
 }
 
 // One step of kDepth lines: acc += x * b for this warp's part of the tile.
-__device__ __forceinline__ void multiply_step(const float* x, const float* b, int first_row, int first_column,
-                                              float (&acc)[kRowTiles][kColumnTiles][4]) {
-  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+__device__ __forceinline__ void multiply_step(const float* x, const float* b, const WarpPlace& w, Accumulators& acc) {
 #pragma unroll
   for (int k = 0; k < S::kDepth; k += 8) {
     uint32_t b_high[kColumnTiles][2], b_low[kColumnTiles][2];
@@ -37,7 +34,7 @@ __device__ __forceinline__ void multiply_step(const float* x, const float* b, in
     for (int j = 0; j < kColumnTiles; ++j)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const Split s = split(b[(k + t + 4 * e) * kLine + first_column + 8 * j + g]);
+        const Split s = split(b[(k + w.t + 4 * e) * kLine + w.column + 8 * j + w.g]);
         b_high[j][e] = s.high, b_low[j][e] = s.low;
       }
 #pragma unroll
@@ -45,7 +42,7 @@ __device__ __forceinline__ void multiply_step(const float* x, const float* b, in
       uint32_t high[4], low[4];
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const Split s = split(x[(k + t + 4 * (e / 2)) * kLine + first_row + 16 * i + g + 8 * (e % 2)]);
+        const Split s = split(x[(k + w.t + 4 * (e / 2)) * kLine + w.row + 16 * i + w.g + 8 * (e % 2)]);
         high[e] = s.high, low[e] = s.low;
       }
 #pragma unroll
@@ -58,24 +55,16 @@ __device__ __forceinline__ void multiply_step(const float* x, const float* b, in
   }
 }
 
-// Rows and columns of accumulator e of fragment (i, j), within the tile.
-VB_INLINE int fragment_row(int first_row, int i, int e, int g) { return first_row + 16 * i + g + 8 * (e / 2); }
-VB_INLINE int fragment_column(int first_column, int j, int e, int t) { return first_column + 8 * j + 2 * t + e % 2; }
-
-// blockIdx.x: query tile. blockIdx.y: a run of tiles_per_block column tiles of the range.
 __global__ void __launch_bounds__(kThreads, 1) mma_kernel(const __grid_constant__ Screen a) {
   float* shared = reinterpret_cast<float*>(shared_memory());
   TileState& state = *reinterpret_cast<TileState*>(shared_memory() + kBytes);
-  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  const int warp_row = warp / 4 * kWarpRows, warp_column = warp % 4 * kWarpColumns;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTile;
-  const int64_t begin = a.begin + blockIdx.y * a.tiles_per_block * kTilePanels;
-  const int64_t limit = begin + a.tiles_per_block * kTilePanels, end = limit < a.end ? limit : a.end;
+  const WarpPlace w = warp_place();
+  const auto [first_row, begin, end] = tile_run(a);
   const int64_t query_panels = (a.rows + kPanel - 1) / kPanel;
-  load_thresholds(a, first_row, state);
+  begin_rows(a, first_row, state);
   __syncthreads();
 
-  for (int64_t slot = begin; slot < end; slot += kTilePanels) {
+  for (int slot = begin; slot < end; slot += kTilePanels) {
     find_panels(a, slot, end, state);
     Side<float> x = make_side<float>([&](int p) -> const float* {
       const int64_t panel = first_row / kPanel + p;
@@ -84,12 +73,12 @@ __global__ void __launch_bounds__(kThreads, 1) mma_kernel(const __grid_constant_
     Side<float> b = make_side<float>([&](int p) -> const float* {
       return state.panels[p] == nullptr ? nullptr : state.panels[p] + kPanel;  // line 0 is a start, not a coordinate
     });
-    float acc[kRowTiles][kColumnTiles][4];
+    Accumulators acc;
 #pragma unroll
     for (int j = 0; j < kColumnTiles; ++j)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const int column = fragment_column(warp_column, j, e, t);
+        const int column = fragment_column(w, j, e);
         const float* panel = state.panels[column / kPanel];
         float start = -HUGE_VALF;
         if (panel != nullptr) {
@@ -118,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, 1) mma_kernel(const __grid_constant_
         fetch<float, kLine>(b, lines - S::kDepth, a.panels, then + kBuffer);
         commit_copies();
       }
-      multiply_step(now, now + kBuffer, warp_row, warp_column, acc);
+      multiply_step(now, now + kBuffer, w, acc);
       wait_copies<0>();
       __syncthreads();
       float* swap = now;
@@ -126,41 +115,12 @@ __global__ void __launch_bounds__(kThreads, 1) mma_kernel(const __grid_constant_
       then = swap;
     }
 
-    bool hit = false;
-#pragma unroll
-    for (int i = 0; i < kRowTiles; ++i)
-#pragma unroll
-      for (int e = 0; e < 4; e += 2) {
-        const float threshold = state.thresholds[fragment_row(warp_row, i, e, g)];
-#pragma unroll
-        for (int j = 0; j < kColumnTiles; ++j) hit |= !(acc[i][j][e] < threshold) || !(acc[i][j][e + 1] < threshold);
-      }
-    if (!__syncthreads_or(hit)) continue;
-    for (int half = 0; half < 2; ++half) {
-      if (warp_row == half * kHalf)
-#pragma unroll
-        for (int i = 0; i < kRowTiles; ++i)
-#pragma unroll
-          for (int j = 0; j < kColumnTiles; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; ++e)
-              shared[fragment_row(0, i, e, g) * kTile + fragment_column(warp_column, j, e, t)] = acc[i][j][e];
-      __syncthreads();
-      keep_survivors(a, shared, first_row, half * kHalf, state);
-    }
+    finish_tile<kDumped>(a, [&](auto&& f) { each_accumulator(acc, w, f); }, first_row, slot, end, shared, state, [] {});
   }
 }
 
 }  // namespace
 
-Error screen_mma(const Screen& args, const Device& device) {
-  Screen a = args;
-  const int64_t row_tiles = ceil_div(a.rows, kTile), column_tiles = ceil_div(a.end - a.begin, kTilePanels);
-  if (row_tiles == 0 || column_tiles == 0) return nullptr;
-  const int64_t blocks = std::min<int64_t>(column_blocks(row_tiles, column_tiles, device.processors), 65535);
-  a.tiles_per_block = ceil_div(column_tiles, blocks);
-  const dim3 grid(static_cast<unsigned>(row_tiles), static_cast<unsigned>(ceil_div(column_tiles, a.tiles_per_block)));
-  return launch(mma_kernel, grid, kThreads, kBytes + static_cast<int64_t>(sizeof(TileState)), device, a);
-}
+Error screen_mma(const Screen& args, const Device& device) { return launch_tiles(mma_kernel, args, kBytes, device); }
 
 }  // namespace vecbank::cuda

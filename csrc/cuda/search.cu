@@ -10,7 +10,9 @@ namespace {
 struct Work {  // one workspace, cut up; on a null base it only counts
   PackHeader* header;
   double *centre, *sample_scale;
-  float *piece, *queries, *norms, *thresholds;
+  float *piece, *queries, *norms, *thresholds;  // piece, queries: panels; with operands instead:
+  uint16_t *piece_rows, *query_rows;
+  OperandColumns beside;
   double* slacks;
   int32_t *counts, *left, *left_count;
   Candidate* candidates;
@@ -28,9 +30,16 @@ Work cut(const SearchProblem& p, const SearchPlan& plan, void* base) {
       w.header = arena.take<PackHeader>(1);
       w.centre = arena.take<double>(d);
       w.sample_scale = arena.take<double>(kThreads);
-      w.piece = arena.take<float>(plan.piece_panels * (d + 3) * kPanel);
     }
-    w.queries = arena.take<float>(round_up_to(n, kPanel) * (d + 1));
+    if (plan.operands) {  // whatever the caller packed: its panels are float32
+      const int64_t rows = plan.piece_panels * kPanel;
+      w.piece_rows = arena.take<uint16_t>(rows * operand_pitch(d));
+      for (float** beside : {&w.beside.start, &w.beside.bound, &w.beside.lift}) *beside = arena.take<float>(rows);
+      w.query_rows = arena.take<uint16_t>(operand_rows(n) * operand_pitch(d));
+    } else {
+      if (p.pack == nullptr) w.piece = arena.take<float>(plan.piece_panels * (d + 3) * kPanel);
+      w.queries = arena.take<float>(round_up_to(n, kPanel) * (d + 1));
+    }
     w.norms = arena.take<float>(n);
     w.slacks = arena.take<double>(n);
     w.thresholds = arena.take<float>(n);
@@ -92,8 +101,8 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   q.queries = all.result.queries;
   q.metric = p.metric;
   q.exact = p.exact;
-  q.tensor = device.path == Path::mma;
-  q.factor = q.tensor ? tensor_factor(p.bank.width) : 1.0;
+  q.tensor = device.path != Path::simt;
+  q.factor = q.tensor && !plan.operands ? tensor_factor(p.bank.width) : 1.0;
   q.header = header;
   q.centre = centre;
   q.expected = host;
@@ -103,9 +112,22 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   q.slacks = w.slacks;
   q.thresholds = w.thresholds;
   q.counts = w.counts;
-  VB_TRY(pack_queries<float>(q, device));
+  const Operand query_operand{plan.operand_type, w.query_rows, operand_pitch(p.bank.width)};
+  if (plan.operands)
+    VB_TRY(pack_query_operands({q, query_operand}, device));
+  else
+    VB_TRY(pack_queries<float>(q, device));
 
   Screen s{};
+  if (plan.operands) {
+    s.query_operand = query_operand;
+    s.bank_operand = {plan.operand_type, w.piece_rows, query_operand.pitch};
+    s.beside = w.beside;
+  }
+  const auto screen = plan.hopper                ? screen_sm90
+                      : plan.operands            ? screen_mma16
+                      : device.path == Path::mma ? screen_mma
+                                                 : screen_simt;
   s.queries = w.queries;
   s.rows = count;
   s.width = p.bank.width;
@@ -119,20 +141,21 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   s.slacks = w.slacks;
   s.factor = q.factor;
   s.start_per_r2 = start_bound_per_r2(p.metric, p.bank.width) * q.factor;
-  s.raise = p.k == 1;
+  s.listed = plan.lists ? static_cast<int32_t>(p.k) : 0;
   s.thresholds = w.thresholds;
   s.counts = w.counts;
   s.candidates = w.candidates;
   s.capacity = static_cast<int32_t>(plan.capacity);
   const Compact c{count, p.k, w.thresholds, w.counts, w.candidates, s.capacity};
 
-  const int64_t panels = plan.schedule.panels, piece = packed != nullptr ? panels : plan.piece_panels;
+  const bool ready = packed != nullptr && !plan.operands;  // the caller's panels serve as they are
+  const int64_t panels = plan.schedule.panels, piece = ready ? panels : plan.piece_panels;
   for (int64_t at = 0; at < panels; at += piece) {
     const int64_t stop = std::min(panels, at + piece);
-    s.panels = packed != nullptr ? reinterpret_cast<const float*>(packed + host.panels_at) : w.piece;
-    s.first_slot = packed != nullptr ? -1 : at;
+    s.panels = ready ? reinterpret_cast<const float*>(packed + host.panels_at) : w.piece;
+    s.first_slot = ready ? -1 : at;
     // A bank of one piece is packed once for all chunks of queries.
-    if (packed == nullptr && (first == 0 || piece < panels)) {
+    if (!ready && (first == 0 || piece < panels)) {
       BankPanels b;
       b.bank = p.bank;
       b.metric = p.metric;
@@ -143,12 +166,19 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
       b.schedule = plan.schedule;
       b.first_slot = at;
       b.count = stop - at;
-      VB_TRY(pack_panels<float>(b, device));
+      if (plan.operands)
+        VB_TRY(pack_bank_operands({b, p.queries.dtype, s.bank_operand, w.beside}, device));
+      else
+        VB_TRY(pack_panels<float>(b, device));
     }
     for (s.begin = at; s.begin < stop; s.begin = s.end) {
-      s.end = range_end(plan, s.begin, stop);
-      VB_TRY(device.path == Path::mma ? screen_mma(s, device) : screen_simt(s, device));
-      if (!s.raise) VB_TRY(compact(c, device));
+      const Range range = next_range(plan, p.k, ceil_div(count, kTile), device.processors, s.begin, stop);
+      s.end = range.end;
+      s.blocks = range.blocks;
+      VB_TRY(screen(s, device));
+      // The k-th best over all blocks is a better threshold than any block's own, and the same whatever the timing; a
+      // single best is published as it is found.
+      if (p.k > 1 || s.end < stop) VB_TRY(compact(c, device));
     }
   }
 
@@ -173,12 +203,15 @@ Error clear(int32_t* counter, const Device& device) {  // a kernel, not cudaMems
 }  // namespace
 
 int64_t search_workspace(const SearchProblem& p, const Device& device) {
-  return p.queries.count == 0 ? 0 : cut(p, plan_search(p, device.processors), nullptr).bytes;
+  return p.queries.count == 0 ? 0 : cut(p, plan_search(p, device.processors, device.path), nullptr).bytes;
 }
+
+Error search_fault(const Device& device) { return device.path == Path::sm90 ? sm90_fault(device) : nullptr; }
 
 Error search(const SearchProblem& p, const Device& device) {
   if (p.queries.count == 0) return nullptr;
-  const SearchPlan plan = plan_search(p, device.processors);
+  VB_TRY(search_fault(device));
+  const SearchPlan plan = plan_search(p, device.processors, device.path);
   const Work w = cut(p, plan, device.workspace);
   if (w.bytes > device.workspace_bytes) return "the workspace is smaller than search_workspace() asked for";
   if (!plan.direct && p.pack == nullptr) {

@@ -1,45 +1,79 @@
 // What a screen does with a finished tile: gate it against its rows' thresholds, and keep what may still be among the
-// best. Shared by every screen; a tile with a survivor is laid out in shared memory, half of its rows at a time, and
-// looked through there: indexing accumulators at run time would put them into local memory.
+// best. Shared by every screen. A few hits are queued straight from the accumulators; a tile with many is laid out in
+// shared memory and looked through there: indexing accumulators at run time would put them into local memory.
 #pragma once
 
 #include "kernels.h"
 
 namespace vecbank::cuda {
 
-constexpr int kHalf = kTile / 2;
-constexpr int64_t kDumpBytes = int64_t{kHalf} * kTile * 4;
+constexpr int64_t dump_bytes(int rows) { return int64_t{rows} * kTile * 4; }
+constexpr int kQueue = 256;
 
-struct TileState {                   // shared memory of a block, beside its buffers
-  const float* panels[kTilePanels];  // of the tile in hand; null past the end
-  int64_t columns[kTilePanels];      // the bank row each panel begins with
-  float thresholds[kTile];
+struct Hit {
+  float upper;
+  int place;  // row * kTile + column, within the tile
 };
 
-// Larger of what is there and `value`, bit by bit: floats of one sign order like integers. Returns what was there.
-__device__ __forceinline__ float atomic_max(float* at, float value) {
-  value += 0.0f;  // no -0
-  if (value >= 0.0f) return __int_as_float(atomicMax(reinterpret_cast<int*>(at), __float_as_int(value)));
-  return __uint_as_float(atomicMin(reinterpret_cast<unsigned*>(at), __float_as_uint(value)));
+struct TileState {                   // shared memory of a block, beside its buffers
+  const float* panels[kTilePanels];  // of the tile in hand (with operands: their starts); null past the end
+  int64_t columns[kTilePanels];      // the bank row each panel begins with
+  float thresholds[kTile];
+  int hits;  // in the queue, or beyond it
+  Hit queue[kQueue];
+  // [kTile][listed], behind this: each row's best lower bounds among this block's columns, best first.
+  VB_INLINE float* lists() { return reinterpret_cast<float*>(this + 1); }
+};
+inline int64_t tile_state_bytes(const Screen& a) {
+  return static_cast<int64_t>(sizeof(TileState)) + int64_t{kTile} * a.listed * 4;
+}
+
+// Which rows and which slots a block screens. blockIdx.x: query tile. blockIdx.y: a run of tiles_per_block column
+// tiles. Slots fit 32 bits, since columns do: the product has no registers to spare.
+struct TileRun {
+  int64_t first_row;
+  int begin, end;
+};
+__device__ __forceinline__ TileRun tile_run(const Screen& a) {
+  const int64_t begin = a.begin + blockIdx.y * a.tiles_per_block * kTilePanels;
+  const int64_t limit = begin + a.tiles_per_block * kTilePanels;
+  return {static_cast<int64_t>(blockIdx.x) * kTile, static_cast<int>(begin),
+          static_cast<int>(limit < a.end ? limit : a.end)};
+}
+static_assert(kMostColumns / kPanel < INT32_MAX);
+inline Error launch_tiles(void (*kernel)(Screen), Screen a, int64_t shared_bytes, const Device& device) {
+  const int64_t row_tiles = ceil_div(a.rows, kTile), column_tiles = ceil_div(a.end - a.begin, kTilePanels);
+  if (row_tiles == 0 || column_tiles == 0) return nullptr;
+  a.tiles_per_block = ceil_div(column_tiles, a.blocks);
+  const dim3 grid(static_cast<unsigned>(row_tiles), static_cast<unsigned>(ceil_div(column_tiles, a.tiles_per_block)));
+  return launch(kernel, grid, kThreads, shared_bytes + tile_state_bytes(a), device, a);
 }
 
 // Finds the panels of the tile that begins at `slot`; ends with a barrier.
-__device__ __forceinline__ void find_panels(const Screen& a, int64_t slot, int64_t end, TileState& state) {
+__device__ __forceinline__ void find_panels(const Screen& a, int slot, int end, TileState& state) {
   if (threadIdx.x < kTilePanels) {
-    const int64_t at = slot + threadIdx.x, panel = a.schedule.panel(at);
+    const int64_t at = slot + static_cast<int>(threadIdx.x), panel = a.schedule.panel(at);
     const int64_t place = a.first_slot < 0 ? panel : at - a.first_slot;
-    state.panels[threadIdx.x] = at < end ? a.panels + place * (a.width + 3) * kPanel : nullptr;
+    const float* where =
+        a.beside.start != nullptr ? a.beside.start + place * kPanel : a.panels + place * (a.width + 3) * kPanel;
+    state.panels[threadIdx.x] = at < end ? where : nullptr;
     state.columns[threadIdx.x] = panel * kPanel;
   }
   __syncthreads();
 }
 
-// Before a block's first tile, and after the thresholds elsewhere may have risen.
-__device__ __forceinline__ void load_thresholds(const Screen& a, int64_t first_row, TileState& state) {
+// What others have published of a row's threshold. Not through a cached read-only path: they write it while we run.
+// Stale is only slower.
+__device__ __forceinline__ float published(const Screen& a, int64_t row) {
+  return *static_cast<volatile const float*>(a.thresholds + row);
+}
+
+// Before a block's first tile; a barrier must follow.
+__device__ __forceinline__ void begin_rows(const Screen& a, int64_t first_row, TileState& state) {
+  for (int i = threadIdx.x; i < kTile * a.listed; i += blockDim.x) state.lists()[i] = -HUGE_VALF;
   if (threadIdx.x < kTile) {
     const int64_t row = first_row + threadIdx.x;
-    // Not through a cached read-only path: with `raise`, other blocks write these while we run. Stale is only slower.
-    state.thresholds[threadIdx.x] = row < a.rows ? *static_cast<volatile const float*>(a.thresholds + row) : HUGE_VALF;
+    state.thresholds[threadIdx.x] = row < a.rows ? published(a, row) : HUGE_VALF;
   }
 }
 
@@ -57,42 +91,188 @@ __device__ __forceinline__ Spot look_up(const Screen& a, float upper, int64_t ro
   spot.valid = spot.column < a.columns &&
                (a.mask.data == nullptr || a.mask.data[row * a.mask.row_stride + spot.column * a.mask.col_stride]);
   if (!spot.valid) return spot;
-  const double r = a.exact ? panel[(a.width + 1) * kPanel + column % kPanel] : 0.0f;
-  double slack = a.slacks[row];
-  if (a.biased && a.exact)
-    slack += a.factor * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
-  spot.lower = lower_bound(upper, a.norms[row], r, a.start_per_r2, slack);
+  double r = 0.0, rest = a.slacks[row];
+  if (a.beside.start != nullptr) {
+    const int64_t at = panel - a.beside.start + column % kPanel;
+    if (a.exact) r = a.beside.bound[at], rest += a.beside.lift[at];
+  } else {
+    if (a.exact) r = panel[(a.width + 1) * kPanel + column % kPanel];
+    if (a.biased && a.exact)
+      rest += a.factor * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
+    rest += a.start_per_r2 * r * r;
+  }
+  spot.lower = lower_bound(upper, a.norms[row], r, rest);
   return spot;
 }
 
-// Half a tile, uppers[64][128], whose row 0 is the tile's row `from`: first, with `raise`, lift the rows' thresholds;
-// then append what still reaches them. The whole block calls it, after a barrier; it ends with one. Rare, so it is a
-// call: inlined, it would take registers from the product.
-static __device__ __noinline__ void keep_survivors(const Screen& a, const float* uppers, int64_t first_row, int from,
-                                                   TileState& state) {
-  if (a.raise) {
-    for (int i = threadIdx.x; i < kHalf * kTile; i += blockDim.x) {
-      const int row = from + i / kTile;
-      if (uppers[i] < state.thresholds[row]) continue;
-      const Spot s = look_up(a, uppers[i], first_row + row, i % kTile, state);
-      if (!s.valid || !(state.thresholds[row] < s.lower)) continue;
-      const float elsewhere = atomic_max(a.thresholds + s.row, s.lower);
-      atomic_max(&state.thresholds[row], elsewhere > s.lower ? elsewhere : s.lower);
-    }
-    __syncthreads();
+// A row's list, one entry a lane, best first, in the hands of the warp that owns the row: k <= 32 lower bounds of this
+// block's columns. Its k-th is a threshold: that many columns are at least as good.
+struct RowList {
+  float entry, last;  // this lane's; the k-th
+  __device__ __forceinline__ RowList(const Screen& a, TileState& state, int row, int lane) {
+    entry = lane < a.listed ? state.lists()[row * a.listed + lane] : -HUGE_VALF;
+    last = __shfl_sync(kAllLanes, entry, a.listed - 1);
   }
-  for (int i = threadIdx.x; i < kHalf * kTile; i += blockDim.x) {
-    const int row = from + i / kTile;
-    const float threshold = state.thresholds[row];
-    if (uppers[i] < threshold || !(threshold < HUGE_VALF)) continue;  // +inf: the row was given up
-    const Spot s = look_up(a, uppers[i], first_row + row, i % kTile, state);
-    if (!s.valid) continue;
-    int32_t* counter = a.counts + s.row;
-    if (*static_cast<volatile int32_t*>(counter) > a.capacity) continue;  // full: refined against everything later
-    const int32_t at = atomicAdd(counter, 1);
-    if (at < a.capacity) a.candidates[s.row * a.capacity + at] = {uppers[i], s.lower, static_cast<uint32_t>(s.column)};
+  // What falls off the end is lost. The value is the same in every lane.
+  __device__ __forceinline__ void offer(const Screen& a, float value, int lane) {
+    if (!(value > last)) return;
+    const int place = __popc(__ballot_sync(kAllLanes, entry >= value));
+    const float before = __shfl_up_sync(kAllLanes, entry, 1);
+    if (lane >= place) entry = lane == place ? value : before;
+    last = __shfl_sync(kAllLanes, entry, a.listed - 1);
+  }
+  // Returns the row's threshold, which other blocks learn if it has risen.
+  __device__ __forceinline__ float close(const Screen& a, TileState& state, int64_t first_row, int row, float threshold,
+                                         int lane) const {
+    if (lane < a.listed) state.lists()[row * a.listed + lane] = entry;
+    if (!(last > threshold)) return threshold;
+    if (lane == 0) atomic_max(a.thresholds + first_row + row, last);
+    return last;
+  }
+};
+
+// The better of the block's own threshold and what others have published; lanes may read different values, so one's
+// counts.
+__device__ __forceinline__ float shared_threshold(const Screen& a, int64_t row, float threshold) {
+  const float elsewhere = __shfl_sync(kAllLanes, published(a, row), 0);
+  return elsewhere > threshold ? elsewhere : threshold;
+}
+
+// Reserves `count` places among a row's candidates; one lane calls it. More than full already: refined against
+// everything later.
+__device__ __forceinline__ int reserve(const Screen& a, int64_t row, int count) {
+  int32_t* counter = a.counts + row;
+  return *static_cast<volatile int32_t*>(counter) > a.capacity ? a.capacity : atomicAdd(counter, count);
+}
+
+// The queued hits. A row belongs to a warp: its hits go through the row's list one by one and are appended to its
+// candidates if they still reach the threshold. The whole block calls it, after a barrier; it ends with one. Rare
+// enough to be a call: inlined, it would take registers from the product.
+static __device__ __noinline__ void keep_hits(const Screen& a, int64_t first_row, TileState& state) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, count = state.hits;
+  for (int base = 0; base < count; base += 32) {
+    const Hit hit = base + lane < count ? state.queue[base + lane] : Hit{0.0f, -1};
+    const int row = hit.place / kTile;
+    Spot spot{0, 0, -HUGE_VALF, false};
+    if (hit.place >= 0 && row % warps == warp) spot = look_up(a, hit.upper, first_row + row, hit.place % kTile, state);
+    for (unsigned left = __ballot_sync(kAllLanes, spot.valid); left != 0; left &= left - 1) {
+      const int from = __ffs(static_cast<int>(left)) - 1, r = __shfl_sync(kAllLanes, row, from);
+      const float upper = __shfl_sync(kAllLanes, hit.upper, from), lower = __shfl_sync(kAllLanes, spot.lower, from);
+      float threshold = state.thresholds[r];
+      if (!(threshold < HUGE_VALF)) continue;  // +inf: the row was given up
+      threshold = shared_threshold(a, first_row + r, threshold);
+      const bool keep = !(upper < threshold);
+      if (keep && a.listed > 0) {
+        RowList list(a, state, r, lane);
+        list.offer(a, lower, lane);
+        threshold = list.close(a, state, first_row, r, threshold, lane);
+      }
+      if (keep && lane == from) {
+        const int at = reserve(a, first_row + r, 1);
+        if (at < a.capacity)
+          a.candidates[(first_row + r) * a.capacity + at] = {upper, lower, static_cast<uint32_t>(spot.column)};
+      }
+      if (lane == 0) state.thresholds[r] = threshold;
+      __syncwarp();
+    }
   }
   __syncthreads();
+}
+
+// Many hits: uppers[rows][128], whose row 0 is the tile's row `from`. All of a row's hits enter its list before any is
+// appended, so a block's first tile leaves each row about k. As keep_hits otherwise.
+static __device__ __noinline__ void keep_survivors(const Screen& a, const float* uppers, int64_t first_row, int from,
+                                                   int rows, TileState& state) {
+  constexpr int kEach = kTile / 32;  // columns of a lane
+  const int lane = threadIdx.x % 32;
+  for (int i = threadIdx.x / 32; i < rows && first_row + from + i < a.rows; i += blockDim.x / 32) {
+    const int64_t row = first_row + from + i;
+    float threshold = state.thresholds[from + i];
+    if (!(threshold < HUGE_VALF)) continue;
+    float upper[kEach], lower[kEach];
+    bool hit = false;
+#pragma unroll
+    for (int c = 0; c < kEach; ++c) {
+      upper[c] = uppers[i * kTile + c * 32 + lane];
+      hit |= !(upper[c] < threshold);
+    }
+    if (!__any_sync(kAllLanes, hit)) continue;
+    threshold = shared_threshold(a, row, threshold);
+
+    bool keep[kEach];
+    uint32_t column[kEach] = {};
+#pragma unroll
+    for (int c = 0; c < kEach; ++c) {
+      keep[c] = !(upper[c] < threshold);
+      if (!keep[c]) continue;
+      const Spot s = look_up(a, upper[c], row, c * 32 + lane, state);
+      keep[c] = s.valid, lower[c] = s.lower, column[c] = static_cast<uint32_t>(s.column);
+    }
+    if (a.listed > 0) {
+      RowList list(a, state, from + i, lane);
+#pragma unroll
+      for (int c = 0; c < kEach; ++c)
+        for (unsigned left = __ballot_sync(kAllLanes, keep[c] && lower[c] > list.last); left != 0; left &= left - 1)
+          list.offer(a, __shfl_sync(kAllLanes, lower[c], __ffs(static_cast<int>(left)) - 1), lane);
+      threshold = list.close(a, state, first_row, from + i, threshold, lane);
+    }
+    if (lane == 0) state.thresholds[from + i] = threshold;
+
+    unsigned kept[kEach];
+    int total = 0;
+#pragma unroll
+    for (int c = 0; c < kEach; ++c) {
+      kept[c] = __ballot_sync(kAllLanes, keep[c] && !(upper[c] < threshold));
+      total += __popc(kept[c]);
+    }
+    if (total == 0) continue;
+    int at = __shfl_sync(kAllLanes, lane == 0 ? reserve(a, row, total) : 0, 0);
+#pragma unroll
+    for (int c = 0; c < kEach; ++c) {
+      const int mine = at + __popc(kept[c] & ((1u << lane) - 1));
+      if ((kept[c] >> lane & 1) != 0 && mine < a.capacity)
+        a.candidates[row * a.capacity + mine] = {upper[c], lower[c], column[c]};
+      at += __popc(kept[c]);
+    }
+  }
+  __syncthreads();
+}
+
+// Gates a finished tile and keeps its survivors. `each(f)` calls f(upper, row, column) for this thread's accumulators,
+// in a loop that is unrolled. Where hits are too many for the queue the tile passes through `dump`, `Rows` rows at a
+// time, after the whole block has called `make_room`. Returns whether it did.
+template <int Rows, class Each, class MakeRoom>
+__device__ __forceinline__ bool finish_tile(const Screen& a, Each&& each, int64_t first_row, int slot, int end,
+                                            float* dump, TileState& state, MakeRoom&& make_room) {
+  bool hit = false;
+  each([&](float upper, int row, int) { hit |= !(upper < state.thresholds[row]); });
+  const int threads = __syncthreads_count(hit);
+  if (threads == 0) return false;
+  if (threadIdx.x == 0) state.hits = 0;
+  find_panels(a, slot, end, state);
+  if (threads <= kQueue / 2) {
+    if (hit)
+      each([&](float upper, int row, int column) {
+        if (upper < state.thresholds[row]) return;
+        const int at = atomicAdd(&state.hits, 1);
+        if (at < kQueue) state.queue[at] = {upper, row * kTile + column};
+      });
+    __syncthreads();
+    if (state.hits <= kQueue) {
+      keep_hits(a, first_row, state);
+      return false;
+    }
+  }
+  make_room();
+#pragma unroll
+  for (int from = 0; from < kTile; from += Rows) {
+    each([&](float upper, int row, int column) {
+      if (row >= from && row < from + Rows) dump[(row - from) * kTile + column] = upper;
+    });
+    __syncthreads();
+    keep_survivors(a, dump, first_row, from, Rows, state);
+  }
+  return true;
 }
 
 }  // namespace vecbank::cuda

@@ -23,7 +23,10 @@ inline void check(cuda::Error error) {
 inline cuda::Path wanted_path() {
   const char* name = std::getenv("VECBANK_CUDA_PATH");
   if (name == nullptr || *name == 0 || std::strcmp(name, "simt") == 0) return cuda::Path::simt;
-  STD_TORCH_CHECK(std::strcmp(name, "mma") == 0, "vecbank: VECBANK_CUDA_PATH must be simt or mma, got ", name);
+  if (std::strcmp(name, "mma16") == 0) return cuda::Path::mma16;
+  if (std::strcmp(name, "sm90") == 0) return cuda::Path::sm90;  // NEVER RUN
+  STD_TORCH_CHECK(std::strcmp(name, "mma") == 0, "vecbank: VECBANK_CUDA_PATH must be simt, mma, mma16 or sm90, got ",
+                  name);
   return cuda::Path::mma;
 }
 

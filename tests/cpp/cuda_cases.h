@@ -1,6 +1,7 @@
 // What the CUDA kernels must answer: the CPU's answers, bit for bit where the contract says so. Included twice: on the
 // host's block emulator (test_cuda_host.cpp), and on a GPU (tests/cuda/kernels.cu). Whoever includes this says first
-// what Vec<T> is, memory that host and kernels share, and ran(error), which waits for the device and reports.
+// what Vec<T> is, memory that host and kernels share; ran(error), which waits for the device and reports; and
+// has_sm90(), whether Hopper's kernels can be asked for here.
 #pragma once
 
 #include "check.h"
@@ -28,6 +29,15 @@ cuda::Path& path() {
   static cuda::Path p = cuda::Path::simt;
   return p;
 }
+struct OnPath {  // until the end of a scope
+  explicit OnPath(cuda::Path p) { path() = p; }
+  ~OnPath() { path() = cuda::Path::simt; }
+};
+const std::vector<cuda::Path> kPaths = [] {
+  std::vector<cuda::Path> paths = {cuda::Path::simt, cuda::Path::mma, cuda::Path::mma16};
+  if (has_sm90()) paths.push_back(cuda::Path::sm90);
+  return paths;
+}();
 
 // A workspace of exactly the size asked for, full of NaN.
 struct Bench {
@@ -37,6 +47,7 @@ struct Bench {
   Vec<char> workspace;
   explicit Bench(int processors = 3) {
     device.path = path();
+    if (path() == cuda::Path::sm90) device.capability = 90;
     device.processors = processors;
     device.state = states.data();
   }
@@ -133,7 +144,7 @@ Answer emulated(const Matrix& x, const Matrix& b, const Case& c, Bench& bench) {
   });
 }
 
-void compare(const Matrix& x, const Matrix& b, const Case& c, const char* what, int processors = 3) {
+cuda::State compare(const Matrix& x, const Matrix& b, const Case& c, const char* what, int processors = 3) {
   Bench bench(processors);
   const bool same = emulated(x, b, c, bench) == on_cpu(x, b, c);
   CHECK(same);
@@ -143,6 +154,7 @@ void compare(const Matrix& x, const Matrix& b, const Case& c, const char* what, 
     std::printf("  %s: metric %d k %lld d %lld n %lld m %lld dtype %d\n", what, static_cast<int>(c.metric),
                 static_cast<long long>(c.k), static_cast<long long>(b.rows.width), static_cast<long long>(x.rows.count),
                 static_cast<long long>(b.rows.count), static_cast<int>(b.rows.dtype));
+  return bench.state;
 }
 
 TEST(cuda_search_equals_cpu) {
@@ -171,12 +183,16 @@ TEST(cuda_search_hostile_data) {
   const int64_t d = 9, n = 6, m = 400;
   const auto all = [&](const Vec<double>& xs, const Vec<double>& bs, DType dtype, const char* what) {
     const Matrix x(xs, d, dtype), b(bs, d, dtype);
-    for (const Metric metric : kMetrics)
-      for (const int64_t k : {int64_t{1}, int64_t{7}}) compare(x, b, {metric, k}, what);
+    for (const cuda::Path p : kPaths) {
+      const OnPath on(p);
+      for (const Metric metric : kMetrics)
+        for (const int64_t k : {int64_t{1}, int64_t{7}})
+          if (p == cuda::Path::simt || (k == 1) == (metric == Metric::l2)) compare(x, b, {metric, k}, what);
+    }
   };
   Vec<double> xs = normal<double>(n * d, 5), bs = normal<double>(m * d, 6);
   Vec<double> equal(static_cast<size_t>(m * d), 0.5);
-  all(xs, equal, DType::f32, "all rows equal");  // overflows every list: the last resort
+  all(xs, equal, DType::f32, "all rows equal");
   all(normal<double>(n * d, 7, 0.01, 1000.0), normal<double>(m * d, 8, 0.01, 1000.0), DType::f32, "1000 +- 0.01");
   Vec<double> rounded = bs;
   for (double& v : rounded) v = std::round(v);
@@ -266,27 +282,6 @@ TEST(cuda_quantize_loss_close_to_cpu) {
   }
 }
 
-// The same searches through the tensor-core screen, whose emulation rounds as badly as its bound assumes.
-TEST(cuda_search_tensor_cores_equal_cpu) {
-  path() = cuda::Path::mma;
-  uint32_t seed = 60;
-  for (const Metric metric : kMetrics)
-    for (const int64_t k : {1, 6}) {
-      const int64_t d = metric == Metric::dot ? 40 : 13, n = k == 1 ? 150 : 9, m = 420;
-      const Matrix x(normal<double>(n * d, ++seed), d, DType::f32), b(normal<double>(m * d, ++seed), d, DType::f32);
-      compare(x, b, {metric, k}, "tensor cores");
-    }
-  const auto bias = normal<double>(300, 71);
-  Case c{Metric::dot, 4};
-  c.bias = &bias;
-  compare(Matrix(normal<double>(60, 72), 10, DType::bf16), Matrix(normal<double>(3000, 73), 10, DType::bf16), c,
-          "bias");
-  const Matrix x(normal<double>(5 * 9, 74, 0.01, 1000.0), 9, DType::f32);
-  const Matrix b(normal<double>(400 * 9, 75, 0.01, 1000.0), 9, DType::f32);
-  for (const int64_t k : {1, 5}) compare(x, b, {Metric::l2, k}, "1000 +- 0.01");
-  path() = cuda::Path::simt;
-}
-
 TEST(cuda_search_bad_pack_is_not_read) {
   const Matrix x(normal<double>(40, 21), 8, DType::f32), b(normal<double>(800, 22), 8, DType::f32);
   Bench bench;
@@ -300,15 +295,6 @@ TEST(cuda_search_bad_pack_is_not_read) {
   CHECK(bench.state.bad_codes != 0 && bench.state.repeated == 5);
 }
 
-// exact=False: the same set whatever the split, since the final threshold decides.
-TEST(cuda_search_screen_only_is_deterministic) {
-  const Matrix x(normal<double>(50 * 8, 23), 8, DType::f32), b(normal<double>(1200 * 8, 24), 8, DType::f32);
-  for (const int64_t k : {1, 12}) {
-    Case c{Metric::l2, k};
-    c.exact = false;
-    Bench one(1), many(64);
-    CHECK(emulated(x, b, c, one) == emulated(x, b, c, many));
-  }
 }
 
 TEST(cuda_codebook_equals_cpu) {
@@ -428,3 +414,5 @@ TEST(cuda_bad_codes_are_not_read) {
 }  // namespace
 
 #include "cuda_project_cases.h"
+#include "cuda_screen_cases.h"
+#include "cuda_sm90_cases.h"

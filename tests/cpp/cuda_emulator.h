@@ -27,6 +27,7 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
+#include "core/half.h"
 #include "cuda/api.h"
 
 #define __global__
@@ -240,21 +241,40 @@ inline void __syncwarp(unsigned = ~0u) {
   emulator::meet(&nothing, 1);
 }
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int mask) {
+T __shfl_sync(unsigned, T value, int lane) {
   uint64_t word = 0;
   std::memcpy(&word, &value, sizeof value);
   const unsigned set = emulator::meet(&word, 1);
   T other;
-  std::memcpy(&other, emulator::lane_slots(set, (emulator::block().now % 32) ^ mask), sizeof other);
+  std::memcpy(&other, emulator::lane_slots(set, lane), sizeof other);
   return other;
 }
-inline int __any_sync(unsigned, int vote) {
-  const uint64_t word = vote != 0;
-  const unsigned set = emulator::meet(&word, 1);
-  for (int lane = 0; lane < 32; ++lane)
-    if (emulator::lane_slots(set, lane)[0] != 0) return 1;
-  return 0;
+template <class T>
+T __shfl_xor_sync(unsigned all, T value, int mask) {
+  return __shfl_sync(all, value, (emulator::block().now % 32) ^ mask);
 }
+template <class T>
+T __shfl_up_sync(unsigned all, T value, int by) {
+  const int lane = emulator::block().now % 32;
+  return __shfl_sync(all, value, lane < by ? lane : lane - by);
+}
+inline unsigned __reduce_or_sync(unsigned, unsigned value) {
+  const uint64_t word = value;
+  const unsigned set = emulator::meet(&word, 1);
+  unsigned all = 0;
+  for (int lane = 0; lane < 32; ++lane) all |= static_cast<unsigned>(emulator::lane_slots(set, lane)[0]);
+  return all;
+}
+inline unsigned __ballot_sync(unsigned all, int vote) {
+  return __reduce_or_sync(all, vote ? 1u << emulator::block().now % 32 : 0u);
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __any_sync(unsigned all, int vote) { return __ballot_sync(all, vote) != 0; }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+struct float2 {
+  float x, y;
+};
 template <class T, class U>
 T atomicAdd(T* at, U value) {
   const T before = *at;
@@ -292,9 +312,11 @@ namespace vecbank::cuda {
 inline char* shared_memory() { return emulator::block().shared; }
 
 template <class Args>
-Error launch(void (*kernel)(Args), dim3 grid, int threads, int64_t shared_bytes, const Device&, const Args& args) {
+Error launch(void (*kernel)(Args), dim3 grid, int threads, int64_t shared_bytes, const Device& device,
+             const Args& args) {
   if (grid.x == 0 || grid.y == 0) return nullptr;
-  if (shared_bytes > (99 << 10)) emulator::stop("more shared memory than every listed architecture has");
+  if (shared_bytes > (device.capability == 90 ? 227 << 10 : 99 << 10))
+    emulator::stop("more shared memory than the device has, or, if it is not said to be Hopper, than all have");
   if (grid.y > 65535 || grid.x > 0x7fffffffu) emulator::stop("grid too large");
   if (sizeof(Args) > 4096) emulator::stop("arguments too large");
   ++emulator::block().launches;
@@ -347,10 +369,26 @@ inline uint32_t round_tf32(float x) {
   return bits & 0xffffe000u;
 }
 
-// As unkind as the assumed constant allows: what is added is cut to 22 bits below the largest magnitude, towards zero.
+// A sum as unkind as the assumed constant allows: every term is cut, towards zero, to a unit of which as many as there
+// are terms make up 2^-22 of the largest, and the result is rounded towards zero.
+template <size_t N>
+float unkind_sum(const double (&terms)[N]) {
+  double largest = 0.0, sum = 0.0;
+  for (const double term : terms) largest = std::max(largest, std::fabs(term));  // a NaN is found below
+  if (!(largest > 0.0) || !std::isfinite(largest)) {
+    for (const double term : terms) sum += term;
+  } else {
+    const double unit = std::ldexp(1.0, std::ilogb(largest) - (N > 9 ? 26 : 25));
+    for (const double term : terms) sum += std::trunc(term / unit) * unit;
+  }
+  float f = static_cast<float>(sum);
+  if (std::isfinite(f) && std::fabs(f) > std::fabs(sum)) f = std::nextafterf(f, 0.0f);
+  return f;
+}
+inline uint64_t word_pair(uint32_t low, uint32_t high) { return static_cast<uint64_t>(high) << 32 | low; }
+
 inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  const auto pair = [](uint32_t low, uint32_t high) { return static_cast<uint64_t>(high) << 32 | low; };
-  const uint64_t words[3] = {pair(a[0], a[1]), pair(a[2], a[3]), pair(b[0], b[1])};
+  const uint64_t words[3] = {word_pair(a[0], a[1]), word_pair(a[2], a[3]), word_pair(b[0], b[1])};
   const unsigned set = emulator::meet(words, 3);
   const auto at = [&](int lane, int word) {
     const uint64_t w = emulator::lane_slots(set, lane)[word / 2];
@@ -359,22 +397,42 @@ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
   const int lane = emulator::block().now % 32, g = lane / 4, t = lane % 4;
   for (int e = 0; e < 4; ++e) {
     const int row = g + 8 * (e / 2), column = 2 * t + e % 2;
-    double terms[9] = {static_cast<double>(c[e])}, largest = std::fabs(terms[0]), sum = 0.0;
-    for (int k = 0; k < 8; ++k) {
-      // (row, k) of a lies in lane row % 8 * 4 + k % 4, word row / 8 + 2 * (k / 4); (k, column) of b in lane column * 4
-      // + k % 4.
+    double terms[9] = {static_cast<double>(c[e])};
+    // (row, k) of a lies in lane row % 8 * 4 + k % 4, word row / 8 + 2 * (k / 4); (k, column) of b in lane column * 4
+    // + k % 4.
+    for (int k = 0; k < 8; ++k)
       terms[k + 1] = at(row % 8 * 4 + k % 4, row / 8 + 2 * (k / 4)) * at(column * 4 + k % 4, 4 + k / 4);
-      largest = std::max(largest, std::fabs(terms[k + 1]));
-    }
-    if (!(largest > 0.0) || !std::isfinite(largest)) {
-      for (const double term : terms) sum += term;
-    } else {
-      const double unit = std::ldexp(1.0, std::ilogb(largest) - 25);
-      for (const double term : terms) sum += std::trunc(term / unit) * unit;
-    }
-    float f = static_cast<float>(sum);
-    if (std::isfinite(f) && std::fabs(f) > std::fabs(sum)) f = std::nextafterf(f, 0.0f);
-    c[e] = f;
+    c[e] = unkind_sum(terms);
+  }
+}
+
+inline void load_matrices(uint32_t (&m)[4], const void* row) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) emulator::stop("a row of a matrix is not aligned");
+  uint64_t words[2];
+  std::memcpy(words, row, sizeof words);
+  const unsigned set = emulator::meet(words, 2);
+  const int lane = emulator::block().now % 32, g = lane / 4, t = lane % 4;
+  for (int i = 0; i < 4; ++i) m[i] = static_cast<uint32_t>(emulator::lane_slots(set, 8 * i + g)[t / 2] >> (t % 2 * 32));
+}
+
+template <bool Brain>
+void mma_16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint64_t words[3] = {word_pair(a[0], a[1]), word_pair(a[2], a[3]), word_pair(b0, b1)};
+  const unsigned set = emulator::meet(words, 3);
+  const auto at = [&](int lane, int word, int high) {
+    const uint16_t bits =
+        static_cast<uint16_t>(emulator::lane_slots(set, lane)[word / 2] >> (word % 2 * 32 + high * 16));
+    return static_cast<double>(Brain ? widened_f32(Brain16{bits}) : widened_f32(Half16{bits}));
+  };
+  const int lane = emulator::block().now % 32, g = lane / 4, t = lane % 4;
+  for (int e = 0; e < 4; ++e) {
+    const int row = g + 8 * (e / 2), column = 2 * t + e % 2;
+    double terms[17] = {static_cast<double>(c[e])};
+    // (row, k) of a lies in lane row % 8 * 4 + k % 8 / 2, word row / 8 + 2 * (k / 8), half k % 2; b likewise.
+    for (int k = 0; k < 16; ++k)
+      terms[k + 1] =
+          at(row % 8 * 4 + k % 8 / 2, row / 8 + 2 * (k / 8), k % 2) * at(column * 4 + k % 8 / 2, 4 + k / 8, k % 2);
+    c[e] = unkind_sum(terms);
   }
 }
 

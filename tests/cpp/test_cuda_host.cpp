@@ -37,6 +37,8 @@ namespace {
 template <class T>
 using Vec = std::vector<T>;
 
+bool has_sm90() { return true; }  // the emulator speaks its instructions
+
 bool ran(vecbank::cuda::Error error) {
   if (error != nullptr) std::printf("  %s\n", error);
   return error == nullptr;

@@ -22,39 +22,113 @@ TEST(cuda_schedule_visits_every_panel_once) {
   CHECK(large.panel(large.panels - 1) >= 0 && large.panel(large.panels - 1) < large.panels);
 }
 
+// The first slots of a schedule are a sample of the whole bank: no stretch of panels is left out, and none is crowded.
+TEST(cuda_schedule_begins_with_a_sample) {
+  for (const int64_t rows : {40000, 123456, 1000000})
+    for (const int64_t first : {16, 64, 200}) {
+      const cuda::Schedule s = cuda::make_schedule(rows);
+      std::vector<int64_t> sample;
+      for (int64_t slot = 0; slot < first; ++slot) sample.push_back(s.panel(slot));
+      std::sort(sample.begin(), sample.end());
+      sample.push_back(s.panels + sample[0]);
+      for (size_t i = 0; i + 1 < sample.size(); ++i) {
+        const double gap = static_cast<double>(sample[i + 1] - sample[i]) * static_cast<double>(first);
+        CHECK(gap < 3.0 * static_cast<double>(s.panels) && gap > 0.3 * static_cast<double>(s.panels));
+      }
+    }
+}
+
+// Ranges of a piece: they cover it in whole tiles, and none brings more expected survivors than the list has room for.
+void check_ranges(const cuda::SearchPlan& plan, int64_t n, int64_t k, int processors) {
+  const int64_t end = std::min<int64_t>(plan.piece_panels, plan.schedule.panels);
+  const int64_t tiles = ceil_div(std::min(n, plan.rows), cuda::kTile);
+  int64_t ranges = 0;
+  for (int64_t at = 0; at < end; ++ranges) {
+    const cuda::Range next = cuda::next_range(plan, k, tiles, processors, at, end);
+    CHECK(next.end > at && next.end <= end && next.blocks >= 1 && next.blocks <= 65535);
+    CHECK(next.end == end || next.end % cuda::kTilePanels == 0);
+    const int64_t columns = (next.end - at) * kPanel;
+    if (!plan.lists)
+      CHECK(at == 0 ? columns <= plan.capacity : columns <= std::max<int64_t>(8 * at * kPanel, cuda::kTile));
+    else
+      CHECK(cuda::expected_survivors(k, at * kPanel, columns, next.blocks) <= static_cast<double>(plan.capacity) / 2);
+    at = next.end;
+  }
+  CHECK(!plan.lists || ranges <= 6);
+}
+
 TEST(cuda_plans_fit_the_workspace) {
   for (const int64_t n : {1, 7, 128, 5000, 1 << 20})
     for (const int64_t m : {1, 100, 8192, 1000000, 50000000})
       for (const int64_t d : {1, 64, 768, 4096, 16384, 100000})
-        for (const int64_t k : {1, 10, 100, 1000, 5000})
-          for (const int processors : {1, 20, 132}) {
-            if (k > m) continue;
-            SearchProblem p;
-            p.queries = {nullptr, DType::f32, n, d, d, 1};
-            p.bank = {nullptr, DType::f32, m, d, d, 1};
-            p.k = k;
-            const cuda::SearchPlan plan = cuda::plan_search(p, processors);
-            CHECK(plan.rows >= 1 && plan.rows <= cuda::kMostRows && plan.splits >= 1 && plan.splits <= 65535);
-            CHECK(plan.list >= 512 && plan.list <= cuda::kMostSorted &&
-                  cuda::power_of_two_from(plan.list) == plan.list);
-            CHECK(plan.splits == 1 || k <= plan.list / 2);  // a split keeps all its ranks at once
-            if (plan.direct) continue;
-            CHECK(plan.capacity >= k && plan.capacity <= cuda::kMostSorted);
-            CHECK(cuda::power_of_two_from(plan.capacity) == plan.capacity);
-            CHECK(plan.piece_panels >= 1);
-            // Ranges: they cover the piece, and none brings more expected survivors than the list has room for.
-            const int64_t end = std::min<int64_t>(plan.piece_panels, plan.schedule.panels);
-            for (int64_t at = 0; at < end;) {
-              const int64_t next = cuda::range_end(plan, at, end);
-              CHECK(next > at && next <= end);
-              if (k > 1 && at == 0) CHECK(next * kPanel <= plan.capacity);
-              at = next;
+        for (const int64_t k : {1, 10, 32, 100, 1000, 5000})
+          for (const int processors : {1, 20, 132})
+            for (const cuda::Path path : {cuda::Path::simt, cuda::Path::mma16, cuda::Path::sm90}) {
+              if (k > m) continue;
+              SearchProblem p;
+              p.queries = {nullptr, DType::f32, n, d, d, 1};
+              p.bank = {nullptr, DType::f32, m, d, d, 1};
+              p.k = k;
+              const cuda::SearchPlan plan = cuda::plan_search(p, processors, path);
+              CHECK(plan.rows >= 1 && plan.rows <= cuda::kMostRows && plan.splits >= 1 && plan.splits <= 65535);
+              CHECK(plan.list >= 512 && plan.list <= cuda::kMostSorted &&
+                    cuda::power_of_two_from(plan.list) == plan.list);
+              CHECK(plan.splits == 1 || k <= plan.list / 2);  // a split keeps all its ranks at once
+              if (plan.direct) continue;
+              CHECK(plan.operands == (path != cuda::Path::simt));
+              CHECK(plan.hopper == (path == cuda::Path::sm90 && d <= cuda::kWidestSm90));
+              CHECK(plan.lists == (k <= cuda::kMostListed && (!plan.hopper || k == 1)));
+              CHECK(plan.capacity >= k && plan.capacity <= cuda::kMostSorted);
+              CHECK(cuda::power_of_two_from(plan.capacity) == plan.capacity);
+              CHECK(plan.piece_panels >= 1);
+              check_ranges(plan, n, k, processors);
+              const int64_t rows = plan.piece_panels * kPanel;
+              if (plan.operands) CHECK(rows % cuda::kOperandTile == 0);
+              const int64_t sides = plan.operands ? cuda::operand_rows(plan.rows) * cuda::operand_pitch(d) * 2 +
+                                                        rows * cuda::operand_bytes(d)
+                                                  : plan.rows * (d + 1) * 4 + rows * (d + 3) * 4;
+              const int64_t bytes = plan.rows * plan.capacity * static_cast<int64_t>(sizeof(cuda::Candidate)) + sides +
+                                    plan.rows * 32 + d * 8 +
+                                    (plan.splits > 1 ? std::min(n, plan.rows) * plan.splits * (k * 16 + 8) : 0);
+              CHECK(bytes + (1 << 16) <= cuda::kMostWorkspace);
             }
-            const int64_t bytes = plan.rows * plan.capacity * static_cast<int64_t>(sizeof(cuda::Candidate)) +
-                                  plan.rows * (d + 1) * 4 + plan.piece_panels * (d + 3) * kPanel * 4 + plan.rows * 32 +
-                                  d * 8 + (plan.splits > 1 ? std::min(n, plan.rows) * plan.splits * (k * 16 + 8) : 0);
-            CHECK(bytes + (1 << 16) <= cuda::kMostWorkspace);
-          }
+}
+
+// 16-bit inputs stay what they are; a mixture, or wider ones, are rounded to bf16 only on request.
+TEST(cuda_plan_chooses_operands) {
+  const auto plan = [](DType x, DType b, cuda::Path path) {
+    SearchProblem p;
+    p.queries = {nullptr, x, 100, 64, 64, 1};
+    p.bank = {nullptr, b, 1000, 64, 64, 1};
+    return cuda::plan_search(p, 20, path);
+  };
+  for (const DType t : {DType::bf16, DType::f16}) {
+    CHECK(!plan(t, t, cuda::Path::simt).operands);
+    CHECK(!plan(t, DType::f32, cuda::Path::mma).operands);
+    for (const cuda::Path path : {cuda::Path::mma, cuda::Path::mma16})
+      CHECK(plan(t, t, path).operands && plan(t, t, path).operand_type == t);
+    CHECK(plan(t, DType::f32, cuda::Path::mma16).operand_type == DType::bf16);
+  }
+  CHECK(!plan(DType::f32, DType::f32, cuda::Path::mma).operands);
+  CHECK(plan(DType::f64, DType::f64, cuda::Path::mma16).operand_type == DType::bf16);
+}
+
+// Few queries begin on a few blocks with a sample; many go through a piece at once.
+TEST(cuda_ranges_follow_the_number_of_queries) {
+  SearchProblem p;
+  p.bank = {nullptr, DType::f32, 1000000, 128, 128, 1};
+  p.k = 10;
+  for (const int64_t n : {1, 1 << 20}) {
+    p.queries = {nullptr, DType::f32, n, 128, 128, 1};
+    const cuda::SearchPlan plan = cuda::plan_search(p, 132);
+    const int64_t tiles = ceil_div(std::min(n, plan.rows), cuda::kTile);
+    const cuda::Range first = cuda::next_range(plan, p.k, tiles, 132, 0, plan.schedule.panels);
+    CHECK(first.end < plan.schedule.panels / 10);
+    const cuda::Range only = cuda::next_range(plan, p.k, 4 * 132, 132, 0, plan.schedule.panels);
+    CHECK(only.end == plan.schedule.panels && only.blocks == 1);  // a block to every row tile
+    const cuda::Range later = cuda::next_range(plan, p.k, tiles, 132, plan.schedule.panels / 2, plan.schedule.panels);
+    CHECK(later.end == plan.schedule.panels);
+  }
 }
 
 ProjectProblem projection(Metric metric, DType x, DType bank, DType out, int64_t n = 100, int64_t m = 50,
@@ -144,6 +218,23 @@ TEST(cuda_order_of_entries_equals_cpu) {
       for (const int64_t i : {0, 1})
         for (const int64_t j : {0, 1}) CHECK(cuda::precedes({a, i}, {b, j}) == better(Scored{a, i}, Scored{b, j}));
   CHECK(cuda::precedes({-HUGE_VAL, 5}, cuda::last_entry()) && cuda::precedes(cuda::first_entry(), {HUGE_VAL, 0}));
+}
+
+TEST(cuda_operand_bound_covers_what_is_lost) {
+  for (const int64_t d : {1, 64, 100, 1024, 16384})
+    for (const DType type : {DType::bf16, DType::f16})
+      for (const double lost : {0.0, 0x1p-13, 0x1p-9, 0x1p-8, 0.5}) {  // of unit rows
+        const int64_t pitch = cuda::operand_pitch(d);
+        CHECK(pitch % cuda::kOperandDepth == 0 && pitch >= d && pitch < d + cuda::kOperandDepth);
+        const double share = cuda::operand_share(type, DType::f32, Metric::dot, false);
+        const double bound = static_cast<double>(cuda::operand_norm(1.0, lost, share)) *
+                             cuda::operand_bound(Metric::dot, d, pitch, 1.0, lost, share, 1.0);
+        const double steps = static_cast<double>(pitch / 16) * cuda::kTensorUnit;
+        CHECK(bound >= lost + (1.0 + lost) * lost + steps * (1.0 + lost) * (1.0 + lost));
+        if (lost == 0.0) CHECK(bound <= share + 2.0 * steps + 0x1p-18);  // and little more
+      }
+  CHECK(cuda::operand_share(DType::f16, DType::f16, Metric::cosine, true) < 0x1p-20);  // queries keep their origin
+  CHECK(cuda::operand_share(DType::f16, DType::f16, Metric::l2, true) > 0x1p-20);
 }
 
 TEST(cuda_tensor_bound_covers_the_plain_one) {

@@ -38,6 +38,15 @@ const bool there = [] {
   std::exit(77);
 }();
 
+bool has_sm90() {
+  vecbank::cuda::Device device;
+  if (vecbank::cuda::use_device(0, &device) != nullptr) return false;
+  device.path = vecbank::cuda::Path::sm90;
+  const vecbank::cuda::Error fault = vecbank::cuda::search_fault(device);
+  if (fault != nullptr) std::printf("vecbank_cuda_tests: the sm90 path is not tested: %s\n", fault);
+  return fault == nullptr;
+}
+
 bool ran(vecbank::cuda::Error error) {
   if (error == nullptr) {
     const cudaError_t status = cudaDeviceSynchronize();

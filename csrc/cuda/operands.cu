@@ -1,0 +1,114 @@
+// Writes 16-bit operands (operands.h): the same frame, map and exceptions as float32 panels, another rounding and
+// layout.
+#include "panels.cuh"
+
+namespace vecbank::cuda {
+namespace {
+
+constexpr int kChunk = 8;  // elements of a 16-byte store
+
+struct alignas(16) Chunk {
+  uint16_t bits[kChunk];
+};
+
+__device__ __forceinline__ uint16_t rounded_bits(double v, DType type) {
+  if (type == DType::bf16) return to_brain16(static_cast<float>(v)).bits;
+  return to_half16(static_cast<float>(v)).bits;
+}
+__device__ __forceinline__ double value_of_bits(uint16_t bits, DType type) {
+  return type == DType::bf16 ? widened(Brain16{bits}) : widened(Half16{bits});
+}
+
+// Writes row `to` of the operand from row i, zeros unless `written`; returns the sum of squares of what rounding lost.
+// The sixteen threads that share the row call it.
+__device__ __forceinline__ double write_row(const Rows& rows, int64_t i, bool written, const Map& map,
+                                            const Operand& to, int64_t row) {
+  double lost = 0.0;
+  for (int64_t k = threadIdx.x % 16 * kChunk; k < to.pitch; k += 16 * kChunk) {
+    Chunk chunk{};
+    if (written)
+      with_dtype(rows.dtype, [&](auto type) {
+        const auto* from = reinterpret_cast<decltype(type)>(row_of(rows, i));
+#pragma unroll
+        for (int e = 0; e < kChunk; ++e) {
+          if (k + e >= rows.width) continue;
+          const double v = mapped(from, rows.col_stride, k + e, map);
+          chunk.bits[e] = rounded_bits(v, to.type);
+          const double gap = add_rn(v, -value_of_bits(chunk.bits[e], to.type));
+          lost = add_rn(lost, mul_rn(gap, gap));
+        }
+      });
+    *reinterpret_cast<Chunk*>(to.rows + row * to.pitch + k) = chunk;
+  }
+  return sum_of_16(lost);
+}
+
+// A block per 16 rows.
+__global__ void __launch_bounds__(kPanelThreads, 4)
+    write_query_operands_kernel(const __grid_constant__ QueryOperands args) {
+  const QueryPanels& a = args.common;
+  const bool good = trusted(a);
+  const double share = operand_share(args.to.type, a.queries.dtype, a.metric, good && a.header->centred);
+  for (int64_t p = blockIdx.x; p < operand_rows(a.queries.count) / kPanel; p += gridDim.x) {
+    const int64_t q = p * kPanel + threadIdx.x / 16;
+    const bool valid = q < a.queries.count;
+    const QueryFacts f = query_facts(a, q, valid, good);
+    const double lost = sqrt(write_row(a.queries, q, f.usable, f.map, args.to, q)) * (1.0 + 0x1p-20);
+    const bool usable = f.usable && lost <= kMaxQueryNorm;  // not if something overflowed
+    if (f.usable && !usable) write_row(a.queries, q, false, f.map, args.to, q);
+    if (valid && threadIdx.x % 16 == 0)
+      begin_query(a, q, f, usable, usable && a.exact ? operand_norm(f.packed, lost, share) : 0.0f);
+  }
+}
+
+// A block per 16 rows, those of the padding included.
+__global__ void __launch_bounds__(kPanelThreads, 4) write_bank_operands_kernel(const __grid_constant__ BankOperands args) {
+  double* norms = reinterpret_cast<double*>(shared_memory());  // 16
+  const BankPanels& a = args.common;
+  const int64_t d = a.bank.width, pitch = args.to.pitch;
+  const double post = ldexp(1.0, a.header->exponent);
+  const double* centre = a.header->centred ? a.centre : nullptr;
+  const bool cosine = a.metric == Metric::cosine;
+  const double share = operand_share(args.to.type, args.queries, a.metric, a.header->centred);
+  for (int64_t slot = blockIdx.x; slot < operand_rows(a.count * kPanel) / kPanel; slot += gridDim.x) {
+    const int64_t first = slot < a.count ? a.schedule.panel(a.first_slot + slot) * kPanel : a.bank.count;
+    if (cosine) norms_of_panel(a, first, norms);
+    __syncthreads();
+    const int row = threadIdx.x / 16;
+    const int64_t column = first + row, to = slot * kPanel + row;
+    const bool valid = column < a.bank.count;
+    Map map{1.0, centre, post};
+    if (cosine) map.pre = 1.0 / norms[row];
+    const double squares = squares_of(a.bank, column, valid, map);
+    double original = squares;
+    if (centre != nullptr && !cosine) original = squares_of(a.bank, column, valid, {1.0, nullptr, post});
+    ColumnFacts f{};
+    if (valid) f = column_facts(a, column, squares, original, cosine ? norms[row] : 1.0, post);
+    const double lost = sqrt(write_row(a.bank, column, valid && !f.special, map, args.to, to)) * (1.0 + 0x1p-20);
+    if (valid && !f.special && !(lost <= kMaxBankNorm)) {
+      f.special = true;
+      write_row(a.bank, column, false, map, args.to, to);
+    }
+    if (threadIdx.x % 16 == 0) {
+      const bool usual = valid && !f.special;
+      const float start = usual ? operand_start(f.half, pitch) : 0.0f;
+      args.columns.start[to] = usual ? start : valid ? HUGE_VALF : -HUGE_VALF;
+      args.columns.bound[to] = usual ? operand_bound(a.metric, d, pitch, f.packed, lost, share, f.whole) : 0.0f;
+      args.columns.lift[to] = round_up(static_cast<double>(start) - (usual ? f.half : 0.0));
+    }
+    __syncthreads();  // the norms are read
+  }
+}
+
+}  // namespace
+
+Error pack_query_operands(const QueryOperands& args, const Device& device) {
+  return launch(write_query_operands_kernel, grid_for(operand_rows(args.common.queries.count) / kPanel), kPanelThreads,
+                0, device, args);
+}
+Error pack_bank_operands(const BankOperands& args, const Device& device) {
+  return launch(write_bank_operands_kernel, grid_for(operand_rows(args.common.count * kPanel) / kPanel), kPanelThreads,
+                kPanel * static_cast<int64_t>(sizeof(double)), device, args);
+}
+
+}  // namespace vecbank::cuda

@@ -1,0 +1,56 @@
+// The 16-bit operands of a tensor-core screen, and what stands beside them. One layout for mma.sync (cp.async,
+// ldmatrix) and for Hopper (TMA with a 128-byte swizzle, wgmma):
+//
+//   rows      [whole tiles][pitch] of bf16 or fp16, a row's coordinates side by side ("K-major" on both sides)
+//   pitch     elements from row to row: the width rounded up to 64, so a row is a multiple of 128 bytes; the base is
+//             256-byte aligned. Zeros beyond the width
+//   count     rounded up to whole tiles of kOperandTile; rows beyond the last are zeros
+//
+// Beside a query row: its norm (float32; zero where the row is given up, or with exact=False). Beside a bank row
+// ("column"), one float32 each:
+//
+//   start     what its accumulators start from: the map of -|b|^2/2, the bias or 0, raised by its own error bound; -inf
+//             for a row that is none, so that it never survives; +inf for a row that must be refined
+//   bound     how far a score can be off, per unit of the query's norm
+//   lift      how much `start` was raised
+//
+// THE BOUND: with S = start + sum x^ b^ over the operands x^, b^, accumulated by tensor cores, T the exact map of the
+// refined float64 score, slack a number per query (for underflow and the refinement itself),
+//   upper = S + norm * bound,  lower = upper - 2 (norm * bound + lift + slack),  lower <= T - slack <= upper,
+// so a column whose upper lies below another's lower is not better. norm * bound may be added to the start or at the
+// end. Proof and constants: plan.h, "16-bit operands".
+//
+// Order: bank row i of a piece is row schedule.panel(first_slot + i / 16) * 16 + i % 16 of the bank: pieces follow the
+// schedule's scattered panels, as float32 panels do. The frame (centre, power of two) is the float32 pack's own.
+// Operands are written for each call, a piece of the bank at a time, from the original rows: a Bank's pack stays
+// float32.
+#pragma once
+
+#include "../core/types.h"
+
+namespace vecbank::cuda {
+
+constexpr int64_t kOperandTile = 256;  // rows of a whole tile: two of mma.sync's, one of Hopper's streamed ones
+constexpr int64_t kOperandDepth = 64;  // elements of a step: 128 bytes, the widest swizzle
+
+VB_INLINE constexpr int64_t operand_pitch(int64_t width) {
+  return (width + kOperandDepth - 1) / kOperandDepth * kOperandDepth;
+}
+VB_INLINE constexpr int64_t operand_rows(int64_t count) {
+  return (count + kOperandTile - 1) / kOperandTile * kOperandTile;
+}
+
+// One side of the product.
+struct Operand {
+  DType type = DType::bf16;  // bf16 or f16
+  uint16_t* rows = nullptr;
+  int64_t pitch = 0;
+};
+struct OperandColumns {  // [operand_rows(count)] each
+  float *start = nullptr, *bound = nullptr, *lift = nullptr;
+};
+VB_INLINE constexpr int64_t operand_bytes(int64_t width) {  // of a bank row
+  return operand_pitch(width) * 2 + 3 * static_cast<int64_t>(sizeof(float));
+}
+
+}  // namespace vecbank::cuda

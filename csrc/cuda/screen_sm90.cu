@@ -1,0 +1,444 @@
+// The Hopper screen (sm_90a): NEVER RUN on a GPU, so reached only with VECBANK_CUDA_PATH=sm90.
+//
+// Blocks of three warpgroups, one block a multiprocessor. The producer, one thread, streams bank tiles of 128 rows
+// through a ring in shared memory by TMA. Each of two consumer groups keeps 128 query rows there and multiplies them
+// with every tile (wgmma, two accumulator blocks of 64 x 128); they take turns at the matrix units, so that one looks
+// at its scores while the other's are made.
+//
+// An accumulator starts at its column's start + the row's norm * the column's bound, so a finished one is an upper
+// bound: a multiply-add before the product and a maximum after it are all that a score costs. A thread has four rows
+// of a tile, 32 scores each; maxima of eight are compared with the row's threshold. What reaches it goes, out of line,
+// into a short list in shared memory that belongs to the row's four threads alone (no atomics), and from there at the
+// end of the row's tiles, or when it is full, to the row's candidates. Argmin (k = 1) raises the threshold as it goes.
+//
+// Budgets, tiles and descriptors: sm90_layout.h. Instructions: sm90_ptx.h.
+#include "kernels.h"
+
+#if !defined(VECBANK_EMULATE) && !__has_include(<cute/arch/mma_sm90_gmma.hpp>)
+namespace vecbank::cuda {
+Error sm90_fault(const Device&) {
+  return "the sm90 path was left out of this build: no CUTLASS headers (pip install nvidia-cutlass==4.2.0.0)";
+}
+Error screen_sm90(const Screen&, const Device& device) { return sm90_fault(device); }
+}  // namespace vecbank::cuda
+#else
+
+#include "order.h"
+#if !defined(VECBANK_EMULATE)
+#include "sm90_ptx.h"
+#endif
+
+namespace vecbank::cuda {
+namespace sm90 {
+
+// ---- Parameters
+// ------------------------------------------------------------------------------------------------------------
+
+struct Args {
+  TensorMap query_map, bank_map;
+  Screen s;
+  Work work;
+};
+
+// Where in the operand a tile of this launch begins.
+VB_INLINE int first_column(const Screen& s, int tile) {
+  return static_cast<int>(s.begin - s.first_slot) * kPanel + tile * kColumns;
+}
+// The bank row that is the operand's row i.
+VB_INLINE int64_t bank_row(const Screen& s, uint32_t i) {
+  return s.schedule.panel(s.first_slot + i / kPanel) * kPanel + i % kPanel;
+}
+
+struct Barriers {
+  uint64_t full[kMostStages], empty[kMostStages], queries_full, queries_empty;
+};
+static_assert(sizeof(Barriers) == (2 * kMostStages + 2) * 8);
+
+#if defined(VECBANK_SM90_CODE)
+
+template <int Blocks>
+struct Shared {  // one thread's view of shared memory
+  static constexpr SharedMap kMap = shared_map(Blocks);
+  char* base;
+  __device__ __forceinline__ Shared() : base(shared_memory()) {
+    base += (0u - shared_address(base)) & (kAlignment - 1);
+  }
+  __device__ __forceinline__ Barriers& barriers() const { return *reinterpret_cast<Barriers*>(base + kMap.barriers); }
+  __device__ __forceinline__ char* queries(int group, int block) const {
+    return base + kMap.queries + (group * Blocks + block) * kQueryBox;
+  }
+  __device__ __forceinline__ char* stage(int stage) const { return base + kMap.ring + stage * kBankBox; }
+  __device__ __forceinline__ ColumnTerms& columns(int tile) const {
+    return reinterpret_cast<ColumnTerms*>(base + kMap.columns)[tile];
+  }
+  __device__ __forceinline__ Candidate* list(int row) const {
+    return reinterpret_cast<Candidate*>(base + kMap.lists) + row * kListed;
+  }
+  __device__ __forceinline__ double* slacks() const { return reinterpret_cast<double*>(base + kMap.slacks); }
+};
+
+// ---- The producer
+// ------------------------------------------------------------------------------------------------------------
+
+template <int Blocks>
+__device__ __forceinline__ void produce(const Args& a, const Shared<Blocks>& shared) {
+  int at = a.work.begin(static_cast<int>(blockIdx.x));
+  const int end = a.work.begin(static_cast<int>(blockIdx.x) + 1);
+  Barriers& barriers = shared.barriers();
+  Turn ring;
+  unsigned parity = 0;
+  int slot = 0;  // of the tile's columns
+  while (at < end) {
+    const Segment segment = a.work.segment(at, end);
+    barrier_wait(&barriers.queries_empty, parity ^ 1);
+    parity ^= 1;
+    barrier_expect(&barriers.queries_full, kGroups * Blocks * kQueryBox);
+    for (int g = 0; g < kGroups; ++g)
+      for (int block = 0; block < Blocks; ++block)
+        load_box(a.query_map, &barriers.queries_full, shared.queries(g, block), block * kOperandDepth,
+                 int64_t{segment.row_tile} * kRows + g * kGroupRows);
+    for (int tile = segment.begin; tile < segment.end; ++tile) {
+      const int column = first_column(a.s, tile);
+      for (int block = 0; block < Blocks; ++block) {
+        uint64_t* full = &barriers.full[ring.stage];
+        barrier_wait(&barriers.empty[ring.stage], ring.parity ^ 1);
+        barrier_expect(full, kBankBox + (block == 0 ? static_cast<int>(sizeof(ColumnTerms)) : 0));
+        load_box(a.bank_map, full, shared.stage(ring.stage), block * kOperandDepth, column);
+        if (block == 0) {
+          ColumnTerms& terms = shared.columns(slot);
+          load_bytes(a.s.beside.start + column, full, terms.start, sizeof terms.start);
+          load_bytes(a.s.beside.bound + column, full, terms.bound, sizeof terms.bound);
+          load_bytes(a.s.beside.lift + column, full, terms.lift, sizeof terms.lift);
+        }
+        ring.advance(Shared<Blocks>::kMap.stages);
+      }
+      slot = slot + 1 == Shared<Blocks>::kMap.tiles ? 0 : slot + 1;
+    }
+    at += segment.end - segment.begin;
+  }
+}
+
+// ---- What survives: rare, so out of line. The four threads of a quad share a row; the whole warp calls these.
+// ------------------------------------------------------------------------------------------------------------
+
+struct RowState {
+  float threshold;
+  int listed;  // candidates waiting in the row's list, whose columns still are the operand's rows
+};
+
+__device__ __forceinline__ float quad_max(float v) {
+  v = fmaxf(v, __shfl_xor_sync(kAllLanes, v, 1));
+  return fmaxf(v, __shfl_xor_sync(kAllLanes, v, 2));
+}
+struct Place {  // of a thread among those of its quad that keep something
+  int before, all;
+};
+__device__ __forceinline__ Place place_of(bool keep) {
+  const unsigned lane = threadIdx.x % 32, quad = __ballot_sync(kAllLanes, keep) >> (lane & 28u) & 15u;
+  return {__popc(quad & ((1u << lane % 4) - 1)), __popc(quad)};
+}
+
+// Moves what still reaches the threshold from the lists of the rows that are `wanted` to their candidates.
+static __device__ __noinline__ RowState flush(const Screen& s, int64_t row, RowState state, Candidate* list,
+                                              bool wanted) {
+  const int t = threadIdx.x % 4;
+  float threshold = -HUGE_VALF;  // other blocks may have seen better
+  if (wanted && s.listed > 0) threshold = *static_cast<volatile const float*>(s.thresholds + row);
+  threshold = fmaxf(quad_max(threshold), state.threshold);
+  __syncwarp();  // the quad's list is written
+  for (int base = 0; base < kListed; base += 4) {
+    const int i = base + t;
+    const bool keep = wanted && i < state.listed && !(list[i].upper < threshold);
+    const Place place = place_of(keep);
+    int at = 0;
+    if (t == 0 && place.all > 0) at = atomicAdd(s.counts + row, place.all);
+    at = __shfl_sync(kAllLanes, at, threadIdx.x % 32 & 28);
+    if (keep && at + place.before < s.capacity) {
+      Candidate candidate = list[i];
+      candidate.column = static_cast<uint32_t>(bank_row(s, candidate.column));
+      s.candidates[row * s.capacity + at + place.before] = candidate;
+    }
+    if (place.all > 0 && at + place.all > s.capacity) threshold = HUGE_VALF;  // full: refined against everything later
+  }
+  __syncwarp();  // and read
+  return {threshold, wanted ? 0 : state.listed};
+}
+
+struct Bunch {
+  float v[kBunch];  // v[u] is the upper bound of column first + 8 (u / 2) + u % 2
+};
+
+// `terms`: of the tile, whose first column is the operand's row `column`; `first`: this thread's first column in it.
+static __device__ __noinline__ RowState keep(const Screen& s, const Bunch bunch, int64_t row, float norm, double slack,
+                                             RowState state, Candidate* list, const ColumnTerms& terms, int column,
+                                             int first) {
+  unsigned reaches = 0;  // bit u: bunch.v[u] reaches the threshold; -inf is no column, +inf a row that was given up
+#pragma unroll
+  for (int u = 0; u < kBunch; ++u)
+    if (!(bunch.v[u] < state.threshold) && bunch.v[u] != -HUGE_VALF) reaches |= 1u << u;
+  if (!(state.threshold < HUGE_VALF)) reaches = 0;
+  const unsigned some = __reduce_or_sync(kAllLanes, reaches);  // usually one bit
+  const int end = static_cast<int>(s.end - s.first_slot) * kPanel;
+  float best = state.threshold, lower[kBunch];
+#pragma unroll
+  for (int u = 0; u < kBunch; ++u) {
+    lower[u] = -HUGE_VALF;
+    if ((some >> u & 1) == 0 || (reaches >> u & 1) == 0) continue;
+    const int at = first + u / 2 * 8 + u % 2, i = column + at;
+    const bool valid = i < end && (s.mask.data == nullptr ||
+                                   s.mask.data[row * s.mask.row_stride + bank_row(s, i) * s.mask.col_stride]);
+    if (!valid) {
+      reaches &= ~(1u << u);
+      continue;
+    }
+    lower[u] = lower_bound(bunch.v[u], norm, terms.bound[at], s.exact ? terms.lift[at] + slack : 0.0);
+    best = fmaxf(best, lower[u]);
+  }
+  if (s.listed > 0) {
+    best = quad_max(best);
+    if (threadIdx.x % 4 == 0 && state.threshold < best) atomic_max(s.thresholds + row, best);
+    state.threshold = best;
+  }
+#pragma unroll
+  for (int u = 0; u < kBunch; ++u) {
+    if ((some >> u & 1) == 0) continue;
+    const bool kept = (reaches >> u & 1) != 0 && !(bunch.v[u] < state.threshold) && state.threshold < HUGE_VALF;
+    const Place place = place_of(kept);
+    const bool full = state.listed + place.all > kListed;
+    if (__any_sync(kAllLanes, full)) state = flush(s, row, state, list, full);
+    if (kept)
+      list[state.listed + place.before] = {bunch.v[u], lower[u],
+                                           static_cast<uint32_t>(column + first + u / 2 * 8 + u % 2)};
+    state.listed += place.all;
+  }
+  return state;
+}
+
+// ---- The consumers
+// ------------------------------------------------------------------------------------------------------------
+
+template <int Blocks>
+struct Consumer {
+  const Args& a;
+  const Shared<Blocks>& shared;
+  int group, thread;  // of 0..1, of 0..127
+  Turn ring;
+  int slot = 0;
+  float acc[kHalves][kScores];
+  // A thread's four rows of its group: 64 h + score_row + 8 i, numbered 2 h + i.
+  float norm[2 * kHalves], threshold[2 * kHalves];
+  int listed[2 * kHalves];
+
+  __device__ __forceinline__ Consumer(const Args& args, const Shared<Blocks>& view, int g)
+      : a(args), shared(view), group(g), thread(static_cast<int>(threadIdx.x) % 128) {}
+
+  __device__ __forceinline__ int row_in_block(int r) const {
+    return group * kGroupRows + r / 2 * 64 + score_row(thread, 2 * (r % 2));
+  }
+
+  __device__ __forceinline__ void begin_rows(int64_t first) {
+    __syncwarp();  // the slacks of the rows before are done with
+    {
+      const int lane = thread % 32, row = group * kGroupRows + lane / 16 * 64 + thread / 32 * 16 + lane % 16;
+      shared.slacks()[row] = first + row < a.s.rows ? a.s.slacks[first + row] : 0.0;
+    }
+    __syncwarp();
+#pragma unroll
+    for (int r = 0; r < 2 * kHalves; ++r) {
+      const int64_t row = first + row_in_block(r);
+      const bool valid = row < a.s.rows;
+      norm[r] = valid ? a.s.norms[row] : 0.0f;
+      // Not through a cached read-only path: other blocks raise these while we run. Stale is only slower.
+      threshold[r] = quad_max(valid ? *static_cast<volatile const float*>(a.s.thresholds + row) : HUGE_VALF);
+      listed[r] = 0;
+    }
+  }
+
+  __device__ __forceinline__ void release(int stage) const {
+    if (thread % 32 == 0) barrier_arrive(&shared.barriers().empty[stage]);
+  }
+
+  template <bool Brain>
+  __device__ __forceinline__ void multiply_tile(bool last) {
+    Barriers& barriers = shared.barriers();
+    barrier_wait(&barriers.full[ring.stage], ring.parity);
+    const ColumnTerms& terms = shared.columns(slot);
+#pragma unroll
+    for (int e = 0; e < kScores; e += 4) {
+      const int column = score_column(thread, e);
+      const float2 start = *reinterpret_cast<const float2*>(terms.start + column);
+      const float2 bound = *reinterpret_cast<const float2*>(terms.bound + column);
+#pragma unroll
+      for (int r = 0; r < 2 * kHalves; ++r) {
+        acc[r / 2][e + r % 2 * 2] = __fmaf_rn(norm[r], bound.x, start.x);
+        acc[r / 2][e + r % 2 * 2 + 1] = __fmaf_rn(norm[r], bound.y, start.y);
+      }
+    }
+    const uint64_t x = tile_descriptor(shared_address(shared.queries(group, 0)));
+    const uint64_t b = tile_descriptor(shared_address(shared.stage(0)));
+    turn_wait(group);
+    products_begin(acc);
+    int before = 0;
+#pragma unroll
+    for (int block = 0; block < Blocks; ++block) {
+      if (block > 0) {
+        barrier_wait(&barriers.full[ring.stage], ring.parity);
+        products_go_on();
+      }
+#pragma unroll
+      for (int step = 0; step < kOperandDepth / kStep; ++step)
+#pragma unroll
+        for (int h = 0; h < kHalves; ++h)
+          multiply<Brain>(acc[h], x + block * kQueryOffset + h * kHalfOffset + step * kStepOffset,
+                          b + ring.stage * kStageOffset + step * kStepOffset);
+      products_commit();
+      if (block > 0) {
+        products_wait<1>();
+        release(before);
+      }
+      before = ring.stage;
+      ring.advance(Shared<Blocks>::kMap.stages);
+    }
+    if (!last || group == 0) turn_pass(1 - group);  // the last product of all waits for nobody
+    products_wait_all(acc);
+    release(before);
+  }
+
+  __device__ __forceinline__ void look(int64_t first, int column) {
+    unsigned hits = 0;  // a bit for each bunch
+#pragma unroll
+    for (int r = 0; r < 2 * kHalves; ++r)
+#pragma unroll
+      for (int q = 0; q < kBunches; ++q) {
+        const Bunch bunch = bunch_of(r, q);
+        float largest = bunch.v[0];
+#pragma unroll
+        for (int u = 1; u < kBunch; ++u) largest = max_nan(largest, bunch.v[u]);
+        if (!(largest < threshold[r])) hits |= 1u << (r * kBunches + q);
+      }
+    hits = __reduce_or_sync(kAllLanes, hits);
+    if (hits == 0) return;
+    const ColumnTerms& terms = shared.columns(slot);
+#pragma unroll
+    for (int r = 0; r < 2 * kHalves; ++r)
+#pragma unroll
+      for (int q = 0; q < kBunches; ++q) {
+        if ((hits >> (r * kBunches + q) & 1) == 0) continue;
+        const int row = row_in_block(r);
+        const RowState state =
+            keep(a.s, bunch_of(r, q), first + row, norm[r], shared.slacks()[row], {threshold[r], listed[r]},
+                 shared.list(row), terms, column, score_column(thread, 0) + q * kBunch * 4);
+        threshold[r] = state.threshold;
+        listed[r] = state.listed;
+      }
+  }
+  // Scores q * kBunch and on of row r: every fourth pair of an accumulator block.
+  __device__ __forceinline__ Bunch bunch_of(int r, int q) const {
+    Bunch bunch;
+#pragma unroll
+    for (int u = 0; u < kBunch; ++u) bunch.v[u] = acc[r / 2][(q * kBunch / 2 + u / 2) * 4 + r % 2 * 2 + u % 2];
+    return bunch;
+  }
+
+  template <bool Brain>
+  __device__ __forceinline__ void consume() {
+    int at = a.work.begin(static_cast<int>(blockIdx.x));
+    const int end = a.work.begin(static_cast<int>(blockIdx.x) + 1);
+    Barriers& barriers = shared.barriers();
+    unsigned parity = 0;
+    if (group == 1 && at < end) turn_pass(0);
+    while (at < end) {
+      const Segment segment = a.work.segment(at, end);
+      const int64_t first = int64_t{segment.row_tile} * kRows;
+      begin_rows(first);
+      barrier_wait(&barriers.queries_full, parity);
+      parity ^= 1;
+      for (int tile = segment.begin; tile < segment.end; ++tile, ++at) {
+        multiply_tile<Brain>(at + 1 == end);
+        look(first, first_column(a.s, tile));
+        slot = slot + 1 == Shared<Blocks>::kMap.tiles ? 0 : slot + 1;
+      }
+      if (thread % 32 == 0) barrier_arrive(&barriers.queries_empty);
+#pragma unroll
+      for (int r = 0; r < 2 * kHalves; ++r) {
+        const int row = row_in_block(r);
+        flush(a.s, first + row, {threshold[r], listed[r]}, shared.list(row), first + row < a.s.rows);
+      }
+    }
+  }
+};
+
+#endif  // VECBANK_SM90_CODE
+
+// ---- The kernel
+// ------------------------------------------------------------------------------------------------------------
+
+template <int Blocks, bool Brain>
+__global__ void __launch_bounds__(kThreads, 1) sm90_kernel(const __grid_constant__ Args a) {
+#if defined(VECBANK_SM90_CODE)
+  const Shared<Blocks> shared;
+  if (threadIdx.x == 0) {
+    Barriers& barriers = shared.barriers();
+    for (int i = 0; i < Shared<Blocks>::kMap.stages; ++i) {
+      barrier_init(&barriers.full[i], 1);
+      barrier_init(&barriers.empty[i], kConsumerWarps);
+    }
+    barrier_init(&barriers.queries_full, 1);
+    barrier_init(&barriers.queries_empty, kConsumerWarps);
+    barrier_init_done();
+  }
+  __syncthreads();
+  const int group = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / 128, 0);  // the same register for a warp
+  if (group == kGroups) {
+    give_registers<kProducerRegisters>();
+    if (threadIdx.x == kGroups * 128) produce<Blocks>(a, shared);
+  } else {
+    take_registers<kConsumerRegisters>();
+    Consumer<Blocks>(a, shared, group).template consume<Brain>();
+  }
+#elif defined(__CUDA_ARCH__)
+  __trap();  // built for 9.0 without the "a", or from PTX: rather an error than no candidates
+#endif
+}
+
+template <int Blocks>
+Error start(const Args& a, bool brain, const Device& device) {
+  return launch(brain ? sm90_kernel<Blocks, true> : sm90_kernel<Blocks, false>,
+                dim3(static_cast<unsigned>(a.work.blocks)), kThreads, shared_map(Blocks).bytes, device, a);
+}
+
+}  // namespace sm90
+
+// ---- On the host
+// ------------------------------------------------------------------------------------------------------------
+
+Error sm90_fault(const Device& device) {
+  return device.capability == 90 ? nullptr : "the sm90 path is for compute capability 9.0 only";
+}
+
+Error screen_sm90(const Screen& args, const Device& device) {
+  VB_TRY(sm90_fault(device));
+  const int64_t pitch = args.bank_operand.pitch;
+  if (pitch > kWidestSm90 || args.listed > 1) return "screen_sm90: wider, or with longer lists, than it can be";
+  sm90::Args a{};
+  a.s = args;
+  VB_TRY(sm90::encode(sm90::tensor_spec(args.query_operand, args.rows, sm90::kGroupRows), &a.query_map));
+  VB_TRY(sm90::encode(sm90::tensor_spec(args.bank_operand, (args.end - args.first_slot) * kPanel, sm90::kColumns),
+                      &a.bank_map));
+  const int64_t most = sm90::most_columns(args.rows) / kPanel;
+  const bool brain = args.bank_operand.type == DType::bf16;
+  for (a.s.begin = args.begin; a.s.begin < args.end; a.s.begin = a.s.end) {
+    a.s.end = std::min(args.end, a.s.begin + most);
+    a.work = sm90::make_work(args.rows, (a.s.end - a.s.begin) * kPanel, device.processors, args.blocks);
+    switch (sm90::blocks_of(pitch)) {
+      case 1: VB_TRY(sm90::start<1>(a, brain, device)); break;
+      case 2: VB_TRY(sm90::start<2>(a, brain, device)); break;
+      case 3: VB_TRY(sm90::start<3>(a, brain, device)); break;
+      default: VB_TRY(sm90::start<4>(a, brain, device));
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace vecbank::cuda
+#endif

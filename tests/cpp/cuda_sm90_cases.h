@@ -1,0 +1,67 @@
+// Searches through Hopper's kernel (cuda_cases.h includes this): every width it takes and one it does not, tiles and
+// chunks that are not whole, 16-bit inputs as they are and others rounded, hostile data. NEVER RUN on a GPU so far.
+#pragma once
+
+namespace {
+
+TEST(cuda_search_sm90_equals_cpu) {
+  if (!has_sm90()) return;
+  const OnPath on(cuda::Path::sm90);
+  uint32_t seed = 300;
+  for (const Metric metric : kMetrics)
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
+      for (const int64_t k : {1, 12}) {
+        const int64_t d = metric == Metric::dot ? 130 : metric == Metric::cosine ? 64 : metric == Metric::l2 ? 19 : 200;
+        const int64_t n = k == 1 ? 261 : 5, m = k == 1 ? 300 : 700;
+        const Matrix x(normal<double>(n * d, ++seed), d, dtype, k == 1), b(normal<double>(m * d, ++seed), d, dtype);
+        compare(x, b, {metric, k, true, k == 1, true, k == 12}, "sm90");
+      }
+  for (const int64_t d : {256, 257}) {  // the widest, and one for the other kernel
+    const Matrix x(normal<double>(9 * d, ++seed), d, DType::f16), b(normal<double>(200 * d, ++seed), d, DType::f16);
+    for (const int64_t k : {1, 4}) compare(x, b, {Metric::l2, k}, "width");
+  }
+  const Matrix x(normal<double>(9 * 12, ++seed), 12, DType::bf16), b(normal<double>(90 * 12, ++seed), 12, DType::f32);
+  compare(x, b, {Metric::cosine, 1}, "a 16-bit query with a float32 bank");
+}
+
+TEST(cuda_search_sm90_hostile_data) {
+  if (!has_sm90()) return;
+  const OnPath on(cuda::Path::sm90);
+  const int64_t d = 9, n = 6, m = 400;
+  const auto all = [&](const Vec<double>& xs, const Vec<double>& bs, DType dtype, const char* what) {
+    const Matrix x(xs, d, dtype), b(bs, d, dtype);
+    for (const Metric metric : kMetrics)
+      for (const int64_t k : {1, 7}) compare(x, b, {metric, k}, what);
+  };
+  const Vec<double> xs = normal<double>(n * d, 5), bs = normal<double>(m * d, 6);
+  all(normal<double>(n * d, 7, 0.01, 1000.0), normal<double>(m * d, 8, 0.01, 1000.0), DType::f32, "1000 +- 0.01");
+  Vec<double> rounded = bs;
+  for (double& v : rounded) v = std::round(v);
+  all(rounded, rounded, DType::f16, "many ties");
+  all(xs, Vec<double>(static_cast<size_t>(m * d), 0.5), DType::bf16, "all rows equal");
+  Vec<double> broken = bs, broken_x = xs;
+  broken[5] = NAN, broken[static_cast<size_t>(d) * 7] = INFINITY, broken[static_cast<size_t>(d) * 9 + 1] = -INFINITY;
+  broken_x[static_cast<size_t>(d)] = NAN, broken_x[static_cast<size_t>(2 * d)] = INFINITY;
+  for (int64_t i = 0; i < d; ++i) broken_x[static_cast<size_t>(3 * d + i)] = 0.0;
+  all(broken_x, broken, DType::f32, "NaN and infinities");
+  Vec<double> extreme = bs;
+  for (size_t i = 0; i < extreme.size(); ++i) extreme[i] *= i / d % 3 == 0 ? 1e-300 : i / d % 3 == 1 ? 1e150 : 1.0;
+  all(xs, extreme, DType::f64, "all sizes");
+
+  std::mt19937 random(5);
+  const auto bias = normal<double>(m, 231, 3.0);
+  const Matrix x(xs, d, DType::bf16), b(bs, d, DType::bf16);
+  for (const int keep : {0, 1, 50}) {  // percent
+    Vec<unsigned char> mask(static_cast<size_t>(n * m));
+    for (auto& v : mask) v = static_cast<int>(random() % 100) < keep;
+    for (const int64_t k : {1, 6, 40}) {
+      Case c{Metric::dot, k};
+      c.mask = &mask;
+      compare(x, b, c, "mask");
+      c.bias = &bias;
+      compare(x, b, c, "mask and bias");
+    }
+  }
+}
+
+}  // namespace
