@@ -62,7 +62,8 @@ __global__ void __launch_bounds__(kPanelThreads, 4)
 }
 
 // A block per 16 rows, those of the padding included.
-__global__ void __launch_bounds__(kPanelThreads, 4) write_bank_operands_kernel(const __grid_constant__ BankOperands args) {
+__global__ void __launch_bounds__(kPanelThreads, 4)
+    write_bank_operands_kernel(const __grid_constant__ BankOperands args) {
   double* norms = reinterpret_cast<double*>(shared_memory());  // 16
   const BankPanels& a = args.common;
   const int64_t d = a.bank.width, pitch = args.to.pitch;
