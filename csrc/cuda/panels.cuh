@@ -72,8 +72,6 @@ __device__ __forceinline__ double norm_of(const Rows& rows, int64_t i, bool vali
 
 // ---- What is known of a row before its coordinates are written, whatever they are written as
 
-VB_INLINE double least(double a, double b) { return a < b ? a : b; }
-
 // The norms of a panel's rows, eight threads a row; the upper half of the block repeats the lower half's rows. A
 // barrier must follow.
 __device__ __forceinline__ void norms_of_panel(const BankPanels& a, int64_t column, double* norms) {

@@ -10,7 +10,7 @@ namespace {
 
 // A norm outside of these makes its row (or column) odd: between them a product of two rows keeps its digits.
 template <class T>
-struct Range {
+struct Extent {
   static constexpr double least = sizeof(T) == 4 ? 0x1p-40 : 0x1p-400, most = sizeof(T) == 4 ? 0x1p60 : 0x1p500;
 };
 
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kPanelThreads) row_factor_kernel(const __grid_
     const bool valid = i < a.rows.count;
     const double squares = squares_of(a.rows, i, valid, {}), norm = sqrt(squares);
     if (!valid || threadIdx.x % 16 != 0) continue;
-    const bool odd = !(norm <= Range<T>::most) || (norm > 0.0 && norm < Range<T>::least);
+    const bool odd = !(norm <= Extent<T>::most) || (norm > 0.0 && norm < Extent<T>::least);
     a.odd[i] = odd;
     a.factor[i] = odd                          ? T(0)
                   : a.metric == Metric::cosine ? static_cast<T>(1.0 / floored(norm))

@@ -295,8 +295,6 @@ TEST(cuda_search_bad_pack_is_not_read) {
   CHECK(bench.state.bad_codes != 0 && bench.state.repeated == 5);
 }
 
-}
-
 TEST(cuda_codebook_equals_cpu) {
   std::mt19937 random(9);
   for (const DType dtype : kDTypes)
