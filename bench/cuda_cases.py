@@ -24,7 +24,7 @@ PATHS: dict[str, dict[str, str]] = {
     "vecbank library": {"VECBANK_CUDA_PROJECT": "library"},
 }
 _SEARCH_PATHS = ("vecbank mma", "vecbank mma16", "vecbank sm90")
-_PROJECT_PATHS = ("vecbank kernel", "vecbank library", "vecbank sm90")
+_PROJECT_PATHS = ("vecbank kernel", "vecbank library")
 
 EXPRESSION, COMPILED = "torch", "torch.compile"  # the expression a user writes around a cuBLAS product
 FLASH, VQP = "flash-kmeans", "vector-quantize-pytorch"

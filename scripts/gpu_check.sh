@@ -131,7 +131,8 @@ export PYTHONPATH=$PWD/python${PYTHONPATH:+:$PYTHONPATH}
 
 # ---- Tests ----------------------------------------------------------------------------------------------------------
 step kernels 60 "$build/vecbank_cuda_tests"
-say "      $(grep -m1 'worst error' "$scratch/step" | sed 's/^ *//' || echo 'the accumulation test did not report')"
+grep -q 'worst error' "$scratch/step" || say "      the accumulation test did not report"
+grep 'worst error' "$scratch/step" | while read -r line; do say "      $line"; done
 
 table=(tests/test_cuda.py tests/test_exact.py tests/test_project.py tests/test_gather.py tests/test_autograd.py
   tests/test_invariance.py tests/test_residual.py tests/test_train.py tests/test_bank.py tests/test_errors.py)

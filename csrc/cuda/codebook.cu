@@ -76,17 +76,15 @@ __global__ void __launch_bounds__(kRowThreads) lookup_dot_kernel(const LookupDot
 // -------------------------------------------------------------------------------------------------
 
 struct Segments {  // 16 bytes a code
-  uint32_t *keys, *sorted_keys, *positions, *sorted_positions;
+  Sorted pairs;    // of (code, position)
   void* scratch;
   int64_t scratch_bytes;
 };
 
 Segments cut_segments(Arena& arena, int64_t codes, int64_t segments) {
   Segments s{};
-  s.keys = arena.take<uint32_t>(codes);
-  s.sorted_keys = arena.take<uint32_t>(codes);
-  s.positions = arena.take<uint32_t>(codes);
-  s.sorted_positions = arena.take<uint32_t>(codes);
+  for (uint32_t** half : {&s.pairs.keys, &s.pairs.other_keys, &s.pairs.values, &s.pairs.other_values})
+    *half = arena.take<uint32_t>(codes);
   s.scratch_bytes = sort_scratch_bytes(codes, segments);
   s.scratch = arena.take<char>(s.scratch_bytes);
   return s;
@@ -108,13 +106,12 @@ __global__ void __launch_bounds__(kThreads) keys_kernel(const KeysArgs a) {
   }
 }
 
-Error sort_codes(const int64_t* codes, int64_t count, int64_t segments, const Segments& s, const Device& device) {
+Error sort_codes(const int64_t* codes, int64_t count, int64_t segments, Segments* s, const Device& device) {
   if (count >= (int64_t{1} << 32) || segments >= (int64_t{1} << 32) - 1) return "more than 2^32 codes in one call";
   if (count == 0) return nullptr;
-  const KeysArgs a{codes, count, segments, s.keys, s.positions, device.state};
+  const KeysArgs a{codes, count, segments, s->pairs.keys, s->pairs.values, device.state};
   VB_TRY(launch(keys_kernel, grid_for(ceil_div(count, kThreads)), kThreads, 0, device, a));
-  return sort_pairs(s.scratch, s.scratch_bytes, s.keys, s.sorted_keys, s.positions, s.sorted_positions, count, segments,
-                    device);
+  return sort_pairs(s->scratch, s->scratch_bytes, &s->pairs, count, segments, device);
 }
 
 // First position whose key is at least `key`.
@@ -334,10 +331,10 @@ int64_t segment_sum_workspace(int64_t codes, int64_t segments) {
 
 Error segment_sum(const SegmentSumProblem& p, const Device& device) {
   Arena arena(device.workspace);
-  const Segments s = cut_segments(arena, p.count, p.segments);
+  Segments s = cut_segments(arena, p.count, p.segments);
   if (arena.used() > device.workspace_bytes) return too_small();
-  VB_TRY(sort_codes(p.codes, p.count, p.segments, s, device));
-  const SumArgs a{p, s.sorted_keys, s.sorted_positions};
+  VB_TRY(sort_codes(p.codes, p.count, p.segments, &s, device));
+  const SumArgs a{p, s.pairs.keys, s.pairs.values};
   return launch(segment_sum_kernel, grid_for(p.segments), kRowThreads, 0, device, a);
 }
 
@@ -352,13 +349,15 @@ int64_t pair_workspace(int64_t pairs, int64_t segments) {
 Error pair_gradients(const PairProblem& p, const Device& device) {
   const int64_t pairs = p.queries.count * p.k;
   Arena arena(device.workspace);
-  const Segments s = cut_segments(arena, pairs, p.bank.count);
-  PairArgs a{p, nullptr, nullptr, s.sorted_keys, s.sorted_positions, device.state};
+  Segments s = cut_segments(arena, pairs, p.bank.count);
+  PairArgs a{p, nullptr, nullptr, nullptr, nullptr, device.state};
   a.along = arena.take<double>(pairs);
   a.own_bank = arena.take<double>(pairs);
   if (arena.used() > device.workspace_bytes) return too_small();
   const int64_t shared = (kRowThreads / kLanes + 1) * static_cast<int64_t>(sizeof(double));
-  VB_TRY(sort_codes(p.indices, pairs, p.bank.count, s, device));  // it also reports bad codes
+  VB_TRY(sort_codes(p.indices, pairs, p.bank.count, &s, device));  // it also reports bad codes
+  a.keys = s.pairs.keys;
+  a.positions = s.pairs.values;
   VB_TRY(launch(pair_queries_kernel, grid_for(p.queries.count), kRowThreads, shared, device, a));
   if (p.grad_bank == nullptr) return nullptr;
   return launch(pair_bank_kernel, grid_for(p.bank.count), kRowThreads, 0, device, a);

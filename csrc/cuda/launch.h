@@ -9,15 +9,28 @@
 
 namespace vecbank::cuda {
 
+// Lets a kernel have all the shared memory that a block can have. The exact need of a launch would be a race: another
+// thread's smaller launch could lower it before this one starts.
+template <class Args>
+cudaError_t raise_shared(void (*kernel)(Args)) {
+  int number = 0, most = 0;
+  cudaError_t status = cudaGetDevice(&number);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, number);
+  return status == cudaSuccess ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most)
+                               : status;
+}
+
 // Every kernel takes one struct by value.
 template <class Args>
 Error launch(void (*kernel)(Args), dim3 grid, int threads, int64_t shared_bytes, const Device& device,
              const Args& args) {
   if (grid.x == 0 || grid.y == 0) return nullptr;
   if (shared_bytes > (48 << 10)) {
-    const cudaError_t raised =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (raised != cudaSuccess) return cudaGetErrorString(raised);
+    const cudaError_t raised = raise_shared(kernel);
+    if (raised != cudaSuccess) {
+      (void)cudaGetLastError();  // told here, and not again by the next launch
+      return cudaGetErrorString(raised);
+    }
   }
   kernel<<<grid, threads, static_cast<size_t>(shared_bytes), static_cast<cudaStream_t>(device.stream)>>>(args);
   const cudaError_t launched = cudaGetLastError();

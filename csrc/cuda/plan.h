@@ -54,11 +54,13 @@ VB_INLINE float twice_above(double slack) { return above(2.0 * slack * (1.0 + 0x
 VB_INLINE float row_floor(float best, float twice_slack) { return best - std::fabs(best) * 0x1p-22f - twice_slack; }
 
 // ---- Tensor cores
-// ------------------------------------------------------------------------------------------------------ ASSUMED, not
-// documented, and measured by no run of ours yet (tests/cuda/accumulation.cu is the program that will): one tensor-core
-// instruction adds its products to the accumulator with an error of at most kTensorUnit times the sum of the magnitudes
-// of all that is added. The same constant stands for every architecture until one is measured.
-constexpr double kTensorUnit = 0x1p-22;
+// ASSUMED, not documented, and measured by no run of ours yet (tests/cuda/accumulation*.cu will): one tensor-core
+// instruction adds its products to the accumulator with an error of at most kTensorUnit (16-bit inputs) or kTf32Unit
+// times the sum of the magnitudes of all that is added, on every architecture until each is measured. Bit-exact models
+// that others fitted to hardware (MMA-Sim, for one) cut every term at a unit 2^-24 (8.x) or 2^-25 (9.0, 10.0) below the
+// largest, and round the sum towards zero. On 8.x an instruction is two steps, of 8 and of 4 products: they lose
+// 2 (8 + 2) 2^-24 = 5 * 2^-22 and 2 (4 + 2) 2^-24 = 3 * 2^-22. Everything else loses less.
+constexpr double kTensorUnit = 5.5 * 0x1p-22, kTf32Unit = 3.3 * 0x1p-22;
 // A float32 is split as hi + lo of 11 bits each; hi hi + hi lo + lo hi leaves out at most 3.01 * 2^-22 |x||b|.
 constexpr double kSplitUnit = 3.01 * 0x1p-22;
 
@@ -66,7 +68,7 @@ constexpr double kSplitUnit = 3.01 * 0x1p-22;
 // split's loss, and three instructions for every eight coordinates, the bound line's and the start's included.
 VB_INLINE double tensor_factor(int64_t width) {
   const double instructions = 3.0 * static_cast<double>((width + 1 + 7) / 8 + 2);
-  const double unit = (kSplitUnit + instructions * kTensorUnit) * 1.02 + screen_unit(width);
+  const double unit = (kSplitUnit + instructions * kTf32Unit) * 1.02 + screen_unit(width);
   return unit / screen_unit(width);
 }
 // Inputs under 2^-126 may count as zero there. `norm`: of the packed query.

@@ -92,6 +92,8 @@ struct PackView {
         pack->scalar_type() == ScalarType::Byte && pack->is_contiguous() && pack->numel() == bytes * pair.batches,
         "vecbank: pack does not belong to a bank of this shape, metric and bias; repack it");
     data = static_cast<const char*>(pack->const_data_ptr());
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(data) % 64 == 0,
+                    "vecbank: pack must begin at a multiple of 64 bytes, as vecbank::pack() makes it");
   }
   const PackHeader* of(int64_t b) const {
     return data == nullptr ? nullptr : reinterpret_cast<const PackHeader*>(data + b * bytes);

@@ -33,11 +33,15 @@ struct OnPath {  // until the end of a scope
   explicit OnPath(cuda::Path p) { path() = p; }
   ~OnPath() { path() = cuda::Path::simt; }
 };
-const std::vector<cuda::Path> kPaths = [] {
-  std::vector<cuda::Path> paths = {cuda::Path::simt, cuda::Path::mma, cuda::Path::mma16};
-  if (has_sm90()) paths.push_back(cuda::Path::sm90);
+// Asked inside a test: before main() the kernels' own library may not have told the runtime what it holds.
+const std::vector<cuda::Path>& every_path() {
+  static const std::vector<cuda::Path> paths = [] {
+    std::vector<cuda::Path> found = {cuda::Path::simt, cuda::Path::mma, cuda::Path::mma16};
+    if (has_sm90()) found.push_back(cuda::Path::sm90);
+    return found;
+  }();
   return paths;
-}();
+}
 
 // A workspace of exactly the size asked for, full of NaN.
 struct Bench {
@@ -183,7 +187,7 @@ TEST(cuda_search_hostile_data) {
   const int64_t d = 9, n = 6, m = 400;
   const auto all = [&](const Vec<double>& xs, const Vec<double>& bs, DType dtype, const char* what) {
     const Matrix x(xs, d, dtype), b(bs, d, dtype);
-    for (const cuda::Path p : kPaths) {
+    for (const cuda::Path p : every_path()) {
       const OnPath on(p);
       for (const Metric metric : kMetrics)
         for (const int64_t k : {int64_t{1}, int64_t{7}})

@@ -369,21 +369,30 @@ inline uint32_t round_tf32(float x) {
   return bits & 0xffffe000u;
 }
 
-// A sum as unkind as the assumed constant allows: every term is cut, towards zero, to a unit of which as many as there
-// are terms make up 2^-22 of the largest, and the result is rounded towards zero.
+// One step of a tensor core as the unkindest models have it: every term is cut, towards zero, to a unit 2^-24 below the
+// largest, and the sum is rounded towards zero.
 template <size_t N>
-float unkind_sum(const double (&terms)[N]) {
-  double largest = 0.0, sum = 0.0;
+float unkind_step(float start, const double (&products)[N]) {
+  double terms[N + 1] = {static_cast<double>(start)}, largest = 0.0, sum = 0.0;
+  std::copy_n(products, N, terms + 1);
   for (const double term : terms) largest = std::max(largest, std::fabs(term));  // a NaN is found below
   if (!(largest > 0.0) || !std::isfinite(largest)) {
     for (const double term : terms) sum += term;
   } else {
-    const double unit = std::ldexp(1.0, std::ilogb(largest) - (N > 9 ? 26 : 25));
+    const double unit = std::ldexp(1.0, std::ilogb(largest) - 24);
     for (const double term : terms) sum += std::trunc(term / unit) * unit;
   }
   float f = static_cast<float>(sum);
   if (std::isfinite(f) && std::fabs(f) > std::fabs(sum)) f = std::nextafterf(f, 0.0f);
   return f;
+}
+// An instruction of two steps.
+template <size_t N>
+float unkind_sum(float start, const double (&products)[N]) {
+  double low[N / 2], high[N / 2];
+  std::copy_n(products, N / 2, low);
+  std::copy_n(products + N / 2, N / 2, high);
+  return unkind_step(unkind_step(start, low), high);
 }
 inline uint64_t word_pair(uint32_t low, uint32_t high) { return static_cast<uint64_t>(high) << 32 | low; }
 
@@ -397,12 +406,12 @@ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
   const int lane = emulator::block().now % 32, g = lane / 4, t = lane % 4;
   for (int e = 0; e < 4; ++e) {
     const int row = g + 8 * (e / 2), column = 2 * t + e % 2;
-    double terms[9] = {static_cast<double>(c[e])};
+    double products[8];
     // (row, k) of a lies in lane row % 8 * 4 + k % 4, word row / 8 + 2 * (k / 4); (k, column) of b in lane column * 4
     // + k % 4.
     for (int k = 0; k < 8; ++k)
-      terms[k + 1] = at(row % 8 * 4 + k % 4, row / 8 + 2 * (k / 4)) * at(column * 4 + k % 4, 4 + k / 4);
-    c[e] = unkind_sum(terms);
+      products[k] = at(row % 8 * 4 + k % 4, row / 8 + 2 * (k / 4)) * at(column * 4 + k % 4, 4 + k / 4);
+    c[e] = unkind_sum(c[e], products);
   }
 }
 
@@ -427,12 +436,12 @@ void mma_16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const int lane = emulator::block().now % 32, g = lane / 4, t = lane % 4;
   for (int e = 0; e < 4; ++e) {
     const int row = g + 8 * (e / 2), column = 2 * t + e % 2;
-    double terms[17] = {static_cast<double>(c[e])};
+    double products[16];
     // (row, k) of a lies in lane row % 8 * 4 + k % 8 / 2, word row / 8 + 2 * (k / 8), half k % 2; b likewise.
     for (int k = 0; k < 16; ++k)
-      terms[k + 1] =
+      products[k] =
           at(row % 8 * 4 + k % 8 / 2, row / 8 + 2 * (k / 8), k % 2) * at(column * 4 + k % 8 / 2, 4 + k / 8, k % 2);
-    c[e] = unkind_sum(terms);
+    c[e] = unkind_sum(c[e], products);
   }
 }
 

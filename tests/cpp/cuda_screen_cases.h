@@ -51,7 +51,7 @@ TEST(cuda_search_every_k_on_every_path) {
   const Matrix b(normal<double>(m * d, 201), d, DType::f32), b16(normal<double>(m * d, 202), d, DType::bf16);
   const Matrix few(normal<double>(3 * d, 203), d, DType::f32), few16(normal<double>(3 * d, 204), d, DType::bf16);
   const Matrix many(normal<double>(131 * d, 205), d, DType::f32);
-  for (const cuda::Path p : kPaths) {
+  for (const cuda::Path p : every_path()) {
     const OnPath on(p);
     for (const int64_t k : {1, 2, 10, 32, 33, 100}) {
       const bool native = p == cuda::Path::mma;
@@ -68,7 +68,7 @@ TEST(cuda_search_screens_out_nearly_everything) {
   const int64_t n = 4, d = 48, m = 3000;
   for (const DType dtype : {DType::f32, DType::bf16}) {
     const Matrix x(normal<double>(n * d, 211), d, dtype), b(normal<double>(m * d, 212), d, dtype);
-    for (const cuda::Path p : kPaths) {
+    for (const cuda::Path p : every_path()) {
       const OnPath on(p);
       for (const int64_t k : {1, 10, 40}) {
         const cuda::State s = compare(x, b, {Metric::l2, k}, "work", k == 1 ? 2 : 30);
@@ -85,7 +85,7 @@ TEST(cuda_search_overflow_is_refined_in_full) {
   const int64_t n = 3, d = 3, m = 2 * cuda::kFewCapacity + 5;
   const Matrix x(normal<double>(n * d, 221), d, DType::f32),
       b(Vec<double>(static_cast<size_t>(m * d), 0.5), d, DType::f32);
-  for (const cuda::Path p : kPaths) {
+  for (const cuda::Path p : every_path()) {
     const OnPath on(p);
     for (const int64_t k : {1, 9}) CHECK(compare(x, b, {Metric::dot, k}, "equal").repeated == n);
   }
@@ -125,7 +125,7 @@ TEST(cuda_search_near_ties_on_every_path) {
       bs[i] = (row % 2 == 0 ? centre[k] : -centre[k]) + scale * noise[i];  // two clusters: no centre helps
     }
     const Matrix x(xs, d, DType::f32), b(bs, d, DType::f32);
-    for (const cuda::Path p : kPaths) {
+    for (const cuda::Path p : every_path()) {
       const OnPath on(p);
       for (const int64_t k : {1, 5}) compare(x, b, {scale == 0x1p-10 ? Metric::cosine : Metric::dot, k}, "near ties");
     }
@@ -135,7 +135,7 @@ TEST(cuda_search_near_ties_on_every_path) {
 // exact=False: the same set whatever the split, since the final threshold decides; and at bf16 not the exact one.
 TEST(cuda_search_screen_only_is_deterministic) {
   const Matrix x(normal<double>(30 * 24, 23), 24, DType::f32), b(normal<double>(2600 * 24, 24), 24, DType::f32);
-  for (const cuda::Path p : kPaths) {
+  for (const cuda::Path p : every_path()) {
     const OnPath on(p);
     for (const int64_t k : {1, 12, 32, 40}) {
       Case c{Metric::dot, k};

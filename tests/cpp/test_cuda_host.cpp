@@ -18,8 +18,8 @@
 namespace vecbank::cuda {
 
 int64_t sort_scratch_bytes(int64_t, int64_t) { return 1; }
-Error sort_pairs(void*, int64_t, const uint32_t* keys, uint32_t* sorted_keys, const uint32_t* values,
-                 uint32_t* sorted_values, int64_t count, int64_t, const Device&) {  // stands in for CUB
+Error sort_pairs(void*, int64_t, Sorted* pairs, int64_t count, int64_t, const Device&) {  // stands in for CUB
+  const auto [keys, sorted_keys, values, sorted_values] = *pairs;
   std::vector<int64_t> order(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; ++i) order[static_cast<size_t>(i)] = i;
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return keys[a] < keys[b]; });
@@ -27,6 +27,7 @@ Error sort_pairs(void*, int64_t, const uint32_t* keys, uint32_t* sorted_keys, co
     sorted_keys[i] = keys[order[static_cast<size_t>(i)]];
     sorted_values[i] = values[order[static_cast<size_t>(i)]];
   }
+  *pairs = {sorted_keys, keys, sorted_values, values};
   return nullptr;
 }
 

@@ -197,7 +197,7 @@ TEST(cuda_bounds_hold_where_sums_lose) {
       const int64_t m = 40;
       const std::vector<double> bias(static_cast<size_t>(m), 1.0);
       const Data x(std::vector<double>(static_cast<size_t>(2 * d), 0x1p-10 * (1.0 - 0x1p-8)), d, dtype);
-      std::vector<double> bs(static_cast<size_t>(m * d), 0x1p-16);
+      std::vector<double> bs(static_cast<size_t>(m * d), 0x1p-14);
       for (size_t i = 0; i < bs.size(); ++i) bs[i] *= i / static_cast<size_t>(d) % 2 == 0 ? 1.0 : -1.0;
       const Data b(bs, d, dtype);
       const double t = tightness(x.rows, b.rows, Metric::dot, path, "sums", bias.data());

@@ -240,8 +240,8 @@ TEST(cuda_operand_bound_covers_what_is_lost) {
 TEST(cuda_tensor_bound_covers_the_plain_one) {
   for (const int64_t d : {1, 8, 64, 128, 1024, 16384}) {
     const double factor = cuda::tensor_factor(d);
-    CHECK(factor > 1.0 && factor < 8.0);
-    CHECK(factor * screen_unit(d) >= cuda::kSplitUnit + 3.0 * static_cast<double>(d / 8) * cuda::kTensorUnit);
+    CHECK(factor > 1.0 && factor < 10.0);
+    CHECK(factor * screen_unit(d) >= cuda::kSplitUnit + 3.0 * static_cast<double>(d / 8) * cuda::kTf32Unit);
   }
 }
 

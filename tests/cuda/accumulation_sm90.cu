@@ -113,6 +113,8 @@ void measure(const char* name) {
   try_it([&](int side, int) {  // each near half of the accumulator's last bit
     return side == 2 ? 1.0 : side == 1 ? 0x1p-12 : 0x1p-12 * (1.0 + (random() % 2 == 0 ? 0.99 : 0.0));
   });
+  for (const double power : {0x1p-13, 0x1p-12})  // each just under the unit of a cut, all of one sign
+    try_it([&](int side, int) { return side == 2 ? 1.0 : side == 1 ? 0x1p-13 : 255.0 / 128.0 * power; });
   try_it([&](int side, int k) {  // cancels
     return side == 2 ? tiny() : side == 1 ? 1.0 : (k % 2 == 0 ? 1.0 : -1.0) + 0.01 * normal(random);
   });
