@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import vecbank
-from bench.cases import OURS, Case, Data, Target
+from bench.cases import OURS, PLAIN, Case, Data, Target
 from bench.ours import to_numpy
 from bench.timing import Call
 from vecbank.nn import ResidualVQ, SparseAutoencoder, VectorQuantize
@@ -42,8 +42,8 @@ CASES: tuple[Case, ...] = (
         Target(1.1), (_VQP, "faiss"), products=8,
     ),
     _case(
-        "sparse_encode 2048 x 24576, d 768, k 32", "sparse_encode", 2048, 24576, 768, Target(0.85), (_DENSE,), k=32,
-        memory_limit_mib=0.05 * 2048 * 24576 * 4 / 2**20,
+        "sparse_encode 2048 x 24576, d 768, k 32", "sparse_encode", 2048, 24576, 768,
+        Target(0.85), (PLAIN, _DENSE), k=32, memory_limit_mib=0.05 * 2048 * 24576 * 4 / 2**20,
     ),
     _case(
         "sparse autoencoder step 2048 x 24576, d 768, k 32", "sae_step", 2048, 24576, 768,
@@ -159,6 +159,12 @@ def _residual_faiss(case: Case, data: Data, threads: int) -> Call:
 
 def _encode_ours(case: Case, data: Data, threads: int) -> Call:
     del threads
+    bank = vecbank.Bank(data.bank, "dot", bias=data.x.new_zeros(case.m))
+    return lambda: tuple(vecbank.sparse_encode(data.x, bank, None, case.k))
+
+
+def _encode_plain(case: Case, data: Data, threads: int) -> Call:
+    del threads
     bias = data.x.new_zeros(case.m)
     return lambda: tuple(vecbank.sparse_encode(data.x, data.bank, bias, case.k))
 
@@ -260,7 +266,7 @@ def _pq_faiss(case: Case, data: Data, threads: int) -> Call:
 CANDIDATES: dict[str, dict[str, Prepare]] = {
     "vq_train": {OURS: _vq_ours, _VQP: _vq_peer},
     "residual": {OURS: _residual_ours, _VQP: _residual_peer, "faiss": _residual_faiss},
-    "sparse_encode": {OURS: _encode_ours, _DENSE: _encode_dense},
+    "sparse_encode": {OURS: _encode_ours, PLAIN: _encode_plain, _DENSE: _encode_dense},
     "sae_step": {OURS: _sae_ours, "dense torch": _sae_dense},
     "kmeans": {OURS: _kmeans_ours, "faiss": _kmeans_faiss, "scikit-learn": _kmeans_sklearn},
     "pq_encode": {OURS: _pq_ours, "faiss": _pq_faiss},

@@ -46,6 +46,20 @@ def vectors(name: str, t: object) -> None:
         raise ValueError(f"{name} must have shape (M, d) or (B, M, d), got {tuple(t.shape)}")
 
 
+def bias(t: object, vectors: Tensor, dot: bool) -> None:
+    """`t` adds a number to every row's dot product."""
+    floating("bias", t)
+    assert isinstance(t, Tensor)
+    if vectors.dim() != 2 or not dot:
+        raise ValueError("bias goes with a bank (M, d) and the dot metric")
+    if t.shape != vectors.shape[:1] or t.dtype != vectors.dtype:
+        raise ValueError(
+            f"bias must be (M,) = ({vectors.shape[0]},) in {vectors.dtype}, got {tuple(t.shape)} {t.dtype}"
+        )
+    if t.device != vectors.device:
+        raise ValueError(f"bias must be on the vectors' device {vectors.device}, got {t.device}")
+
+
 def codes(t: object, name: str = "codes") -> None:
     """`t` is an int64 tensor."""
     if not isinstance(t, Tensor):

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .bank import Bank
 from .functional import project, topk
 
 _ops = torch.ops.vecbank
@@ -76,7 +77,7 @@ class Jump(torch.autograd.Function):
 
 
 def largest(
-    x: Tensor, weight: Tensor, bias: Tensor | None, k: int, mask: Tensor | None = None
+    x: Tensor, weight: Tensor | Bank, bias: Tensor | None, k: int, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The k largest of relu(x W^T + b) per row of x (n, d), best first: 0 and -1 where fewer are positive."""
     values, indices = topk(x, weight, k, "dot", mask, bias=bias)

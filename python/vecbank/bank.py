@@ -25,14 +25,20 @@ class Bank(nn.Module):
             tensor is shared, as buffers are (`update_` writes into it); a learnable bank makes its own.
         metric: "cosine" (default), "dot", "l2" or "sqeuclidean".
         learnable: hold the vectors as a Parameter (then packed at every call, because it changes) rather than a buffer.
+        bias: (M,) in the vectors' dtype, added to dot products by `topk` and `project` (metric "dot" and (M, d) only):
+            with it the Bank is an encoder, as of a sparse autoencoder (`sparse_encode` takes it). Held as the vectors
+            are, and in the state_dict.
 
     Updating a Bank while another thread searches it is the caller's race, as with any torch module.
     """
 
     vectors: Tensor
+    bias: Tensor | None
     _pack: Tensor | None
 
-    def __init__(self, vectors: Tensor, metric: str = "cosine", learnable: bool = False) -> None:
+    def __init__(
+        self, vectors: Tensor, metric: str = "cosine", learnable: bool = False, *, bias: Tensor | None = None
+    ) -> None:
         super().__init__()
         _checks.vectors("vectors", vectors)
         if metric not in METRICS:
@@ -40,10 +46,15 @@ class Bank(nn.Module):
         self.metric = metric
         self._metric_code = METRICS[metric]
         self.learnable = learnable
+        self._biased = bias is not None
+        if bias is not None:
+            _checks.bias(bias, vectors, metric == "dot")
         if learnable:
             self.vectors = nn.Parameter(vectors.detach().clone())
+            self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
         else:
             self.register_buffer("vectors", vectors.detach().contiguous())
+            self.register_buffer("bias", None if bias is None else bias.detach().contiguous())
         self.repack()
 
     def project(self, x: Tensor, *, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -99,7 +110,7 @@ class Bank(nn.Module):
         """Prepare the vectors again, after writing into them directly; returns self."""
         with torch.no_grad():
             packable = not self.learnable and self.vectors.device.type == "cpu"
-            self._pack = torch.ops.vecbank.pack(self.vectors, self._metric_code) if packable else None
+            self._pack = torch.ops.vecbank.pack(self.vectors, self._metric_code, self.bias) if packable else None
         return self
 
     def extra_repr(self) -> str:
@@ -107,7 +118,10 @@ class Bank(nn.Module):
         own = self.vectors.numel() * self.vectors.element_size()
         pack = "packed per call" if self._pack is None else f"+ {_bytes(self._pack.numel())} packed"
         dtype = str(self.vectors.dtype).removeprefix("torch.")
-        return f"{shape}, metric={self.metric!r}, dtype={dtype}, learnable={self.learnable}, {_bytes(own)} {pack}"
+        biased = ", biased" if self._biased else ""
+        return (
+            f"{shape}, metric={self.metric!r}, dtype={dtype}, learnable={self.learnable}{biased}, {_bytes(own)} {pack}"
+        )
 
     # The pack follows whatever torch does to the vectors, and is never carried along.
 
@@ -126,6 +140,9 @@ class Bank(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if "_biased" not in state:  # written before there was a bias
+            self._biased = False
+            self.register_buffer("bias", None)
         self.repack()
 
 

@@ -20,10 +20,14 @@ _quantize_train = _ops.quantize_train.default
 _quantize, _lookup, _segment_sum = _ops.quantize.default, _ops.lookup.default, _ops.segment_sum.default
 
 
-def _resolve(x: Tensor, bank: Tensor | Bank, metric: str | None, default: str) -> tuple[Tensor, Tensor | None, int]:
-    """The bank's vectors, its pack if there is one for this metric, and the metric's code."""
+def _resolve(
+    x: Tensor, bank: Tensor | Bank, metric: str | None, default: str, *, biased: bool = False
+) -> tuple[Tensor, Tensor | None, int]:
+    """The bank's vectors, its pack if there is one for this metric, and the metric's code. `biased`: one is allowed."""
     if isinstance(bank, Bank):
         vectors, pack = bank.vectors, bank._pack
+        if bank._biased and not (biased and metric in (None, "dot")):
+            raise ValueError("a bank with a bias scores by dot products, in topk and project alone")
         if metric is None:
             code = bank._metric_code
         else:
@@ -64,9 +68,12 @@ def project(
 
     Source: Moschella et al., "Relative representations enable zero-shot latent space communication", ICLR 2023.
     """
-    vectors, pack, code = _resolve(x, bank, metric, "cosine")
+    vectors, pack, code = _resolve(x, bank, metric, "cosine", biased=True)
     if out_dtype is not None and out_dtype not in _checks._FLOATS:
         raise TypeError(f"out_dtype must be float32, float64, bfloat16 or float16, got {out_dtype}")
+    if isinstance(bank, Bank) and bank.bias is not None:
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return (_project(x, vectors, None, code, wide) + bank.bias).to(out_dtype or x.dtype)
     result: Tensor = _project(x, vectors, pack, code, out_dtype)
     return result
 
@@ -91,7 +98,8 @@ def topk(
         mask: bool, broadcastable to (..., M); True = may be returned.
         exact: False takes the float32 screen's candidates without a certificate: the rows chosen may then differ from
             the exact ones where scores lie within float32 rounding of each other. Values and order are still float64's.
-        bias: (M,) in the bank's dtype, added to dot products (a tensor bank only): the encoder of a sparse autoencoder.
+        bias: (M,) in the bank's dtype, added to dot products (with a tensor bank; a Bank brings its own): the encoder
+            of a sparse autoencoder.
 
     Returns:
         TopK(values, indices), both (..., k). Values are float64 scores rounded once to float32 (kept for float64
@@ -101,7 +109,7 @@ def topk(
     Raises:
         ValueError: k outside 1..M, shapes, devices, metric. TypeError: dtypes.
     """
-    vectors, pack, code = _resolve(x, bank, metric, "dot")
+    vectors, pack, code = _resolve(x, bank, metric, "dot", biased=True)
     rows = vectors.shape[-2]
     if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
         raise TypeError(f"k must be an int, got {type(k).__name__}")
@@ -109,19 +117,13 @@ def topk(
         raise ValueError(f"k must lie between 1 and the bank's M = {rows}, got k = {k}")
     if mask is not None:
         mask = _expand_mask(mask, x, rows)
-    if bias is not None:
-        _check_bias(bias, bank, vectors, code)
+    if isinstance(bank, Bank):
+        if bias is not None:
+            raise ValueError('bias goes with a tensor bank; a Bank brings its own: Bank(vectors, "dot", bias=bias)')
+        bias = bank.bias if bank._biased else None
+    elif bias is not None:
+        _checks.bias(bias, vectors, code == METRICS["dot"])
     return TopK(*_topk(x, vectors, pack, k, code, mask, exact, bias))
-
-
-def _check_bias(bias: Tensor, bank: Tensor | Bank, vectors: Tensor, code: int) -> None:
-    _checks.floating("bias", bias)
-    if isinstance(bank, Bank) or vectors.dim() != 2 or code != METRICS["dot"]:
-        raise ValueError("bias goes with a tensor bank (M, d) and the dot metric")
-    if bias.shape != vectors.shape[:1] or bias.dtype != vectors.dtype:
-        raise ValueError(
-            f"bias must be (M,) = ({vectors.shape[0]},) in {vectors.dtype}, got {tuple(bias.shape)} {bias.dtype}"
-        )
 
 
 def _expand_mask(mask: Tensor, x: Tensor, rows: int) -> Tensor:

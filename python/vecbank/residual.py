@@ -100,6 +100,8 @@ def residual_quantize(
             )
         if all(rows.shape[0] for rows in vectors):  # an empty book has no code to search for: -1, as without a beam
             return _searched(x, vectors, beam)
+    if any(isinstance(b, Bank) and b._biased for b in stages):
+        raise ValueError("books are banks without a bias")
     packs = []
     if all(isinstance(b, Bank) and b._pack is not None and b._metric_code == code for b in stages):
         packs = [b._pack for b in stages if isinstance(b, Bank)]

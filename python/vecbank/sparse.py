@@ -21,6 +21,7 @@ from torch import Tensor
 from . import _checks, _sparse
 from ._ops import TopK
 from ._sparse import Score
+from .bank import Bank
 from .functional import lookup
 
 
@@ -66,7 +67,7 @@ def _shaped(x: Tensor, *tensors: Tensor) -> list[Tensor]:
 
 def sparse_encode(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Bank,
     bias: Tensor | None,
     k: int | Tensor,
     *,
@@ -78,8 +79,9 @@ def sparse_encode(
 
     Args:
         x: (..., d).
-        weight: (K, d), one row per latent, of x's dtype (or float32 with a 16-bit x).
-        bias: (K,) or None.
+        weight: (K, d), one row per latent, of x's dtype (or float32 with a 16-bit x); or a Bank of them, prepared once
+            for an encoder that stays as it is: ``Bank(weight, "dot", bias=bias)``.
+        bias: (K,) or None; None with a Bank, which brings its own.
         k: how many latents each row keeps; or (...) int64, a number of its own for each row (0 to ``max_k``).
         score: choose by this instead of by value; the value stays what is returned. Either (K,), a factor
             per latent (decoder norms, say), or a function of a block ``z = x W^T + b`` (r, K) and the slice
@@ -99,6 +101,15 @@ def sparse_encode(
         for improved
     dictionary learning", 2024 (a score that is not the value).
     """
+    bank: Tensor | Bank = weight
+    if isinstance(weight, Bank):
+        if weight.metric != "dot" or bias is not None:
+            raise ValueError(
+                f'weight as a Bank must have metric "dot" and bring its bias with it, got metric {weight.metric!r}'
+                f"{'' if bias is None else ' and a bias beside it'}"
+            )
+        bias = weight.bias
+        weight = weight.vectors
     rows = _flat(x, weight, bias)
     per_row: Tensor | None = None
     if isinstance(k, Tensor):
@@ -112,7 +123,7 @@ def sparse_encode(
         raise ValueError(f"mask must be bool ({weight.shape[0]},), got {mask.dtype} {tuple(mask.shape)}")
     with torch.no_grad():
         if score is None:
-            values, indices = _sparse.largest(rows, weight, bias, k, mask)
+            values, indices = _sparse.largest(rows, bank, None if bank is not weight else bias, k, mask)
         else:
             values, indices = _sparse.best_by_score(rows, weight, bias, k, score, mask)
         if per_row is not None:
