@@ -1,6 +1,7 @@
 // Gathers, deterministic scatter-adds, and the gradients of selected pairs. Scatter-adds sort the codes and walk each
 // segment in ascending order of position: float64 sums, rounded once, no float atomics, the same bits every time. A
 // code out of range is never read: its row becomes NaN (or is left out of sums) and a sticky flag tells the host.
+// NEVER RUN on a GPU: docs/cuda.md.
 #include "rows.cuh"
 #include "sort.h"
 
@@ -310,8 +311,6 @@ __global__ void __launch_bounds__(kThreads) mean_kernel(const Means a) {
   }
 }
 
-Error too_small() { return "the workspace is smaller than what was asked for"; }
-
 }  // namespace
 
 Error lookup(const LookupProblem& p, const Device& device) {
@@ -332,7 +331,7 @@ int64_t segment_sum_workspace(int64_t codes, int64_t segments) {
 Error segment_sum(const SegmentSumProblem& p, const Device& device) {
   Arena arena(device.workspace);
   Segments s = cut_segments(arena, p.count, p.segments);
-  if (arena.used() > device.workspace_bytes) return too_small();
+  if (arena.used() > device.workspace_bytes) return kTooSmall;
   VB_TRY(sort_codes(p.codes, p.count, p.segments, &s, device));
   const SumArgs a{p, s.pairs.keys, s.pairs.values};
   return launch(segment_sum_kernel, grid_for(p.segments), kRowThreads, 0, device, a);
@@ -353,7 +352,7 @@ Error pair_gradients(const PairProblem& p, const Device& device) {
   PairArgs a{p, nullptr, nullptr, nullptr, nullptr, device.state};
   a.along = arena.take<double>(pairs);
   a.own_bank = arena.take<double>(pairs);
-  if (arena.used() > device.workspace_bytes) return too_small();
+  if (arena.used() > device.workspace_bytes) return kTooSmall;
   const int64_t shared = (kRowThreads / kLanes + 1) * static_cast<int64_t>(sizeof(double));
   VB_TRY(sort_codes(p.indices, pairs, p.bank.count, &s, device));  // it also reports bad codes
   a.keys = s.pairs.keys;
@@ -375,7 +374,7 @@ Error quantize_loss(const QuantizeLossProblem& p, void* mean, DType dtype, const
   Arena arena(device.workspace);
   a.squares = arena.take<double>(a.blocks);
   a.valid = arena.take<int64_t>(a.blocks);
-  if (arena.used() > device.workspace_bytes) return too_small();
+  if (arena.used() > device.workspace_bytes) return kTooSmall;
   VB_TRY(launch(loss_kernel, grid_for(a.blocks), kThreads, kSumsBytes, device, a));
   return means({a.squares, a.valid, 1, a.blocks, p.x.width, mean, dtype}, device);
 }

@@ -290,6 +290,8 @@ inline StagesPlan plan_stages(const Rows& x, const std::vector<PackedBook>& book
   return plan;
 }
 
+constexpr Error kTooSmall = "the workspace is smaller than what was asked for";
+
 // Hands out pieces of the workspace; on a null base it only counts.
 class Arena {
  public:

@@ -1,4 +1,5 @@
 // project: the whole similarity matrix, written once. float64 in, float64 tiles; everything else, float32 tiles.
+// NEVER RUN on a GPU: docs/cuda.md.
 #include "mainloop_simt.cuh"
 #include "project.cuh"
 
@@ -26,7 +27,7 @@ struct Store {
 
 template <class T>
 __device__ __forceinline__ void emit(const Store<T>& a, int64_t row, int64_t column, double v) {
-  write_as(a.out, a.out_dtype, row * a.out_stride + a.first_column + column, v);
+  store(v, a.out, a.out_dtype, row * a.out_stride + a.first_column + column);
 }
 
 // blockIdx.x: column tile; blockIdx.y: query tile.
@@ -132,7 +133,7 @@ Error project_as(const ProjectProblem& p, const Device& device) {
   const bool packed = sizeof(T) == 4 && p.pack != nullptr;
   const ProjectPlan plan = plan_of<T>(p);
   const ProjectWork<T> w = cut_project<T>(p, plan, packed, device.workspace);
-  if (w.bytes > device.workspace_bytes) return "the workspace is smaller than project_workspace() asked for";
+  if (w.bytes > device.workspace_bytes) return kTooSmall;
   const PackHeader host = pack_header(p.bank.count, p.bank.width, p.metric, p.bank.dtype, sizeof(T));
   char* pack = const_cast<char*>(reinterpret_cast<const char*>(p.pack));
   PackHeader* header = packed ? reinterpret_cast<PackHeader*>(pack) : w.header;

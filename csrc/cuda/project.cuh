@@ -1,7 +1,7 @@
 // What both paths of project share: the last step of a score, and rows and columns that have to be scored one by one.
 #pragma once
 
-#include "kernels.h"
+#include "rows.cuh"
 
 namespace vecbank::cuda {
 
@@ -15,15 +15,6 @@ template <class T>
 VB_INLINE T last_step(T v, Finish finish) {
   if (finish != Finish::linear) v = v < 0 ? T(0) : v;  // keeps NaN
   return finish == Finish::rooted ? sqrt(v) : v;
-}
-
-VB_INLINE void write_as(void* out, DType dtype, int64_t at, double v) {
-  switch (dtype) {
-    case DType::f64: static_cast<double*>(out)[at] = v; break;
-    case DType::f32: static_cast<float*>(out)[at] = static_cast<float>(v); break;
-    case DType::bf16: narrow(v, static_cast<Brain16*>(out) + at); break;
-    default: narrow(v, static_cast<Half16*>(out) + at);
-  }
 }
 
 // One row's scores in float64, for those of its `columns` columns that are wanted, by eight lanes each. Column 0 is

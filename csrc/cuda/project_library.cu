@@ -1,6 +1,7 @@
 // project through a product of somebody else's: norms, the product block by block, and one pass over each block that is
 // still in L2: scale or combine, last step, dtype. Rows and columns whose products could overflow or vanish are scored
 // in float64, as in project.cu.
+// NEVER RUN on a GPU: docs/cuda.md.
 #include "heuristics.h"
 #include "panels.cuh"
 #include "project.cuh"
@@ -79,7 +80,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant_
   for (int64_t row = first; row < first + kRowsPerFinish && row < a.queries.count; ++row) {
     const T p = a.product[row * a.product_stride + column], other = a.row_factor[row];
     const T v = distance ? p * T(-2) + (other + mine) : p * other * mine;
-    write_as(a.out, a.out_dtype, row * a.out_stride + column, last_step<T>(v, a.finish));
+    store(last_step<T>(v, a.finish), a.out, a.out_dtype, row * a.out_stride + column);
   }
 }
 
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(kThreads) mend_block_kernel(const __grid_const
     mend_row(
         a.queries, row, a.bank, 0, a.bank.count, a.metric,
         [&](int64_t column) { return odd || a.column_odd[column] != 0; },
-        [&](int64_t column, double v) { write_as(a.out, a.out_dtype, row * a.out_stride + column, v); });
+        [&](int64_t column, double v) { store(v, a.out, a.out_dtype, row * a.out_stride + column); });
   }
 }
 
@@ -125,23 +126,16 @@ Error find_factors(const Rows& rows, Metric metric, T* factor, unsigned char* od
                 args);
 }
 
-Rows part_of(const Rows& rows, int64_t first, int64_t count) {
-  Rows part = rows;
-  part.data = row_of(rows, first);
-  part.count = std::min(count, rows.count - first);
-  return part;
-}
-
 // Columns outside, rows inside: a column's factors are found once.
 template <class T>
 Error by_library(const ProjectProblem& p, const Multiply& multiply, const Device& device) {
   const LibraryPlan plan = plan_library(p);
   const LibraryWork<T> w = cut_library<T>(p, plan, device.workspace);
-  if (w.bytes > device.workspace_bytes) return "the workspace is smaller than project_library_workspace() asked for";
+  if (w.bytes > device.workspace_bytes) return kTooSmall;
   const int64_t out_size = static_cast<int64_t>(size_of(p.out_dtype));
   for (int64_t column = 0; column < p.bank.count; column += plan.columns) {
     ProductBlock<T> b{};
-    b.bank = part_of(p.bank, column, plan.columns);
+    b.bank = part_of(p.bank, column, plan.columns, 0, p.bank.width);
     b.metric = p.metric;
     b.finish = finish_of(p.metric);
     b.row_factor = w.row_factor, b.column_factor = w.column_factor;
@@ -155,7 +149,7 @@ Error by_library(const ProjectProblem& p, const Multiply& multiply, const Device
           launch(any_odd_kernel, dim3(1), kThreads, 0, device, AnyOdd{w.column_odd, b.bank.count, w.any_column_odd}));
     }
     for (int64_t row = 0; row < p.queries.count; row += plan.rows) {
-      b.queries = part_of(p.queries, row, plan.rows);
+      b.queries = part_of(p.queries, row, plan.rows, 0, p.queries.width);
       b.out = static_cast<char*>(p.out) + (row * b.out_stride + column) * out_size;
       void* product = plan.in_place ? b.out : w.product;
       b.product = static_cast<const T*>(product);

@@ -1,5 +1,6 @@
 // residual_quantize, product_quantize: all stages in one kernel (stages.cu), or a search a stage where that kernel does
 // not go: float64 books, rows too wide for the chip, few rows against long books. Only launches: nothing waits.
+// NEVER RUN on a GPU: docs/cuda.md.
 #include "rows.cuh"
 #include "stages.h"
 
@@ -113,14 +114,6 @@ __global__ void __launch_bounds__(kThreads) spread_codes_kernel(const Spread a) 
     a.codes[r * a.parts + a.part] = a.found[r];
 }
 
-Rows part_of(const Rows& x, int64_t first, int64_t count, int64_t column, int64_t width) {
-  Rows rows = x;
-  rows.data = row_of(x, first) + column * x.col_stride * static_cast<int64_t>(size_of(x.dtype));
-  rows.count = count;
-  rows.width = width;
-  return rows;
-}
-
 SearchProblem search_of(const Rows& queries, const PackedBook& book, Metric metric, int64_t* found) {
   SearchProblem p;
   p.queries = queries;
@@ -182,8 +175,6 @@ StageWork cut(const ResidualProblem& p, const StagesPlan& plan, void* base) {
 StageWork cut(const ProductProblem& p, const StagesPlan& plan, void* base) {
   return cut(plan, p.queries.count, static_cast<int64_t>(p.books.size()), 0, false, base);
 }
-
-constexpr Error kTooSmall = "the workspace is smaller than what was asked for";
 
 }  // namespace
 

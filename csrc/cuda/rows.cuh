@@ -15,6 +15,15 @@ __device__ __forceinline__ void store(double value, void* out, DType dtype, int6
   with_dtype(dtype, [&](auto type) { narrow(value, static_cast<Element<decltype(type)>*>(out) + i); });
 }
 
+// Rows [first, first + count), as far as there are any, and `width` of their columns.
+inline Rows part_of(const Rows& x, int64_t first, int64_t count, int64_t column, int64_t width) {
+  Rows rows = x;
+  rows.data = row_of(x, first) + column * x.col_stride * static_cast<int64_t>(size_of(x.dtype));
+  rows.count = count < x.count - first ? count : x.count - first;
+  rows.width = width;
+  return rows;
+}
+
 // Sums over the block's kThreads in a fixed tree; thread 0 gets them. Shared memory: one of each per thread.
 __device__ __forceinline__ void block_sums(double* squares, int64_t* valid) {
   for (int gap = kThreads / 2; gap > 0; gap /= 2) {

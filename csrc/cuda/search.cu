@@ -1,5 +1,6 @@
 // topk, nearest, quantize: chunks of queries, pieces of the bank, ranges of columns; screen, compact, refine, repeat
 // what overflowed. Only launches: nothing waits for the device, so the whole can be captured into a CUDA graph.
+// NEVER RUN on a GPU: docs/cuda.md.
 #include <cstring>
 
 #include "kernels.h"
@@ -213,7 +214,7 @@ Error search(const SearchProblem& p, const Device& device) {
   VB_TRY(search_fault(device));
   const SearchPlan plan = plan_search(p, device.processors, device.path);
   const Work w = cut(p, plan, device.workspace);
-  if (w.bytes > device.workspace_bytes) return "the workspace is smaller than search_workspace() asked for";
+  if (w.bytes > device.workspace_bytes) return kTooSmall;
   if (!plan.direct && p.pack == nullptr) {
     const PackHeader host = pack_header(p.bank.count, p.bank.width, p.metric, p.bank.dtype, 4, p.bias != nullptr);
     VB_TRY(choose_frame(p.bank, host, w.header, w.centre, w.sample_scale, device));

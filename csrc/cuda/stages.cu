@@ -5,6 +5,7 @@
 // The screen is screen.cu's: accumulators start at the column's upper start and carry the bound line, so they are upper
 // bounds (core/bounds.h). A row's sixteen threads hold all of a tile's columns, so its threshold lives in their
 // registers.
+// NEVER RUN on a GPU: docs/cuda.md.
 #include "stages.h"
 
 #include "mainloop_simt.cuh"
