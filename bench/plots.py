@@ -61,7 +61,9 @@ def _title(name: str) -> str:
     """A case name in at most two lines, three on a GPU."""
     for word in ("forward", "all rows", "data", "bfloat16", "float32"):
         name = name.replace(f", {word}", f",\n{word}")
-    return name.replace("loss and counts ", "loss and counts\n").replace("train step ", "train step\n")
+    for words in ("loss and counts ", "train step ", "autoencoder step "):
+        name = name.replace(words, words[:-1] + "\n")
+    return name
 
 
 def speed(rows: list[Row], path: Path, caption: str) -> None:
