@@ -99,18 +99,21 @@ bench: $(STAMPS)/bench build ## speed and memory against the peers
 # ---- The torch-free layer ---------------------------------------------------------------------------------------
 cpp_configure = $(CMAKE) -S . -B $1 -G Ninja -DCMAKE_MAKE_PROGRAM=$(NINJA) -DVECBANK_TORCH=OFF -DVECBANK_CUDA=OFF \
 	-DVECBANK_BUILD_TESTS=ON $2
+# The tests in as many processes as there are cores; xargs fails if one of them does.
+cpp_run = n=$$(nproc); n=$$((n < 8 ? n : 8)); seq 0 $$((n - 1)) | xargs -P $$n -I{} $1 --shard {}/$$n
 
 .PHONY: cpp-test
 cpp-test: $(STAMPS)/build ## C++ tests of the torch-free layer
 	$(call cpp_configure,build/cpp)
 	$(NINJA) -C build/cpp
-	build/cpp/vecbank_cpp_tests
+	$(call cpp_run,build/cpp/vecbank_cpp_tests)
 
 .PHONY: sanitize
 sanitize: $(STAMPS)/build ## the same under AddressSanitizer and UBSan
 	$(call cpp_configure,build/sanitize,-DVECBANK_SANITIZE=ON)
 	$(NINJA) -C build/sanitize
-	ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 build/sanitize/vecbank_cpp_tests
+	ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1; UBSAN_OPTIONS=print_stacktrace=1; \
+		export ASAN_OPTIONS UBSAN_OPTIONS; $(call cpp_run,build/sanitize/vecbank_cpp_tests)
 
 AARCH64_CXX ?= aarch64-linux-gnu-g++
 .PHONY: aarch64-check
