@@ -49,8 +49,8 @@ namespace emulator {
 
 constexpr size_t kStack = 256 << 10;
 
-// One flow of control that can be left and gone back to. swapcontext does it anywhere, but asks the kernel about signals
-// every time, and AddressSanitizer clears the shadow of a whole stack in it: 15 times the time of these tests.
+// One flow of control that can be left and gone back to. swapcontext does it anywhere, but asks the kernel about
+// signals every time, and AddressSanitizer clears the shadow of a whole stack in it: 15 times the time of these tests.
 #if defined(__x86_64__)
 using Flow = void*;  // its stack pointer; the registers that a callee keeps lie there
 [[gnu::naked, gnu::noinline, gnu::no_sanitize("address", "undefined")]] inline void switch_flow(Flow*, Flow*) {
