@@ -2,14 +2,14 @@
 // store it (project).
 #pragma once
 
-#include "mainloop.inl.h"
+#include "fixed.inl.h"
 
 namespace vecbank {
 namespace {
 
 // Rare path, out of line so that the hot loop keeps its registers.
-template <class V, int Height, int PanelCount>
-__attribute__((noinline)) void offer_survivors(const ScanArgs& s, const float* upper, int64_t row, int64_t panel,
+template <class V, int Height, int PanelCount, class Tiles>
+__attribute__((noinline)) void offer_survivors(const ScanArgs<Tiles>& s, const float* upper, int64_t row, int64_t panel,
                                                int valid) {
   for (int r = 0; r < Height && row + r < s.tile.rows; ++r) {
     for (int p = 0; p < valid; ++p) {
@@ -22,12 +22,11 @@ __attribute__((noinline)) void offer_survivors(const ScanArgs& s, const float* u
   }
 }
 
-template <class V, int Height, int PanelCount>
-void scan_tiles(const ScanArgs& s) {
-  const int64_t width = s.tile.width;
-  for_each_tile<V, Height, PanelCount, false>(
-      s.tile, width + 2, 1, width + 1,  // the bound line rides along as one more coordinate
-      [&](const auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
+template <class Isa, int Height, int PanelCount, class Tiles>
+void scan_tiles(const ScanArgs<Tiles>& s) {
+  using V = typename Isa::F32;
+  screen_tiles<Isa, Height, PanelCount>(
+      s.tile, [&](const auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
         typename V::Gate gate;
         unroll<Height>([&](auto r) __attribute__((always_inline)) {
           const auto threshold = V::fill(s.thresholds[row + r.value]);
@@ -43,13 +42,13 @@ void scan_tiles(const ScanArgs& s) {
 }
 
 // No branch at all: with few columns nearly every tile would have a survivor to offer.
-template <class V, int Height, int PanelCount>
-void lead_tiles(const LeadArgs& s) {
-  const int64_t width = s.tile.width, first_panel = s.first_panel;
+template <class Isa, int Height, int PanelCount, class Tiles>
+void lead_tiles(const LeadArgs<Tiles>& s) {
+  using V = typename Isa::F32;
+  const int64_t first_panel = s.first_panel;
   float* const leaders = s.leaders;  // copies: a store to a leader could change what `s` says
-  for_each_tile<V, Height, PanelCount, false>(
-      s.tile, width + 2, 1, width + 1,
-      [&](const auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
+  screen_tiles<Isa, Height, PanelCount>(
+      s.tile, [&](const auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
         typename V::Reg number[PanelCount];
         unroll<PanelCount>([&](auto p) __attribute__((always_inline)) {
           number[p.value] = V::fill(static_cast<float>(first_panel + panel + p.value));

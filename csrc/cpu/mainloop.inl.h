@@ -115,14 +115,17 @@ VB_INLINE void for_each_tile(const TileArgs<typename V::T>& t, int64_t start_lin
                              Epilogue&& epilogue) {
   const int64_t panel_count = (t.columns + kPanel - 1) / kPanel;
   const int64_t groups = (t.rows + Height - 1) / Height;
+  Ahead ahead;
+  if (t.stream != nullptr)
+    ahead = {static_cast<const char*>(t.stream), t.stream_bytes / (panel_count * groups * steps + 1) + 1};
   for (int64_t p = 0; p < panel_count; p += PanelCount) {
     const typename V::T* panels[PanelCount];
     for (int i = 0; i < PanelCount; ++i)  // past the end: the last panel again, its results ignored
       panels[i] = t.panels + (p + i < panel_count ? p + i : panel_count - 1) * t.panel_stride;
     const int valid = static_cast<int>(panel_count - p < PanelCount ? panel_count - p : PanelCount);
     const typename V::T* after = p + PanelCount < panel_count ? t.panels + (p + PanelCount) * t.panel_stride : t.next;
-    Ahead ahead;
-    if (after != nullptr) {
+    if (t.stream != nullptr) {
+    } else if (after != nullptr) {
       const int64_t bytes = PanelCount * t.panel_stride * static_cast<int64_t>(sizeof(*after));
       ahead = {reinterpret_cast<const char*>(after), bytes / (groups * steps) + 1};
     } else {

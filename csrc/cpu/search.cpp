@@ -15,6 +15,9 @@ namespace {
 
 std::atomic<int64_t> counted_queries{0}, counted_refined{0}, counted_repeated{0};
 
+// Panels between jumps.
+int64_t visit_panels(int64_t width) { return std::max<int64_t>(4, kVisitBytes / ((width + 3) * kPanel * 4)); }
+
 }  // namespace
 
 Counters read_counters() { return {counted_queries, counted_refined, counted_repeated}; }
@@ -26,8 +29,10 @@ SearchPlan plan_search(const SearchProblem& p, const PackHeader& h, int workers)
   const Kernels& table = kernels();
   plan.group = n <= 1 ? table.heights[2] : n <= table.heights[1] ? table.heights[1] : table.heights[0];
   plan.direct = !h.screenable || p.k * 8 >= h.rows;
+  plan.fixed = !plan.direct && p.exact && kernels().scan_fixed != nullptr && plan.group == table.heights[0] &&
+               h.width >= kMinFixedWidth && h.width <= kMaxFixedWidth;
   // Queries of a block stay in L2 beside a few panels; candidate lists must not grow without bound either.
-  const int64_t by_cache = kQueryBytes / ((h.width + 1) * 4);
+  const int64_t by_cache = kQueryBytes / ((h.width + 1) * (plan.fixed ? 2 : 4));
   const int64_t by_lists = kListBytes / CandidateLists::bytes_per_row(plan.direct ? 1 : p.k);
   const int64_t most = std::max<int64_t>(std::min({by_cache, by_lists, int64_t{1024}}), plan.group);
   plan.blocks = ceil_div(n, most / plan.group * plan.group);
@@ -56,7 +61,9 @@ bool SearchWorker::reserve(const SearchProblem& p, const SearchPlan& plan) {
          original_.reserve(p.queries, 1) &&
          (plan.direct ? lists_.reserve(rows, 1)
                       : lists_.reserve(rows, p.k) && refined_.reserve(CandidateLists::capacity_for(p.k))) &&
-         norms_.reserve(rows) && slacks_.reserve(rows) && left_.reserve(rows) &&
+         norms_.reserve(rows) && slacks_.reserve(rows) && left_.reserve(rows) && units_.reserve(rows + 16) &&
+         (!plan.fixed || (fixed_rows_.reserve(rows * fixed_pairs(p.bank.width) + 16) &&
+                          fixed_panels_.reserve(visit_panels(p.bank.width) * fixed_stride(p.bank.width)))) &&
          (p.k > 1 || (leaders_.reserve((rows + 16) * kLeaderFloats) && peaks_.reserve(rows)));
 }
 
@@ -72,14 +79,22 @@ void SearchWorker::run(const SearchJob& job, int64_t block, int64_t part) {
   part_ = part;
   refined_count_ = 0;
   refiner_.set_frame(job.header);
+  fixed_bound_ = fixed_bound(job.header.width);
 
   int64_t direct = 0;
   if (job.plan.direct) {
     direct = rows_;
     std::iota(left_.get(), left_.get() + rows_, int64_t{0});
   } else {
+    fixed_ = job.plan.fixed && !fixed_poorly_;
     begin_screen();
     screen(from, to);
+    if (fixed_ && lost()) {  // rows too alike for 16 bits: nearly equal, far from their centre
+      fixed_poorly_ = true;
+      fixed_ = false;
+      begin_screen();
+      screen(from, to);
+    }
     for (int64_t r = 0; r < rows_; ++r)
       if (!settle(r)) left_[direct++] = r;
   }
@@ -103,6 +118,7 @@ void SearchWorker::begin_screen() {
   const PackHeader& h = job_->header;
   queries_.pack(p.queries, h, first_, rows_);
   lists_.clear(rows_);
+  resigned_ = 0;
   int known = queries_.exponent(0);
   QuerySlack slack = query_slack(p.metric, h.width, known, h.exponent);
   for (int64_t r = 0; r < rows_; ++r) {
@@ -114,12 +130,39 @@ void SearchWorker::begin_screen() {
     slacks_[r] = p.exact ? slack.at(norm) : 0.0;
     if (!queries_.usable(r) || sparse(r)) {
       lists_.give_up(r);
+      ++resigned_;
       continue;
     }
     queries_.set_bound(r, norms_[r], h.width);
-    if (job_->shared != nullptr)
-      lists_.start(r, std::max(job_->shared[first_ + r].load(std::memory_order_relaxed), earlier_bar(r)));
   }
+  std::fill_n(units_.get(), round_up_to(rows_, queries_.group()), 1.0f);
+  if (fixed_) fix_queries();
+  if (job_->shared == nullptr) return;
+  for (int64_t r = 0; r < rows_; ++r) {
+    if (lists_.gave_up(r)) continue;
+    const double known = std::max(job_->shared[first_ + r].load(std::memory_order_relaxed), earlier_bar(r));
+    lists_.start(r, known > -HUGE_VAL ? below(known * static_cast<double>(units_[r])) : -HUGE_VALF);
+  }
+}
+
+void SearchWorker::fix_queries() {
+  const int64_t d = job_->header.width;
+  const int group = queries_.group();
+  const double most = is_distance(job_->problem.metric) ? 0x1p40 : 0x1p80;  // unit times start stays finite
+  for (int64_t r = 0; r < rows_; ++r)
+    if (queries_.usable(r))
+      units_[r] = static_cast<float>(std::min(kFixedQuery / static_cast<double>(norms_[r]), most));
+  for (int64_t r = 0; r < rows_; r += group)
+    kernels().fix_rows(queries_.data() + r / group * queries_.stride(), group, d, units_.get() + r,
+                       fixed_rows_.get() + r * fixed_pairs(d));
+  fixed_from_ = -1;
+}
+
+// Did fixed point leave rows undecided that float32 may decide?
+bool SearchWorker::lost() const {
+  int64_t rows = 0;
+  for (int64_t r = 0; r < rows_; ++r) rows += lists_.gave_up(r);
+  return rows - resigned_ > rows_ / 16;
 }
 
 // What the k-th best of earlier pieces is in this piece's screen units, rounded down: no lesser row can still win.
@@ -150,8 +193,7 @@ namespace {
 // with every row.
 class Visits {
  public:
-  Visits(int64_t from, int64_t to, int64_t panel_floats, int64_t bytes) : from_(from), to_(to) {
-    each_ = std::max<int64_t>(4, bytes / (panel_floats * 4));
+  Visits(int64_t from, int64_t to, int64_t each) : from_(from), to_(to), each_(each) {
     count_ = ceil_div(to - from, each_);
     step_ = std::max<int64_t>(1, static_cast<int64_t>(0.618 * static_cast<double>(count_)));
     while (std::gcd(step_, count_) != 1) ++step_;
@@ -171,20 +213,16 @@ class Visits {
 }  // namespace
 
 void SearchWorker::screen(int64_t from, int64_t to) {
-  const Visits visits(from, to, job_->panels.stride(), rows_ <= 4 ? kLongVisitBytes : kVisitBytes);
+  const int64_t each = rows_ <= 4 && !fixed_ ? std::max<int64_t>(4, kLongVisitBytes / (job_->panels.stride() * 4))
+                                             : visit_panels(job_->header.width);
+  const Visits visits(from, to, each);
   int64_t v = 0;
   if (leads(to)) {
     for (int64_t r = 0; r < rows_ + 16; ++r) {
       std::fill_n(leaders_.get() + r * kLeaderFloats, 2 * kPanel, -HUGE_VALF);
       std::fill_n(leaders_.get() + r * kLeaderFloats + 2 * kPanel, kPanel, static_cast<float>(from));
     }
-    for (; v < visits.count() && v * visits.panels() < kLeadPanels; ++v) {
-      LeadArgs args;
-      args.tile = tile(visits[v], 0, rows_);
-      args.leaders = leaders_.get();
-      args.first_panel = visits[v].from;
-      kernels().lead(args);
-    }
+    for (; v < visits.count() && v * visits.panels() < kLeadPanels; ++v) lead(visits[v]);
     take_leaders(v == visits.count(), [&](int64_t row, int64_t rows, const float* thresholds) {
       for (int64_t again = 0; again < v; ++again) scan(visits[again], row, rows, thresholds);
     });
@@ -195,38 +233,75 @@ void SearchWorker::screen(int64_t from, int64_t to) {
     if (lists_.gave_up(r)) continue;
     auto& shared = job_->shared[first_ + r];
     float seen = shared.load(std::memory_order_relaxed);
-    while (seen < lists_.threshold(r) && !shared.compare_exchange_weak(seen, lists_.threshold(r))) {
+    const float known = lists_.threshold(r) > -HUGE_VALF
+                            ? below(static_cast<double>(lists_.threshold(r)) / static_cast<double>(units_[r]))
+                            : -HUGE_VALF;
+    while (seen < known && !shared.compare_exchange_weak(seen, known)) {
     }
   }
 }
 
-TileArgs<float> SearchWorker::tile(const Visit& visit, int64_t row, int64_t rows) const {
-  TileArgs<float> t;
-  t.queries = queries_.data() + row / queries_.group() * queries_.stride();
-  t.query_stride = queries_.stride();
-  t.group = queries_.group();
+// Points a tile at rows [row, row + rows) of the block and a visit's panels, whose codes are made here when asked for.
+template <class Tiles>
+void SearchWorker::aim(Tiles& t, const Visit& visit, int64_t row, int64_t rows) {
+  const int64_t d = job_->header.width;
+  const int group = queries_.group();
+  const Panels<float>& panels = job_->panels;
+  t.group = group;
   t.rows = rows;
-  t.panels = job_->panels.panel(visit.from);
-  t.next = job_->panels.panel(visit.next);
-  t.panel_stride = job_->panels.stride();
-  t.width = job_->header.width;
+  t.width = d;
   t.columns = std::min(job_->header.rows, visit.to * kPanel) - visit.from * kPanel;
-  return t;
+  if constexpr (std::is_same_v<Tiles, FixedTiles>) {
+    if (fixed_from_ != visit.from)
+      kernels().fix_panels(panels.panel(visit.from), visit.to - visit.from, d, fixed_panels_.get());
+    fixed_from_ = visit.from;
+    t.units = units_.get() + row;
+    t.queries = fixed_rows_.get() + row * fixed_pairs(d);
+    t.query_stride = group * fixed_pairs(d);
+    t.panels = fixed_panels_.get();
+    t.panel_stride = fixed_stride(d);
+    t.stream = panels.panel(visit.next);
+    t.stream_bytes = (visit.to - visit.from) * panels.stride() * 4;
+  } else {
+    t.queries = queries_.data() + row / group * queries_.stride();
+    t.query_stride = queries_.stride();
+    t.panels = panels.panel(visit.from);
+    t.panel_stride = panels.stride();
+    t.next = panels.panel(visit.next);
+  }
+}
+
+void SearchWorker::lead(const Visit& visit) {
+  const auto run = [&](auto args, auto kernel) {
+    aim(args.tile, visit, 0, rows_);
+    args.leaders = leaders_.get();
+    args.first_panel = visit.from;
+    kernel(args);
+  };
+  if (fixed_)
+    run(LeadArgs<FixedTiles>{}, kernels().lead_fixed);
+  else
+    run(LeadArgs<TileArgs<float>>{}, kernels().lead);
 }
 
 // Offers what reaches `thresholds` among a visit's panels to rows [row, row + rows) of the block.
 void SearchWorker::scan(const Visit& visit, int64_t row, int64_t rows, const float* thresholds) {
-  ScanArgs args;
-  args.tile = tile(visit, row, rows);
-  args.thresholds = thresholds;
-  args.context = this;
-  args.offer = [](void* self, int64_t r, int64_t panel, const float* upper, uint32_t lanes) {
-    auto& worker = *static_cast<SearchWorker*>(self);
-    worker.offer(worker.scanned_row_ + r, worker.scanned_panel_ + panel, upper, lanes);
+  const auto run = [&](auto args, auto kernel) {
+    aim(args.tile, visit, row, rows);
+    args.thresholds = thresholds;
+    args.context = this;
+    args.offer = [](void* self, int64_t r, int64_t panel, const float* upper, uint32_t lanes) {
+      auto& worker = *static_cast<SearchWorker*>(self);
+      worker.offer(worker.scanned_row_ + r, worker.scanned_panel_ + panel, upper, lanes);
+    };
+    scanned_row_ = row;
+    scanned_panel_ = visit.from;
+    kernel(args);
   };
-  scanned_row_ = row;
-  scanned_panel_ = visit.from;
-  kernels().scan(args);
+  if (fixed_)
+    run(ScanArgs<FixedTiles>{}, kernels().scan_fixed);
+  else
+    run(ScanArgs<TileArgs<float>>{}, kernels().scan);
 }
 
 // One winner of ordinary numbers: the first panels need no gate.
@@ -240,9 +315,14 @@ inline float SearchWorker::lower_bound(int64_t row, int64_t panel, float upper, 
   if (!(upper < HUGE_VALF)) return -HUGE_VALF;  // a special column promises nothing
   const int64_t d = job_->header.width;
   const double r = job_->problem.exact ? job_->panels.line(panel, d + 1)[lane] : 0.0;
-  double slack = static_cast<double>(norms_[row]) * r + job_->start_bound * r * r + slacks_[row];
+  double slack = job_->start_bound * r * r + slacks_[row];
   if (job_->header.biased && job_->problem.exact)
     slack += start_bound(d, 2.0 * std::fabs(job_->panels.line(panel, 0)[lane]));
+  if (fixed_)
+    slack = slack * static_cast<double>(units_[row]) +
+            static_cast<double>(fixed_bound_.margin(static_cast<float>(r))) * (1.0 + 0x1p-20);
+  else
+    slack += static_cast<double>(norms_[row]) * r;
   return below(static_cast<double>(upper) - 2.0 * slack);
 }
 

@@ -16,11 +16,13 @@ constexpr int64_t kPartialBytes = 16 << 20;   // best rows of all parts, waiting
 constexpr int64_t kVisitBytes = 64 << 10;     // panels between jumps,
 constexpr int64_t kLongVisitBytes = 1 << 20;  // and where few queries leave it to memory how fast they come
 constexpr int64_t kLeadPanels = 64;           // how many panels a single winner is sought in without a gate
+constexpr int64_t kMinFixedWidth = 16;        // below, turning sums into scores costs what the products save
 constexpr int64_t kPackBytes = 6 << 20;       // a plain tensor is packed in pieces of this size
 
 struct SearchPlan {
   int group = 1;
   bool direct = false;  // k is so large, or the width so extreme, that everything is refined
+  bool fixed = false;   // screen in 16 bit fixed point
   int64_t rows_per_block = 1, blocks = 1;
   int64_t panels_per_part = 1, parts = 1;
 };
@@ -56,8 +58,12 @@ class SearchWorker {
 
  private:
   void begin_screen();
+  void fix_queries();
   void screen(int64_t from, int64_t to);
-  TileArgs<float> tile(const Visit& visit, int64_t row, int64_t rows) const;
+  bool lost() const;
+  template <class Tiles>
+  void aim(Tiles& tile, const Visit& visit, int64_t row, int64_t rows);
+  void lead(const Visit& visit);
   void scan(const Visit& visit, int64_t row, int64_t rows, const float* thresholds);
   bool leads(int64_t panels) const;
   template <class Rescan>
@@ -74,7 +80,8 @@ class SearchWorker {
   CandidateLists lists_;
   Refiner refiner_;
   RowReader original_;
-  Buffer<float> norms_, leaders_;
+  Buffer<float> norms_, leaders_, units_;
+  Buffer<int32_t> fixed_rows_, fixed_panels_;
   Buffer<Peak> peaks_;
   Buffer<double> slacks_;
   Buffer<Scored> refined_;
@@ -84,8 +91,12 @@ class SearchWorker {
   const SearchJob* job_ = nullptr;
   int slots_ = 1;
   int64_t first_ = 0, rows_ = 0, begin_ = 0, end_ = 0, part_ = 0, refined_count_ = 0;
+  int64_t resigned_ = 0;  // rows given up before the screen: masked to a few, or not finite
   int64_t scanned_row_ = 0, scanned_panel_ = 0;
-  bool leads_poorly_ = false;
+  int64_t fixed_from_ = -1;  // the visit whose panels are in fixed_panels_
+  bool fixed_ = false;       // this block is screened in fixed point: its scores count in units_
+  FixedBound fixed_bound_{};
+  bool fixed_poorly_ = false, leads_poorly_ = false;
 };
 
 // A search of few enough queries for one worker: what a driver of its own threads calls. `p.pack` is there.

@@ -39,6 +39,25 @@ struct Avx2F32 {
   };
 };
 
+struct Avx2Fixed {  // an element is two int16; a register holds eight int32 sums or eight such pairs
+  using T = int32_t;
+  using Reg = __m256i;
+  static constexpr int width = 8;
+  static VB_INLINE Reg load(const T* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static VB_INLINE Reg fill(T x) { return _mm256_set1_epi32(x); }
+  static VB_INLINE void store(T* p, Reg a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
+  // As one piece, as a fused multiply-add is: left to itself, gcc computes all products of a step first, and spills.
+  static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) {
+    Reg product;
+    asm("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(c), "=&x"(product) : "x"(a), "x"(b));
+    return c;
+  }
+  static VB_INLINE __m256 to_float(Reg a) { return _mm256_cvtepi32_ps(a); }
+  static VB_INLINE Reg pair(__m256 even, __m256 odd) {  // rounded to nearest
+    return _mm256_blend_epi16(_mm256_cvtps_epi32(even), _mm256_slli_epi32(_mm256_cvtps_epi32(odd), 16), 0xAA);
+  }
+};
+
 struct Avx2F64 {
   using T = double;
   using Reg = __m256d;
@@ -122,6 +141,8 @@ VB_INLINE void transpose8(const float* in, float* out, int64_t step) {
 struct Avx2 {
   using F32 = Avx2F32;
   using F64 = Avx2F64;
+  using Fixed = Avx2Fixed;
+  static constexpr bool has_fixed = true;
   using Lanes = Avx2Lanes;
   // Twelve accumulators, two bank vectors and a broadcast fill the sixteen registers.
   static constexpr int full = 6, full_panels = 1;

@@ -24,13 +24,13 @@ void with_shape(int group, F&& f) {
 }
 
 template <class Isa>
-void scan(const ScanArgs& s) {
-  with_shape<Isa>(s.tile.group, [&](auto t) { scan_tiles<typename Isa::F32, t.height, t.panels>(s); });
+void scan(const ScanArgs<TileArgs<float>>& s) {
+  with_shape<Isa>(s.tile.group, [&](auto t) { scan_tiles<Isa, t.height, t.panels>(s); });
 }
 
 template <class Isa>
-void lead(const LeadArgs& s) {
-  with_shape<Isa>(s.tile.group, [&](auto t) { lead_tiles<typename Isa::F32, t.height, t.panels>(s); });
+void lead(const LeadArgs<TileArgs<float>>& s) {
+  with_shape<Isa>(s.tile.group, [&](auto t) { lead_tiles<Isa, t.height, t.panels>(s); });
 }
 
 template <class Isa>
@@ -41,19 +41,26 @@ void store_f32(const StoreArgs<float>& s) {
 template <class Isa>
 constexpr Kernels make_table(const char* name) {
   using Lanes = typename Isa::Lanes;
-  return {name,
-          {Isa::full, Isa::mid, 1},
-          Isa::full_f64,
-          stats<Lanes>,
-          interleave<Lanes, float>,
-          interleave<Lanes, double>,
-          widen<Lanes>,
-          scan<Isa>,
-          lead<Isa>,
-          find_peaks<typename Isa::F32>,
-          store_f32<Isa>,
-          store_tiles<typename Isa::F64, Isa::full_f64, 1>,
-          score<Lanes>};
+  Kernels table = {name,
+                   {Isa::full, Isa::mid, 1},
+                   Isa::full_f64,
+                   stats<Lanes>,
+                   interleave<Lanes, float>,
+                   interleave<Lanes, double>,
+                   widen<Lanes>,
+                   scan<Isa>,
+                   lead<Isa>,
+                   find_peaks<typename Isa::F32>,
+                   store_f32<Isa>,
+                   store_tiles<typename Isa::F64, Isa::full_f64, 1>,
+                   score<Lanes>};
+  if constexpr (Isa::has_fixed) {
+    table.scan_fixed = scan_tiles<Isa, Isa::full, 1, FixedTiles>;
+    table.lead_fixed = lead_tiles<Isa, Isa::full, 1, FixedTiles>;
+    table.fix_rows = fix_rows<Isa>;
+    table.fix_panels = fix_panels<Isa>;
+  }
+  return table;
 }
 
 }  // namespace
