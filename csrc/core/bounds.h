@@ -67,8 +67,8 @@ static_assert(kFixedX * kFixedB < 2147483647.0 && kFixedB < 32767.0);
 
 struct FixedBound {
   float step_per_r, least_step, margin_per_step, margin_per_r;
-  VB_SHARED float step(float r) const { return r * step_per_r > least_step ? r * step_per_r : least_step; }
-  VB_SHARED float margin(float r) const { return step(r) * margin_per_step + r * margin_per_r; }
+  VB_INLINE float step(float r) const { return r * step_per_r > least_step ? r * step_per_r : least_step; }
+  VB_INLINE float margin(float r) const { return step(r) * margin_per_step + r * margin_per_r; }
 };
 VB_SHARED inline FixedBound fixed_bound(int64_t width) {
   const double error = 0.51 * std::sqrt(static_cast<double>(width)) * (1.0 + 0x1p-20);

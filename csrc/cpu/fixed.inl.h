@@ -2,7 +2,6 @@
 // 16 bit codes. The arithmetic is proved in core/bounds.h.
 #pragma once
 
-#include "../core/bounds.h"
 #include "mainloop.inl.h"
 
 namespace vecbank {
@@ -73,8 +72,7 @@ void fix_rows(const float* lines, int group, int64_t width, float* units, int32_
 }
 
 template <class Isa>
-void fix_panels(const float* panels, int64_t count, int64_t width, int32_t* out) {
-  const FixedBound fixed = fixed_bound(width);
+void fix_panels(const float* panels, int64_t count, int64_t width, const FixedBound& fixed, int32_t* out) {
   for (int64_t p = 0; p < count; ++p, panels += (width + 3) * kPanel, out += fixed_stride(width)) {
     const float *bound = panels + (width + 1) * kPanel, *start = bound + kPanel;
     float* lines = reinterpret_cast<float*>(out + fixed_pairs(width) * kPanel);

@@ -2,6 +2,7 @@
 // through this table, so one binary runs everywhere.
 #pragma once
 
+#include "../core/bounds.h"
 #include "../core/half.h"
 #include "../core/pack.h"
 #include "../core/types.h"
@@ -118,7 +119,8 @@ struct Kernels {
   // One group of interleaved rows. `units`: on entry the largest allowed, per row of the group. Both may read and write
   // a few elements past the end.
   void (*fix_rows)(const float* lines, int group, int64_t width, float* units, int32_t* out) = nullptr;
-  void (*fix_panels)(const float* panels, int64_t count, int64_t width, int32_t* out) = nullptr;
+  void (*fix_panels)(const float* panels, int64_t count, int64_t width, const FixedBound& fixed,
+                     int32_t* out) = nullptr;
 };
 
 extern const Kernels kernels_scalar;

@@ -253,7 +253,7 @@ void SearchWorker::aim(Tiles& t, const Visit& visit, int64_t row, int64_t rows) 
   t.columns = std::min(job_->header.rows, visit.to * kPanel) - visit.from * kPanel;
   if constexpr (std::is_same_v<Tiles, FixedTiles>) {
     if (fixed_from_ != visit.from)
-      kernels().fix_panels(panels.panel(visit.from), visit.to - visit.from, d, fixed_panels_.get());
+      kernels().fix_panels(panels.panel(visit.from), visit.to - visit.from, d, fixed_bound_, fixed_panels_.get());
     fixed_from_ = visit.from;
     t.units = units_.get() + row;
     t.queries = fixed_rows_.get() + row * fixed_pairs(d);

@@ -52,7 +52,8 @@ double check_bounds(const std::vector<float>& x, const std::vector<float>& b, in
   for (int64_t g = 0; g < padded; g += group)
     table.fix_rows(queries.data() + g / group * queries.stride(), group, d, &units[static_cast<size_t>(g)],
                    &codes[static_cast<size_t>(g * pairs)]);
-  table.fix_panels(pack_panels(&h).panel(0), panels, d, bank.data());
+  const FixedBound fixed = fixed_bound(d);
+  table.fix_panels(pack_panels(&h).panel(0), panels, d, fixed, bank.data());
 
   Seen seen{std::vector<float>(static_cast<size_t>(n * panels * kPanel)), panels * kPanel};
   const std::vector<float> open(static_cast<size_t>(padded), -HUGE_VALF);
@@ -74,7 +75,6 @@ double check_bounds(const std::vector<float>& x, const std::vector<float>& b, in
   };
   table.scan_fixed(scan);
 
-  const FixedBound fixed = fixed_bound(d);
   double used = 0.0;
   for (int64_t i = 0; i < n; ++i) {
     const float* xi = &x[static_cast<size_t>(i * d)];
