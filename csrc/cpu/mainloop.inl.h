@@ -124,12 +124,11 @@ VB_INLINE void for_each_tile(const TileArgs<typename V::T>& t, int64_t start_lin
       panels[i] = t.panels + (p + i < panel_count ? p + i : panel_count - 1) * t.panel_stride;
     const int valid = static_cast<int>(panel_count - p < PanelCount ? panel_count - p : PanelCount);
     const typename V::T* after = p + PanelCount < panel_count ? t.panels + (p + PanelCount) * t.panel_stride : t.next;
-    if (t.stream != nullptr) {
-    } else if (after != nullptr) {
+    if (t.stream == nullptr && after != nullptr) {
       const int64_t bytes = PanelCount * t.panel_stride * static_cast<int64_t>(sizeof(*after));
       ahead = {reinterpret_cast<const char*>(after), bytes / (groups * steps) + 1};
-    } else {
-      ahead.at = reinterpret_cast<const char*>(panels[0]);
+    } else if (t.stream == nullptr) {
+      ahead = {reinterpret_cast<const char*>(panels[0]), 0};
     }
     for (int64_t g = 0; g < groups; ++g) {
       Tile<V, Height, PanelCount> tile;
