@@ -1,16 +1,11 @@
 // What is asked of the kernels: plain views in, plain pointers out, a status back.
 #pragma once
 
+#include "mask.h"
 #include "pack.h"
 #include "types.h"
 
 namespace vecbank {
-
-struct Mask {  // true = may be returned; null: all may
-  const bool* data = nullptr;
-  int64_t row_stride = 0, col_stride = 0;
-  bool allows(int64_t row, int64_t col) const { return data == nullptr || data[row * row_stride + col * col_stride]; }
-};
 
 struct SearchProblem {
   Rows queries, bank;

@@ -126,7 +126,7 @@ VB_INLINE void for_each_tile(const TileArgs<typename V::T>& t, int64_t start_lin
     const typename V::T* after = p + PanelCount < panel_count ? t.panels + (p + PanelCount) * t.panel_stride : t.next;
     if (t.stream == nullptr && after != nullptr) {
       const int64_t bytes = PanelCount * t.panel_stride * static_cast<int64_t>(sizeof(*after));
-      ahead = {reinterpret_cast<const char*>(after), bytes / (groups * steps) + 1};
+      ahead = {reinterpret_cast<const char*>(after), bytes / (groups * steps + 1) + 1};
     } else if (t.stream == nullptr) {
       ahead = {reinterpret_cast<const char*>(panels[0]), 0};
     }

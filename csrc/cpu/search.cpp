@@ -109,7 +109,8 @@ bool SearchWorker::sparse(int64_t row) const {
   const Mask& mask = job_->problem.mask;
   if (mask.data == nullptr) return false;
   int64_t allowed = 0;
-  for (int64_t j = begin_; j < end_; ++j) allowed += mask.allows(first_ + row, job_->offset + j);
+  const bool* at = mask.row(first_ + row) + (job_->offset + begin_) * mask.col_stride;
+  for (int64_t j = begin_; j < end_; ++j, at += mask.col_stride) allowed += *at;
   return allowed <= std::max<int64_t>(4 * job_->problem.k, (end_ - begin_) / 16);
 }
 
@@ -439,8 +440,9 @@ void SearchWorker::refine_all(int64_t at, int slots) {
         refined_count_ += n;
         n = 0;
       };
+      const bool* allowed = p.mask.row(row) + job_->offset * p.mask.col_stride;
       for (int64_t j = begin_; j < end_; ++j) {
-        if (!p.mask.allows(row, job_->offset + j)) continue;
+        if (!allowed[j * p.mask.col_stride]) continue;
         refiner_.indices()[n++] = j;
         if (n == Refiner::kBlock) flush();
       }

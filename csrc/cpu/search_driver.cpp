@@ -186,7 +186,7 @@ Status search(const SearchProblem& p, const Parallel& parallel) {
     SearchProblem slice = p;
     slice.queries.data = p.queries.row(q);
     slice.queries.count = std::min(step, p.queries.count - q);
-    if (p.mask.data != nullptr) slice.mask.data = p.mask.data + q * p.mask.row_stride;
+    slice.mask = p.mask.from(q);
     if (p.indices != nullptr) slice.indices = p.indices + q * p.k;
     if (p.values != nullptr)
       slice.values = static_cast<char*>(p.values) + q * p.k * static_cast<int64_t>(size_of(p.values_dtype));

@@ -29,7 +29,7 @@ __device__ __forceinline__ double group_norm(const Result& r, int64_t q) {
 }
 
 __device__ __forceinline__ bool allowed(const Result& r, int64_t q, int64_t j) {
-  return r.mask.data == nullptr || r.mask.data[q * r.mask.row_stride + j * r.mask.col_stride];
+  return r.mask.allows(q, j);
 }
 
 // Sorts `size` (a power of two) entries in shared memory, best first; all threads of the block take part.

@@ -185,8 +185,7 @@ static __device__ __noinline__ RowState keep(const Screen& s, const Bunch bunch,
     lower[u] = -HUGE_VALF;
     if ((some >> u & 1) == 0 || (reaches >> u & 1) == 0) continue;
     const int at = first + u / 2 * 8 + u % 2, i = column + at;
-    const bool valid = i < end && (s.mask.data == nullptr ||
-                                   s.mask.data[row * s.mask.row_stride + bank_row(s, i) * s.mask.col_stride]);
+    const bool valid = i < end && s.mask.allows(row, bank_row(s, i));
     if (!valid) {
       reaches &= ~(1u << u);
       continue;

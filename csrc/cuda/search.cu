@@ -66,8 +66,7 @@ Result result_of(const SearchProblem& p, int64_t first, int64_t count, State* st
   r.metric = p.metric;
   r.k = p.k;
   r.bias = p.bias;
-  r.mask = p.mask;
-  if (p.mask.data != nullptr) r.mask.data = p.mask.data + first * p.mask.row_stride;
+  r.mask = p.mask.from(first);
   r.values = p.values == nullptr
                  ? nullptr
                  : static_cast<char*>(p.values) + first * p.k * static_cast<int64_t>(size_of(p.values_dtype));

@@ -88,8 +88,7 @@ __device__ __forceinline__ Spot look_up(const Screen& a, float upper, int64_t ro
   const float* panel = state.panels[column / kPanel];
   if (row >= a.rows || panel == nullptr) return spot;
   spot.column = state.columns[column / kPanel] + column % kPanel;
-  spot.valid = spot.column < a.columns &&
-               (a.mask.data == nullptr || a.mask.data[row * a.mask.row_stride + spot.column * a.mask.col_stride]);
+  spot.valid = spot.column < a.columns && a.mask.allows(row, spot.column);
   if (!spot.valid) return spot;
   double r = 0.0, rest = a.slacks[row];
   if (a.beside.start != nullptr) {

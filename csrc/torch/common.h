@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../core/half.h"
+#include "../core/mask.h"
 #include "../core/parallel.h"
 #include "../core/types.h"
 
@@ -168,6 +169,34 @@ inline Pairing pair_rows(const Tensor& x, const Tensor& bank) {  // wherever the
   p.leading.pop_back();
   return p;
 }
+
+// A mask expanded to (..., M) beside x (..., d), read where it lies.
+struct MaskView {
+  std::optional<Tensor> owner;
+  Mask mask;
+
+  MaskView(const std::optional<Tensor>& given, const Tensor& x, int64_t m) : owner(given) {
+    if (!given) return;
+    STD_TORCH_CHECK(
+        given->scalar_type() == ScalarType::Bool && given->dim() == x.dim() && given->size(given->dim() - 1) == m,
+        "vecbank: mask must be bool and expanded to (..., M), got ", shape_of(*given));
+    for (int64_t i = 0; i + 1 < x.dim(); ++i)
+      STD_TORCH_CHECK(given->size(i) == x.size(i), "vecbank: mask ", shape_of(*given), " does not match x ",
+                      shape_of(x));
+    if (!view()) {
+      owner = dense(*given);
+      view();
+    }
+  }
+
+ private:
+  bool view() {  // false: too many dimensions that no common stride walks
+    mask = Mask{static_cast<const bool*>(owner->const_data_ptr()), owner->stride(owner->dim() - 1)};
+    for (int64_t i = owner->dim() - 2; i >= 0; --i)
+      if (!mask.add_dim(owner->size(i), owner->stride(i))) return false;
+    return true;
+  }
+};
 
 // src (..., d) with codes (...) or (..., k): every code takes its row's whole vector.
 inline RowsView checked_source(const Tensor& src, const Tensor& codes, int64_t* k) {

@@ -96,35 +96,14 @@ Found search(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& p
   }
   if (want & kGathered) found.gathered = empty_cpu(sizes_of(x), bank.scalar_type());
 
-  std::optional<RowsView> masks;
-  Mask all;
-  if (mask) {
-    check_cpu(*mask, "mask");
-    STD_TORCH_CHECK(
-        mask->scalar_type() == ScalarType::Bool && mask->dim() == x.dim() && mask->size(mask->dim() - 1) == pair.m,
-        "vecbank: mask must be bool and expanded to (..., M), got ", shape_of(*mask));
-    for (int64_t i = 0; i + 1 < x.dim(); ++i)
-      STD_TORCH_CHECK(mask->size(i) == x.size(i), "vecbank: mask ", shape_of(*mask), " does not match x ", shape_of(x));
-    Tensor owner = *mask;
-    // The op takes rows of one stride; only a mask of three or more dimensions can need a copy.
-    int64_t row_stride = x.dim() >= 2 ? owner.stride(owner.dim() - 2) : 0;
-    for (int64_t i = owner.dim() - 3; i >= 0; --i)
-      if (owner.size(i) != 1 && owner.stride(i) != owner.stride(i + 1) * owner.size(i + 1)) {
-        owner = dense(*mask);
-        row_stride = pair.m;
-        break;
-      }
-    if (pair.m == 0) owner = *mask;
-    masks = RowsView{owner, {}};
-    all = {static_cast<const bool*>(owner.const_data_ptr()), row_stride, owner.stride(owner.dim() - 1)};
-  }
+  if (mask) check_cpu(*mask, "mask");
+  const MaskView masks(mask, x, pair.m);
   for (int64_t b = 0; b < pair.batches; ++b) {
     p.queries = pair.x_batch(b);
     p.bank = pair.bank_batch(b);
     p.pack = packs.of(p.bank, metric, b, bias.has_value());
     const int64_t first = b * p.queries.count;
-    p.mask = all;
-    if (all.data != nullptr) p.mask.data += first * all.row_stride;
+    p.mask = masks.mask.from(first);
     p.indices = static_cast<int64_t*>(found.indices.mutable_data_ptr()) + first * k;
     if (want & kValues)
       p.values = static_cast<char*>(found.values.mutable_data_ptr()) +

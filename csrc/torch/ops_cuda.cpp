@@ -99,24 +99,6 @@ struct Found {
 };
 enum Want { kValues = 1, kGathered = 2 };
 
-// The mask's rows seen with one stride; only one of three or more dimensions can need a copy.
-Mask mask_of(const Place& place, const Tensor& mask, const Tensor& x, int64_t m, std::optional<Tensor>* owner) {
-  place.same(mask, "mask");
-  STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Bool && mask.dim() == x.dim() && mask.size(mask.dim() - 1) == m,
-                  "vecbank: mask must be bool and expanded to (..., M), got ", shape_of(mask));
-  for (int64_t i = 0; i + 1 < x.dim(); ++i)
-    STD_TORCH_CHECK(mask.size(i) == x.size(i), "vecbank: mask ", shape_of(mask), " does not match x ", shape_of(x));
-  *owner = mask;
-  int64_t row_stride = x.dim() >= 2 ? mask.stride(mask.dim() - 2) : 0;
-  for (int64_t i = mask.dim() - 3; i >= 0; --i)
-    if (mask.size(i) != 1 && mask.stride(i) != mask.stride(i + 1) * mask.size(i + 1)) {
-      *owner = dense(mask);
-      row_stride = m;
-      break;
-    }
-  return {static_cast<const bool*>((*owner)->const_data_ptr()), row_stride, (*owner)->stride(mask.dim() - 1)};
-}
-
 Found search(Place& place, const Pairing& pair, const Tensor& x, const Tensor& bank,
              const std::optional<Tensor>& packed, int64_t k, bool listed, Metric metric,
              const std::optional<Tensor>& mask, bool exact, int want,
@@ -137,15 +119,14 @@ Found search(Place& place, const Pairing& pair, const Tensor& x, const Tensor& b
     found.values = place.empty(shape, scalar_type(p.values_dtype));
   }
   if (want & kGathered) found.gathered = place.empty(sizes_of(x), bank.scalar_type());
-  std::optional<Tensor> owner;
-  const Mask all = mask ? mask_of(place, *mask, x, pair.m, &owner) : Mask{};
+  if (mask) place.same(*mask, "mask");
+  const MaskView masks(mask, x, pair.m);
   for (int64_t b = 0; b < pair.batches; ++b) {
     p.queries = pair.x_batch(b);
     p.bank = pair.bank_batch(b);
     p.pack = packs.of(b);
     const int64_t first = b * p.queries.count;
-    p.mask = all;
-    if (all.data != nullptr) p.mask.data += first * all.row_stride;
+    p.mask = masks.mask.from(first);
     p.indices = static_cast<int64_t*>(found.indices.mutable_data_ptr()) + first * k;
     if (want & kValues) p.values = at(found.values, first * k, p.values_dtype);
     if (want & kGathered) p.gathered = at(found.gathered, first * p.bank.width, p.bank.dtype);

@@ -112,7 +112,10 @@ Answer answer(const Matrix& x, const Matrix& b, const Case& c, Run&& run) {
   p.exact = c.exact;
   p.values_dtype = DType::f64;
   if (c.bias != nullptr) p.bias = c.bias->data();
-  if (c.mask != nullptr) p.mask = {reinterpret_cast<const bool*>(c.mask->data()), b.rows.count, 1};
+  if (c.mask != nullptr) {
+    p.mask = {reinterpret_cast<const bool*>(c.mask->data()), 1};
+    p.mask.add_dim(p.queries.count, b.rows.count);
+  }
   Answer a;
   a.indices.assign(static_cast<size_t>(x.rows.count * c.k), -7);
   p.indices = a.indices.data();
