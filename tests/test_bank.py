@@ -131,13 +131,6 @@ def test_update_refuses_a_leaf_that_requires_grad() -> None:
     assert torch.equal(bank.vectors, before)
 
 
-def test_writing_into_vectors_needs_repack() -> None:
-    bank = Bank(gauss(M, D), metric="l2")
-    bank.vectors.copy_(other())
-    bank.repack()
-    assert_fresh(bank, "l2")
-
-
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_parameter_is_packed_at_every_call(metric: str, device: str) -> None:
     bank = Bank(gauss(M, D).to(device), metric=metric, learnable=True)
@@ -160,7 +153,7 @@ def test_a_parameter_is_packed_at_every_call(metric: str, device: str) -> None:
 @pytest.mark.parametrize("learnable", [False, True])
 def test_what_torch_sees(learnable: bool) -> None:
     """state_dict, buffers (what DDP broadcasts), parameters: the vectors, and nothing derived from them."""
-    bank = Bank(gauss(M, D), learnable=learnable)
+    bank = Bank(gauss(M, D), "dot", learnable=learnable)
     bank.topk(gauss(2, D), 3)
     assert list(bank.state_dict()) == ["vectors"]
     assert [n for n, _ in bank.named_buffers()] == ([] if learnable else ["vectors"])

@@ -1,12 +1,14 @@
 // What the CPU ops check about their arguments before a kernel sees them.
 #pragma once
 
+#include <cstring>
+
 #include "../core/pack.h"
 #include "common.h"
 
 namespace vecbank::ops {
 
-Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias);
+Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias, bool stamp);
 
 inline Pairing pair_up(const Tensor& x, const Tensor& bank) {
   check_cpu(x, "x");
@@ -14,17 +16,49 @@ inline Pairing pair_up(const Tensor& x, const Tensor& bank) {
   return pair_rows(x, bank);
 }
 
-// The pack of batch b, or null when there is none; a pack of something else is an error, never read.
+// How often torch has seen this tensor written to.
+inline int64_t version_of(const Tensor& t) {
+  StableIValue stack[] = {torch::stable::detail::from(t)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_version", "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<int64_t>(stack[0]);
+}
+
+inline PackStamp stamp_of(const Tensor& bank, const std::optional<Tensor>& bias) {
+  PackStamp stamp{};
+  stamp.data = reinterpret_cast<uintptr_t>(bank.const_data_ptr());
+  for (int64_t i = 0; i < bank.dim(); ++i) stamp.strides = stamp.strides * 1000003 + bank.stride(i);
+  stamp.version = version_of(bank);
+  if (bias) {
+    stamp.bias = reinterpret_cast<uintptr_t>(bias->const_data_ptr());
+    stamp.bias_version = version_of(*bias);
+  }
+  return stamp;
+}
+
+// The pack of batch b, or null when there is none or the bank has changed since it was made; a pack of something else
+// is an error, never read.
 struct PackView {
   std::optional<Tensor> tensor;
   int64_t bytes = 0;
 
-  PackView(const std::optional<Tensor>& pack, int64_t batches) : tensor(pack) {
+  PackView(const std::optional<Tensor>& pack, const Tensor& bank, const std::optional<Tensor>& bias, int64_t batches)
+      : tensor(pack) {
     if (!tensor) return;
     check_cpu(*tensor, "pack");
     STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Byte && tensor->is_contiguous(),
                     "vecbank: pack must be what vecbank::pack returned (a contiguous uint8 tensor)");
     bytes = batches == 0 ? 0 : tensor->numel() / batches;
+    if (stale(bank, bias)) tensor.reset();
+  }
+  // One stamp, in the first batch's pack, speaks for all.
+  bool stale(const Tensor& bank, const std::optional<Tensor>& bias) const {
+    if (bytes < static_cast<int64_t>(sizeof(PackHeader) + sizeof(PackStamp))) return false;
+    PackStamp made{};
+    std::memcpy(&made, static_cast<const char*>(tensor->const_data_ptr()) + sizeof(PackHeader), sizeof made);
+    if (made.data == 0) return false;
+    if (made.data != reinterpret_cast<uintptr_t>(bank.const_data_ptr())) return true;
+    const PackStamp now = stamp_of(bank, bias);
+    return std::memcmp(&made, &now, sizeof made) != 0;
   }
   const PackHeader* of(const Rows& bank, Metric metric, int64_t b, bool biased = false) const {
     if (!tensor || bank.count == 0) return nullptr;

@@ -27,7 +27,7 @@ std::vector<double> bias_of(const std::optional<Tensor>& bias, const Tensor& ban
 
 }  // namespace
 
-Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias) {
+Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias, bool stamp) {
   const Metric metric = metric_of(metric_code);
   check_cpu(bank, "bank");
   STD_TORCH_CHECK(bank.dim() == 2 || bank.dim() == 3, "vecbank: bank must be (M, d) or (B, M, d), got ",
@@ -42,6 +42,10 @@ Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>
     check_status(pack_bank(batch_of(view.rows, batches, b), metric,
                            static_cast<char*>(out.mutable_data_ptr()) + b * bytes, torch_threads(),
                            bias ? biases.data() : nullptr));
+  if (stamp && batches > 0) {
+    const PackStamp made = stamp_of(bank, bias);
+    std::memcpy(static_cast<char*>(out.mutable_data_ptr()) + sizeof(PackHeader), &made, sizeof made);
+  }
   return out;
 }
 
@@ -51,7 +55,7 @@ Tensor project(const Tensor& x, const Tensor& bank, const std::optional<Tensor>&
                std::optional<ScalarType> out_dtype) {
   const Metric metric = metric_of(metric_code);
   const Pairing pair = pair_up(x, bank);
-  const PackView packs(packed, pair.batches);
+  const PackView packs(packed, bank, std::nullopt, pair.batches);
   std::vector<int64_t> shape = pair.leading;
   shape.push_back(pair.m);
   Tensor out = empty_cpu(shape, out_dtype.value_or(x.scalar_type()));
@@ -79,7 +83,7 @@ Found search(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& p
              const std::optional<Tensor>& bias = std::nullopt) {
   const Metric metric = metric_of(metric_code);
   const Pairing pair = pair_up(x, bank);
-  const PackView packs(packed, pair.batches);
+  const PackView packs(packed, bank, bias, pair.batches);
   std::vector<int64_t> shape = pair.leading;
   if (listed) shape.push_back(k);
   Found found;
@@ -218,7 +222,7 @@ std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, co
 }  // namespace vecbank::ops
 
 STABLE_TORCH_LIBRARY(vecbank, m) {
-  m.def("pack(Tensor bank, int metric, Tensor? bias=None) -> Tensor");
+  m.def("pack(Tensor bank, int metric, Tensor? bias=None, bool stamp=False) -> Tensor");
   m.def("project(Tensor x, Tensor bank, Tensor? pack, int metric, ScalarType? out_dtype=None) -> Tensor");
   m.def(
       "project_backward(Tensor grad, Tensor x, Tensor bank, int metric, bool need_x=True, bool need_bank=True) -> "

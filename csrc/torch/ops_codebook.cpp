@@ -7,6 +7,13 @@
 namespace vecbank::ops {
 namespace {
 
+// The pack that came with a bank, or a new one where none came or the bank has changed since.
+PackView pack_for(const std::optional<Tensor>& given, const Tensor& bank, int64_t metric, int64_t batches) {
+  const PackView view(given, bank, std::nullopt, batches);
+  if (view.tensor) return view;
+  return PackView(pack(bank, metric, std::nullopt, false), bank, std::nullopt, batches);
+}
+
 std::tuple<Tensor, Tensor, Tensor> residual_quantize(const Tensor& x, const std::vector<Tensor>& books,
                                                      const std::vector<Tensor>& packs, int64_t metric) {
   STD_TORCH_CHECK(!books.empty(), "vecbank: residual_quantize needs at least one book");
@@ -25,8 +32,9 @@ std::tuple<Tensor, Tensor, Tensor> residual_quantize(const Tensor& x, const std:
     p.queries = pair.x.rows;
     kept.push_back(pair.x.owner);
     kept.push_back(pair.bank.owner);
-    kept.push_back(packs.empty() ? pack(books[s], metric, std::nullopt) : packs[s]);
-    p.stages.push_back({pair.bank.rows, PackView(kept.back(), 1).of(pair.bank.rows, p.metric, 0)});
+    const PackView packed = pack_for(packs.empty() ? std::nullopt : std::optional(packs[s]), books[s], metric, 1);
+    if (packed.tensor) kept.push_back(*packed.tensor);
+    p.stages.push_back({pair.bank.rows, packed.of(pair.bank.rows, p.metric, 0)});
   }
   std::vector<int64_t> shape = sizes_of(x);
   Tensor quantized = empty_cpu(shape, dtype);
@@ -54,7 +62,7 @@ Tensor product_quantize(const Tensor& x, const Tensor& books, const std::optiona
   STD_TORCH_CHECK(queries.rows.width == parts * rows.rows.width, "vecbank: x ", shape_of(x), " must be ",
                   parts * rows.rows.width, " wide, like books ", shape_of(books), " side by side");
   check_mix(queries.rows.dtype, rows.rows.dtype);
-  const PackView packs(packed ? *packed : pack(books, static_cast<int64_t>(Metric::sqeuclidean), std::nullopt), parts);
+  const PackView packs = pack_for(packed, books, static_cast<int64_t>(Metric::sqeuclidean), parts);
   ProductProblem p;
   p.queries = queries.rows;
   for (int64_t b = 0; b < parts; ++b) {

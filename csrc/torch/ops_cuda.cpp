@@ -31,7 +31,8 @@ const double* data_of(const std::optional<Tensor>& wide) {
 
 }  // namespace
 
-Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias) {
+Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias, bool stamp) {
+  STD_TORCH_CHECK(!stamp, "vecbank: a pack on a CUDA device carries no stamp; call pack() again when the bank changes");
   const Metric metric = metric_of(metric_code);
   Place place(bank, "bank");
   STD_TORCH_CHECK(bank.dim() == 2 || bank.dim() == 3, "vecbank: bank must be (M, d) or (B, M, d), got ",

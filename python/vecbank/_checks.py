@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -70,14 +73,14 @@ def codes(t: object, name: str = "codes") -> None:
 
 def in_range(t: Tensor, count: int, name: str = "codes") -> None:
     """Every code is -1 or a row number. Not checked while tracing: the kernel checks again."""
-    if torch.compiler.is_compiling() or t.device.type != "cpu" or t.numel() == 0 or not _concrete(t):
+    if torch.compiler.is_compiling() or t.device.type != "cpu" or t.numel() == 0 or not concrete(t):
         return
     low, high = (int(v) for v in torch.aminmax(t))
     if low < -1 or high >= count:
         raise IndexError(f"{name} must lie between -1 and {count - 1}, got values from {low} to {high}")
 
 
-def _concrete(t: Tensor) -> bool:
+def concrete(t: Tensor) -> bool:
     """Plain tensors only: fake and functorch tensors have no values to look at."""
     return type(t) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(t)
 
@@ -90,3 +93,12 @@ def weights(t: object, codes: Tensor, dtype: torch.dtype) -> None:
         raise ValueError(f"weights must have the shape of codes {tuple(codes.shape)}, got {tuple(t.shape)}")
     if t.dtype != dtype:
         raise TypeError(f"weights must have the dtype of the rows they weigh ({dtype}), got {t.dtype}")
+
+
+@torch.compiler.assume_constant_result
+def warn_of_change(message: str) -> None:
+    """A FutureWarning at the line outside of this package that led here (under a compiler, when that traces it)."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(__package__):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, FutureWarning, stacklevel=level)

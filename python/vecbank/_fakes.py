@@ -91,7 +91,7 @@ def _value_dtype(x: Tensor) -> torch.dtype:
 
 
 @torch.library.register_fake("vecbank::pack")
-def _(bank: Tensor, metric: int, bias: Tensor | None = None) -> Tensor:
+def _(bank: Tensor, metric: int, bias: Tensor | None = None, stamp: bool = False) -> Tensor:
     _check_bank(bank, metric)
     _check_bias(bias, bank, metric)
     m, d = bank.shape[-2], bank.shape[-1]

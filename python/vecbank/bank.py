@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +12,42 @@ from . import _checks
 from ._ops import METRICS, Nearest, Quantized, TopK
 
 
+class _Pack(NamedTuple):
+    """A pack, and what it was made of in terms that cost well under a microsecond to compare."""
+
+    pack: Tensor
+    vectors: Tensor
+    bias: Tensor | None
+    mark: tuple[Any, ...]
+
+    def is_of(self, vectors: Tensor, bias: Tensor | None) -> bool:
+        return self.vectors is vectors and self.bias is bias and self.mark == _mark(vectors, bias)
+
+
+def _mark(vectors: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
+    where = vectors.data_ptr(), vectors.stride(), vectors._version
+    return where if bias is None else (*where, bias.data_ptr(), bias._version)
+
+
 class Bank(nn.Module):
     """M vectors of width d, prepared for one metric.
 
     Preparing makes one more copy of the vectors (packed panels, norms, error bounds; `repr` says how much) and saves
-    doing so at every call. The packed copy is derived state: it is in no state_dict, pickle or broadcast, is never
-    cast, and is rebuilt by `update_`, `load_state_dict`, `.to()` and unpickling. Only writing into `vectors` directly
-    goes unseen: call `repack()` afterwards.
+    doing so at every call. The packed copy is derived state: it is in no state_dict, pickle, exported program or
+    broadcast, and is never cast. It belongs to one tensor, its storage and its version: whatever changes the vectors
+    (writing into them, `load_state_dict`, `.to()`, another tensor in their place, a second Bank on the same tensor),
+    the next call prepares them again. A compiled program notices too, and then packs at every call until a call outside
+    of it, or `repack()`, has prepared the bank again. torch counts no version for writes through ``vectors.data``,
+    through an array made by ``vectors.numpy()`` or from another process: call `repack()` after those.
 
     Args:
         vectors: (M, d), or (B, M, d) for B banks of one shape; float32, float64, bfloat16 or float16. A contiguous
-            tensor is shared, as buffers are (`update_` writes into it); a learnable bank makes its own.
-        metric: "cosine" (default), "dot", "l2" or "sqeuclidean".
+            tensor is shared, as buffers are (`update_` writes into it). It is copied where torch cannot see who else
+            writes into it: memory that came from numpy or a file, and tensors made in inference mode. A learnable bank
+            makes a copy of its own.
+        metric: "cosine", "dot", "l2" or "sqeuclidean". None (default) leaves each verb its own: "cosine" for `project`,
+            "dot" for `topk`, "l2" for `nearest` and `quantize`; then the vectors are prepared when a verb first asks,
+            once for each metric that is asked for.
         learnable: hold the vectors as a Parameter (then packed at every call, because it changes) rather than a buffer.
         bias: (M,) in the vectors' dtype, added to dot products by `topk` and `project` (metric "dot" and (M, d) only):
             with it the Bank is an encoder, as of a sparse autoencoder (`sparse_encode` takes it). Held as the vectors
@@ -34,28 +58,41 @@ class Bank(nn.Module):
 
     vectors: Tensor
     bias: Tensor | None
-    _pack: Tensor | None
+    _packs: dict[int, _Pack]
 
     def __init__(
-        self, vectors: Tensor, metric: str = "cosine", learnable: bool = False, *, bias: Tensor | None = None
+        self, vectors: Tensor, metric: str | None = None, learnable: bool = False, *, bias: Tensor | None = None
     ) -> None:
         super().__init__()
         _checks.vectors("vectors", vectors)
-        if metric not in METRICS:
+        if metric is not None and metric not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
-        self.metric = metric
-        self._metric_code = METRICS[metric]
+        if metric is None and bias is not None:
+            metric = "dot"  # the only metric that goes with a bias
+        self._metric = metric
         self.learnable = learnable
         self._biased = bias is not None
+        self._packs, self._warned = {}, False
         if bias is not None:
             _checks.bias(bias, vectors, metric == "dot")
         if learnable:
             self.vectors = nn.Parameter(vectors.detach().clone())
             self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
         else:
-            self.register_buffer("vectors", vectors.detach().contiguous())
-            self.register_buffer("bias", None if bias is None else bias.detach().contiguous())
+            self.register_buffer("vectors", _own(vectors))
+            self.register_buffer("bias", None if bias is None else _own(bias))
         self.repack()
+
+    @property
+    def metric(self) -> str | None:
+        """The metric that the Bank was made for; None leaves each verb its own. Read-only."""
+        return self._metric
+
+    @metric.setter
+    def metric(self, value: object) -> None:
+        raise AttributeError(
+            f"the metric of a Bank is fixed at {self._metric!r}: make another one, Bank(bank.vectors, {value!r})"
+        )
 
     def project(self, x: Tensor, *, out_dtype: torch.dtype | None = None) -> Tensor:
         """`vecbank.project` against this bank: (..., d) -> (..., M)."""
@@ -80,6 +117,8 @@ class Bank(nn.Module):
     def update_(self, rows: Tensor, vectors: Tensor) -> Bank:
         """Overwrite rows (int64, (R,)) with vectors (R, d) in place, and prepare them; returns self.
 
+        A row that is named more than once keeps the last of its vectors, as assignment in numpy does.
+
         Raises:
             RuntimeError: the bank is learnable (an optimiser owns it). TypeError, ValueError, IndexError: as named.
         """
@@ -101,49 +140,129 @@ class Bank(nn.Module):
             raise IndexError(
                 f"rows must lie between 0 and {self.vectors.shape[0] - 1}, got values from {low} to {high}"
             )
+        rows, vectors = _last_of_each(rows, vectors)
         with torch.no_grad():
             self.vectors.index_copy_(0, rows, vectors.detach())  # bumps the version that autograd checks
         self.repack()
         return self
 
     def repack(self) -> Bank:
-        """Prepare the vectors again, after writing into them directly; returns self."""
-        with torch.no_grad():
-            packable = not self.learnable and self.vectors.device.type == "cpu"
-            self._pack = torch.ops.vecbank.pack(self.vectors, self._metric_code, self.bias) if packable else None
+        """Prepare the vectors again; returns self. Needed only after writes that torch does not count (see above)."""
+        codes = set(self._packs) if self._metric is None else {_shared(METRICS[self._metric])}
+        self._packs = {}
+        for code in codes:
+            self._prepare(code, self.vectors, self.bias)
         return self
+
+    def _prepare(self, code: int, vectors: Tensor, bias: Tensor | None) -> Tensor | None:
+        """Packs the vectors for a metric, if the pack can be held to what it was made of."""
+        if self.learnable or not _packable(vectors) or (bias is not None and not _packable(bias)):
+            self._packs.pop(code, None)
+            return None
+        mark = _mark(vectors, bias)  # before packing: a write in between makes the pack stale
+        with torch.no_grad():
+            pack: Tensor = torch.ops.vecbank.pack(vectors, code, bias, True)
+        self._packs[code] = _Pack(pack, vectors, bias, mark)
+        return pack
+
+    def _packed(self, vectors: Tensor, code: int) -> Tensor | None:
+        """The pack for a metric, current; None where the op has to pack for itself."""
+        code = _shared(code)
+        held = self._packs.get(code)
+        if torch.compiler.is_compiling():
+            # The op itself holds the stamp in the pack against the vectors. An exported program keeps no pack.
+            return None if held is None or torch.compiler.is_exporting() else held.pack
+        bias = self.bias if self._biased else None
+        if held is not None and held.is_of(vectors, bias):
+            return held.pack
+        wanted = self._metric is None or code == _shared(METRICS[self._metric])
+        return self._prepare(code, vectors, bias) if wanted and self._buffers.get("vectors") is vectors else None
+
+    def _code_for(self, verb: str, default: str) -> int:
+        """The metric of a call that names none."""
+        if self._metric is not None:
+            return METRICS[self._metric]
+        if default != "cosine" and not self._warned:
+            if not torch.compiler.is_compiling():
+                self._warned = True
+            _checks.warn_of_change(
+                f'{verb} scores by "{default}" with this Bank, because Bank(vectors) no longer means '
+                f'Bank(vectors, "cosine"): name the metric, in Bank or in {verb}'
+            )
+        return METRICS[default]
 
     def extra_repr(self) -> str:
         shape = " x ".join(str(s) for s in self.vectors.shape)
         own = self.vectors.numel() * self.vectors.element_size()
-        pack = "packed per call" if self._pack is None else f"+ {_bytes(self._pack.numel())} packed"
+        packed = sum(held.pack.numel() for held in self._packs.values())
+        later = "packed per call" if self._metric or self.learnable else "packed at first use"
+        pack = f"+ {_bytes(packed)} packed" if self._packs else later
         dtype = str(self.vectors.dtype).removeprefix("torch.")
         biased = ", biased" if self._biased else ""
         return (
-            f"{shape}, metric={self.metric!r}, dtype={dtype}, learnable={self.learnable}{biased}, {_bytes(own)} {pack}"
+            f"{shape}, metric={self._metric!r}, dtype={dtype}, learnable={self.learnable}{biased}, {_bytes(own)} {pack}"
         )
 
     # The pack follows whatever torch does to the vectors, and is never carried along.
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Bank:
         super()._apply(fn, recurse)
-        return self.repack()
+        return self._own_all().repack()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.repack()
+        self._own_all().repack()
+
+    def _own_all(self) -> Bank:
+        """What inference mode left in the buffers has no version; a copy has."""
+        for name, held in self._buffers.items():
+            if held is not None and held.is_inference():
+                self._buffers[name] = _own(held)
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.pop("_pack", None)
+        state.update(_packs={}, _warned=False)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_metric" not in state:  # written before the metric was read-only
+            state.update(_metric=state.pop("metric"), _packs={}, _warned=False)
         super().__setstate__(state)
         if "_biased" not in state:  # written before there was a bias
             self._biased = False
             self.register_buffer("bias", None)
         self.repack()
+
+
+def _last_of_each(rows: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row once, with the last vector that came for it."""
+    named, place = rows.unique(return_inverse=True)
+    if named.numel() == rows.numel():
+        return rows, vectors
+    order = torch.arange(rows.numel(), device=rows.device)
+    last = torch.zeros_like(named).scatter_reduce_(0, place, order, "amax", include_self=False)
+    return named, vectors[last]
+
+
+def _shared(code: int) -> int:
+    """The metric whose pack serves this one: `l2` and `sqeuclidean` have one pack."""
+    return METRICS["l2"] if code == METRICS["sqeuclidean"] else code
+
+
+def _own(vectors: Tensor) -> Tensor:
+    """A contiguous tensor whose writes torch counts: shared where it is one already."""
+    vectors = vectors.detach()
+    if vectors.is_inference():
+        with torch.inference_mode(False):
+            return vectors.clone(memory_format=torch.contiguous_format)
+    foreign = type(vectors) is Tensor and vectors.device.type == "cpu" and not vectors.untyped_storage().resizable()
+    return vectors.clone(memory_format=torch.contiguous_format) if foreign else vectors.contiguous()
+
+
+def _packable(t: Tensor) -> bool:
+    """A tensor whose content can be held to its version: on the CPU, plain, and not about to get a gradient."""
+    return t.device.type == "cpu" and not t.requires_grad and not t.is_inference() and _checks.concrete(t)
 
 
 def _bytes(count: int) -> str:

@@ -21,24 +21,19 @@ _quantize, _lookup, _segment_sum = _ops.quantize.default, _ops.lookup.default, _
 
 
 def _resolve(
-    x: Tensor, bank: Tensor | Bank, metric: str | None, default: str, *, biased: bool = False
+    verb: str, x: Tensor, bank: Tensor | Bank, metric: str | None, default: str, *, biased: bool = False
 ) -> tuple[Tensor, Tensor | None, int]:
     """The bank's vectors, its pack if there is one for this metric, and the metric's code. `biased`: one is allowed."""
     if isinstance(bank, Bank):
-        vectors, pack = bank.vectors, bank._pack
+        vectors = bank.vectors
         if bank._biased and not (biased and metric in (None, "dot")):
             raise ValueError("a bank with a bias scores by dot products, in topk and project alone")
-        if metric is None:
-            code = bank._metric_code
-        else:
-            code = _metric_code(metric)
-            if code != bank._metric_code:
-                pack = None
-    else:
-        _checks.vectors("bank", bank)
-        vectors, pack, code = bank, None, _metric_code(metric or default)
-    _checks.pair(x, vectors)
-    return vectors, pack, code
+        _checks.pair(x, vectors)
+        code = bank._code_for(verb, default) if metric is None else _metric_code(metric)
+        return vectors, bank._packed(vectors, code), code
+    _checks.vectors("bank", bank)
+    _checks.pair(x, bank)
+    return bank, None, _metric_code(metric or default)
 
 
 def _metric_code(metric: str) -> int:
@@ -56,7 +51,7 @@ def project(
     Args:
         x: (..., d) float32, float64, bfloat16 or float16.
         bank: (M, d), or (B, M, d) with x (B, N, d), of x's dtype (or float32 with a 16-bit x); or a Bank.
-        metric: "cosine" (default), "dot", "l2" or "sqeuclidean"; None with a Bank means the Bank's metric.
+        metric: "cosine", "dot", "l2" or "sqeuclidean". None (default): what a Bank names, else "cosine".
         out_dtype: dtype of the result; x's by default. Sums run in float32 (float64 for float64) and round once.
 
     Returns:
@@ -68,7 +63,7 @@ def project(
 
     Source: Moschella et al., "Relative representations enable zero-shot latent space communication", ICLR 2023.
     """
-    vectors, pack, code = _resolve(x, bank, metric, "cosine", biased=True)
+    vectors, pack, code = _resolve("project", x, bank, metric, "cosine", biased=True)
     if out_dtype is not None and out_dtype not in _checks._FLOATS:
         raise TypeError(f"out_dtype must be float32, float64, bfloat16 or float16, got {out_dtype}")
     if isinstance(bank, Bank) and bank.bias is not None:
@@ -94,7 +89,7 @@ def topk(
         x: (..., d).
         bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
         k: 1 to M.
-        metric: "dot" (default), "cosine", "l2" or "sqeuclidean"; None with a Bank means the Bank's metric.
+        metric: "dot", "cosine", "l2" or "sqeuclidean". None (default): what a Bank names, else "dot".
         mask: bool, broadcastable to (..., M); True = may be returned.
         exact: False takes the float32 screen's candidates without a certificate: the rows chosen may then differ from
             the exact ones where scores lie within float32 rounding of each other. Values and order are still float64's.
@@ -109,7 +104,7 @@ def topk(
     Raises:
         ValueError: k outside 1..M, shapes, devices, metric. TypeError: dtypes.
     """
-    vectors, pack, code = _resolve(x, bank, metric, "dot", biased=True)
+    vectors, pack, code = _resolve("topk", x, bank, metric, "dot", biased=True)
     rows = vectors.shape[-2]
     if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
         raise TypeError(f"k must be an int, got {type(k).__name__}")
@@ -146,14 +141,14 @@ def nearest(x: Tensor, bank: Tensor | Bank, metric: str | None = None, *, exact:
     Args:
         x: (..., d).
         bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
-        metric: "l2" (default), "sqeuclidean", "dot" or "cosine"; None with a Bank means the Bank's metric.
+        metric: "l2", "sqeuclidean", "dot" or "cosine". None (default): what a Bank names, else "l2".
         exact: as in `topk`.
 
     Returns:
         Nearest(values, indices), both (...): dtypes and gradients as in `topk`; index -1 where M = 0 or every score
         is NaN.
     """
-    vectors, pack, code = _resolve(x, bank, metric, "l2")
+    vectors, pack, code = _resolve("nearest", x, bank, metric, "l2")
     return Nearest(*_nearest(x, vectors, pack, code, exact))
 
 
@@ -163,7 +158,7 @@ def quantize(x: Tensor, bank: Tensor | Bank, metric: str | None = None) -> Quant
     Args:
         x: (..., d).
         bank: the codebook, (M, d), (B, M, d) with x (B, N, d), or a Bank.
-        metric: "l2" (default), "sqeuclidean", "dot" or "cosine"; None with a Bank means the Bank's metric.
+        metric: "l2", "sqeuclidean", "dot" or "cosine". None (default): what a Bank names, else "l2".
 
     Returns:
         Quantized(quantized, codes): (..., d) in the bank's dtype and (...) int64. Straight-through: the gradient of
@@ -172,7 +167,7 @@ def quantize(x: Tensor, bank: Tensor | Bank, metric: str | None = None) -> Quant
 
     Source: van den Oord et al., "Neural Discrete Representation Learning", NeurIPS 2017.
     """
-    vectors, pack, code = _resolve(x, bank, metric, "l2")
+    vectors, pack, code = _resolve("quantize", x, bank, metric, "l2")
     return Quantized(*_quantize(x, vectors, pack, code))
 
 
@@ -184,7 +179,7 @@ def quantize_train(
     Args:
         x: (..., d).
         bank: the codebook, (M, d), (B, M, d) with x (B, N, d), or a Bank.
-        metric: "l2" (default), "sqeuclidean", "dot" or "cosine"; None with a Bank means the Bank's metric.
+        metric: "l2", "sqeuclidean", "dot" or "cosine". None (default): what a Bank names, else "l2".
         mask: bool (...), True = the row counts. Rows left out get code -1 and come back as they were.
 
     Returns:
@@ -195,7 +190,7 @@ def quantize_train(
 
     Source: van den Oord et al. 2017; EMA form: Razavi et al., "Generating Diverse High-Fidelity Images with VQ-VAE-2".
     """
-    vectors, pack, code = _resolve(x, bank, metric, "l2")
+    vectors, pack, code = _resolve("quantize_train", x, bank, metric, "l2")
     if mask is not None:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise TypeError(f"mask must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")

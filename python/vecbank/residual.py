@@ -57,7 +57,7 @@ def _vectors(book: Tensor | Bank) -> Tensor:
 def residual_quantize(
     x: Tensor,
     books: Books,
-    metric: str = "l2",
+    metric: str | None = None,
     *,
     num_stages: int | None = None,
     beam: int = 1,
@@ -68,7 +68,8 @@ def residual_quantize(
         x: (..., d) float32, float64, bfloat16 or float16.
         books: (S, M, d); or a sequence of (M_s, d) tensors or Banks (packed once); or one (M, d) book for all stages,
             with ``num_stages``. Of x's dtype, or float32 with a 16-bit x (16-bit books are read as float32).
-        metric: what "nearest" means at each stage: "l2" (default), "sqeuclidean", "cosine" or "dot".
+        metric: what "nearest" means at each stage: "l2", "sqeuclidean", "cosine" or "dot". None (default) is the
+            metric that the Banks name (one for all of them), and else "l2".
         num_stages: run only the first so many stages (quantise dropout, or fewer bits at run time).
         beam: keep so many sequences of codes from stage to stage, those with the smallest squared error so far (ties
             to the sequence that is ahead, then to the better code), instead of one. Distances only.
@@ -83,7 +84,7 @@ def residual_quantize(
         ValueError, TypeError: shapes, dtypes, metric, num_stages or beam, by name.
     """
     stages = _stages(books, num_stages)
-    code = _metric_code(metric)
+    code = _metric_of(stages) if metric is None else _metric_code(metric)
     vectors = [_vectors(book) for book in stages]
     for rows in vectors:
         _checks.pair(x, rows)
@@ -96,16 +97,35 @@ def residual_quantize(
     if beam > 1:
         if code not in (METRICS["l2"], METRICS["sqeuclidean"]):
             raise ValueError(
-                f'beam search adds up squared distances: metric must be "l2" or "sqeuclidean", got {metric!r}'
+                f'beam search adds up squared distances: metric must be "l2" or "sqeuclidean", got {_name(code)!r}'
             )
         if all(rows.shape[0] for rows in vectors):  # an empty book has no code to search for: -1, as without a beam
             return _searched(x, vectors, beam)
     if any(isinstance(b, Bank) and b._biased for b in stages):
         raise ValueError("books are banks without a bias")
-    packs = []
-    if all(isinstance(b, Bank) and b._pack is not None and b._metric_code == code for b in stages):
-        packs = [b._pack for b in stages if isinstance(b, Bank)]
+    found = [b._packed(rows, code) if isinstance(b, Bank) else None for b, rows in zip(stages, vectors, strict=True)]
+    packs = [pack for pack in found if pack is not None]
+    if len(packs) < len(stages):
+        packs = []
     return ResidualQuantized(*_residual_quantize(x, vectors, packs, code))
+
+
+def _metric_of(stages: list[Tensor | Bank]) -> int:
+    """What a call that names no metric means: what the Banks name, if they agree."""
+    named = {bank.metric for bank in stages if isinstance(bank, Bank) and bank.metric is not None}
+    if named <= {"l2", "sqeuclidean"}:  # one choice of codes
+        return METRICS["l2"]
+    if len(named) > 1:
+        raise ValueError(f"books must share a metric, got Banks for {', '.join(sorted(named))}")
+    metric = named.pop()
+    _checks.warn_of_change(
+        f'residual_quantize searches by "{metric}", the metric of its Banks, where it took "l2": name the metric'
+    )
+    return METRICS[metric]
+
+
+def _name(code: int) -> str:
+    return next(name for name, number in METRICS.items() if number == code)
 
 
 def _searched(x: Tensor, books: list[Tensor], beam: int) -> ResidualQuantized:

@@ -103,7 +103,7 @@ def sparse_encode(
     """
     bank: Tensor | Bank = weight
     if isinstance(weight, Bank):
-        if weight.metric != "dot" or bias is not None:
+        if weight.metric not in ("dot", None) or bias is not None:
             raise ValueError(
                 f'weight as a Bank must have metric "dot" and bring its bias with it, got metric {weight.metric!r}'
                 f"{'' if bias is None else ' and a bias beside it'}"

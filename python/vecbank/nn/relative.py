@@ -70,7 +70,7 @@ class RelativeProjection(nn.Module):
     @property
     def metric(self) -> str:
         """Name of the similarity."""
-        return self.bank.metric
+        return str(self.bank.metric)
 
     def forward(self, x: Tensor, anchors: Tensor | None = None) -> Tensor:
         """Relative rows ``(..., A)`` of ``x (..., d)``.
