@@ -28,7 +28,7 @@ def test_opcheck(name: str) -> None:
 def test_schemas_only_grow_at_the_end() -> None:
     """What earlier callers, saved programs included, have written down. Add to the end, with defaults."""
     want = {
-        "pack": "Tensor bank, int metric, Tensor? bias=None",
+        "pack": "Tensor bank, int metric, Tensor? bias=None, bool stamp=False",
         "project": "Tensor x, Tensor bank, Tensor? pack, int metric, ScalarType? out_dtype=None",
         "topk": "Tensor x, Tensor bank, Tensor? pack, int k, int metric, Tensor? mask=None, bool exact=True, "
         "Tensor? bias=None",

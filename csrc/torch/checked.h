@@ -53,9 +53,11 @@ struct PackView {
   // One stamp, in the first batch's pack, speaks for all.
   bool stale(const Tensor& bank, const std::optional<Tensor>& bias) const {
     if (bytes < static_cast<int64_t>(sizeof(PackHeader) + sizeof(PackStamp))) return false;
+    PackHeader header{};
     PackStamp made{};
-    std::memcpy(&made, static_cast<const char*>(tensor->const_data_ptr()) + sizeof(PackHeader), sizeof made);
-    if (made.data == 0) return false;
+    std::memcpy(&header, tensor->const_data_ptr(), sizeof header);
+    std::memcpy(&made, static_cast<const char*>(tensor->const_data_ptr()) + sizeof header, sizeof made);
+    if (header.magic != kPackMagic || made.data == 0) return false;
     if (made.data != reinterpret_cast<uintptr_t>(bank.const_data_ptr())) return true;
     const PackStamp now = stamp_of(bank, bias);
     return std::memcmp(&made, &now, sizeof made) != 0;
