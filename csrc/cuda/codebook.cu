@@ -306,7 +306,7 @@ __global__ void __launch_bounds__(kThreads) mean_kernel(const Means a) {
     valid[threadIdx.x] = rows;
     block_sums(squares, valid);
     const double count = static_cast<double>(valid[0]) * static_cast<double>(a.width);
-    if (threadIdx.x == 0) store(valid[0] == 0 ? 0.0 : squares[0] / count, a.out, a.dtype, m);
+    if (threadIdx.x == 0) store(squares[0] / fmax(1.0, count), a.out, a.dtype, m);
     __syncthreads();
   }
 }

@@ -1,5 +1,7 @@
 // torch.ops.vecbank.*: schemas, checks, allocation. The Python layer says it more kindly; this one lets nothing
 // through.
+#include <algorithm>
+
 #include "../core/lookup.h"
 #include "../core/problem.h"
 #include "checked.h"
@@ -168,8 +170,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& 
   l.quantized = rows_of(found.gathered, "quantized").rows;
   l.keep = keep ? static_cast<const bool*>(keep->const_data_ptr()) : nullptr;
   check_status(vecbank::quantize_loss(l, torch_threads()));
-  const double mean = l.valid == 0 ? 0.0 : l.squares / (static_cast<double>(l.valid) * static_cast<double>(l.x.width));
-  set(loss, 0, mean);
+  set(loss, 0, l.squares / std::max(1.0, static_cast<double>(l.valid) * static_cast<double>(l.x.width)));
 
   for (int64_t b = 0; b < pair.batches; ++b) {
     SegmentSumProblem s;
