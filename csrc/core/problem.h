@@ -27,7 +27,10 @@ struct ProjectProblem {
   Metric metric = Metric::cosine;
   void* out = nullptr;  // [queries][bank rows], contiguous
   DType out_dtype = DType::f32;
-  int64_t out_columns = 0;  // set by project()
+  int64_t out_columns = 0;           // set by project()
+  bool exact = false;                // the refined float64 scores, rounded once
+  const int64_t* indices = nullptr;  // with exact: [queries][k] bank rows instead of all; -1 scores 0
+  int64_t k = 0;
 };
 
 Status search(const SearchProblem& problem, const Parallel& parallel);

@@ -1,4 +1,6 @@
 // project(): the whole similarity matrix, written once. float64 in, float64 tiles; everything else, float32 tiles.
+// Its exact form: refined scores alone, of all pairs or of listed ones.
+#include <atomic>
 #include <new>
 
 #include "../core/pack_internal.h"
@@ -24,26 +26,87 @@ void store(const StoreArgs<T>& args) {
 // Products so small that packing would cost more than they do: every score is refined, to the last bit.
 constexpr double kSmall = 1 << 16;
 
-Status project_small(const ProjectProblem& p) {
-  KeepSubnormals keep;
-  Refiner refiner;
+// What a worker needs to score pairs in float64.
+struct Scorer {
+  static constexpr int64_t kRows = 64;  // queries against one block of the bank, which stays in L2 meanwhile
   RowReader queries;
-  Buffer<double> norms;
-  const int64_t n = p.queries.count, m = p.bank.count;
-  if (!refiner.reserve(p.bank, p.bank.width) || !queries.reserve(p.queries, 1) || !norms.reserve(m))
-    return Status::out_of_memory;
-  refiner.set_metric(p.metric, norms.get());
-  if (p.metric == Metric::cosine) refiner.bank_norms(norms.get());
-  with_dtype(p.out_dtype, [&](auto type) {
-    auto* out = static_cast<Element<decltype(type)>*>(p.out);
-    for (int64_t i = 0; i < n; ++i) {
-      refiner.load(0, queries.row(i), p.queries.dtype);
-      refiner.for_each_key(1, nullptr, 0, m, [&](int, double key, int64_t j) {
-        narrow(value_of(p.metric, key), out + i * p.out_columns + j);
+  Refiner refiner;
+  int64_t place[Refiner::kBlock];
+
+  bool reserve(const ProjectProblem& p, const double* norms) {
+    if (!queries.reserve(p.queries, 1) || !refiner.reserve(p.bank, p.bank.width)) return false;
+    refiner.set_metric(p.metric, norms);
+    return true;
+  }
+
+  template <class E>
+  void all(const ProjectProblem& p, int64_t first, int64_t count, int64_t from, int64_t columns) {
+    E* out = static_cast<E*>(p.out);
+    for (int64_t i = first; i < first + count; i += Refiner::kQueries) {
+      const int slots = static_cast<int>(std::min<int64_t>(Refiner::kQueries, first + count - i));
+      for (int s = 0; s < slots; ++s) refiner.load(s, queries.row(i + s), p.queries.dtype);
+      refiner.for_each_key(slots, nullptr, from, columns, [&](int s, double key, int64_t j) {
+        narrow(value_of(p.metric, key), out + (i + s) * p.out_columns + j);
       });
     }
+  }
+
+  template <class E>
+  bool listed(const ProjectProblem& p, int64_t row) {
+    const int64_t* indices = p.indices + row * p.k;
+    E* out = static_cast<E*>(p.out) + row * p.k;
+    bool loaded = false;
+    for (int64_t t = 0; t < p.k;) {
+      int64_t found = 0;
+      for (; t < p.k && found < Refiner::kBlock; ++t) {
+        if (indices[t] < -1 || indices[t] >= p.bank.count) return false;
+        if (indices[t] < 0) {
+          narrow(0.0, out + t);
+          continue;
+        }
+        refiner.indices()[found] = indices[t];
+        place[found++] = t;
+      }
+      if (found == 0) continue;
+      if (!loaded) refiner.load(0, queries.row(row), p.queries.dtype);
+      loaded = true;
+      const int64_t* at = place;
+      refiner.for_each_key(1, refiner.indices(), 0, found,
+                           [&](int, double key, int64_t) { narrow(value_of(p.metric, key), out + *at++); });
+    }
+    return true;
+  }
+};
+
+Status project_exact(const ProjectProblem& p, const Parallel& parallel) {
+  KeepSubnormals keep;
+  Buffer<double> norms;
+  std::unique_ptr<Scorer[]> crew(new (std::nothrow) Scorer[parallel.workers]);
+  if (!crew || !norms.reserve(p.bank.count)) return Status::out_of_memory;
+  for (int w = 0; w < parallel.workers; ++w)
+    if (!crew[w].reserve(p, norms.get())) return Status::out_of_memory;
+  if (p.metric == Metric::cosine) crew[0].refiner.bank_norms(norms.get());
+  const int64_t n = p.queries.count, m = p.bank.count;
+  if (p.indices == nullptr) {
+    const int64_t parts = ceil_div(m, Refiner::kBlock);
+    for_each_task(parallel, ceil_div(n, Scorer::kRows) * parts, [&](int worker, int64_t task) {
+      const int64_t first = task / parts * Scorer::kRows, from = task % parts * Refiner::kBlock;
+      with_dtype(p.out_dtype, [&](auto type) {
+        crew[worker].all<Element<decltype(type)>>(p, first, std::min(Scorer::kRows, n - first), from,
+                                                  std::min(Refiner::kBlock, m - from));
+      });
+    });
+    return Status::ok;
+  }
+  std::atomic<bool> bad{false};
+  const int64_t rows = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, p.k * p.bank.width));
+  for_each_task(parallel, ceil_div(n, rows), [&](int worker, int64_t task) {
+    with_dtype(p.out_dtype, [&](auto type) {
+      for (int64_t i = task * rows; i < std::min(n, (task + 1) * rows); ++i)
+        if (!crew[worker].listed<Element<decltype(type)>>(p, i)) bad = true;
+    });
   });
-  return Status::ok;
+  return bad ? Status::bad_index : Status::ok;
 }
 
 template <class T>
@@ -183,14 +246,14 @@ Status project_as(const ProjectProblem& p, const Parallel& parallel) {
 }  // namespace
 
 Status project(const ProjectProblem& problem, const Parallel& parallel) {
-  if (problem.queries.count == 0 || problem.bank.count == 0) return Status::ok;
+  if (problem.queries.count == 0 || (problem.bank.count == 0 && problem.indices == nullptr)) return Status::ok;
   ProjectProblem p = problem;
   p.out_columns = p.bank.count;
-  const double work =
-      static_cast<double>(p.queries.count) * static_cast<double>(p.bank.count) * static_cast<double>(p.bank.width + 8);
-  if (work < kSmall) return project_small(p);
+  const double columns = static_cast<double>(p.indices == nullptr ? p.bank.count : p.k);
+  const double work = static_cast<double>(p.queries.count) * columns * static_cast<double>(p.bank.width + 8);
   const Parallel alone;
   const Parallel& chosen = work < 2e5 ? alone : parallel;
+  if (p.exact || work < kSmall) return project_exact(p, chosen);
   return p.bank.dtype == DType::f64 ? project_as<double>(p, chosen) : project_as<float>(p, chosen);
 }
 

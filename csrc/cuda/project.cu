@@ -196,6 +196,41 @@ Error project_as(const ProjectProblem& p, const Device& device) {
   return nullptr;
 }
 
+// Eight lanes per pair, whatever the metric.
+struct ExactArgs {
+  ProjectProblem p;
+  int64_t columns;
+  State* state;
+};
+__global__ void __launch_bounds__(kThreads) exact_kernel(const __grid_constant__ ExactArgs a) {
+  const ProjectProblem& p = a.p;
+  const int lane = threadIdx.x % kLanes;
+  const bool cosine = p.metric == Metric::cosine;
+  const int64_t pairs = p.queries.count * a.columns, groups = int64_t{gridDim.x} * (kThreads / kLanes);
+  for (int64_t base = int64_t{blockIdx.x} * (kThreads / kLanes); base < pairs; base += groups) {
+    const int64_t i = base + threadIdx.x / kLanes, row = i / a.columns;
+    const int64_t j = i >= pairs ? -1 : p.indices == nullptr ? i % a.columns : p.indices[i];
+    const bool bad = j < -1 || j >= p.bank.count, there = !bad && j >= 0;
+    const double raw = sum_of_8(there ? pair_lane(p.queries, row, p.bank, j, lane, is_distance(p.metric)) : 0.0);
+    double query_norm = 1.0, bank_norm = 1.0;
+    if (cosine) {
+      query_norm = floored(sqrt(sum_of_8(there ? self_lane(p.queries, row, lane) : 0.0)));
+      bank_norm = floored(sqrt(sum_of_8(there ? self_lane(p.bank, j, lane) : 0.0)));
+    }
+    if (i >= pairs || lane != 0) continue;
+    if (bad) atomicAdd(&a.state->bad_codes, 1u);
+    const double value = value_of_key(p.metric, key_of(p.metric, raw, query_norm, bank_norm));
+    store(there ? value : bad ? nan("") : 0.0, p.out, p.out_dtype, i);
+  }
+}
+
+Error project_exact(const ProjectProblem& p, const Device& device) {
+  const int64_t columns = p.indices == nullptr ? p.bank.count : p.k;
+  if (columns == 0) return nullptr;
+  return launch(exact_kernel, grid_for(ceil_div(p.queries.count * columns, kThreads / kLanes)), kThreads, 0, device,
+                ExactArgs{p, columns, device.state});
+}
+
 }  // namespace
 
 int64_t project_workspace(const ProjectProblem& p, const Device&) {
@@ -205,7 +240,8 @@ int64_t project_workspace(const ProjectProblem& p, const Device&) {
 }
 
 Error project(const ProjectProblem& p, const Device& device) {
-  if (p.queries.count == 0 || p.bank.count == 0) return nullptr;
+  if (p.queries.count == 0 || (p.bank.count == 0 && p.indices == nullptr)) return nullptr;
+  if (p.exact) return project_exact(p, device);
   if (p.bank.width > kWidestProduct) return "vectors this wide are not supported on CUDA";
   return p.bank.dtype == DType::f64 ? project_as<double>(p, device) : project_as<float>(p, device);
 }

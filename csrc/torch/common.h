@@ -198,6 +198,15 @@ struct MaskView {
   }
 };
 
+// project's indices (..., k) for x (..., d).
+inline void check_listed(const Pairing& pair, const Tensor& bank, bool exact, const Tensor& indices) {
+  std::vector<int64_t> rows = sizes_of(indices);
+  if (!rows.empty()) rows.pop_back();
+  STD_TORCH_CHECK(exact && bank.dim() == 2 && indices.dim() >= 1 && rows == pair.leading,
+                  "vecbank: indices go with exact scores and a bank (M, d), and must be (..., k) for x (..., d), got ",
+                  shape_of(indices));
+}
+
 // src (..., d) with codes (...) or (..., k): every code takes its row's whole vector.
 inline RowsView checked_source(const Tensor& src, const Tensor& codes, int64_t* k) {
   RowsView view = rows_of(src, "src");

@@ -54,16 +54,24 @@ Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>
 namespace {
 
 Tensor project(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed, int64_t metric_code,
-               std::optional<ScalarType> out_dtype) {
+               std::optional<ScalarType> out_dtype, bool exact, const std::optional<Tensor>& indices) {
   const Metric metric = metric_of(metric_code);
   const Pairing pair = pair_up(x, bank);
   const PackView packs(packed, bank, std::nullopt, pair.batches);
+  std::optional<Tensor> listed;
+  if (indices) listed = checked_codes(*indices);
+  if (listed) check_listed(pair, bank, exact, *listed);
   std::vector<int64_t> shape = pair.leading;
-  shape.push_back(pair.m);
+  shape.push_back(listed ? listed->size(listed->dim() - 1) : pair.m);
   Tensor out = empty_cpu(shape, out_dtype.value_or(x.scalar_type()));
   ProjectProblem p;
   p.metric = metric;
   p.out_dtype = dtype_of(out, "out_dtype");
+  p.exact = exact;
+  if (listed) {
+    p.indices = static_cast<const int64_t*>(listed->const_data_ptr());
+    p.k = shape.back();
+  }
   for (int64_t b = 0; b < pair.batches; ++b) {
     p.queries = pair.x_batch(b);
     p.bank = pair.bank_batch(b);
@@ -224,7 +232,9 @@ std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, co
 
 STABLE_TORCH_LIBRARY(vecbank, m) {
   m.def("pack(Tensor bank, int metric, Tensor? bias=None, bool stamp=False) -> Tensor");
-  m.def("project(Tensor x, Tensor bank, Tensor? pack, int metric, ScalarType? out_dtype=None) -> Tensor");
+  m.def(
+      "project(Tensor x, Tensor bank, Tensor? pack, int metric, ScalarType? out_dtype=None, bool exact=False, "
+      "Tensor? indices=None) -> Tensor");
   m.def(
       "project_backward(Tensor grad, Tensor x, Tensor bank, int metric, bool need_x=True, bool need_bank=True) -> "
       "(Tensor, Tensor)");

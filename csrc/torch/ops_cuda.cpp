@@ -71,23 +71,33 @@ void project_by_library(const ProjectProblem& p, Place& place, const torch::stab
 }
 
 Tensor project(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed, int64_t metric_code,
-               std::optional<ScalarType> out_dtype) {
+               std::optional<ScalarType> out_dtype, bool exact, const std::optional<Tensor>& indices) {
   ProjectProblem p;
   p.metric = metric_of(metric_code);
   Place place(x, "x");
   const Pairing pair = pair_up(place, x, bank);
   const PackView packs(place, packed, pair, p.metric);
+  std::optional<Tensor> listed;
+  if (indices) listed = checked_codes(place, *indices);
+  if (listed) check_listed(pair, bank, exact, *listed);
   std::vector<int64_t> shape = pair.leading;
-  shape.push_back(pair.m);
+  shape.push_back(listed ? listed->size(listed->dim() - 1) : pair.m);
   Tensor out = place.empty(shape, out_dtype.value_or(x.scalar_type()));
   p.out_dtype = dtype_of(out, "out_dtype");
+  p.exact = exact;
+  if (listed) {
+    p.indices = static_cast<const int64_t*>(listed->const_data_ptr());
+    p.k = shape.back();
+  }
   const cuda::Wish wish = wanted_project();
   for (int64_t b = 0; b < pair.batches; ++b) {
     p.queries = pair.x_batch(b);
     p.bank = pair.bank_batch(b);
     p.pack = p.bank.dtype == DType::f64 ? nullptr : packs.of(b);  // float64 has no screen to share
     p.out = at(out, b * p.queries.count * p.bank.count, p.out_dtype);
-    if (cuda::project_path(p, place.device().capability, wish) == cuda::ProjectPath::library)
+    if (exact)
+      check(cuda::project(p, place.device()));
+    else if (cuda::project_path(p, place.device().capability, wish) == cuda::ProjectPath::library)
       project_by_library(p, place, x.device());
     else
       check(cuda::project(p, place.with_workspace(cuda::project_workspace(p, place.device()))));

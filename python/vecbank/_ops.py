@@ -67,15 +67,18 @@ _ops = torch.ops.vecbank
 
 
 def _project_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, bank, _, ctx.metric, _ = inputs
+    x, bank, _, ctx.metric, _, _, indices = inputs
+    ctx.listed = indices is not None
     ctx.save_for_backward(x, bank)
 
 
 def _project_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    if ctx.listed:
+        raise NotImplementedError("vecbank: project of listed pairs has no derivative; topk's values have one")
     x, bank = ctx.saved_tensors
     need_x, need_bank = ctx.needs_input_grad[:2]
     grad_x, grad_bank = _ops.project_backward(grad, x, bank, ctx.metric, need_x, need_bank)
-    return grad_x if need_x else None, grad_bank if need_bank else None, None, None, None
+    return grad_x if need_x else None, grad_bank if need_bank else None, None, None, None, None, None
 
 
 def _topk_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -11,6 +11,7 @@ decompositions for large sparse text data using clustering", Machine Learning 42
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,9 @@ _FLOOR = 1e-8  # a norm below this counts as this, as everywhere in the library
 _BLOCK = 1 << 16  # rows widened at a time
 # k-means++ looks at all samples again after so many centres, or so many rejected draws
 _LATE, _MISSES = 64, 8
+# Squares, and sums of many, stay inside float32 for samples of at most 2^30; others are scaled by a power of two. So
+# are those so small that the floor of a norm would count.
+_HIGH, _LOW, _LOW_COSINE, _FAR = 30, -30, -10, 60
 
 
 class KMeans(NamedTuple):
@@ -41,9 +45,11 @@ class _Data(NamedTuple):
     """The samples, and what every step needs to know about them."""
 
     x: Tensor
-    weights: Tensor | None  # (N,) float64
-    row_weights: Tensor | None  # (N,) in the centres' dtype: what each row is multiplied by when it is summed
+    weights: Tensor | None  # (N,) float64, at most 1
+    row_weights: Tensor | None  # (N,) float64: what each row is multiplied by when it is summed
     cosine: bool
+    power: int  # what is returned is 2 ** power times as large as these samples
+    inertia_power: int  # and its inertia, 2 ** inertia_power times
 
     @property
     def metric(self) -> str:
@@ -56,7 +62,7 @@ class _Data(NamedTuple):
 
     def select(self, index: Tensor) -> _Data:
         take = [None if t is None else t[index] for t in (self.weights, self.row_weights)]
-        return _Data(self.x[index], take[0], take[1], self.cosine)
+        return self._replace(x=self.x[index], weights=take[0], row_weights=take[1])
 
     def assign(self, centres: Tensor) -> tuple[Tensor, Tensor]:
         """Distance to the nearest centre, float64 and not negative, and its number."""
@@ -65,6 +71,15 @@ class _Data(NamedTuple):
 
     def weighted(self, values: Tensor) -> Tensor:
         return values if self.weights is None else values * self.weights
+
+    def inertia(self, distances: Tensor) -> float:
+        return _total(self.weighted(distances))
+
+    def shown(self, inertia: float) -> str:
+        try:
+            return f"inertia {math.ldexp(inertia, self.inertia_power):.6g}"
+        except OverflowError:
+            return "inertia inf"
 
 
 def _working(x: Tensor) -> torch.dtype:
@@ -75,6 +90,11 @@ def _unit(rows: Tensor) -> Tensor:
     return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(_FLOOR)
 
 
+def _scaled(x: Tensor, power: int) -> Tensor:
+    """x 2^power, exactly where the dtype can hold it; in two steps, as one factor might not be a float."""
+    return x if power == 0 else x.mul(2.0 ** (power // 2)).mul_(2.0 ** (power - power // 2))
+
+
 def _total(values: Tensor) -> float:
     """Sum of (N,) float64 values in an order of its own: torch splits a full sum by the number of threads."""
     while values.numel() > 1:
@@ -83,29 +103,37 @@ def _total(values: Tensor) -> float:
 
 
 def _sums(data: _Data, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Sum of the rows of each code (k, d), and what they weigh together (k,) float64."""
-    x, dtype = data.x, _working(data.x)
+    """Sum of the rows of each code (k, d), float64 if they have weights; and what they weigh together (k,) float64."""
+    if data.row_weights is None:
+        return _row_sums(data.x, codes, k, None), torch.bincount(codes, minlength=k).double()
+    # In units of the heaviest row of each code: powers of two, so nothing is rounded, and light codes do not vanish.
+    heaviest = data.row_weights.new_zeros(k).scatter_reduce_(0, codes, data.row_weights, "amax")
+    unit = torch.where(heaviest > 0, heaviest / torch.frexp(heaviest).mantissa, 1.0)
+    sums = _row_sums(data.x, codes, k, (data.row_weights / unit[codes]).to(_working(data.x)))
+    counted = torch.ones_like(data.row_weights) if data.weights is None else data.weights
+    return sums.double() * unit.unsqueeze(1), segment_sum(counted.unsqueeze(1), codes, k).squeeze(1)
+
+
+def _row_sums(x: Tensor, codes: Tensor, k: int, weights: Tensor | None) -> Tensor:
+    dtype = _working(x)
     if x.dtype == dtype:
-        sums = segment_sum(x, codes, k, data.row_weights)
-    else:  # a 16-bit sum would be too coarse: widen a block at a time
-        sums = torch.zeros(k, x.shape[1], dtype=torch.float64, device=x.device)
-        for start in range(0, x.shape[0], _BLOCK):
-            block = slice(start, start + _BLOCK)
-            weights = None if data.row_weights is None else data.row_weights[block]
-            sums += segment_sum(x[block].to(dtype), codes[block], k, weights)
-        sums = sums.to(dtype)
-    if data.weights is None:
-        return sums, torch.bincount(codes, minlength=k).double()
-    return sums, segment_sum(data.weights.unsqueeze(1), codes, k).squeeze(1)
+        return segment_sum(x, codes, k, weights)
+    # a 16-bit sum would be too coarse: widen a block at a time
+    sums = torch.zeros(k, x.shape[1], dtype=torch.float64, device=x.device)
+    for start in range(0, x.shape[0], _BLOCK):
+        block = slice(start, start + _BLOCK)
+        sums += segment_sum(x[block].to(dtype), codes[block], k, None if weights is None else weights[block])
+    return sums.to(dtype)
 
 
 def _means(data: _Data, centres: Tensor, sums: Tensor, sizes: Tensor) -> Tensor:
     """New centres; one without any weight (or, for cosine, whose rows cancel) stays where it was."""
-    if data.cosine:
-        norms = torch.linalg.vector_norm(sums, dim=1, keepdim=True)
-        return torch.where(norms >= _FLOOR, sums / norms.clamp_min(_FLOOR), centres)
+    means = sums / sizes.unsqueeze(1).to(sums.dtype)
     alive = (sizes > 0).unsqueeze(1)
-    return torch.where(alive, sums / sizes.unsqueeze(1).to(sums.dtype), centres)
+    if data.cosine:
+        norms = torch.linalg.vector_norm(means, dim=1, keepdim=True)
+        means, alive = means / norms, norms >= _FLOOR
+    return torch.where(alive, means.to(centres.dtype), centres)
 
 
 def _worst(data: _Data, distances: Tensor, count: int) -> Tensor:
@@ -184,9 +212,10 @@ def _spread(data: _Data, given: Tensor, k: int, generator: Generator | None) -> 
 def _start(data: _Data, k: int, init: str | Tensor, generator: Generator | None) -> Tensor:
     given = data.x.new_empty((0, data.x.shape[1]), dtype=_working(data.x))
     if isinstance(init, Tensor):
-        given = init.detach().to(given.dtype)
+        given = init.detach().double()
         if data.cosine:
-            given = _unit(given)
+            given = _unit(_scaled(given, -_power(_largest("init", init), True)))
+        given = _scaled(given, -data.power).to(_working(data.x))
         return given if given.shape[0] == k else _spread(data, given, k, generator)
     if init == "random":
         return data.rows(_permutation(data.x.shape[0], generator, data.x.device)[:k])
@@ -212,11 +241,11 @@ def _lloyd(data: _Data, centres: Tensor, iterations: int, limit: float, bar: Pro
         shift = _total((moved - centres).double().square().flatten())
         centres = moved
         done += 1
-        bar.step(f"inertia {_total(data.weighted(distances)):.6g}")
+        bar.step(data.shown(data.inertia(distances)))
         if shift <= limit:
             distances, codes = data.assign(centres)
             break
-    return KMeans(centres, codes, _total(data.weighted(distances)), done)
+    return KMeans(centres, codes, data.inertia(distances), done)
 
 
 def _mini_batch(
@@ -240,7 +269,7 @@ def _mini_batch(
             sums, sizes = _sums(part, codes, k)
             seen += sizes
             counts += sizes
-            rate = (sizes / counts.clamp_min(_FLOOR)).unsqueeze(1).to(centres.dtype)
+            rate = torch.where(counts > 0, sizes / counts, 0.0).unsqueeze(1).to(centres.dtype)
             moved = _means(part, centres, sums, sizes)
             centres = centres + (moved - centres) * rate
             if data.cosine:
@@ -256,7 +285,7 @@ def _mini_batch(
         if _total((centres - before).double().square().flatten()) <= limit:
             break
     distances, codes = data.assign(centres)
-    return KMeans(centres, codes, _total(data.weighted(distances)), done)
+    return KMeans(centres, codes, data.inertia(distances), done)
 
 
 @torch.no_grad()
@@ -323,13 +352,14 @@ def kmeans(
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
     _check_init(init, k, d, x)
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError("x must be finite, got NaN or inf")
+    largest = _largest("x", x)
     if isinstance(init, Tensor) and init.shape[0] == k and batch_size is None:
         restarts = 1  # nothing is drawn: every run would be the same
 
     x = x.detach()
-    data = _prepare(x, weights, metric == "cosine")
+    data = _prepare(x, largest, weights, metric == "cosine")
+    if isinstance(init, Tensor) and not data.cosine and math.frexp(_largest("init", init))[1] - data.power > _FAR:
+        raise ValueError(f"init must not be 2^{_FAR} times as large as x, got {_largest('init', init):.3g}")
     limit = tolerance * _variance(data) if tolerance else 0.0
     best: KMeans | None = None
     with Progress(f"k-means {n} x {k}", restarts * iterations, progress) as bar:
@@ -339,11 +369,11 @@ def kmeans(
                 found = _lloyd(data, centres, iterations, limit, bar)
             else:
                 found = _mini_batch(data, centres, iterations, batch_size, limit, generator, bar)
-            bar.step(f"inertia {found.inertia:.6g}", count=iterations - found.iterations)
+            bar.step(data.shown(found.inertia), count=iterations - found.iterations)
             if best is None or found.inertia < best.inertia:
                 best = found
     assert best is not None
-    return best
+    return _undone(data, best)
 
 
 def _check_init(init: str | Tensor, k: int, d: int, x: Tensor) -> None:
@@ -356,18 +386,37 @@ def _check_init(init: str | Tensor, k: int, d: int, x: Tensor) -> None:
         raise ValueError(f"init must have shape (r, {d}) with 1 <= r <= k = {k}, got {tuple(init.shape)}")
     if init.device != x.device:
         raise ValueError(f"init must be on x's device {x.device}, got {init.device}")
-    if not bool(torch.isfinite(init).all()):
-        raise ValueError("init must be finite, got NaN or inf")
+    _largest("init", init)
 
 
-def _prepare(x: Tensor, weights: Tensor | None, cosine: bool) -> _Data:
+def _largest(name: str, x: Tensor) -> float:
+    """Largest magnitude; NaN and infinity are refused."""
+    low, high = (float(v) for v in torch.aminmax(x)) if x.numel() else (0.0, 0.0)
+    largest = max(-low, high)  # either is NaN where x has one
+    if not math.isfinite(largest):
+        raise ValueError(f"{name} must be finite, got NaN or inf")
+    return largest
+
+
+def _power(largest: float, cosine: bool) -> int:
+    """The power of two to scale down by; 0 where that is not needed."""
+    power = math.frexp(largest)[1]
+    return 0 if (_LOW_COSINE if cosine else _LOW) <= power <= _HIGH else power
+
+
+def _prepare(x: Tensor, largest: float, weights: Tensor | None, cosine: bool) -> _Data:
+    # a power of two changes no bit of the answer, as long as everything stays inside the dtype's range
+    power = _power(largest, cosine)
+    x, inertia_power = _scaled(x, -power), 0 if cosine else 2 * power
     if weights is not None:
         _checks.floating("weights", weights)
         if weights.shape != x.shape[:1]:
             raise ValueError(f"weights must have shape ({x.shape[0]},), got {tuple(weights.shape)}")
         if not bool((torch.isfinite(weights) & (weights >= 0)).all()) or not bool((weights > 0).any()):
             raise ValueError("weights must be finite and not negative, and not all zero")
-        weights = weights.detach().double()
+        heaviest = math.frexp(_largest("weights", weights))[1]
+        weights = _scaled(weights.detach().double(), -heaviest)
+        inertia_power += heaviest
     row_weights = weights
     if cosine:
         norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
@@ -375,7 +424,21 @@ def _prepare(x: Tensor, weights: Tensor | None, cosine: bool) -> _Data:
             weights = (norms > 0).double() if weights is None else torch.where(norms > 0, weights, 0.0)
         norms.clamp_min_(_FLOOR)
         row_weights = norms.reciprocal_() if weights is None else weights / norms
-    return _Data(x, weights, None if row_weights is None else row_weights.to(_working(x)), cosine)
+    return _Data(x, weights, row_weights, cosine, 0 if cosine else power, inertia_power)
+
+
+def _undone(data: _Data, found: KMeans) -> KMeans:
+    """What was found, for the samples as they came."""
+    centres = _scaled(found.centres, data.power)
+    back = _scaled(centres, -data.power)
+    if not torch.equal(back, found.centres):  # too small for the dtype: rounded, and another may be nearer now
+        distances, codes = data.assign(back)
+        found = found._replace(codes=codes, inertia=data.inertia(distances))
+    try:
+        inertia = math.ldexp(found.inertia, data.inertia_power)
+    except OverflowError:
+        raise ValueError("x (and weights) are too large: no float64 can hold the inertia; scale them down") from None
+    return found._replace(centres=centres, inertia=inertia)
 
 
 def _variance(data: _Data) -> float:
@@ -386,6 +449,6 @@ def _variance(data: _Data) -> float:
     sums, sizes = _sums(data, blocks, int(blocks[-1]) + 1)
     mean = sums.double().cumsum(0)[-1:] / sizes.cumsum(0)[-1]
     if data.cosine:  # unit rows: |u - mean|^2 averages to 1 - |mean|^2
-        return max(0.0, 1.0 - float((mean * mean).cumsum(1)[0, -1])) / d
+        return max(0.0, 1.0 - _total((mean * mean).flatten())) / max(d, 1)
     distances = nearest(data.x, mean.to(_working(data.x)), "sqeuclidean").values.double()
-    return _total(data.weighted(distances)) / (_total(sizes) * d)
+    return _total(data.weighted(distances)) / (_total(sizes) * max(d, 1))

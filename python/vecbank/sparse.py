@@ -71,7 +71,7 @@ def sparse_encode(
     bias: Tensor | None,
     k: int | Tensor,
     *,
-    score: Score | None = None,
+    score: Tensor | Score | None = None,
     mask: Tensor | None = None,
     max_k: int | None = None,
 ) -> TopK:
@@ -88,8 +88,9 @@ def sparse_encode(
             of rows (of x flattened to (n, d)) that it is, giving (r, K). Influence on a loss, as in g-SAE,
             is ``lambda z, rows: z * (1 + beta * vecbank.project(grad[rows], decoder, "dot").abs())``. A
             function may also return a pair (score, value): noise added to z, say, with z's gradient. Only
-            positive values are chosen. Scores are float32 (float64 for float64); without ``score`` the
-            choice is exact (by float64 value). Ties go to the lower index.
+            positive values are chosen. A function gets z as it is returned, and its scores are taken as they
+            are; without one the choice is exact (by float64 value, or value times factor). Ties go to the lower
+            index.
         mask: (K,) bool, True = may be chosen.
         max_k: the largest of k (...); found by looking (a wait for the device) when not given.
 
@@ -121,6 +122,8 @@ def sparse_encode(
     k = _check_k("k", k, weight.shape[0])
     if mask is not None and (mask.dtype != torch.bool or mask.shape != weight.shape[:1]):
         raise ValueError(f"mask must be bool ({weight.shape[0]},), got {mask.dtype} {tuple(mask.shape)}")
+    if isinstance(score, Tensor) and score.shape != weight.shape[:1]:
+        raise ValueError(f"score must be a function or have shape ({weight.shape[0]},), got {tuple(score.shape)}")
     with torch.no_grad():
         if score is None:
             values, indices = _sparse.largest(rows, bank, None if bank is not weight else bias, k, mask)
@@ -210,21 +213,20 @@ def sparse_encode_threshold(
             raise ValueError(f"threshold must be a number or have shape ({latents},), got {tuple(threshold.shape)}")
         theta = threshold
     else:
-        theta = weight.new_full((latents,), threshold)
+        theta = weight.new_full((latents,), threshold, dtype=_sparse.value_dtype(weight))
+    theta = theta.to(_sparse.value_dtype(weight))
     with torch.no_grad():
         floor = theta - bandwidth / 2
         if max_k is not None:
-            lifted = (-floor if bias is None else bias - floor).to(weight.dtype)
-            indices = _sparse.largest(rows, weight, lifted, _check_k("max_k", max_k, latents))[1]
+            indices = _sparse.furthest_above(rows, weight, bias, floor, _check_k("max_k", max_k, latents))
             values = None
         else:
             values, indices = _sparse.above(rows, weight, bias, floor)
     values = _sparse.Pairs.apply(rows, weight, bias, indices, values)
-    limits = lookup(indices.unsqueeze(-1), theta.unsqueeze(1).to(values.dtype), reduce="sum").squeeze(-1)
+    limits = lookup(indices.unsqueeze(-1), theta.unsqueeze(1), reduce="sum").squeeze(-1)
     values, gate = _sparse.Jump.apply(values, limits.masked_fill(indices < 0, torch.inf), bandwidth)
-    if bandwidth == 0 and not torch.compiler.is_compiling():
-        # float32 here, exact there: the two may part on the edge
-        indices = indices.masked_fill(gate == 0, -1)
+    if bandwidth == 0 and max_k is not None:
+        indices = indices.masked_fill(gate == 0, -1)  # found by a rounded excess: one on the edge may be too many
     values, indices = _shaped(x, values, indices)
     return Fired(values, indices, gate.sum(1).reshape(x.shape[:-1]))
 
@@ -261,25 +263,26 @@ def sparse_encode_norm(
     if norms.shape != weight.shape[:1]:
         raise ValueError(f"norms must have shape ({weight.shape[0]},), got {tuple(norms.shape)}")
     if target is None:
-        target = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
+        target = _sparse.lengths(rows.detach())
     elif target.shape != x.shape[:-1]:
         raise ValueError(f"target must have x's leading shape {tuple(x.shape[:-1])}, got {tuple(target.shape)}")
     most = weight.shape[0] if max_k is None else _check_k("max_k", max_k, weight.shape[0])
     with torch.no_grad():
-        wanted, lists = target.detach().double().reshape(-1, 1), []
-        for part, z in _sparse.blocks(rows, weight, bias):
-            scores, width = _sparse.scored(z, norms.to(z.dtype), part)[0], min(most, 64)
+        wanted, factor, lists = target.detach().double().reshape(-1, 1), norms.detach().double(), []
+        latents = _sparse.Latents(rows, weight, bias)
+        for block in latents.blocks():
+            width = min(most, 64)
             while True:
-                best, chosen = _sparse.best(scores, width)
-                length = best.double().clamp_min_(0).square().cumsum(1).sqrt()
-                reached = (length[:, -1:] >= wanted[part]) | (best[:, -1:] == -torch.inf)
+                scores, chosen, values = latents.best(block, factor, width)
+                length = _sparse.running_sum(scores.clamp_min(0).square()).sqrt()
+                reached = (length[:, -1:] >= wanted[block.rows]) | (scores[:, -1:] == -torch.inf)
                 if width == most or reached.all():  # lengths only grow: what follows can only be further off
                     break
                 width = min(most, 2 * width)
-            k = (length - wanted[part]).abs().argmin(1, keepdim=True) + 1
-            off = (torch.arange(width, device=x.device) >= k) | (best == -torch.inf)
+            k = (length - wanted[block.rows]).abs().argmin(1, keepdim=True) + 1
+            off = (torch.arange(width, device=x.device) >= k) | (scores == -torch.inf)
             width = max(1, int(k.max()))
-            lists.append((z.gather(1, chosen).masked_fill(off, 0)[:, :width], chosen.masked_fill(off, -1)[:, :width]))
+            lists.append((values.masked_fill(off, 0)[:, :width], chosen.masked_fill(off, -1)[:, :width]))
         width = max([v.shape[1] for v, _ in lists], default=1)
         values = torch.cat([_pad(v, width, 0) for v, _ in lists]) if lists else x.new_zeros(0, 1)
         indices = torch.cat([_pad(i, width, -1) for _, i in lists]) if lists else values.long()
