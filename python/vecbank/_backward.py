@@ -15,10 +15,10 @@ from ._fakes import check_project_backward
 
 _NORM_FLOOR = 1e-8
 _UNIT_FLOOR = 1e-6  # the rotation trick's: norms below this count as this
-_BLOCK_BYTES = 16 << 20  # temporaries of one block; small enough to stay near the cache, large enough for BLAS
+BLOCK_BYTES = 16 << 20  # temporaries of one block; small enough to stay near the cache, large enough for BLAS
 
 
-def _inverse_norms(rows: Tensor) -> tuple[Tensor, Tensor]:
+def inverse_norms(rows: Tensor) -> tuple[Tensor, Tensor]:
     """1 / max(|row|, floor), and a factor that is 0 where the floor stands in for the norm (it has no gradient)."""
     norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return norms.clamp_min(_NORM_FLOOR).reciprocal_(), (norms >= _NORM_FLOOR).to(rows.dtype)
@@ -33,11 +33,11 @@ def _one(grad: Tensor, x: Tensor, bank: Tensor, metric: int, need_x: bool, need_
     grad_bank = torch.zeros_like(bank) if need_bank else bank.new_empty(0)
     cosine, distance = metric == 1, metric >= 2
     if cosine:
-        bank_inverse, bank_alive = _inverse_norms(bank)
+        bank_inverse, bank_alive = inverse_norms(bank)
         unit_bank = bank * bank_inverse
     # Only l2 needs an (n, M) temporary, for its scores: smaller blocks there.
     per_row = (d + (m if metric == 2 else 0)) * x.element_size()
-    block = max(64, _BLOCK_BYTES // max(per_row, 1))
+    block = max(64, BLOCK_BYTES // max(per_row, 1))
     columns = bank.new_zeros(m, 1)
     if distance:  # only differences matter, and they survive far from the origin if both sides are shifted first
         shift = bank.mean(0)
@@ -46,7 +46,7 @@ def _one(grad: Tensor, x: Tensor, bank: Tensor, metric: int, need_x: bool, need_
         rows = slice(start, min(n, start + block))
         g, xs = grad[rows], x[rows]
         if cosine:
-            inverse, alive = _inverse_norms(xs)
+            inverse, alive = inverse_norms(xs)
             unit = xs * inverse
             if need_x:
                 along = torch.mm(g, unit_bank, out=grad_x[rows])

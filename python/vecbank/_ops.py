@@ -16,6 +16,7 @@ from . import _backward as _backward
 from . import _fakes as _fakes
 from ._codes import METRICS as METRICS
 from ._codes import REDUCTIONS as REDUCTIONS
+from ._forward import Registrar
 
 
 class TopK(NamedTuple):
@@ -180,15 +181,18 @@ def _raises(name: str) -> Callable[..., Any]:
     return backward
 
 
-torch.library.register_autograd("vecbank::project", _project_backward, setup_context=_project_setup)
-torch.library.register_autograd("vecbank::topk", _topk_backward, setup_context=_topk_setup)
-torch.library.register_autograd("vecbank::nearest", _topk_backward, setup_context=_nearest_setup)
-torch.library.register_autograd("vecbank::quantize", _quantize_backward, setup_context=_quantize_setup)
-torch.library.register_autograd(
-    "vecbank::quantize_train", _quantize_train_backward, setup_context=_quantize_train_setup
-)
-torch.library.register_autograd("vecbank::residual_quantize", _residual_backward, setup_context=_residual_setup)
-torch.library.register_autograd("vecbank::lookup", _lookup_backward, setup_context=_lookup_setup)
-torch.library.register_autograd("vecbank::segment_sum", _segment_sum_backward, setup_context=_segment_sum_setup)
+_library = Registrar("vecbank", "FRAGMENT")  # kept: its registrations go with it
+_formulas: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "project": (_project_backward, _project_setup),
+    "topk": (_topk_backward, _topk_setup),
+    "nearest": (_topk_backward, _nearest_setup),
+    "quantize": (_quantize_backward, _quantize_setup),
+    "quantize_train": (_quantize_train_backward, _quantize_train_setup),
+    "residual_quantize": (_residual_backward, _residual_setup),
+    "lookup": (_lookup_backward, _lookup_setup),
+    "segment_sum": (_segment_sum_backward, _segment_sum_setup),
+}
+for _name, (_backward_of, _setup_of) in _formulas.items():
+    torch.library.register_autograd(f"vecbank::{_name}", _backward_of, setup_context=_setup_of, lib=_library)
 for _name in ("pack", "product_quantize", "project_backward", "topk_backward", "quantize_backward", "lookup_dot"):
-    torch.library.register_autograd(f"vecbank::{_name}", _raises(_name))
+    torch.library.register_autograd(f"vecbank::{_name}", _raises(_name), lib=_library)
