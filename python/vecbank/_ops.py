@@ -69,13 +69,18 @@ _ops = torch.ops.vecbank
 
 def _project_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, bank, _, ctx.metric, _ = inputs
-    ctx.save_for_backward(x, bank)
+    least: list[Tensor | None] = [None, None]
+    if ctx.metric >= METRICS["l2"] and output.numel() > 0:  # its own numbers, so that the output may change in place
+        need_x, need_bank = ctx.needs_input_grad[:2]
+        columns = output if bank.dim() == 3 else output.reshape(-1, bank.shape[0])
+        least = [output.amin(-1) if need_x else None, columns.amin(-2) if need_bank else None]
+    ctx.save_for_backward(x, bank, *least)
 
 
 def _project_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, bank = ctx.saved_tensors
+    x, bank, *least = ctx.saved_tensors
     need_x, need_bank = ctx.needs_input_grad[:2]
-    grad_x, grad_bank = _ops.project_backward(grad, x, bank, ctx.metric, need_x, need_bank)
+    grad_x, grad_bank = _ops.project_backward(grad, x, bank, ctx.metric, need_x, need_bank, *least)
     return grad_x if need_x else None, grad_bank if need_bank else None, None, None, None
 
 
