@@ -240,5 +240,25 @@ def test_listed_pairs_are_checked() -> None:
         project(x, w, None, 0, None, True, torch.zeros(4, 2))
     empty = project(x, w[:0], None, 0, None, True, torch.full((4, 2), -1))
     assert empty.shape == (4, 2) and (empty == 0).all()
-    with pytest.raises(NotImplementedError, match="listed pairs"):
-        project(x.requires_grad_(), w, None, 0, None, True, torch.zeros(4, 2).long()).sum().backward()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_derivatives_of_listed_pairs(metric: str) -> None:
+    """Those of the whole matrix, gathered: reverse and forward."""
+    indices = torch.tensor([[0, 3], [8, -1], [3, 3], [5, 2]])
+    x, w = gauss(4, 6, dtype=torch.float64), gauss(9, 6, dtype=torch.float64)
+    tx, tw, grad = gauss(4, 6, dtype=torch.float64), gauss(9, 6, dtype=torch.float64), gauss(4, 2, dtype=torch.float64)
+
+    def some(x: Tensor, w: Tensor) -> Tensor:
+        found: Tensor = op("project")(x, w, None, CODE[metric], None, True, indices)
+        return found
+
+    def every(x: Tensor, w: Tensor) -> Tensor:
+        found: Tensor = op("project")(x, w, None, CODE[metric])
+        return found.gather(1, indices.clamp_min(0)) * (indices >= 0)
+
+    for way in (
+        lambda f: torch.autograd.functional.vjp(f, (x, w), grad),
+        lambda f: torch.func.jvp(f, (x, w), (tx, tw)),
+    ):
+        torch.testing.assert_close(way(some), way(every))

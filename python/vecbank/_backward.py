@@ -1,11 +1,15 @@
 """Backward passes in plain torch, on blocks of rows so that no N x M or N x d copy is made; and second
 opinions for tests of ops that have kernels.
 
-`project`: three matrix products, and no kernel of ours on any device. Rotation trick: Fifty et al., "Restructuring
+`project`: matrix products, and no kernel of ours on any device; for distances torch.cdist's backward where they
+cancel, on the CPU. Rotation trick: Fifty et al., "Restructuring
 Vector Quantization with the Rotation Trick", ICLR 2025.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,77 +19,160 @@ from ._fakes import check_project_backward
 
 _NORM_FLOOR = 1e-8
 _UNIT_FLOOR = 1e-6  # the rotation trick's: norms below this count as this
-_BLOCK_BYTES = 16 << 20  # temporaries of one block; small enough to stay near the cache, large enough for BLAS
+# Of distances, |x - p| + |b - p| over |x - b|: up to which multiplied-out sums are kept whatever the weights, and
+# in the mean over a row's weights.
+_REACH_ALONE, _REACH = 3.0, 2.0
+_SMALL_BLOCK_BYTES = 4 << 20  # where a block is read several times
+BLOCK_BYTES = 16 << 20  # temporaries of one block; small enough to stay near the cache, large enough for BLAS
 
 
-def _inverse_norms(rows: Tensor) -> tuple[Tensor, Tensor]:
+def inverse_norms(rows: Tensor) -> tuple[Tensor, Tensor]:
     """1 / max(|row|, floor), and a factor that is 0 where the floor stands in for the norm (it has no gradient)."""
     norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return norms.clamp_min(_NORM_FLOOR).reciprocal_(), (norms >= _NORM_FLOOR).to(rows.dtype)
 
 
-def _one(grad: Tensor, x: Tensor, bank: Tensor, metric: int, need_x: bool, need_bank: bool) -> tuple[Tensor, Tensor]:
-    """Gradients for x (N, d) and bank (M, d), all in one working dtype."""
-    n, d = x.shape
-    m = bank.shape[0]
-    assert metric in (0, 1, 2, 3), metric  # a new metric needs its own derivative here
-    grad_x = torch.empty_like(x) if need_x else x.new_empty(0)
-    grad_bank = torch.zeros_like(bank) if need_bank else bank.new_empty(0)
-    cosine, distance = metric == 1, metric >= 2
+def _similarity(grad: Tensor, x: Tensor, bank: Tensor, cosine: bool, grad_x: Tensor, grad_bank: Tensor) -> None:
+    """Gradients of dot products, or of cosines; one that is not wanted is empty."""
+    need_x, need_bank = grad_x.numel() > 0, grad_bank.numel() > 0
     if cosine:
-        bank_inverse, bank_alive = _inverse_norms(bank)
-        unit_bank = bank * bank_inverse
-    # Only l2 needs an (n, M) temporary, for its scores: smaller blocks there.
-    per_row = (d + (m if metric == 2 else 0)) * x.element_size()
-    block = max(64, _BLOCK_BYTES // max(per_row, 1))
-    columns = bank.new_zeros(m, 1)
-    if distance:  # only differences matter, and they survive far from the origin if both sides are shifted first
-        shift = bank.mean(0)
-        bank = bank - shift
-    for start in range(0, n, block):
-        rows = slice(start, min(n, start + block))
+        bank_inverse, bank_alive = inverse_norms(bank)
+        bank = bank * bank_inverse
+    for rows in _blocks(x.shape[0], BLOCK_BYTES, x.shape[1] * x.element_size()):
         g, xs = grad[rows], x[rows]
         if cosine:
-            inverse, alive = _inverse_norms(xs)
-            unit = xs * inverse
-            if need_x:
-                along = torch.mm(g, unit_bank, out=grad_x[rows])
-                along.sub_(unit * ((along * unit).sum(-1, keepdim=True) * alive)).mul_(inverse)
-            if need_bank:
-                grad_bank.addmm_(g.T, unit)
-            continue
-        if distance:
-            xs = xs - shift
-        if metric == 2:
-            score = torch.ops.vecbank.project(xs, bank, None, metric)
-            g = torch.where(score > 0, g / score, 0.0)
-        if distance:  # d sq / d x = 2 (x - b); l2 divides by twice its value
-            factor = 1.0 if metric == 2 else 2.0
-            if need_x:
-                torch.mm(g, bank, out=grad_x[rows])
-                grad_x[rows].neg_().addcmul_(xs, g.sum(-1, keepdim=True)).mul_(factor)
-            if need_bank:
-                grad_bank.addmm_(g.T, xs, alpha=-factor)
-                columns.add_(g.sum(0).unsqueeze(-1), alpha=factor)
-            continue
+            inverse, alive = inverse_norms(xs)
+            xs = xs * inverse
         if need_x:
-            torch.mm(g, bank, out=grad_x[rows])
+            along = torch.mm(g, bank, out=grad_x[rows])
+            if cosine:
+                along.sub_(xs * ((along * xs).sum(-1, keepdim=True) * alive)).mul_(inverse)
         if need_bank:
             grad_bank.addmm_(g.T, xs)
-    if need_bank and distance:
-        grad_bank.addcmul_(bank, columns)
     if need_bank and cosine:
-        along = (grad_bank * unit_bank).sum(-1, keepdim=True) * bank_alive
-        grad_bank.sub_(unit_bank * along).mul_(bank_inverse)
-    return grad_x, grad_bank
+        along = (grad_bank * bank).sum(-1, keepdim=True) * bank_alive
+        grad_bank.sub_(bank * along).mul_(bank_inverse)
+
+
+class _Distance:
+    """Gradients of l2 (a distance) or sqeuclidean: sums of w (x - b), multiplied out, about a point within the bank.
+
+    What is lost there grows with reach = |x - p| + |b - p| over |x - b|. A row whose least distance shows that nothing
+    much can have been lost for any weights keeps its sum; for the others its own weights are asked (`_lost`); and where
+    they have lost, torch.cdist's backward adds up the differences themselves.
+    """
+
+    def __init__(self, x: Tensor, bank: Tensor, root: bool) -> None:
+        self.x, self.bank, self.root = x, bank, root
+        # The median of some rows, so that a few rows far away do not draw the point to them.
+        self.point = bank[:: max(1, bank.shape[0] // 64)].nanmedian(0).values
+        self.near = bank - self.point
+        self.factor = 1.0 if root else 2.0  # d sq / d x = 2 (x - b); l2 divides by twice its value
+
+    def run(self, grad: Tensor, grad_x: Tensor, grad_bank: Tensor, row_least: Any, column_least: Any) -> None:
+        need_x, need_bank = grad_x.numel() > 0, grad_bank.numel() > 0
+        (n, d), m = self.x.shape, self.bank.shape[0]
+        columns, norms = self.bank.new_zeros(m, 1), self.x.new_empty(n)
+        for rows in _blocks(n, _SMALL_BLOCK_BYTES, (d + m) * grad.element_size()):
+            w, xs = grad[rows], self.x[rows] - self.point
+            if self.root:
+                score = _dense(xs, self.near)
+                w = torch.where(score > 0, w / score, 0.0)
+            if need_x:
+                out = torch.mm(w, self.near, out=grad_x[rows])
+                out.neg_().addcmul_(xs, w.sum(-1, keepdim=True)).mul_(self.factor)
+            if need_bank:
+                grad_bank.addmm_(w.T, xs, alpha=-self.factor)
+                columns.add_(w.sum(0).unsqueeze(-1), alpha=self.factor)
+            torch.linalg.vector_norm(xs, dim=-1, out=norms[rows])
+        if need_bank:
+            grad_bank.addcmul_(self.near, columns)
+        if grad.device.type != "cpu":
+            return  # to ask which rows are left would wait for the device, which no op may
+        near_norms = torch.linalg.vector_norm(self.near, dim=-1)
+        if need_x:
+            suspects = self._suspects(row_least, norms, near_norms)
+            self._refine(grad_x, suspects, grad, (self.x, norms), (self.bank, near_norms))
+        if need_bank:
+            suspects = self._suspects(column_least, near_norms, norms)
+            self._refine(grad_bank, suspects, grad.T, (self.bank, near_norms), (self.x, norms))
+
+    def _suspects(self, least: Tensor | None, norms: Tensor, others: Tensor) -> Tensor:
+        """Rows where some pair may have a reach of more than the limit; NaN is none, as nothing would mend it."""
+        if least is None:
+            return torch.arange(norms.shape[0], device=norms.device)
+        least = least.to(norms.dtype)
+        least = least.square() if self.root else least
+        furthest = others.max()
+        # The forward pass has multiplied out too, about a point of its own; these are its worst roundings.
+        least = least - 8 * torch.finfo(norms.dtype).eps * (norms + 3 * furthest).square()
+        # An other row of more than twice the norm has a reach below 3 by itself.
+        reach = torch.fmin(3 * norms, norms + furthest)
+        return (reach.square() > _REACH_ALONE**2 * least).nonzero().squeeze(-1)
+
+    def _refine(
+        self, out: Tensor, suspects: Tensor, grad: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]
+    ) -> None:
+        (rows, norms), (others, other_norms) = own, other
+        if suspects.numel() == 0:
+            return
+        moved = others - self.point
+        for block in _blocks(suspects.shape[0], BLOCK_BYTES // 2, others.shape[0] * grad.element_size()):
+            chosen = suspects[block]
+            g = grad[chosen].contiguous()
+            lost = self._lost(g, rows[chosen] - self.point, norms[chosen], moved, other_norms)
+            if not lost.any():
+                continue
+            chosen, g = chosen[lost], g[lost]
+            if self.root:
+                score = torch.cdist(rows[chosen], others, compute_mode="donot_use_mm_for_euclid_dist")
+            else:
+                score = torch.ones_like(g)
+            exact = torch.ops.aten._cdist_backward(g, rows[chosen], others.contiguous(), 2.0, score)
+            out[chosen] = exact.mul_(self.factor)
+
+    def _lost(self, g: Tensor, rows: Tensor, norms: Tensor, others: Tensor, other_norms: Tensor) -> Tensor:
+        """Whether more of a row's sum was lost than a reach of the limit in every pair would lose: errors of pairs add
+        up as squares; of l2 the distance has lost as its square did.
+        """
+        score = _dense(rows, others)
+        size = g.abs()
+        size = size / size.amax(-1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)
+        reach = norms.unsqueeze(-1) + other_norms
+        if self.root:
+            loss, kept = size * (reach / score).square_(), size * _REACH**2
+        else:
+            loss, kept = size * reach, size * score * _REACH
+        return ~(loss.square_().nan_to_num_(0.0).sum(-1) <= kept.square_().nan_to_num_(0.0).sum(-1))
+
+
+def _dense(x: Tensor, bank: Tensor) -> Tensor:
+    """Distances that err by the rounding of what is given, not of what lies about some other point."""
+    return torch.cdist(x, bank, compute_mode="use_mm_for_euclid_dist")
+
+
+def _blocks(n: int, most: int, row_bytes: int) -> Iterator[slice]:
+    step = max(64, most // max(row_bytes, 1))
+    return (slice(i, min(n, i + step)) for i in range(0, n, step))
 
 
 @torch.library.impl("vecbank::project_backward", "CompositeExplicitAutograd")
 def project_backward(
-    grad: Tensor, x: Tensor, bank: Tensor, metric: int, need_x: bool = True, need_bank: bool = True
+    grad: Tensor,
+    x: Tensor,
+    bank: Tensor,
+    metric: int,
+    need_x: bool = True,
+    need_bank: bool = True,
+    row_least: Tensor | None = None,
+    column_least: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `project` for x (..., d) and bank (M, d) or (B, M, d); empty where not needed."""
-    check_project_backward(grad, x, bank, metric)
+    """Gradients of `project` for x (..., d) and bank (M, d) or (B, M, d); empty where not needed. For distances it
+    is quicker with the least of each row and column of the result.
+    """
+    check_project_backward(grad, x, bank, metric, row_least, column_least)
+    if grad.numel() == 0 or x.numel() == 0:
+        return x.new_zeros(x.shape if need_x else 0), bank.new_zeros(bank.shape if need_bank else 0)
     work = torch.float64 if bank.dtype == torch.float64 else torch.float32  # 16-bit inputs: sums in float32
     banks = bank.unsqueeze(0) if bank.dim() == 2 else bank
     b, m, d = banks.shape
@@ -93,7 +180,15 @@ def project_backward(
     grad_x = torch.empty_like(flat_x) if need_x else x.new_empty(0)
     grad_bank = torch.empty_like(banks) if need_bank else bank.new_empty(0)
     for i in range(b):
-        gx, gb = _one(flat_grad[i].to(work), flat_x[i].to(work), banks[i].to(work), metric, need_x, need_bank)
+        one_grad, one_x, one_bank = flat_grad[i].to(work), flat_x[i].to(work), banks[i].to(work)
+        gx = torch.empty_like(one_x) if need_x else one_x.new_empty(0)
+        gb = torch.zeros_like(one_bank) if need_bank else one_bank.new_empty(0)
+        if metric in (METRICS["l2"], METRICS["sqeuclidean"]):
+            least = (None if t is None else t.reshape(b, -1)[i] for t in (row_least, column_least))
+            _Distance(one_x, one_bank, metric == METRICS["l2"]).run(one_grad, gx, gb, *least)
+        else:
+            assert metric in (METRICS["dot"], METRICS["cosine"]), metric  # a new metric needs its own derivative here
+            _similarity(one_grad, one_x, one_bank, metric == METRICS["cosine"], gx, gb)
         if b == 1 and gx.dtype == x.dtype and gb.dtype == bank.dtype:
             return gx.view(x.shape) if need_x else gx, gb.view(bank.shape) if need_bank else gb
         if need_x:

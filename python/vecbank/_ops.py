@@ -16,6 +16,7 @@ from . import _backward as _backward
 from . import _fakes as _fakes
 from ._codes import METRICS as METRICS
 from ._codes import REDUCTIONS as REDUCTIONS
+from ._forward import Registrar
 
 
 class TopK(NamedTuple):
@@ -69,15 +70,23 @@ _ops = torch.ops.vecbank
 def _project_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, bank, _, ctx.metric, _, _, indices = inputs
     ctx.listed = indices is not None
-    ctx.save_for_backward(x, bank)
+    if ctx.listed:
+        return ctx.save_for_backward(x, bank, indices)
+    least: list[Tensor | None] = [None, None]
+    if ctx.metric >= METRICS["l2"] and output.numel() > 0:  # its own numbers, so that the output may change in place
+        need_x, need_bank = ctx.needs_input_grad[:2]
+        columns = output if bank.dim() == 3 else output.reshape(-1, bank.shape[0])
+        least = [output.amin(-1) if need_x else None, columns.amin(-2) if need_bank else None]
+    ctx.save_for_backward(x, bank, *least)
 
 
 def _project_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    if ctx.listed:
-        raise NotImplementedError("vecbank: project of listed pairs has no derivative; topk's values have one")
-    x, bank = ctx.saved_tensors
+    x, bank, *more = ctx.saved_tensors
     need_x, need_bank = ctx.needs_input_grad[:2]
-    grad_x, grad_bank = _ops.project_backward(grad, x, bank, ctx.metric, need_x, need_bank)
+    if ctx.listed:
+        grad_x, grad_bank = _ops.topk_backward(grad, x, bank, *more, ctx.metric)
+    else:
+        grad_x, grad_bank = _ops.project_backward(grad, x, bank, ctx.metric, need_x, need_bank, *more)
     return grad_x if need_x else None, grad_bank if need_bank else None, None, None, None, None, None
 
 
@@ -183,15 +192,18 @@ def _raises(name: str) -> Callable[..., Any]:
     return backward
 
 
-torch.library.register_autograd("vecbank::project", _project_backward, setup_context=_project_setup)
-torch.library.register_autograd("vecbank::topk", _topk_backward, setup_context=_topk_setup)
-torch.library.register_autograd("vecbank::nearest", _topk_backward, setup_context=_nearest_setup)
-torch.library.register_autograd("vecbank::quantize", _quantize_backward, setup_context=_quantize_setup)
-torch.library.register_autograd(
-    "vecbank::quantize_train", _quantize_train_backward, setup_context=_quantize_train_setup
-)
-torch.library.register_autograd("vecbank::residual_quantize", _residual_backward, setup_context=_residual_setup)
-torch.library.register_autograd("vecbank::lookup", _lookup_backward, setup_context=_lookup_setup)
-torch.library.register_autograd("vecbank::segment_sum", _segment_sum_backward, setup_context=_segment_sum_setup)
+_library = Registrar("vecbank", "FRAGMENT")  # kept: its registrations go with it
+_formulas: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "project": (_project_backward, _project_setup),
+    "topk": (_topk_backward, _topk_setup),
+    "nearest": (_topk_backward, _nearest_setup),
+    "quantize": (_quantize_backward, _quantize_setup),
+    "quantize_train": (_quantize_train_backward, _quantize_train_setup),
+    "residual_quantize": (_residual_backward, _residual_setup),
+    "lookup": (_lookup_backward, _lookup_setup),
+    "segment_sum": (_segment_sum_backward, _segment_sum_setup),
+}
+for _name, (_backward_of, _setup_of) in _formulas.items():
+    torch.library.register_autograd(f"vecbank::{_name}", _backward_of, setup_context=_setup_of, lib=_library)
 for _name in ("pack", "product_quantize", "project_backward", "topk_backward", "quantize_backward", "lookup_dot"):
-    torch.library.register_autograd(f"vecbank::{_name}", _raises(_name))
+    torch.library.register_autograd(f"vecbank::{_name}", _raises(_name), lib=_library)

@@ -1,0 +1,310 @@
+"""Forward mode: tangents that are right, by every way to ask for them, or a refusal that names the op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import METRICS
+from helpers import CODE, all_ops, gauss, op
+from op_samples import samples
+from torch import Tensor
+from torch.autograd import forward_ad, gradcheck
+
+import vecbank
+from vecbank import reference
+
+F64 = torch.float64
+CODES = torch.tensor([[0, 3, 3], [-1, 1, 3], [-1, -1, -1], [2, 0, -1]])
+MASK = torch.arange(36).reshape(4, 9) % 4 == 0  # two or three allowed in each row: the third may be missing
+RIGHT = {"project", "topk", "nearest", "lookup", "lookup_dot", "segment_sum"}
+
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
+
+
+def _functions() -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
+    """Everything that has a tangent, with what it is a function of, in float64."""
+    x, bank, bias, weights = (gauss(*shape, dtype=F64) for shape in ((4, 5), (9, 5), (9,), (4, 3)))
+    batched = gauss(2, 3, 5, dtype=F64), gauss(2, 4, 5, dtype=F64)
+    cases: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {}
+    for m in METRICS:
+        cases[f"project {m}"] = (lambda a, b, m=m: vecbank.project(a, b, m), (x, bank))
+        cases[f"project batched {m}"] = (lambda a, b, m=m: vecbank.project(a, b, m), batched)
+        cases[f"project a vector {m}"] = (lambda a, b, m=m: vecbank.project(a, b, m), (x[0], bank))
+        cases[f"topk {m}"] = (lambda a, b, m=m: vecbank.topk(a, b, 3, m).values, (x, bank))
+        cases[f"topk batched {m}"] = (lambda a, b, m=m: vecbank.topk(a, b, 3, m).values, batched)
+        cases[f"topk masked {m}"] = (lambda a, b, m=m: _found(vecbank.topk(a, b, 3, m, MASK)), (x, bank))
+        cases[f"nearest {m}"] = (lambda a, b, m=m: vecbank.nearest(a, b, m).values, (x, bank))
+        cases[f"nearest batched {m}"] = (lambda a, b, m=m: vecbank.nearest(a, b, m).values, batched)
+    cases["topk biased"] = (lambda a, b, c: vecbank.topk(a, b, 3, bias=c).values, (x, bank, bias))
+    for r in ("none", "sum", "mean"):
+        cases[f"lookup {r}"] = (lambda b, r=r: vecbank.lookup(CODES, b, reduce=r), (bank,))
+        cases[f"lookup weighted {r}"] = (lambda b, w, r=r: vecbank.lookup(CODES, b, w, reduce=r), (bank, weights))
+    cases["segment_sum"] = (lambda a: vecbank.segment_sum(a, CODES[:, 0], 5), (x,))
+    cases["segment_sum weighted"] = (lambda a, w: vecbank.segment_sum(a, CODES, 5, w), (x, weights))
+    cases["lookup_dot"] = (lambda a, b: op("lookup_dot")(a, CODES, b), (x, bank))
+    return cases
+
+
+def _found(top: vecbank.TopK) -> Tensor:
+    return top.values.masked_fill(top.indices < 0, 0)
+
+
+CASES = _functions()
+
+
+def _jvp(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The output's tangent for random tangents of the inputs, and those."""
+    tangents = tuple(gauss(*t.shape, dtype=t.dtype, seed=7 + i).to(t.device) for i, t in enumerate(inputs))
+    return torch.func.jvp(function, inputs, tangents)[1], tangents
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tangents(name: str) -> None:
+    """Against differences of values, in all arguments at once and in each alone."""
+    function, inputs = CASES[name]
+    options = {"check_forward_ad": True, "check_backward_ad": False, "check_undefined_grad": False}
+    assert gradcheck(function, tuple(t.clone().requires_grad_() for t in inputs), **options)
+    for i, t in enumerate(inputs):
+        assert gradcheck(
+            lambda a, i=i: function(*inputs[:i], a, *inputs[i + 1 :]), (t.clone().requires_grad_(),), **options
+        )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_by_every_way(name: str) -> None:
+    """`jacfwd`, dual tensors, the older vmap of them: one Jacobian, that of reverse mode."""
+    function, inputs = CASES[name]
+    x, rest = inputs[0], inputs[1:]
+
+    def one(a: Tensor) -> Tensor:
+        return function(a, *rest)
+
+    if name == "lookup_dot":  # which has no reverse mode
+        want = torch.stack([torch.func.jvp(one, (x,), (t.view_as(x),))[1] for t in torch.eye(x.numel(), dtype=F64)], -1)
+        want = want.reshape(*want.shape[:-1], *x.shape)
+    else:
+        want = torch.autograd.functional.jacobian(one, x)
+    assert want.abs().max() > 0
+    close: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}
+    torch.testing.assert_close(torch.func.jacfwd(one)(x), want, **close)
+    other = torch.autograd.functional.jacobian(one, x, strategy="forward-mode", vectorize=True)
+    torch.testing.assert_close(other, want, **close)
+    tangent = gauss(*x.shape, dtype=F64, seed=3)
+    with forward_ad.dual_level():
+        out = forward_ad.unpack_dual(one(forward_ad.make_dual(x, tangent))).tangent
+    along = (want * tangent).flatten(-x.dim()).sum(-1)
+    torch.testing.assert_close(out, along, **close)
+
+
+@pytest.mark.parametrize("name", ["project l2", "topk biased", "lookup weighted mean", "segment_sum"])
+def test_compiled(name: str) -> None:
+    """The compiler enters the level of dual tensors by another door."""
+    function, inputs = CASES[name]
+    want, tangents = _jvp(function, inputs)
+    assert want.abs().max() > 0
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda *both: torch.func.jvp(function, both[: len(inputs)], both[len(inputs) :])[1],
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    torch.testing.assert_close(compiled(*inputs, *tangents), want)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_under_vmap(metric: str) -> None:
+    x, bank, tangent = gauss(3, 4, 5, dtype=F64), gauss(6, 5, dtype=F64), gauss(3, 4, 5, dtype=F64, seed=1)
+    for function in (
+        lambda a: vecbank.project(a, bank, metric),
+        lambda a: vecbank.topk(a, bank, 2, metric).values,
+    ):
+        want = torch.func.jvp(function, (x,), (tangent,))[1]
+        assert want.abs().max() > 0
+        got = torch.vmap(lambda a, t, f=function: torch.func.jvp(f, (a,), (t,))[1])(x, tangent)
+        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(torch.func.jvp(torch.vmap(function), (x,), (tangent,))[1], want)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_dtypes(dtype: torch.dtype, metric: str, device: str) -> None:
+    for bank_dtype in {dtype, torch.float32}:
+        x, bank = gauss(9, 20, dtype=dtype).to(device), gauss(12, 20, seed=1, dtype=bank_dtype).to(device)
+        chosen = vecbank.topk(x, bank, 4, metric).indices.cpu()
+        functions: list[Callable[..., Tensor]] = [
+            lambda a, b: vecbank.project(a, b, metric),
+            lambda a, b: vecbank.topk(a, b, 4, metric).values,
+        ]
+        for function in functions:
+            got, (tx, tb) = _jvp(function, (x, bank))
+            want = _differences(lambda a, b: reference.project(a, b, metric), (x, bank), (tx, tb))
+            want = want if function is functions[0] else want.gather(1, chosen)
+            assert got.dtype == function(x, bank).dtype and got.device == x.device
+            tolerance = 8 * torch.finfo(got.dtype).eps * want.abs().max().item() + 1e-6
+            torch.testing.assert_close(got.cpu().double(), want, rtol=0, atol=tolerance)
+
+
+def _differences(
+    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], tangents: tuple[Tensor, ...], step: float = 1e-6
+) -> Tensor:
+    ends = [
+        function(*(t.cpu().double() + s * v.cpu().double() for t, v in zip(inputs, tangents, strict=True)))
+        for s in (step, -step)
+    ]
+    return (ends[0] - ends[1]) / (2 * step)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_product_with_the_gradient(dtype: torch.dtype, metric: str, device: str) -> None:
+    """<tangent out, v> is <tangents in, gradients for v>, over several blocks of rows, with a far row."""
+    x, bank = gauss(700, 33, dtype=dtype), gauss(2500, 33, dtype=dtype, seed=1)
+    bank[7] *= 1e4
+    x, bank = x.to(device).requires_grad_(), bank.to(device).requires_grad_()
+    for function in (
+        lambda a, b: vecbank.project(a, b, metric),
+        lambda a, b: vecbank.topk(a, b, 60, metric).values,
+        lambda a, b: vecbank.nearest(a, b, metric).values,
+    ):
+        out = function(x, bank)
+        upstream = gauss(*out.shape, dtype=dtype, seed=2).to(device)
+        grads = torch.autograd.grad(out, (x, bank), upstream)
+        got, tangents = _jvp(function, (x.detach(), bank.detach()))
+        left = (got.double() * upstream.double()).sum()
+        right = sum((g.double() * t.double()).sum() for g, t in zip(grads, tangents, strict=True))
+        size = (got.double() * upstream.double()).norm()
+        assert size > 0 and (left - right).abs() <= size * (1e-3 if dtype == torch.float32 else 1e-9)
+
+
+@pytest.mark.parametrize("metric", ["l2", "sqeuclidean"])
+def test_distance_zero_has_tangent_zero(metric: str, device: str) -> None:
+    bank = gauss(5, 30).to(device)
+    functions: list[Callable[[Tensor], Tensor]] = [
+        lambda a: vecbank.topk(a, bank, 1, metric).values,
+        lambda a: vecbank.nearest(a, bank, metric).values,
+        lambda a: vecbank.project(a, bank, metric).diagonal(),
+    ]
+    for function in functions:
+        got, _ = _jvp(function, (bank.clone(),))
+        # `project` multiplies the square out, in float64
+        assert got.abs().max() <= (1e-12 if function is functions[2] and metric == "sqeuclidean" else 0)
+
+
+def test_short_norm_is_a_constant(device: str) -> None:
+    """Below 1e-8 the cosine is linear in the vector: x.b / (1e-8 |b|)."""
+    x = torch.tensor([[3e-10, 4e-10], [0.0, 0.0]], dtype=F64, device=device)
+    bank = torch.tensor([[3.0, 4.0]], dtype=F64, device=device)
+    functions: list[Callable[[Tensor], Tensor]] = [
+        lambda a: vecbank.project(a, bank, "cosine"),
+        lambda a: vecbank.nearest(a, bank, "cosine").values.unsqueeze(-1),
+    ]
+    for function in functions:
+        got = torch.func.jvp(function, (x,), (torch.tensor([[5.0, 0.0], [0.0, 5.0]], dtype=F64, device=device),))[1]
+        torch.testing.assert_close(got.cpu(), torch.tensor([[3e8], [4e8]], dtype=F64))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_missing_neighbours_have_tangent_zero(metric: str, device: str) -> None:
+    bank = gauss(6, 4).to(device)
+    bank[5] = torch.nan
+    mask = torch.tensor([[True] * 2 + [False] * 4, [False] * 6], device=device)
+    got, _ = _jvp(lambda a, b: vecbank.topk(a, b, 4, metric, mask).values, (gauss(2, 4).to(device), bank))
+    assert got[0, :2].abs().min() > 0 and not got[0, 2:].any() and not got[1].any()
+    got, _ = _jvp(lambda a, b: vecbank.nearest(a, b, metric).values, (gauss(2, 4).to(device), bank[5:]))
+    assert not got.any()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_empty_axes(metric: str, device: str) -> None:
+    for n, m, d in ((0, 3, 4), (2, 0, 4), (2, 3, 0), (0, 0, 0)):
+        got, _ = _jvp(
+            lambda a, b: vecbank.project(a, b, metric), (gauss(n, d).to(device), gauss(m, d, seed=1).to(device))
+        )
+        assert got.shape == (n, m) and not got.any()
+        got, _ = _jvp(
+            lambda a, b: vecbank.nearest(a, b, metric).values, (gauss(n, d).to(device), gauss(m, d, seed=1).to(device))
+        )
+        assert got.shape == (n,) and not got.any()
+
+
+@pytest.mark.parametrize("name", sorted(set(all_ops()) - RIGHT))
+def test_the_others_refuse_by_name(name: str) -> None:
+    """For a tangent of each argument alone; and what has tangents does not refuse."""
+    row = samples()[name][0]
+    seen = 0
+    with forward_ad.dual_level():
+        for i, argument in enumerate(row):
+            books = isinstance(argument, list) and len(argument) > 0
+            first = argument[0] if books else argument
+            if not (isinstance(first, Tensor) and first.is_floating_point()):
+                continue
+            dual = forward_ad.make_dual(first.detach(), torch.ones_like(first))
+            with pytest.raises(NotImplementedError, match=f"vecbank: {name} has no forward-mode derivative"):
+                op(name)(*row[:i], [dual, *argument[1:]] if books else dual, *row[i + 1 :])
+            seen += 1
+        op(name)(*(a.detach() if isinstance(a, Tensor) else a for a in row))  # without tangents it is as ever
+    assert seen > 0
+
+
+def test_a_parameter_may_be_dual(device: str) -> None:
+    """A leaf that requires grad beside its tangent: the tangent is right and has a gradient; a gradient worked out
+    within the level, which would need a tangent of its own, refuses; after it, it is right.
+    """
+    x, tangent = gauss(4, 5, dtype=F64).to(device), gauss(4, 5, dtype=F64, seed=1).to(device)
+    bank, leaf = gauss(6, 5, dtype=F64).to(device), x.clone().requires_grad_()
+    want = torch.func.jvp(lambda a: vecbank.project(a, bank), (x,), (tangent,))[1]
+    plain = torch.autograd.grad(vecbank.project(leaf, bank).square().sum(), leaf)[0]
+    with forward_ad.dual_level():
+        out = vecbank.project(forward_ad.make_dual(leaf, tangent), bank)
+        got = forward_ad.unpack_dual(out).tangent
+        torch.testing.assert_close(got, want)
+        with pytest.raises(NotImplementedError, match="project has no forward mode of its gradient"):
+            torch.autograd.grad(out.square().sum(), leaf, retain_graph=True)
+    assert got.requires_grad
+    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), leaf)[0], plain)
+
+    def tangent_of(a: Tensor) -> Tensor:
+        return torch.func.jvp(lambda t: vecbank.project(t, bank), (a,), (tangent,))[1]
+
+    assert gradcheck(tangent_of, (leaf,))
+
+
+@pytest.mark.parametrize("name", ["project", "topk"])
+def test_second_tangent(name: str) -> None:
+    """`jvp` of `jvp`: the rules are made of what has tangents itself."""
+    bank, x, v = gauss(6, 5, dtype=F64), gauss(4, 5, dtype=F64), gauss(4, 5, dtype=F64, seed=1)
+
+    def first(a: Tensor) -> Tensor:
+        if name == "project":
+            return torch.func.jvp(lambda t: vecbank.project(t, bank), (a,), (v,))[1]
+        return torch.func.jvp(lambda t: vecbank.topk(t, bank, 2, "l2").values, (a,), (v,))[1]
+
+    got = torch.func.jvp(first, (x,), (v,))[1]
+    want = (first(x + 1e-5 * v) - first(x - 1e-5 * v)) / 2e-5
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_within_a_function_with_a_rule_of_its_own() -> None:
+    """torch turns forward mode off within a custom function; then an op without a rule has nothing to refuse."""
+
+    class Chosen(torch.autograd.Function):
+        @staticmethod
+        def forward(x: Tensor, bank: Tensor) -> Tensor:
+            return op("quantize")(x, bank, None, CODE["l2"])[0]
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            pass
+
+        @staticmethod
+        def jvp(ctx: Any, x: Tensor, bank: Tensor | None) -> Tensor:
+            return x * 3
+
+    x, bank = gauss(4, 5), gauss(6, 5)
+    with forward_ad.dual_level():
+        out = Chosen.apply(forward_ad.make_dual(x, x), bank)
+        assert torch.equal(forward_ad.unpack_dual(out).tangent, x * 3)
