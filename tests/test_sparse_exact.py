@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import METRICS
 from helpers import CODE, Target, assert_same, gauss, op
 from torch import Tensor
 
