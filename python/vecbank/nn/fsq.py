@@ -22,15 +22,26 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from .. import _checks
+from ._derived import Derived
 from ._estimators import round_through
-from ._layout import channel_first, channel_last, check_width, like_weights, no_autocast, projection, working
+from ._layout import (
+    channel_first,
+    channel_last,
+    check_width,
+    decode_groups,
+    like_weights,
+    no_autocast,
+    projection,
+    working,
+)
 from ._residual import GroupedResidual, StageDropout, pad_stages, run_cascade
 
 _EPS = 1e-3  # how far the outermost levels' bound lies outside them
 _EXACT = 2**53  # codes are summed in float64
 
 
-class FSQ(nn.Module):
+class FSQ(Derived):
     """Finite scalar quantisation. Same arguments and state_dict as `vector_quantize_pytorch.FSQ`.
 
     Args:
@@ -54,7 +65,8 @@ class FSQ(nn.Module):
 
     `forward(z, *, generator=None)`: z (b, ..., dim), or (b, dim, ...) channel first, to (quantised like z,
     codes int32; int64 where there are more than 2^31). A vector with a NaN has code -1. Gradient: straight
-    through the rounding.
+    through the rounding. `indices_to_codes` takes codes of any integer dtype back to what forward returned; -1 is a
+    zero vector, before the linear map behind.
     """
 
     _levels: Tensor
@@ -91,12 +103,8 @@ class FSQ(nn.Module):
         if return_indices and self.codebook_size > _EXACT:
             raise ValueError(f"levels give {self.codebook_size} codes, more than 2^53: use return_indices=False")
 
-        # Kept as integers: module.to(dtype) must not round what the levels are.
-        basis = [math.prod(levels[:i]) for i in range(len(levels))]
-        self.register_buffer("_levels", torch.tensor(levels, dtype=torch.int32), persistent=False)
-        self.register_buffer(
-            "_basis", torch.tensor(basis if return_indices else [0], dtype=torch.int64), persistent=False
-        )
+        self._counts = levels
+        self._hold()
 
         self.scale = scale
         self.codebook_dim = len(levels)
@@ -122,6 +130,13 @@ class FSQ(nn.Module):
 
     # ---- Numbers
     # --------------------------------------------------------------------------------------------------
+
+    def _derive(self) -> dict[str, Tensor]:
+        basis = [math.prod(self._counts[:i]) for i in range(len(self._counts))]
+        return {
+            "_levels": torch.tensor(self._counts, dtype=torch.int32, device="cpu"),
+            "_basis": torch.tensor(basis if self.codebook_size <= _EXACT else [0], dtype=torch.int64, device="cpu"),
+        }
 
     def _digits(self, z: Tensor) -> Tensor:
         """The level of every feature, counted from 0, as a float with a straight-through gradient."""
@@ -158,8 +173,11 @@ class FSQ(nn.Module):
         return self._values(self._digits(z))
 
     def indices_to_level_indices(self, indices: Tensor) -> Tensor:
-        """Codes (...) to digits (..., d)."""
-        return (indices.unsqueeze(-1) // self._basis) % self._levels
+        """Codes (...) to digits (..., d), -1 for code -1."""
+        if self.codebook_size > _EXACT:
+            raise ValueError(f"levels give {self.codebook_size} codes, more than 2^53, which have no numbers")
+        numbers = _checks.rows(indices, self.codebook_size, "indices").unsqueeze(-1)
+        return torch.where(numbers < 0, -1, (numbers // self._basis) % self._levels)
 
     def codes_to_indices(self, zhat: Tensor) -> Tensor:
         """Values (..., d), as `quantize` gives them, to codes (...)."""
@@ -179,7 +197,10 @@ class FSQ(nn.Module):
 
     def _decode(self, indices: Tensor) -> Tensor:
         """Codes (...) to vectors (..., d), turned back where there is a rotation."""
-        return self._turn(self._values(self.indices_to_level_indices(indices)), back=True)
+        digits = self.indices_to_level_indices(indices)
+        return _checks.only_rows(
+            self._turn(self._values(digits), back=True), indices.to(torch.int64), self.codebook_size
+        )
 
     def _turn(self, z: Tensor, back: bool) -> Tensor:
         if not self.orthogonal_rotation:
@@ -220,7 +241,7 @@ class FSQ(nn.Module):
         return f"levels={self._levels.tolist()}, dim={self.dim}, num_codebooks={self.num_codebooks}"
 
 
-class ResidualFSQ(nn.Module):
+class ResidualFSQ(Derived):
     """A cascade of FSQ stages on ever finer grids: stage s works on residual / levels^-s.
 
     Args:
@@ -278,16 +299,21 @@ class ResidualFSQ(nn.Module):
         )
         self.quantize_dropout = self._dropout.enabled
 
-        count = torch.tensor(list(levels))
-        self.register_buffer(
-            "scales", torch.stack([count.float() ** -i for i in range(num_quantizers)]), persistent=False
-        )
-        clamp: Any = soft_clamp_input_value
-        if bound_hard_clamp:
-            clamp = 1 + 1 / (count - 1)
-        elif clamp is not None and not isinstance(clamp, Tensor):
-            clamp = torch.tensor(clamp)
-        self.register_buffer("soft_clamp_input_value", clamp, persistent=False)
+        clamp = soft_clamp_input_value
+        self._clamp = clamp.tolist() if isinstance(clamp, Tensor) else clamp
+        self._clamp_dtype = clamp.dtype if isinstance(clamp, Tensor) else torch.float32
+        self._bounded = bound_hard_clamp
+        self.register_buffer("soft_clamp_input_value", None, persistent=False)
+        self._hold()
+
+    def _derive(self) -> dict[str, Tensor]:
+        count = torch.tensor(list(self.levels), device="cpu")
+        found = {"scales": torch.stack([count.float() ** -i for i in range(self.num_quantizers)])}
+        if self._bounded:
+            found["soft_clamp_input_value"] = 1 + 1 / (count - 1)
+        elif self._clamp is not None:
+            found["soft_clamp_input_value"] = torch.tensor(self._clamp, dtype=self._clamp_dtype, device="cpu")
+        return found
 
     @property
     def codebooks(self) -> Tensor:
@@ -295,20 +321,21 @@ class ResidualFSQ(nn.Module):
         return torch.stack([layer.implicit_codebook for layer in self.layers])
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
-        """Vectors of every stage, (S, ..., d), for codes (..., q): q < S with quantize_dropout; -1 is a zero
-        vector.
+        """Vectors of every stage, (S, b, ..., d), for codes as forward returns them (or of q < S stages, with
+        quantize_dropout); -1 is a zero vector.
         """
-        indices = pad_stages(indices, self.num_quantizers, self.quantize_dropout)
-        parts = [
-            layer._decode(code.clamp_min(0)) * scale * (code >= 0).unsqueeze(-1)
-            for layer, scale, code in zip(self.layers, self.scales, indices.unbind(-1), strict=True)
-        ]
-        return torch.stack(parts)
+        indices = _checks.integers(indices, "indices")
+        indices = pad_stages(
+            channel_last(indices) if self.is_channel_first else indices, self.num_quantizers, self.quantize_dropout
+        )
+        parts = zip(self.layers, self.scales, indices.unbind(-1), strict=True)
+        return torch.stack([layer._decode(code) * scale for layer, scale, code in parts])
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """Codes (..., q) to quantised features (..., dim), on the last axis."""
-        out: Tensor = self.project_out(like_weights(self.get_codes_from_indices(indices).sum(0), self.project_out))
-        return out
+        """Codes back to quantised features, both in the layout that forward returns them in."""
+        total = self.get_codes_from_indices(indices).sum(0)
+        out: Tensor = self.project_out(like_weights(total, self.project_out))
+        return channel_first(out) if self.is_channel_first else out
 
     def forward(
         self,
@@ -338,10 +365,9 @@ class ResidualFSQ(nn.Module):
                 done.codes.view(*x.shape[:-1], done.codes.shape[-1]),
             )
         out = self.project_out(quantized)
-        all_codes = self.get_codes_from_indices(codes) if return_all_codes else None
         if self.is_channel_first:
             out, codes = channel_first(out), channel_first(codes)
-        return (out, codes) if all_codes is None else (out, codes, all_codes)
+        return (out, codes, self.get_codes_from_indices(codes)) if return_all_codes else (out, codes)
 
     def _stage(self, i: int, generator: Generator | None) -> Any:
         layer, scale = self.layers[i], self.scales[i]
@@ -376,9 +402,16 @@ class GroupedResidualFSQ(GroupedResidual):
     _stacked = 1
 
     def __init__(self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any) -> None:
-        options = {"is_channel_first": accept_image_fmap, **kwargs}
-        super().__init__(dim, groups, accept_image_fmap, lambda width: ResidualFSQ(dim=width, **options))
+        if kwargs.setdefault("is_channel_first", accept_image_fmap) != accept_image_fmap:
+            raise ValueError(
+                f"is_channel_first must be accept_image_fmap = {accept_image_fmap}: groups are cut along one axis"
+            )
+        super().__init__(dim, groups, accept_image_fmap, lambda width: ResidualFSQ(dim=width, **kwargs))
         self.codebook_size = self.rvqs[0].codebook_size
+
+    def get_output_from_indices(self, indices: Tensor | Sequence[Tensor]) -> Tensor:
+        """Codes (G, ...) back to quantised features, both in the layout that forward returns them in."""
+        return decode_groups(self, indices)
 
     def forward(
         self,
