@@ -1,8 +1,8 @@
 """Compressed embedding tables: ``row(id)`` read from a store much smaller than one row per id.
 
-Every function turns ids (..., ), of any integer dtype, into rows (..., d) and ends in `vecbank.lookup`, so gradients are
-deterministic scatter-adds into the store and id -1 is a zero row (`segment_sum` and bags work as on any table). What a store weighs
-is what its tensors weigh: `stored_bytes`.
+Every function turns ids (..., ), of any integer dtype, into rows (..., d) and ends in `vecbank.lookup`, so gradients
+are deterministic scatter-adds into the store and id -1 is a zero row (`segment_sum` and bags work as on any table).
+What a store weighs is what its tensors weigh: `stored_bytes`.
 
 Sources: shared hashed rows, Coleman et al., "Unified embedding: battle-tested feature representations for web-scale ML
 systems", NeurIPS 2023; two tables, Shi et al., "Compositional embeddings using complementary partitions", KDD 2020;
@@ -120,7 +120,7 @@ def two_table_lookup(ids: Tensor, remainders: Tensor, quotients: Tensor, combine
 
 def low_rank_lookup(ids: Tensor, factors: Tensor, basis: Tensor) -> Tensor:
     """``factors[id] basis`` with factors (V, r) and basis (r, d)."""
-    return project(lookup(_checks.integers(ids, "ids"), factors), basis.T, "dot")
+    return project(lookup(_checks.rows(ids, factors.shape[0], "ids"), factors), basis.T, "dot")
 
 
 # ---- Integer rows -------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def fake_integer_lookup(ids: Tensor, table: Tensor, scale: Tensor, bits: int) ->
     size quantisation).
     """
     half = _check_bits(bits)
-    ids = _checks.integers(ids, "ids")
+    ids = _checks.rows(ids, table.shape[0], "ids")
     rows, step = lookup(ids, table), lookup(ids, scale.unsqueeze(1))
     step = step.detach() + (step - step.detach()) * (table.shape[1] * (half - 1)) ** -0.5
     ratio = torch.where(step == 0, 0, rows / torch.where(step == 0, 1, step)).clamp(-half, half - 1)

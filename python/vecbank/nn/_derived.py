@@ -14,8 +14,10 @@ class Derived(nn.Module):
 
     A state_dict does not bring them, so they are written anew wherever torch may lose them (`to_empty` after a
     construction on the meta device, a state assigned to such a module) or round them (`half()`): a module's levels do
-    not depend on what its weights were cast to.
+    not depend on what its weights were cast to. Those named in `_cast` follow the module's dtype all the same.
     """
+
+    _cast: tuple[str, ...] = ()
 
     def _derive(self) -> dict[str, Tensor]:
         """The buffers, from Python numbers alone, on the CPU whatever the default device is."""
@@ -31,7 +33,8 @@ class Derived(nn.Module):
         for name, value in self._derive().items():
             now = self._buffers[name]
             if type(now) is Tensor:  # what a wrapper of tensors has put in its place is the wrapper's
-                self._buffers[name] = value.to(now.device if device is None else device)
+                dtype = now.dtype if name in self._cast else value.dtype
+                self._buffers[name] = value.to(now.device if device is None else device, dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)

@@ -29,6 +29,7 @@ from torch import Generator, Tensor, nn
 
 from .. import _checks
 from ._bits import bit_entropy, entropy, mean_code_probability, pack_bits, unpack_bits
+from ._derived import Derived
 from ._estimators import sign_through, straight_through
 from ._layout import (
     channel_first,
@@ -79,7 +80,7 @@ class CosineSimLinear(nn.Module):
         return F.normalize(x, dim=-1) @ F.normalize(self.weight, dim=0) * self.scale
 
 
-class LFQ(nn.Module):
+class LFQ(Derived):
     """Lookup-free quantisation. Same arguments and state_dict as `vector_quantize_pytorch.LFQ`.
 
     Args:
@@ -112,6 +113,7 @@ class LFQ(nn.Module):
     mask: Tensor
     zero: Tensor
     orthogonal_rot: Tensor
+    _cast = ("zero",)
 
     def __init__(
         self,
@@ -187,11 +189,14 @@ class LFQ(nn.Module):
         if orthogonal_rotation:
             self.register_buffer("orthogonal_rot", nn.init.orthogonal_(torch.empty(width, width)))
         self.register_buffer("mask", 2 ** torch.arange(width - 1, -1, -1))  # the value of every bit
-        self.register_buffer("zero", torch.tensor(0.0), persistent=False)
+        self._hold()
         self._amplitude = codebook_scale / math.sqrt(width) if spherical else float(codebook_scale)
 
     # ---- Codes
     # ----------------------------------------------------------------------------------------------------
+
+    def _derive(self) -> dict[str, Tensor]:
+        return {"zero": torch.tensor(0.0, device="cpu")}
 
     @property
     def dtype(self) -> torch.dtype:
