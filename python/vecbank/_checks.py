@@ -84,13 +84,17 @@ def rows(t: object, count: int, name: str = "codes") -> Tensor:
     return numbers
 
 
-def in_range(t: Tensor, count: int, name: str = "codes", low: int = -1) -> None:
-    """Every code is -1 or a row number. Not checked while tracing: the kernel checks again."""
+def in_range(t: Tensor, count: int, name: str = "codes", low: int = -1) -> bool:
+    """Every code is -1 or a row number. Not checked while tracing: the kernel checks again.
+
+    Returns whether all of them have been seen to be row numbers.
+    """
     if torch.compiler.is_compiling() or t.device.type != "cpu" or t.numel() == 0 or not concrete(t):
-        return
+        return False
     least, most = (int(v) for v in torch.aminmax(t))
     if least < low or most >= count:
         raise IndexError(f"{name} must lie between {low} and {count - 1}, got values from {least} to {most}")
+    return least >= 0
 
 
 def only_rows(vectors: Tensor, numbers: Tensor, count: int) -> Tensor:
@@ -108,9 +112,12 @@ def stacked_rows(t: object, count: int, tables: int, table: Tensor, name: str = 
     -1 stays, and a code that `in_range` has not looked at does not become a row of another table: it goes past the
     end, where `lookup` notices.
     """
-    codes = rows(t, count, name)
+    codes = integers(t, name)
+    seen, places = in_range(codes, count, name), codes + count * table
+    if seen:
+        return places
     missing = torch.where(codes == -1, -1, count * tables)
-    return torch.where((codes < 0) | (codes >= count), missing, codes + count * table)
+    return torch.where((codes < 0) | (codes >= count), missing, places)
 
 
 def concrete(t: Tensor) -> bool:

@@ -129,9 +129,10 @@ class BinaryMapper(Derived):
         if indices is None:
             assert one_hot is not None
             indices = one_hot.argmax(-1)
-        indices = _checks.rows(indices, self.num_codes, "indices")
-        drawn = unpack_bits(indices, self.power_two)
-        each = _checks.only_rows(F.logsigmoid(torch.where(drawn, logits, -logits)), indices, self.num_codes)
+        numbers = _checks.integers(indices, "indices")
+        seen = _checks.in_range(numbers, self.num_codes, "indices")
+        each = F.logsigmoid(torch.where(unpack_bits(numbers, self.power_two), logits, -logits))
+        each = each if seen else _checks.only_rows(each, numbers, self.num_codes)
         return each.sum(-1) if sum_bits else each
 
     def forward(

@@ -32,6 +32,7 @@ from ._layout import (
     decode_groups,
     like_weights,
     no_autocast,
+    project_rows,
     projection,
     working,
 )
@@ -166,7 +167,7 @@ class FSQ(Derived):
     @property
     def implicit_codebook(self) -> Tensor:
         """All codes as vectors, (codebook_size, d): made when asked for, never needed to quantise."""
-        return self._values(self.indices_to_level_indices(torch.arange(self.codebook_size, device=self._levels.device)))
+        return self._values(self._digits_of(torch.arange(self.codebook_size, device=self._levels.device)))
 
     def quantize(self, z: Tensor) -> Tensor:
         """Nearest levels' values, the shape of z (..., d)."""
@@ -174,10 +175,13 @@ class FSQ(Derived):
 
     def indices_to_level_indices(self, indices: Tensor) -> Tensor:
         """Codes (...) to digits (..., d), -1 for code -1."""
+        numbers = _checks.rows(indices, self.codebook_size, "indices")
+        return torch.where(numbers.unsqueeze(-1) < 0, -1, self._digits_of(numbers))
+
+    def _digits_of(self, numbers: Tensor) -> Tensor:
         if self.codebook_size > _EXACT:
             raise ValueError(f"levels give {self.codebook_size} codes, more than 2^53, which have no numbers")
-        numbers = _checks.rows(indices, self.codebook_size, "indices").unsqueeze(-1)
-        return torch.where(numbers < 0, -1, (numbers // self._basis) % self._levels)
+        return (numbers.unsqueeze(-1) // self._basis) % self._levels
 
     def codes_to_indices(self, zhat: Tensor) -> Tensor:
         """Values (..., d), as `quantize` gives them, to codes (...)."""
@@ -197,10 +201,13 @@ class FSQ(Derived):
 
     def _decode(self, indices: Tensor) -> Tensor:
         """Codes (...) to vectors (..., d), turned back where there is a rotation."""
-        digits = self.indices_to_level_indices(indices)
-        return _checks.only_rows(
-            self._turn(self._values(digits), back=True), indices.to(torch.int64), self.codebook_size
-        )
+        numbers = _checks.integers(indices, "indices")
+        seen, vectors = _checks.in_range(numbers, self.codebook_size, "indices"), self._vectors(numbers)
+        return vectors if seen else _checks.only_rows(vectors, numbers, self.codebook_size)
+
+    def _vectors(self, numbers: Tensor) -> Tensor:
+        """`_decode` of int64 row numbers."""
+        return self._turn(self._values(self._digits_of(numbers)), back=True)
 
     def _turn(self, z: Tensor, back: bool) -> Tensor:
         if not self.orthogonal_rotation:
@@ -220,7 +227,7 @@ class FSQ(Derived):
         """Quantises z; see the class. `generator` draws the noise of noise_dropout."""
         first = self.channel_first or z.dim() >= 4
         check_width(z, self.dim, 1 if first else -1)
-        z = self.project_in(channel_last(z) if first else z)
+        z = project_rows(self.project_in, channel_last(z) if first else z, self.training)
         with no_autocast(z):
             dtype = z.dtype
             if self.force_quantization_f32 and dtype not in self.allowed_dtypes:
@@ -232,7 +239,7 @@ class FSQ(Derived):
             if self.training and self.noise_dropout > 0:
                 codes = self._add_noise(codes, generator)
             codes = self._turn(codes, back=True).flatten(-2).to(dtype)
-        out = self.project_out(codes)
+        out = project_rows(self.project_out, codes, self.training)
         if indices is not None and not self.keep_num_codebooks_dim:
             indices = indices.squeeze(-1)
         return channel_first(out) if first else out, indices
@@ -293,7 +300,7 @@ class ResidualFSQ(Derived):
         self.project_out = projection(width, dim, self.has_projections)
         options = {**kwargs, "dim": width, "preserve_symmetry": True, "bound_hard_clamp": bound_hard_clamp}
         self.layers: Any = nn.ModuleList(FSQ(levels, **options) for _ in range(num_quantizers))
-        self.codebook_size = self.layers[0].codebook_size
+        self.codebook_size: int = self.layers[0].codebook_size
         self._dropout = StageDropout(
             num_quantizers, quantize_dropout, quantize_dropout_cutoff_index, quantize_dropout_multiple_of
         )
@@ -324,12 +331,13 @@ class ResidualFSQ(Derived):
         """Vectors of every stage, (S, b, ..., d), for codes as forward returns them (or of q < S stages, with
         quantize_dropout); -1 is a zero vector.
         """
-        indices = _checks.integers(indices, "indices")
-        indices = pad_stages(
-            channel_last(indices) if self.is_channel_first else indices, self.num_quantizers, self.quantize_dropout
-        )
-        parts = zip(self.layers, self.scales, indices.unbind(-1), strict=True)
-        return torch.stack([layer._decode(code) * scale for layer, scale, code in parts])
+        numbers = _checks.integers(indices, "indices")
+        numbers = channel_last(numbers) if self.is_channel_first else numbers
+        numbers = pad_stages(numbers, self.num_quantizers, self.quantize_dropout)
+        seen = _checks.in_range(numbers, self.codebook_size, "indices")
+        parts = zip(self.layers, self.scales, numbers.unbind(-1), strict=True)
+        vectors = torch.stack([layer._vectors(code) * scale for layer, scale, code in parts])
+        return vectors if seen else _checks.only_rows(vectors, numbers.movedim(-1, 0), self.codebook_size)
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Codes back to quantised features, both in the layout that forward returns them in."""
@@ -348,7 +356,7 @@ class ResidualFSQ(Derived):
     ) -> tuple[Tensor, ...]:
         """Quantises x; see the class."""
         check_width(x, self.dim, 1 if self.is_channel_first else -1)
-        x = self.project_in(channel_last(x) if self.is_channel_first else x)
+        x = project_rows(self.project_in, channel_last(x) if self.is_channel_first else x, self.training)
         dropping = self.training and torch.is_grad_enabled()
         active = self._dropout.active(dropping, num_stages, rand_quantize_dropout_fixed_seed, x.device, generator)
         with no_autocast(x):
@@ -364,7 +372,7 @@ class ResidualFSQ(Derived):
                 done.quantized.to(dtype).view(x.shape),
                 done.codes.view(*x.shape[:-1], done.codes.shape[-1]),
             )
-        out = self.project_out(quantized)
+        out = project_rows(self.project_out, quantized, self.training)
         if self.is_channel_first:
             out, codes = channel_first(out), channel_first(codes)
         return (out, codes, self.get_codes_from_indices(codes)) if return_all_codes else (out, codes)

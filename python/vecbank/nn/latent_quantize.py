@@ -161,9 +161,8 @@ class LatentQuantize(Derived):
         return self._values(self._digits_of(torch.arange(self.codebook_size, device=self._levels.device))).detach()
 
     def _digits_of(self, indices: Tensor) -> Tensor:
-        """Codes (...) to digits (..., d), -1 for code -1."""
-        numbers = _checks.rows(indices, self.codebook_size, "indices").unsqueeze(-1)
-        return torch.where(numbers < 0, -1, (numbers // self._basis) % self._levels)
+        """Row numbers (...) to digits (..., d)."""
+        return (indices.unsqueeze(-1) // self._basis) % self._levels
 
     def _tables(self, padding: float) -> Tensor:
         """The tables as rows of one matrix, (d, longest)."""
@@ -216,7 +215,10 @@ class LatentQuantize(Derived):
 
     def indices_to_codes(self, indices: Tensor, project_out: bool = True) -> Tensor:
         """Codes back to quantised features (b, dim, ...), by the tables' present values."""
-        codes = _checks.only_rows(self._values(self._digits_of(indices)), indices.to(torch.int64), self.codebook_size)
+        numbers = _checks.integers(indices, "indices")
+        seen = _checks.in_range(numbers, self.codebook_size, "indices")
+        codes = self._values(self._digits_of(numbers))
+        codes = codes if seen else _checks.only_rows(codes, numbers, self.codebook_size)
         if self.keep_num_codebooks_dim:
             codes = codes.flatten(-2)
         if project_out:

@@ -227,9 +227,14 @@ class LFQ(Derived):
 
     def _decode(self, indices: Tensor) -> Tensor:
         """Codes (...) to vectors (..., d), turned back where there is a rotation."""
-        numbers = _checks.rows(indices, self.codebook_size, "indices")
+        numbers = _checks.integers(indices, "indices")
+        seen, vectors = _checks.in_range(numbers, self.codebook_size, "indices"), self._vectors(numbers)
+        return vectors if seen else _checks.only_rows(vectors, numbers, self.codebook_size)
+
+    def _vectors(self, numbers: Tensor) -> Tensor:
+        """`_decode` of int64 row numbers."""
         signs = torch.where(unpack_bits(numbers, self.mask), self._amplitude, -self._amplitude).to(self.dtype)
-        return _checks.only_rows(self._turn(signs, back=True), numbers, self.codebook_size)
+        return self._turn(signs, back=True)
 
     def _turn(self, x: Tensor, back: bool) -> Tensor:
         if not self.orthogonal_rotation:
@@ -416,9 +421,10 @@ class ResidualLFQ(nn.Module):
         """Vectors of every stage, (S, ..., d), for codes (..., q): q < S with quantize_dropout; -1 is a zero
         vector.
         """
-        indices = pad_stages(_checks.integers(indices, "indices"), self.num_quantizers, self.quantize_dropout)
-        parts = zip(self.layers, indices.unbind(-1), strict=True)
-        return torch.stack([layer._decode(code) for layer, code in parts])
+        numbers = pad_stages(_checks.integers(indices, "indices"), self.num_quantizers, self.quantize_dropout)
+        seen = _checks.in_range(numbers, self.codebook_size, "indices")
+        vectors = torch.stack([layer._vectors(c) for layer, c in zip(self.layers, numbers.unbind(-1), strict=True)])
+        return vectors if seen else _checks.only_rows(vectors, numbers.movedim(-1, 0), self.codebook_size)
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Codes (b, ..., q) back to quantised features, in the layout that forward returned them in."""
