@@ -38,20 +38,43 @@ def projection(wide: int, narrow: int, needed: bool, bias: bool = True) -> nn.Mo
     return nn.Linear(wide, narrow, bias=bias) if needed else nn.Identity()
 
 
+def lost_rows(x: Tensor) -> Tensor | None:
+    """Rows (..., 1) that hold NaN or inf; None where one look at the sum (in eager code on the CPU, where it waits for
+    nothing) shows that there are none.
+    """
+    x = x.detach()
+    if not torch.compiler.is_compiling() and x.device.type == "cpu" and _checks.concrete(x):
+        if math.isfinite(x.sum().item()):
+            return None
+    return ~torch.isfinite(x).all(-1, keepdim=True)
+
+
+def blank(x: Tensor, lost: Tensor | None, value: float) -> Tensor:
+    """x with the lost rows' numbers replaced; no gradient passes to those."""
+    return x if lost is None else x.masked_fill(lost, value)
+
+
+def kept_rows(x: Tensor, lost: Tensor | None) -> Tensor:
+    """How many rows of x (..., d) are not lost, a scalar int64."""
+    if lost is None:
+        return torch.full((), math.prod(x.shape[:-1]), dtype=torch.int64, device=x.device)
+    return lost.logical_not().sum()
+
+
 def project_rows(layer: nn.Module, x: Tensor, training: bool) -> Tensor:
     """`layer(x)`; in training without what a row with NaN or inf would do to the gradient of the weights, which is a
     product of that row and a gradient, NaN even where the gradient is 0. Such a row comes out as NaN.
     """
+    out: Tensor
     if not training or isinstance(layer, nn.Identity):
-        out: Tensor = layer(x)
-        return out
-    if not torch.compiler.is_compiling() and x.device.type == "cpu" and _checks.concrete(x):
         out = layer(x)
-        if math.isfinite(out.detach().sum().item()):  # looking at what comes out costs less: it is narrower, or as wide
+        return out
+    if not torch.compiler.is_compiling() and x.device.type == "cpu":
+        out = layer(x)
+        if lost_rows(out) is None:  # looking at what comes out costs less where it is narrower
             return out
-    lost = ~torch.isfinite(x.detach()).all(-1, keepdim=True)
-    out = layer(x.masked_fill(lost, 0.0))
-    return out.masked_fill(lost, torch.nan)
+    lost = lost_rows(x)
+    return blank(layer(blank(x, lost, 0.0)), lost, torch.nan)
 
 
 def like_weights(x: Tensor, layer: nn.Module) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 from .. import _checks
 from ._bits import pack_bits, table, table_gradient, unpack_bits
 from ._derived import Derived
-from ._layout import no_autocast, working
+from ._layout import blank, kept_rows, lost_rows, no_autocast, working
 
 _BIT = log(2.0)
 
@@ -106,10 +106,12 @@ class BinaryMapper(Derived):
         """relu(KL to uniform bits - threshold) per row, or its mean; 0 for a row with NaN, which counts in no mean."""
         self._check(logits)
         with no_autocast(logits):
-            lost = logits.detach().isnan().any(-1)
-            known = working(logits).masked_fill(lost.unsqueeze(-1), 0.0)
-            loss = F.relu(self.bits * _BIT - self.binary_entropy(known) - self.kl_loss_threshold).masked_fill(lost, 0.0)
-            return loss.sum() / lost.logical_not().sum().clamp_min(1) if reduce_aux_kl_loss else loss
+            lost = lost_rows(working(logits.detach()).clamp(-1, 1))  # an infinite one is a bit that is certain
+            known = blank(working(logits), lost, 0.0)
+            loss = F.relu(self.bits * _BIT - self.binary_entropy(known) - self.kl_loss_threshold)
+            if lost is not None:
+                loss = loss.masked_fill(lost.squeeze(-1), 0.0)
+            return loss.sum() / kept_rows(logits, lost).clamp_min(1) if reduce_aux_kl_loss else loss
 
     def log_prob(
         self,
@@ -159,7 +161,9 @@ class BinaryMapper(Derived):
                 else:
                     source = generator.device if generator is not None else p.device
                     bits = torch.rand(p.shape, generator=generator, device=source).to(p) < p
-                indices = pack_bits(bits, self.power_two).masked_fill(p.isnan().any(-1), -1)
+                indices, lost = pack_bits(bits, self.power_two), lost_rows(p)
+                if lost is not None:
+                    indices = indices.masked_fill(lost.squeeze(-1), -1)
             flat = indices.reshape(-1)
             if self.training if straight_through is None else straight_through:
                 one_hot = _OneHot.apply(logits.reshape(-1, self.bits), flat)

@@ -17,6 +17,7 @@ from .. import _checks
 from ..functional import lookup, topk
 from ..kmeans import kmeans
 from ..sparse import firing_counts
+from ._layout import blank, kept_rows, lost_rows
 from ._recall import inside_backward
 from ._sync import Ranks, draw_rows
 
@@ -162,17 +163,18 @@ class CodebookFeatures(nn.Module):
             self._shared = True
         lead = h.shape[:-1]
         parts = self._split(h.detach())
-        lost = ~torch.isfinite(h.detach()).all(-1, keepdim=True)
+        lost = lost_rows(h)
         codes = self._choose(parts, None if force is None else self._forced(force, lead))
-        codes = codes.masked_fill(lost.view(1, -1, 1), -1)
-        size = (lost.logical_not().sum() * self.dim).clamp_min(1)
+        codes = codes if lost is None else codes.masked_fill(lost.view(1, -1, 1), -1)
+        inputs = kept_rows(h, lost)
+        size = (inputs * self.dim).clamp_min(1)
         if self.training and not inside_backward():  # a checkpoint's repeated forward has been counted
-            self._count(codes, lost.logical_not().sum())
+            self._count(codes, inputs)
         features = self._join(self._rows(codes), lead)
         held, still = h.detach().to(features.dtype), features.detach()
-        loss = self.book_weight * (features - held).masked_fill(lost, 0.0).square().sum() / size
+        loss = self.book_weight * blank(features - held, lost, 0.0).square().sum() / size
         if self.commitment_weight:
-            loss = loss + self.commitment_weight * (h - still).masked_fill(lost, 0.0).square().sum() / size
+            loss = loss + self.commitment_weight * blank(h - still, lost, 0.0).square().sum() / size
         # h - h is 0 in value and the identity in gradient: what comes out is the codes' sum, bit for bit
         out = (features if self.task_gradient else still) + (h - h.detach()).to(features.dtype)
         named = (

@@ -300,7 +300,7 @@ class ResidualFSQ(Derived):
         self.project_out = projection(width, dim, self.has_projections)
         options = {**kwargs, "dim": width, "preserve_symmetry": True, "bound_hard_clamp": bound_hard_clamp}
         self.layers: Any = nn.ModuleList(FSQ(levels, **options) for _ in range(num_quantizers))
-        self.codebook_size: int = self.layers[0].codebook_size
+        self.codebook_size = math.prod(int(level) for level in levels)
         self._dropout = StageDropout(
             num_quantizers, quantize_dropout, quantize_dropout_cutoff_index, quantize_dropout_multiple_of
         )

@@ -24,10 +24,13 @@ from ..functional import lookup
 from ._derived import Derived
 from ._estimators import straight_through
 from ._layout import (
+    blank,
     channel_first,
     channel_last,
     check_width,
+    kept_rows,
     like_weights,
+    lost_rows,
     no_autocast,
     project_rows,
     projection,
@@ -253,10 +256,11 @@ class LatentQuantize(Derived):
         loss = out.new_zeros((), dtype=torch.float32)
         if not self.training or commitment == quantization == 0:
             return loss
+        z, out = channel_last(z), channel_last(out)
         with no_autocast(z):
-            lost = ~(torch.isfinite(z.detach()) & torch.isfinite(out.detach())).all(1, keepdim=True)
-            count = (lost.logical_not().sum() * self.dim).clamp_min(1)
-            z, out = (working(t).masked_fill(lost, 0.0) for t in (z, out))
+            lost = lost_rows(working(z) + working(out).detach())  # neither is finite where their sum is not
+            count = (kept_rows(z, lost) * self.dim).clamp_min(1)
+            z, out = (blank(working(t), lost, 0.0) for t in (z, out))
             if commitment != 0:
                 loss = loss + self.commitment_loss_weight * self.commitment_loss(z, out, "sum") / count
             if quantization != 0:

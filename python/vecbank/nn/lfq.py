@@ -32,11 +32,13 @@ from ._bits import bit_entropy, entropy, mean_code_probability, pack_bits, unpac
 from ._derived import Derived
 from ._estimators import sign_through, straight_through
 from ._layout import (
+    blank,
     channel_first,
     channel_last,
     check_width,
     decode_groups,
     like_weights,
+    lost_rows,
     no_autocast,
     project_rows,
     projection,
@@ -278,11 +280,17 @@ class LFQ(Derived):
     ) -> tuple[Tensor, LFQLosses]:
         """The weighted loss and its parts, for x and signs (b, n, c, d); rows with NaN or inf count in neither."""
         rows = working(x).flatten(0, -3)
-        counted = torch.isfinite(rows.detach()).flatten(1).all(1)
-        rows = rows.masked_fill(~counted[:, None, None], 0.0)
-        if mask is not None:
-            counted = counted & row_mask(mask, x.shape[:-2]).flatten()
-        weights = counted.to(rows.dtype) / counted.sum().clamp_min(1)
+        lost = lost_rows(rows.flatten(1))
+        if lost is None and mask is None:
+            weights = rows.new_full((rows.shape[0],), 1.0 / max(rows.shape[0], 1))
+        else:
+            counted = torch.ones_like(rows[:, 0, 0], dtype=torch.bool)
+            if lost is not None:
+                rows = rows.masked_fill(lost.unsqueeze(-1), 0.0)
+                counted = ~lost.squeeze(1)
+            if mask is not None:
+                counted = counted & row_mask(mask, x.shape[:-2]).flatten()
+            weights = counted.to(rows.dtype) / counted.sum().clamp_min(1)
         each = batch = commitment = loss = rows.new_zeros(())
         if self.entropy_loss_weight != 0 or all_parts:
             each, batch = self._entropies(rows, weights, inv_temperature, generator)
@@ -323,8 +331,8 @@ class LFQ(Derived):
             x = self._turn(x, back=False)
             if self.spherical:
                 x = F.normalize(x, dim=-1) * self.codebook_scale
-            lost = ~torch.isfinite(x.detach()).all(-1)
-            indices = pack_bits(x > 0, self.mask).masked_fill(lost, -1)
+            lost, indices = lost_rows(x), pack_bits(x > 0, self.mask)
+            indices = indices if lost is None else indices.masked_fill(lost.squeeze(-1), -1)
             if self.training:
                 plain = isinstance(self.activation, nn.Identity)
                 signs = sign_through(x if plain else x.detach(), self._amplitude)
@@ -334,7 +342,7 @@ class LFQ(Derived):
                 signs = sign_through(x.detach(), self._amplitude)
                 zero = torch.zeros_like(self.zero)  # a new one: losses are added to in place
                 loss, parts = zero, LFQLosses(zero, zero, zero)
-            out = self._turn(signs.masked_fill(lost.unsqueeze(-1), torch.nan), back=True).to(dtype)
+            out = self._turn(blank(signs, lost, torch.nan), back=True).to(dtype)
         out = project_rows(self.project_out, out.reshape(shape), self.training)
         indices = indices.view(*shape[:-1], self.num_codebooks)
         if not self.keep_num_codebooks_dim:

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 
 from ..functional import lookup
 from ..sparse import firing_counts, sparse_decode, sparse_encode, sparse_encode_batch, sparse_encode_threshold
-from ._layout import working
+from ._layout import blank, kept_rows, lost_rows, working
 from ._recall import inside_backward
 from ._sync import Ranks
 
@@ -179,18 +179,18 @@ class SparseAutoencoder(nn.Module):
     def forward(self, x: Tensor) -> SparseCode:
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"x must have shape (..., {self.dim}), got {tuple(x.shape)}")
-        lost = ~torch.isfinite(x.detach()).all(-1, keepdim=True)
-        x = x.masked_fill(lost, torch.nan)  # no latent is chosen for it, whatever its other numbers are
-        count = lost.logical_not().sum()
+        lost = lost_rows(x)
+        x = blank(x, lost, torch.nan)  # no latent is chosen for it, whatever its other numbers are
+        count = kept_rows(x, lost)
         values, indices, penalty = self._encode(x, count)
         reconstruction = self.decode(values, indices)
-        rest = working(x - reconstruction).masked_fill(lost, 0.0)
-        reconstruction = reconstruction.masked_fill(lost, torch.nan)
+        rest = blank(working(x - reconstruction), lost, 0.0)
+        reconstruction = blank(reconstruction, lost, torch.nan)
         size = (count * self.dim).clamp_min(1)
         with torch.no_grad():
-            rows = x.masked_fill(lost, 0.0).to(rest.dtype)
+            rows = blank(x, lost, 0.0).to(rest.dtype)
             average = rows.sum(tuple(range(x.dim() - 1)), keepdim=True) / count.clamp_min(1)
-            squares = (rows - average).masked_fill(lost, 0.0).square().sum()
+            squares = blank(rows - average, lost, 0.0).square().sum()
             squares = torch.where(squares > _SAME * rows.square().sum(), squares, 0.0)
             if self.training and not inside_backward():  # a checkpoint's repeated forward has been counted
                 self._count(values, indices, count, squares)
