@@ -54,11 +54,14 @@ def blank(x: Tensor, lost: Tensor | None, value: float) -> Tensor:
     return x if lost is None else x.masked_fill(lost, value)
 
 
-def kept_rows(x: Tensor, lost: Tensor | None) -> Tensor:
-    """How many rows of x (..., d) are not lost, a scalar int64."""
-    if lost is None:
-        return torch.full((), math.prod(x.shape[:-1]), dtype=torch.int64, device=x.device)
-    return lost.logical_not().sum()
+def kept_rows(x: Tensor, lost: Tensor | None) -> int | Tensor:
+    """How many rows of x (..., d) are not lost."""
+    return math.prod(x.shape[:-1]) if lost is None else lost.logical_not().sum()
+
+
+def over(total: Tensor, count: int | Tensor) -> Tensor:
+    """A mean: total / count, and the total, which is 0, where nothing counts."""
+    return total / (max(count, 1) if isinstance(count, int) else count.clamp_min(1))
 
 
 def project_rows(layer: nn.Module, x: Tensor, training: bool) -> Tensor:

@@ -22,15 +22,18 @@ from torch import Generator, Tensor
 from .. import _checks
 from ._bits import pack_bits, table, table_gradient, unpack_bits
 from ._derived import Derived
-from ._layout import blank, kept_rows, lost_rows, no_autocast, working
+from ._layout import blank, kept_rows, lost_rows, no_autocast, over, working
 
 _BIT = log(2.0)
 
 
-def _one_hot(codes: Tensor, count: int) -> Tensor:
-    """One-hot rows (N, count) float32 of codes (N,), NaN for code -1."""
-    blank = torch.where(codes < 0, torch.nan, 0.0).to(torch.float32).unsqueeze(1)
-    return blank.repeat(1, count).scatter_(1, codes.clamp_min(0).unsqueeze(1), blank + 1.0)
+def _one_hot(codes: Tensor, count: int, seen: bool) -> Tensor:
+    """One-hot rows (N, count) float32 of codes (N,), NaN for code -1; `seen`: that there is none."""
+    if seen:
+        zeros = torch.zeros(codes.shape[0], count, device=codes.device)
+        return zeros.scatter_(1, codes.unsqueeze(1), 1.0)
+    empty = torch.where(codes < 0, torch.nan, 0.0).to(torch.float32).unsqueeze(1)
+    return empty.repeat(1, count).scatter_(1, codes.clamp_min(0).unsqueeze(1), empty + 1.0)
 
 
 class _OneHot(torch.autograd.Function):
@@ -39,22 +42,22 @@ class _OneHot(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(logits: Tensor, codes: Tensor) -> Tensor:
-        return _one_hot(codes, 1 << logits.shape[1])
+    def forward(logits: Tensor, codes: Tensor, seen: bool) -> Tensor:
+        return _one_hot(codes, 1 << logits.shape[1], seen)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (kept,) = ctx.saved_tensors
         logits = working(kept.detach()).flip(1)  # a table's first bit is its highest, a code's first bit its lowest
         half = logits.shape[1] // 2
         u, v = table(logits[:, :half])[1], table(logits[:, half:])[1]
         slope = table_gradient(logits, u, v, grad.to(u.dtype).view(-1, u.shape[1], v.shape[1]))
-        return slope.flip(1).to(kept.dtype), None
+        return slope.flip(1).to(kept.dtype), None, None
 
 
 class BinaryMapper(Derived):
@@ -111,7 +114,7 @@ class BinaryMapper(Derived):
             loss = F.relu(self.bits * _BIT - self.binary_entropy(known) - self.kl_loss_threshold)
             if lost is not None:
                 loss = loss.masked_fill(lost.squeeze(-1), 0.0)
-            return loss.sum() / kept_rows(logits, lost).clamp_min(1) if reduce_aux_kl_loss else loss
+            return over(loss.sum(), kept_rows(logits, lost)) if reduce_aux_kl_loss else loss
 
     def log_prob(
         self,
@@ -166,9 +169,9 @@ class BinaryMapper(Derived):
                     indices = indices.masked_fill(lost.squeeze(-1), -1)
             flat = indices.reshape(-1)
             if self.training if straight_through is None else straight_through:
-                one_hot = _OneHot.apply(logits.reshape(-1, self.bits), flat)
+                one_hot = _OneHot.apply(logits.reshape(-1, self.bits), flat, lost is None)
             else:
-                one_hot = _one_hot(flat, self.num_codes)
+                one_hot = _one_hot(flat, self.num_codes, lost is None)
             one_hot = one_hot.view(*indices.shape, self.num_codes)
         if self.training if calc_aux_loss is None else calc_aux_loss:
             loss = self.calc_aux_loss(logits, reduce_aux_kl_loss)

@@ -17,7 +17,7 @@ from .. import _checks
 from ..functional import lookup, topk
 from ..kmeans import kmeans
 from ..sparse import firing_counts
-from ._layout import blank, kept_rows, lost_rows
+from ._layout import blank, kept_rows, lost_rows, over
 from ._recall import inside_backward
 from ._sync import Ranks, draw_rows
 
@@ -167,14 +167,13 @@ class CodebookFeatures(nn.Module):
         codes = self._choose(parts, None if force is None else self._forced(force, lead))
         codes = codes if lost is None else codes.masked_fill(lost.view(1, -1, 1), -1)
         inputs = kept_rows(h, lost)
-        size = (inputs * self.dim).clamp_min(1)
         if self.training and not inside_backward():  # a checkpoint's repeated forward has been counted
             self._count(codes, inputs)
         features = self._join(self._rows(codes), lead)
         held, still = h.detach().to(features.dtype), features.detach()
-        loss = self.book_weight * blank(features - held, lost, 0.0).square().sum() / size
+        loss = self.book_weight * over(blank(features - held, lost, 0.0).square().sum(), inputs * self.dim)
         if self.commitment_weight:
-            loss = loss + self.commitment_weight * blank(h - still, lost, 0.0).square().sum() / size
+            loss = loss + self.commitment_weight * over(blank(h - still, lost, 0.0).square().sum(), inputs * self.dim)
         # h - h is 0 in value and the identity in gradient: what comes out is the codes' sum, bit for bit
         out = (features if self.task_gradient else still) + (h - h.detach()).to(features.dtype)
         named = (
@@ -234,11 +233,11 @@ class CodebookFeatures(nn.Module):
         return self
 
     @torch.no_grad()
-    def _count(self, codes: Tensor, inputs: Tensor) -> None:
+    def _count(self, codes: Tensor, inputs: int | Tensor) -> None:
         ranks = Ranks(self.sync)
         fired = torch.stack([firing_counts(c, self.num_codes) for c in codes])
         self.counts += ranks.total(fired)
-        self.inputs += ranks.total(inputs.clone())
+        self.inputs += ranks.total(torch.zeros_like(self.inputs) + inputs)
 
     @property
     def frequency(self) -> Tensor:

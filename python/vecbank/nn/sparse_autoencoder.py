@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 
 from ..functional import lookup
 from ..sparse import firing_counts, sparse_decode, sparse_encode, sparse_encode_batch, sparse_encode_threshold
-from ._layout import blank, kept_rows, lost_rows, working
+from ._layout import blank, kept_rows, lost_rows, over, working
 from ._recall import inside_backward
 from ._sync import Ranks
 
@@ -151,7 +151,7 @@ class SparseAutoencoder(nn.Module):
         """(..., dim): what a code stands for. Edit a code by changing its lists."""
         return sparse_decode(values, indices, self.decoder, self.bias)
 
-    def _encode(self, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def _encode(self, x: Tensor, rows: int | Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Values, indices, and the penalty, a mean over `rows` inputs (all by default)."""
         centred, none = x - self.bias, self.bias.new_zeros(())
         if self.activation == "topk":
@@ -167,7 +167,7 @@ class SparseAutoencoder(nn.Module):
             )
             if not fired.active.numel():
                 return fired.values, fired.indices, fired.active.sum()
-            average = fired.active.mean() if rows is None else fired.active.sum() / rows.clamp_min(1)
+            average = fired.active.mean() if rows is None else over(fired.active.sum(), rows)
             return fired.values, fired.indices, (average / self.k - 1).square()
         if self.training:
             code = sparse_encode_batch(centred, self.encoder, self.encoder_bias, self.k, max_k=self.max_k)
@@ -186,34 +186,37 @@ class SparseAutoencoder(nn.Module):
         reconstruction = self.decode(values, indices)
         rest = blank(working(x - reconstruction), lost, 0.0)
         reconstruction = blank(reconstruction, lost, torch.nan)
-        size = (count * self.dim).clamp_min(1)
+        left = over(rest.square().sum(), count * self.dim)
         with torch.no_grad():
-            rows = blank(x, lost, 0.0).to(rest.dtype)
-            average = rows.sum(tuple(range(x.dim() - 1)), keepdim=True) / count.clamp_min(1)
-            squares = blank(rows - average, lost, 0.0).square().sum()
-            squares = torch.where(squares > _SAME * rows.square().sum(), squares, 0.0)
+            rows = blank(x, lost, 0.0).to(rest.dtype).reshape(-1, self.dim)
+            apart = rows - over(rows.sum(0), count)
+            if lost is not None:
+                apart = apart.masked_fill(lost.reshape(-1, 1), 0.0)
+            squares = apart.square().sum()
+            noise = _SAME * rows.square().sum()
             if self.training and not inside_backward():  # a checkpoint's repeated forward has been counted
-                self._count(values, indices, count, squares)
-            least = torch.where(self.variance > 0, _LEAST * self.variance, 0.0).to(rest.dtype)
-            variance = (squares / size).maximum(least)
-            variance = torch.where(variance > 0, variance, rest.square().sum() / size).clamp_min(1e-12)
-        error = rest.square().sum() / size / variance
+                self._count(values, indices, count, torch.where(squares > noise, squares, 0.0))
+            least = self.variance.to(rest.dtype).clamp_min(0) * _LEAST
+            variance = over(squares, count * self.dim).maximum(least)
+            variance = torch.where(variance > over(noise, count * self.dim), variance, left.detach()).clamp_min(1e-12)
+        error = left / variance
         auxiliary = torch.zeros_like(error)
         if self.training and self.aux_k:
-            auxiliary = self._auxiliary(x, rest.detach(), _NEAR * variance * size)
+            auxiliary = self._auxiliary(x, rest.detach(), _NEAR * variance * (count * self.dim))
         loss = error + self.penalty_weight * penalty + self.aux_weight * auxiliary
         return SparseCode(reconstruction, values, indices, loss, error, penalty, auxiliary)
 
     @torch.no_grad()
-    def _count(self, values: Tensor, indices: Tensor, count: Tensor, squares: Tensor) -> None:
+    def _count(self, values: Tensor, indices: Tensor, count: int | Tensor, squares: Tensor) -> None:
         """What `count` inputs, with `squares` about their mean over all of dim, have fired."""
         ranks = Ranks(self.sync)
         fired = ranks.total(firing_counts(indices, self.latents, values))
-        inputs = ranks.total(count.clone())
+        own = torch.zeros_like(self.inputs) + count
+        inputs = ranks.total(own.clone())
         self.counts += fired
         self.inputs += inputs
         self.silent.copy_(torch.where(fired > 0, 0, self.silent + inputs))
-        spread = ranks.total(torch.stack((squares.double(), (count - 1).clamp_min(0).double() * self.dim)))
+        spread = ranks.total(torch.stack((squares.double(), (own - 1).clamp_min(0).double() * self.dim)))
         now = spread[0] / spread[1].clamp_min(1)
         self._follow(self.variance, torch.where(now > 0, now, self.variance.double()))
         if self.activation == "batch_topk":
