@@ -216,7 +216,7 @@ def test_half_precision_input_is_read_exactly(dtype: torch.dtype) -> None:
         (lambda: CodebookFeatures(8, 4, metric="hamming"), ValueError, "metric must be one of"),
         (lambda: CodebookFeatures(8, 4, reduce="max"), ValueError, "reduce must be"),
         (lambda: CodebookFeatures(8, 4)(torch.zeros(2, 7)), ValueError, "h must have shape"),
-        (lambda: CodebookFeatures(8, 4)(torch.zeros(2, 8), torch.zeros(1)), TypeError, "force must be int64"),
+        (lambda: CodebookFeatures(8, 4)(torch.zeros(2, 8), torch.zeros(1)), TypeError, "force must be integers"),
         (
             lambda: CodebookFeatures(8, 4)(torch.zeros(2, 8), torch.tensor([1, 2])),
             ValueError,

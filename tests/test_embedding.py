@@ -406,7 +406,7 @@ def test_learned_widths_find_the_planted_ones() -> None:
         (lambda: CompressedEmbedding(9, 4)(torch.tensor([9])), IndexError, "ids must lie between -1 and 8"),
         (lambda: CompressedEmbedding(9, 4, "hashed", rows=3)(torch.tensor([9])), IndexError, "ids must lie between"),
         (lambda: CompressedEmbedding(7, 4, "two_table")(torch.tensor([7])), IndexError, "ids must lie between"),
-        (lambda: CompressedEmbedding(9, 4)(torch.tensor([1.0])), TypeError, "ids must be int64"),
+        (lambda: CompressedEmbedding(9, 4)(torch.tensor([1.0])), TypeError, "ids must be integers"),
         (lambda: HashedEmbedding(9, 4, []), ValueError, "rows, width and every probe"),
         (lambda: HashedEmbedding(9, 4, [1])(torch.zeros(3, 2).long()), ValueError, "ids must have shape"),
         (lambda: store.hash_rows(torch.tensor([1]), 0), ValueError, "rows and probes"),

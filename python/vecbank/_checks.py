@@ -71,13 +71,56 @@ def codes(t: object, name: str = "codes") -> None:
         raise TypeError(f"{name} must be int64, got {t.dtype}")
 
 
-def in_range(t: Tensor, count: int, name: str = "codes") -> None:
-    """Every code is -1 or a row number. Not checked while tracing: the kernel checks again."""
+def integers(t: object, name: str = "codes") -> Tensor:
+    """`t` as int64: codes are kept in narrower integers as well."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
+    if t.dtype == torch.bool or t.is_floating_point() or t.is_complex():
+        raise TypeError(f"{name} must be integers, got {t.dtype}")
+    return t.to(torch.int64)
+
+
+def rows(t: object, count: int, name: str = "codes") -> Tensor:
+    """`t` as int64 row numbers below `count`, or -1."""
+    numbers = integers(t, name)
+    in_range(numbers, count, name)
+    return numbers
+
+
+def in_range(t: Tensor, count: int, name: str = "codes", low: int = -1) -> bool:
+    """Every code is -1 or a row number. Not checked while tracing: the kernel checks again.
+
+    Returns whether all of them have been seen to be row numbers.
+    """
     if torch.compiler.is_compiling() or t.device.type != "cpu" or t.numel() == 0 or not concrete(t):
-        return
-    low, high = (int(v) for v in torch.aminmax(t))
-    if low < -1 or high >= count:
-        raise IndexError(f"{name} must lie between -1 and {count - 1}, got values from {low} to {high}")
+        return False
+    least, most = (int(v) for v in torch.aminmax(t))
+    if least < low or most >= count:
+        raise IndexError(f"{name} must lie between {low} and {count - 1}, got values from {least} to {most}")
+    return least >= 0
+
+
+def only_rows(vectors: Tensor, numbers: Tensor, count: int) -> Tensor:
+    """Vectors (..., d) made by arithmetic from numbers (...), as a table of `count` rows has them: zeros for -1, NaN
+    for numbers that `in_range` has not looked at (on a GPU, in a traced program).
+    """
+    inside = (numbers >= 0) & (numbers < count)
+    nothing = torch.where(numbers == -1, 0.0, torch.nan).to(vectors.dtype)
+    return torch.where(inside.unsqueeze(-1), vectors, nothing.unsqueeze(-1))
+
+
+def stacked_rows(t: object, count: int, tables: int, table: Tensor, name: str = "codes") -> Tensor:
+    """Codes as rows of `tables` tables of `count` rows, laid one after the other; `table`: which one a code is of.
+
+    -1 stays, and a code that `in_range` has not looked at does not become a row of another table: it goes past the
+    end, where `lookup` notices.
+    """
+    codes = integers(t, name)
+    seen, places = in_range(codes, count, name), codes + count * table
+    if seen:
+        return places
+    missing = torch.where(codes == -1, -1, count * tables)
+    return torch.where((codes < 0) | (codes >= count), missing, places)
 
 
 def concrete(t: Tensor) -> bool:

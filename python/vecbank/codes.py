@@ -78,7 +78,7 @@ def pack_bits(codes: Tensor, bits: int | Sequence[int] = 1) -> Tensor:
     Codes cross byte boundaries where they fall; nothing is rounded up but the row's last byte.
 
     Args:
-        codes: (..., n) int64, 0 <= code < 2^bits; or bool, for 1 bit.
+        codes: (..., n) integers, 0 <= code < 2^bits; or bool, for 1 bit.
         bits: 1 to 63, the same for all or one per code.
 
     Returns:
@@ -87,8 +87,8 @@ def pack_bits(codes: Tensor, bits: int | Sequence[int] = 1) -> Tensor:
     Raises:
         ValueError: a code that does not fit. TypeError: another dtype.
     """
-    if codes.dtype != torch.bool:
-        _checks.codes(codes)
+    if not isinstance(codes, Tensor) or codes.dtype != torch.bool:
+        codes = _checks.integers(codes)
     if codes.dim() == 0:
         raise ValueError("codes must have shape (..., n), got a scalar")
     n = codes.shape[-1]
@@ -149,7 +149,10 @@ def bits_to_index(bits: Tensor) -> Tensor:
 
 def index_to_bits(index: Tensor, count: int) -> Tensor:
     """The inverse of `bits_to_index`: (..., count) bool."""
-    _checks.codes(index, "index")
+    index = _checks.integers(index, "index")
+    if not 1 <= count <= _MOST_BITS:
+        raise ValueError(f"count must lie between 1 and {_MOST_BITS}, got {count}")
+    _checks.in_range(index, 1 << count, "index", low=0)
     return ((index.unsqueeze(-1) >> torch.arange(count, device=index.device)) & 1).bool()
 
 
@@ -195,10 +198,9 @@ def scalar_lookup(codes: Tensor, tables: Tensor) -> Tensor:
     """``tables[j, codes[..., j]]``, (..., d): differentiable in tables (a deterministic scatter-add); -1
     gives 0.
     """
-    _checks.codes(codes)
+    codes = _checks.integers(codes)
     d, count = _tables(tables, codes.shape[-1]).shape
-    _checks.in_range(codes, count)
-    rows = torch.where(codes < 0, -1, codes + count * torch.arange(d, device=codes.device))
+    rows = _checks.stacked_rows(codes, count, d, torch.arange(d, device=codes.device))
     return lookup(rows, tables.reshape(-1, 1)).squeeze(-1)
 
 
@@ -262,14 +264,13 @@ def fsq_quantize(z: Tensor, levels: Sequence[int]) -> Quantized:
 
 def fsq_lookup(codes: Tensor, levels: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """The grid points (..., d) of codes (...); -1 gives 0."""
-    _checks.codes(codes)
     found, total = _levels(levels, None)
-    _checks.in_range(codes, total)
+    codes = _checks.rows(codes, total)
     count, place = _mixed_radix(found, codes.device)
     middle = count // 2
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     points = ((codes.unsqueeze(-1) // place) % count - middle).to(wide) / middle.to(wide)
-    return points.masked_fill((codes < 0).unsqueeze(-1), 0).to(dtype)
+    return _checks.only_rows(points, codes, total).to(dtype)
 
 
 # ---- Bits --------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Compressed embedding tables: ``row(id)`` read from a store much smaller than one row per id.
 
-Every function turns ids (..., ) int64 into rows (..., d) and ends in `vecbank.lookup`, so gradients are deterministic
-scatter-adds into the store and id -1 is a zero row (`segment_sum` and bags work as on any table). What a store weighs
-is what its tensors weigh: `stored_bytes`.
+Every function turns ids (..., ), of any integer dtype, into rows (..., d) and ends in `vecbank.lookup`, so gradients
+are deterministic scatter-adds into the store and id -1 is a zero row (`segment_sum` and bags work as on any table).
+What a store weighs is what its tensors weigh: `stored_bytes`.
 
 Sources: shared hashed rows, Coleman et al., "Unified embedding: battle-tested feature representations for web-scale ML
 systems", NeurIPS 2023; two tables, Shi et al., "Compositional embeddings using complementary partitions", KDD 2020;
@@ -55,7 +55,7 @@ def hash_rows(ids: Tensor, rows: int, probes: int = 1, *, feature: int | Tensor 
     The finaliser of the splitmix64 generator, on id, feature, probe and seed. The same on every machine.
 
     Args:
-        ids: (...) int64; -1 gives -1.
+        ids: (...) integers; -1 gives -1.
         rows: rows of the table.
         probes: numbers per id.
         feature: which feature the id is a value of, an int or int64 that broadcasts to ids: features share the table
@@ -64,7 +64,7 @@ def hash_rows(ids: Tensor, rows: int, probes: int = 1, *, feature: int | Tensor 
     Returns:
         (..., probes) int64.
     """
-    _checks.codes(ids, "ids")
+    ids = _checks.integers(ids, "ids")
     if rows < 1 or probes < 1:
         raise ValueError(f"rows and probes must be at least 1, got {rows} and {probes}")
     salt = torch.as_tensor(feature, dtype=torch.int64, device=ids.device).unsqueeze(-1)
@@ -108,7 +108,7 @@ def two_table_lookup(ids: Tensor, remainders: Tensor, quotients: Tensor, combine
     """
     if combine not in COMBINE:
         raise ValueError(f"combine must be one of {', '.join(COMBINE)}, got {combine!r}")
-    _checks.codes(ids, "ids")
+    ids = _checks.integers(ids, "ids")
     base = remainders.shape[0]
     _checks.in_range(ids, base * quotients.shape[0], "ids")
     low = lookup(torch.where(ids < 0, -1, ids % base), remainders)
@@ -120,7 +120,7 @@ def two_table_lookup(ids: Tensor, remainders: Tensor, quotients: Tensor, combine
 
 def low_rank_lookup(ids: Tensor, factors: Tensor, basis: Tensor) -> Tensor:
     """``factors[id] basis`` with factors (V, r) and basis (r, d)."""
-    return project(lookup(ids, factors), basis.T, "dot")
+    return project(lookup(_checks.rows(ids, factors.shape[0], "ids"), factors), basis.T, "dot")
 
 
 # ---- Integer rows -------------------------------------------------------------------------------------------------
@@ -166,8 +166,7 @@ def quantize_rows(table: Tensor, bits: int, scale: Tensor | None = None) -> Inte
 
 def integer_lookup(ids: Tensor, rows: IntegerRows, dim: int, bits: int) -> Tensor:
     """``scale[id] q[id]`` (..., dim): only the rows asked for are unpacked. Differentiable in the scale."""
-    _checks.codes(ids, "ids")
-    _checks.in_range(ids, rows.packed.shape[0], "ids")
+    ids = _checks.rows(ids, rows.packed.shape[0], "ids")
     half = _check_bits(bits)
     q = unpack_bits(rows.packed[ids.clamp_min(0)], dim, bits) - half
     scale = lookup(ids, rows.scale.unsqueeze(1))  # 0 for id -1
@@ -182,6 +181,7 @@ def fake_integer_lookup(ids: Tensor, table: Tensor, scale: Tensor, bits: int) ->
     size quantisation).
     """
     half = _check_bits(bits)
+    ids = _checks.rows(ids, table.shape[0], "ids")
     rows, step = lookup(ids, table), lookup(ids, scale.unsqueeze(1))
     step = step.detach() + (step - step.detach()) * (table.shape[1] * (half - 1)) ** -0.5
     ratio = torch.where(step == 0, 0, rows / torch.where(step == 0, 1, step)).clamp(-half, half - 1)
@@ -196,8 +196,7 @@ def coded_lookup(ids: Tensor, packed: Tensor, books: Tensor, bits: int, dim: int
 
     Differentiable in the books.
     """
-    _checks.codes(ids, "ids")
-    _checks.in_range(ids, packed.shape[0], "ids")
+    ids = _checks.rows(ids, packed.shape[0], "ids")
     codes = unpack_bits(packed[ids.clamp_min(0)], books.shape[0], bits)
     return pq_decode(torch.where(ids.unsqueeze(-1) < 0, -1, codes), books, width=dim)
 
@@ -219,8 +218,7 @@ def prune_rows(table: Tensor, keep: Tensor) -> PrunedRows:
 
 def pruned_lookup(ids: Tensor, rows: PrunedRows) -> Tensor:
     """Rows (..., d) by their old ids: zeros for pruned ones. Differentiable in the table."""
-    _checks.codes(ids, "ids")
-    _checks.in_range(ids, rows.remap.shape[0], "ids")
+    ids = _checks.rows(ids, rows.remap.shape[0], "ids")
     moved = rows.remap[ids.clamp_min(0)].long()
     return lookup(torch.where(ids < 0, -1, moved), rows.table)
 
@@ -253,8 +251,7 @@ def ragged_rows(table: Tensor, block: Tensor, keep: Tensor) -> RaggedRows:
 
 def ragged_lookup(ids: Tensor, rows: RaggedRows) -> Tensor:
     """Rows (..., d), zeros in the columns that their block has cut. Differentiable in the values."""
-    _checks.codes(ids, "ids")
-    _checks.in_range(ids, rows.start.shape[0], "ids")
+    ids = _checks.rows(ids, rows.start.shape[0], "ids")
     at = ids.clamp_min(0)
     columns = rows.columns[rows.block[at].long()].long()
     missing = (columns < 0) | (ids < 0).unsqueeze(-1)

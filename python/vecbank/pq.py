@@ -72,11 +72,10 @@ def pq_decode(codes: Tensor, books: Tensor, rotation: Tensor | None = None, widt
     books.
     """
     m, k, w = _books(books)
-    _checks.codes(codes)
+    codes = _checks.integers(codes)
     if codes.dim() == 0 or codes.shape[-1] != m:
         raise ValueError(f"codes must have shape (..., {m}), got {tuple(codes.shape)}")
-    _checks.in_range(codes, k)
-    rows = torch.where(codes < 0, -1, codes + k * torch.arange(m, device=codes.device))
+    rows = _checks.stacked_rows(codes, k, m, torch.arange(m, device=codes.device))
     y = lookup(rows, books.reshape(m * k, w)).flatten(-2)
     if rotation is not None:
         y = project(y, rotation, "dot")
@@ -101,7 +100,7 @@ def pq_symmetric_tables(codes: Tensor, books: Tensor, metric: str = "sqeuclidean
     m, k, _ = _books(books)
     if metric not in _METRICS:
         raise ValueError(f"metric must be one of {', '.join(_METRICS)} (a sum over parts), got {metric!r}")
-    _checks.codes(codes)
+    codes = _checks.integers(codes)
     if codes.dim() == 0 or codes.shape[-1] != m:
         raise ValueError(f"codes must have shape (..., {m}), got {tuple(codes.shape)}")
     _checks.in_range(codes, k)
@@ -116,11 +115,11 @@ def pq_scores(tables: Tensor, codes: Tensor) -> Tensor:
 
     Args:
         tables: (Q, m, K), from `pq_tables` or `pq_symmetric_tables`.
-        codes: (N, m) int64; -1 (a part without a valid row) makes the vector's scores NaN.
+        codes: (N, m) integers; -1 (a part without a valid row) makes the vector's scores NaN.
     """
+    codes = _checks.integers(codes)
     if tables.dim() != 3 or codes.dim() != 2 or codes.shape[1] != tables.shape[1]:
         raise ValueError(f"need tables (Q, m, K) and codes (N, m), got {tuple(tables.shape)} and {tuple(codes.shape)}")
-    _checks.codes(codes)
     _checks.in_range(codes, tables.shape[2])
     scores, rows = tables.new_zeros(tables.shape[0], codes.shape[0]), codes.clamp_min(0)
     for i in range(codes.shape[1]):

@@ -172,13 +172,13 @@ def residual_lookup(codes: Tensor, books: Books) -> Tensor:
     """What codes (..., S') of the first S' stages stand for: ``sum_s books[s][codes[..., s]]``, in order of s.
 
     Args:
-        codes: (..., S') int64, S' up to the number of stages; -1 (a stage left out) adds nothing.
+        codes: (..., S') integers, S' up to the number of stages; -1 (a stage left out) adds nothing.
         books: as in `residual_quantize`.
 
     Returns:
         (..., d) in the books' dtype, differentiable in the books: what `residual_quantize` returned for these codes.
     """
-    _checks.codes(codes)
+    codes = _checks.integers(codes)
     if codes.dim() == 0 or codes.shape[-1] == 0:
         raise ValueError(f"codes must be (..., S) with S at least 1, got {tuple(codes.shape)}")
     stages = _stages(books, codes.shape[-1])

@@ -4,8 +4,15 @@ arithmetic.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from .. import _checks
 
 
 def channel_last(x: Tensor) -> Tensor:
@@ -31,10 +38,60 @@ def projection(wide: int, narrow: int, needed: bool, bias: bool = True) -> nn.Mo
     return nn.Linear(wide, narrow, bias=bias) if needed else nn.Identity()
 
 
+def lost_rows(x: Tensor) -> Tensor | None:
+    """Rows (..., 1) that hold NaN or inf; None where one look at the sum (in eager code on the CPU, where it waits for
+    nothing) shows that there are none.
+    """
+    x = x.detach()
+    if not torch.compiler.is_compiling() and x.device.type == "cpu" and _checks.concrete(x):
+        if math.isfinite(x.sum().item()):
+            return None
+    return ~torch.isfinite(x).all(-1, keepdim=True)
+
+
+def blank(x: Tensor, lost: Tensor | None, value: float) -> Tensor:
+    """x with the lost rows' numbers replaced; no gradient passes to those."""
+    return x if lost is None else x.masked_fill(lost, value)
+
+
+def kept_rows(x: Tensor, lost: Tensor | None) -> int | Tensor:
+    """How many rows of x (..., d) are not lost."""
+    return math.prod(x.shape[:-1]) if lost is None else lost.logical_not().sum()
+
+
+def over(total: Tensor, count: int | Tensor) -> Tensor:
+    """A mean: total / count, and the total, which is 0, where nothing counts."""
+    return total / (max(count, 1) if isinstance(count, int) else count.clamp_min(1))
+
+
+def project_rows(layer: nn.Module, x: Tensor, training: bool) -> Tensor:
+    """`layer(x)`; in training without what a row with NaN or inf would do to the gradient of the weights, which is a
+    product of that row and a gradient, NaN even where the gradient is 0. Such a row comes out as NaN.
+    """
+    out: Tensor
+    if not training or isinstance(layer, nn.Identity):
+        out = layer(x)
+        return out
+    if not torch.compiler.is_compiling() and x.device.type == "cpu":
+        out = layer(x)
+        if lost_rows(out) is None:  # looking at what comes out costs less where it is narrower
+            return out
+    lost = lost_rows(x)
+    return blank(layer(blank(x, lost, 0.0)), lost, torch.nan)
+
+
 def like_weights(x: Tensor, layer: nn.Module) -> Tensor:
     """x in the dtype of the layer it is about to enter (under autocast the layer sees to that itself)."""
     weight = getattr(layer, "weight", None)
-    return x if weight is None or torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
+    return x if weight is None or _autocasts(x) else x.to(weight.dtype)
+
+
+def decode_groups(module: Any, indices: Tensor | Sequence[Tensor]) -> Tensor:
+    """What a grouped cascade's codes (G, ...) stand for, side by side where the features are, when each cascade
+    decodes into the layout that its forward returns.
+    """
+    parts = [rvq.get_output_from_indices(part) for rvq, part in zip(module.rvqs, indices, strict=True)]
+    return torch.cat(parts, module.split_dim)
 
 
 def row_mask(mask: Tensor, rows: torch.Size) -> Tensor:
@@ -48,11 +105,16 @@ def row_mask(mask: Tensor, rows: torch.Size) -> Tensor:
     return mask.reshape(mask.shape + (1,) * (len(rows) - mask.dim())).expand(rows)
 
 
-def no_autocast(x: Tensor) -> torch.autocast:
+def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """A context in which autocast leaves x's device alone: codes are decided in the dtype that is written
-    down.
+    down. Without autocast it is nothing, which costs nothing and leaves no region in an exported program.
     """
-    return torch.autocast(x.device.type, enabled=False)
+    return torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext()
+
+
+def _autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for x's device; there is none for meta tensors."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 def mean(x: Tensor) -> Tensor:

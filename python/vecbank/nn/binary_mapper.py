@@ -17,12 +17,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
+from .. import _checks
 from ._bits import pack_bits, table, table_gradient, unpack_bits
-from ._layout import mean, no_autocast, working
+from ._derived import Derived
+from ._layout import blank, kept_rows, lost_rows, no_autocast, over, working
 
 _BIT = log(2.0)
+
+
+def _one_hot(codes: Tensor, count: int, seen: bool) -> Tensor:
+    """One-hot rows (N, count) float32 of codes (N,), NaN for code -1; `seen`: that there is none."""
+    if seen:
+        zeros = torch.zeros(codes.shape[0], count, device=codes.device)
+        return zeros.scatter_(1, codes.unsqueeze(1), 1.0)
+    empty = torch.where(codes < 0, torch.nan, 0.0).to(torch.float32).unsqueeze(1)
+    return empty.repeat(1, count).scatter_(1, codes.clamp_min(0).unsqueeze(1), empty + 1.0)
 
 
 class _OneHot(torch.autograd.Function):
@@ -31,25 +42,25 @@ class _OneHot(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(logits: Tensor, codes: Tensor) -> Tensor:
-        return F.one_hot(codes, 1 << logits.shape[1]).to(torch.float32)
+    def forward(logits: Tensor, codes: Tensor, seen: bool) -> Tensor:
+        return _one_hot(codes, 1 << logits.shape[1], seen)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (kept,) = ctx.saved_tensors
         logits = working(kept.detach()).flip(1)  # a table's first bit is its highest, a code's first bit its lowest
         half = logits.shape[1] // 2
         u, v = table(logits[:, :half])[1], table(logits[:, half:])[1]
         slope = table_gradient(logits, u, v, grad.to(u.dtype).view(-1, u.shape[1], v.shape[1]))
-        return slope.flip(1).to(kept.dtype), None
+        return slope.flip(1).to(kept.dtype), None, None
 
 
-class BinaryMapper(nn.Module):
+class BinaryMapper(Derived):
     """Log-odds of bits to one-hot codes. Same arguments as `vector_quantize_pytorch.BinaryMapper`; no state.
 
     Args:
@@ -60,7 +71,8 @@ class BinaryMapper(nn.Module):
     `forward(logits, temperature=1.0, straight_through=None, calc_aux_loss=None, deterministic=None,
     return_indices=False, reduce_aux_kl_loss=True, *, generator=None)`: logits (..., bits) to (one-hot (...,
     2^bits) float32, loss), or with return_indices (one-hot, codes (...), loss). The loss is a scalar, or
-    (...) unreduced. straight_through and calc_aux_loss default to whether the module trains.
+    (...) unreduced. straight_through and calc_aux_loss default to whether the module trains. A row with NaN comes out
+    as NaN with code -1.
     """
 
     power_two: Tensor
@@ -71,9 +83,12 @@ class BinaryMapper(nn.Module):
             raise ValueError(f"bits must lie between 1 and 30 (the result has 2^bits entries), got {bits}")
         self.bits = bits
         self.num_codes = 1 << bits
-        self.register_buffer("power_two", 2 ** torch.arange(bits), persistent=False)
+        self._hold()
         self.kl_loss_threshold = kl_loss_threshold
         self.deterministic_on_eval = deterministic_on_eval
+
+    def _derive(self) -> dict[str, Tensor]:
+        return {"power_two": 2 ** torch.arange(self.bits, device="cpu")}
 
     @property
     def codes(self) -> Tensor:
@@ -86,15 +101,20 @@ class BinaryMapper(nn.Module):
 
     def binary_entropy(self, logits: Tensor) -> Tensor:
         """Sum of the bits' entropies, (..., bits) to (...)."""
+        logits = logits.clamp(-1e4, 1e4)  # a bit that is certain has none, not 0 times infinity
         p = logits.sigmoid()
         return -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits)).sum(-1)
 
     def calc_aux_loss(self, logits: Tensor, reduce_aux_kl_loss: bool = True) -> Tensor:
-        """relu(KL to uniform bits - threshold) per row, or its mean."""
+        """relu(KL to uniform bits - threshold) per row, or its mean; 0 for a row with NaN, which counts in no mean."""
         self._check(logits)
         with no_autocast(logits):
-            loss = F.relu(self.bits * _BIT - self.binary_entropy(working(logits)) - self.kl_loss_threshold)
-        return mean(loss) if reduce_aux_kl_loss else loss
+            lost = lost_rows(working(logits.detach()).clamp(-1, 1))  # an infinite one is a bit that is certain
+            known = blank(working(logits), lost, 0.0)
+            loss = F.relu(self.bits * _BIT - self.binary_entropy(known) - self.kl_loss_threshold)
+            if lost is not None:
+                loss = loss.masked_fill(lost.squeeze(-1), 0.0)
+            return over(loss.sum(), kept_rows(logits, lost)) if reduce_aux_kl_loss else loss
 
     def log_prob(
         self,
@@ -104,7 +124,7 @@ class BinaryMapper(nn.Module):
         one_hot: Tensor | None = None,
         sum_bits: bool = True,
     ) -> Tensor:
-        """Log-probability of the codes `indices` (...), or of one-hot rows, under logits (..., bits).
+        """Log-probability of the codes `indices` (...), or of one-hot rows, under logits (..., bits); 0 for code -1.
 
         sum_bits=False gives each bit's own, (..., bits).
         """
@@ -114,8 +134,10 @@ class BinaryMapper(nn.Module):
         if indices is None:
             assert one_hot is not None
             indices = one_hot.argmax(-1)
-        drawn = unpack_bits(indices, self.power_two)
-        each = F.logsigmoid(torch.where(drawn, logits, -logits))
+        numbers = _checks.integers(indices, "indices")
+        seen = _checks.in_range(numbers, self.num_codes, "indices")
+        each = F.logsigmoid(torch.where(unpack_bits(numbers, self.power_two), logits, -logits))
+        each = each if seen else _checks.only_rows(each, numbers, self.num_codes)
         return each.sum(-1) if sum_bits else each
 
     def forward(
@@ -142,12 +164,14 @@ class BinaryMapper(nn.Module):
                 else:
                     source = generator.device if generator is not None else p.device
                     bits = torch.rand(p.shape, generator=generator, device=source).to(p) < p
-                indices = pack_bits(bits, self.power_two)
+                indices, lost = pack_bits(bits, self.power_two), lost_rows(p)
+                if lost is not None:
+                    indices = indices.masked_fill(lost.squeeze(-1), -1)
             flat = indices.reshape(-1)
             if self.training if straight_through is None else straight_through:
-                one_hot = _OneHot.apply(logits.reshape(-1, self.bits), flat)
+                one_hot = _OneHot.apply(logits.reshape(-1, self.bits), flat, lost is None)
             else:
-                one_hot = F.one_hot(flat, self.num_codes).to(torch.float32)
+                one_hot = _one_hot(flat, self.num_codes, lost is None)
             one_hot = one_hot.view(*indices.shape, self.num_codes)
         if self.training if calc_aux_loss is None else calc_aux_loss:
             loss = self.calc_aux_loss(logits, reduce_aux_kl_loss)

@@ -17,7 +17,7 @@ from .. import _checks
 from ..functional import lookup, topk
 from ..kmeans import kmeans
 from ..sparse import firing_counts
-from ._layout import mean
+from ._layout import blank, kept_rows, lost_rows, over
 from ._recall import inside_backward
 from ._sync import Ranks, draw_rows
 
@@ -55,6 +55,8 @@ class CodebookFeatures(nn.Module):
 
     Shapes:
         h (..., dim). Features (..., dim), codes (..., k) for one head and (..., heads, k) for more.
+
+    A row of h with NaN or inf comes out as NaN with codes -1, and counts in nothing.
 
     ``counts`` (heads, num_codes) and ``inputs`` count usage in training mode without waiting for the device.
     """
@@ -124,9 +126,7 @@ class CodebookFeatures(nn.Module):
 
     def _forced(self, force: Tensor, lead: torch.Size) -> Tensor:
         """(heads, n, j) from any shape that broadcasts to (..., heads, j)."""
-        if force.dtype != torch.int64:
-            raise TypeError(f"force must be int64, got {force.dtype}")
-        _checks.in_range(force, self.num_codes, "force")
+        force = _checks.rows(force, self.num_codes, "force")
         if self.heads == 1 and force.dim() <= len(lead) + 1:
             force = force.unsqueeze(-2) if force.dim() else force.view(1, 1)
         try:
@@ -151,7 +151,7 @@ class CodebookFeatures(nn.Module):
         """Features, codes and loss of h (..., dim).
 
         Args:
-            force: int64 codes that are used whatever h says, taking the place of its least similar ones: (j,) for all
+            force: integer codes that are used whatever h says, taking the place of its least similar ones: (j,) for all
                 inputs alike, or any shape that broadcasts to (..., j) ((..., heads, j) for several heads), j <= k. -1
                 forces nothing. A disabled code is not used even if forced.
         """
@@ -163,14 +163,17 @@ class CodebookFeatures(nn.Module):
             self._shared = True
         lead = h.shape[:-1]
         parts = self._split(h.detach())
+        lost = lost_rows(h)
         codes = self._choose(parts, None if force is None else self._forced(force, lead))
+        codes = codes if lost is None else codes.masked_fill(lost.view(1, -1, 1), -1)
+        inputs = kept_rows(h, lost)
         if self.training and not inside_backward():  # a checkpoint's repeated forward has been counted
-            self._count(codes)
+            self._count(codes, inputs)
         features = self._join(self._rows(codes), lead)
         held, still = h.detach().to(features.dtype), features.detach()
-        loss = self.book_weight * mean((features - held).square())
+        loss = self.book_weight * over(blank(features - held, lost, 0.0).square().sum(), inputs * self.dim)
         if self.commitment_weight:
-            loss = loss + self.commitment_weight * mean((h - still).square())
+            loss = loss + self.commitment_weight * over(blank(h - still, lost, 0.0).square().sum(), inputs * self.dim)
         # h - h is 0 in value and the identity in gradient: what comes out is the codes' sum, bit for bit
         out = (features if self.task_gradient else still) + (h - h.detach()).to(features.dtype)
         named = (
@@ -181,11 +184,16 @@ class CodebookFeatures(nn.Module):
         return Features(out, named, loss)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Features (..., dim) of codes (..., k), or (..., heads, k); -1 adds nothing."""
+        """Features (..., dim) of codes (..., k), or (..., heads, k), of any integer dtype; -1 adds nothing."""
+        codes = _checks.integers(codes)
         if self.heads == 1:
             codes = codes.unsqueeze(-2)
-        lead = codes.shape[:-2]
-        return self._join(self._rows(codes.reshape(-1, *codes.shape[-2:]).transpose(0, 1)), lead)
+        if codes.dim() < 2 or codes.shape[-2] != self.heads:
+            raise ValueError(f"codes must be (..., {self.heads}, k), got {tuple(codes.shape)}")
+        lead, parts = codes.shape[:-2], codes.reshape(math.prod(codes.shape[:-2]), *codes.shape[-2:]).transpose(0, 1)
+        head = torch.arange(self.heads, device=codes.device)[:, None, None]
+        rows = _checks.stacked_rows(parts, self.num_codes, self.heads, head)
+        return self._join(lookup(rows, self.book.flatten(0, 1), reduce=self.reduce), lead)
 
     # ---- Codes at one's disposal ----
 
@@ -208,7 +216,7 @@ class CodebookFeatures(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._all_enabled = bool(self.enabled.all())
+        self._all_enabled = self.enabled.is_meta or bool(self.enabled.all())
 
     # ---- Start, usage, replacement ----
 
@@ -225,11 +233,11 @@ class CodebookFeatures(nn.Module):
         return self
 
     @torch.no_grad()
-    def _count(self, codes: Tensor) -> None:
+    def _count(self, codes: Tensor, inputs: int | Tensor) -> None:
         ranks = Ranks(self.sync)
         fired = torch.stack([firing_counts(c, self.num_codes) for c in codes])
         self.counts += ranks.total(fired)
-        self.inputs += ranks.total(torch.full_like(self.inputs, codes.shape[1]))
+        self.inputs += ranks.total(torch.zeros_like(self.inputs) + inputs)
 
     @property
     def frequency(self) -> Tensor:
@@ -249,14 +257,15 @@ class CodebookFeatures(nn.Module):
 
     @torch.no_grad()
     def replace_rare_(self, h: Tensor, minimum: int = 1, *, generator: Generator | None = None) -> Tensor:
-        """Codes used fewer than ``minimum`` times since the last count become random rows of h (..., dim).
+        """Codes used fewer than ``minimum`` times since the last count become random rows of h (..., dim) that hold
+        no NaN or inf.
 
         Starts counting anew. Returns (heads, num_codes) bool: which were replaced. Nothing waits for the device.
         """
         rare = self.counts < minimum
         ranks = Ranks(self.sync)
         for book, part, where in zip(self.book, self._split(h.detach().to(self.book.dtype)), rare, strict=True):
-            rows, available = draw_rows(part, None, self.num_codes, generator, ranks)
+            rows, available = draw_rows(part, torch.isfinite(part).all(1), self.num_codes, generator, ranks)
             book.copy_(torch.where((where & (available > 0)).unsqueeze(1), rows, book))
         self.reset_counts_()
         return rare

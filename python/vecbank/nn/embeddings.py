@@ -13,11 +13,12 @@ from .. import embedding as store
 from ..codes import pack_bits, packed_bytes
 from ..functional import lookup
 from ..pq import pq_decode, pq_encode, pq_train
+from ._derived import Derived
 
 METHODS = ("full", "hashed", "two_table", "low_rank", "integer", "product", "pruned", "ragged")
 
 
-class HashedEmbedding(nn.Module):
+class HashedEmbedding(Derived):
     """One table for all features: ``e_f(v) = concat_u table[h_{f, u}(v)]`` (Unified Embedding).
 
     Feature f reads ``probes[f]`` hashed rows of width ``width``, so that its embedding is ``probes[f] width`` wide; the
@@ -29,7 +30,7 @@ class HashedEmbedding(nn.Module):
         seed: of the hashes. generator: draws the table (normal, standard deviation ``std``).
 
     Shapes:
-        ids (..., features) int64, any value from 0, negative for none (zeros). Result (..., out_features), features
+        ids (..., features) integers, any value from 0, negative for none (zeros). Result (..., out_features), features
         side by side.
     """
 
@@ -48,11 +49,14 @@ class HashedEmbedding(nn.Module):
             raise ValueError(f"rows, width and every probe must be at least 1, got {rows}, {width}, {list(probes)}")
         self.probes, self.seed = tuple(probes), seed
         self.table = nn.Parameter(std * torch.randn(rows, width, generator=generator))
-        most = max(self.probes)
-        used = torch.arange(most) < torch.tensor(self.probes).unsqueeze(1)
-        self.register_buffer("_used", used.flatten().nonzero().squeeze(1), persistent=False)
+        self._hold()
 
     _used: Tensor
+
+    def _derive(self) -> dict[str, Tensor]:
+        most = torch.arange(max(self.probes), device="cpu")
+        used = most < torch.tensor(self.probes, device="cpu").unsqueeze(1)
+        return {"_used": used.flatten().nonzero().squeeze(1)}
 
     @property
     def out_features(self) -> int:
@@ -65,6 +69,7 @@ class HashedEmbedding(nn.Module):
         return store.stored_bytes([self.table])
 
     def forward(self, ids: Tensor) -> Tensor:
+        ids = _checks.integers(ids, "ids")
         if ids.dim() == 0 or ids.shape[-1] != len(self.probes):
             raise ValueError(f"ids must have shape (..., {len(self.probes)}), got {tuple(ids.shape)}")
         features = torch.arange(len(self.probes), device=ids.device)
@@ -76,7 +81,7 @@ class HashedEmbedding(nn.Module):
 
 
 class CompressedEmbedding(nn.Module):
-    """``nn.Embedding`` from a smaller store: ids (...) int64 below ``num_embeddings`` to rows (..., dim).
+    """``nn.Embedding`` from a smaller store: ids (...) integers below ``num_embeddings`` to rows (..., dim).
 
     ========== ================================================ ===================================================
     method     row(id)                                          options (defaults)
@@ -242,8 +247,7 @@ class CompressedEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         method = self.method
-        _checks.codes(ids, "ids")
-        _checks.in_range(ids, self.num_embeddings, "ids")
+        ids = _checks.rows(ids, self.num_embeddings, "ids")
         if method == "full":
             return lookup(ids, self.table)
         if method == "hashed":

@@ -22,15 +22,27 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from .. import _checks
+from ._derived import Derived
 from ._estimators import round_through
-from ._layout import channel_first, channel_last, check_width, like_weights, no_autocast, projection, working
+from ._layout import (
+    channel_first,
+    channel_last,
+    check_width,
+    decode_groups,
+    like_weights,
+    no_autocast,
+    project_rows,
+    projection,
+    working,
+)
 from ._residual import GroupedResidual, StageDropout, pad_stages, run_cascade
 
 _EPS = 1e-3  # how far the outermost levels' bound lies outside them
 _EXACT = 2**53  # codes are summed in float64
 
 
-class FSQ(nn.Module):
+class FSQ(Derived):
     """Finite scalar quantisation. Same arguments and state_dict as `vector_quantize_pytorch.FSQ`.
 
     Args:
@@ -54,7 +66,8 @@ class FSQ(nn.Module):
 
     `forward(z, *, generator=None)`: z (b, ..., dim), or (b, dim, ...) channel first, to (quantised like z,
     codes int32; int64 where there are more than 2^31). A vector with a NaN has code -1. Gradient: straight
-    through the rounding.
+    through the rounding. `indices_to_codes` takes codes of any integer dtype back to what forward returned; -1 is a
+    zero vector, before the linear map behind.
     """
 
     _levels: Tensor
@@ -91,12 +104,8 @@ class FSQ(nn.Module):
         if return_indices and self.codebook_size > _EXACT:
             raise ValueError(f"levels give {self.codebook_size} codes, more than 2^53: use return_indices=False")
 
-        # Kept as integers: module.to(dtype) must not round what the levels are.
-        basis = [math.prod(levels[:i]) for i in range(len(levels))]
-        self.register_buffer("_levels", torch.tensor(levels, dtype=torch.int32), persistent=False)
-        self.register_buffer(
-            "_basis", torch.tensor(basis if return_indices else [0], dtype=torch.int64), persistent=False
-        )
+        self._counts = levels
+        self._hold()
 
         self.scale = scale
         self.codebook_dim = len(levels)
@@ -122,6 +131,13 @@ class FSQ(nn.Module):
 
     # ---- Numbers
     # --------------------------------------------------------------------------------------------------
+
+    def _derive(self) -> dict[str, Tensor]:
+        basis = [math.prod(self._counts[:i]) for i in range(len(self._counts))]
+        return {
+            "_levels": torch.tensor(self._counts, dtype=torch.int32, device="cpu"),
+            "_basis": torch.tensor(basis if self.codebook_size <= _EXACT else [0], dtype=torch.int64, device="cpu"),
+        }
 
     def _digits(self, z: Tensor) -> Tensor:
         """The level of every feature, counted from 0, as a float with a straight-through gradient."""
@@ -151,15 +167,21 @@ class FSQ(nn.Module):
     @property
     def implicit_codebook(self) -> Tensor:
         """All codes as vectors, (codebook_size, d): made when asked for, never needed to quantise."""
-        return self._values(self.indices_to_level_indices(torch.arange(self.codebook_size, device=self._levels.device)))
+        return self._values(self._digits_of(torch.arange(self.codebook_size, device=self._levels.device)))
 
     def quantize(self, z: Tensor) -> Tensor:
         """Nearest levels' values, the shape of z (..., d)."""
         return self._values(self._digits(z))
 
     def indices_to_level_indices(self, indices: Tensor) -> Tensor:
-        """Codes (...) to digits (..., d)."""
-        return (indices.unsqueeze(-1) // self._basis) % self._levels
+        """Codes (...) to digits (..., d), -1 for code -1."""
+        numbers = _checks.rows(indices, self.codebook_size, "indices")
+        return torch.where(numbers.unsqueeze(-1) < 0, -1, self._digits_of(numbers))
+
+    def _digits_of(self, numbers: Tensor) -> Tensor:
+        if self.codebook_size > _EXACT:
+            raise ValueError(f"levels give {self.codebook_size} codes, more than 2^53, which have no numbers")
+        return (numbers.unsqueeze(-1) // self._basis) % self._levels
 
     def codes_to_indices(self, zhat: Tensor) -> Tensor:
         """Values (..., d), as `quantize` gives them, to codes (...)."""
@@ -179,7 +201,13 @@ class FSQ(nn.Module):
 
     def _decode(self, indices: Tensor) -> Tensor:
         """Codes (...) to vectors (..., d), turned back where there is a rotation."""
-        return self._turn(self._values(self.indices_to_level_indices(indices)), back=True)
+        numbers = _checks.integers(indices, "indices")
+        seen, vectors = _checks.in_range(numbers, self.codebook_size, "indices"), self._vectors(numbers)
+        return vectors if seen else _checks.only_rows(vectors, numbers, self.codebook_size)
+
+    def _vectors(self, numbers: Tensor) -> Tensor:
+        """`_decode` of int64 row numbers."""
+        return self._turn(self._values(self._digits_of(numbers)), back=True)
 
     def _turn(self, z: Tensor, back: bool) -> Tensor:
         if not self.orthogonal_rotation:
@@ -199,7 +227,7 @@ class FSQ(nn.Module):
         """Quantises z; see the class. `generator` draws the noise of noise_dropout."""
         first = self.channel_first or z.dim() >= 4
         check_width(z, self.dim, 1 if first else -1)
-        z = self.project_in(channel_last(z) if first else z)
+        z = project_rows(self.project_in, channel_last(z) if first else z, self.training)
         with no_autocast(z):
             dtype = z.dtype
             if self.force_quantization_f32 and dtype not in self.allowed_dtypes:
@@ -211,7 +239,7 @@ class FSQ(nn.Module):
             if self.training and self.noise_dropout > 0:
                 codes = self._add_noise(codes, generator)
             codes = self._turn(codes, back=True).flatten(-2).to(dtype)
-        out = self.project_out(codes)
+        out = project_rows(self.project_out, codes, self.training)
         if indices is not None and not self.keep_num_codebooks_dim:
             indices = indices.squeeze(-1)
         return channel_first(out) if first else out, indices
@@ -220,7 +248,7 @@ class FSQ(nn.Module):
         return f"levels={self._levels.tolist()}, dim={self.dim}, num_codebooks={self.num_codebooks}"
 
 
-class ResidualFSQ(nn.Module):
+class ResidualFSQ(Derived):
     """A cascade of FSQ stages on ever finer grids: stage s works on residual / levels^-s.
 
     Args:
@@ -272,22 +300,27 @@ class ResidualFSQ(nn.Module):
         self.project_out = projection(width, dim, self.has_projections)
         options = {**kwargs, "dim": width, "preserve_symmetry": True, "bound_hard_clamp": bound_hard_clamp}
         self.layers: Any = nn.ModuleList(FSQ(levels, **options) for _ in range(num_quantizers))
-        self.codebook_size = self.layers[0].codebook_size
+        self.codebook_size = math.prod(int(level) for level in levels)
         self._dropout = StageDropout(
             num_quantizers, quantize_dropout, quantize_dropout_cutoff_index, quantize_dropout_multiple_of
         )
         self.quantize_dropout = self._dropout.enabled
 
-        count = torch.tensor(list(levels))
-        self.register_buffer(
-            "scales", torch.stack([count.float() ** -i for i in range(num_quantizers)]), persistent=False
-        )
-        clamp: Any = soft_clamp_input_value
-        if bound_hard_clamp:
-            clamp = 1 + 1 / (count - 1)
-        elif clamp is not None and not isinstance(clamp, Tensor):
-            clamp = torch.tensor(clamp)
-        self.register_buffer("soft_clamp_input_value", clamp, persistent=False)
+        clamp = soft_clamp_input_value
+        self._clamp = clamp.tolist() if isinstance(clamp, Tensor) else clamp
+        self._clamp_dtype = clamp.dtype if isinstance(clamp, Tensor) else torch.float32
+        self._bounded = bound_hard_clamp
+        self.register_buffer("soft_clamp_input_value", None, persistent=False)
+        self._hold()
+
+    def _derive(self) -> dict[str, Tensor]:
+        count = torch.tensor(list(self.levels), device="cpu")
+        found = {"scales": torch.stack([count.float() ** -i for i in range(self.num_quantizers)])}
+        if self._bounded:
+            found["soft_clamp_input_value"] = 1 + 1 / (count - 1)
+        elif self._clamp is not None:
+            found["soft_clamp_input_value"] = torch.tensor(self._clamp, dtype=self._clamp_dtype, device="cpu")
+        return found
 
     @property
     def codebooks(self) -> Tensor:
@@ -295,20 +328,22 @@ class ResidualFSQ(nn.Module):
         return torch.stack([layer.implicit_codebook for layer in self.layers])
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
-        """Vectors of every stage, (S, ..., d), for codes (..., q): q < S with quantize_dropout; -1 is a zero
-        vector.
+        """Vectors of every stage, (S, b, ..., d), for codes as forward returns them (or of q < S stages, with
+        quantize_dropout); -1 is a zero vector.
         """
-        indices = pad_stages(indices, self.num_quantizers, self.quantize_dropout)
-        parts = [
-            layer._decode(code.clamp_min(0)) * scale * (code >= 0).unsqueeze(-1)
-            for layer, scale, code in zip(self.layers, self.scales, indices.unbind(-1), strict=True)
-        ]
-        return torch.stack(parts)
+        numbers = _checks.integers(indices, "indices")
+        numbers = channel_last(numbers) if self.is_channel_first else numbers
+        numbers = pad_stages(numbers, self.num_quantizers, self.quantize_dropout)
+        seen = _checks.in_range(numbers, self.codebook_size, "indices")
+        parts = zip(self.layers, self.scales, numbers.unbind(-1), strict=True)
+        vectors = torch.stack([layer._vectors(code) * scale for layer, scale, code in parts])
+        return vectors if seen else _checks.only_rows(vectors, numbers.movedim(-1, 0), self.codebook_size)
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """Codes (..., q) to quantised features (..., dim), on the last axis."""
-        out: Tensor = self.project_out(like_weights(self.get_codes_from_indices(indices).sum(0), self.project_out))
-        return out
+        """Codes back to quantised features, both in the layout that forward returns them in."""
+        total = self.get_codes_from_indices(indices).sum(0)
+        out: Tensor = self.project_out(like_weights(total, self.project_out))
+        return channel_first(out) if self.is_channel_first else out
 
     def forward(
         self,
@@ -321,7 +356,7 @@ class ResidualFSQ(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Quantises x; see the class."""
         check_width(x, self.dim, 1 if self.is_channel_first else -1)
-        x = self.project_in(channel_last(x) if self.is_channel_first else x)
+        x = project_rows(self.project_in, channel_last(x) if self.is_channel_first else x, self.training)
         dropping = self.training and torch.is_grad_enabled()
         active = self._dropout.active(dropping, num_stages, rand_quantize_dropout_fixed_seed, x.device, generator)
         with no_autocast(x):
@@ -337,11 +372,10 @@ class ResidualFSQ(nn.Module):
                 done.quantized.to(dtype).view(x.shape),
                 done.codes.view(*x.shape[:-1], done.codes.shape[-1]),
             )
-        out = self.project_out(quantized)
-        all_codes = self.get_codes_from_indices(codes) if return_all_codes else None
+        out = project_rows(self.project_out, quantized, self.training)
         if self.is_channel_first:
             out, codes = channel_first(out), channel_first(codes)
-        return (out, codes) if all_codes is None else (out, codes, all_codes)
+        return (out, codes, self.get_codes_from_indices(codes)) if return_all_codes else (out, codes)
 
     def _stage(self, i: int, generator: Generator | None) -> Any:
         layer, scale = self.layers[i], self.scales[i]
@@ -376,9 +410,16 @@ class GroupedResidualFSQ(GroupedResidual):
     _stacked = 1
 
     def __init__(self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any) -> None:
-        options = {"is_channel_first": accept_image_fmap, **kwargs}
-        super().__init__(dim, groups, accept_image_fmap, lambda width: ResidualFSQ(dim=width, **options))
+        if kwargs.setdefault("is_channel_first", accept_image_fmap) != accept_image_fmap:
+            raise ValueError(
+                f"is_channel_first must be accept_image_fmap = {accept_image_fmap}: groups are cut along one axis"
+            )
+        super().__init__(dim, groups, accept_image_fmap, lambda width: ResidualFSQ(dim=width, **kwargs))
         self.codebook_size = self.rvqs[0].codebook_size
+
+    def get_output_from_indices(self, indices: Tensor | Sequence[Tensor]) -> Tensor:
+        """Codes (G, ...) back to quantised features, both in the layout that forward returns them in."""
+        return decode_groups(self, indices)
 
     def forward(
         self,

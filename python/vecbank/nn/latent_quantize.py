@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,19 +19,54 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 
+from .. import _checks
 from ..functional import lookup
+from ._derived import Derived
 from ._estimators import straight_through
-from ._layout import channel_first, channel_last, check_width, like_weights, no_autocast, projection, working
+from ._layout import (
+    blank,
+    channel_first,
+    channel_last,
+    check_width,
+    kept_rows,
+    like_weights,
+    lost_rows,
+    no_autocast,
+    over,
+    project_rows,
+    projection,
+    working,
+)
 
 
-class _FixedTables(nn.Module):
-    """Tables that do not learn: they move with the module and are not in its state_dict."""
+def _first_tables(levels: Sequence[int], device: str | None = None) -> list[Tensor]:
+    """From -1/2 in even steps, so that 0 is among them for an even number as well."""
+    return [
+        torch.linspace(-0.5, 0.5, n, device=device) if n % 2 else torch.arange(n, device=device) / n - 0.5
+        for n in levels
+    ]
 
-    def __init__(self, tables: Sequence[Tensor]) -> None:
+
+class _FixedTables(Derived):
+    """Tables that do not learn: they move with the module, are cast with it, and are not in its state_dict."""
+
+    def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()
-        self._count = len(tables)
-        for i, table in enumerate(tables):
-            self.register_buffer(str(i), table, persistent=False)
+        self._levels, self._count = list(levels), len(levels)
+        self._hold()
+
+    def _derive(self) -> dict[str, Tensor]:
+        return {str(i): table for i, table in enumerate(_first_tables(self._levels, "cpu"))}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        before = dict(self._buffers)
+        nn.Module._apply(self, fn, recurse)
+        for name, table in self._derive().items():
+            was, now = before[name], self._buffers[name]
+            assert was is not None and now is not None
+            if _checks.concrete(now) and not now.is_meta and (was.is_meta or not torch.equal(was.to(now), now)):
+                self._buffers[name] = table.to(now)  # `to_empty` has lost the values
+        return self
 
     def __len__(self) -> int:
         return self._count
@@ -41,7 +77,7 @@ class _FixedTables(nn.Module):
         return self.get_buffer(str(i))
 
 
-class LatentQuantize(nn.Module):
+class LatentQuantize(Derived):
     """Per-feature tables of numbers. Same arguments and state_dict as
     `vector_quantize_pytorch.LatentQuantize`.
 
@@ -59,7 +95,8 @@ class LatentQuantize(nn.Module):
             to z (straight through) and is summed up per table entry as well. Not in the peer.
 
     `forward(z)`: z (b, dim, ...), features on axis 1, to (quantised like z, codes int32 (b, ...), loss).
-    A feature that is NaN makes the code -1.
+    A feature that is NaN or inf makes the code -1; such a row counts in no loss.
+    `indices_to_codes` takes codes of any integer dtype; -1 is a zero vector, before the linear map behind.
     """
 
     _levels: Tensor
@@ -108,15 +145,19 @@ class LatentQuantize(nn.Module):
         self.project_in = projection(dim, self.effective_codebook_dim, self.has_projections)
         self.project_out = projection(self.effective_codebook_dim, dim, self.has_projections)
         self._weights = (commitment_loss_weight or 0.0, quantization_loss_weight or 0.0)
-        self.register_buffer("commitment_loss_weight", torch.tensor(self._weights[0]), persistent=False)
-        self.register_buffer("quantization_loss_weight", torch.tensor(self._weights[1]), persistent=False)
-        self.register_buffer("_levels", torch.tensor(levels, dtype=torch.int32), persistent=False)
-        basis = [math.prod(levels[:i]) for i in range(len(levels))]
-        self.register_buffer("_basis", torch.tensor(basis, dtype=torch.int32), persistent=False)
-        # From -1/2 in even steps, so that 0 is among them for an even number as well.
-        tables = [torch.linspace(-0.5, 0.5, n) if n % 2 else torch.arange(n) / n - 0.5 for n in levels]
-        self.values_per_latent = nn.ParameterList(tables) if optimize_values else _FixedTables(tables)
+        self._counts = levels
+        self._hold()
+        self.values_per_latent = nn.ParameterList(_first_tables(levels)) if optimize_values else _FixedTables(levels)
         self.value_gradient = value_gradient
+
+    def _derive(self) -> dict[str, Tensor]:
+        basis = [math.prod(self._counts[:i]) for i in range(len(self._counts))]
+        return {
+            "commitment_loss_weight": torch.tensor(self._weights[0], device="cpu"),
+            "quantization_loss_weight": torch.tensor(self._weights[1], device="cpu"),
+            "_levels": torch.tensor(self._counts, dtype=torch.int32, device="cpu"),
+            "_basis": torch.tensor(basis, dtype=torch.int32, device="cpu"),
+        }
 
     @property
     def implicit_codebook(self) -> Tensor:
@@ -124,7 +165,8 @@ class LatentQuantize(nn.Module):
         return self._values(self._digits_of(torch.arange(self.codebook_size, device=self._levels.device))).detach()
 
     def _digits_of(self, indices: Tensor) -> Tensor:
-        return ((indices.unsqueeze(-1) // self._basis) % self._levels).long()
+        """Row numbers (...) to digits (..., d)."""
+        return (indices.unsqueeze(-1) // self._basis) % self._levels
 
     def _tables(self, padding: float) -> Tensor:
         """The tables as rows of one matrix, (d, longest)."""
@@ -132,7 +174,7 @@ class LatentQuantize(nn.Module):
         return pad_sequence(tables, batch_first=True, padding_value=padding)
 
     def _digits(self, z: Tensor) -> Tensor:
-        """The nearest entry of each feature's own table: (..., d) numbers to (..., d) int64, -1 for NaN.
+        """The nearest entry of each feature's own table: (..., d) numbers to (..., d) int64, -1 for NaN and inf.
 
         By the float64 midpoints between neighbouring entries; on one, the entry that comes first in the table wins.
         """
@@ -143,7 +185,7 @@ class LatentQuantize(nn.Module):
         between = torch.where(number[:, :-1] > number[:, 1:], below, between)
         features = z.detach().reshape(-1, self.codebook_dim).t().double().contiguous()
         digits = number.gather(1, torch.searchsorted(between, features))
-        return digits.masked_fill(features.isnan(), -1).t().reshape(z.shape)
+        return digits.masked_fill(~features.isfinite(), -1).t().reshape(z.shape)
 
     def _values(self, digits: Tensor) -> Tensor:
         """Table entries by number, (..., d), zero for -1; the gradient to a table is a sum per entry."""
@@ -177,7 +219,10 @@ class LatentQuantize(nn.Module):
 
     def indices_to_codes(self, indices: Tensor, project_out: bool = True) -> Tensor:
         """Codes back to quantised features (b, dim, ...), by the tables' present values."""
-        codes = self._values(self._digits_of(indices))
+        numbers = _checks.integers(indices, "indices")
+        seen = _checks.in_range(numbers, self.codebook_size, "indices")
+        codes = self._values(self._digits_of(numbers))
+        codes = codes if seen else _checks.only_rows(codes, numbers, self.codebook_size)
         if self.keep_num_codebooks_dim:
             codes = codes.flatten(-2)
         if project_out:
@@ -195,24 +240,43 @@ class LatentQuantize(nn.Module):
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantises z; see the class."""
         check_width(z, self.dim, 1)
-        x = self.project_in(channel_last(z))
+        x = project_rows(self.project_in, channel_last(z), self.training)
         with no_autocast(x):
             dtype = x.dtype
             quantized, digits = self._quantize(working(x).unflatten(-1, (self.num_codebooks, self.codebook_dim)))
             indices = self._number(digits)
             codes = quantized.flatten(-2).to(dtype)
-        out = channel_first(self.project_out(codes))
+        out = channel_first(project_rows(self.project_out, codes, self.training))
         if not self.keep_num_codebooks_dim:
             indices = indices.squeeze(-1)
+        return out, indices, self._loss(z, out)
+
+    def _loss(self, z: Tensor, out: Tensor) -> Tensor:
+        """The weighted terms, means over the rows that have neither NaN nor inf."""
         commitment, quantization = self._weights
         loss = out.new_zeros((), dtype=torch.float32)
-        reduce = "mean" if z.numel() else "sum"  # a batch without rows has no loss
-        with no_autocast(x):
-            if self.training and commitment != 0:
-                loss = loss + self.commitment_loss_weight * self.commitment_loss(working(z), working(out), reduce)
-            if self.training and quantization != 0:
-                loss = loss + self.quantization_loss_weight * self.quantization_loss(working(z), working(out), reduce)
-        return out, indices, loss
+        if not self.training or commitment == quantization == 0:
+            return loss
+        z, out = channel_last(z), channel_last(out)
+        with no_autocast(z):
+            lost = lost_rows(out)  # so it is where z is
+            count = kept_rows(z, lost) * self.dim
+            z, out = (blank(working(t), lost, 0.0) for t in (z, out))
+            if commitment != 0:
+                loss = loss + self.commitment_loss_weight * over(self.commitment_loss(z, out, "sum"), count)
+            if quantization != 0:
+                loss = loss + self.quantization_loss_weight * over(self.quantization_loss(z, out, "sum"), count)
+        return loss
+        z, out = channel_last(z), channel_last(out)
+        with no_autocast(z):
+            lost = lost_rows(working(z) + working(out).detach())  # neither is finite where their sum is not
+            count = (kept_rows(z, lost) * self.dim).clamp_min(1)
+            z, out = (blank(working(t), lost, 0.0) for t in (z, out))
+            if commitment != 0:
+                loss = loss + self.commitment_loss_weight * self.commitment_loss(z, out, "sum") / count
+            if quantization != 0:
+                loss = loss + self.quantization_loss_weight * self.quantization_loss(z, out, "sum") / count
+        return loss
 
     def extra_repr(self) -> str:
         return f"levels={self._levels.tolist()}, dim={self.dim}, num_codebooks={self.num_codebooks}"

@@ -18,6 +18,7 @@ Tseng et al., "QuIP#", 2024.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,14 +27,20 @@ import torch.distributed.nn.functional as dist_nn
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from .. import _checks
 from ._bits import bit_entropy, entropy, mean_code_probability, pack_bits, unpack_bits
+from ._derived import Derived
 from ._estimators import sign_through, straight_through
 from ._layout import (
+    blank,
     channel_first,
     channel_last,
     check_width,
+    decode_groups,
     like_weights,
+    lost_rows,
     no_autocast,
+    project_rows,
     projection,
     row_mask,
     working,
@@ -75,7 +82,7 @@ class CosineSimLinear(nn.Module):
         return F.normalize(x, dim=-1) @ F.normalize(self.weight, dim=0) * self.scale
 
 
-class LFQ(nn.Module):
+class LFQ(Derived):
     """Lookup-free quantisation. Same arguments and state_dict as `vector_quantize_pytorch.LFQ`.
 
     Args:
@@ -100,12 +107,15 @@ class LFQ(nn.Module):
 
     `forward(x, inv_temperature=100.0, return_loss_breakdown=False, mask=None, *, generator=None)`: x (b, ...,
     dim) to LFQResult; with the breakdown (LFQResult, LFQLosses). mask (b,) or (b, n): rows that count in the
-    losses (none at all: losses 0).
+    losses (none at all: losses 0). A vector with NaN or inf has code -1, comes out as NaN and counts in no loss.
+    `indices_to_codes` takes codes of any integer dtype back to what forward returned; -1 is a zero vector, before the
+    linear map behind.
     """
 
     mask: Tensor
     zero: Tensor
     orthogonal_rot: Tensor
+    _cast = ("zero",)
 
     def __init__(
         self,
@@ -181,11 +191,14 @@ class LFQ(nn.Module):
         if orthogonal_rotation:
             self.register_buffer("orthogonal_rot", nn.init.orthogonal_(torch.empty(width, width)))
         self.register_buffer("mask", 2 ** torch.arange(width - 1, -1, -1))  # the value of every bit
-        self.register_buffer("zero", torch.tensor(0.0), persistent=False)
+        self._hold()
         self._amplitude = codebook_scale / math.sqrt(width) if spherical else float(codebook_scale)
 
     # ---- Codes
     # ----------------------------------------------------------------------------------------------------
+
+    def _derive(self) -> dict[str, Tensor]:
+        return {"zero": torch.tensor(0.0, device="cpu")}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -216,7 +229,13 @@ class LFQ(nn.Module):
 
     def _decode(self, indices: Tensor) -> Tensor:
         """Codes (...) to vectors (..., d), turned back where there is a rotation."""
-        signs = torch.where(unpack_bits(indices, self.mask), self._amplitude, -self._amplitude).to(self.dtype)
+        numbers = _checks.integers(indices, "indices")
+        seen, vectors = _checks.in_range(numbers, self.codebook_size, "indices"), self._vectors(numbers)
+        return vectors if seen else _checks.only_rows(vectors, numbers, self.codebook_size)
+
+    def _vectors(self, numbers: Tensor) -> Tensor:
+        """`_decode` of int64 row numbers."""
+        signs = torch.where(unpack_bits(numbers, self.mask), self._amplitude, -self._amplitude).to(self.dtype)
         return self._turn(signs, back=True)
 
     def _turn(self, x: Tensor, back: bool) -> Tensor:
@@ -259,12 +278,18 @@ class LFQ(nn.Module):
         all_parts: bool,
         generator: Generator | None,
     ) -> tuple[Tensor, LFQLosses]:
-        """The weighted loss and its parts, for x and signs (b, n, c, d)."""
+        """The weighted loss and its parts, for x and signs (b, n, c, d); rows with NaN or inf count in neither."""
         rows = working(x).flatten(0, -3)
-        if mask is None:
+        lost = lost_rows(rows.flatten(1))
+        if lost is None and mask is None:
             weights = rows.new_full((rows.shape[0],), 1.0 / max(rows.shape[0], 1))
         else:
-            counted = row_mask(mask, x.shape[:-2]).flatten()
+            counted = torch.ones_like(rows[:, 0, 0], dtype=torch.bool)
+            if lost is not None:
+                rows = rows.masked_fill(lost.unsqueeze(-1), 0.0)
+                counted = ~lost.squeeze(1)
+            if mask is not None:
+                counted = counted & row_mask(mask, x.shape[:-2]).flatten()
             weights = counted.to(rows.dtype) / counted.sum().clamp_min(1)
         each = batch = commitment = loss = rows.new_zeros(())
         if self.entropy_loss_weight != 0 or all_parts:
@@ -294,7 +319,7 @@ class LFQ(nn.Module):
         """Quantises x; see the class. `generator` draws the rows of frac_per_sample_entropy."""
         first = x.dim() >= 4 if self.channel_first is None else self.channel_first
         check_width(x, self.dim, 1 if first else -1)
-        x = self.project_in(channel_last(x) if first else x)
+        x = project_rows(self.project_in, channel_last(x) if first else x, self.training)
         shape = x.shape
         x = x.reshape(shape[0], math.prod(shape[1:-1]), self.num_codebooks, self.codebook_dim)
         if self.soft_clamp_input_value is not None:
@@ -306,7 +331,8 @@ class LFQ(nn.Module):
             x = self._turn(x, back=False)
             if self.spherical:
                 x = F.normalize(x, dim=-1) * self.codebook_scale
-            indices = pack_bits(x > 0, self.mask)
+            lost, indices = lost_rows(x), pack_bits(x > 0, self.mask)
+            indices = indices if lost is None else indices.masked_fill(lost.squeeze(-1), -1)
             if self.training:
                 plain = isinstance(self.activation, nn.Identity)
                 signs = sign_through(x if plain else x.detach(), self._amplitude)
@@ -316,8 +342,8 @@ class LFQ(nn.Module):
                 signs = sign_through(x.detach(), self._amplitude)
                 zero = torch.zeros_like(self.zero)  # a new one: losses are added to in place
                 loss, parts = zero, LFQLosses(zero, zero, zero)
-            out = self._turn(signs, back=True).to(dtype)
-        out = self.project_out(out.reshape(shape))
+            out = self._turn(blank(signs, lost, torch.nan), back=True).to(dtype)
+        out = project_rows(self.project_out, out.reshape(shape), self.training)
         indices = indices.view(*shape[:-1], self.num_codebooks)
         if not self.keep_num_codebooks_dim:
             indices = indices.squeeze(-1)
@@ -403,14 +429,20 @@ class ResidualLFQ(nn.Module):
         """Vectors of every stage, (S, ..., d), for codes (..., q): q < S with quantize_dropout; -1 is a zero
         vector.
         """
-        indices = pad_stages(indices, self.num_quantizers, self.quantize_dropout)
-        parts = zip(self.layers, indices.unbind(-1), strict=True)
-        return torch.stack([layer._decode(code) * (code >= 0).unsqueeze(-1) for layer, code in parts])
+        numbers = pad_stages(_checks.integers(indices, "indices"), self.num_quantizers, self.quantize_dropout)
+        seen = _checks.in_range(numbers, self.codebook_size, "indices")
+        vectors = torch.stack([layer._vectors(c) for layer, c in zip(self.layers, numbers.unbind(-1), strict=True)])
+        return vectors if seen else _checks.only_rows(vectors, numbers.movedim(-1, 0), self.codebook_size)
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """Codes (..., q) to quantised features (..., dim)."""
-        out: Tensor = self.project_out(like_weights(self.get_codes_from_indices(indices).sum(0), self.project_out))
-        return out
+        """Codes (b, ..., q) back to quantised features, in the layout that forward returned them in."""
+        total = self.get_codes_from_indices(indices).sum(0)
+        out: Tensor = self.project_out(like_weights(total, self.project_out))
+        return channel_first(out) if self._first(indices) else out
+
+    def _first(self, like: Tensor) -> bool:
+        """Whether features are on axis 1, for an input, or codes of one, of `like`'s rank."""
+        return like.dim() >= 4 if self.channel_first is None else self.channel_first
 
     def forward(
         self,
@@ -423,9 +455,9 @@ class ResidualLFQ(nn.Module):
         generator: Generator | None = None,
     ) -> tuple[Tensor, ...]:
         """Quantises x; see the class."""
-        first = x.dim() >= 4 if self.channel_first is None else self.channel_first
+        first = self._first(x)
         check_width(x, self.dim, 1 if first else -1)
-        x = self.project_in(channel_last(x) if first else x)
+        x = project_rows(self.project_in, channel_last(x) if first else x, self.training)
         dropping = self.training and torch.is_grad_enabled()
         active = self._dropout.active(dropping, num_stages, rand_quantize_dropout_fixed_seed, x.device, generator)
         with no_autocast(x):
@@ -435,7 +467,7 @@ class ResidualLFQ(nn.Module):
                 done.quantized.to(x.dtype).view(x.shape),
                 done.codes.view(*x.shape[:-1], done.codes.shape[-1]),
             )
-        out = self.project_out(quantized)
+        out = project_rows(self.project_out, quantized, self.training)
         result = (channel_first(out) if first else out, codes, done.losses)
         return (*result, self.get_codes_from_indices(codes)) if return_all_codes else result
 
@@ -450,7 +482,16 @@ class GroupedResidualLFQ(GroupedResidual):
     """
 
     def __init__(self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any) -> None:
+        if kwargs.get("channel_first") not in (None, accept_image_fmap):
+            raise ValueError(
+                f"channel_first must be accept_image_fmap = {accept_image_fmap}: groups are cut along one axis"
+            )
+        kwargs["channel_first"] = accept_image_fmap
         super().__init__(dim, groups, accept_image_fmap, lambda width: ResidualLFQ(dim=width, **kwargs))
+
+    def get_output_from_indices(self, indices: Tensor | Sequence[Tensor]) -> Tensor:
+        """Codes (G, ...) back to quantised features, both in the layout that forward returns them in."""
+        return decode_groups(self, indices)
 
     def forward(
         self,

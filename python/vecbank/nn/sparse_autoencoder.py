@@ -12,18 +12,22 @@ gradients projected).
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
 from ..functional import lookup
 from ..sparse import firing_counts, sparse_decode, sparse_encode, sparse_encode_batch, sparse_encode_threshold
-from ._layout import mean
+from ._layout import blank, kept_rows, lost_rows, over, working
 from ._recall import inside_backward
 from ._sync import Ranks
 
 ACTIVATIONS = ("topk", "batch_topk", "jumprelu")
+_PACE = 0.01  # of running means
+_LEAST = 0.25  # of the running variance, that a batch's own counts as at least
+_NEAR = 0.01  # of the variance, that what is left over counts as at least when the dead are trained on it
+_SAME = 1e-13  # of the mean square, up to which a variance is rounding
 
 
 class SparseCode(NamedTuple):
@@ -33,7 +37,7 @@ class SparseCode(NamedTuple):
     values: Tensor  # (..., c), 0 where unused
     indices: Tensor  # (..., c) int64, -1 where unused
     loss: Tensor  # (): the sum of what follows, weighted
-    error: Tensor  # (): mean squared error over the variance of the input: 0 is perfect, 1 the mean
+    error: Tensor  # (): mean squared error over the variance of the inputs: 0 is perfect, 1 the mean
     penalty: Tensor  # (): of the number of latents (jumprelu), else 0
     auxiliary: Tensor  # (): error of the dead latents at what the living leave over, else 0
 
@@ -54,6 +58,11 @@ class SparseAutoencoder(nn.Module):
     A latent that has not fired for ``dead_after`` inputs is dead. The ``aux_k`` best of the dead
     reconstruct what the living leave over, which brings them back. ``loss = error + penalty_weight penalty
     + aux_weight auxiliary``.
+
+    ``error`` is relative to the variance of the batch (its biased form, the mean over dim), but to no less than
+    a quarter of the running variance of training, so that a last batch of one row, or of rows that are much the same,
+    has an error in scale. Rows that are all the same before any variance has been seen have an error of 1. A row
+    with NaN or inf comes out as NaN without a latent, and counts in nothing.
 
     Decoder rows have norm 1 at the start. Keep them so around each step of the optimiser::
 
@@ -77,13 +86,15 @@ class SparseAutoencoder(nn.Module):
         x (..., dim) float32, float64, or 16-bit (then computed in the parameters' dtype).
 
     The buffers ``silent`` (inputs since each latent last fired), ``counts`` and ``inputs`` (how often each
-    fired, of how many) are kept without waiting for the device.
+    fired, of how many) and ``variance`` (running, over all ranks with sync; negative before the first batch that has
+    one) are kept without waiting for the device.
     """
 
     silent: Tensor
     counts: Tensor
     inputs: Tensor
     level: Tensor
+    variance: Tensor
 
     def __init__(
         self,
@@ -126,6 +137,11 @@ class SparseAutoencoder(nn.Module):
         self.register_buffer("inputs", torch.zeros((), dtype=torch.int64))
         # of batch_topk in eval mode; negative: never trained
         self.register_buffer("level", torch.tensor(-1.0))
+        self.register_buffer("variance", torch.tensor(-1.0))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(f"{prefix}variance", torch.tensor(-1.0))  # states from before there was one
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Values and indices (..., c) of the code of x (..., dim)."""
@@ -135,8 +151,8 @@ class SparseAutoencoder(nn.Module):
         """(..., dim): what a code stands for. Edit a code by changing its lists."""
         return sparse_decode(values, indices, self.decoder, self.bias)
 
-    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Values, indices, and the penalty."""
+    def _encode(self, x: Tensor, rows: int | Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, indices, and the penalty, a mean over `rows` inputs (all by default)."""
         centred, none = x - self.bias, self.bias.new_zeros(())
         if self.activation == "topk":
             return *sparse_encode(centred, self.encoder, self.encoder_bias, self.k), none
@@ -149,8 +165,10 @@ class SparseAutoencoder(nn.Module):
                 bandwidth=self.bandwidth if self.training else 0.0,
                 max_k=self.max_k,
             )
-            excess = fired.active.mean() / self.k - 1 if fired.active.numel() else fired.active.sum()
-            return fired.values, fired.indices, excess.square()
+            if not fired.active.numel():
+                return fired.values, fired.indices, fired.active.sum()
+            average = fired.active.mean() if rows is None else over(fired.active.sum(), rows)
+            return fired.values, fired.indices, (average / self.k - 1).square()
         if self.training:
             code = sparse_encode_batch(centred, self.encoder, self.encoder_bias, self.k, max_k=self.max_k)
             return *code, none
@@ -161,39 +179,61 @@ class SparseAutoencoder(nn.Module):
     def forward(self, x: Tensor) -> SparseCode:
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"x must have shape (..., {self.dim}), got {tuple(x.shape)}")
-        values, indices, penalty = self._encode(x)
+        lost = lost_rows(x)
+        x = blank(x, lost, torch.nan)  # no latent is chosen for it, whatever its other numbers are
+        count = kept_rows(x, lost)
+        values, indices, penalty = self._encode(x, count)
         reconstruction = self.decode(values, indices)
-        rest = x - reconstruction
-        rows = x.detach().reshape(-1, self.dim).to(rest.dtype)
-        variance = mean((rows - rows.mean(0)).square()).clamp_min(1e-12)
-        error = mean(rest.square()) / variance
+        rest = blank(working(x - reconstruction), lost, 0.0)
+        reconstruction = blank(reconstruction, lost, torch.nan)
+        left = over(rest.square().sum(), count * self.dim)
+        with torch.no_grad():
+            rows = blank(x, lost, 0.0).to(rest.dtype).reshape(-1, self.dim)
+            apart = rows - over(rows.sum(0), count)
+            if lost is not None:
+                apart = apart.masked_fill(lost.reshape(-1, 1), 0.0)
+            squares = apart.square().sum()
+            noise = _SAME * rows.square().sum()
+            if self.training and not inside_backward():  # a checkpoint's repeated forward has been counted
+                self._count(values, indices, count, torch.where(squares > noise, squares, 0.0))
+            least = self.variance.to(rest.dtype).clamp_min(0) * _LEAST
+            variance = over(squares, count * self.dim).maximum(least)
+            variance = torch.where(variance > over(noise, count * self.dim), variance, left.detach()).clamp_min(1e-12)
+        error = left / variance
         auxiliary = torch.zeros_like(error)
-        if self.training:
-            if not inside_backward():  # a checkpoint's repeated forward has been counted
-                self._count(values.detach(), indices)
-            if self.aux_k:
-                auxiliary = self._auxiliary(x, rest.detach())
+        if self.training and self.aux_k:
+            auxiliary = self._auxiliary(x, rest.detach(), _NEAR * variance * (count * self.dim))
         loss = error + self.penalty_weight * penalty + self.aux_weight * auxiliary
         return SparseCode(reconstruction, values, indices, loss, error, penalty, auxiliary)
 
     @torch.no_grad()
-    def _count(self, values: Tensor, indices: Tensor) -> None:
+    def _count(self, values: Tensor, indices: Tensor, count: int | Tensor, squares: Tensor) -> None:
+        """What `count` inputs, with `squares` about their mean over all of dim, have fired."""
         ranks = Ranks(self.sync)
         fired = ranks.total(firing_counts(indices, self.latents, values))
-        inputs = ranks.total(torch.full_like(self.inputs, math.prod(indices.shape[:-1])))
+        own = torch.zeros_like(self.inputs) + count
+        inputs = ranks.total(own.clone())
         self.counts += fired
         self.inputs += inputs
         self.silent.copy_(torch.where(fired > 0, 0, self.silent + inputs))
+        spread = ranks.total(torch.stack((squares.double(), (own - 1).clamp_min(0).double() * self.dim)))
+        now = spread[0] / spread[1].clamp_min(1)
+        self._follow(self.variance, torch.where(now > 0, now, self.variance.double()))
         if self.activation == "batch_topk":
             smallest = self.level.clamp_min(0)  # of a batch in which nothing fired
             if values.numel():
                 found = values.masked_fill(values <= 0, torch.inf).min().to(smallest.dtype)
                 smallest = torch.where(torch.isfinite(found), found, smallest)
-            smallest = ranks.mean(smallest)
-            self.level.copy_(torch.where(self.level < 0, smallest, self.level.lerp(smallest, 0.01)))
+            self._follow(self.level, ranks.mean(smallest))
 
-    def _auxiliary(self, x: Tensor, rest: Tensor) -> Tensor:
-        """Error of the dead latents alone at predicting what is left over, relative to it."""
+    @staticmethod
+    def _follow(running: Tensor, now: Tensor) -> None:
+        """Moves a running mean, which is negative before it has started."""
+        now = now.to(running.dtype)
+        running.copy_(torch.where(running < 0, now, running.lerp(now, _PACE)))
+
+    def _auxiliary(self, x: Tensor, rest: Tensor, least: Tensor | float = 0.0) -> Tensor:
+        """Squares of what the dead latents alone leave of what is left over, relative to its own (or to `least`)."""
         dead = self.silent >= self.dead_after
         encoder: Tensor = self.encoder
         bias: Tensor = self.encoder_bias
@@ -208,8 +248,8 @@ class SparseAutoencoder(nn.Module):
             bias = lookup(rows, bias.unsqueeze(1)).squeeze(1)
             mask, k = torch.ones_like(rows, dtype=torch.bool), min(k, rows.numel())
         values, indices = sparse_encode(x - self.bias, encoder, bias, k, mask=mask)
-        wrong = mean((sparse_decode(values, indices, decoder) - rest).square())
-        return torch.where(dead.any(), wrong / mean(rest.square()).clamp_min(1e-12), 0.0)
+        wrong = (working(sparse_decode(values, indices, decoder)) - rest).square().sum()
+        return torch.where(dead.any(), wrong / rest.square().sum().clamp_min(least).clamp_min(1e-12), 0.0)
 
     @torch.no_grad()
     def project_decoder_gradient_(self) -> None:
