@@ -68,16 +68,32 @@ def codes(t: object, name: str = "codes") -> None:
         raise TypeError(f"{name} must be int64, got {t.dtype}")
 
 
+def integers(t: object, name: str = "codes") -> Tensor:
+    """`t` as int64: codes are kept in narrower integers as well."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
+    if t.dtype == torch.bool or t.is_floating_point() or t.is_complex():
+        raise TypeError(f"{name} must be integers, got {t.dtype}")
+    return t.to(torch.int64)
+
+
+def rows(t: object, count: int, name: str = "codes") -> Tensor:
+    """`t` as int64 row numbers below `count`, or -1."""
+    numbers = integers(t, name)
+    in_range(numbers, count, name)
+    return numbers
+
+
 def in_range(t: Tensor, count: int, name: str = "codes") -> None:
     """Every code is -1 or a row number. Not checked while tracing: the kernel checks again."""
-    if torch.compiler.is_compiling() or t.device.type != "cpu" or t.numel() == 0 or not _concrete(t):
+    if torch.compiler.is_compiling() or t.device.type != "cpu" or t.numel() == 0 or not concrete(t):
         return
     low, high = (int(v) for v in torch.aminmax(t))
     if low < -1 or high >= count:
         raise IndexError(f"{name} must lie between -1 and {count - 1}, got values from {low} to {high}")
 
 
-def _concrete(t: Tensor) -> bool:
+def concrete(t: Tensor) -> bool:
     """Plain tensors only: fake and functorch tensors have no values to look at."""
     return type(t) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(t)
 

@@ -257,21 +257,40 @@ def negative_entropy_of(p: Tensor) -> Tensor:
     return (p * p.clamp_min(1e-5).log()).sum(-1)
 
 
-def negative_entropy(x: Tensor, bank: Tensor, metric: str, sharpness: float) -> Tensor:
+def mean_negative_entropy(p: Tensor, mask: Tensor | None, summed: bool = False) -> Tensor:
+    """Sum of q log q, q the mean of p (H, G, P, K) over books and groups, averaged (or summed) over positions.
+
+    Rows outside mask (H, G, P) do not count, nor do positions without rows.
+    """
+    if mask is None:
+        each = negative_entropy_of(p.mean((0, 1)))
+        return each.sum() if summed else each.mean()
+    number = mask.sum((0, 1))
+    total = negative_entropy_of((p * mask.unsqueeze(-1)).sum((0, 1)) / number.clamp_min(1).unsqueeze(-1)).sum()
+    return total if summed else total / (number > 0).sum().clamp_min(1)
+
+
+def negative_entropy(
+    x: Tensor, bank: Tensor, metric: str, sharpness: float, mask: Tensor | None = None
+) -> Tensor:
     """Sum of p log p of the codes' mean probabilities: x (H, G, P, d) against bank (H, K, d).
 
     p is the mean over books and groups of softmax(sharpness * score); one such p for each of the P positions, averaged.
+    Rows outside mask (H, G, P) do not count.
     """
     heads, groups, positions, width = x.shape
     if not x.numel():
         return x.sum()
 
-    def summed(part: Tensor, book: Tensor) -> Tensor:
+    def summed(part: Tensor, book: Tensor, keep: Tensor | None) -> Tensor:
         p = (scores(part.reshape(heads, -1, width), book, metric) * sharpness).softmax(-1)
-        return negative_entropy_of(p.view(heads, groups, part.shape[2], -1).mean((0, 1))).sum()
+        return mean_negative_entropy(p.view(heads, groups, part.shape[2], -1), keep, summed=True)
 
     parts = _blocks(x, bank.shape[-2], 2)
-    return torch.stack([_recomputed(summed, part, bank) for part in parts]).sum() / positions
+    lengths = [part.shape[2] for part in parts]
+    masks = [None] * len(parts) if mask is None else mask.expand(heads, groups, positions).split(lengths, 2)
+    total = torch.stack([_recomputed(summed, p, bank, keep) for p, keep in zip(parts, masks, strict=True)]).sum()
+    return total / (positions if mask is None else mask.any(1).any(0).sum().clamp_min(1))
 
 
 def orthogonality(bank: Tensor, active: Tensor | None, most: int | None, generator: Generator | None) -> Tensor:
