@@ -125,7 +125,9 @@ def batch(name: str, seed: int, rows: int = 24) -> Tensor:
     return x.unsqueeze(0) if not first(name) else x.T.reshape(1, DIM, rows, *[1] * ("image" in name))
 
 
-def train(name: str, module: nn.Module, x: Tensor, optimizer: torch.optim.Optimizer | None = None) -> tuple[Any, Tensor]:
+def train(
+    name: str, module: nn.Module, x: Tensor, optimizer: torch.optim.Optimizer | None = None
+) -> tuple[Any, Tensor]:
     """One step: what forward returned and the gradient of x."""
     x = x.clone().requires_grad_()
     out = module.train()(x)
@@ -137,6 +139,7 @@ def train(name: str, module: nn.Module, x: Tensor, optimizer: torch.optim.Optimi
         loss.backward()
     if optimizer is not None:
         optimizer.step()
+        optimizer.zero_grad()
     return out, torch.zeros_like(x) if x.grad is None else x.grad
 
 

@@ -318,12 +318,12 @@ class Codebook(nn.Module):
             return
         assert self.pending_size is not None and self.pending_sum is not None
         counts, sums, self.pending_size, self.pending_sum = self.pending_size, self.pending_sum, None, None
-        some = (counts.sum(-1, keepdim=True) > 0).to(self.cluster_size.dtype)  # a batch without rows moves nothing
-        step = some * self._step_size(ema_update_weight, counts, sums)
+        some = counts.sum(-1, keepdim=True) > 0  # a batch without rows moves nothing
+        step = some.to(self.cluster_size.dtype) * self._step_size(ema_update_weight, counts, sums)
         _lerp(self.cluster_size, counts, step)
         _lerp(self.embed_avg, sums, step.unsqueeze(-1))
         if ema_update and not self.manual_ema_update:
-            self.update_ema()
+            self.update_ema(some.unsqueeze(-1))
         self.expire_codes_(x, mask)
 
     def _accumulate(self, counts: Tensor, sums: Tensor, only: bool) -> bool:
@@ -346,12 +346,13 @@ class Codebook(nn.Module):
         return values * (1 - self.decay)
 
     @torch.no_grad()
-    def update_ema(self) -> None:
-        """The codes from the moving averages."""
+    def update_ema(self, moved: Tensor | None = None) -> None:
+        """The codes from the moving averages; `moved` (H, 1, 1) bool: of which books."""
         total = self.cluster_size.sum(-1, keepdim=True)
         size = (self.cluster_size + self.eps) / (total + self.codebook_size * self.eps) * total
         mean = self.embed_avg / size.unsqueeze(-1)
-        self.embed.data.copy_(unit(mean) if self.use_cosine_sim else mean)
+        mean = unit(mean) if self.use_cosine_sim else mean
+        self.embed.data.copy_(mean if moved is None else torch.where(moved, mean, self.embed))
 
     @torch.no_grad()
     def expire_codes_(self, x: Tensor, mask: Tensor | None = None) -> None:

@@ -14,8 +14,8 @@ from .._checks import concrete
 def finite_rows(x: Tensor) -> Tensor | None:
     """Which rows of x (..., d) are finite, (...) bool; None where all are.
 
-    On a CPU their sum says so for a whole batch, and that is all an ordinary batch pays. Elsewhere, and where a graph is
-    traced, it is always a mask, so that nothing waits for a device.
+    On a CPU their sum says so for a whole batch, and that is all an ordinary batch pays. Elsewhere, and where a graph
+    is traced, it is always a mask, so that nothing waits for a device.
     """
     looks = x.device.type == "cpu" and not torch.compiler.is_compiling() and concrete(x)
     if looks and math.isfinite(float(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)))):

@@ -27,6 +27,19 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _follow(optimizer: Optimizer, own: list[nn.Parameter]) -> None:
+    """Points an optimiser at the parameters that took the place of its own (`to_empty`, a state that was assigned)."""
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    if len(held) != len(own) or {id(p) for p in held} == {id(p) for p in own}:
+        return
+    new = dict(zip(map(id, held), own, strict=True))
+    for group in optimizer.param_groups:
+        group["params"] = [new[id(p)] for p in group["params"]]
+    for p in held:
+        if p in optimizer.state:
+            optimizer.state[new[id(p)]] = optimizer.state.pop(p)
+
+
 class VectorQuantize(Derived):
     """Vector quantisation with a learned codebook; takes the place of vector_quantize_pytorch.VectorQuantize (1.32).
 
@@ -222,8 +235,8 @@ class VectorQuantize(Derived):
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
         """The code vectors of indices as `forward` finds them in evaluation; index -1 gives zeros. Any integer dtype.
 
-        That is `codebook` through `vq_bridge` and the affine parameters, where there are any. (..., d); a book per head gives (..., heads d), a shared one (..., heads, d); features on axis 1 if they are
-        there in the input.
+        That is `codebook` through `vq_bridge` and the affine parameters, where there are any. (..., d); a book per head
+        gives (..., heads d), a shared one (..., heads, d); features on axis 1 if they are there in the input.
         """
         codes = self._codes(indices)
         return codes if self._layout.channel_last and not self._layout.spatial else codes.movedim(-1, 1)
@@ -258,6 +271,7 @@ class VectorQuantize(Derived):
         """One step of `in_place_codebook_optimizer`, over all ranks' gradients."""
         if self.in_place_codebook_optimizer is None:
             return
+        _follow(self.in_place_codebook_optimizer, list(self._codebook.parameters()))
         ranks = self._codebook.ranks
         if ranks.several:
             for parameter in self._codebook.parameters():
