@@ -318,12 +318,17 @@ class Codebook(nn.Module):
             return
         assert self.pending_size is not None and self.pending_sum is not None
         counts, sums, self.pending_size, self.pending_sum = self.pending_size, self.pending_sum, None, None
-        some = counts.sum(-1, keepdim=True) > 0  # a batch without rows moves nothing
-        step = some.to(self.cluster_size.dtype) * self._step_size(ema_update_weight, counts, sums)
+        some: Tensor | None = None  # a batch without rows moves nothing; on a CPU that is seen at once
+        if counts.device.type != "cpu" or torch.compiler.is_compiling():
+            some = counts.sum() > 0
+        elif not bool(counts.any()):
+            return
+        step = self._step_size(ema_update_weight, counts, sums)
+        step = step if some is None else step * some.to(self.cluster_size.dtype)
         _lerp(self.cluster_size, counts, step)
-        _lerp(self.embed_avg, sums, step.unsqueeze(-1))
+        _lerp(self.embed_avg, sums, step.unsqueeze(-1) if isinstance(step, Tensor) and step.dim() > 0 else step)
         if ema_update and not self.manual_ema_update:
-            self.update_ema(some.unsqueeze(-1))
+            self.update_ema(some)
         self.expire_codes_(x, mask)
 
     def _accumulate(self, counts: Tensor, sums: Tensor, only: bool) -> bool:
@@ -347,7 +352,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update_ema(self, moved: Tensor | None = None) -> None:
-        """The codes from the moving averages; `moved` (H, 1, 1) bool: of which books."""
+        """The codes from the moving averages, if `moved` () bool."""
         total = self.cluster_size.sum(-1, keepdim=True)
         size = (self.cluster_size + self.eps) / (total + self.codebook_size * self.eps) * total
         mean = self.embed_avg / size.unsqueeze(-1)
@@ -423,8 +428,8 @@ class Codebook(nn.Module):
         return f"{lead}codes={size}, width={width}, {kind}, ema={self.ema_update}, learnable={self.learnable_codebook}"
 
 
-def _lerp(old: Tensor, new: Tensor, step: Tensor) -> None:
-    old.data.lerp_(new.to(old), step.to(old))
+def _lerp(old: Tensor, new: Tensor, step: float | Tensor) -> None:
+    old.data.lerp_(new.to(old), step.to(old) if isinstance(step, Tensor) else step)
 
 
 def _moments(x: Tensor, mask: Tensor | None, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,15 +10,14 @@ from torch import Tensor
 from .._checks import concrete
 
 
-@torch.no_grad()
 def finite_rows(x: Tensor) -> Tensor | None:
     """Which rows of x (..., d) are finite, (...) bool; None where all are.
 
     On a CPU their sum says so for a whole batch, and that is all an ordinary batch pays. Elsewhere, and where a graph
     is traced, it is always a mask, so that nothing waits for a device.
     """
-    looks = x.device.type == "cpu" and not torch.compiler.is_compiling() and concrete(x)
-    if looks and math.isfinite(float(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)))):
+    looks, x = x.device.type == "cpu" and not torch.compiler.is_compiling() and concrete(x), x.detach()
+    if looks and math.isfinite(x.sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32).item()):
         return None
     finite = x.isfinite().all(-1)
     return None if looks and bool(finite.all()) else finite
