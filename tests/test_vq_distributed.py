@@ -14,8 +14,16 @@ from torch import Tensor
 
 from vecbank.nn.vector_quantize import VectorQuantize
 
-DIM, CODES, STEPS = 6, 12, 3
+DIM, CODES, STEPS = 6, 12, 4
 SECONDS = 120  # for all of a world; a rank that waits for ever fails the test instead
+
+
+class Bridge(torch.nn.Linear):
+    """A stand-in for the network of a bridged codebook."""
+
+    def __init__(self) -> None:
+        super().__init__(DIM, DIM)
+
 
 CASES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -37,18 +45,38 @@ CASES: dict[str, dict[str, Any]] = {
         "in_place_codebook_optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
     },
     "affine": {"affine_param": True, "sync_affine_param": True},
+    "affine, not synchronised": {"affine_param": True, "threshold_ema_dead_code": 1},
+    "affine, kmeans, head books": {
+        "affine_param": True,
+        "kmeans_init": True,
+        "heads": 2,
+        "codebook_dim": 3,
+        "separate_codebook_per_head": True,
+    },
+    "bridge, in place": {
+        "vq_bridge": Bridge,
+        "threshold_ema_dead_code": 1,
+        "in_place_codebook_optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    },
+    "resumed on the first rank": {"affine_param": True},
+    "manual": {"manual_ema_update": True, "threshold_ema_dead_code": 1},
+    "accumulated": {"affine_param": True, "threshold_ema_dead_code": 1},
+    "evaluated on the first rank": {"affine_param": True, "sync_affine_param": True},
     "compiled": {"threshold_ema_dead_code": 2},
     "data parallel": {"codebook_dim": 3, "threshold_ema_dead_code": 2},
 }
 
 
 def batch(rank: int, step: int) -> tuple[Tensor, Tensor]:
-    """This rank's rows and mask: of another length on every rank; at times none, or none that count."""
+    """This rank's rows and mask: of another length on every rank; at times none, or none that count, or not finite."""
     generator = torch.Generator().manual_seed(100 * step + rank)
     x = torch.randn(1, 7 + 9 * rank, DIM, generator=generator)
     mask = torch.rand(x.shape[:2], generator=generator) < 0.7
     if step == 1 and rank == 1:
         mask = torch.zeros_like(mask)
+    if step == 3 and rank == 1:  # one rank's rows alone are not finite
+        x[0, 2, 1], x[0, 5, 0], x[0, 9] = torch.nan, torch.inf, -torch.inf
+        mask[0, 2] = True
     if step == 2 and rank == 0:
         x, mask = x[:, :0], mask[:, :0]
     return x, mask
@@ -57,21 +85,32 @@ def batch(rank: int, step: int) -> tuple[Tensor, Tensor]:
 def train(name: str, rank: int, world: int) -> dict[str, Tensor]:
     """A few steps; ranks start from different random books and draw different random numbers."""
     torch.manual_seed(rank)
-    module = VectorQuantize(DIM, CODES, **CASES[name])
+    module = VectorQuantize(DIM, CODES, **{k: v() if v is Bridge else v for k, v in CASES[name].items()})
     assert module._codebook.use_ddp == (world > 1)
     call: Any = module
     if name == "compiled":
         call = torch.compile(module, fullgraph=True, backend="aot_eager")
     elif name == "data parallel":
         call = torch.nn.parallel.DistributedDataParallel(module)
+    if name == "resumed on the first rank" and rank == 0:
+        trained = VectorQuantize(DIM, CODES, sync_codebook=False, **CASES[name])
+        trained(torch.randn(1, 50, DIM))
+        module.load_state_dict(trained.state_dict())
     for step in range(STEPS):
         parts = [batch(rank, step)] if world > 1 else [batch(r, step) for r in range(WORLD)]
         x, mask = (torch.cat(t, 1) for t in zip(*parts, strict=True))
         x.requires_grad_()
-        quantized, codes, loss = call(x, mask=mask)
-        (quantized.sum() + loss).backward()
-        assert torch.equal((codes if codes.dim() == 2 else codes[..., 0]) == -1, ~mask)
-        assert bool((x.grad[mask] != 0).any()) or not bool(mask.any())  # type: ignore[index]
+        more = {"accum_ema_update": step % 2 == 0} if name == "accumulated" else {}
+        quantized, codes, loss = call(x, mask=mask, **more)
+        (quantized.nan_to_num().sum() + loss).backward()
+        keep = mask & x.isfinite().all(-1)
+        assert torch.equal((codes if codes.dim() == 2 else codes[..., 0]) == -1, ~keep)
+        assert bool((x.grad[keep] != 0).any()) or not bool(keep.any())  # type: ignore[index]
+        if name == "manual":
+            module._codebook.update_ema()
+        if name == "evaluated on the first rank" and rank == 0:
+            module.eval()(x)
+            module.train()
     books = {key: value.clone() for key, value in module.state_dict().items()}
     return books | {"usage": module.usage(), "perplexity": module.perplexity()}
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ..functional import quantize_train
+from ..functional import lookup, quantize_train
 from ._layout import working
 from ._recall import Recall, Seen
 from ._sync import Ranks, draw_rows, uniform
@@ -51,8 +51,11 @@ class Codebook(nn.Module):
         threshold_ema_dead_code: 0 never re-seeds. reset_cluster_size: N_k of a re-seeded code.
         use_ddp: one book for all ranks of torch.distributed: counts, sums, starts and re-seeds are shared.
         learnable_codebook: embed is a Parameter. ema_update: keep moving averages.
-        affine_param, sync_affine_param, affine_param_batch_decay, affine_param_codebook_decay: scale and shift the book
-            by running moments, from its own to those of the rows.
+        affine_param, affine_param_batch_decay, affine_param_codebook_decay: scale and shift the book by running
+            moments, from its own to those of the rows. Only training moves them: evaluation, and decoding, read codes
+            through the moments that the last training step left (as they are where there was none), so a code means
+            the same in every batch. The moments of the rows are `batch_mean` and `batch_variance` of the state_dict.
+        sync_affine_param: has no effect of its own: where ranks share a book, its moments are of all their rows.
         use_cosine_sim: codes and rows are unit vectors. vq_bridge: a module applied to the book before use.
         generator: draws starts and re-seeds.
     """
@@ -158,10 +161,20 @@ class Codebook(nn.Module):
             embed = embed.to(torch.float64 if embed.dtype == dtype == torch.float64 else torch.float32)
         if self.vq_bridge is not None:
             embed = self.vq_bridge(embed)
-        if self.affine_param:
-            assert self.batch_mean is not None
+        if self.affine_param and self.batch_mean is not None:
             embed = (embed - self.codebook_mean) / snapshot(self._spread()) + self.batch_mean
         return embed[0] if self.num_codebooks == 1 else embed
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The vectors that codes (..., ) of one book, or (..., H) of H, stand for in evaluation; -1 is a zero vector.
+
+        (..., d), or (..., H, d), in the book's dtype.
+        """
+        bank = self.bank(self.embed.dtype).to(self.embed.dtype)
+        if self.num_codebooks == 1:
+            return lookup(codes, bank)
+        offset = torch.arange(self.num_codebooks, device=codes.device) * self.codebook_size
+        return lookup(torch.where(codes >= 0, codes + offset, codes), bank.flatten(0, 1))
 
     def _spread(self) -> Tensor:
         """Standard deviation of the book over that of the rows, per dimension."""
@@ -191,14 +204,27 @@ class Codebook(nn.Module):
     def prepare(self, x: Tensor, mask: Tensor | None) -> None:
         """What comes before codes are looked for: ranks agree, k-means starts the book, moments follow the rows."""
         if self.ranks.several and not self._shared and self.training:
-            self.ranks.share(self.initted, self.cluster_size, self.embed_avg, self.embed)
+            self._share()
             self._shared, self._started = True, self._started and torch.compiler.is_compiling()
         if not self._started and not torch.compiler.is_compiling():
             self._started = bool(self.initted)  # loaded, set by hand, or the first rank's word
         if not self._started:
             self._start(x.detach(), mask)
-        if self.affine_param:
+        if self.affine_param and self.training:
             self._follow_moments(x.detach(), mask)
+
+    def _share(self) -> None:
+        """Every rank takes the first one's state, whatever it was built from or has loaded."""
+        ranks = self.ranks
+        held = (t for name, t in self.named_buffers() if not name.startswith(("batch_", "pending_")))
+        ranks.share(*held, *self.parameters())
+        if not self.affine_param or torch.compiler.is_compiling():
+            return
+        known = ranks.first(torch.full_like(self.codebook_mean, float(self.batch_mean is not None)))
+        for name in ("batch_mean", "batch_variance"):
+            value = getattr(self, name)
+            value = ranks.first(torch.zeros_like(self.codebook_mean) if value is None else value)
+            setattr(self, name, value if bool((known > 0).all()) else None)
 
     def _start(self, x: Tensor, mask: Tensor | None) -> None:
         """k-means on these rows (of all ranks, or of the first one), from random rows; without rows it waits."""
@@ -238,23 +264,24 @@ class Codebook(nn.Module):
         return rows, None if mask is None else mask.reshape(self.num_codebooks, -1)
 
     def _follow_moments(self, x: Tensor, mask: Tensor | None) -> None:
-        """Running mean and variance of the book (in training) and of the rows."""
-        if self.training:
-            for name, value in zip(
-                ("mean", "variance"), _moments(self.embed.detach(), None, Ranks(False)), strict=True
-            ):
-                stored, fresh = getattr(self, f"codebook_{name}"), getattr(self, f"codebook_{name}_needs_init")
-                moved = torch.lerp(value.to(stored), stored, self.affine_param_codebook_decay)
-                stored.copy_(torch.where(fresh, value.to(stored), moved))
-                fresh.fill_(False)
+        """Running mean and variance of the book and of the rows; a batch without rows leaves them as they are."""
         rows, keep = self._by_book(x, mask)
-        ranks = self.ranks if self.sync_affine_param else Ranks(False)
-        mean, variance = _moments(rows, keep, ranks)
+        mean, variance, number = _moments(rows, keep, self.ranks)
+        some, first = number > 0, self.batch_mean is None
+        if first and not torch.compiler.is_compiling() and not bool(some.all()):
+            return
+        for name, value in zip(("mean", "variance"), _moments(self.embed.detach(), None, Ranks(False)), strict=False):
+            stored, fresh = getattr(self, f"codebook_{name}"), getattr(self, f"codebook_{name}_needs_init")
+            moved = torch.lerp(value.to(stored), stored, self.affine_param_codebook_decay)
+            stored.copy_(torch.where(some, torch.where(fresh, value.to(stored), moved), stored))
+            fresh.logical_and_(~some.any())
         if self.batch_mean is None or self.batch_variance is None:
-            self.batch_mean, self.batch_variance = mean, variance
+            self.batch_mean = torch.where(some, mean, self.codebook_mean)
+            self.batch_variance = torch.where(some, variance, self.codebook_variance)
         else:
-            self.batch_mean = torch.lerp(mean, self.batch_mean, self.affine_param_batch_decay)
-            self.batch_variance = torch.lerp(variance, self.batch_variance, self.affine_param_batch_decay)
+            decay = torch.where(some, self.affine_param_batch_decay, 1.0).to(mean.dtype)
+            self.batch_mean = torch.lerp(mean, self.batch_mean.to(mean), decay)
+            self.batch_variance = torch.lerp(variance, self.batch_variance.to(mean), decay)
 
     # ---- changing -------------------------------------------------------------------------------------------------
 
@@ -284,19 +311,24 @@ class Codebook(nn.Module):
         self.batch_counts.copy_(counts)
         if not ema_update and not self.has_dead_code_replacement:
             return
-        if self.affine_param:  # the sums of the rows as the book sees them; linear, so the rows need not be touched
-            assert self.batch_mean is not None
+        if self.affine_param and self.batch_mean is not None:  # the sums as the book sees them: linear in the rows
             size = counts.unsqueeze(-1)
             sums = (sums - size * self.batch_mean) * self._spread() + size * self.codebook_mean
         if self._accumulate(counts, sums, accum_ema_update):
             return
         assert self.pending_size is not None and self.pending_sum is not None
         counts, sums, self.pending_size, self.pending_sum = self.pending_size, self.pending_sum, None, None
+        some: Tensor | None = None  # a batch without rows moves nothing; on a CPU that is seen at once
+        if counts.device.type != "cpu" or torch.compiler.is_compiling():
+            some = counts.sum() > 0
+        elif not bool(counts.any()):
+            return
         step = self._step_size(ema_update_weight, counts, sums)
+        step = step if some is None else step * some.to(self.cluster_size.dtype)
         _lerp(self.cluster_size, counts, step)
-        _lerp(self.embed_avg, sums, step.unsqueeze(-1) if isinstance(step, Tensor) else step)
+        _lerp(self.embed_avg, sums, step.unsqueeze(-1) if isinstance(step, Tensor) and step.dim() > 0 else step)
         if ema_update and not self.manual_ema_update:
-            self.update_ema()
+            self.update_ema(some)
         self.expire_codes_(x, mask)
 
     def _accumulate(self, counts: Tensor, sums: Tensor, only: bool) -> bool:
@@ -319,12 +351,13 @@ class Codebook(nn.Module):
         return values * (1 - self.decay)
 
     @torch.no_grad()
-    def update_ema(self) -> None:
-        """The codes from the moving averages."""
+    def update_ema(self, moved: Tensor | None = None) -> None:
+        """The codes from the moving averages, if `moved` () bool."""
         total = self.cluster_size.sum(-1, keepdim=True)
         size = (self.cluster_size + self.eps) / (total + self.codebook_size * self.eps) * total
         mean = self.embed_avg / size.unsqueeze(-1)
-        self.embed.data.copy_(unit(mean) if self.use_cosine_sim else mean)
+        mean = unit(mean) if self.use_cosine_sim else mean
+        self.embed.data.copy_(mean if moved is None else torch.where(moved, mean, self.embed))
 
     @torch.no_grad()
     def expire_codes_(self, x: Tensor, mask: Tensor | None = None) -> None:
@@ -385,6 +418,8 @@ class Codebook(nn.Module):
                 setattr(self, name, None if value is None else torch.empty_like(value, device=self.embed.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._started = not self.initted.is_meta and bool(self.initted)
+        self.pending_size = self.pending_sum = None  # what no state_dict holds belongs to the state that was
+        self.batch_counts.zero_()
 
     def extra_repr(self) -> str:
         books, size, width = self.embed.shape
@@ -397,11 +432,12 @@ def _lerp(old: Tensor, new: Tensor, step: float | Tensor) -> None:
     old.data.lerp_(new.to(old), step.to(old) if isinstance(step, Tensor) else step)
 
 
-def _moments(x: Tensor, mask: Tensor | None, ranks: Ranks) -> tuple[Tensor, Tensor]:
-    """Mean and (population) variance over rows, (H, 1, d), of x (H, R, d), over all ranks."""
+def _moments(x: Tensor, mask: Tensor | None, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and (population) variance over rows, (H, 1, d), of x (H, R, d), and their number, over all ranks."""
     x = working(x)
     keep = 1.0 if mask is None else mask.unsqueeze(-1).to(x.dtype)
     number = x.new_full((x.shape[0], 1, 1), x.shape[1]) if mask is None else mask.sum(-1).to(x.dtype).view(-1, 1, 1)
-    number = ranks.total(number).clamp_min(1)
-    mean = ranks.total((x * keep).sum(1, keepdim=True)) / number
-    return mean, ranks.total(((x - mean).square() * keep).sum(1, keepdim=True)) / number
+    number = ranks.total(number)
+    least = number.clamp_min(1)
+    mean = ranks.total((x * keep).sum(1, keepdim=True)) / least
+    return mean, ranks.total(((x - mean).square() * keep).sum(1, keepdim=True)) / least, number

@@ -64,6 +64,32 @@ def rotate_to(source: Tensor, target: Tensor) -> Tensor:
     return _Rotate.apply(source, target.detach())
 
 
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(grad: Tensor, *sources: Tensor) -> Tensor:
+        return grad.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        raise NotImplementedError(
+            "the gradient of a codebook has no derivative: a second backward pass works for x, not for the codebook"
+        )
+
+
+def twice() -> bool:
+    """Whether the backward pass that asks builds a graph, for a second one."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def once(grad: Tensor, *sources: Tensor) -> Tensor:
+    """A gradient that depends on `sources` by a formula that has no derivative: a second backward pass says so."""
+    return _Once.apply(grad, *sources)
+
+
 class _ScaleGradient(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -111,34 +137,51 @@ class _CodebookLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, book: Tensor, rows: Tensor, counts: Tensor, sums: Tensor, loss: Tensor, weight: float
+        x: Tensor,
+        book: Tensor,
+        rows: Tensor,
+        counts: Tensor,
+        sums: Tensor,
+        loss: Tensor,
+        weight: float,
+        elements: Tensor | int,
     ) -> Tensor:
         return loss * (1 + weight)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, book, rows, counts, sums, _, ctx.weight = inputs
-        ctx.save_for_backward(x, book, rows, counts, sums)
+        x, book, rows, counts, sums, _, ctx.weight, elements = inputs
+        ctx.elements = None if isinstance(elements, Tensor) else elements
+        ctx.save_for_backward(x, book, rows, counts, sums, elements if isinstance(elements, Tensor) else None)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, book, rows, counts, sums = (t.detach() for t in ctx.saved_tensors)
-        scale = grad * (2 / max(x.numel(), 1))
+        x, book, rows, counts, sums, elements = ctx.saved_tensors
+        scale = grad * (2 / (max(ctx.elements, 1) if elements is None else elements))
         grad_x = ((working(x) - rows) * (scale * ctx.weight)).to(x.dtype) if ctx.needs_input_grad[0] else None
         grad_book = (counts.unsqueeze(-1) * book - sums) * scale if ctx.needs_input_grad[1] else None
-        return grad_x, grad_book, None, None, None, None, None
+        if grad_book is not None and twice():
+            grad_book = once(grad_book, x, book)
+        return grad_x, grad_book, None, None, None, None, None, None
 
 
 def codebook_loss(
-    x: Tensor, book: Tensor, rows: Tensor, counts: Tensor, sums: Tensor, loss: Tensor, weight: float
+    x: Tensor,
+    book: Tensor,
+    rows: Tensor,
+    counts: Tensor,
+    sums: Tensor,
+    loss: Tensor,
+    weight: float,
+    elements: Tensor | int,
 ) -> Tensor:
-    """|sg(x) - b|^2 + weight |x - sg(b)|^2, each averaged over all elements, b = book[codes] = `rows`.
+    """|sg(x) - b|^2 + weight |x - sg(b)|^2, each averaged over `elements`, b = book[codes] = `rows`.
 
     `counts` (M,), `sums` (M, d) and `loss` = mean (x - rows)^2 are what the quantising pass has at hand: the
-    book's gradient is 2 (counts b - sums) / numel, so nothing of size (N, d) is made or scattered for it.
+    book's gradient is 2 (counts b - sums) / elements, so nothing of size (N, d) is made or scattered for it. Rows
+    that do not count are equal in x and `rows`.
     """
-    return _CodebookLoss.apply(x, book, rows, counts, sums, loss, weight)
+    return _CodebookLoss.apply(x, book, rows, counts, sums, loss, weight, elements)
 
 
 class _Round(torch.autograd.Function):

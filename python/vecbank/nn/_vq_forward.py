@@ -16,6 +16,7 @@ from ..functional import quantize, topk
 from . import _vq_ops as ops
 from ._codebook import unit
 from ._estimators import rotate_to, straight_through
+from ._finite import zeroed
 from ._layout import mean
 from ._recall import inside_backward
 
@@ -35,7 +36,8 @@ class LossBreakdown(NamedTuple):
 class Call(NamedTuple):
     """What one call of forward asks for."""
 
-    mask: Tensor | None  # in the layout of the rows at the books
+    mask: Tensor | None  # in the layout of the rows at the books; leaves out rows that are not finite as well
+    masked: bool  # the caller gave a mask
     topk: int | None
     temperature: float | Tensor
     frozen: bool
@@ -213,14 +215,14 @@ def losses(vq: VectorQuantize, found: Found, call: Call, inputs: Tensor) -> tupl
             loss = commitment * vq.commitment_weight if vq.has_commitment_loss else commitment
         return loss, LossBreakdown(commitment, zero, zero, zero)
     if vq.has_codebook_diversity_loss:
-        diversity = _diversity(vq, found, inputs.shape[:2])
+        diversity = _diversity(vq, found, call, inputs.shape[:2])
         loss = loss + diversity * vq.codebook_diversity_loss_weight
     if vq.has_commitment_loss:
         target = found.quantized if vq.learnable_codebook and not call.frozen else found.quantized.detach()
         commitment = _gap_per_code(found, call, target) if per_code else _commitment(vq, found, call, target, inputs)
         loss = loss + commitment * vq.commitment_weight
     if vq.has_codebook_orthogonal_loss:
-        orthogonal = _orthogonality(vq, found)
+        orthogonal = _orthogonality(vq, found, call)
         loss = loss + orthogonal * vq.orthogonal_reg_weight
     if not loss.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         # Nothing to learn from, but backward() may still be called.
@@ -239,11 +241,11 @@ def _commitment(vq: VectorQuantize, found: Found, call: Call, target: Tensor, in
     if vq.commitment_use_cross_entropy_loss:
         codes = found.codes if call.mask is None else torch.where(call.mask, found.codes, -1)
         return score_given_codes(vq, found, codes)
-    unprojected = vq.use_cosine_sim and call.mask is not None and vq.heads == 1 and not vq.has_projections
+    unprojected = vq.use_cosine_sim and call.masked and vq.heads == 1 and not vq.has_projections
     if found.loss is not None and not unprojected:
         return found.loss
     # vector-quantize-pytorch compares masked cosine codes with the input before it is normalised; so do we.
-    gap = (target - (inputs if unprojected else found.rows)).square()
+    gap = (target - (zeroed(inputs, call.mask) if unprojected else found.rows)).square()
     if call.mask is None:
         return mean(gap)
     return (gap * call.mask.unsqueeze(-1)).sum() / (call.mask.sum() * gap.shape[-1]).clamp_min(1)
@@ -252,25 +254,29 @@ def _commitment(vq: VectorQuantize, found: Found, call: Call, target: Tensor, in
 def score_given_codes(vq: VectorQuantize, found: Found, codes: Tensor) -> Tensor:
     """Mean of -log softmax(score)[code] over codes that are not -1."""
     if found.scores is not None:
-        return F.cross_entropy(found.scores.flatten(0, -2), codes.flatten(), ignore_index=-1)
+        summed = F.cross_entropy(found.scores.flatten(0, -2), codes.flatten(), ignore_index=-1, reduction="sum")
+        return summed / (codes >= 0).sum().clamp_min(1)
     return ops.cross_entropy(found.rows, found.bank, vq._codebook.metric, codes)
 
 
-def _diversity(vq: VectorQuantize, found: Found, lead: torch.Size) -> Tensor:
+def _diversity(vq: VectorQuantize, found: Found, call: Call, lead: torch.Size) -> Tensor:
     """Minus the entropy of the codes' mean probabilities, softmax(temperature * score), over the batch."""
     sharpness = vq.codebook_diversity_temperature
     if found.scores is not None:
-        return ops.negative_entropy_of((found.scores * sharpness).softmax(-1).mean(0)).mean()
+        p = (found.scores * sharpness).softmax(-1).unsqueeze(0)
+        return ops.mean_negative_entropy(p, None if call.mask is None else call.mask.unsqueeze(0))
     bank = found.bank if found.bank.dim() == 3 else found.bank.unsqueeze(0)
     rows = vq._layout.positions(found.rows, lead)
-    return ops.negative_entropy(rows, bank, vq._codebook.metric, sharpness)
+    mask = None if call.mask is None else vq._layout.positions(call.mask.unsqueeze(-1), lead).squeeze(-1)
+    return ops.negative_entropy(rows, bank, vq._codebook.metric, sharpness, mask)
 
 
-def _orthogonality(vq: VectorQuantize, found: Found) -> Tensor:
+def _orthogonality(vq: VectorQuantize, found: Found, call: Call) -> Tensor:
     book, active = vq._codebook, None
     if vq.orthogonal_reg_active_codes_only:
         if book.num_codebooks > 1:
             raise ValueError("orthogonal_reg_active_codes_only does not go with a book per head")
         used = found.codes.new_zeros(book.codebook_size + 1, dtype=torch.bool)
-        active = used.index_fill(0, found.codes.flatten() + 1, True)[1:]
+        codes = found.codes if call.mask is None or call.topk is None else found.codes.where(call.mask[..., None], -1)
+        active = used.index_fill(0, codes.flatten() + 1, True)[1:]
     return ops.orthogonality(book.embed, active, vq.orthogonal_reg_max_codes, vq.generator)

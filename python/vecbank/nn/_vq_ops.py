@@ -14,8 +14,11 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .._backward import rotated_gradient
 from .._codes import ESTIMATORS
 from ..functional import lookup, project, quantize_train, segment_sum
+from ._estimators import once, twice
+from ._finite import zeroed
 from ._layout import mean, working
 from ._recall import Seen
 
@@ -119,14 +122,17 @@ class _Train(torch.autograd.Function):
         # counts b - sums: half the gradient of the summed loss to the book. Taken now, as the book is about to change.
         pull = counts.unsqueeze(-1) * snapshot(bank.detach()) - sums if need_bank and ctx.learn else None
         ctx.save_for_backward(x, quantized, mask, codes if need_bank and ctx.estimator == "none" else None, pull)
+        if not torch.compiler.is_compiling():
+            ctx.bank = bank if pull is not None else None  # for its place in the graph; its values may have changed
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor, grad_loss: Tensor, *rest: Tensor) -> tuple[Any, ...]:
         x, quantized, mask, codes, pull = ctx.saved_tensors
         elements = x.numel() if mask is None else mask.sum() * x.shape[-1]
         scale = grad_loss * 2 / (max(elements, 1) if isinstance(elements, int) else elements.clamp_min(1))
         grad_x = grad_bank = None
+        if twice():
+            return _Train.backward_twice(ctx, grad, scale)
         if ctx.needs_input_grad[0]:
             grad_x = _ops.quantize_backward(grad.to(x.dtype), x, quantized, scale, ESTIMATORS[ctx.estimator])
         if pull is not None:
@@ -135,6 +141,22 @@ class _Train(torch.autograd.Function):
             passed = totals(grad, codes, ctx.bank_shape)[1]
             grad_bank = passed if grad_bank is None else grad_bank + passed
         return grad_x, grad_bank, None, None, None, None, None, None
+
+    @staticmethod
+    def backward_twice(ctx: Any, grad: Tensor, scale: Tensor) -> tuple[Any, ...]:
+        """The same by formulas that have a derivative in x; codes and rotations are held still, as the first time."""
+        x, quantized, mask, codes, pull = ctx.saved_tensors
+        fixed, grad_bank = quantized.detach(), None
+        grad_x = zeroed((x - fixed) * scale, mask)
+        if ctx.estimator != "none":
+            turned = rotated_gradient(grad, x.detach(), fixed) if ctx.estimator == "rotation" else grad
+            grad_x = grad_x + turned
+        if pull is not None:
+            grad_bank = once(pull * scale, x, ctx.bank)
+        if codes is not None:
+            passed = totals(grad, codes, ctx.bank_shape)[1]
+            grad_bank = passed if grad_bank is None else grad_bank + passed
+        return grad_x.to(x.dtype), grad_bank, None, None, None, None, None, None
 
 
 def train(
@@ -171,7 +193,6 @@ class _Rows(torch.autograd.Function):
         ctx.save_for_backward(inputs[0])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         return None, totals(grad, ctx.saved_tensors[0], ctx.shape)[1]
 
@@ -257,21 +278,38 @@ def negative_entropy_of(p: Tensor) -> Tensor:
     return (p * p.clamp_min(1e-5).log()).sum(-1)
 
 
-def negative_entropy(x: Tensor, bank: Tensor, metric: str, sharpness: float) -> Tensor:
+def mean_negative_entropy(p: Tensor, mask: Tensor | None, summed: bool = False) -> Tensor:
+    """Sum of q log q, q the mean of p (H, G, P, K) over books and groups, averaged (or summed) over positions.
+
+    Rows outside mask (H, G, P) do not count, nor do positions without rows.
+    """
+    if mask is None:
+        each = negative_entropy_of(p.mean((0, 1)))
+        return each.sum() if summed else each.mean()
+    number = mask.sum((0, 1))
+    total = negative_entropy_of((p * mask.unsqueeze(-1)).sum((0, 1)) / number.clamp_min(1).unsqueeze(-1)).sum()
+    return total if summed else total / (number > 0).sum().clamp_min(1)
+
+
+def negative_entropy(x: Tensor, bank: Tensor, metric: str, sharpness: float, mask: Tensor | None = None) -> Tensor:
     """Sum of p log p of the codes' mean probabilities: x (H, G, P, d) against bank (H, K, d).
 
     p is the mean over books and groups of softmax(sharpness * score); one such p for each of the P positions, averaged.
+    Rows outside mask (H, G, P) do not count.
     """
     heads, groups, positions, width = x.shape
     if not x.numel():
         return x.sum()
 
-    def summed(part: Tensor, book: Tensor) -> Tensor:
+    def summed(part: Tensor, book: Tensor, keep: Tensor | None) -> Tensor:
         p = (scores(part.reshape(heads, -1, width), book, metric) * sharpness).softmax(-1)
-        return negative_entropy_of(p.view(heads, groups, part.shape[2], -1).mean((0, 1))).sum()
+        return mean_negative_entropy(p.view(heads, groups, part.shape[2], -1), keep, summed=True)
 
     parts = _blocks(x, bank.shape[-2], 2)
-    return torch.stack([_recomputed(summed, part, bank) for part in parts]).sum() / positions
+    lengths = [part.shape[2] for part in parts]
+    masks = [None] * len(parts) if mask is None else mask.expand(heads, groups, positions).split(lengths, 2)
+    total = torch.stack([_recomputed(summed, p, bank, keep) for p, keep in zip(parts, masks, strict=True)]).sum()
+    return total / (positions if mask is None else mask.any(1).any(0).sum().clamp_min(1))
 
 
 def orthogonality(bank: Tensor, active: Tensor | None, most: int | None, generator: Generator | None) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._finite import finite_rows
 from ._residual import GroupedResidual
 from .residual_vq import ResidualVQ
 
@@ -52,6 +53,9 @@ class GroupedResidualVQ(GroupedResidual):
                 raise ValueError(f"indices must hold one tensor for each of {self.groups} groups, got {len(indices)}")
             given = list(indices)
         seed = self._seed(x, self.rvqs[0].generator)
+        finite = finite_rows(x.movedim(self.split_dim, -1))
+        if finite is not None:  # what makes a row void may lie in one group alone
+            x = torch.where(finite.unsqueeze(self.split_dim), x, torch.nan)
         parts = [
             rvq(
                 part,

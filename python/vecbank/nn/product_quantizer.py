@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from .._checks import integers
 from ..functional import lookup, project, quantize_train
 from ..pq import ProductCodec, pq_decode, pq_encode, pq_train
 from ._estimators import keep_alive
-from ._layout import mean
+from ._finite import counted, finite_rows, voided, zeroed
 from ._recall import Recall, Seen, inside_backward
 from ._sync import Ranks, draw_rows
 
@@ -51,7 +52,8 @@ class ProductQuantizer(nn.Module):
 
     Shapes:
         x (..., dim), 16-bit or of the books' dtype; quantized in the books' dtype. Straight-through: quantized has x's
-        gradient. In eval mode nothing moves, and ``loss`` is still the commitment term.
+        gradient. In eval mode nothing moves, and ``loss`` is still the commitment term. A row with NaN or inf becomes
+        NaN with codes -1; it moves nothing, and its gradient is zero.
     """
 
     books: Tensor
@@ -118,31 +120,38 @@ class ProductQuantizer(nn.Module):
         return found._replace(quantized=keep_alive(found.quantized, seen))
 
     def _code(self, x: Tensor, move: bool) -> ProductQuantized:
-        lead, y = x.shape[:-1], self._turned(x)
+        lead, finite = x.shape[:-1], finite_rows(x)
+        y = self._turned(zeroed(x, finite))
         parts = y.reshape(-1, self.parts, self.dim // self.parts).transpose(0, 1)
-        found = quantize_train(parts, self.books.detach())
+        mask = None if finite is None else finite.reshape(1, -1).expand(parts.shape[:2])
+        found = quantize_train(parts, self.books.detach(), mask=mask)
         loss = self.commitment_weight * found.loss
         if self.decay is None:
             offset = self.codes * torch.arange(self.parts, device=x.device).unsqueeze(1)
             rows = torch.where(found.codes < 0, -1, found.codes + offset)
             chosen = lookup(rows, self.books.flatten(0, 1))
-            loss = loss + mean((chosen - parts.detach().to(chosen.dtype)).square())
+            gap = zeroed(chosen - parts.detach().to(chosen.dtype), mask).square()
+            loss = loss + gap.sum() / (counted(mask, parts.shape[:2]) * parts.shape[-1])
         elif move:
-            self._move(parts.detach(), found.counts, found.sums)
+            self._move(parts.detach(), mask, found.counts, found.sums)
         quantized = found.quantized.transpose(0, 1).reshape(*lead, self.dim)
         if self.rotation is not None:
             quantized = project(quantized, self.rotation, "dot")
+        quantized = voided(quantized, finite)
         return ProductQuantized(quantized, found.codes.T.reshape(*lead, self.parts), loss)
 
     @torch.no_grad()
-    def _move(self, parts: Tensor, counts: Tensor, sums: Tensor) -> None:
+    def _move(self, parts: Tensor, mask: Tensor | None, counts: Tensor, sums: Tensor) -> None:
         ranks, dtype = Ranks(self.sync), self.books.dtype
-        weight = 1 - (self.decay or 0.0)
-        self.sizes.lerp_(ranks.total(counts).to(dtype), weight)
-        self.sums.lerp_(ranks.total(sums).to(dtype), weight)
+        counts, sums = ranks.total(counts).to(dtype), ranks.total(sums).to(dtype)
+        some = (counts.sum(-1, keepdim=True) > 0).to(dtype)  # a batch without rows moves nothing
+        weight = some * (1 - (self.decay or 0.0))
+        self.sizes.lerp_(counts, weight)
+        self.sums.lerp_(sums, weight.unsqueeze(-1))
         if self.rare:
+            keep = None if mask is None else mask[0]
             for sizes, total, part in zip(self.sizes, self.sums, parts, strict=True):
-                rows, available = draw_rows(part.to(dtype), None, self.codes, self.generator, ranks)
+                rows, available = draw_rows(part.to(dtype), keep, self.codes, self.generator, ranks)
                 rare = (sizes < self.rare) & (available > 0)
                 total.copy_(torch.where(rare.unsqueeze(1), rows * self.rare, total))
                 sizes.copy_(torch.where(rare, self.rare, sizes))
@@ -156,12 +165,15 @@ class ProductQuantizer(nn.Module):
     ) -> ProductQuantizer:
         """Starts the books (and the rotation) from k-means on samples (..., dim); ``codes`` must be a power of two.
 
+        Samples with NaN or inf are left out.
+
         Of several ranks all call it, and the first one's answer counts.
         """
         bits = self.codes.bit_length() - 1
         if self.codes != 1 << bits or bits < 1:
             raise ValueError(f"fit_ needs a power of two of codes, from 2, got {self.codes}")
         rows = samples.detach().reshape(-1, self.dim).to(self.books.dtype)
+        rows = rows[rows.isfinite().all(-1)]
         codec = pq_train(
             rows,
             self.parts,
@@ -181,12 +193,13 @@ class ProductQuantizer(nn.Module):
         return self
 
     def encode(self, x: Tensor) -> Tensor:
-        """Codes (..., parts) int64."""
+        """Codes (..., parts) int64; -1 for a row with NaN or inf."""
+        x = voided(x, finite_rows(x))
         return pq_encode(x, self.books.detach(), self.rotation)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """What codes (..., parts) stand for: (..., dim)."""
-        return pq_decode(codes, self.books, self.rotation)
+        """What codes (..., parts) of any integer dtype stand for: (..., dim)."""
+        return pq_decode(integers(codes), self.books, self.rotation)
 
     @property
     def codec(self) -> ProductCodec:

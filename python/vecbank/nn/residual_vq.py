@@ -18,8 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from .._checks import integers
 from ..functional import lookup
+from ._derived import Derived
 from ._estimators import keep_alive, scale_gradient
+from ._finite import both, counted, finite_rows, voided, zeroed
 from ._layout import channel_first, channel_last, check_width, like_weights, no_autocast, projection, working
 from ._neural_book import CodeMLP
 from ._passes import encode_stages
@@ -34,12 +37,13 @@ class _Call(NamedTuple):
     """What one call of forward asks of the stages."""
 
     mask: Tensor | None  # (b, n)
+    finite: Tensor | None  # (b, n), None for all: the other rows are NaN
     active: int  # stages that run
     move: bool  # books may move
     options: dict[str, Any]  # for the stages' own forward
 
 
-class ResidualVQ(nn.Module):
+class ResidualVQ(Derived):
     """A cascade of VectorQuantize stages. Same arguments and state_dict as
     `vector_quantize_pytorch.ResidualVQ`.
 
@@ -66,7 +70,8 @@ class ResidualVQ(nn.Module):
     ..., dim) to (quantised like x, codes (b, ..., S), losses (S,)), and all stages' vectors (S, b, ...,
     codebook_dim) on request. mask (b, n), True = counts. With `indices` (b, n, S), to (quantised, sum of the
     cross-entropies of these codes). `num_stages` runs only so many stages. In evaluation the cascade is one
-    call; residuals of 16-bit inputs are kept in float32.
+    call; residuals of 16-bit inputs are kept in float32. A row with NaN or inf becomes NaN with codes -1; it
+    moves nothing, and its gradient is zero.
     """
 
     beam_score_weights: Tensor
@@ -108,6 +113,7 @@ class ResidualVQ(nn.Module):
         weights = [1.0] * num_quantizers if beam_score_quantizer_weights is None else list(beam_score_quantizer_weights)
         if len(weights) != num_quantizers:
             raise ValueError(f"beam_score_quantizer_weights must have {num_quantizers} entries, got {len(weights)}")
+        self._beam_weights = weights
 
         self.dim = dim
         self.codebook_dim = dim if codebook_dim is None else codebook_dim
@@ -127,7 +133,7 @@ class ResidualVQ(nn.Module):
         self.quant_grad_frac = 1.0 if diveq else quant_grad_frac
         self.beam_size = beam_size
         self.eval_beam_size = beam_size if eval_beam_size is None else eval_beam_size
-        self.register_buffer("beam_score_weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
+        self._hold()
 
         if implicit_neural_codebook:
             vq_kwargs |= {"learnable_codebook": True, "ema_update": False}
@@ -154,6 +160,9 @@ class ResidualVQ(nn.Module):
             for layer in self.layers[1:]:
                 layer._codebook = self.layers[0]._codebook
 
+    def _derive(self) -> dict[str, Tensor]:
+        return {"beam_score_weights": torch.tensor(self._beam_weights, dtype=torch.float32, device="cpu")}
+
     # ---- Codes
     # ----------------------------------------------------------------------------------------------------
 
@@ -170,13 +179,13 @@ class ResidualVQ(nn.Module):
         return torch.stack(books) if self.uniform_codebook_size else books
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
-        """Vectors of every stage, (S, b, ..., d), for codes (b, ..., q): q < S with quantize_dropout; -1 is
-        zeros.
+        """Vectors of every stage as evaluation finds them, (S, b, ..., d), for codes (b, ..., q) of any integer
+        dtype: q < S with quantize_dropout; -1 is zeros.
         """
-        indices = pad_stages(indices, self.num_quantizers, self.quantize_dropout)
+        indices = pad_stages(integers(indices, "indices"), self.num_quantizers, self.quantize_dropout)
         parts: list[Tensor] = []
         for layer, code, mlp in zip(self.layers, indices.unbind(-1), (None, *self.mlps), strict=True):
-            rows = lookup(code.long(), layer._codebook.embed.squeeze(0))
+            rows = layer._codebook.decode(code)
             if mlp is not None:
                 rows = mlp(rows, torch.stack(parts).sum(0)) * (code >= 0).unsqueeze(-1)
             parts.append(rows)
@@ -218,17 +227,22 @@ class ResidualVQ(nn.Module):
             "sample_codebook_temp": sample_codebook_temp,
             "freeze_codebook": True if freeze_codebook else None,  # False leaves it to the stages' own setting
         }
-        projected = self.project_in(inputs)
+        finite = finite_rows(inputs)
+        projected = inputs
+        if self.has_projections:
+            projected = self.project_in(zeroed(inputs, finite))
+            finite = both(finite, finite_rows(projected))
         lead = projected.shape[:-1]
+        valid = None if finite is None else finite.reshape(lead[0], math.prod(lead[1:]))
         with no_autocast(projected):
-            rows = working(projected).reshape(lead[0], math.prod(lead[1:]), self.codebook_dim)
+            rows = working(voided(projected, finite)).reshape(lead[0], math.prod(lead[1:]), self.codebook_dim)
 
             def passes(move: bool) -> Cascade:
                 dropping, seed = self.training and indices is None, rand_quantize_dropout_fixed_seed
                 active = self._dropout.active(dropping, num_stages, seed, x.device, self.generator)
-                call = _Call(mask, active, move, options)
+                call = _Call(mask, valid, active, move, options)
                 if indices is not None:
-                    given = indices if isinstance(indices, Tensor) else torch.stack(list(indices))
+                    given = integers(indices if isinstance(indices, Tensor) else torch.stack(list(indices)), "indices")
                     return self._score(rows, given.reshape(*rows.shape[:2], given.shape[-1]), call)
                 if searched:
                     assert beams is not None
@@ -236,12 +250,16 @@ class ResidualVQ(nn.Module):
                 else:
                     done = self._encode(rows, call) if self._learns_nothing() else self._cascade(rows, call)
                 if self.diveq and self.training:
-                    done = done._replace(quantized=_directional(rows, done.quantized, self.generator))
+                    ends = zeroed(rows, valid), zeroed(done.quantized, valid)
+                    done = done._replace(quantized=_directional(*ends, self.generator))
                 return done
 
             done = self._repeatable(rows, passes, searched)
             quantized = done.quantized
-        out = self.project_out(quantized.to(projected.dtype).reshape(projected.shape))
+        quantized = quantized.to(projected.dtype).reshape(projected.shape)
+        if self.has_projections:
+            quantized = self.project_out(zeroed(quantized, finite))
+        out = voided(quantized, finite)
         if mask is not None:
             fill = torch.zeros_like(out) if self.return_zeros_for_masked_padding else inputs.to(out.dtype)
             out = torch.where(mask.unsqueeze(-1), out, fill)
@@ -290,7 +308,8 @@ class ResidualVQ(nn.Module):
                 if self.training and self.shared_codebook:
                     seen.append(residual.detach())
                 if self.implicit_neural_codebook:
-                    said.append(said[-1] + quantized if said else quantized)
+                    part = zeroed(quantized, call.finite)
+                    said.append(said[-1] + part if said else part)
                 return quantized, codes, loss
 
             return stage
@@ -313,7 +332,8 @@ class ResidualVQ(nn.Module):
         rows = torch.cat([s.flatten(0, 1) for s in seen])
         if layer.use_cosine_sim:
             rows = torch.nn.functional.normalize(rows, dim=-1, eps=1e-6)
-        layer._codebook.expire_codes_(rows, None if mask is None else mask.flatten().repeat(len(seen)))
+        keep = both(None if mask is None else mask.flatten().repeat(len(seen)), finite_rows(rows))
+        layer._codebook.expire_codes_(zeroed(rows, keep), keep)
 
     def _learns_nothing(self) -> bool:
         """Whether the stages only look codes up: then all of them are one call."""
@@ -348,7 +368,7 @@ class ResidualVQ(nn.Module):
             transform = None if mlp is None else _conditioned(mlp, said)
             part, loss = layer(residual, mask=call.mask, indices=code, codebook_transform_fn=transform, **call.options)
             residual = residual - scale_gradient(part, self.quant_grad_frac)
-            said = said + part
+            said = said + zeroed(part, call.finite)
             losses.append(loss)
         return Cascade(said, codes, torch.stack(losses), call.active)
 
@@ -373,10 +393,8 @@ class ResidualVQ(nn.Module):
             codes = torch.cat((_take(codes, parent), code.reshape(b, n, j * k).gather(2, pick).unsqueeze(-1)), -1)
             losses = torch.cat((_take(losses, parent), loss.reshape(b, n, j * k).gather(2, pick).unsqueeze(-1)), -1)
         best, chosen, each = quantized[:, :, 0], codes[:, :, 0], losses[:, :, 0]
-        if call.mask is None:
-            mean = each.sum((0, 1)) / max(b * n, 1)
-        else:
-            mean = (each * call.mask.unsqueeze(-1)).sum((0, 1)) / call.mask.sum().clamp_min(1)
+        keep = both(call.mask, call.finite)
+        mean = zeroed(each, keep).sum((0, 1)) / counted(keep, x.shape[:2])
         if self.training and call.move:
             self._learn_from(x.detach(), chosen, call.mask, call.options)
         rest = (0, self.num_quantizers - call.active)

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from .._checks import integers
 from ..functional import lookup, quantize_train
 from ._estimators import codebook_loss, rotate_to, straight_through
+from ._finite import counted, finite_rows, voided, zeroed
 from ._layout import channel_first as to_channel_first
 from ._layout import channel_last, check_width, no_autocast, working
 from ._passes import encode_stages
@@ -51,7 +53,8 @@ class SimVQ(nn.Module):
         frozen_codebook_dim: width of the frozen table; dim by default.
 
     `forward(x)`: x (b, ..., d), or (b, d, ...) channel first, to (quantised like x, codes int64 (b, ...),
-    loss), in eval as in training. The book is read in the dtype its map has, whatever autocast says.
+    loss), in eval as in training. The book is read in the dtype its map has, whatever autocast says. A row with
+    NaN or inf becomes NaN with code -1, and counts nowhere.
     """
 
     frozen_codebook: Tensor
@@ -88,10 +91,10 @@ class SimVQ(nn.Module):
         return book
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
-        """Codes (b, ...) to vectors in the layout of `forward`; -1 is a zero vector. Differentiable in the
-        map.
+        """Codes (b, ...) of any integer dtype to vectors in the layout of `forward`; -1 is a zero vector.
+        Differentiable in the map.
         """
-        codes = lookup(indices, self.codebook)
+        codes = lookup(integers(indices, "indices"), self.codebook)
         return to_channel_first(codes) if self.channel_first else codes
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,10 +108,13 @@ class SimVQ(nn.Module):
         dtype = x.dtype
         with no_autocast(x):
             x, book = _together(x, self.codebook)
-            rows, codes, loss, counts, sums = quantize_train(x.detach(), book.detach())
-            loss = codebook_loss(x, book, rows, counts, sums, loss, self.input_to_quantize_commit_loss_weight)
+            finite, weight = finite_rows(x), self.input_to_quantize_commit_loss_weight
+            x = zeroed(x, finite)
+            rows, codes, loss, counts, sums = quantize_train(x.detach(), book.detach(), mask=finite)
+            elements = counted(finite, x.shape[:-1]) * x.shape[-1]
+            loss = codebook_loss(x, book, rows, counts, sums, loss, weight, elements)
             quantized = rotate_to(x, rows) if self.rotation_trick else straight_through(x, rows)
-            return quantized.to(dtype), codes, loss * self.commitment_weight
+            return voided(quantized, finite).to(dtype), codes, loss * self.commitment_weight
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, codebook_size={self.codebook_size}"
@@ -179,7 +185,7 @@ class ResidualSimVQ(nn.Module):
 
         q < S only with quantize_dropout; -1 is a zero vector.
         """
-        indices = pad_stages(indices, self.num_quantizers, self.quantize_dropout)
+        indices = pad_stages(integers(indices, "indices"), self.num_quantizers, self.quantize_dropout)
         parts = zip(self.layers, indices.unbind(-1), strict=True)
         return torch.stack([layer.indices_to_codes(code) for layer, code in parts])
 
@@ -203,6 +209,7 @@ class ResidualSimVQ(nn.Module):
         check_width(x, self.dim, 1 if self.channel_first else -1)
         active = self._active(x, num_stages, rand_quantize_dropout_fixed_seed, generator)
         rows = channel_last(x).contiguous() if self.channel_first else x
+        rows = voided(rows, finite_rows(rows))
         if torch.is_grad_enabled():
             done = run_cascade(working(rows), [layer._quantize for layer in self.layers], active)
             quantized, codes, losses = done.quantized.to(x.dtype), done.codes, done.losses

@@ -12,8 +12,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from ..functional import lookup
+from .._checks import integers
 from ._codebook import Codebook, UpdateWeight, unit
+from ._derived import Derived
+from ._finite import both, finite_rows, over, voided, zeroed
 from ._layout import no_autocast
 from ._sync import several_ranks
 from ._vq_forward import Call, ask, estimate, losses, score_given_codes
@@ -25,7 +27,20 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-class VectorQuantize(nn.Module):
+def _follow(optimizer: Optimizer, own: list[nn.Parameter]) -> None:
+    """Points an optimiser at the parameters that took the place of its own (`to_empty`, a state that was assigned)."""
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    if len(held) != len(own) or {id(p) for p in held} == {id(p) for p in own}:
+        return
+    new = dict(zip(map(id, held), own, strict=True))
+    for group in optimizer.param_groups:
+        group["params"] = [new[id(p)] for p in group["params"]]
+    for p in held:
+        if p in optimizer.state:
+            optimizer.state[new[id(p)]] = optimizer.state.pop(p)
+
+
+class VectorQuantize(Derived):
     """Vector quantisation with a learned codebook; takes the place of vector_quantize_pytorch.VectorQuantize (1.32).
 
     code(x) = argmin_k |x - e_k|, the lowest k among equals, ranked by float64 scores; with ``use_cosine_sim`` rows and
@@ -44,7 +59,8 @@ class VectorQuantize(nn.Module):
         x (b, n, dim), (b, ..., dim) or (b, dim); (b, dim, n) with ``channel_last=False``; (b, dim, h, w) with
         ``accept_image_fmap``; (b, dim, d, h, w) with ``accept_3d_fmap``. float32, float64, bfloat16 or float16.
         Returns quantized as x, codes (b, n) int64 (one more axis for heads, one more for topk), loss () float32.
-        Rows outside ``mask`` come back as zeros with code -1; a row with NaN becomes NaN with code -1.
+        Rows outside ``mask`` come back as zeros with code -1. A row with NaN or inf becomes NaN with code -1; it moves
+        nothing, and its gradient is zero.
 
     Raises:
         ValueError: arguments that exclude each other or do not fit x, by name.
@@ -185,7 +201,10 @@ class VectorQuantize(nn.Module):
         make = in_place_codebook_optimizer
         self.in_place_codebook_optimizer = None if make is None else make(self._codebook.parameters())
         self.manual_in_place_optimizer_update = manual_in_place_optimizer_update
-        self.register_buffer("zero", torch.tensor(0.0), persistent=False)
+        self._hold()
+
+    def _derive(self) -> dict[str, Tensor]:
+        return {"zero": torch.zeros((), device="cpu")}
 
     # ---- the book -------------------------------------------------------------------------------------------------
 
@@ -214,10 +233,10 @@ class VectorQuantize(nn.Module):
         return self._codebook.perplexity()
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
-        """The code vectors of indices as `forward` returns them; index -1 gives zeros.
+        """The code vectors of indices as `forward` finds them in evaluation; index -1 gives zeros. Any integer dtype.
 
-        (..., d); a book per head gives (..., heads d), a shared one (..., heads, d); features on axis 1 if they are
-        there in the input.
+        That is `codebook` through `vq_bridge` and the affine parameters, where there are any. (..., d); a book per head
+        gives (..., heads d), a shared one (..., heads, d); features on axis 1 if they are there in the input.
         """
         codes = self._codes(indices)
         return codes if self._layout.channel_last and not self._layout.spatial else codes.movedim(-1, 1)
@@ -230,21 +249,21 @@ class VectorQuantize(nn.Module):
         return out if self._layout.channel_last and not self._layout.spatial else out.movedim(-1, 1)
 
     def _codes(self, indices: Tensor) -> Tensor:
-        book, indices = self._codebook.embed, indices.long()
-        if book.shape[0] == 1:
-            return lookup(indices, book[0])
-        offset = torch.arange(book.shape[0], device=indices.device) * self.codebook_size
-        return lookup(torch.where(indices >= 0, indices + offset, indices), book.flatten(0, 1)).flatten(-2)
+        codes = self._codebook.decode(integers(indices, "indices"))
+        return codes if self._codebook.num_codebooks == 1 else codes.flatten(-2)
 
     def expire_codes_(self, x: Tensor) -> None:
         """Re-seeds codes that are hardly used with rows of x (..., heads d), already projected."""
         rows = self._layout.split(x.reshape(1, -1, x.shape[-1]))
-        self._codebook.expire_codes_(unit(rows) if self.use_cosine_sim else rows)
+        finite = finite_rows(rows)
+        rows = zeroed(rows, finite)
+        self._codebook.expire_codes_(unit(rows) if self.use_cosine_sim else rows, finite)
 
     def update_indices(self, x: Tensor, indices: Tensor, mask: Tensor | None = None) -> None:
         """Moves the codes by x as if it had been given these codes: for codes that were chosen elsewhere."""
-        rows, codes = self._at_books(x), self._layout.flat_codes(indices, x.shape)
-        self._codebook.update_indices(rows, self._layout.split_codes(codes), self._layout.split_mask(mask))
+        rows, finite = self._at_books(self._layout.rows(x))
+        codes = self._layout.split_codes(self._layout.flat_codes(integers(indices, "indices"), x.shape))
+        self._codebook.update_indices(rows, codes, self._layout.split_mask(both(mask, finite)))
 
     update_ema_indices = update_indices
 
@@ -252,6 +271,7 @@ class VectorQuantize(nn.Module):
         """One step of `in_place_codebook_optimizer`, over all ranks' gradients."""
         if self.in_place_codebook_optimizer is None:
             return
+        _follow(self.in_place_codebook_optimizer, list(self._codebook.parameters()))
         ranks = self._codebook.ranks
         if ranks.several:
             for parameter in self._codebook.parameters():
@@ -267,12 +287,20 @@ class VectorQuantize(nn.Module):
         spatial = 2 if self.accept_image_fmap else 3 if self.accept_3d_fmap else 0
         return Layout(self.heads, self.separate_codebook_per_head, self.channel_last, spatial)
 
-    def _at_books(self, x: Tensor) -> Tensor:
-        """Input to rows at the books: projected, split into heads, normalised."""
-        rows = self._layout.split(self.project_in(self._layout.rows(x)))
+    def _at_books(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Inputs (b, n, c) to rows at the books: projected, split into heads, normalised.
+
+        And which of them are finite, (b, n), or None for all; the others are zeros.
+        """
+        finite = finite_rows(inputs)
+        rows = self.project_in(zeroed(inputs, finite))
+        if self.has_projections:
+            there = finite_rows(rows)
+            rows, finite = zeroed(rows, there), both(finite, there)
+        rows = self._layout.split(rows)
         if rows.dtype == torch.float64 and self._codebook.embed.dtype != torch.float64:
             rows = rows.float()
-        return unit(rows) if self.use_cosine_sim else rows
+        return unit(rows) if self.use_cosine_sim else rows, finite
 
     def forward(
         self,
@@ -312,8 +340,10 @@ class VectorQuantize(nn.Module):
         topk = self._check_topk(topk)
         if codebook_transform_fn is not None:
             _require(self.heads == 1, f"codebook_transform_fn needs heads = 1, got {self.heads}")
+        rows, finite = self._at_books(inputs)
         call = Call(
-            mask=layout.split_mask(mask),
+            mask=layout.split_mask(both(mask, finite)),
+            masked=mask is not None,
             topk=topk,
             temperature=self.sample_codebook_temp if sample_codebook_temp is None else sample_codebook_temp,
             frozen=self.freeze_codebook if freeze_codebook is None else freeze_codebook,
@@ -326,22 +356,24 @@ class VectorQuantize(nn.Module):
                 "ema_update": ema_update,
             },
         )
-        rows = self._at_books(x)
         with no_autocast(rows):
             found = ask(self, rows, call)
             quantized = estimate(self, found, call).to(x.dtype)
             if indices is not None:
-                given = layout.split_codes(layout.flat_codes(indices, x.shape))
-                return layout.as_asked(quantized, lead), score_given_codes(self, found, given)
+                given = layout.split_codes(layout.flat_codes(integers(indices, "indices"), x.shape))
+                left = layout.split_mask(finite)
+                given = given if left is None else torch.where(left, given, -1)
+                return layout.as_asked(voided(quantized, left), lead), score_given_codes(self, found, given)
             loss, terms = losses(self, found, call, inputs)
 
         quantized = self.project_out(layout.join(quantized, lead))
         codes = layout.join_codes(found.codes, lead)
+        if finite is not None:
+            quantized, codes = voided(quantized, finite), torch.where(over(finite, codes), codes, -1)
         if mask is not None:
-            left = mask.view(*mask.shape, *[1] * (quantized.dim() - 2))
             fill = 0.0 if self.return_zeros_for_masked_padding else inputs if topk is None else inputs.unsqueeze(-2)
-            quantized = torch.where(left, quantized, fill)
-            codes = torch.where(mask.view(*mask.shape, *[1] * (codes.dim() - 2)), codes, -1)
+            quantized = torch.where(over(mask, quantized), quantized, fill)
+            codes = torch.where(over(mask, codes), codes, -1)
         quantized, codes = layout.like_input(quantized, x.shape), layout.codes_like_input(codes, x.shape)
         if loss.dim() > 0:
             loss = layout.codes_like_input(loss, x.shape)

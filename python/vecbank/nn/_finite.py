@@ -1,0 +1,48 @@
+"""Rows that hold NaN or inf: they have no code, come back as NaN, and move nothing."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .._checks import concrete
+
+
+def finite_rows(x: Tensor) -> Tensor | None:
+    """Which rows of x (..., d) are finite, (...) bool; None where all are.
+
+    On a CPU their sum says so for a whole batch, and that is all an ordinary batch pays. Elsewhere, and where a graph
+    is traced, it is always a mask, so that nothing waits for a device.
+    """
+    looks, x = x.device.type == "cpu" and not torch.compiler.is_compiling() and concrete(x), x.detach()
+    if looks and math.isfinite(x.sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32).item()):
+        return None
+    finite = x.isfinite().all(-1)
+    return None if looks and bool(finite.all()) else finite
+
+
+def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The rows that two masks keep; None keeps all."""
+    return b if a is None else a if b is None else a & b
+
+
+def over(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask over the first axes of `like`, with an axis for each of its others."""
+    return mask.view(*mask.shape, *[1] * (like.dim() - mask.dim()))
+
+
+def zeroed(x: Tensor, keep: Tensor | None) -> Tensor:
+    """x with zeros for the rows that are not kept: no gradient reaches them, and what is done to them gives none."""
+    return x if keep is None else torch.where(over(keep, x), x, 0.0)
+
+
+def voided(x: Tensor, keep: Tensor | None) -> Tensor:
+    """x with NaN all over the rows that are not kept, and no gradient to them."""
+    return x if keep is None else torch.where(over(keep, x), x, torch.nan)
+
+
+def counted(mask: Tensor | None, rows: torch.Size) -> int | Tensor:
+    """How many rows of `rows` a mask keeps, at least 1."""
+    return max(rows.numel(), 1) if mask is None else mask.sum().clamp_min(1)

@@ -1,0 +1,72 @@
+"""Second backward passes through the quantisers, as gradient penalties take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import vector_quantize_pytorch as peer
+from torch import Tensor, nn
+
+import vecbank.nn as ours
+
+DIM, CODES = 8, 12
+LEARN = {"learnable_codebook": True, "ema_update": False}
+MASK = torch.arange(20).expand(2, 20) < 15
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "rotation": ("VectorQuantize", {}, {}),
+    "straight": ("VectorQuantize", {"rotation_trick": False}, {}),
+    "mask": ("VectorQuantize", {"rotation_trick": False}, {"mask": MASK}),
+    "cosine": ("VectorQuantize", {"use_cosine_sim": True}, {}),
+    "projected": ("VectorQuantize", {"codebook_dim": 5}, {}),
+    "learnable": ("VectorQuantize", LEARN, {}),
+    "affine": ("VectorQuantize", {"affine_param": True}, {}),
+    "topk": ("VectorQuantize", LEARN, {"topk": 2}),
+    "residual": ("ResidualVQ", {"num_quantizers": 3}, {}),
+    "sim": ("SimVQ", {}, {}),
+    "sim, straight": ("SimVQ", {"rotation_trick": False}, {}),
+    "residual sim": ("ResidualSimVQ", {"num_quantizers": 3}, {}),
+}
+
+
+def pair(name: str) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+    kind, options, call = CASES[name]
+    torch.manual_seed(0)
+    theirs = getattr(peer, kind)(dim=DIM, codebook_size=CODES, **options)
+    for module in theirs.modules():
+        if hasattr(module, "_codebook"):
+            book = torch.randn_like(module._codebook.embed)
+            book = nn.functional.normalize(book, dim=-1) if module.use_cosine_sim else book
+            module._codebook.embed.data.copy_(book)
+            module._codebook.embed_avg.copy_(book)
+    mine = getattr(ours, kind)(dim=DIM, codebook_size=CODES, **options)
+    mine.load_state_dict(theirs.state_dict())
+    return mine, theirs, call
+
+
+def penalty(module: nn.Module, call: dict[str, Any]) -> list[Tensor]:
+    """The gradient of x, and that of its squared norm to x and to what came after the quantiser."""
+    x = torch.randn(2, 20, DIM, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    after = torch.linspace(0.5, 2, DIM).requires_grad_()
+    out = module(x, **call)
+    (grad,) = torch.autograd.grad((out[0] * after).sin().sum() + 3 * out[2].sum(), x, create_graph=True)
+    grad.square().sum().backward()
+    assert x.grad is not None and after.grad is not None
+    return [grad.detach(), x.grad, after.grad]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradient_penalty_like_peer(name: str) -> None:
+    mine, theirs, call = pair(name)
+    for got, want in zip(penalty(mine, call), penalty(theirs, call), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["learnable", "sim"])
+def test_the_gradient_of_a_book_has_no_derivative(name: str) -> None:
+    module, _, call = pair(name)
+    x = torch.randn(2, 20, DIM)
+    grads = torch.autograd.grad(module(x, **call)[2], list(module.parameters()), create_graph=True)
+    with pytest.raises(NotImplementedError, match="the gradient of a codebook has no derivative"):
+        sum(g.square().sum() for g in grads).backward()  # type: ignore[union-attr]
