@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 Options = Mapping[str, Any]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "autocast": torch.float32}
-PASSED = "the caller passes this one"
 
 
 @dataclass(frozen=True)
@@ -82,13 +81,14 @@ class Entry:
     Args:
         base: constructor arguments of every case. options: for every other argument of the constructor, the arguments
             to try: a non-default value, and what it needs beside it. inner: the class that takes ``**kwargs``.
-        refused: arguments of `inner` that do not apply, and why; ALWAYS_FIXED ones are passed by the outer class.
+        refused: arguments of `inner` that do not apply, and why.
         call: (module, x, keywords of forward) to Result. decode: (module, Result.raw) to features on the last axis.
         width: of the input's features, from the constructor's arguments.
         masked: forward takes a mask (b, n). ids: the input is integers below this, not features.
-        books: sizes that an axis of the input must not be told apart by (stages, heads, groups).
-        clash: pairs of options that mean different shapes. bad_rows: what a row that is not finite must leave alone.
+        sizes: also tried as the size of every axis: those of features, stages, heads, groups.
+        clash: pairs of options that mean different shapes.
         curved: what second derivatives are compared by finite differences of: "input", "parameters" or nothing.
+        curved_options: constructor arguments that keep float64 for it.
     """
 
     name: str
@@ -105,9 +105,8 @@ class Entry:
     ids: int = 0
     sizes: tuple[int, ...] = (8,)
     clash: tuple[frozenset[str], ...] = ()
-    bad_rows: frozenset[str] = frozenset({"outputs", "losses", "state", "gradients"})
     curved: str = ""
-    half: bool = True  # whether 16-bit modules are legal
+    curved_options: Options = field(default_factory=dict)
 
     def arguments(self) -> set[str]:
         """Every argument that the constructor takes, with those it passes on."""
@@ -192,15 +191,20 @@ def total(case: Case, result: Result, seed: int = 0) -> Tensor | None:
     terms = []
     for t in (result.output, *result.losses):
         if t is not None and t.requires_grad:
-            terms.append((t.float() * torch.randn(t.shape, generator=generator)).sum())
+            t = t if t.dtype == torch.float64 else t.float()
+            terms.append((t * torch.randn(t.shape, generator=generator)).sum().double())
     return torch.stack(terms).sum() if terms else None
 
 
-def learn(case: Case, result: Result) -> Tensor | None:
-    """What an optimiser would lower: all losses, and the distance of the output to 0.1."""
+def learn(case: Case, result: Result, without: int | None = None) -> Tensor | None:
+    """What an optimiser would lower: all losses, and the distance of the output to 0.1 (`without` one of the rows)."""
     terms = [t.float().sum() for t in result.losses if t.requires_grad]
     if result.output is not None and result.output.requires_grad:
-        terms.append((result.output.float() - 0.1).square().mean())
+        rows = case.layout.last(result.output).float()
+        rows = rows.reshape(-1, rows.shape[-1])
+        if without is not None:
+            rows = torch.cat([rows[:without], rows[without + 1 :]])
+        terms.append((rows - 0.1).square().mean())
     return torch.stack(terms).sum() if terms else None
 
 
@@ -209,13 +213,20 @@ def optimiser_of(module: nn.Module) -> torch.optim.Optimizer | None:
     return torch.optim.SGD(parameters, lr=0.02, momentum=0.5) if parameters else None
 
 
-def step(case: Case, module: nn.Module, x: Tensor, optimiser: torch.optim.Optimizer | None, **options: Any) -> Result:
-    """One step of training."""
+def step(
+    case: Case,
+    module: nn.Module,
+    x: Tensor,
+    optimiser: torch.optim.Optimizer | None = None,
+    without: int | None = None,
+    **options: Any,
+) -> Result:
+    """One step of training; a row that is left out of the goal still goes through the module."""
     module.zero_grad()
     if not case.entry.ids:
         x = x.clone().requires_grad_()
     result = call(case, module, x, **options)
-    goal = learn(case, result)
+    goal = learn(case, result, without)
     if goal is not None:
         goal.backward()
     if optimiser is not None:

@@ -40,15 +40,21 @@ def _grouped(module: nn.Module, x: Tensor, **options: Any) -> Result:
     return Result(quantized, codes.movedim(0, -1), [loss], raw=codes)
 
 
-def _decode_implicit(first: bool | None = None) -> Any:
-    def decode(module: Any, codes: Tensor) -> Tensor:
-        out: Tensor = module.indices_to_codes(codes)
-        keep = int(module.keep_num_codebooks_dim)
-        own = getattr(module, "channel_first", None)
-        moved = (codes.dim() >= 3 + keep if own is None else own or codes.dim() >= 3 + keep) if first is None else first
-        return out.movedim(1, -1) if moved else out
+def _decode_fsq(module: Any, codes: Tensor) -> Tensor:
+    out: Tensor = module.indices_to_codes(codes)
+    first = module.channel_first or codes.dim() >= 3 + int(module.keep_num_codebooks_dim)
+    return out.movedim(1, -1) if first else out
 
-    return decode
+
+def _decode_lfq(module: Any, codes: Tensor) -> Tensor:
+    out: Tensor = module.indices_to_codes(codes)
+    image = codes.dim() >= 3 + int(module.keep_num_codebooks_dim)
+    return out.movedim(1, -1) if (image if module.channel_first is None else module.channel_first) else out
+
+
+def _decode_latent(module: Any, codes: Tensor) -> Tensor:
+    out: Tensor = module.indices_to_codes(codes)
+    return out.movedim(1, -1)
 
 
 def _decode_output(module: Any, codes: Tensor) -> Tensor:
@@ -99,7 +105,7 @@ FSQS = [
         {"levels": [5, 4, 3]},
         FSQ,
         _pair,
-        _decode_implicit(),
+        _decode_fsq,
         (TOKENS, VECTORS, CHANNEL_FIRST, Layout("image", 2, True), Layout("volume", 3, True)),
         width=_fsq_width,
         sizes=(3, 8, 2),
@@ -185,11 +191,12 @@ LFQS = [
         {"dim": 6},
         LFQ,
         _triple,
-        _decode_implicit(),
+        _decode_lfq,
         (TOKENS, VECTORS, CHANNEL_FIRST, Layout("image", 2, True), Layout("deep", 2, False, {"channel_first": False})),
         masked=True,
         sizes=(6, 2),
         curved="input",
+        curved_options={"force_quantization_f32": False},
     ),
     Entry(
         "ResidualLFQ",
@@ -204,6 +211,7 @@ LFQS = [
         masked=True,
         sizes=(6, 3),
         curved="input",
+        curved_options={"force_quantization_f32": False},
     ),
     Entry(
         "GroupedResidualLFQ",
@@ -218,6 +226,7 @@ LFQS = [
         masked=True,
         sizes=(4, 3, 8, 2),
         curved="input",
+        curved_options={"force_quantization_f32": False},
     ),
 ]
 
@@ -237,8 +246,9 @@ def _first(module: nn.Module, x: Tensor) -> Result:
 
 
 def _bank(module: Any, x: Tensor) -> Result:
-    found = module.quantize(x)
-    return Result(module.project(x), found.codes, [], raw=(found.codes, found.quantized))
+    if module.bias is not None:
+        return Result(module.project(x), module.topk(x, 3).indices)
+    return Result(module.project(x), module.quantize(x).codes)
 
 
 def _vectors() -> Tensor:
@@ -263,7 +273,7 @@ OTHERS = [
             "value_gradient": [_on("value_gradient")],
         },
         _triple,
-        _decode_implicit(True),
+        _decode_latent,
         (Layout("channel first", 1, True), Layout("vectors", 0, True), Layout("image", 2, True)),
         refused={"in_place_codebook_optimizer": "the peer fails with it"},
         sizes=(3, 8, 2),

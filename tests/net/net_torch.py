@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
-from net_core import Case, Result, build, call, cast, clone, make_input, same_result, total, trained
+from net_core import Case, Result, call, cast, clone, make_input, same_result, total, trained
 from torch import Tensor, nn
 
 
@@ -56,10 +57,6 @@ def export(case: Case) -> None:
 WORDS = (RuntimeError, NotImplementedError)
 
 
-def _double(case: Case) -> nn.Module:
-    return trained(case).double()
-
-
 def _losses(case: Case, module: nn.Module, x: Tensor) -> Tensor | None:
     """A combination of what is differentiable by rights: the losses, or the output where there are none."""
     torch.manual_seed(6)
@@ -75,12 +72,19 @@ def double_backward(case: Case) -> None:
     """A second derivative is right (by finite differences of the first), or refused with words."""
     if case.dtype != "float32":
         return
-    module, x = _double(case), make_input(case, 110)
+    case = replace(case, options={**case.options, **case.entry.curved_options})
+    module, x = trained(case).double(), make_input(case, 110)
     x = x if case.entry.ids else x.double()
     where = case.entry.curved
     _second(case, module, x, "input" if not case.entry.ids else "parameters", compared=False)
     if where:
         _second(case, module, x, where, compared=True)
+
+
+def _dot(ones: Sequence[Tensor | None], others: Sequence[Tensor]) -> Tensor:
+    """The sum of all products; nothing counts as zero."""
+    parts = [(a.double() * b).sum() for a, b in zip(ones, others, strict=True) if a is not None]
+    return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64)
 
 
 def _second(case: Case, module: nn.Module, x: Tensor, where: str, compared: bool) -> None:
@@ -102,18 +106,13 @@ def _second(case: Case, module: nn.Module, x: Tensor, where: str, compared: bool
         if loss is None:
             return None, []
         grads = torch.autograd.grad(loss, moved, create_graph=keep, allow_unused=True)
-        s = torch.stack(
-            [(g * v).sum() for g, v in zip(grads, by, strict=True) if g is not None] or [loss.new_zeros(())]
-        )
-        value = s.sum()
+        value = _dot(grads, by)
         if not keep:
             return value.detach(), []
         if not value.requires_grad:
             return torch.zeros(()), []
         second = torch.autograd.grad(value, moved, allow_unused=True)
-        return sum((h * u).sum() for h, u in zip(second, along, strict=True) if h is not None), list(
-            h for h in second if h is not None
-        )
+        return _dot(second, along), [h for h in second if h is not None]
 
     try:
         got, parts = first(0.0, keep=True)
@@ -122,7 +121,6 @@ def _second(case: Case, module: nn.Module, x: Tensor, where: str, compared: bool
         return
     if got is None:
         return
-    got = torch.as_tensor(got)
     assert all(bool(h.isfinite().all()) for h in parts), f"second derivative along the {where} is not finite"
     if not compared:
         return
@@ -184,6 +182,3 @@ def _tangents(floats: Callable[[Tensor], list[Tensor]], x: Tensor, v: Tensor) ->
         outputs = floats(torch.autograd.forward_ad.make_dual(x, v))
         both = [torch.autograd.forward_ad.unpack_dual(t) for t in outputs]
         return [torch.zeros_like(p) if t is None else t for p, t in both]
-
-
-__all__ = ["build"]
