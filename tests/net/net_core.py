@@ -69,6 +69,7 @@ class Result:
     codes: Tensor | None = None  # (b, *positions, ...)
     losses: list[Tensor] = field(default_factory=list)
     raw: Any = None  # the codes as they were returned, or whatever `decode` takes
+    grad: Tensor | None = None  # of the input, after a step
 
     def tensors(self) -> list[Tensor]:
         return [t for t in (self.output, self.codes, *self.losses) if t is not None]
@@ -229,6 +230,7 @@ def step(
     goal = learn(case, result, without)
     if goal is not None:
         goal.backward()
+        result.grad = x.grad
     if optimiser is not None:
         optimiser.step()
     return result

@@ -37,10 +37,7 @@ class Check:
 CHECKS = {
     "decode": Check(net_checks.decode, True, 2),
     "integers": Check(net_checks.integers, False, 2),
-    "bad outputs": Check(net_checks.bad_outputs, False, 2),
-    "bad losses": Check(net_checks.bad_losses, False, 2),
-    "bad state": Check(net_checks.bad_state, False, 2),
-    "bad gradients": Check(net_checks.bad_gradients, False, 2),
+    "bad rows": Check(net_checks.bad_rows, False, 3),
     "masked rows": Check(net_checks.masked_rows, False, 3),
     "small batches": Check(net_checks.small_batches, False, 4),
     "resume": Check(net_checks.resume, True, 1),
@@ -137,19 +134,19 @@ def test_options_are_legal_and_most_pairs(module: str) -> None:
     assert 2 * len(refused) <= len(tried), f"{len(refused)} of {len(tried)} pairs refused"
 
 
+NOT_SHARED = {"sync", "sync_codebook"}  # a module that is told to stay alone does
+
+
 def test_ranks(tmp_path: Path) -> None:
     """Two processes fed different data end with the same state."""
     cases = []
     for entry in TABLE:
-        rng = random.Random(f"{entry.name} ranks")
-        cases += [Case(entry, options, entry.layouts[0]) for options in singles(entry)]
+        rng, alone = random.Random(f"{entry.name} ranks"), singles(entry)[1:]
+        few = alone if FULL or entry.name == "VectorQuantize" else rng.sample(alone, min(6, len(alone)))
+        cases += [Case(entry, options, entry.layouts[0]) for options in [{}, *few]]
         if FULL:
-            cases += [Case(entry, {}, layout, dtype) for layout in entry.layouts for dtype in ("float32", "bfloat16")]
-            drawn = [Case(entry, options, entry.layouts[0]) for options in pairs(entry, PAIRS, 0)]
-            cases += [case for case in drawn if legal(case)]
-        else:
-            cases += [Case(entry, {}, rng.choice(entry.layouts))]
-    names = [text for case in cases if not ONE or ONE == f"ranks: {case}" for text in [str(case)]]
-    names = list(dict.fromkeys(name for name in names if "sync=False" not in name and "sync_codebook" not in name))
-    problems = net_ranks.run(names, tmp_path, 300) if names else {}
+            cases += [case for case in all_cases(entry) if case.dtype != "autocast"]
+    names = list(dict.fromkeys(str(case) for case in cases if not case.options.keys() & NOT_SHARED))
+    names = [name for name in names if not ONE or ONE == f"ranks: {name}"]
+    problems = net_ranks.run(names, tmp_path, 1200 if FULL else 120) if names else {}
     assert not problems, "\n".join(f"ranks: {text}\n    {problem}" for text, problem in problems.items())
