@@ -105,6 +105,35 @@ def integers(case: Case) -> None:
     assert not failures, "; ".join(failures)
 
 
+def missing(case: Case) -> None:
+    """Code -1 is a zero row (where nothing follows that adds to it) and changes no other; other numbers are errors."""
+    if case.entry.decode is None or case.entry.name in ("BinaryMapper", "SparseAutoencoder"):
+        return
+    module = trained(case).eval()
+    with torch.no_grad():
+        result = call(case, module, make_input(case, 52))
+    if result.codes is None or result.output is None:
+        return
+    raw, batch = result.raw, 1 if case.entry.name.startswith("Grouped") else 0
+    spoiled = raw.clone()
+    spoiled.select(batch, 0).fill_(-1)
+    want, other = decoded(case, module, result), Result(None, raw=spoiled)
+    got = decoded(case, module, other)
+    same(got[1:], want[1:], "rows beside those of code -1")
+    out = getattr(module, "project_out", nn.Identity())
+    inner = [m for name, m in module.named_modules() if name.endswith("project_out")]
+    if isinstance(out, nn.Identity) and all(isinstance(m, nn.Identity) for m in inner):
+        same(got[:1], torch.zeros_like(got[:1]), "the row of code -1")
+    for number in (2**20, -2):
+        spoiled = raw.clone()
+        spoiled.select(batch, 0).fill_(number)
+        try:
+            got = decoded(case, module, Result(None, raw=spoiled))
+        except (IndexError, ValueError, RuntimeError):
+            continue
+        raise AssertionError(f"code {number} decodes to {got.flatten()[0]:.4g}")
+
+
 # ---- 2. rows that are not finite ----------------------------------------------------------------------------------
 
 BAD = (torch.nan, torch.inf, -torch.inf)
@@ -340,7 +369,7 @@ def same_future(
             done.append(call(case, module.eval(), make_input(case, 90)))
         results.append(done)
     for i, (a, b) in enumerate(zip(results[1], results[0], strict=True)):
-        same_result(a, b, f"step {i + 1}" if i < steps else "evaluation")
+        same_result(a, b, f"step {i + 1}" if i < steps else f"evaluation after {steps} steps")
     for name, value in one.state_dict().items():
         same(two.state_dict()[name], value, f"after {steps} steps: {name}")
 

@@ -37,6 +37,7 @@ class Check:
 CHECKS = {
     "decode": Check(net_checks.decode, True, 2),
     "integers": Check(net_checks.integers, False, 2),
+    "missing codes": Check(net_checks.missing, False, 2),
     "bad rows": Check(net_checks.bad_rows, False, 3),
     "masked rows": Check(net_checks.masked_rows, False, 3),
     "small batches": Check(net_checks.small_batches, False, 4),
