@@ -89,6 +89,7 @@ class Entry:
         sizes: also tried as the size of every axis: those of features, stages, heads, groups.
         clash: pairs of options that mean different shapes.
         curved: what second derivatives are compared by finite differences of: "input", "parameters" or nothing.
+        plain: whether a row's output is all there is, and what it does to gradients is the caller's.
         curved_options: constructor arguments that keep float64 for it.
     """
 
@@ -107,6 +108,7 @@ class Entry:
     sizes: tuple[int, ...] = (8,)
     clash: tuple[frozenset[str], ...] = ()
     curved: str = ""
+    plain: bool = False
     curved_options: Options = field(default_factory=dict)
 
     def arguments(self) -> set[str]:
@@ -197,15 +199,13 @@ def total(case: Case, result: Result, seed: int = 0) -> Tensor | None:
     return torch.stack(terms).sum() if terms else None
 
 
-def learn(case: Case, result: Result, without: int | None = None) -> Tensor | None:
-    """What an optimiser would lower: all losses, and the distance of the output to 0.1 (`without` one of the rows)."""
+def learn(case: Case, result: Result, rows: Tensor | None = None) -> Tensor | None:
+    """What an optimiser would lower: all losses, and the distance of the output (of some `rows`) to 0.1."""
     terms = [t.float().sum() for t in result.losses if t.requires_grad]
     if result.output is not None and result.output.requires_grad:
-        rows = case.layout.last(result.output).float()
-        rows = rows.reshape(-1, rows.shape[-1])
-        if without is not None:
-            rows = torch.cat([rows[:without], rows[without + 1 :]])
-        terms.append((rows - 0.1).square().mean())
+        output = case.layout.last(result.output).float()
+        output = output.reshape(-1, output.shape[-1])
+        terms.append(((output if rows is None else output[rows]) - 0.1).square().mean())
     return torch.stack(terms).sum() if terms else None
 
 
@@ -219,15 +219,15 @@ def step(
     module: nn.Module,
     x: Tensor,
     optimiser: torch.optim.Optimizer | None = None,
-    without: int | None = None,
+    rows: Tensor | None = None,
     **options: Any,
 ) -> Result:
-    """One step of training; a row that is left out of the goal still goes through the module."""
+    """One step of training; only some `rows` of the output are in its goal."""
     module.zero_grad()
     if not case.entry.ids:
         x = x.clone().requires_grad_()
     result = call(case, module, x, **options)
-    goal = learn(case, result, without)
+    goal = learn(case, result, rows)
     if goal is not None:
         goal.backward()
         result.grad = x.grad

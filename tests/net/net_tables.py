@@ -367,6 +367,7 @@ OTHERS = [
         layouts=(TOKENS, DEEP, VECTORS),
         width=lambda args: DIM,
         curved="input",
+        plain=True,
     ),
     Entry(
         "Bank",
@@ -381,6 +382,7 @@ OTHERS = [
         layouts=(TOKENS, DEEP, VECTORS),
         width=lambda args: DIM,
         curved="input",
+        plain=True,
     ),
     Entry(
         "CompressedEmbedding",

@@ -32,24 +32,24 @@ def export(case: Case) -> None:
         return
     module = trained(case).eval()
     x = make_input(case, 100)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            program = torch.export.export(_Called(case, clone(module)), (x,))
-            file = io.BytesIO()
-            torch.export.save(program, file)
-            file.seek(0)
-            loaded = torch.export.load(file).module()
-        except Exception as e:
-            raise AssertionError(f"{type(e).__name__}: {str(e).strip().splitlines()[0][:160]}") from None
-    for seed in (101, 102):
-        x = make_input(case, seed)
+    for grad in (True, False):
+        note = f"exported with grad {'enabled' if grad else 'disabled'}"
+        with warnings.catch_warnings(), torch.set_grad_enabled(grad):
+            warnings.simplefilter("ignore")
+            try:
+                program = torch.export.export(_Called(case, clone(module)), (x,))
+                file = io.BytesIO()
+                torch.export.save(program, file)
+                file.seek(0)
+                loaded = torch.export.load(file).module()
+            except Exception as e:
+                raise AssertionError(f"{note}: {type(e).__name__}: {str(e).strip().splitlines()[0][:160]}") from None
         with torch.no_grad():
             torch.manual_seed(5)
-            got = loaded(x)
+            got = loaded(make_input(case, 101))
             torch.manual_seed(5)
-            want = call(case, module, x)
-        same_result(Result(None, losses=list(got)), Result(None, losses=want.tensors()), "exported", 1e-6)
+            want = call(case, module, make_input(case, 101))
+        same_result(Result(None, losses=list(got)), Result(None, losses=want.tensors()), note, 1e-6)
 
 
 # ---- 8. second derivatives ----------------------------------------------------------------------------------------
