@@ -92,6 +92,10 @@ demo: $(STAMPS)/demo build ## the main job on real data; writes demo_report/
 test: $(STAMPS)/test $(STAMPS)/demo build cpp-test ## the whole test suite, C++ and Python
 	$(PY) -m pytest $(PYTEST_ARGS) tests
 
+.PHONY: test-all
+test-all: test ## the same, and every case of the nets over modules and verbs
+	VECBANK_NET=full $(PY) -m pytest $(PYTEST_ARGS) tests/net
+
 .PHONY: bench
 bench: $(STAMPS)/bench build ## speed and memory against the peers
 	$(PY) bench/run.py $(BENCH_ARGS)

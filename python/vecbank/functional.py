@@ -3,6 +3,7 @@
 Metrics: ``dot`` x.b; ``cosine`` x.b / (max(|x|, 1e-8) max(|b|, 1e-8)); ``l2`` |x - b|; ``sqeuclidean`` |x - b|^2.
 Similarities are better when larger, distances when smaller. `topk`, `nearest` and `quantize` rank by the float64 score,
 computed in a fixed order, ties to the lower index: the answer depends on neither processor nor thread count.
+`project` is held to a tolerance instead.
 """
 
 from __future__ import annotations
