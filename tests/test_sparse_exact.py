@@ -263,3 +263,16 @@ def test_derivatives_of_listed_pairs(metric: str) -> None:
         lambda f: torch.func.jvp(f, (x, w), (tx, tw)),
     ):
         torch.testing.assert_close(way(some), way(every))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_capped_threshold_compiles_and_exports_to_the_same_bits(dtype: torch.dtype) -> None:
+    class Encoder(torch.nn.Module):
+        def forward(self, x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            return sparse_encode_threshold(x, w, b, 8.0, max_k=90)[:2]
+
+    x, w, b = problem(dtype, n=20)
+    want = Encoder()(x, w, b)
+    assert (want[1] < 0).any() and (want[1] >= 0).any()
+    assert_same(torch.compile(Encoder(), fullgraph=True, backend="aot_eager")(x, w, b), want)
+    assert_same(torch.export.export(Encoder(), (x, w, b)).module()(x, w, b), want)

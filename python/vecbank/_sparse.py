@@ -15,7 +15,7 @@ from .functional import project, topk
 _ops = torch.ops.vecbank
 _DOT = METRICS["dot"]
 _BLOCK_BYTES = 16 << 20  # of dense latent values at a time, where they are needed at all
-_FEW = 16  # rows that are scored exactly in less time than it takes to pack the dictionary for a screen
+_FEW = 24  # rows that are scored exactly in less time than it takes to pack the dictionary for a screen
 
 Score: TypeAlias = Callable[[Tensor, slice], Tensor | tuple[Tensor, Tensor]]
 

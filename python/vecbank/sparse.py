@@ -2,7 +2,10 @@
 
 ``z = relu(x W^T + b)`` has one value per latent; only the chosen ones are kept. A code is a pair of padded
 lists: ``values (..., c)`` and ``indices (..., c)``, where index -1 (value 0) fills what a row does not use.
-The matrix of all values is never stored: at most a block of it exists at a time. Choosing has no gradient;
+The matrix of all values is never stored: at most a block of it exists at a time. A value is the float64 score
+in the library's order of summation, plus the bias, rounded once, and it decides the choice: every encoder
+gives a pair the same bits, in any batch, on any number of threads and any processor (what a caller's own
+function of z returns is the caller's). Choosing has no gradient;
 the gradients of what was chosen (to x, W, b and the decoder) touch the chosen pairs only, and are summed in
 a fixed order.
 
