@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from cases import METRICS
@@ -75,6 +76,120 @@ def test_project_gradient_dtypes(dtype: torch.dtype, metric: str, device: str) -
             assert got.dtype == (dtype if got is x.grad else bank_dtype)
             tolerance = 24 * torch.finfo(dtype).eps * want.abs().max().item()
             torch.testing.assert_close(got.double(), want, rtol=0, atol=tolerance)
+
+
+def _difficult() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """x, bank and upstream gradient, where a distance is far below what its vectors hold."""
+    x, bank, grad = gauss(70, 24, dtype=F64), gauss(150, 24, dtype=F64, seed=1), gauss(70, 150, dtype=F64, seed=2)
+    place, scale = torch.arange(70) % 3, torch.tensor([1e-3, 1.0, 1e6], dtype=F64)
+    far, half, cut = bank.clone(), bank.clone(), grad.clone()
+    cut[:, 40] = 0
+    far[40] *= 1e8
+    further = far.clone()
+    further[40] *= 100
+    half[:75] += 1e7
+    centres = 1e5 * gauss(3, 24, dtype=F64, seed=3)
+    near = bank[place * 40] + 0.01 * x
+    return {
+        "far": (x, far, cut),
+        "further": (x, further, cut),
+        "half of them far": (x, half, torch.cat([torch.zeros(70, 75, dtype=F64), grad[:, 75:]], 1)),
+        "offset": (1e8 + 100 * x, 1e8 + 100 * bank, grad),
+        "scales": (x * scale[place, None], bank * scale[torch.arange(150) % 3, None], grad),
+        "clusters": (x + centres[place], bank + centres[torch.arange(150) % 3], grad),
+        "near": (near, bank, grad),
+        "near and peaked": (near, bank, torch.softmax(-torch.cdist(near, bank).square(), -1)),
+        "equal": (bank[:70].clone(), bank, grad),
+        "small": (1e-12 * x, 1e-12 * bank, 1e-12 * grad),
+        "narrow": (x[:, :3].contiguous() + 1e4, bank[:, :3].contiguous() + 1e4, grad),
+    }
+
+
+@pytest.mark.parametrize("metric", ["l2", "sqeuclidean"])
+@pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", list(_difficult()))
+def test_distance_gradient_is_as_accurate_as_cdist(name: str, dtype: torch.dtype, metric: str) -> None:
+    """On any data, for both sides, batched too: at most twice the error of differences summed one by one."""
+    x, bank, grad = (t.to(dtype) for t in _difficult()[name])
+    work = dtype if dtype.itemsize > 2 else torch.float32
+    wide = [t.double() for t in (grad, x, bank)]
+    short = [t.to(work) for t in (grad, x, bank)]
+    want, theirs = ([by_differences(*side, metric) for side in both] for both in (_sides(*wide), _sides(*short)))
+    if dtype == F64:  # the truth of float64 needs more digits
+        want = [_long_sums(*side, metric) for side in _sides(*wide)]
+    for lead in (1, 2):
+        a, b = (t.expand(lead, *t.shape).clone().requires_grad_() for t in (x, bank))
+        vecbank.project(a, b, metric).backward(grad.expand(lead, *grad.shape))
+        for got, right, other in zip((a.grad, b.grad), want, theirs, strict=True):
+            allowed = 2 * (other.double() - right).abs().max() + 4 * torch.finfo(dtype).eps * right.abs().max()
+            assert got.dtype == dtype and (got.double() - right).abs().max() <= allowed
+    for least in (None, torch.zeros(1)):  # without the forward pass's word, one side at a time
+        for i, right in enumerate(want):
+            args = (None, None) if least is None else (least.expand(70).to(work), None)
+            got = torch.ops.vecbank.project_backward(*short, METRICS.index(metric), i == 0, i == 1, *args)[i]
+            allowed = 2 * (theirs[i].double() - right).abs().max() + 4 * torch.finfo(work).eps * right.abs().max()
+            assert (got.double() - right).abs().max() <= allowed
+
+
+def _sides(grad: Tensor, x: Tensor, bank: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    return [(grad, x, bank), (grad.T.contiguous(), bank, x)]
+
+
+def by_differences(grad: Tensor, rows: Tensor, others: Tensor, metric: str) -> Tensor:
+    """torch.cdist's own backward."""
+    if metric == "sqeuclidean":
+        return 2 * torch.ops.aten._cdist_backward(grad, rows, others, 2.0, torch.ones_like(grad))
+    score = torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.ops.aten._cdist_backward(grad, rows, others, 2.0, score)
+
+
+def _long_sums(grad: Tensor, rows: Tensor, others: Tensor, metric: str) -> Tensor:
+    apart = rows.numpy().astype(np.longdouble)[:, None] - others.numpy().astype(np.longdouble)
+    norms = np.sqrt((apart * apart).sum(-1))
+    factor = 2 * np.ones_like(norms) if metric == "sqeuclidean" else 1 / np.where(norms > 0, norms, np.inf)
+    return torch.from_numpy(((grad.numpy() * factor)[..., None] * apart).sum(1).astype(np.float64))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("shape", [(0, 5, 4), (3, 0, 4), (3, 5, 0), (0, 0, 0)], ids=str)
+def test_empty_axes(shape: tuple[int, int, int], metric: str, device: str) -> None:
+    """Zeros of the inputs' shapes: for every verb that takes rows and a bank, in a batch and out of it."""
+    n, m, d = shape
+    for lead in ((), (2,), (0,)):
+        pair = [gauss(*lead, n, d).to(device), gauss(*lead, m, d).to(device)]
+        calls: list[Callable[[Tensor, Tensor], Tensor]] = [
+            lambda a, b: vecbank.project(a, b, metric),
+            lambda a, b: vecbank.nearest(a, b, metric).values,
+            lambda a, b: vecbank.quantize(a, b, metric)[0] * 0,  # straight through
+            lambda a, b: vecbank.quantize_train(a, b, metric)[2],
+        ]
+        if m > 0:
+            calls.append(lambda a, b: vecbank.topk(a, b, 2, metric).values)
+        for call in calls:
+            a, b = (t.clone().requires_grad_() for t in pair)
+            call(a, b).sum().backward()
+            for t in (a, b):
+                assert t.grad is None or (t.grad.shape == t.shape and not t.grad.nan_to_num().any())
+            assert a.grad is not None
+    x, book = gauss(n, d).to(device).requires_grad_(), gauss(m, d).to(device)
+    total, _, losses = torch.ops.vecbank.residual_quantize(x, [book, book], [], METRICS.index(metric))
+    (total.sum() + losses.sum()).backward()
+    assert x.grad.shape == (n, d)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("shape", [(0, 2, 5, 4), (3, 0, 5, 4), (3, 2, 0, 4), (3, 2, 5, 0)], ids=str)
+def test_empty_axes_of_gathers(shape: tuple[int, int, int, int], weighted: bool, device: str) -> None:
+    n, k, m, d = shape
+    codes = torch.full((n, k), -1 if m == 0 else 0, device=device)
+    for reduce in ("none", "sum", "mean"):
+        bank, weights = leaf(m, d, device=device), leaf(n, k, device=device) if weighted else None
+        vecbank.lookup(codes, bank, weights, reduce=reduce).sum().backward()
+        assert bank.grad.shape == (m, d) and (weights is None or weights.grad.shape == (n, k))
+        assert bank.grad.sum() == (0 if m == 0 or weighted else bank.grad[:1].sum())
+    x, weights = leaf(n, d, device=device), leaf(n, k, device=device) if weighted else None
+    vecbank.segment_sum(x, codes, m, weights).sum().backward()
+    assert x.grad.shape == (n, d) and (weights is None or weights.grad.shape == (n, k))
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -21,7 +21,9 @@ _NORM_FLOOR = 1e-8
 _UNIT_FLOOR = 1e-6  # the rotation trick's: norms below this count as this
 # Of distances, |x - p| + |b - p| over |x - b|: up to which multiplied-out sums are kept whatever the weights, and
 # in the mean over a row's weights.
-_REACH_ALONE, _REACH = 3.0, 2.0
+_REACH_ALONE, _REACH = 4.0, 2.0
+_NARROW = 8  # the widest rows whose differences are summed one by one without asking
+_WIDER = 2.0**22  # by how much the limit grows in float64 for float32
 _SMALL_BLOCK_BYTES = 4 << 20  # where a block is read several times
 BLOCK_BYTES = 16 << 20  # temporaries of one block; small enough to stay near the cache, large enough for BLAS
 
@@ -72,24 +74,32 @@ class _Distance:
     def run(self, grad: Tensor, grad_x: Tensor, grad_bank: Tensor, row_least: Any, column_least: Any) -> None:
         need_x, need_bank = grad_x.numel() > 0, grad_bank.numel() > 0
         (n, d), m = self.x.shape, self.bank.shape[0]
+        on_cpu = grad.device.type == "cpu"
+        if on_cpu and d <= _NARROW:
+            return self._narrow(grad, grad_x, grad_bank)
         columns, norms = self.bank.new_zeros(m, 1), self.x.new_empty(n)
+        near_norms = torch.linalg.vector_norm(self.near, dim=-1)
+        # `project` multiplies out about a point of its own, near the mean: is that near enough for every pair?
+        drift = torch.linalg.vector_norm(self.near.mean(0)) if self.root else near_norms
+        fused = not on_cpu or bool(2 * drift.max() <= near_norms.min())
         for rows in _blocks(n, _SMALL_BLOCK_BYTES, (d + m) * grad.element_size()):
             w, xs = grad[rows], self.x[rows] - self.point
+            torch.linalg.vector_norm(xs, dim=-1, out=norms[rows])
             if self.root:
-                score = _dense(xs, self.near)
-                w = torch.where(score > 0, w / score, 0.0)
+                score = torch.ops.vecbank.project(xs, self.near, None, 2) if fused else _dense(xs, self.near)
+                least = None if row_least is None or not on_cpu else row_least[rows]
+                clean = least is not None and self._suspects(least, norms[rows], near_norms).numel() == 0
+                w = torch.div(w, score, out=score) if clean else torch.where(score > 0, w / score, 0.0)
             if need_x:
                 out = torch.mm(w, self.near, out=grad_x[rows])
                 out.neg_().addcmul_(xs, w.sum(-1, keepdim=True)).mul_(self.factor)
             if need_bank:
                 grad_bank.addmm_(w.T, xs, alpha=-self.factor)
                 columns.add_(w.sum(0).unsqueeze(-1), alpha=self.factor)
-            torch.linalg.vector_norm(xs, dim=-1, out=norms[rows])
         if need_bank:
             grad_bank.addcmul_(self.near, columns)
-        if grad.device.type != "cpu":
+        if not on_cpu:
             return  # to ask which rows are left would wait for the device, which no op may
-        near_norms = torch.linalg.vector_norm(self.near, dim=-1)
         if need_x:
             suspects = self._suspects(row_least, norms, near_norms)
             self._refine(grad_x, suspects, grad, (self.x, norms), (self.bank, near_norms))
@@ -108,51 +118,84 @@ class _Distance:
         least = least - 8 * torch.finfo(norms.dtype).eps * (norms + 3 * furthest).square()
         # An other row of more than twice the norm has a reach below 3 by itself.
         reach = torch.fmin(3 * norms, norms + furthest)
-        return (reach.square() > _REACH_ALONE**2 * least).nonzero().squeeze(-1)
+        return (reach.square() >= _REACH_ALONE**2 * least).nonzero().squeeze(-1)  # equal: both may be 0
 
     def _refine(
         self, out: Tensor, suspects: Tensor, grad: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]
     ) -> None:
+        """Writes over the suspects' sums where too much was lost: in float64 if that is wider, then by differences."""
         (rows, norms), (others, other_norms) = own, other
         if suspects.numel() == 0:
             return
-        moved = others - self.point
-        for block in _blocks(suspects.shape[0], BLOCK_BYTES // 2, others.shape[0] * grad.element_size()):
+        moved: dict[torch.dtype, Tensor] = {}
+        for block in _blocks(suspects.shape[0], _SMALL_BLOCK_BYTES, others.shape[0] * grad.element_size(), least=1):
             chosen = suspects[block]
-            g = grad[chosen].contiguous()
-            lost = self._lost(g, rows[chosen] - self.point, norms[chosen], moved, other_norms)
-            if not lost.any():
-                continue
-            chosen, g = chosen[lost], g[lost]
-            if self.root:
-                score = torch.cdist(rows[chosen], others, compute_mode="donot_use_mm_for_euclid_dist")
+            g = grad[block] if suspects.shape[0] == rows.shape[0] else grad[chosen]
+            for dtype in dict.fromkeys((rows.dtype, torch.float64)):
+                if dtype not in moved:
+                    moved[dtype] = others.to(dtype) - self.point.to(dtype)
+                wide = moved[dtype]
+                a, w = rows[chosen].to(wide.dtype) - self.point.to(wide.dtype), g.to(wide.dtype)
+                score = _dense(a, wide) if self.root else None
+                if dtype != rows.dtype:
+                    weights = w if score is None else w / score  # 0 for distance 0 is never left: such a row has lost
+                    sums = (a * weights.sum(-1, keepdim=True)).sub_(weights @ wide)
+                    out[chosen] = sums.mul_(self.factor).to(out.dtype)
+                lost = self._lost(w, score, a, norms[chosen], wide, other_norms)
+                if not lost.any():
+                    break
+                chosen, g = chosen[lost], g[lost]
             else:
-                score = torch.ones_like(g)
-            exact = torch.ops.aten._cdist_backward(g, rows[chosen], others.contiguous(), 2.0, score)
-            out[chosen] = exact.mul_(self.factor)
+                out[chosen] = self._direct(g, rows[chosen], others)
 
-    def _lost(self, g: Tensor, rows: Tensor, norms: Tensor, others: Tensor, other_norms: Tensor) -> Tensor:
-        """Whether more of a row's sum was lost than a reach of the limit in every pair would lose: errors of pairs add
-        up as squares; of l2 the distance has lost as its square did.
+    def _direct(self, g: Tensor, rows: Tensor, others: Tensor, score: Tensor | None = None) -> Tensor:
+        """The sums by differences, as accurate as they come, and slow where rows are wide."""
+        if not self.root:
+            score = torch.ones_like(g)
+        elif score is None:
+            score = torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist")
+        g, rows, others, score = (t.contiguous() for t in (g, rows, others, score))
+        sums: Tensor = torch.ops.aten._cdist_backward(g, rows, others, 2.0, score)
+        return sums.mul_(self.factor)
+
+    def _narrow(self, grad: Tensor, grad_x: Tensor, grad_bank: Tensor) -> None:
+        """All of it by differences: for rows so narrow that this is quicker than to multiply out."""
+        for rows in _blocks(self.x.shape[0], _SMALL_BLOCK_BYTES, self.bank.shape[0] * grad.element_size()):
+            g, xs, score = grad[rows], self.x[rows], None
+            if self.root:
+                score = torch.cdist(xs, self.bank, compute_mode="donot_use_mm_for_euclid_dist")
+            if grad_x.numel() > 0:
+                grad_x[rows] = self._direct(g, xs, self.bank, score)
+            if grad_bank.numel() > 0:
+                grad_bank.add_(self._direct(g.T, self.bank, xs, None if score is None else score.T))
+
+    def _lost(
+        self, g: Tensor, score: Tensor | None, rows: Tensor, norms: Tensor, others: Tensor, other_norms: Tensor
+    ) -> Tensor:
+        """Whether a row's sum has lost more than a reach of the limit would lose in every pair. The errors of pairs
+        add up as squares; of l2, the distance itself has lost as its square did.
         """
-        score = _dense(rows, others)
-        size = g.abs()
-        size = size / size.amax(-1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)
-        reach = norms.unsqueeze(-1) + other_norms
-        if self.root:
-            loss, kept = size * (reach / score).square_(), size * _REACH**2
-        else:
-            loss, kept = size * reach, size * score * _REACH
-        return ~(loss.square_().nan_to_num_(0.0).sum(-1) <= kept.square_().nan_to_num_(0.0).sum(-1))
+        norms, other_norms = norms.to(g.dtype), other_norms.to(g.dtype)
+        g = g / torch.linalg.vector_norm(g, torch.inf, -1, keepdim=True).clamp_min_(torch.finfo(g.dtype).tiny)
+        limit = _REACH * (1 if g.dtype == self.x.dtype else _WIDER)
+        if score is not None:
+            reach = (norms.unsqueeze(-1) + other_norms).div_(score)
+            loss = torch.linalg.vector_norm(reach.square_().mul_(g), dim=-1)
+            return ~(loss <= torch.linalg.vector_norm(g, dim=-1) * (limit * _REACH))
+        powers = torch.stack([torch.ones_like(other_norms), other_norms, other_norms.square()], -1)
+        sums = g.square_() @ torch.cat([others, powers], -1)  # of the squared weights, and of their moments
+        along, (one, first, second) = (sums[:, :-3] * rows).sum(-1), sums[:, -3:].unbind(-1)
+        loss = norms * (norms * one + 2 * first) + second  # weights times the reaches, squared
+        return ~(loss <= (norms * norms * one - 2 * along + second) * limit**2)  # and times the distances
 
 
 def _dense(x: Tensor, bank: Tensor) -> Tensor:
-    """Distances that err by the rounding of what is given, not of what lies about some other point."""
+    """Distances, multiplied out about the origin: `project` does so about a point of its own."""
     return torch.cdist(x, bank, compute_mode="use_mm_for_euclid_dist")
 
 
-def _blocks(n: int, most: int, row_bytes: int) -> Iterator[slice]:
-    step = max(64, most // max(row_bytes, 1))
+def _blocks(n: int, most: int, row_bytes: int, least: int = 64) -> Iterator[slice]:
+    step = max(least, most // max(row_bytes, 1))
     return (slice(i, min(n, i + step)) for i in range(0, n, step))
 
 

@@ -74,9 +74,8 @@ def _project_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         return ctx.save_for_backward(x, bank, indices)
     least: list[Tensor | None] = [None, None]
     if ctx.metric >= METRICS["l2"] and output.numel() > 0:  # its own numbers, so that the output may change in place
-        need_x, need_bank = ctx.needs_input_grad[:2]
         columns = output if bank.dim() == 3 else output.reshape(-1, bank.shape[0])
-        least = [output.amin(-1) if need_x else None, columns.amin(-2) if need_bank else None]
+        least = [output.amin(-1), columns.amin(-2) if ctx.needs_input_grad[1] else None]
     ctx.save_for_backward(x, bank, *least)
 
 
