@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -84,6 +85,29 @@ def test_copies_pickles_and_casts(name: str) -> None:
         if not list(source.parameters()) and "fixed" not in name:
             given = x.to(torch.bfloat16).float()
             assert torch.equal(said(source, given)[1], said(cast, given)[1])
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_exported_programs_come_back_from_a_file(name: str) -> None:
+    make, x = MADE[name]
+    torch.manual_seed(0)
+    module = make().eval()
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(module, (x,)), file)
+    file.seek(0)
+    got = torch.export.load(file).module()(x)
+    want = module(x)
+    torch.testing.assert_close(
+        tuple(got) if isinstance(want, tuple) else got, tuple(want) if isinstance(want, tuple) else want
+    )
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_shapes_without_numbers(name: str) -> None:
+    """On the meta device forward gives the shapes and dtypes that it gives elsewhere."""
+    make, x = MADE[name]
+    got, want = said(make().to("meta"), x.to("meta")), said(make(), x)
+    assert [(t.shape, t.dtype) for t in got] == [(t.shape, t.dtype) for t in want] and all(t.is_meta for t in got)
 
 
 def test_fixed_tables_that_were_changed_move_as_they_are() -> None:

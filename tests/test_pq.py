@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -309,3 +310,16 @@ def test_every_part_is_a_nearest_search(dtype: torch.dtype, threads: int) -> Non
         torch.ops.vecbank.product_quantize(x, books, torch.ops.vecbank.pack(books[:, 1:], 3))
     with pytest.raises(TypeError, match="dtype"):
         pq_encode(x.double() if x.dtype != torch.float64 else x.float(), books)
+
+
+def test_a_codec_is_saved_and_moved() -> None:
+    x = gauss(64, 6)
+    codec = pq_train(x, 3, 4, rotation=True, rotations=2, generator=seeded())
+    file = io.BytesIO()
+    torch.save(codec, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    assert torch.equal(loaded.decode(loaded.encode(x)), codec.decode(codec.encode(x)))
+    wide = codec.to(torch.float64)
+    assert wide.width == 6 and wide.rotation is not None and wide.rotation.dtype == torch.float64
+    torch.testing.assert_close(wide.decode(codec.encode(x)).float(), codec.decode(codec.encode(x)))

@@ -12,6 +12,7 @@ Ke, Sun, "Optimized product quantization", CVPR 2013 (start by eigenvalue alloca
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -171,6 +172,14 @@ class ProductCodec:
     def symmetric_tables(self, codes: Tensor, metric: str = "sqeuclidean") -> Tensor:
         """Symmetric tables (..., m, K) of queries given by their codes."""
         return pq_symmetric_tables(self.codes(codes), self.books, metric)
+
+    def to(self, *args: Any, **kwargs: Any) -> ProductCodec:
+        """The codec with its tensors moved or cast, as `torch.Tensor.to`."""
+        rotation = None if self.rotation is None else self.rotation.to(*args, **kwargs)
+        return ProductCodec(self.books.to(*args, **kwargs), self.width, rotation)
+
+
+torch.serialization.add_safe_globals([ProductCodec])  # so that torch.load reads one without weights_only=False
 
 
 def _allocate(x: Tensor, m: int) -> Tensor:

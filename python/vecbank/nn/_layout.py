@@ -86,6 +86,13 @@ def like_weights(x: Tensor, layer: nn.Module) -> Tensor:
     return x if weight is None or _autocasts(x) else x.to(weight.dtype)
 
 
+def on_axis(option: str, first: bool, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the cascades of a grouped one, told where the features are: groups are cut along one axis."""
+    if arguments.get(option) not in (None, first):
+        raise ValueError(f"{option} must be accept_image_fmap = {first}: groups are cut along one axis")
+    return {**arguments, option: first}
+
+
 def decode_groups(module: Any, indices: Tensor | Sequence[Tensor]) -> Tensor:
     """What a grouped cascade's codes (G, ...) stand for, side by side where the features are, when each cascade
     decodes into the layout that its forward returns.

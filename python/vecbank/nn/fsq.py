@@ -32,6 +32,7 @@ from ._layout import (
     decode_groups,
     like_weights,
     no_autocast,
+    on_axis,
     project_rows,
     projection,
     working,
@@ -410,11 +411,8 @@ class GroupedResidualFSQ(GroupedResidual):
     _stacked = 1
 
     def __init__(self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any) -> None:
-        if kwargs.setdefault("is_channel_first", accept_image_fmap) != accept_image_fmap:
-            raise ValueError(
-                f"is_channel_first must be accept_image_fmap = {accept_image_fmap}: groups are cut along one axis"
-            )
-        super().__init__(dim, groups, accept_image_fmap, lambda width: ResidualFSQ(dim=width, **kwargs))
+        options = on_axis("is_channel_first", accept_image_fmap, kwargs)
+        super().__init__(dim, groups, accept_image_fmap, lambda width: ResidualFSQ(dim=width, **options))
         self.codebook_size = self.rvqs[0].codebook_size
 
     def get_output_from_indices(self, indices: Tensor | Sequence[Tensor]) -> Tensor:

@@ -40,6 +40,7 @@ from ._layout import (
     like_weights,
     lost_rows,
     no_autocast,
+    on_axis,
     project_rows,
     projection,
     row_mask,
@@ -284,10 +285,8 @@ class LFQ(Derived):
         if lost is None and mask is None:
             weights = rows.new_full((rows.shape[0],), 1.0 / max(rows.shape[0], 1))
         else:
-            counted = torch.ones_like(rows[:, 0, 0], dtype=torch.bool)
-            if lost is not None:
-                rows = rows.masked_fill(lost.unsqueeze(-1), 0.0)
-                counted = ~lost.squeeze(1)
+            counted = rows.new_ones(rows.shape[0], dtype=torch.bool) if lost is None else ~lost.squeeze(1)
+            rows = blank(rows, None if lost is None else lost.unsqueeze(-1), 0.0)
             if mask is not None:
                 counted = counted & row_mask(mask, x.shape[:-2]).flatten()
             weights = counted.to(rows.dtype) / counted.sum().clamp_min(1)
@@ -482,12 +481,8 @@ class GroupedResidualLFQ(GroupedResidual):
     """
 
     def __init__(self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any) -> None:
-        if kwargs.get("channel_first") not in (None, accept_image_fmap):
-            raise ValueError(
-                f"channel_first must be accept_image_fmap = {accept_image_fmap}: groups are cut along one axis"
-            )
-        kwargs["channel_first"] = accept_image_fmap
-        super().__init__(dim, groups, accept_image_fmap, lambda width: ResidualLFQ(dim=width, **kwargs))
+        options = on_axis("channel_first", accept_image_fmap, kwargs)
+        super().__init__(dim, groups, accept_image_fmap, lambda width: ResidualLFQ(dim=width, **options))
 
     def get_output_from_indices(self, indices: Tensor | Sequence[Tensor]) -> Tensor:
         """Codes (G, ...) back to quantised features, both in the layout that forward returns them in."""
