@@ -75,7 +75,8 @@ def double_backward(case: Case) -> None:
     case = replace(case, options={**case.options, **case.entry.curved_options})
     module, x = trained(case).double(), make_input(case, 110)
     x = x if case.entry.ids else x.double()
-    where = case.entry.curved
+    bent = case.entry.bent & {*case.options, *(v for v in case.options.values() if isinstance(v, str))}
+    where = "" if bent else case.entry.curved
     _second(case, module, x, "input" if not case.entry.ids else "parameters", compared=False)
     if where:
         _second(case, module, x, where, compared=True)
