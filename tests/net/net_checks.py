@@ -141,7 +141,11 @@ BAD = (torch.nan, torch.inf, -torch.inf)
 
 
 def _random(case: Case) -> bool:
-    """Whether a step on other rows is another step for the rest: it draws numbers, or looks at how rows are arranged."""
+    """Whether a step on other rows is another step for the rest.
+
+    It draws numbers, looks at how rows are arranged, or rounds to 16 bit by another product, so that codes decided by a
+    hair are others.
+    """
     names = {
         "stochastic_sample_codes",
         "sample_codebook_temp",
@@ -159,7 +163,7 @@ def _random(case: Case) -> bool:
         "codebook_diversity_loss_weight",  # of every position by itself: another arrangement is another loss
         "codebook_diversity_temperature",
     }
-    return bool(names & set(case.options)) or case.entry.name == "BinaryMapper"
+    return bool(names & set(case.options)) or case.entry.name == "BinaryMapper" or case.dtype != "float32"
 
 
 def bad_rows(case: Case) -> None:
@@ -221,7 +225,7 @@ def _others(case: Case, one: nn.Module, two: nn.Module, got: Result, want: Resul
         if name == "codes" and case.entry.name == "SparseAutoencoder":  # lists are as long as the batch needs
             most = max(a.shape[1], b.shape[1])
             a, b = (nn.functional.pad(t, (0, most - t.shape[1]), value=-1) for t in (a, b))
-        if exact and (case.dtype == "float32" or "gradient" not in name):
+        if exact:
             same(a, b, f"{name} of the other rows", tolerance)
         elif name != "codes":
             finite({f"{name} of the other rows": a}, "the step")

@@ -40,12 +40,12 @@ CHECKS = {
     "missing codes": Check(net_checks.missing, False, 1),
     "bad rows": Check(net_checks.bad_rows, False, 3),
     "masked rows": Check(net_checks.masked_rows, False, 2),
-    "small batches": Check(net_checks.small_batches, False, 4),
+    "small batches": Check(net_checks.small_batches, False, 2),
     "resume": Check(net_checks.resume, True, 1),
     "export": Check(net_torch.export, False, 0),
     "meta": Check(net_checks.meta, True, 1),
     "copies": Check(net_checks.copies, False, 2),
-    "double backward": Check(net_torch.double_backward, False, 5),
+    "double backward": Check(net_torch.double_backward, False, 3),
     "forward mode": Check(net_torch.forward_mode, False, 3),
 }
 
