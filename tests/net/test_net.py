@@ -83,7 +83,8 @@ def sample(entry: Entry, name: str) -> list[Case]:
     cases = [Case(entry, {}, layout) for layout in layouts]
     if not check.options and not check.extra:
         return cases[:1]
-    if check.options and not entry.name.startswith("Grouped"):
+    repeats = entry.name.startswith("Grouped") or (name == "resume" and entry.name.startswith("Residual"))
+    if check.options and not repeats:  # cascades take the options of their stages
         cases += [Case(entry, options, rng.choice(entry.layouts)) for options in alone]
     return cases + rng.sample(all_cases(entry), check.extra)
 
