@@ -114,7 +114,8 @@ def _second(case: Case, module: nn.Module, x: Tensor, where: str, compared: bool
             return value.detach(), []
         if not value.requires_grad:
             return torch.zeros(()), []
-        second = torch.autograd.grad(value, moved, allow_unused=True)
+        value.backward()  # not autograd.grad, which walks past what refuses if nothing behind it leads to `moved`
+        second = [t.grad for t in moved]
         return _dot(second, along), [h for h in second if h is not None]
 
     try:
