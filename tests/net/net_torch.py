@@ -65,6 +65,8 @@ def _losses(case: Case, module: nn.Module, x: Tensor) -> Tensor | None:
     with cast(case):
         result = case.entry.call(module, x)
     losses = [t for t in result.losses if t.requires_grad]
+    if result.losses and not losses:
+        return None
     kept = Result(None if losses else result.output, losses=losses)
     found = total(case, kept)
     return found if found is None or losses else found.square()
