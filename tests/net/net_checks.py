@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from net_core import (
     Case,
+    Options,
     Result,
     build,
     call,
@@ -140,7 +141,11 @@ BAD = (torch.nan, torch.inf, -torch.inf)
 
 
 def _random(case: Case) -> bool:
-    """Whether a step draws numbers, which then do not match between batches of other lengths."""
+    """Whether a step on other rows is another step for the rest.
+
+    It draws numbers, looks at how rows are arranged, or rounds to 16 bit by another product, so that codes decided by a
+    hair are others.
+    """
     names = {
         "stochastic_sample_codes",
         "sample_codebook_temp",
@@ -155,8 +160,10 @@ def _random(case: Case) -> bool:
         "kmeans_init",
         "kmeans_iters",
         "sync_kmeans",
+        "codebook_diversity_loss_weight",  # of every position by itself: another arrangement is another loss
+        "codebook_diversity_temperature",
     }
-    return bool(names & set(case.options)) or case.entry.name == "BinaryMapper"
+    return bool(names & set(case.options)) or case.entry.name == "BinaryMapper" or case.dtype != "float32"
 
 
 def bad_rows(case: Case) -> None:
@@ -241,7 +248,9 @@ def _gradients(case: Case, one: nn.Module, two: nn.Module, got: Result, want: Re
             assert (p.grad is None) == (q.grad is None), f"gradient of {name}: only one of the two has it"
             continue
         finite({f"gradient of {name}": p.grad}, "the step")
-        if not _random(case):
+        if (
+            not _random(case) and case.dtype == "float32"
+        ):  # a sign that 16 bit decide by a hair has gradients of its own
             same(p.grad, q.grad, f"gradient of {name}", 10 * tolerance_of(case))
 
 
@@ -265,7 +274,7 @@ def masked_rows(case: Case) -> None:
     mask[0, 1] = mask[1, 3] = False
     failures, counted = [], mask.flatten()
     for fresh in (True, False):
-        for bad in (*BAD, 1e4):
+        for bad in (*BAD, 1e4 if case.dtype == "float32" else 100.0):
             one = build(case) if fresh else trained(case)
             two = clone(one)
             note = f"{bad} under the mask, {'first' if fresh else 'fourth'} step"
@@ -286,7 +295,9 @@ def masked_rows(case: Case) -> None:
                 same_state(one, two, "after the step", tolerance_of(case))
                 for (name, p), q in zip(one.named_parameters(), two.named_parameters(), strict=True):
                     if p.grad is not None and q[1].grad is not None:
-                        same(p.grad, q[1].grad, f"gradient of {name}", tolerance_of(case))
+                        finite({f"gradient of {name}": p.grad}, "the step")
+                        if case.dtype == "float32":
+                            same(p.grad, q[1].grad, f"gradient of {name}", tolerance_of(case))
             except AssertionError as e:
                 failures.append(f"{note}: {e}")
             except Exception as e:
@@ -333,10 +344,18 @@ def small_batches(case: Case) -> None:
 
 def resume(case: Case) -> None:
     """Two further steps after saving and loading are those of the module that went on, bit for bit."""
+    for options in ({}, *(case.entry.calls if not case.options else ())):
+        try:
+            _resume(case, options)
+        except AssertionError as e:
+            raise AssertionError(f"steps before it with {options}: {e}" if options else str(e)) from None
+
+
+def _resume(case: Case, options: Options) -> None:
     module = build(case)
     optimiser = optimiser_of(module)
     for i in range(2):
-        step(case, module, make_input(case, 70 + i), optimiser)
+        step(case, module, make_input(case, 70 + i), optimiser, **options)
     kept = {
         "module": module.state_dict(),
         "optimiser": optimiser.state_dict() if optimiser else None,

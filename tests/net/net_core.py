@@ -89,8 +89,10 @@ class Entry:
         sizes: also tried as the size of every axis: those of features, stages, heads, groups.
         clash: pairs of options that mean different shapes.
         curved: what second derivatives are compared by finite differences of: "input", "parameters" or nothing.
+        calls: keywords of forward that leave state behind, for steps before a checkpoint.
         plain: whether a row's output is all there is, and what it does to gradients is the caller's.
-        curved_options: constructor arguments that keep float64 for it.
+        curved_options: constructor arguments that keep float64 for it. bent: options, or their values, under which a
+            first derivative is not of a function (straight through a table, a moving average): not compared.
     """
 
     name: str
@@ -109,7 +111,9 @@ class Entry:
     clash: tuple[frozenset[str], ...] = ()
     curved: str = ""
     plain: bool = False
+    calls: tuple[Options, ...] = ()
     curved_options: Options = field(default_factory=dict)
+    bent: frozenset[str] = frozenset()
 
     def arguments(self) -> set[str]:
         """Every argument that the constructor takes, with those it passes on."""

@@ -101,7 +101,7 @@ VQ_CLASH = tuple(
         {"in_place_codebook_optimizer", "orthogonal_reg_weight"},
     )
 )
-STAGE = ("dim", "codebook_size", "codebook_dim", "heads", "accept_image_fmap", "return_zeros_for_masked_padding")
+VQ_BENT = frozenset({"affine_param", "implicit_neural_codebook"})
 RVQ: Arguments = {
     **{name: values for name, values in VQ.items() if name not in ("heads", "separate_codebook_per_head")},
     **DROPOUT,
@@ -174,9 +174,11 @@ VECTOR = [
         _decode_vq,
         (TOKENS, DEEP, VECTORS, VQ_FIRST, IMAGE, VOLUME),
         masked=True,
+        calls=({"accum_ema_update": True}, {"ema_update": False}, {"topk": 2}),
         sizes=(8, 2, 12),
         clash=VQ_CLASH,
         curved="input",
+        bent=VQ_BENT,
     ),
     Entry(
         "ResidualVQ",
@@ -192,6 +194,7 @@ VECTOR = [
         sizes=(8, 3),
         clash=(*VQ_CLASH, frozenset({"implicit_neural_codebook", "beam_size"})),
         curved="input",
+        bent=VQ_BENT,
     ),
     Entry(
         "GroupedResidualVQ",
@@ -216,6 +219,7 @@ VECTOR = [
         sizes=(8, 4, 3, 2),
         clash=(*VQ_CLASH, frozenset({"implicit_neural_codebook", "beam_size"})),
         curved="input",
+        bent=VQ_BENT,
     ),
 ]
 

@@ -354,6 +354,7 @@ OTHERS = [
         lambda module, code: module.decode(*code),
         (TOKENS, DEEP, VECTORS),
         curved="parameters",
+        bent=frozenset({"jumprelu"}),
     ),
     Entry(
         "RelativeProjection",
@@ -405,6 +406,7 @@ OTHERS = [
         width=lambda args: 4,
         ids=20,
         curved="parameters",
+        bent=frozenset({"integer", "product"}),
     ),
     Entry(
         "HashedEmbedding",

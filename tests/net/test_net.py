@@ -40,12 +40,12 @@ CHECKS = {
     "missing codes": Check(net_checks.missing, False, 1),
     "bad rows": Check(net_checks.bad_rows, False, 3),
     "masked rows": Check(net_checks.masked_rows, False, 2),
-    "small batches": Check(net_checks.small_batches, False, 4),
+    "small batches": Check(net_checks.small_batches, False, 2),
     "resume": Check(net_checks.resume, True, 1),
     "export": Check(net_torch.export, False, 0),
     "meta": Check(net_checks.meta, True, 1),
     "copies": Check(net_checks.copies, False, 2),
-    "double backward": Check(net_torch.double_backward, False, 5),
+    "double backward": Check(net_torch.double_backward, False, 3),
     "forward mode": Check(net_torch.forward_mode, False, 3),
 }
 
@@ -83,7 +83,8 @@ def sample(entry: Entry, name: str) -> list[Case]:
     cases = [Case(entry, {}, layout) for layout in layouts]
     if not check.options and not check.extra:
         return cases[:1]
-    if check.options and not entry.name.startswith("Grouped"):
+    repeats = entry.name.startswith("Grouped") or (name == "resume" and entry.name.startswith("Residual"))
+    if check.options and not repeats:  # cascades take the options of their stages
         cases += [Case(entry, options, rng.choice(entry.layouts)) for options in alone]
     return cases + rng.sample(all_cases(entry), check.extra)
 
