@@ -12,8 +12,8 @@ struct Mask {
 
   const bool* data = nullptr;  // true: the row may be returned; null: every row may
   int64_t col_stride = 0;
-  int64_t first = 0;  // the query that row 0 stands for
-  int32_t dims = 0;   // 0: one row for all queries
+  int64_t first = 0;                                     // the query that row 0 stands for
+  int32_t dims = 0;                                      // 0: one row for all queries
   int64_t sizes[kMaxDims] = {}, strides[kMaxDims] = {};  // innermost first
 
   // Adds the next dimension outwards. False: no room for it.

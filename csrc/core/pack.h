@@ -32,10 +32,10 @@ struct PackHeader {
 // Which tensor a pack was made of, as the binding saw it then. It lies behind the header. All zero: the caller vouches
 // for the pack. Anything else is compared with the tensor that the pack is used with, and a stale pack is not used.
 struct PackStamp {
-  uint64_t data;     // where the bank's rows lie
-  int64_t strides;   // and how, in one number
-  int64_t version;   // how often they had been written to
-  uint64_t bias;     // the same of the bias
+  uint64_t data;    // where the bank's rows lie
+  int64_t strides;  // and how, in one number
+  int64_t version;  // how often they had been written to
+  uint64_t bias;    // the same of the bias
   int64_t bias_version;
 };
 static_assert(sizeof(PackHeader) + sizeof(PackStamp) <= 128, "the centre follows the header at 128 bytes");

@@ -28,9 +28,7 @@ __device__ __forceinline__ double group_norm(const Result& r, int64_t q) {
   return floored(sqrt(sum_of_8(lane_of(r.queries, q, r.queries, q, false))));
 }
 
-__device__ __forceinline__ bool allowed(const Result& r, int64_t q, int64_t j) {
-  return r.mask.allows(q, j);
-}
+__device__ __forceinline__ bool allowed(const Result& r, int64_t q, int64_t j) { return r.mask.allows(q, j); }
 
 // Sorts `size` (a power of two) entries in shared memory, best first; all threads of the block take part.
 __device__ void sort_entries(Entry* list, int size) {

@@ -69,6 +69,35 @@ TEST(cuda_project_close_to_cpu) {
       compare_dense(Matrix(xs, 7, dtype), Matrix(bs, 7, dtype), metric, dtype, 1e-5, "not finite");
 }
 
+// The exact form, of all pairs and of listed ones: bit for bit.
+TEST(cuda_exact_scores_are_the_cpus) {
+  uint32_t seed = 60;
+  for (const Metric metric : kMetrics)
+    for (const DType dtype : kDTypes) {
+      const int64_t d = 21, n = 9, m = 70, k = 13;
+      Vec<double> xs = normal<double>(n * d, ++seed), bs = normal<double>(m * d, ++seed);
+      xs[5] = NAN, xs[40] = INFINITY, bs[30] = NAN, bs[50] = -INFINITY;
+      const Matrix x(xs, d, dtype), b(bs, d, dtype, true);
+      Vec<int64_t> indices(static_cast<size_t>(n * k));
+      for (size_t i = 0; i < indices.size(); ++i) indices[i] = static_cast<int64_t>(i * 31 % 71) - 1;
+      for (const bool listed : {false, true}) {
+        const int64_t columns = listed ? k : m;
+        Vec<double> theirs(static_cast<size_t>(n * columns), 7.0), ours(theirs.size(), 8.0);
+        ProjectProblem p;
+        p.queries = x.rows, p.bank = b.rows, p.metric = metric, p.out_dtype = DType::f64, p.exact = true;
+        if (listed) p.indices = indices.data(), p.k = k;
+        p.out = theirs.data();
+        CHECK(project(p, Parallel{}) == Status::ok);
+        p.out = ours.data();
+        Bench bench;
+        bench.provide(0);
+        CHECK(ran(cuda::project(p, bench.device)));
+        for (size_t i = 0; i < ours.size(); ++i)
+          CHECK(ours[i] == theirs[i] || (std::isnan(ours[i]) && std::isnan(theirs[i])));
+      }
+    }
+}
+
 struct HostProduct {
   int calls = 0;
   int64_t largest = 0;  // elements of one product
