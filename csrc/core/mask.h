@@ -29,18 +29,16 @@ struct Mask {
     return true;
   }
 
-  VB_SHARED const bool* row(int64_t query) const {
-    const bool* at = data;
-    int64_t rest = first + query;
+  VB_SHARED int64_t row_start(int64_t query) const {  // in elements
+    int64_t start = 0, rest = first + query;
     for (int i = 0; i + 1 < dims; ++i) {
-      at += rest % sizes[i] * strides[i];
+      start += rest % sizes[i] * strides[i];
       rest /= sizes[i];
     }
-    return dims > 0 ? at + rest * strides[dims - 1] : at;
+    return dims > 0 ? start + rest * strides[dims - 1] : start;
   }
-  VB_SHARED bool allows(int64_t query, int64_t column) const {
-    return data == nullptr || row(query)[column * col_stride];
-  }
+  const bool* row(int64_t query) const { return data + row_start(query); }
+  bool allows(int64_t query, int64_t column) const { return data == nullptr || row(query)[column * col_stride]; }
   Mask from(int64_t query) const {  // the same mask, its rows counted from this query on
     Mask mask = *this;
     mask.first += query;

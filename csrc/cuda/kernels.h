@@ -70,6 +70,17 @@ Error pack_bank_operands(const BankOperands& args, const Device& device);
 // ---- screen.cu, screen_mma.cu, screen_mma16.cu, screen_sm90.cu
 // --------------------------------------------------------------------------------------
 
+// A chunk's part of a mask. A mask of several strides comes with the beginnings of its rows: the divisions that find
+// one would make the screens spill.
+struct MaskRows {
+  const bool* data;       // null: all rows may be returned
+  const int64_t* starts;  // one per query, in elements; null: row_stride apart
+  int64_t row_stride, col_stride;
+  VB_SHARED bool allows(int64_t query, int64_t column) const {
+    return data == nullptr || data[(starts == nullptr ? query * row_stride : starts[query]) + column * col_stride];
+  }
+};
+
 struct Screen {
   const float* queries;  // panels
   int64_t rows, width;
@@ -82,7 +93,7 @@ struct Screen {
   int64_t columns;     // of the bank
   Metric metric;
   bool exact, biased;
-  Mask mask;  // rows counted from this chunk's first
+  MaskRows mask;
   const float* norms;
   const double* slacks;
   double start_per_r2;
@@ -118,7 +129,7 @@ struct Result {  // of a chunk: row 0 is its first query
   Metric metric;
   int64_t k;
   const double* bias;
-  Mask mask;
+  MaskRows mask;
   void* values;
   DType values_dtype;
   int64_t* indices;

@@ -19,6 +19,7 @@ struct Work {  // one workspace, cut up; on a null base it only counts
   Candidate* candidates;
   Entry* partial;
   int64_t* partial_counts;
+  int64_t* mask_starts;
   int64_t bytes;
 };
 
@@ -53,6 +54,7 @@ Work cut(const SearchProblem& p, const SearchPlan& plan, void* base) {
     w.partial = arena.take<Entry>(n * plan.splits * p.k);
     w.partial_counts = arena.take<int64_t>(n * plan.splits);
   }
+  if (p.mask.dims > 1) w.mask_starts = arena.take<int64_t>(n);
   w.bytes = arena.used();
   return w;
 }
@@ -66,7 +68,8 @@ Result result_of(const SearchProblem& p, int64_t first, int64_t count, State* st
   r.metric = p.metric;
   r.k = p.k;
   r.bias = p.bias;
-  r.mask = p.mask.from(first);
+  r.mask = {p.mask.data, nullptr, p.mask.strides[0], p.mask.col_stride};
+  if (p.mask.dims <= 1 && p.mask.data != nullptr) r.mask.data += p.mask.row_start(first);
   r.values = p.values == nullptr
                  ? nullptr
                  : static_cast<char*>(p.values) + first * p.k * static_cast<int64_t>(size_of(p.values_dtype));
@@ -79,6 +82,16 @@ Result result_of(const SearchProblem& p, int64_t first, int64_t count, State* st
   return r;
 }
 
+struct MaskArgs {
+  Mask mask;
+  int64_t count;
+  int64_t* starts;
+};
+__global__ void __launch_bounds__(kThreads) mask_kernel(const __grid_constant__ MaskArgs a) {
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < a.count; i += int64_t{gridDim.x} * kThreads)
+    a.starts[i] = a.mask.row_start(i);
+}
+
 Error clear(int32_t* counter, const Device& device);
 
 // One chunk of queries against the whole bank.
@@ -86,6 +99,11 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
                    const Device& device) {
   RefineAll all;
   all.result = result_of(p, first, count, device.state);
+  if (p.mask.dims > 1) {
+    VB_TRY(launch(mask_kernel, grid_for(ceil_div(count, kThreads)), kThreads, 0, device,
+                  MaskArgs{p.mask.from(first), count, w.mask_starts}));
+    all.result.mask.starts = w.mask_starts;
+  }
   all.splits = plan.splits;
   all.list = plan.list;
   all.partial = w.partial;

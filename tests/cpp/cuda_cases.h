@@ -99,6 +99,7 @@ struct Case {
   int64_t k = 1;
   bool want_values = true, want_gathered = false, exact = true, packed = false;
   const Vec<unsigned char>* mask = nullptr;  // [queries][bank]
+  const Mask* strided = nullptr;             // or any other
   const Vec<double>* bias = nullptr;
 };
 
@@ -116,6 +117,7 @@ Answer answer(const Matrix& x, const Matrix& b, const Case& c, Run&& run) {
     p.mask = {reinterpret_cast<const bool*>(c.mask->data()), 1};
     p.mask.add_dim(p.queries.count, b.rows.count);
   }
+  if (c.strided != nullptr) p.mask = *c.strided;
   Answer a;
   a.indices.assign(static_cast<size_t>(x.rows.count * c.k), -7);
   p.indices = a.indices.data();
@@ -234,6 +236,17 @@ TEST(cuda_search_masks_and_large_k) {
       c.want_gathered = k == 1;
       compare(x, b, c, "mask");
     }
+  }
+  // Queries (2, 3, 4), a mask (2, 1, 4, M) that lies with its columns outermost.
+  const Matrix many_x(normal<double>(24 * d, 16), d, DType::f32);
+  Vec<unsigned char> spread(static_cast<size_t>(8 * m));
+  for (auto& v : spread) v = random() % 2;
+  Mask mask{reinterpret_cast<const bool*>(spread.data()), 8};
+  CHECK(mask.add_dim(4, 1) && mask.add_dim(3, 0) && mask.add_dim(2, 4));
+  for (const int64_t k : {int64_t{1}, int64_t{9}, int64_t{200}}) {
+    Case c{Metric::dot, k};
+    c.strided = &mask;
+    compare(many_x, b, c, "mask of several strides");
   }
   for (const int64_t k : {int64_t{100}, int64_t{113}, int64_t{450}, m}) compare(x, b, {Metric::cosine, k}, "large k");
   const int64_t many = 3000;  // more ranks than a block sorts: several passes

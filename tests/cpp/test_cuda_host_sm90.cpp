@@ -113,10 +113,7 @@ struct Trial {
     s.exact = true;
     s.blocks = 1000;
     s.schedule = schedule;
-    if (!mask.empty()) {
-      s.mask = {reinterpret_cast<const bool*>(mask.data()), 1};
-      s.mask.add_dim(s.rows, m);
-    }
+    if (!mask.empty()) s.mask = {reinterpret_cast<const bool*>(mask.data()), nullptr, m, 1};
     s.norms = norms.data();
     s.slacks = slacks.data();
     s.listed = setup.raise ? 1 : 0;
