@@ -38,7 +38,6 @@ class Pairs(torch.autograd.Function):
         return listed(x, weight, _wide(bias), indices).to(value_dtype(weight))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, indices = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
@@ -62,7 +61,6 @@ class Jump(torch.autograd.Function):
         return z * gate, gate
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_gate: Tensor) -> tuple[Any, ...]:
         z, theta = ctx.saved_tensors
         grad_theta = None

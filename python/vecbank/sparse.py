@@ -99,7 +99,7 @@ def sparse_encode(
 
     Returns:
         TopK(values, indices), (..., k), best first; value 0 and index -1 where fewer latents are positive.
-        Values are float32 (float64 for float64), differentiable once in x, weight and bias.
+        Values are float32 (float64 for float64), differentiable in x, weight and bias.
 
     Sources: Gao et al. 2024 (top-k); Olmo et al., "Features that make a difference: leveraging gradients
         for improved
@@ -202,7 +202,7 @@ def sparse_encode_threshold(
     Returns:
         Fired(values, indices, active): values and indices (..., c), by ascending index (by excess, largest
             first, with
-        ``max_k``), padded by 0 and -1; active (...) float, the number of values kept. Differentiable once.
+        ``max_k``), padded by 0 and -1; active (...) float, the number of values kept. Differentiable.
 
     Source: Rajamanoharan et al. 2024.
     """
@@ -256,7 +256,7 @@ def sparse_encode_norm(
         max_k: at most this many per row.
 
     Returns:
-        TopK(values, indices), (..., c): by falling score, padded by 0 and -1. Differentiable once in x,
+        TopK(values, indices), (..., c): by falling score, padded by 0 and -1. Differentiable in x,
             weight, bias.
 
     Source: Lee et al., "Evaluating and designing sparse autoencoders by approximating quasi-orthogonality",

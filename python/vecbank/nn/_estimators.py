@@ -64,20 +64,21 @@ def rotate_to(source: Tensor, target: Tensor) -> Tensor:
     return _Rotate.apply(source, target.detach())
 
 
+_ONLY_X = "the gradient of a codebook has no derivative: a second backward pass works for x, not for the codebook"
+
+
 class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(grad: Tensor, *sources: Tensor) -> Tensor:
+    def forward(grad: Tensor, words: str, *sources: Tensor) -> Tensor:
         return grad.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        pass
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.words = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        raise NotImplementedError(
-            "the gradient of a codebook has no derivative: a second backward pass works for x, not for the codebook"
-        )
+        raise NotImplementedError(ctx.words)
 
 
 def twice() -> bool:
@@ -85,9 +86,9 @@ def twice() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def once(grad: Tensor, *sources: Tensor) -> Tensor:
+def once(grad: Tensor, *sources: Tensor, words: str = _ONLY_X) -> Tensor:
     """A gradient that depends on `sources` by a formula that has no derivative: a second backward pass says so."""
-    return _Once.apply(grad, *sources)
+    return _Once.apply(grad, words, *sources)
 
 
 class _ScaleGradient(torch.autograd.Function):
