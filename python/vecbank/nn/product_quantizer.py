@@ -16,6 +16,7 @@ from ..functional import lookup, project, quantize_train
 from ..pq import ProductCodec, pq_decode, pq_encode, pq_train
 from ._estimators import keep_alive
 from ._finite import counted, finite_rows, voided, zeroed
+from ._moving import moving
 from ._recall import Recall, Seen, inside_backward
 from ._sync import Ranks, draw_rows
 
@@ -140,7 +141,7 @@ class ProductQuantizer(nn.Module):
         quantized = voided(quantized, finite)
         return ProductQuantized(quantized, found.codes.T.reshape(*lead, self.parts), loss)
 
-    @torch.no_grad()
+    @moving
     def _move(self, parts: Tensor, mask: Tensor | None, counts: Tensor, sums: Tensor) -> None:
         ranks, dtype = Ranks(self.sync), self.books.dtype
         counts, sums = ranks.total(counts).to(dtype), ranks.total(sums).to(dtype)

@@ -24,6 +24,7 @@ from ._derived import Derived
 from ._estimators import keep_alive, scale_gradient
 from ._finite import both, counted, finite_rows, voided, zeroed
 from ._layout import channel_first, channel_last, check_width, like_weights, no_autocast, projection, working
+from ._moving import moving
 from ._neural_book import CodeMLP
 from ._passes import encode_stages
 from ._recall import Recall, Seen, inside_backward
@@ -401,7 +402,7 @@ class ResidualVQ(Derived):
         chosen = torch.nn.functional.pad(chosen, rest, value=-1)
         return Cascade(best, chosen, torch.nn.functional.pad(mean, rest), call.active)
 
-    @torch.no_grad()
+    @moving
     def _learn_from(self, x: Tensor, codes: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
         """Moves the books by the codes that a search chose: the residuals are worked out again from them."""
         frozen = self.layers[0].freeze_codebook if options["freeze_codebook"] is None else True
