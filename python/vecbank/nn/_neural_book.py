@@ -5,8 +5,13 @@ Source: Huijben et al., "Residual Quantization with Implicit Neural Codebooks" (
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def _weights(layer: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return layer.weight.to(dtype), layer.bias.to(dtype)
 
 
 class CodeMLP(nn.Module):
@@ -28,9 +33,9 @@ class CodeMLP(nn.Module):
 
     def forward(self, codes: Tensor, condition: Tensor) -> Tensor:
         """codes (h, K, d) with condition (b, n, d) to (h, b, n, K, d); codes (b, n, d) of that one to (b, n,
-        d).
+        d). In the dtype of both, which is float32 where the network is 16-bit, as its books are then.
         """
-        weight, bias = self.proj_in.weight, self.proj_in.bias
+        weight, bias = _weights(self.proj_in, codes.dtype)
         width = condition.shape[-1]  # the concatenation, taken apart: each half is as small as it can be
         said, own = F.linear(condition, weight[:, :width]), F.linear(codes, weight[:, width:], bias)
         if codes.shape == condition.shape:
@@ -38,5 +43,6 @@ class CodeMLP(nn.Module):
         else:
             x = said.unsqueeze(-2) + own.view(own.shape[0], 1, 1, *own.shape[1:])
         for layer in self.layers:
-            x = layer(x) + x
+            wide, activation, narrow = layer
+            x = F.linear(activation(F.linear(x, *_weights(wide, x.dtype))), *_weights(narrow, x.dtype)) + x
         return F.normalize(x, dim=-1) if self.l2norm_output else x

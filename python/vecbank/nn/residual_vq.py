@@ -187,10 +187,11 @@ class ResidualVQ(Derived):
         parts: list[Tensor] = []
         for layer, code, mlp in zip(self.layers, indices.unbind(-1), (None, *self.mlps), strict=True):
             rows = layer._codebook.decode(code)
+            dtype = rows.dtype
             if mlp is not None:
-                rows = mlp(rows, torch.stack(parts).sum(0)) * (code >= 0).unsqueeze(-1)
-            parts.append(rows)
-        return torch.stack(parts)
+                rows = mlp(working(rows), torch.stack(parts).sum(0)) * (code >= 0).unsqueeze(-1)
+            parts.append(working(rows) if self.implicit_neural_codebook else rows)
+        return torch.stack(parts).to(dtype)
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Codes (b, ..., q) to quantised features (b, ..., dim), on the last axis."""
