@@ -5,13 +5,18 @@ Source: Huijben et al., "Residual Quantization with Implicit Neural Codebooks" (
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def _weights(layer: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return layer.weight.to(dtype), layer.bias.to(dtype)
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """`layer(x)` in x's dtype."""
+    if layer.weight.dtype != x.dtype:
+        return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+    out: Tensor = layer(x)
+    return out
 
 
 class CodeMLP(nn.Module):
@@ -26,7 +31,7 @@ class CodeMLP(nn.Module):
         super().__init__()
         hidden = dim if dim_hidden is None else dim_hidden
         self.proj_in = nn.Linear(2 * dim, dim)
-        self.layers = nn.ModuleList(
+        self.layers: Any = nn.ModuleList(
             nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, dim)) for _ in range(depth)
         )
         self.l2norm_output = l2norm_output
@@ -35,7 +40,7 @@ class CodeMLP(nn.Module):
         """codes (h, K, d) with condition (b, n, d) to (h, b, n, K, d); codes (b, n, d) of that one to (b, n,
         d). In the dtype of both, which is float32 where the network is 16-bit, as its books are then.
         """
-        weight, bias = _weights(self.proj_in, codes.dtype)
+        weight, bias = self.proj_in.weight.to(codes.dtype), self.proj_in.bias.to(codes.dtype)
         width = condition.shape[-1]  # the concatenation, taken apart: each half is as small as it can be
         said, own = F.linear(condition, weight[:, :width]), F.linear(codes, weight[:, width:], bias)
         if codes.shape == condition.shape:
@@ -43,6 +48,8 @@ class CodeMLP(nn.Module):
         else:
             x = said.unsqueeze(-2) + own.view(own.shape[0], 1, 1, *own.shape[1:])
         for layer in self.layers:
-            wide, activation, narrow = layer
-            x = F.linear(activation(F.linear(x, *_weights(wide, x.dtype))), *_weights(narrow, x.dtype)) + x
+            bent = x
+            for part in layer:
+                bent = _linear(part, bent) if isinstance(part, nn.Linear) else part(bent)
+            x = bent + x
         return F.normalize(x, dim=-1) if self.l2norm_output else x

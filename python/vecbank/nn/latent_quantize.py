@@ -24,11 +24,15 @@ from ..functional import lookup
 from ._derived import Derived
 from ._estimators import straight_through
 from ._layout import (
+    blank,
     channel_first,
     channel_last,
     check_width,
+    kept_rows,
     like_weights,
+    lost_rows,
     no_autocast,
+    over,
     project_rows,
     projection,
     working,
@@ -253,6 +257,16 @@ class LatentQuantize(Derived):
         loss = out.new_zeros((), dtype=torch.float32)
         if not self.training or commitment == quantization == 0:
             return loss
+        z, out = channel_last(z), channel_last(out)
+        with no_autocast(z):
+            lost = lost_rows(out)  # so it is where z is
+            count = kept_rows(z, lost) * self.dim
+            z, out = (blank(working(t), lost, 0.0) for t in (z, out))
+            if commitment != 0:
+                loss = loss + self.commitment_loss_weight * over(self.commitment_loss(z, out, "sum"), count)
+            if quantization != 0:
+                loss = loss + self.quantization_loss_weight * over(self.quantization_loss(z, out, "sum"), count)
+        return loss
 
     def extra_repr(self) -> str:
         return f"levels={self._levels.tolist()}, dim={self.dim}, num_codebooks={self.num_codebooks}"
