@@ -258,6 +258,18 @@ def best(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices.gather(1, order)
 
 
+def bar(values: Tensor, budget: int | Tensor, most: int) -> Tensor:
+    """The smallest of the `budget` largest values (n,), all 0 or more, and 0 if there are not so many; budget <= most.
+
+    A budget that is a tensor is not looked at, so that nothing waits for a device.
+    """
+    if most >= values.numel() or most == 0 or (isinstance(budget, int) and budget == 0):
+        return values.new_zeros(())
+    if isinstance(budget, int):
+        return values.topk(budget, sorted=False).values.min()
+    return values.topk(most).values.gather(0, (budget - 1).clamp_min(0).view(1)).squeeze(0)
+
+
 def _scored(z: Tensor, score: Score, rows: slice, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Score and value of each latent of a block, by the caller's function; one that does not fire, or is masked out,
     cannot be chosen.

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._finite import zeroed
 from ..functional import quantize, topk
 from . import _vq_ops as ops
 from ._codebook import unit
 from ._estimators import rotate_to, straight_through
-from ._finite import zeroed
 from ._layout import mean
 from ._moving import not_exported
 from ._recall import inside_backward

@@ -12,10 +12,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .._checks import integers
+from .._finite import counted, finite_rows, voided, zeroed
 from ..functional import lookup, project, quantize_train
 from ..pq import ProductCodec, pq_decode, pq_encode, pq_train
 from ._estimators import keep_alive
-from ._finite import counted, finite_rows, voided, zeroed
 from ._moving import moving
 from ._recall import Recall, Seen, inside_backward
 from ._sync import Ranks, draw_rows

@@ -19,10 +19,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .._checks import integers
+from .._finite import both, counted, finite_rows, voided, zeroed
 from ..functional import lookup
 from ._derived import Derived
 from ._estimators import keep_alive, scale_gradient
-from ._finite import both, counted, finite_rows, voided, zeroed
 from ._layout import channel_first, channel_last, check_width, like_weights, no_autocast, projection, working
 from ._moving import moving
 from ._neural_book import CodeMLP
