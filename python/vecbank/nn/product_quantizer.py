@@ -13,8 +13,8 @@ from torch import Generator, Tensor, nn
 
 from .._checks import integers
 from .._finite import counted, finite_rows, voided, zeroed
-from ..functional import lookup, project, quantize_train
-from ..pq import ProductCodec, pq_decode, pq_encode, pq_train
+from ..functional import lookup, quantize_train
+from ..pq import ProductCodec, pq_decode, pq_encode, pq_train, turned
 from ._estimators import keep_alive
 from ._moving import moving
 from ._recall import Recall, Seen, inside_backward
@@ -96,7 +96,7 @@ class ProductQuantizer(nn.Module):
         self._shared = False  # whether the ranks have agreed on what to start from
 
     def _turned(self, x: Tensor) -> Tensor:
-        return x if self.rotation is None else project(x.to(self.rotation.dtype), self.rotation.T, "dot")
+        return x if self.rotation is None else turned(x.to(self.rotation.dtype), self.rotation)
 
     def forward(self, x: Tensor) -> ProductQuantized:
         if x.dim() == 0 or x.shape[-1] != self.dim:
@@ -137,7 +137,7 @@ class ProductQuantizer(nn.Module):
             self._move(parts.detach(), mask, found.counts, found.sums)
         quantized = found.quantized.transpose(0, 1).reshape(*lead, self.dim)
         if self.rotation is not None:
-            quantized = project(quantized, self.rotation, "dot")
+            quantized = turned(quantized, self.rotation, back=True)
         quantized = voided(quantized, finite)
         return ProductQuantized(quantized, found.codes.T.reshape(*lead, self.parts), loss)
 
