@@ -238,7 +238,7 @@ class Codebook(nn.Module):
         if 0 < rows.shape[1] < self.codebook_size and not self.ranks.several:
             warnings.warn(
                 f"k-means starts {self.codebook_size} codes from {rows.shape[1]} vectors: some will be the same",
-                stacklevel=4,
+                stacklevel=6,
             )
         own = self.ranks if self.sync_kmeans else Ranks(False)
         centres, sizes, found_any = [], [], []
