@@ -310,7 +310,8 @@ class Codebook(nn.Module):
 
         Args:
             ema_update_weight: how much of the step each code takes, (K,) or (H, K), or a function of (sums, counts).
-            accum_ema_update: only keep the counts and sums, for the next batch that is taken in.
+            accum_ema_update: only keep the counts and sums, for the next batch that is taken in. They are in no
+                state_dict, which is the peer's: a step that takes them in comes before a checkpoint.
         """
         ema_update = self.ema_update if ema_update is None else ema_update
         counts, sums = counts.view_as(self.cluster_size), sums.view_as(self.embed_avg)
