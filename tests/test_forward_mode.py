@@ -15,6 +15,8 @@ from torch.autograd import forward_ad, gradcheck
 
 import vecbank
 from vecbank import reference
+from vecbank.nn import LatentQuantize
+from vecbank.nn._estimators import rotate_to, scale_gradient
 
 F64 = torch.float64
 CODES = torch.tensor([[0, 3, 3], [-1, 1, 3], [-1, -1, -1], [2, 0, -1]])
@@ -308,3 +310,21 @@ def test_within_a_function_with_a_rule_of_its_own() -> None:
     with forward_ad.dual_level():
         out = Chosen.apply(forward_ad.make_dual(x, x), bank)
         assert torch.equal(forward_ad.unpack_dual(out).tangent, x * 3)
+
+
+@pytest.mark.parametrize("dim", [3, 5], ids=["no projection", "projection"])
+def test_tangents_pass_straight_through_a_latent_quantizer(dim: int) -> None:
+    torch.manual_seed(0)
+    module = LatentQuantize(levels=[4, 4, 3], dim=dim).eval()
+    x, v, w = gauss(2, dim, 7).requires_grad_(), gauss(2, dim, 7, seed=1), gauss(2, dim, 7, seed=2)
+    (back,) = torch.autograd.grad((module(x)[0] * w).sum(), x)
+    for source in (x, x.detach()):
+        out, tangent = torch.func.jvp(lambda t: module(t)[0], (source,), (v,))
+        assert torch.equal(out, module(x)[0])
+        torch.testing.assert_close((tangent * w).sum(), (back * v).sum())
+
+
+@pytest.mark.parametrize("function", [lambda t: rotate_to(t, -t), lambda t: scale_gradient(t, 0.5)])
+def test_an_estimator_without_a_tangent_refuses_one(function: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(NotImplementedError):
+        torch.func.jvp(function, (gauss(3, 4),), (gauss(3, 4, seed=1),))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import gauss, seeded
+from helpers import Target, gauss, seeded
 from torch import Tensor
 
 import vecbank
@@ -323,3 +323,33 @@ def test_a_codec_is_saved_and_moved() -> None:
     wide = codec.to(torch.float64)
     assert wide.width == 6 and wide.rotation is not None and wide.rotation.dtype == torch.float64
     torch.testing.assert_close(wide.decode(codec.encode(x)).float(), codec.decode(codec.encode(x)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rotated_codes_depend_on_no_batch_and_no_processor(dtype: torch.dtype, target: Target) -> None:
+    """Vectors and codes of 200 rows are those of each row by itself, and of float64 sums rounded once."""
+    device = target.device
+    rotation = torch.linalg.qr(gauss(40, 40, seed=1)).Q
+    x = (gauss(200, 40) / 30 + 3).to(dtype)  # sums that cancel: float32 gets few of their digits right
+    y = (x.double() @ rotation.double()).float()
+    books = torch.stack([y[::8, 8 * i : 8 * i + 8] + 1e-4 * gauss(25, 8, seed=i) for i in range(5)])
+    books = torch.cat(
+        [books, 2 * y[::8].view(25, 5, 8).transpose(0, 1) - books], 1
+    )  # two rows as far away as can be told
+    books, turn, x = books.to(device), rotation.to(device), x.to(device)
+    codes = pq_encode(x, books, turn)
+    decoded = pq_decode(codes, books, turn)
+    each = torch.cat([pq_encode(row, books, turn) for row in x.split(1)])
+    assert torch.equal(each, codes)
+    assert torch.equal(torch.cat([pq_decode(code, books, turn) for code in codes.split(1)]), decoded)
+    assert torch.equal(codes.cpu(), pq_encode(y, books.cpu()))
+    rows = pq_decode(codes, books).double().cpu()
+    assert torch.equal(decoded.cpu(), (rows @ rotation.double().T).float())
+    module = ProductQuantizer(40, 5, 50, rotation=True).to(device).eval()
+    module.books.copy_(books)
+    module.rotation.copy_(turn)  # type: ignore[union-attr]
+    found = module(x)
+    assert torch.equal(found.codes, codes)
+    assert torch.equal(module.encode(x), codes)
+    assert torch.equal(found.quantized, decoded)
+    assert torch.equal(torch.cat([module(row).quantized for row in x.split(1)]), decoded)

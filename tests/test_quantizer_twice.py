@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import vector_quantize_pytorch as peer
 from torch import Tensor, nn
+from torch.autograd import gradcheck
 
 import vecbank.nn as ours
+from vecbank.sparse import sparse_encode, sparse_encode_threshold
 
 DIM, CODES = 8, 12
 LEARN = {"learnable_codebook": True, "ema_update": False}
@@ -70,3 +73,41 @@ def test_the_gradient_of_a_book_has_no_derivative(name: str) -> None:
     grads = torch.autograd.grad(module(x, **call)[2], list(module.parameters()), create_graph=True)
     with pytest.raises(NotImplementedError, match="the gradient of a codebook has no derivative"):
         sum(g.square().sum() for g in grads).backward()  # type: ignore[union-attr]
+
+
+def binary(x: Tensor) -> Tensor:
+    torch.manual_seed(3)
+    return ours.BinaryMapper(4)(x)[0]
+
+
+def pairs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return sparse_encode(x, weight, bias, 3).values
+
+
+def jump(x: Tensor, weight: Tensor, bias: Tensor, theta: Tensor) -> Tensor:
+    fired = sparse_encode_threshold(x, weight, bias, theta, bandwidth=0.4)
+    return torch.cat([fired.values, fired.active.unsqueeze(1)], 1)
+
+
+@pytest.mark.parametrize("function", [binary, pairs, jump])
+def test_second_derivatives_are_those_of_the_first(function: Callable[..., Tensor]) -> None:
+    """Also where the gradient that comes in requires none, as that of a loss does."""
+    generator = torch.Generator().manual_seed(4)
+    shapes = ((5, 4), (7, 4), (7,), (7,))[: function.__code__.co_argcount]
+    inputs = [torch.randn(s, generator=generator, dtype=torch.float64).abs_().requires_grad_() for s in shapes]
+
+    def gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
+        out = function(*inputs)
+        return torch.autograd.grad(
+            (out * torch.linspace(-1, 2, out.numel()).view_as(out)).sum(), inputs, create_graph=True
+        )
+
+    assert gradcheck(gradients, inputs)
+
+
+def test_the_gradient_of_each_rows_entropy_has_no_derivative() -> None:
+    module = ours.LFQ(dim=3, force_quantization_f32=False).double()
+    x = torch.randn(2, 20, 3, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(module(x, inv_temperature=1.0)[2], x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="the entropy of each row's codes has no derivative"):
+        grad.square().sum().backward()

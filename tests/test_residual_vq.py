@@ -440,3 +440,18 @@ def test_refuses_other_shapes() -> None:
         module.get_output_from_indices(torch.zeros(2, 3, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="groups"):
         GroupedResidualVQ(**BASE, groups=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("cls", [ResidualVQ, GroupedResidualVQ])
+@pytest.mark.parametrize("train", [True, False])
+def test_implicit_books_of_16_bits_are_read_as_float32(dtype: torch.dtype, cls: type[nn.Module], train: bool) -> None:
+    torch.manual_seed(0)
+    module: Any = cls(**BASE, implicit_neural_codebook=True).to(dtype).train(train)
+    exact = copy.deepcopy(module).float()
+    x = gauss(2, 20, 8).to(dtype)
+    got, want = module(x), exact(x.float())
+    assert torch.equal(got[1], want[1])
+    assert torch.equal(got[0], want[0].to(dtype))
+    decoded, wanted = (m.get_codes_from_indices(got[1]) for m in (module, exact))
+    assert torch.equal(decoded, wanted.to(dtype))

@@ -258,3 +258,16 @@ def test_random_projection_has_frozen_targets() -> None:
         rows = nn.functional.normalize(projected[head], dim=-1).double()
         book = nn.functional.normalize(module.vq._codebook.embed[head], dim=-1).double()
         assert torch.equal(module(x)[..., head], (rows @ book.t()).argmax(-1))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_16_bit_cascade_is_the_same_without_gradients(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    module = ResidualSimVQ(dim=8, num_quantizers=3, codebook_size=16).to(dtype).eval()
+    x = gauss(2, 30, 8).to(dtype)
+    want = module(x)
+    with torch.no_grad():
+        got = module(x)
+    assert torch.equal(got[1], want[1])
+    assert torch.equal(got[0], want[0])
+    torch.testing.assert_close(got[2], want[2])

@@ -423,3 +423,19 @@ def test_editing_a_row_in_and_out_flips_the_class() -> None:
 def test_refuses_by_name(call: Callable[..., Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(*problem(5))
+
+
+@pytest.mark.parametrize("max_k", [None, 5])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("features", [slice(None), 0])
+def test_batch_wide_k_leaves_out_rows_that_are_not_finite(bad: float, features: Any, max_k: int | None) -> None:
+    """They have no latent, and the others share what they would without them."""
+    x, w, b = gauss(6, 8), gauss(16, 8, seed=1), gauss(16, seed=2)
+    others = torch.arange(6) != 1
+    want = sparse_encode_batch(x[others], w, b, 3, max_k=max_k)
+    x[1, features] = bad
+    got = sparse_encode_batch(x, w, b, 3, max_k=max_k)
+    assert (want.indices >= 0).sum() == 15
+    assert (got.indices[1] == -1).all() and (got.values[1] == 0).all()
+    assert torch.equal(got.indices[others], want.indices)
+    assert torch.equal(got.values[others], want.values)

@@ -38,7 +38,6 @@ class Pairs(torch.autograd.Function):
         return listed(x, weight, _wide(bias), indices).to(value_dtype(weight))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, indices = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
@@ -62,7 +61,6 @@ class Jump(torch.autograd.Function):
         return z * gate, gate
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_gate: Tensor) -> tuple[Any, ...]:
         z, theta = ctx.saved_tensors
         grad_theta = None
@@ -258,6 +256,18 @@ def best(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
     indices = indices.sort(1).values
     values, order = score.gather(1, indices).sort(dim=1, descending=True, stable=True)
     return values, indices.gather(1, order)
+
+
+def bar(values: Tensor, budget: int | Tensor, most: int) -> Tensor:
+    """The smallest of the `budget` largest values (n,), all 0 or more, and 0 if there are not so many; budget <= most.
+
+    A budget that is a tensor is not looked at, so that nothing waits for a device.
+    """
+    if most >= values.numel() or most == 0 or (isinstance(budget, int) and budget == 0):
+        return values.new_zeros(())
+    if isinstance(budget, int):
+        return values.topk(budget, sorted=False).values.min()
+    return values.topk(most).values.gather(0, (budget - 1).clamp_min(0).view(1)).squeeze(0)
 
 
 def _scored(z: Tensor, score: Score, rows: slice, mask: Tensor | None) -> tuple[Tensor, Tensor]:

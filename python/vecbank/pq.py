@@ -18,6 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from . import _checks
+from ._codes import METRICS
 from ._progress import Progress
 from .codes import pack_bits, packed_bytes, unpack_bits
 from .functional import lookup, project
@@ -46,7 +47,17 @@ def _rotated(x: Tensor, books: Tensor, rotation: Tensor | None) -> Tensor:
         return x
     if rotation.shape != (m * width, m * width):
         raise ValueError(f"rotation must have shape ({m * width}, {m * width}), got {tuple(rotation.shape)}")
-    return project(x, rotation.T, "dot")
+    return turned(x, rotation)
+
+
+def turned(x: Tensor, rotation: Tensor, back: bool = False) -> Tensor:
+    """x R, or x R^T to go back, in R's dtype: float64 sums rounded once, so that the same row has the same codes in any
+    batch and on any processor.
+    """
+    rows = (rotation if back else rotation.T).contiguous()
+    _checks.pair(x, rows)
+    result: Tensor = torch.ops.vecbank.project(x, rows, None, METRICS["dot"], rotation.dtype, True)
+    return result
 
 
 def _parts(x: Tensor, m: int) -> Tensor:
@@ -79,7 +90,7 @@ def pq_decode(codes: Tensor, books: Tensor, rotation: Tensor | None = None, widt
     rows = _checks.stacked_rows(codes, k, m, torch.arange(m, device=codes.device))
     y = lookup(rows, books.reshape(m * k, w)).flatten(-2)
     if rotation is not None:
-        y = project(y, rotation, "dot")
+        y = turned(y, rotation, back=True)
     return y if width is None else y[..., :width]
 
 
@@ -90,7 +101,7 @@ def pq_tables(x: Tensor, books: Tensor, metric: str = "sqeuclidean", rotation: T
     if metric not in _METRICS:
         raise ValueError(f"metric must be one of {', '.join(_METRICS)} (a sum over parts), got {metric!r}")
     y = _rotated(x, books, rotation).reshape(-1, books.shape[0] * books.shape[2])
-    tables = project(_parts(y, books.shape[0]), books, metric)
+    tables = project(_parts(y, books.shape[0]), books, metric, out_dtype=x.dtype)
     return tables.transpose(0, 1).reshape(*x.shape[:-1], *books.shape[:2])
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _sparse
+from ._finite import finite_rows, voided
 from ._ops import TopK
 from ._sparse import Score
 from .bank import Bank
@@ -99,7 +100,7 @@ def sparse_encode(
 
     Returns:
         TopK(values, indices), (..., k), best first; value 0 and index -1 where fewer latents are positive.
-        Values are float32 (float64 for float64), differentiable once in x, weight and bias.
+        Values are float32 (float64 for float64), differentiable in x, weight and bias.
 
     Sources: Gao et al. 2024 (top-k); Olmo et al., "Features that make a difference: leveraging gradients
         for improved
@@ -144,7 +145,7 @@ def sparse_encode_batch(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, 
 
     Args:
         x, weight, bias: as in `sparse_encode`.
-        k: average number of latents per row.
+        k: average number of latents per row. A row with NaN or inf has none, and adds nothing to the budget.
         max_k: take at most this many from one row. Then shapes are fixed and nothing waits for the device;
             without it, lists grow until no row could have given more.
 
@@ -155,15 +156,16 @@ def sparse_encode_batch(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, 
     Source: Bussmann et al. 2024.
     """
     rows = _flat(x, weight, bias)
-    latents, budget = weight.shape[0], rows.shape[0] * _check_k("k", k, weight.shape[0])
+    latents, k = weight.shape[0], _check_k("k", k, weight.shape[0])
     width = min(latents, max(4 * k, 16)) if max_k is None else _check_k("max_k", max_k, latents)
     with torch.no_grad():
+        finite = finite_rows(rows)
+        count: int | Tensor = rows.shape[0] if finite is None else finite.sum()
+        budget = k * (count if max_k is not None else int(count))
+        known = voided(rows, finite)
         while True:
-            values, indices = _sparse.largest(rows, weight, bias, width)
-            if budget >= values.numel():
-                bar = values.new_zeros(())
-            else:
-                bar = values.flatten().topk(budget, sorted=False).values.min() if budget else values.new_zeros(())
+            values, indices = _sparse.largest(known, weight, bias, width)
+            bar = _sparse.bar(values.flatten(), budget, k * rows.shape[0])
             full = (values[:, -1] > 0) & (values[:, -1] >= bar)  # rows that may hold more above the bar
             if max_k is not None or width == latents or not full.any():
                 break
@@ -202,7 +204,7 @@ def sparse_encode_threshold(
     Returns:
         Fired(values, indices, active): values and indices (..., c), by ascending index (by excess, largest
             first, with
-        ``max_k``), padded by 0 and -1; active (...) float, the number of values kept. Differentiable once.
+        ``max_k``), padded by 0 and -1; active (...) float, the number of values kept. Differentiable.
 
     Source: Rajamanoharan et al. 2024.
     """
@@ -256,7 +258,7 @@ def sparse_encode_norm(
         max_k: at most this many per row.
 
     Returns:
-        TopK(values, indices), (..., c): by falling score, padded by 0 and -1. Differentiable once in x,
+        TopK(values, indices), (..., c): by falling score, padded by 0 and -1. Differentiable in x,
             weight, bias.
 
     Source: Lee et al., "Evaluating and designing sparse autoencoders by approximating quasi-orthogonality",

@@ -15,7 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._estimators import once, twice
+
 _BLOCK = 1 << 20  # table entries held at a time
+_NO_SECOND = (
+    "the gradient of the entropy of each row's codes has no derivative: a second backward pass needs a loss without it "
+    "(entropy_loss_weight=0)"
+)
 _NOTHING = 1e-20  # a probability that adds nothing to sums in which anything counts
 
 
@@ -67,7 +73,7 @@ def table_gradient(logits: Tensor, u: Tensor, v: Tensor, weight: Tensor) -> Tens
     """Gradient (N, d) in the log-odds of sum_c weight_c p_c, p_c = u_i v_j, for weight (N, 2^h, 2^l)."""
     part = weight * v.unsqueeze(1)  # not bmm: N tiny products are slow
     rows = u * part.sum(2)
-    columns = part.mul_(u.unsqueeze(2)).sum(1)
+    columns = (part * u.unsqueeze(2) if twice() else part.mul_(u.unsqueeze(2))).sum(1)
     return _to_bits(logits, rows, columns)
 
 
@@ -117,12 +123,13 @@ class _BitEntropy(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
+        ctx.save_for_backward(inputs[0], output[1])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        return grad * ctx.saved_tensors[0], None, None
+        logits, slope = ctx.saved_tensors
+        slope = once(slope, logits, words=_NO_SECOND) if twice() else slope
+        return grad * slope, None, None
 
 
 def bit_entropy(logits: Tensor, weights: Tensor, floor: float) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Generator, Tensor, nn
 
 from ..functional import lookup, quantize_train
 from ._layout import working
+from ._moving import moving, not_exported, writable
 from ._recall import Recall, Seen
 from ._sync import Ranks, draw_rows, uniform
 from ._vq_ops import snapshot, totals
@@ -200,9 +201,13 @@ class Codebook(nn.Module):
 
     # ---- starting -------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def prepare(self, x: Tensor, mask: Tensor | None) -> None:
         """What comes before codes are looked for: ranks agree, k-means starts the book, moments follow the rows."""
+        if self.training or not self._started:  # torch.export cannot save a region without gradients that is empty
+            self._prepare(x, mask)
+
+    @moving
+    def _prepare(self, x: Tensor, mask: Tensor | None) -> None:
         if self.ranks.several and not self._shared and self.training:
             self._share()
             self._shared, self._started = True, self._started and torch.compiler.is_compiling()
@@ -228,11 +233,12 @@ class Codebook(nn.Module):
 
     def _start(self, x: Tensor, mask: Tensor | None) -> None:
         """k-means on these rows (of all ranks, or of the first one), from random rows; without rows it waits."""
+        not_exported("the k-means start of a codebook: run the module on a first batch before")
         rows, keep = self._by_book(x, mask)
         if 0 < rows.shape[1] < self.codebook_size and not self.ranks.several:
             warnings.warn(
                 f"k-means starts {self.codebook_size} codes from {rows.shape[1]} vectors: some will be the same",
-                stacklevel=4,
+                stacklevel=6,
             )
         own = self.ranks if self.sync_kmeans else Ranks(False)
         centres, sizes, found_any = [], [], []
@@ -268,6 +274,8 @@ class Codebook(nn.Module):
         rows, keep = self._by_book(x, mask)
         mean, variance, number = _moments(rows, keep, self.ranks)
         some, first = number > 0, self.batch_mean is None
+        if first:
+            not_exported("the first moments of affine_param: train the module on a first batch before")
         if first and not torch.compiler.is_compiling() and not bool(some.all()):
             return
         for name, value in zip(("mean", "variance"), _moments(self.embed.detach(), None, Ranks(False)), strict=False):
@@ -280,12 +288,14 @@ class Codebook(nn.Module):
             self.batch_variance = torch.where(some, variance, self.codebook_variance)
         else:
             decay = torch.where(some, self.affine_param_batch_decay, 1.0).to(mean.dtype)
-            self.batch_mean = torch.lerp(mean, self.batch_mean.to(mean), decay)
-            self.batch_variance = torch.lerp(variance, self.batch_variance.to(mean), decay)
+            if self.batch_mean.dtype != mean.dtype:
+                self.batch_mean, self.batch_variance = self.batch_mean.to(mean), self.batch_variance.to(mean)
+            self.batch_mean.copy_(torch.lerp(mean, self.batch_mean, decay))
+            self.batch_variance.copy_(torch.lerp(variance, self.batch_variance, decay))
 
     # ---- changing -------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @moving
     def update(
         self,
         x: Tensor,
@@ -300,7 +310,8 @@ class Codebook(nn.Module):
 
         Args:
             ema_update_weight: how much of the step each code takes, (K,) or (H, K), or a function of (sums, counts).
-            accum_ema_update: only keep the counts and sums, for the next batch that is taken in.
+            accum_ema_update: only keep the counts and sums, for the next batch that is taken in. They are in no
+                state_dict, which is the peer's: a step that takes them in comes before a checkpoint.
         """
         ema_update = self.ema_update if ema_update is None else ema_update
         counts, sums = counts.view_as(self.cluster_size), sums.view_as(self.embed_avg)
@@ -314,10 +325,12 @@ class Codebook(nn.Module):
         if self.affine_param and self.batch_mean is not None:  # the sums as the book sees them: linear in the rows
             size = counts.unsqueeze(-1)
             sums = (sums - size * self.batch_mean) * self._spread() + size * self.codebook_mean
-        if self._accumulate(counts, sums, accum_ema_update):
+        if self.pending_size is not None and self.pending_sum is not None:
+            counts, sums = self.pending_size + counts, self.pending_sum + sums
+            self.pending_size = self.pending_sum = None
+        if accum_ema_update:
+            self.pending_size, self.pending_sum = counts, sums
             return
-        assert self.pending_size is not None and self.pending_sum is not None
-        counts, sums, self.pending_size, self.pending_sum = self.pending_size, self.pending_sum, None, None
         some: Tensor | None = None  # a batch without rows moves nothing; on a CPU that is seen at once
         if counts.device.type != "cpu" or torch.compiler.is_compiling():
             some = counts.sum() > 0
@@ -331,14 +344,6 @@ class Codebook(nn.Module):
             self.update_ema(some)
         self.expire_codes_(x, mask)
 
-    def _accumulate(self, counts: Tensor, sums: Tensor, only: bool) -> bool:
-        """Adds to what is pending; says whether that is all for now."""
-        if self.pending_size is None or self.pending_sum is None:
-            self.pending_size, self.pending_sum = counts, sums
-        else:
-            self.pending_size, self.pending_sum = self.pending_size + counts, self.pending_sum + sums
-        return only
-
     def _step_size(self, weight: UpdateWeight | None, counts: Tensor, sums: Tensor) -> float | Tensor:
         if weight is None:
             return 1 - self.decay
@@ -350,16 +355,16 @@ class Codebook(nn.Module):
             )
         return values * (1 - self.decay)
 
-    @torch.no_grad()
+    @moving
     def update_ema(self, moved: Tensor | None = None) -> None:
         """The codes from the moving averages, if `moved` () bool."""
         total = self.cluster_size.sum(-1, keepdim=True)
         size = (self.cluster_size + self.eps) / (total + self.codebook_size * self.eps) * total
         mean = self.embed_avg / size.unsqueeze(-1)
         mean = unit(mean) if self.use_cosine_sim else mean
-        self.embed.data.copy_(mean if moved is None else torch.where(moved, mean, self.embed))
+        writable(self.embed).copy_(mean if moved is None else torch.where(moved, mean, self.embed.detach()))
 
-    @torch.no_grad()
+    @moving
     def expire_codes_(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Re-seeds codes that are hardly used with rows of x; each row at most once while there are enough.
 
@@ -385,11 +390,11 @@ class Codebook(nn.Module):
             turn.scatter_(0, keys.argsort(), torch.arange(self.codebook_size, device=gone.device))
             replaced = (gone & (turn < available)).unsqueeze(-1)
             fresh = fresh[turn.clamp_max(most - 1)].to(self.embed.dtype)
-            self.embed.data[book] = torch.where(replaced, fresh, self.embed.data[book])
+            writable(self.embed)[book] = torch.where(replaced, fresh, self.embed[book].detach())
             self.embed_avg[book] = torch.where(replaced, fresh * self.reset_cluster_size, self.embed_avg[book])
             self.cluster_size[book] = self.cluster_size[book].masked_fill(replaced[:, 0], self.reset_cluster_size)
 
-    @torch.no_grad()
+    @moving
     def update_indices(self, x: Tensor, indices: Tensor, mask: Tensor | None = None, **options: Any) -> None:
         """`update` for codes that are given, x.shape[:-1]; -1 counts nowhere."""
         codes = indices if mask is None else torch.where(mask, indices, -1)
@@ -429,7 +434,7 @@ class Codebook(nn.Module):
 
 
 def _lerp(old: Tensor, new: Tensor, step: float | Tensor) -> None:
-    old.data.lerp_(new.to(old), step.to(old) if isinstance(step, Tensor) else step)
+    writable(old).lerp_(new.to(old), step.to(old) if isinstance(step, Tensor) else step)
 
 
 def _moments(x: Tensor, mask: Tensor | None, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .._backward import rotated_gradient
 from ._layout import working
@@ -50,8 +51,19 @@ class _Rotate(torch.autograd.Function):
         return rotated_gradient(grad, source, target).to(source.dtype), None
 
 
+def _tangent(t: Tensor) -> Tensor | None:
+    """Of a dual tensor; a compiled program has none that could be asked for."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return None
+    found: Tensor | None = forward_ad.unpack_dual(t).tangent
+    return found
+
+
 def straight_through(source: Tensor, target: Tensor) -> Tensor:
-    """`target`, with the gradient passed to `source` unchanged; both (..., d)."""
+    """`target`, with the gradient passed to `source` unchanged, or its tangent passed on; both (..., d)."""
+    if (tangent := _tangent(source)) is not None:
+        primal = forward_ad.unpack_dual(source).primal
+        return forward_ad.make_dual(straight_through(primal, target), tangent.to(target.dtype))
     if not (source.requires_grad and torch.is_grad_enabled()):
         return target.detach()
     return _StraightThrough.apply(source, target.detach())
@@ -59,25 +71,26 @@ def straight_through(source: Tensor, target: Tensor) -> Tensor:
 
 def rotate_to(source: Tensor, target: Tensor) -> Tensor:
     """`target`, with the gradient turned and scaled as `source` was to become `target`; both (..., d)."""
-    if not (source.requires_grad and torch.is_grad_enabled()):
+    if not (source.requires_grad and torch.is_grad_enabled()) and _tangent(source) is None:
         return target.detach()
     return _Rotate.apply(source, target.detach())
 
 
+_ONLY_X = "the gradient of a codebook has no derivative: a second backward pass works for x, not for the codebook"
+
+
 class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(grad: Tensor, *sources: Tensor) -> Tensor:
+    def forward(grad: Tensor, words: str, *sources: Tensor) -> Tensor:
         return grad.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        pass
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.words = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        raise NotImplementedError(
-            "the gradient of a codebook has no derivative: a second backward pass works for x, not for the codebook"
-        )
+        raise NotImplementedError(ctx.words)
 
 
 def twice() -> bool:
@@ -85,9 +98,9 @@ def twice() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def once(grad: Tensor, *sources: Tensor) -> Tensor:
+def once(grad: Tensor, *sources: Tensor, words: str = _ONLY_X) -> Tensor:
     """A gradient that depends on `sources` by a formula that has no derivative: a second backward pass says so."""
-    return _Once.apply(grad, *sources)
+    return _Once.apply(grad, words, *sources)
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -129,7 +142,7 @@ def scale_gradient(x: Tensor, share: float) -> Tensor:
     """x, passing on only a share of the gradient."""
     if share <= 0:
         return x.detach()
-    return x if share == 1 or not x.requires_grad else _ScaleGradient.apply(x, share)
+    return x if share == 1 or not (x.requires_grad or _tangent(x) is not None) else _ScaleGradient.apply(x, share)
 
 
 class _CodebookLoss(torch.autograd.Function):

@@ -1,6 +1,4 @@
-"""Where the feature axis is, what a mask covers, what autocast may touch: shapes and dtypes, no
-arithmetic.
-"""
+"""Where the feature axis is, what a mask covers, what autocast may touch, and the maps in front and behind."""
 
 from __future__ import annotations
 
@@ -10,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _checks
@@ -36,6 +35,18 @@ def check_width(x: Tensor, width: int, axis: int = -1) -> None:
 def projection(wide: int, narrow: int, needed: bool, bias: bool = True) -> nn.Module:
     """The linear map between the features and a code of another width, or nothing."""
     return nn.Linear(wide, narrow, bias=bias) if needed else nn.Identity()
+
+
+class CosineSimLinear(nn.Module):
+    """scale * cosine of x (..., dim_in) with each of dim_out directions; `weight` is (dim_in, dim_out)."""
+
+    def __init__(self, dim_in: int, dim_out: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.weight = nn.Parameter(torch.randn(dim_in, dim_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1) @ F.normalize(self.weight, dim=0) * self.scale
 
 
 def lost_rows(x: Tensor) -> Tensor | None:

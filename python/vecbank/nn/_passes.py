@@ -15,5 +15,9 @@ _residual_quantize = torch.ops.vecbank.residual_quantize.default
 
 @torch.no_grad()
 def encode_stages(x: Tensor, books: Sequence[Tensor], metric: str = "l2") -> ResidualQuantized:
-    """The residual cascade without gradients: x (..., d) by books (M_s, d), each on what the former left over."""
-    return ResidualQuantized(*_residual_quantize(working(x), [book.detach() for book in books], [], METRICS[metric]))
+    """The residual cascade without gradients: x (..., d) by books (M_s, d), each on what the former left over.
+
+    What is 16-bit is read as float32.
+    """
+    books = [working(book.detach()) for book in books]
+    return ResidualQuantized(*_residual_quantize(working(x), books, [], METRICS[metric]))

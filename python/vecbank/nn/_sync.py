@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
 from torch import Generator, Tensor
 
 
 def several_ranks() -> bool:
     """Whether this process is one of several in torch.distributed's default group."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def mean_over_ranks(t: Tensor) -> Tensor:
+    """The mean over all ranks, differentiable."""
+    return dist_nn.all_reduce(t) / dist.get_world_size() if several_ranks() else t
 
 
 class Ranks:

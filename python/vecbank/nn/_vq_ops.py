@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .._backward import rotated_gradient
 from .._codes import ESTIMATORS
+from .._finite import zeroed
 from ..functional import lookup, project, quantize_train, segment_sum
 from ._estimators import once, twice
-from ._finite import zeroed
 from ._layout import mean, working
 from ._recall import Seen
 

@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 from ._codebook import Codebook
+from ._layout import CosineSimLinear
 from ._neural_book import CodeMLP
 from .binary_mapper import BinaryMapper
 from .fsq import FSQ, GroupedResidualFSQ, ResidualFSQ
 from .grouped_vq import GroupedResidualVQ
 from .latent_quantize import LatentQuantize
-from .lfq import LFQ, CosineSimLinear, GroupedResidualLFQ, ResidualLFQ
+from .lfq import LFQ, GroupedResidualLFQ, ResidualLFQ
 from .random_projection import RandomProjectionQuantizer
 from .residual_vq import ResidualVQ
 from .sim_vq import ResidualSimVQ, SimVQ

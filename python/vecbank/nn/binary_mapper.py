@@ -50,10 +50,9 @@ class _OneHot(torch.autograd.Function):
         ctx.save_for_backward(inputs[0])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (kept,) = ctx.saved_tensors
-        logits = working(kept.detach()).flip(1)  # a table's first bit is its highest, a code's first bit its lowest
+        logits = working(kept).flip(1)  # a table's first bit is its highest, a code's first bit its lowest
         half = logits.shape[1] // 2
         u, v = table(logits[:, :half])[1], table(logits[:, half:])[1]
         slope = table_gradient(logits, u, v, grad.to(u.dtype).view(-1, u.shape[1], v.shape[1]))

@@ -181,7 +181,7 @@ class CodebookFeatures(nn.Module):
             if self.heads == 1
             else codes.transpose(0, 1).reshape(*lead, self.heads, self.k)
         )
-        return Features(out, named, loss)
+        return Features(blank(out, lost, torch.nan), named, loss)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Features (..., dim) of codes (..., k), or (..., heads, k), of any integer dtype; -1 adds nothing."""

@@ -26,11 +26,13 @@ from .. import _checks
 from ._derived import Derived
 from ._estimators import round_through
 from ._layout import (
+    blank,
     channel_first,
     channel_last,
     check_width,
     decode_groups,
     like_weights,
+    lost_rows,
     no_autocast,
     on_axis,
     project_rows,
@@ -66,9 +68,9 @@ class FSQ(Derived):
         orthogonal_rotation: a fixed random rotation before, and back after.
 
     `forward(z, *, generator=None)`: z (b, ..., dim), or (b, dim, ...) channel first, to (quantised like z,
-    codes int32; int64 where there are more than 2^31). A vector with a NaN has code -1. Gradient: straight
-    through the rounding. `indices_to_codes` takes codes of any integer dtype back to what forward returned; -1 is a
-    zero vector, before the linear map behind.
+    codes int32; int64 where there are more than 2^31). A vector with NaN or inf has code -1 and comes out as NaN,
+    whatever it is bounded by. Gradient: straight through the rounding. `indices_to_codes` takes codes of any integer
+    dtype back to what forward returned; -1 is a zero vector, before the linear map behind.
     """
 
     _levels: Tensor
@@ -233,6 +235,7 @@ class FSQ(Derived):
             dtype = z.dtype
             if self.force_quantization_f32 and dtype not in self.allowed_dtypes:
                 z = z.float()
+            z = blank(z, lost_rows(z), torch.nan)  # before a bound makes a number of infinity
             z = z.unflatten(-1, (self.num_codebooks, self.codebook_dim))
             digits = self._digits(self._turn(z, back=False))
             indices = self._number(digits) if self.return_indices else None
@@ -264,7 +267,8 @@ class ResidualFSQ(Derived):
 
     `forward(x, return_all_codes=False, rand_quantize_dropout_fixed_seed=None, *, num_stages=None,
     generator=None)` to (quantised like x, codes (..., S)), and all stages' vectors (S, b, ..., d) on request.
-    `num_stages` runs only so many.
+    `num_stages` runs only so many. A vector with NaN or inf has codes -1 and comes out as NaN, whatever it is clamped
+    to.
     """
 
     scales: Tensor
@@ -366,6 +370,7 @@ class ResidualFSQ(Derived):
                 working(x),
             )  # what is left over after a stage needs more digits than a 16-bit input has
             if self.soft_clamp_input_value is not None:
+                x = blank(x, lost_rows(x), torch.nan)
                 x = (x / self.soft_clamp_input_value).tanh() * self.soft_clamp_input_value
             flat = x.flatten(1, -2) if x.dim() > 3 else x  # a stage would take four axes as channel first
             done = run_cascade(flat, [self._stage(i, generator) for i in range(self.num_quantizers)], active)

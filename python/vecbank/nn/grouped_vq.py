@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._finite import finite_rows
+from .._finite import finite_rows
 from ._residual import GroupedResidual
 from .residual_vq import ResidualVQ
 

@@ -95,7 +95,7 @@ class LatentQuantize(Derived):
             to z (straight through) and is summed up per table entry as well. Not in the peer.
 
     `forward(z)`: z (b, dim, ...), features on axis 1, to (quantised like z, codes int32 (b, ...), loss).
-    A feature that is NaN or inf makes the code -1; such a row counts in no loss.
+    A vector with NaN or inf has code -1, comes out as NaN and counts in no loss.
     `indices_to_codes` takes codes of any integer dtype; -1 is a zero vector, before the linear map behind.
     """
 
@@ -242,7 +242,7 @@ class LatentQuantize(Derived):
         check_width(z, self.dim, 1)
         x = project_rows(self.project_in, channel_last(z), self.training)
         with no_autocast(x):
-            dtype = x.dtype
+            dtype, x = x.dtype, blank(x, lost_rows(x), torch.nan)
             quantized, digits = self._quantize(working(x).unflatten(-1, (self.num_codebooks, self.codebook_dim)))
             indices = self._number(digits)
             codes = quantized.flatten(-2).to(dtype)
@@ -266,16 +266,6 @@ class LatentQuantize(Derived):
                 loss = loss + self.commitment_loss_weight * over(self.commitment_loss(z, out, "sum"), count)
             if quantization != 0:
                 loss = loss + self.quantization_loss_weight * over(self.quantization_loss(z, out, "sum"), count)
-        return loss
-        z, out = channel_last(z), channel_last(out)
-        with no_autocast(z):
-            lost = lost_rows(working(z) + working(out).detach())  # neither is finite where their sum is not
-            count = (kept_rows(z, lost) * self.dim).clamp_min(1)
-            z, out = (blank(working(t), lost, 0.0) for t in (z, out))
-            if commitment != 0:
-                loss = loss + self.commitment_loss_weight * self.commitment_loss(z, out, "sum") / count
-            if quantization != 0:
-                loss = loss + self.quantization_loss_weight * self.quantization_loss(z, out, "sum") / count
         return loss
 
     def extra_repr(self) -> str:

@@ -22,8 +22,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
@@ -32,6 +30,7 @@ from ._bits import bit_entropy, entropy, mean_code_probability, pack_bits, unpac
 from ._derived import Derived
 from ._estimators import sign_through, straight_through
 from ._layout import (
+    CosineSimLinear,
     blank,
     channel_first,
     channel_last,
@@ -47,6 +46,7 @@ from ._layout import (
     working,
 )
 from ._residual import GroupedResidual, StageDropout, pad_stages, run_cascade
+from ._sync import mean_over_ranks
 
 _FLOOR = 1e-5  # inside the entropies' logarithms
 
@@ -69,18 +69,6 @@ class LFQLosses(NamedTuple):
 
 for _tuple in (LFQResult, LFQLosses):  # so that torch.export can save programs that return them
     torch.utils._pytree._register_namedtuple(_tuple, serialized_type_name=f"vecbank.nn.{_tuple.__name__}")
-
-
-class CosineSimLinear(nn.Module):
-    """scale * cosine of x (..., dim_in) with each of dim_out directions; `weight` is (dim_in, dim_out)."""
-
-    def __init__(self, dim_in: int, dim_out: int, scale: float = 1.0) -> None:
-        super().__init__()
-        self.scale = scale
-        self.weight = nn.Parameter(torch.randn(dim_in, dim_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1) @ F.normalize(self.weight, dim=0) * self.scale
 
 
 class LFQ(Derived):
@@ -108,7 +96,8 @@ class LFQ(Derived):
 
     `forward(x, inv_temperature=100.0, return_loss_breakdown=False, mask=None, *, generator=None)`: x (b, ...,
     dim) to LFQResult; with the breakdown (LFQResult, LFQLosses). mask (b,) or (b, n): rows that count in the
-    losses (none at all: losses 0). A vector with NaN or inf has code -1, comes out as NaN and counts in no loss.
+    losses (none at all: losses 0). A vector with NaN or inf has code -1, comes out as NaN and counts in no loss,
+    whatever it is clamped to.
     `indices_to_codes` takes codes of any integer dtype back to what forward returned; -1 is a zero vector, before the
     linear map behind.
     """
@@ -195,8 +184,7 @@ class LFQ(Derived):
         self._hold()
         self._amplitude = codebook_scale / math.sqrt(width) if spherical else float(codebook_scale)
 
-    # ---- Codes
-    # ----------------------------------------------------------------------------------------------------
+    # ---- Codes -------------------------------------------------------------------------------------------------------
 
     def _derive(self) -> dict[str, Tensor]:
         return {"zero": torch.tensor(0.0, device="cpu")}
@@ -245,8 +233,7 @@ class LFQ(Derived):
         rotation = self.orthogonal_rot.to(x.dtype)
         return x @ (rotation.t() if back else rotation)
 
-    # ---- Losses
-    # ---------------------------------------------------------------------------------------------------
+    # ---- Losses ------------------------------------------------------------------------------------------------------
 
     def _entropies(
         self, rows: Tensor, weights: Tensor, inv_temperature: float, generator: Generator | None
@@ -256,7 +243,7 @@ class LFQ(Derived):
             rows, weights = self._sample(rows, weights, generator)
         books = (rows * (4.0 * inv_temperature * self._amplitude)).unbind(1)
         each = torch.stack([bit_entropy(logits, weights, _FLOOR) for logits in books]).mean()
-        means = [_over_ranks(mean_code_probability(logits, weights)) for logits in books]
+        means = [mean_over_ranks(mean_code_probability(logits, weights)) for logits in books]
         return each, torch.stack([entropy(mean, _FLOOR) for mean in means]).mean()
 
     def _sample(self, rows: Tensor, weights: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
@@ -303,8 +290,7 @@ class LFQ(Derived):
             loss = loss + commitment * self.commitment_loss_weight
         return loss, LFQLosses(each, batch, commitment)
 
-    # ---- Layout
-    # ---------------------------------------------------------------------------------------------------
+    # ---- Layout ------------------------------------------------------------------------------------------------------
 
     def forward(
         self,
@@ -319,8 +305,11 @@ class LFQ(Derived):
         first = x.dim() >= 4 if self.channel_first is None else self.channel_first
         check_width(x, self.dim, 1 if first else -1)
         x = project_rows(self.project_in, channel_last(x) if first else x, self.training)
-        shape = x.shape
-        x = x.reshape(shape[0], math.prod(shape[1:-1]), self.num_codebooks, self.codebook_dim)
+        shape, lost = x.shape, lost_rows(x)
+        x = blank(x, lost, torch.nan)  # before a bound makes a number of infinity
+        rows = shape[0], math.prod(shape[1:-1])
+        lost = None if lost is None else lost.view(*rows, 1, 1)
+        x = x.reshape(*rows, self.num_codebooks, self.codebook_dim)
         if self.soft_clamp_input_value is not None:
             x = (x / self.soft_clamp_input_value).tanh() * self.soft_clamp_input_value
         with no_autocast(x):
@@ -330,7 +319,7 @@ class LFQ(Derived):
             x = self._turn(x, back=False)
             if self.spherical:
                 x = F.normalize(x, dim=-1) * self.codebook_scale
-            lost, indices = lost_rows(x), pack_bits(x > 0, self.mask)
+            indices = pack_bits(x > 0, self.mask)
             indices = indices if lost is None else indices.masked_fill(lost.squeeze(-1), -1)
             if self.training:
                 plain = isinstance(self.activation, nn.Identity)
@@ -351,13 +340,6 @@ class LFQ(Derived):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, codebook_size={self.codebook_size}, num_codebooks={self.num_codebooks}"
-
-
-def _over_ranks(probability: Tensor) -> Tensor:
-    """The mean over all ranks, differentiable."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return probability
-    return dist_nn.all_reduce(probability) / dist.get_world_size()
 
 
 class ResidualLFQ(nn.Module):

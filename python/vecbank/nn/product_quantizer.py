@@ -12,10 +12,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .._checks import integers
-from ..functional import lookup, project, quantize_train
-from ..pq import ProductCodec, pq_decode, pq_encode, pq_train
+from .._finite import counted, finite_rows, voided, zeroed
+from ..functional import lookup, quantize_train
+from ..pq import ProductCodec, pq_decode, pq_encode, pq_train, turned
 from ._estimators import keep_alive
-from ._finite import counted, finite_rows, voided, zeroed
+from ._moving import moving
 from ._recall import Recall, Seen, inside_backward
 from ._sync import Ranks, draw_rows
 
@@ -95,7 +96,7 @@ class ProductQuantizer(nn.Module):
         self._shared = False  # whether the ranks have agreed on what to start from
 
     def _turned(self, x: Tensor) -> Tensor:
-        return x if self.rotation is None else project(x.to(self.rotation.dtype), self.rotation.T, "dot")
+        return x if self.rotation is None else turned(x.to(self.rotation.dtype), self.rotation)
 
     def forward(self, x: Tensor) -> ProductQuantized:
         if x.dim() == 0 or x.shape[-1] != self.dim:
@@ -136,11 +137,11 @@ class ProductQuantizer(nn.Module):
             self._move(parts.detach(), mask, found.counts, found.sums)
         quantized = found.quantized.transpose(0, 1).reshape(*lead, self.dim)
         if self.rotation is not None:
-            quantized = project(quantized, self.rotation, "dot")
+            quantized = turned(quantized, self.rotation, back=True)
         quantized = voided(quantized, finite)
         return ProductQuantized(quantized, found.codes.T.reshape(*lead, self.parts), loss)
 
-    @torch.no_grad()
+    @moving
     def _move(self, parts: Tensor, mask: Tensor | None, counts: Tensor, sums: Tensor) -> None:
         ranks, dtype = Ranks(self.sync), self.books.dtype
         counts, sums = ranks.total(counts).to(dtype), ranks.total(sums).to(dtype)

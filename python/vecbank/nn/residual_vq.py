@@ -19,11 +19,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .._checks import integers
+from .._finite import both, counted, finite_rows, voided, zeroed
 from ..functional import lookup
 from ._derived import Derived
 from ._estimators import keep_alive, scale_gradient
-from ._finite import both, counted, finite_rows, voided, zeroed
 from ._layout import channel_first, channel_last, check_width, like_weights, no_autocast, projection, working
+from ._moving import moving
 from ._neural_book import CodeMLP
 from ._passes import encode_stages
 from ._recall import Recall, Seen, inside_backward
@@ -186,10 +187,11 @@ class ResidualVQ(Derived):
         parts: list[Tensor] = []
         for layer, code, mlp in zip(self.layers, indices.unbind(-1), (None, *self.mlps), strict=True):
             rows = layer._codebook.decode(code)
+            dtype = rows.dtype
             if mlp is not None:
-                rows = mlp(rows, torch.stack(parts).sum(0)) * (code >= 0).unsqueeze(-1)
-            parts.append(rows)
-        return torch.stack(parts)
+                rows = mlp(working(rows), torch.stack(parts).sum(0)) * (code >= 0).unsqueeze(-1)
+            parts.append(working(rows) if self.implicit_neural_codebook else rows)
+        return torch.stack(parts).to(dtype)
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Codes (b, ..., q) to quantised features (b, ..., dim), on the last axis."""
@@ -401,7 +403,7 @@ class ResidualVQ(Derived):
         chosen = torch.nn.functional.pad(chosen, rest, value=-1)
         return Cascade(best, chosen, torch.nn.functional.pad(mean, rest), call.active)
 
-    @torch.no_grad()
+    @moving
     def _learn_from(self, x: Tensor, codes: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
         """Moves the books by the codes that a search chose: the residuals are worked out again from them."""
         frozen = self.layers[0].freeze_codebook if options["freeze_codebook"] is None else True

@@ -18,9 +18,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .._checks import integers
+from .._finite import counted, finite_rows, voided, zeroed
 from ..functional import lookup, quantize_train
 from ._estimators import codebook_loss, rotate_to, straight_through
-from ._finite import counted, finite_rows, voided, zeroed
 from ._layout import channel_first as to_channel_first
 from ._layout import channel_last, check_width, no_autocast, working
 from ._passes import encode_stages

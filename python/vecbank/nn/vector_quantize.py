@@ -13,9 +13,9 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
 from .._checks import integers
+from .._finite import both, finite_rows, over, voided, zeroed
 from ._codebook import Codebook, UpdateWeight, unit
 from ._derived import Derived
-from ._finite import both, finite_rows, over, voided, zeroed
 from ._layout import no_autocast
 from ._sync import several_ranks
 from ._vq_forward import Call, ask, estimate, losses, score_given_codes

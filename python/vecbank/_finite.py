@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .._checks import concrete
+from ._checks import concrete
 
 
 def finite_rows(x: Tensor) -> Tensor | None:
