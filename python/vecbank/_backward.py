@@ -1,15 +1,15 @@
 """Backward passes in plain torch, on blocks of rows so that no N x M or N x d copy is made; and second
 opinions for tests of ops that have kernels.
 
-`project`: matrix products, and no kernel of ours on any device; for distances torch.cdist's backward where they
-cancel, on the CPU. Rotation trick: Fifty et al., "Restructuring
-Vector Quantization with the Rotation Trick", ICLR 2025.
+`project`: matrix products; for distances the differences themselves where products cancel, on the CPU. Rotation
+trick: Fifty et al., "Restructuring Vector Quantization with the Rotation Trick", ICLR 2025.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,11 +19,11 @@ from ._fakes import check_project_backward
 
 _NORM_FLOOR = 1e-8
 _UNIT_FLOOR = 1e-6  # the rotation trick's: norms below this count as this
-# Of distances, |x - p| + |b - p| over |x - b|: up to which multiplied-out sums are kept whatever the weights, and
-# in the mean over a row's weights.
-_REACH_ALONE, _REACH = 4.0, 2.0
-_NARROW = 8  # the widest rows whose differences are summed one by one without asking
-_WIDER = 2.0**22  # by how much the limit grows in float64 for float32
+_NARROW = 8  # rows up to this wide: their differences are summed as quickly as products
+_FEW = 25  # up to so many rows on both sides torch.cdist sums differences too
+_LOSS = 64.0  # last units that a pair may lose in a product: a reach of 8 of l2, 64 of sqeuclidean
+_WIDER = 2.0**25  # so many times more in float64 for float32 inputs: at most four of float32's own last units
+_MANY = 1 / 32  # of a block's pairs: up to here their differences are quicker than products in float64
 _SMALL_BLOCK_BYTES = 4 << 20  # where a block is read several times
 BLOCK_BYTES = 16 << 20  # temporaries of one block; small enough to stay near the cache, large enough for BLAS
 
@@ -56,146 +56,125 @@ def _similarity(grad: Tensor, x: Tensor, bank: Tensor, cosine: bool, grad_x: Ten
         grad_bank.sub_(bank * along).mul_(bank_inverse)
 
 
-class _Distance:
-    """Gradients of l2 (a distance) or sqeuclidean: sums of w (x - b), multiplied out, about a point within the bank.
+class _Sums(NamedTuple):
+    """The bank's side of the products in one dtype, about the point: d grad_bank = near * totals - products."""
 
-    What is lost there grows with reach = |x - p| + |b - p| over |x - b|. A row whose least distance shows that nothing
-    much can have been lost for any weights keeps its sum; for the others its own weights are asked (`_lost`); and where
-    they have lost, torch.cdist's backward adds up the differences themselves.
+    near: Tensor
+    pack: Tensor | None
+    products: Tensor
+    totals: Tensor
+
+
+class _Distance:
+    """Gradients of l2 (a distance) or sqeuclidean: sums of w (x - b), by matrix products about a point amid the rows.
+
+    A product rounds at the size of |x - p| and |b - p|: if these are r times |x - b|, the pair has lost r of its last
+    units, and r squared of l2, whose distance was multiplied out as well. On the CPU a pair that may have lost more
+    than `_LOSS` is close. Close pairs are left out of the products and their differences are summed one by one, so
+    that both sides have them right. Where more than `_MANY` of a block of rows are close, the block's products are in
+    float64, in which far fewer pairs are close; where that does not help, all of its differences are summed.
+    Which pairs are close is told by l2's distances, worked out again here; of sqeuclidean they are worked out only
+    for blocks where the least of the forward pass says that there may be some.
+
+    On other devices the products about the point are all, in the inputs' dtype: to ask for more would wait there.
     """
 
-    def __init__(self, x: Tensor, bank: Tensor, root: bool) -> None:
-        self.x, self.bank, self.root = x, bank, root
-        # The median of some rows, so that a few rows far away do not draw the point to them.
-        self.point = bank[:: max(1, bank.shape[0] // 64)].nanmedian(0).values
-        self.near = bank - self.point
+    def __init__(self, x: Tensor, bank: Tensor, root: bool, grad_x: Tensor, grad_bank: Tensor) -> None:
+        self.x, self.bank, self.root, self.grad_x, self.grad_bank = x, bank, root, grad_x, grad_bank
+        self.need_x, self.need_bank = grad_x.numel() > 0, grad_bank.numel() > 0
+        # The median of some rows of both, so that a few rows far away do not draw the point to them.
+        self.point = torch.cat([rows[:: max(1, rows.shape[0] // 64)] for rows in (x, bank)]).nanmedian(0).values
         self.factor = 1.0 if root else 2.0  # d sq / d x = 2 (x - b); l2 divides by twice its value
+        self.sums: dict[torch.dtype, _Sums] = {}
 
-    def run(self, grad: Tensor, grad_x: Tensor, grad_bank: Tensor, row_least: Any, column_least: Any) -> None:
-        need_x, need_bank = grad_x.numel() > 0, grad_bank.numel() > 0
+    def run(self, grad: Tensor, row_least: Tensor | None) -> None:
         (n, d), m = self.x.shape, self.bank.shape[0]
         on_cpu = grad.device.type == "cpu"
-        if on_cpu and d <= _NARROW:
-            return self._narrow(grad, grad_x, grad_bank)
-        columns, norms = self.bank.new_zeros(m, 1), self.x.new_empty(n)
-        near_norms = torch.linalg.vector_norm(self.near, dim=-1)
-        # `project` multiplies out about a point of its own, near the mean: is that near enough for every pair?
-        drift = torch.linalg.vector_norm(self.near.mean(0)) if self.root else near_norms
-        fused = not on_cpu or bool(2 * drift.max() <= near_norms.min())
+        alone = on_cpu and (d <= _NARROW or max(n, m) <= _FEW)
         for rows in _blocks(n, _SMALL_BLOCK_BYTES, (d + m) * grad.element_size()):
-            w, xs = grad[rows], self.x[rows] - self.point
-            torch.linalg.vector_norm(xs, dim=-1, out=norms[rows])
+            g, least = grad[rows], None if row_least is None else row_least[rows].to(grad.dtype).unsqueeze(-1)
+            if alone or not (
+                self._products(g, rows, least, on_cpu)
+                or (g.dtype != torch.float64 and self._products(g.double(), rows, least, on_cpu))
+            ):
+                self._differences(g, rows)
+        if self.need_bank:
+            for near, _, products, totals in self.sums.values():
+                self.grad_bank.add_(products.addcmul_(near, totals).mul_(self.factor))
+
+    def _sums(self, dtype: torch.dtype) -> _Sums:
+        if dtype not in self.sums:
+            near = self.bank.to(dtype) - self.point.to(dtype)
+            pack = torch.ops.vecbank.pack(near, METRICS["l2"]) if near.device.type == "cpu" else None
+            self.sums[dtype] = _Sums(near, pack, torch.zeros_like(near), near.new_zeros(near.shape[0], 1))
+        return self.sums[dtype]
+
+    def _products(self, g: Tensor, rows: slice, least: Tensor | None, on_cpu: bool) -> bool:
+        """Adds a block's sums in the dtype of g; false, and nothing is added, where too many of its pairs are close."""
+        near, pack, products, totals = self._sums(g.dtype)
+        a = self.x[rows].to(g.dtype) - self.point.to(g.dtype)
+        wider = g.dtype != self.x.dtype
+        w, pairs, limit = g, None, self._limit(a, wider)
+        if self.root or (on_cpu and not wider and (least is None or not bool((least > limit * limit).all()))):
+            score = torch.ops.vecbank.project(a, near, pack, METRICS["l2"])
+            if not on_cpu:
+                score.masked_fill_(score <= 0, torch.inf)
+            elif not bool((score.amin(-1, keepdim=True) > limit).all()):
+                close = score <= limit
+                if int(close.count_nonzero()) > _MANY * close.numel():
+                    return False
+                pairs = close.nonzero(as_tuple=True)
+                score[pairs] = torch.inf
             if self.root:
-                score = torch.ops.vecbank.project(xs, self.near, None, 2) if fused else _dense(xs, self.near)
-                least = None if row_least is None or not on_cpu else row_least[rows]
-                clean = least is not None and self._suspects(least, norms[rows], near_norms).numel() == 0
-                w = torch.div(w, score, out=score) if clean else torch.where(score > 0, w / score, 0.0)
-            if need_x:
-                out = torch.mm(w, self.near, out=grad_x[rows])
-                out.neg_().addcmul_(xs, w.sum(-1, keepdim=True)).mul_(self.factor)
-            if need_bank:
-                grad_bank.addmm_(w.T, xs, alpha=-self.factor)
-                columns.add_(w.sum(0).unsqueeze(-1), alpha=self.factor)
-        if need_bank:
-            grad_bank.addcmul_(self.near, columns)
-        if not on_cpu:
-            return  # to ask which rows are left would wait for the device, which no op may
-        if need_x:
-            suspects = self._suspects(row_least, norms, near_norms)
-            self._refine(grad_x, suspects, grad, (self.x, norms), (self.bank, near_norms))
-        if need_bank:
-            suspects = self._suspects(column_least, near_norms, norms)
-            self._refine(grad_bank, suspects, grad.T, (self.bank, near_norms), (self.x, norms))
+                w = g / score
+            elif pairs is not None:
+                w = g.clone()
+                w[pairs] = 0.0
+        if self.need_x:
+            self.grad_x[rows] = torch.mm(w, near).neg_().addcmul_(a, w.sum(-1, keepdim=True)).mul_(self.factor)
+        if self.need_bank:
+            products.addmm_(w.T, a, alpha=-1)
+            totals.add_(w.sum(0).unsqueeze(-1))
+        if pairs is not None:
+            self._pairs(pairs, g, rows)
+        return True
 
-    def _suspects(self, least: Tensor | None, norms: Tensor, others: Tensor) -> Tensor:
-        """Rows where some pair may have a reach of more than the limit; NaN is none, as nothing would mend it."""
-        if least is None:
-            return torch.arange(norms.shape[0], device=norms.device)
-        least = least.to(norms.dtype)
-        least = least.square() if self.root else least
-        furthest = others.max()
-        # The forward pass has multiplied out too, about a point of its own; these are its worst roundings.
-        least = least - 8 * torch.finfo(norms.dtype).eps * (norms + 3 * furthest).square()
-        # An other row of more than twice the norm has a reach below 3 by itself.
-        reach = torch.fmin(3 * norms, norms + furthest)
-        return (reach.square() >= _REACH_ALONE**2 * least).nonzero().squeeze(-1)  # equal: both may be 0
-
-    def _refine(
-        self, out: Tensor, suspects: Tensor, grad: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]
-    ) -> None:
-        """Writes over the suspects' sums where too much was lost: in float64 if that is wider, then by differences."""
-        (rows, norms), (others, other_norms) = own, other
-        if suspects.numel() == 0:
-            return
-        moved: dict[torch.dtype, Tensor] = {}
-        for block in _blocks(suspects.shape[0], _SMALL_BLOCK_BYTES, others.shape[0] * grad.element_size(), least=1):
-            chosen = suspects[block]
-            g = grad[block] if suspects.shape[0] == rows.shape[0] else grad[chosen]
-            for dtype in dict.fromkeys((rows.dtype, torch.float64)):
-                if dtype not in moved:
-                    moved[dtype] = others.to(dtype) - self.point.to(dtype)
-                wide = moved[dtype]
-                a, w = rows[chosen].to(wide.dtype) - self.point.to(wide.dtype), g.to(wide.dtype)
-                score = _dense(a, wide) if self.root else None
-                if dtype != rows.dtype:
-                    weights = w if score is None else w / score  # 0 for distance 0 is never left: such a row has lost
-                    sums = (a * weights.sum(-1, keepdim=True)).sub_(weights @ wide)
-                    out[chosen] = sums.mul_(self.factor).to(out.dtype)
-                lost = self._lost(w, score, a, norms[chosen], wide, other_norms)
-                if not lost.any():
-                    break
-                chosen, g = chosen[lost], g[lost]
-            else:
-                out[chosen] = self._direct(g, rows[chosen], others)
-
-    def _direct(self, g: Tensor, rows: Tensor, others: Tensor, score: Tensor | None = None) -> Tensor:
-        """The sums by differences, as accurate as they come, and slow where rows are wide."""
-        if not self.root:
-            score = torch.ones_like(g)
-        elif score is None:
-            score = torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist")
-        g, rows, others, score = (t.contiguous() for t in (g, rows, others, score))
-        sums: Tensor = torch.ops.aten._cdist_backward(g, rows, others, 2.0, score)
-        return sums.mul_(self.factor)
-
-    def _narrow(self, grad: Tensor, grad_x: Tensor, grad_bank: Tensor) -> None:
-        """All of it by differences: for rows so narrow that this is quicker than to multiply out."""
-        for rows in _blocks(self.x.shape[0], _SMALL_BLOCK_BYTES, self.bank.shape[0] * grad.element_size()):
-            g, xs, score = grad[rows], self.x[rows], None
-            if self.root:
-                score = torch.cdist(xs, self.bank, compute_mode="donot_use_mm_for_euclid_dist")
-            if grad_x.numel() > 0:
-                grad_x[rows] = self._direct(g, xs, self.bank, score)
-            if grad_bank.numel() > 0:
-                grad_bank.add_(self._direct(g.T, self.bank, xs, None if score is None else score.T))
-
-    def _lost(
-        self, g: Tensor, score: Tensor | None, rows: Tensor, norms: Tensor, others: Tensor, other_norms: Tensor
-    ) -> Tensor:
-        """Whether a row's sum has lost more than a reach of the limit would lose in every pair. The errors of pairs
-        add up as squares; of l2, the distance itself has lost as its square did.
+    def _limit(self, a: Tensor, wider: bool) -> Tensor:
+        """The distance up to which a row's pairs are close. A pair at |x - p| / k has |b - p| <= (k + 1) / k |x - p|,
+        so that r <= 2 k + 1.
         """
-        norms, other_norms = norms.to(g.dtype), other_norms.to(g.dtype)
-        g = g / torch.linalg.vector_norm(g, torch.inf, -1, keepdim=True).clamp_min_(torch.finfo(g.dtype).tiny)
-        limit = _REACH * (1 if g.dtype == self.x.dtype else _WIDER)
-        if score is not None:
-            reach = (norms.unsqueeze(-1) + other_norms).div_(score)
-            loss = torch.linalg.vector_norm(reach.square_().mul_(g), dim=-1)
-            return ~(loss <= torch.linalg.vector_norm(g, dim=-1) * (limit * _REACH))
-        powers = torch.stack([torch.ones_like(other_norms), other_norms, other_norms.square()], -1)
-        sums = g.square_() @ torch.cat([others, powers], -1)  # of the squared weights, and of their moments
-        along, (one, first, second) = (sums[:, :-3] * rows).sum(-1), sums[:, -3:].unbind(-1)
-        loss = norms * (norms * one + 2 * first) + second  # weights times the reaches, squared
-        return ~(loss <= (norms * norms * one - 2 * along + second) * limit**2)  # and times the distances
+        reach = _LOSS * (_WIDER if wider else 1.0)
+        return torch.linalg.vector_norm(a, dim=-1, keepdim=True).mul_(2 / (math.sqrt(reach) if self.root else reach))
+
+    def _pairs(self, pairs: tuple[Tensor, ...], g: Tensor, rows: slice) -> None:
+        """Adds the chosen pairs of a block, by differences."""
+        step = max(1, _SMALL_BLOCK_BYTES // (8 * self.x.shape[1]))
+        x, grad_x = self.x[rows], self.grad_x[rows] if self.need_x else self.grad_x
+        for i, j in zip(*(t.split(step) for t in pairs), strict=True):
+            apart, w = x[i] - self.bank[j], g[i, j] * self.factor
+            if self.root:
+                norms = torch.linalg.vector_norm(apart, dim=-1, dtype=torch.float64)
+                w = (w / norms).masked_fill_(norms == 0, 0.0)
+            w = w.to(apart.dtype)
+            if self.need_x:
+                grad_x.add_(torch.ops.vecbank.segment_sum(apart, i, x.shape[0], w))
+            if self.need_bank:
+                self.grad_bank.sub_(torch.ops.vecbank.segment_sum(apart, j, self.bank.shape[0], w))
+
+    def _differences(self, g: Tensor, rows: slice) -> None:
+        """All of a block by differences: as accurate as they come, and slow where rows are wide."""
+        x, bank, score = self.x[rows].contiguous(), self.bank.contiguous(), torch.ones_like(g)
+        if self.root:
+            score = torch.cdist(x, bank, compute_mode="donot_use_mm_for_euclid_dist")
+        backward = torch.ops.aten._cdist_backward
+        if self.need_x:
+            self.grad_x[rows] = backward(g.contiguous(), x, bank, 2.0, score).mul_(self.factor)
+        if self.need_bank:
+            self.grad_bank.add_(backward(g.T.contiguous(), bank, x, 2.0, score.T.contiguous()), alpha=self.factor)
 
 
-def _dense(x: Tensor, bank: Tensor) -> Tensor:
-    """Distances, multiplied out about the origin: `project` does so about a point of its own."""
-    return torch.cdist(x, bank, compute_mode="use_mm_for_euclid_dist")
-
-
-def _blocks(n: int, most: int, row_bytes: int, least: int = 64) -> Iterator[slice]:
-    step = max(least, most // max(row_bytes, 1))
+def _blocks(n: int, most: int, row_bytes: int) -> Iterator[slice]:
+    step = max(64, most // max(row_bytes, 1))
     return (slice(i, min(n, i + step)) for i in range(0, n, step))
 
 
@@ -208,12 +187,11 @@ def project_backward(
     need_x: bool = True,
     need_bank: bool = True,
     row_least: Tensor | None = None,
-    column_least: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `project` for x (..., d) and bank (M, d) or (B, M, d); empty where not needed. For distances it
-    is quicker with the least of each row and column of the result.
+    """Gradients of `project` for x (..., d) and bank (M, d) or (B, M, d); empty where not needed. For
+    sqeuclidean it is quicker with the least of each row of the result.
     """
-    check_project_backward(grad, x, bank, metric, row_least, column_least)
+    check_project_backward(grad, x, bank, metric, row_least)
     if grad.numel() == 0 or x.numel() == 0:
         return x.new_zeros(x.shape if need_x else 0), bank.new_zeros(bank.shape if need_bank else 0)
     work = torch.float64 if bank.dtype == torch.float64 else torch.float32  # 16-bit inputs: sums in float32
@@ -227,8 +205,8 @@ def project_backward(
         gx = torch.empty_like(one_x) if need_x else one_x.new_empty(0)
         gb = torch.zeros_like(one_bank) if need_bank else one_bank.new_empty(0)
         if metric in (METRICS["l2"], METRICS["sqeuclidean"]):
-            least = (None if t is None else t.reshape(b, -1)[i] for t in (row_least, column_least))
-            _Distance(one_x, one_bank, metric == METRICS["l2"]).run(one_grad, gx, gb, *least)
+            least = None if row_least is None else row_least.reshape(b, -1)[i]
+            _Distance(one_x, one_bank, metric == METRICS["l2"], gx, gb).run(one_grad, least)
         else:
             assert metric in (METRICS["dot"], METRICS["cosine"]), metric  # a new metric needs its own derivative here
             _similarity(one_grad, one_x, one_bank, metric == METRICS["cosine"], gx, gb)

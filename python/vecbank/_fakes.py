@@ -131,16 +131,14 @@ def check_project_backward(
     bank: Tensor,
     metric: int,
     row_least: Tensor | None = None,
-    column_least: Tensor | None = None,
 ) -> None:
     """Shared with the real kernel, which is Python as well."""
     _check_pair(x, bank, metric)
-    _same_device(x, grad, row_least, column_least)
-    for name, least, rows in (("row_least", row_least, x), ("column_least", column_least, bank)):
-        _check(
-            least is None or tuple(least.shape) == tuple(rows.shape[:-1]),
-            f"{name} must have shape {tuple(rows.shape[:-1])}, got {None if least is None else tuple(least.shape)}",
-        )
+    _same_device(x, grad, row_least)
+    _check(
+        row_least is None or row_least.shape == x.shape[:-1],
+        f"row_least must have shape {tuple(x.shape[:-1])}, got {None if row_least is None else tuple(row_least.shape)}",
+    )
     shape = (*x.shape[:-1], bank.shape[-2])
     _check(tuple(grad.shape) == shape, f"grad must have shape {shape}, got {tuple(grad.shape)}")
 
@@ -154,9 +152,8 @@ def _(
     need_x: bool = True,
     need_bank: bool = True,
     row_least: Tensor | None = None,
-    column_least: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    check_project_backward(grad, x, bank, metric, row_least, column_least)
+    check_project_backward(grad, x, bank, metric, row_least)
     return x.new_empty(x.shape if need_x else (0,)), bank.new_empty(bank.shape if need_bank else (0,))
 
 

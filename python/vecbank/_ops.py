@@ -72,11 +72,9 @@ def _project_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.listed = indices is not None
     if ctx.listed:
         return ctx.save_for_backward(x, bank, indices)
-    least: list[Tensor | None] = [None, None]
-    if ctx.metric >= METRICS["l2"] and output.numel() > 0:  # its own numbers, so that the output may change in place
-        columns = output if bank.dim() == 3 else output.reshape(-1, bank.shape[0])
-        least = [output.amin(-1), columns.amin(-2) if ctx.needs_input_grad[1] else None]
-    ctx.save_for_backward(x, bank, *least)
+    ask = ctx.metric == METRICS["sqeuclidean"] and output.numel() > 0
+    least = output.amin(-1) if ask else None  # numbers of its own, so that the output may change in place
+    ctx.save_for_backward(x, bank, least)
 
 
 def _project_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
