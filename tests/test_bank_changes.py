@@ -19,6 +19,7 @@ from cases import METRICS
 from helpers import assert_same, gauss
 from test_bank import D, M, assert_fresh, other
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrize
 
 import vecbank
@@ -54,6 +55,37 @@ def given_data(bank: Bank) -> None:
     bank.vectors.data = other()
 
 
+def reloaded(bank: Bank) -> None:
+    """Its memory given back, and other vectors put where it was, as often as it takes for the address to be one."""
+    for seed in range(20):
+        before = bank.vectors.data_ptr()
+        bank.vectors.data = torch.empty(0)
+        bank.vectors.data = gauss(M, D, seed=seed)
+        assert_fresh(bank, bank.metric or "", f"reloaded at {bank.vectors.data_ptr()}, before at {before}")
+
+
+def cast(bank: Bank) -> None:
+    bank.vectors.data = bank.vectors.data.double()
+
+
+def an_alias(bank: Bank) -> None:
+    bank.vectors.neg_()
+    bank.vectors = bank.vectors.data  # its version begins at 0 again
+
+
+def an_array(bank: Bank) -> None:
+    array = other().numpy()
+    bank.vectors = torch.from_numpy(array)
+    bank.topk(X, 2)
+    array *= -1
+
+
+def a_loaded_array(bank: Bank) -> None:
+    array = other().numpy()
+    bank.load_state_dict({"vectors": torch.from_numpy(array)}, assign=True)
+    array *= -1
+
+
 def square(bank: Bank) -> None:
     """The same memory and shape, read in another order."""
     bank.vectors = gauss(D, D)
@@ -68,6 +100,13 @@ CHANGES: dict[str, Callable[[Bank], object]] = {
     "detached": lambda bank: bank.vectors.detach().mul_(-1),
     "assigned": assigned,
     "data assigned": given_data,
+    "fewer rows": lambda bank: setattr(bank.vectors, "data", bank.vectors.data[:9]),
+    "cast": cast,
+    "reloaded": reloaded,
+    "an alias": an_alias,
+    "an array": an_array,
+    "a loaded array": a_loaded_array,
+    "its own rows": lambda bank: bank.update_(torch.arange(M - 1), bank.vectors[1:]) and None,
     "transposed in place": square,
     "two Banks on one tensor": two_banks,
     "averaged": averaged,
@@ -211,6 +250,10 @@ def test_a_compiled_program_notices(metric: str) -> None:
         assert_searches(compiled, bank.vectors, metric, "updated")
         bank.vectors = gauss(M, D, seed=6)
         assert_searches(compiled, bank.vectors, metric, "assigned")
+        bank.repack()
+        bank.vectors.neg_()
+        bank.vectors = bank.vectors.data
+        assert_searches(compiled, bank.vectors, metric, "an alias whose version begins again")
 
 
 def test_a_compiled_program_uses_the_pack() -> None:
@@ -222,6 +265,16 @@ def test_a_compiled_program_uses_the_pack() -> None:
     assert not torch.equal(compiled(X).indices, reference.topk(X, bank.vectors, 4, "dot").indices)
     bank.repack()
     assert_same(tuple(compiled(X)), tuple(reference.topk(X, bank.vectors, 4, "dot")))
+
+
+def test_a_tracer_leaves_nothing_behind() -> None:
+    bank = Bank(gauss(M, D), "dot")
+    bank.vectors.mul_(2)
+    make_fx(lambda x: bank.topk(x, 3).indices, tracing_mode="fake", _allow_non_fake_inputs=True)(X)
+    assert_fresh(bank, "dot", "traced with fake tensors")
+    bank.vectors.mul_(2)
+    torch.func.jvp(lambda x: bank.topk(x, 3).values, (X,), (X,))
+    assert_fresh(bank, "dot", "within a transform")
 
 
 def test_a_write_inside_a_compiled_program() -> None:

@@ -77,6 +77,16 @@ def test_disabled_codes_are_never_used(heads: int) -> None:
     other = made(8, 12, 3, heads=heads)
     other.load_state_dict(module.state_dict())
     assert torch.equal(other(h).codes, module(h).codes)
+    # and so does whatever else writes into it: torch's broadcast of buffers, another tensor in its place
+    for write in (
+        lambda m: m.enabled.copy_(module.enabled),
+        lambda m: setattr(m, "enabled", module.enabled.clone()),
+        lambda m: setattr(m.enabled, "data", module.enabled.clone()),
+    ):
+        other = made(8, 12, 3, heads=heads)
+        other(h)
+        write(other)
+        assert torch.equal(other(h).codes, module(h).codes)
     module.enable_(5, head=heads - 1)
     assert torch.isin(module(h).codes.view(200, heads, 3)[:, -1], torch.tensor(5)).any()
     module.enable_()

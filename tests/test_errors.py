@@ -169,6 +169,9 @@ ROWS |= {
     "Bank: type": (lambda: vecbank.Bank([[1.0]]), TypeError, ("vectors", "list")),
     "Bank: rank": (lambda: vecbank.Bank(BANK[0]), ValueError, ("vectors", "(3,)")),
     "Bank: dtype": (lambda: vecbank.Bank(BANK.long()), TypeError, ("vectors", "int64")),
+    "Bank: metric type": (lambda: vecbank.Bank(BANK, ["dot"]), ValueError, ("metric", "['dot']")),
+    "topk: no metric": (lambda: vecbank.topk(X, BANK, 1, ""), ValueError, ("metric", "''")),
+    "lookup: reduce type": (lambda: vecbank.lookup(CODES, BANK, reduce=["sum"]), ValueError, ("reduce", "['sum']")),
     "Bank: metric": (lambda: vecbank.Bank(BANK, metric="manhattan"), ValueError, ("metric", "manhattan")),
     "Bank: width": (
         lambda: vecbank.Bank(BANK, metric="l2").nearest(gauss(2, 4)),

@@ -241,6 +241,12 @@ def test_listed_pairs_are_checked() -> None:
         project(x, w, None, 0, None, True, torch.zeros(4, 2))
     empty = project(x, w[:0], None, 0, None, True, torch.full((4, 2), -1))
     assert empty.shape == (4, 2) and (empty == 0).all()
+    for none in (torch.empty(4, 0).long(), torch.zeros(4, 3).long()[:, :0]):
+        x = gauss(4, 6).requires_grad_()
+        found = project(x, w, None, 0, None, True, none)
+        assert found.shape == (4, 0)
+        found.sum().backward()
+        assert x.grad is not None and not x.grad.any()
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -33,7 +33,7 @@ struct PackHeader {
 // for the pack. Anything else is compared with the tensor that the pack is used with, and a stale pack is not used.
 struct PackStamp {
   uint64_t data;    // where the bank's rows lie
-  int64_t strides;  // and how, in one number
+  uint64_t layout;  // and how: type, sizes and strides, in one number
   int64_t version;  // how often they had been written to
   uint64_t bias;    // the same of the bias
   int64_t bias_version;

@@ -26,7 +26,12 @@ inline int64_t version_of(const Tensor& t) {
 inline PackStamp stamp_of(const Tensor& bank, const std::optional<Tensor>& bias) {
   PackStamp stamp{};
   stamp.data = reinterpret_cast<uintptr_t>(bank.const_data_ptr());
-  for (int64_t i = 0; i < bank.dim(); ++i) stamp.strides = stamp.strides * 1000003 + bank.stride(i);
+  const auto mix = [&](int64_t number) {
+    stamp.layout = (stamp.layout ^ static_cast<uint64_t>(number)) * 0x100000001b3ull;
+  };
+  mix(static_cast<int64_t>(bank.scalar_type()));
+  for (int64_t i = 0; i < bank.dim(); ++i) mix(bank.size(i)), mix(bank.stride(i));
+  if (bias) mix(bias->size(0)), mix(bias->stride(0));
   stamp.version = version_of(bank);
   if (bias) {
     stamp.bias = reinterpret_cast<uintptr_t>(bias->const_data_ptr());

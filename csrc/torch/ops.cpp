@@ -64,6 +64,7 @@ Tensor project(const Tensor& x, const Tensor& bank, const std::optional<Tensor>&
   std::vector<int64_t> shape = pair.leading;
   shape.push_back(listed ? listed->size(listed->dim() - 1) : pair.m);
   Tensor out = empty_cpu(shape, out_dtype.value_or(x.scalar_type()));
+  if (out.numel() == 0) return out;  // an empty list of indices has no address, as no list has
   ProjectProblem p;
   p.metric = metric;
   p.out_dtype = dtype_of(out, "out_dtype");

@@ -142,6 +142,6 @@ def weights(t: object, codes: Tensor, dtype: torch.dtype) -> None:
 def warn_of_change(message: str) -> None:
     """A FutureWarning at the line outside of this package that led here (under a compiler, when that traces it)."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(__package__):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == __package__:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, FutureWarning, stacklevel=level)

@@ -10,23 +10,18 @@ from torch import Tensor, nn
 
 from . import _checks
 from ._ops import METRICS, Nearest, Quantized, TopK
+from ._written import Snapshot
 
 
 class _Pack(NamedTuple):
-    """A pack, and what it was made of in terms that cost well under a microsecond to compare."""
+    """A pack, and what it was made of."""
 
     pack: Tensor
-    vectors: Tensor
-    bias: Tensor | None
-    mark: tuple[Any, ...]
+    vectors: Snapshot
+    bias: Snapshot | None
 
     def is_of(self, vectors: Tensor, bias: Tensor | None) -> bool:
-        return self.vectors is vectors and self.bias is bias and self.mark == _mark(vectors, bias)
-
-
-def _mark(vectors: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
-    where = vectors.data_ptr(), vectors.stride(), vectors._version
-    return where if bias is None else (*where, bias.data_ptr(), bias._version)
+        return self.vectors.shows(vectors) and (bias is None if self.bias is None else self.bias.shows(bias))
 
 
 class Bank(nn.Module):
@@ -37,8 +32,10 @@ class Bank(nn.Module):
     broadcast, and is never cast. It belongs to one tensor, its storage and its version: whatever changes the vectors
     (writing into them, `load_state_dict`, `.to()`, another tensor in their place, a second Bank on the same tensor),
     the next call prepares them again. A compiled program notices too, and then packs at every call until a call outside
-    of it, or `repack()`, has prepared the bank again. torch counts no version for writes through ``vectors.data``,
-    through an array made by ``vectors.numpy()`` or from another process: call `repack()` after those.
+    of it, or `repack()`, has prepared the bank again. torch does not count writes through an alias made by ``.data``
+    (of the bank's vectors, or of the tensor that the bank was made of), by ``numpy()`` or dlpack, nor what collectives
+    of `torch.distributed` (DistributedDataParallel's own excepted) or other processes write: call `repack()` after
+    those.
 
     Args:
         vectors: (M, d), or (B, M, d) for B banks of one shape; float32, float64, bfloat16 or float16. A contiguous
@@ -47,7 +44,8 @@ class Bank(nn.Module):
             makes a copy of its own.
         metric: "cosine", "dot", "l2" or "sqeuclidean". None (default) leaves each verb its own: "cosine" for `project`,
             "dot" for `topk`, "l2" for `nearest` and `quantize`; then the vectors are prepared when a verb first asks,
-            once for each metric that is asked for.
+            once for each metric that is asked for. Name the metric where the first to ask is a compiled program, which
+            would pack at every call.
         learnable: hold the vectors as a Parameter (then packed at every call, because it changes) rather than a buffer.
         bias: (M,) in the vectors' dtype, added to dot products by `topk` and `project` (metric "dot" and (M, d) only):
             with it the Bank is an encoder, as of a sparse autoencoder (`sparse_encode` takes it). Held as the vectors
@@ -65,7 +63,7 @@ class Bank(nn.Module):
     ) -> None:
         super().__init__()
         _checks.vectors("vectors", vectors)
-        if metric is not None and metric not in METRICS:
+        if metric is not None and (not isinstance(metric, str) or metric not in METRICS):
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
         if metric is None and bias is not None:
             metric = "dot"  # the only metric that goes with a bias
@@ -140,9 +138,11 @@ class Bank(nn.Module):
             raise IndexError(
                 f"rows must lie between 0 and {self.vectors.shape[0] - 1}, got values from {low} to {high}"
             )
-        rows, vectors = _last_of_each(rows, vectors)
+        rows, vectors = _last_of_each(rows, vectors.detach())
+        if vectors.untyped_storage().data_ptr() == self.vectors.untyped_storage().data_ptr():
+            vectors = vectors.clone()  # rows of the bank itself, perhaps
         with torch.no_grad():
-            self.vectors.index_copy_(0, rows, vectors.detach())  # bumps the version that autograd checks
+            self.vectors.index_copy_(0, rows, vectors)  # bumps the version that autograd checks
         self.repack()
         return self
 
@@ -157,12 +157,13 @@ class Bank(nn.Module):
     def _prepare(self, code: int, vectors: Tensor, bias: Tensor | None) -> Tensor | None:
         """Packs the vectors for a metric, if the pack can be held to what it was made of."""
         if self.learnable or not _packable(vectors) or (bias is not None and not _packable(bias)):
-            self._packs.pop(code, None)
             return None
-        mark = _mark(vectors, bias)  # before packing: a write in between makes the pack stale
+        # before packing: a write in between makes the pack stale
+        made_of = Snapshot.of(vectors), None if bias is None else Snapshot.of(bias)
         with torch.no_grad():
             pack: Tensor = torch.ops.vecbank.pack(vectors, code, bias, True)
-        self._packs[code] = _Pack(pack, vectors, bias, mark)
+        if _checks.concrete(pack):  # a tracer's own tensor is for that tracer alone
+            self._packs[code] = _Pack(pack, *made_of)
         return pack
 
     def _packed(self, vectors: Tensor, code: int) -> Tensor | None:
@@ -172,7 +173,7 @@ class Bank(nn.Module):
         if torch.compiler.is_compiling():
             # The op itself holds the stamp in the pack against the vectors. An exported program keeps no pack.
             return None if held is None or torch.compiler.is_exporting() else held.pack
-        bias = self.bias if self._biased else None
+        bias = self._buffers.get("bias") if self._biased else None
         if held is not None and held.is_of(vectors, bias):
             return held.pack
         wanted = self._metric is None or code == _shared(METRICS[self._metric])
@@ -214,11 +215,16 @@ class Bank(nn.Module):
         self._own_all().repack()
 
     def _own_all(self) -> Bank:
-        """What inference mode left in the buffers has no version; a copy has."""
+        """Copies what torch may have put into the buffers and would not count the writes of."""
         for name, held in self._buffers.items():
-            if held is not None and held.is_inference():
+            if held is not None and (held.is_inference() or _foreign(held)):
                 self._buffers[name] = _own(held)
         return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("vectors", "bias") and "_packs" in self.__dict__:
+            self._packs = {}  # of another tensor; a compiled program could take an alias of it for the same
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -250,19 +256,24 @@ def _shared(code: int) -> int:
     return METRICS["l2"] if code == METRICS["sqeuclidean"] else code
 
 
+def _foreign(t: Tensor) -> bool:
+    """Memory that is not torch's own (an array's, a file's): who else writes there, torch cannot see."""
+    return type(t) is Tensor and t.device.type == "cpu" and not t.untyped_storage().resizable()
+
+
 def _own(vectors: Tensor) -> Tensor:
     """A contiguous tensor whose writes torch counts: shared where it is one already."""
     vectors = vectors.detach()
     if vectors.is_inference():
         with torch.inference_mode(False):
             return vectors.clone(memory_format=torch.contiguous_format)
-    foreign = type(vectors) is Tensor and vectors.device.type == "cpu" and not vectors.untyped_storage().resizable()
-    return vectors.clone(memory_format=torch.contiguous_format) if foreign else vectors.contiguous()
+    return vectors.clone(memory_format=torch.contiguous_format) if _foreign(vectors) else vectors.contiguous()
 
 
 def _packable(t: Tensor) -> bool:
-    """A tensor whose content can be held to its version: on the CPU, plain, and not about to get a gradient."""
-    return t.device.type == "cpu" and not t.requires_grad and not t.is_inference() and _checks.concrete(t)
+    """A tensor whose content can be held to its version: on the CPU, plain, its own, without a gradient."""
+    on_cpu = t.device.type == "cpu" and _checks.concrete(t)
+    return on_cpu and not t.requires_grad and not t.is_inference() and not _foreign(t)
 
 
 def _bytes(count: int) -> str:

@@ -27,14 +27,14 @@ def _resolve(
     """The bank's vectors, its pack if there is one for this metric, and the metric's code. `biased`: one is allowed."""
     if isinstance(bank, Bank):
         vectors = bank.vectors
-        if bank._biased and not (biased and metric in (None, "dot")):
+        if bank._biased and not (biased and (metric is None or _metric_code(metric) == METRICS["dot"])):
             raise ValueError("a bank with a bias scores by dot products, in topk and project alone")
         _checks.pair(x, vectors)
         code = bank._code_for(verb, default) if metric is None else _metric_code(metric)
         return vectors, bank._packed(vectors, code), code
     _checks.vectors("bank", bank)
     _checks.pair(x, bank)
-    return bank, None, _metric_code(metric or default)
+    return bank, None, _metric_code(default if metric is None else metric)
 
 
 def _metric_code(metric: str) -> int:
@@ -67,7 +67,7 @@ def project(
     vectors, pack, code = _resolve("project", x, bank, metric, "cosine", biased=True)
     if out_dtype is not None and out_dtype not in _checks._FLOATS:
         raise TypeError(f"out_dtype must be float32, float64, bfloat16 or float16, got {out_dtype}")
-    if isinstance(bank, Bank) and bank.bias is not None:
+    if isinstance(bank, Bank) and bank._biased:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         return (_project(x, vectors, None, code, wide) + bank.bias).to(out_dtype or x.dtype)
     result: Tensor = _project(x, vectors, pack, code, out_dtype)
@@ -223,7 +223,7 @@ def lookup(codes: Tensor, bank: Tensor | Bank, weights: Tensor | None = None, *,
     if vectors.dim() != 2:
         raise ValueError(f"bank must have shape (M, d) for lookup, got {tuple(vectors.shape)}")
     _checks.codes(codes)
-    if reduce not in REDUCTIONS:
+    if not isinstance(reduce, str) or reduce not in REDUCTIONS:
         raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
     if reduce != "none" and codes.dim() == 0:
         raise ValueError(f"codes must have shape (..., k) for reduce={reduce!r}, got a scalar")

@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .. import _checks
+from .._written import Snapshot
 from ..functional import lookup, topk
 from ..kmeans import kmeans
 from ..sparse import firing_counts
@@ -98,7 +99,8 @@ class CodebookFeatures(nn.Module):
         self.register_buffer("counts", torch.zeros(heads, num_codes, dtype=torch.int64))
         self.register_buffer("inputs", torch.zeros((), dtype=torch.int64))
         self._shared = False  # whether the ranks have agreed on what to start from
-        self._all_enabled = True  # spares the search a mask, without asking the device
+        self._all_enabled = True  # spares the search a mask: asked of the device once for each change of `enabled`
+        self._asked: Snapshot | None = None
 
     # ---- Choosing ----
 
@@ -106,9 +108,20 @@ class CodebookFeatures(nn.Module):
         """(..., dim) as (heads, n, width)."""
         return h.reshape(math.prod(h.shape[:-1]), self.heads, self.dim // self.heads).transpose(0, 1)
 
+    def _mask(self) -> Tensor | None:
+        """(heads, 1, K) of the codes that may be used; None where all of them may."""
+        enabled = self.enabled
+        if not torch.compiler.is_compiling():
+            if not _checks.concrete(enabled):
+                return enabled.unsqueeze(1)
+            if self._asked is None or not self._asked.shows(enabled):
+                self._all_enabled = enabled.is_meta or bool(enabled.all())
+                self._asked = None if enabled.is_inference() else Snapshot.of(enabled)
+        return None if self._all_enabled else enabled.unsqueeze(1)
+
     def _choose(self, parts: Tensor, force: Tensor | None) -> Tensor:
         """(heads, n, k) codes, best first, forced ones before all others."""
-        mask = None if self._all_enabled else self.enabled.unsqueeze(1)
+        mask = self._mask()
         book = self.book.detach()
         if self.heads == 1:
             chosen = topk(parts[0], book[0], self.k, self.metric, None if mask is None else mask[0]).indices[None]
@@ -201,7 +214,7 @@ class CodebookFeatures(nn.Module):
     def disable_(self, codes: Tensor | int, head: int = 0) -> CodebookFeatures:
         """Never use these codes (one head's) from now on."""
         self.enabled[head, codes] = False
-        self._all_enabled = False
+        self._mask()  # for compiled programs, which do not ask
         return self
 
     @torch.no_grad()
@@ -211,12 +224,12 @@ class CodebookFeatures(nn.Module):
             self.enabled.fill_(True)
         else:
             self.enabled[head, codes] = True
-        self._all_enabled = bool(self.enabled.all())
+        self._mask()
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._all_enabled = self.enabled.is_meta or bool(self.enabled.all())
+        self._mask()
 
     # ---- Start, usage, replacement ----
 
