@@ -281,7 +281,7 @@ def test_a_book_learns_by_codes_that_are_drawn(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     learn = {"learnable_codebook": True, "ema_update": False, "stochastic_sample_codes": True}
     module = VectorQuantize(dim=8, codebook_size=12, **learn, **options)
-    x = gauss(2, 30, 8)
+    x = torch.randn(2, 30, 8)
     _, codes, loss = module(x)
     loss.sum().backward()
     book = module._codebook.embed.detach()[0].requires_grad_()
