@@ -273,3 +273,18 @@ def test_a_checkpointed_step_is_the_step(options: dict[str, Any], reentrant: boo
         results.append(kept + list(module.state_dict().values()))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"route_gradients_to_input": False}])
+def test_a_book_learns_by_codes_that_are_drawn(options: dict[str, Any]) -> None:
+    """The gradient of mean (e_code - x)^2, by the codes that came out."""
+    torch.manual_seed(0)
+    learn = {"learnable_codebook": True, "ema_update": False, "stochastic_sample_codes": True}
+    module = VectorQuantize(dim=8, codebook_size=12, **learn, **options)
+    x = torch.randn(2, 30, 8)
+    _, codes, loss = module(x)
+    loss.sum().backward()
+    book = module._codebook.embed.detach()[0].requires_grad_()
+    (book[codes] - x).square().mean().backward()
+    assert book.grad is not None and module._codebook.embed.grad is not None
+    torch.testing.assert_close(module._codebook.embed.grad[0], book.grad)

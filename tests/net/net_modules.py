@@ -101,7 +101,13 @@ VQ_CLASH = tuple(
         {"in_place_codebook_optimizer", "orthogonal_reg_weight"},
     )
 )
-VQ_BENT = frozenset({"affine_param", "implicit_neural_codebook"})
+RVQ_CLASH = (
+    *VQ_CLASH,
+    frozenset({"implicit_neural_codebook", "beam_size"}),
+    frozenset({"commitment_use_cross_entropy_loss", "beam_size"}),  # refused in training's forward, by name
+)
+# affine moments, and a book that takes its own step before it is read, depend on x without a gradient
+VQ_BENT = frozenset({"affine_param", "implicit_neural_codebook", "in_place_codebook_optimizer"})
 RVQ: Arguments = {
     **{name: values for name, values in VQ.items() if name not in ("heads", "separate_codebook_per_head")},
     **DROPOUT,
@@ -193,7 +199,7 @@ VECTOR = [
         refused={"heads": "a stage has one code", "separate_codebook_per_head": "a stage has one head"},
         masked=True,
         sizes=(8, 3),
-        clash=(*VQ_CLASH, frozenset({"implicit_neural_codebook", "beam_size"})),
+        clash=RVQ_CLASH,
         curved="input",
         bent=VQ_BENT,
     ),
@@ -218,7 +224,7 @@ VECTOR = [
         },
         masked=True,
         sizes=(8, 4, 3, 2),
-        clash=(*VQ_CLASH, frozenset({"implicit_neural_codebook", "beam_size"})),
+        clash=RVQ_CLASH,
         curved="input",
         bent=VQ_BENT,
     ),

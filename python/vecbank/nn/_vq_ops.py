@@ -104,10 +104,11 @@ class _Train(torch.autograd.Function):
         learn: bool,
         seen: Seen | None,
     ) -> tuple[Tensor, ...]:
-        quantized, *rest = _step(x, bank, metric, mask, codes)
+        quantized, found, *rest = _step(x, bank, metric, mask, codes)
+        found = found.clone() if found is codes else found  # an input that is an output cannot be saved
         if quantized.dtype != x.dtype:  # a `.to` that changes nothing loses the gradient under torch 2.11's compiler
             quantized = quantized.to(x.dtype)
-        return quantized, *rest
+        return quantized, found, *rest
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
