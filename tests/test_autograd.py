@@ -437,6 +437,29 @@ def test_double_backward_works_or_raises(name: str) -> None:
     assert gradgradcheck(function, inputs)
 
 
+@pytest.mark.parametrize("stages", [0, 1, 3])
+@pytest.mark.parametrize("metric", METRICS)
+def test_second_derivative_of_the_losses(metric: str, stages: int, device: str) -> None:
+    """The rows are held still, so that mean (x - b)^2 has the second derivative 2 / n in x, and none in the books;
+    `stages` 0 is `quantize_train`. Rows without a code have none.
+    """
+    x, books = leaf(7, 3, device=device), [leaf(5, 3, seed=s + 1, device=device) for s in range(max(stages, 1))]
+    with torch.no_grad():
+        x[4] = torch.nan
+    if stages == 0:
+        quantized, _, losses, *_ = vecbank.quantize_train(x, books[0], metric)
+    else:
+        quantized, _, losses = torch.ops.vecbank.residual_quantize(x, books, [], METRICS.index(metric))
+    weights = torch.arange(1.0, max(stages, 1) + 1, dtype=F64, device=device)
+    (first,) = torch.autograd.grad((losses * weights).sum() + quantized.sum(), x, create_graph=True)
+    upstream = gauss(7, 3, dtype=F64, seed=9).to(device)
+    got = torch.autograd.grad((first * upstream).sum(), (x, *books), allow_unused=True)
+    want = upstream * (2 * weights.sum() / 18)
+    want[4] = 0
+    torch.testing.assert_close(got[0], want)
+    assert got[1:] == (None,) * len(books)
+
+
 def test_graph_is_freed_and_retained(device: str) -> None:
     x, bank = leaf(4, 5, device=device), leaf(6, 5, device=device)
     out = vecbank.project(x, bank, "cosine").sum()

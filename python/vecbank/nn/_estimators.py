@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from .._backward import rotated_gradient
+from .._forward import Function, refuse_tangents
 from ._layout import working
 
 
-class _StraightThrough(torch.autograd.Function):
+class _StraightThrough(Function):
+    operation = "the straight-through estimator"
     generate_vmap_rule = True
 
     @staticmethod
@@ -33,7 +35,8 @@ class _StraightThrough(torch.autograd.Function):
         return grad.to(ctx.dtype), None
 
 
-class _Rotate(torch.autograd.Function):
+class _Rotate(Function):
+    operation = "the rotation trick"
     generate_vmap_rule = True
 
     @staticmethod
@@ -52,6 +55,7 @@ class _Rotate(torch.autograd.Function):
 
 def straight_through(source: Tensor, target: Tensor) -> Tensor:
     """`target`, with the gradient passed to `source` unchanged; both (..., d)."""
+    refuse_tangents(_StraightThrough.operation, source)
     if not (source.requires_grad and torch.is_grad_enabled()):
         return target.detach()
     return _StraightThrough.apply(source, target.detach())
@@ -59,12 +63,15 @@ def straight_through(source: Tensor, target: Tensor) -> Tensor:
 
 def rotate_to(source: Tensor, target: Tensor) -> Tensor:
     """`target`, with the gradient turned and scaled as `source` was to become `target`; both (..., d)."""
+    refuse_tangents(_Rotate.operation, source)
     if not (source.requires_grad and torch.is_grad_enabled()):
         return target.detach()
     return _Rotate.apply(source, target.detach())
 
 
-class _Once(torch.autograd.Function):
+class _Once(Function):
+    operation = "the gradient of a codebook"
+
     @staticmethod
     def forward(grad: Tensor, *sources: Tensor) -> Tensor:
         return grad.clone()
@@ -90,7 +97,8 @@ def once(grad: Tensor, *sources: Tensor) -> Tensor:
     return _Once.apply(grad, *sources)
 
 
-class _ScaleGradient(torch.autograd.Function):
+class _ScaleGradient(Function):
+    operation = "a scaled gradient"
     generate_vmap_rule = True
 
     @staticmethod
@@ -106,7 +114,9 @@ class _ScaleGradient(torch.autograd.Function):
         return grad * ctx.share, None
 
 
-class _KeepAlive(torch.autograd.Function):
+class _KeepAlive(Function):
+    operation = "a training step"
+
     @staticmethod
     def forward(x: Tensor, thing: object) -> Tensor:
         return x.clone()
@@ -127,13 +137,16 @@ def keep_alive(x: Tensor, thing: object) -> Tensor:
 
 def scale_gradient(x: Tensor, share: float) -> Tensor:
     """x, passing on only a share of the gradient."""
+    refuse_tangents(_ScaleGradient.operation, x)
     if share <= 0:
         return x.detach()
     return x if share == 1 or not x.requires_grad else _ScaleGradient.apply(x, share)
 
 
-class _CodebookLoss(torch.autograd.Function):
+class _CodebookLoss(Function):
     """mean (x - b[codes])^2, both sides learning, without an (N, d) gradient for the rows."""
+
+    operation = "the codebook loss"
 
     @staticmethod
     def forward(
@@ -184,7 +197,8 @@ def codebook_loss(
     return _CodebookLoss.apply(x, book, rows, counts, sums, loss, weight, elements)
 
 
-class _Round(torch.autograd.Function):
+class _Round(Function):
+    operation = "rounding straight through"
     generate_vmap_rule = True
 
     @staticmethod
@@ -205,7 +219,8 @@ def round_through(x: Tensor, down: bool = False) -> Tensor:
     return _Round.apply(x, down)
 
 
-class _Sign(torch.autograd.Function):
+class _Sign(Function):
+    operation = "the sign straight through"
     generate_vmap_rule = True
 
     @staticmethod
