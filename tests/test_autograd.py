@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import vecbank
-from vecbank import reference
+from vecbank import _backward, reference
 
 F64 = torch.float64
 
@@ -90,6 +91,8 @@ def _difficult() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     half[:75] += 1e7
     centres = 1e5 * gauss(3, 24, dtype=F64, seed=3)
     near = bank[place * 40] + 0.01 * x
+    apart = bank + 100 * centres[torch.arange(150) % 3] / 1e5  # so near that float64 is enough, but of equal rows
+    equals = torch.cat([apart[:10], x[10:] + apart[place[10:]]])
     return {
         "far": (x, far, cut),
         "further": (x, further, cut),
@@ -97,6 +100,7 @@ def _difficult() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         "offset": (1e8 + 100 * x, 1e8 + 100 * bank, grad),
         "scales": (x * scale[place, None], bank * scale[torch.arange(150) % 3, None], grad),
         "clusters": (x + centres[place], bank + centres[torch.arange(150) % 3], grad),
+        "clusters and equal": (equals, apart, grad),
         "near": (near, bank, grad),
         "near and peaked": (near, bank, torch.softmax(-torch.cdist(near, bank).square(), -1)),
         "equal": (bank[:70].clone(), bank, grad),
@@ -108,27 +112,74 @@ def _difficult() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
 @pytest.mark.parametrize("metric", ["l2", "sqeuclidean"])
 @pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", list(_difficult()))
-def test_distance_gradient_is_as_accurate_as_cdist(name: str, dtype: torch.dtype, metric: str) -> None:
-    """On any data, for both sides, batched too: at most twice the error of differences summed one by one."""
+def test_distance_gradient_on_difficult_data(
+    name: str, dtype: torch.dtype, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For both sides, batched too, right to a few of the last units of the largest: also where torch.cdist, which
+    multiplies out about the origin, has no digit right.
+    """
     x, bank, grad = (t.to(dtype) for t in _difficult()[name])
     work = dtype if dtype.itemsize > 2 else torch.float32
-    wide = [t.double() for t in (grad, x, bank)]
+    truth = _long_sums if dtype == F64 else by_differences  # the truth of float64 needs more digits
+    want = [truth(*side, metric) for side in _sides(grad.double(), x.double(), bank.double())]
     short = [t.to(work) for t in (grad, x, bank)]
-    want, theirs = ([by_differences(*side, metric) for side in both] for both in (_sides(*wide), _sides(*short)))
-    if dtype == F64:  # the truth of float64 needs more digits
-        want = [_long_sums(*side, metric) for side in _sides(*wide)]
+
+    def check(got: Tensor, right: Tensor) -> None:
+        units = 8 if got.dtype == work else 1
+        assert (got.double() - right).abs().max() <= units * torch.finfo(got.dtype).eps * right.abs().max()
+
     for lead in (1, 2):
         a, b = (t.expand(lead, *t.shape).clone().requires_grad_() for t in (x, bank))
         vecbank.project(a, b, metric).backward(grad.expand(lead, *grad.shape))
-        for got, right, other in zip((a.grad, b.grad), want, theirs, strict=True):
-            allowed = 2 * (other.double() - right).abs().max() + 4 * torch.finfo(dtype).eps * right.abs().max()
-            assert got.dtype == dtype and (got.double() - right).abs().max() <= allowed
-    for least in (None, torch.zeros(1)):  # without the forward pass's word, one side at a time
+        assert a.grad.dtype == b.grad.dtype == dtype
+        for got, right in zip((a.grad, b.grad), want, strict=True):
+            check(got, right.expand_as(got))
+    for least in (None, torch.zeros(70)):  # without the forward pass's word, one side at a time
         for i, right in enumerate(want):
-            args = (None, None) if least is None else (least.expand(70).to(work), None)
-            got = torch.ops.vecbank.project_backward(*short, METRICS.index(metric), i == 0, i == 1, *args)[i]
-            allowed = 2 * (theirs[i].double() - right).abs().max() + 4 * torch.finfo(work).eps * right.abs().max()
-            assert (got.double() - right).abs().max() <= allowed
+            args = (*short, METRICS.index(metric), i == 0, i == 1, least)
+            check(torch.ops.vecbank.project_backward(*args)[i], right)
+    monkeypatch.setattr(_backward, "_SMALL_BLOCK_BYTES", 1)  # blocks of one close pair
+    for got, right in zip(torch.ops.vecbank.project_backward(*short, METRICS.index(metric)), want, strict=True):
+        check(got, right)
+
+
+@pytest.mark.parametrize("metric", ["l2", "sqeuclidean"])
+@pytest.mark.parametrize("shape", [(20, 25, 40), (300, 90, 8)], ids=str)
+def test_distance_gradient_by_differences(shape: tuple[int, int, int], metric: str) -> None:
+    """Of a few rows, for which torch.cdist sums differences too, and of narrow ones: the sums of differences."""
+    n, m, d = shape
+    x, bank, grad = gauss(n, d) + 1e4, gauss(m, d, seed=1) + 1e4, gauss(n, m, seed=2)
+    got = torch.ops.vecbank.project_backward(grad, x, bank, METRICS.index(metric))
+    for side, right in zip(got, (by_differences(*s, metric) for s in _sides(grad, x, bank)), strict=True):
+        torch.testing.assert_close(side, right, rtol=1e-6, atol=1e-6 * right.abs().max().item())
+
+
+def test_distance_gradient_chooses_by_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in the inputs' dtype on ordinary data and beside a few close pairs, in float64 beside many."""
+    seen: list[tuple[torch.dtype, int]] = []
+    products, pairs = _backward._Distance._products, _backward._Distance._pairs
+
+    def record(self: Any, g: Tensor, *rest: Any) -> bool:
+        seen.append((g.dtype, 0))
+        return products(self, g, *rest)
+
+    def record_pairs(self: Any, which: tuple[Tensor, ...], *rest: Any) -> None:
+        seen.append((torch.int64, which[0].shape[0]))
+        pairs(self, which, *rest)
+
+    monkeypatch.setattr(_backward._Distance, "_products", record)
+    monkeypatch.setattr(_backward._Distance, "_pairs", record_pairs)
+    x, bank, grad = gauss(64, 100), gauss(70, 100, seed=1), gauss(64, 70, seed=2)
+    centres = 100 * gauss(4, 100, seed=3)
+    f32, f64 = (torch.float32, 0), (F64, 0)
+    for near, rows, want in (
+        (x, bank, [f32]),
+        (bank[:64] + 0.1 * x, bank, [f32, (torch.int64, 64)]),
+        (x + centres[torch.arange(64) % 4], bank + centres[torch.arange(70) % 4], [f32, f64]),
+    ):
+        seen.clear()
+        torch.ops.vecbank.project_backward(grad, near, rows, METRICS.index("l2"))
+        assert seen == want
 
 
 def _sides(grad: Tensor, x: Tensor, bank: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -384,6 +435,29 @@ def test_double_backward_works_or_raises(name: str) -> None:
         return
     assert all(g is None or bool(g.isfinite().all()) for g in second)
     assert gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("stages", [0, 1, 3])
+@pytest.mark.parametrize("metric", METRICS)
+def test_second_derivative_of_the_losses(metric: str, stages: int, device: str) -> None:
+    """The rows are held still, so that mean (x - b)^2 has the second derivative 2 / n in x, and none in the books;
+    `stages` 0 is `quantize_train`. Rows without a code have none.
+    """
+    x, books = leaf(7, 3, device=device), [leaf(5, 3, seed=s + 1, device=device) for s in range(max(stages, 1))]
+    with torch.no_grad():
+        x[4] = torch.nan
+    if stages == 0:
+        quantized, _, losses, *_ = vecbank.quantize_train(x, books[0], metric)
+    else:
+        quantized, _, losses = torch.ops.vecbank.residual_quantize(x, books, [], METRICS.index(metric))
+    weights = torch.arange(1.0, max(stages, 1) + 1, dtype=F64, device=device)
+    (first,) = torch.autograd.grad((losses * weights).sum() + quantized.sum(), x, create_graph=True)
+    upstream = gauss(7, 3, dtype=F64, seed=9).to(device)
+    got = torch.autograd.grad((first * upstream).sum(), (x, *books), allow_unused=True)
+    want = upstream * (2 * weights.sum() / 18)
+    want[4] = 0
+    torch.testing.assert_close(got[0], want)
+    assert got[1:] == (None,) * len(books)
 
 
 def test_graph_is_freed_and_retained(device: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor
 from torch.autograd import forward_ad, gradcheck
 
 import vecbank
-from vecbank import reference
-from vecbank.nn import LatentQuantize
+from vecbank import _forward, _sparse, reference
+from vecbank.nn import LatentQuantize, _bits, _estimators, _vq_ops, binary_mapper
 from vecbank.nn._estimators import rotate_to, scale_gradient
 
 F64 = torch.float64
@@ -250,6 +251,105 @@ def test_the_others_refuse_by_name(name: str) -> None:
             seen += 1
         op(name)(*(a.detach() if isinstance(a, Tensor) else a for a in row))  # without tangents it is as ever
     assert seen > 0
+
+
+def _custom_functions() -> dict[type, Callable[[Tensor], Any]]:
+    """Each autograd function of the package, called as the package does, as a function of x (4, 5)."""
+    bank, codes = gauss(6, 5, seed=1), torch.tensor([0, 2, 2, 5])
+    pairs = codes.unsqueeze(1)
+    return {
+        _estimators._StraightThrough: lambda x: _estimators.straight_through(x, bank[codes]),
+        _estimators._Rotate: lambda x: _estimators.rotate_to(x, bank[codes]),
+        _estimators._Once: lambda x: _estimators.once(x, x),
+        _estimators._ScaleGradient: lambda x: _estimators.scale_gradient(x, 0.5),
+        _estimators._KeepAlive: lambda x: _estimators.keep_alive(x, None),
+        _estimators._CodebookLoss: lambda x: _estimators.codebook_loss(
+            x, bank, bank[codes], torch.ones(6), bank, torch.ones(()), 0.25, 20
+        ),
+        _estimators._Round: _estimators.round_through,
+        _estimators._Sign: lambda x: _estimators.sign_through(x, 1.0),
+        _bits._BitEntropy: lambda x: _bits.bit_entropy(x, torch.ones(4), 1e-3),
+        _vq_ops._Train: lambda x: _vq_ops.train(x, bank, "l2"),
+        _vq_ops._Rows: lambda x: _vq_ops.gather_rows(torch.tensor([0, 2, 2]), x),
+        binary_mapper._OneHot: lambda x: binary_mapper._OneHot.apply(x, codes, True),
+        _sparse.Pairs: lambda x: _sparse.Pairs.apply(x, bank, None, pairs, None),
+        _sparse.Jump: lambda x: _sparse.Jump.apply(x, torch.zeros(5), 0.1),
+        vecbank.codes._StraightThrough: lambda x: vecbank.codes.straight_through(x, bank[codes]),
+    }
+
+
+CUSTOM = _custom_functions()
+PASSED_ON = {_estimators._StraightThrough}  # its tangent is its argument's
+
+
+@pytest.mark.parametrize(
+    "function", [f for f in CUSTOM if f not in PASSED_ON], ids=lambda f: f"{f.__module__}.{f.__name__}"
+)
+def test_custom_functions_refuse_by_name(function: Any) -> None:
+    """A leaf or not, by dual tensors or `jvp`, under vmap: torch's own words would not say whose function it was."""
+    x, call = gauss(4, 5), CUSTOM[function]
+    match = f"vecbank: {function.operation} has no forward-mode derivative"
+    for leaf in (x, x.clone().requires_grad_()):
+        with forward_ad.dual_level():
+            with pytest.raises(NotImplementedError, match=match):
+                call(forward_ad.make_dual(leaf, torch.ones_like(x)))
+            call(leaf)
+    with pytest.raises(NotImplementedError, match=match):
+        torch.func.jvp(call, (x,), (x,))
+    with pytest.raises(NotImplementedError, match=match):
+        torch.vmap(lambda t: torch.func.jvp(call, (x,), (t,))[1])(torch.stack([x, x]))
+
+
+def test_every_custom_function_is_listed() -> None:
+    def below(kind: type) -> set[type]:
+        return {kind}.union(*(below(sub) for sub in kind.__subclasses__()))
+
+    ours = {f for f in below(torch.autograd.Function) if f.__module__.startswith("vecbank")}
+    assert ours - {_forward.Function, reference._Sqrt} == set(CUSTOM)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_reference(metric: str) -> None:
+    inputs = tuple(gauss(*shape, dtype=F64).requires_grad_() for shape in ((4, 5), (9, 5)))
+    options = {"check_forward_ad": True, "check_backward_ad": False, "check_undefined_grad": False}
+    assert gradcheck(lambda a, b: reference.project(a, b, metric), inputs, **options)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: vecbank.nn.VectorQuantize(dim=8, codebook_size=16),
+        lambda: vecbank.nn.VectorQuantize(dim=8, codebook_size=16, rotation_trick=True),
+        lambda: vecbank.nn.ResidualVQ(dim=8, codebook_size=16, num_quantizers=2),
+        lambda: vecbank.nn.SimVQ(dim=8, codebook_size=16),
+        lambda: vecbank.nn.FSQ(levels=[5] * 8),
+        lambda: vecbank.nn.LFQ(dim=8, codebook_size=256),
+        lambda: vecbank.nn.LatentQuantize(levels=[5] * 8, dim=8),
+        lambda: vecbank.nn.BinaryMapper(8),
+    ],
+    ids=["vq", "rotation", "residual", "sim", "fsq", "lfq", "latent", "binary"],
+)
+def test_modules_are_right_or_refuse_by_name(make: Callable[[], torch.nn.Module], training: bool) -> None:
+    """Right: the products with the gradient agree; that is 0 in some modules' evaluation."""
+    module = make().train(training)
+    x = gauss(10, 8) if isinstance(module, vecbank.nn.BinaryMapper) else gauss(2, 8, 8)
+    v = torch.randn_like(x)
+
+    def first(a: Tensor) -> Tensor:
+        out = module(a)
+        return out[0] if isinstance(out, tuple) else out
+
+    leaf = x.clone().requires_grad_()
+    out = first(leaf)
+    w = torch.randn_like(out)
+    back = torch.autograd.grad((out * w).sum(), leaf)[0] if out.requires_grad else torch.zeros_like(x)
+    try:
+        tangent = torch.func.jvp(first, (x,), (v,))[1]
+    except NotImplementedError as refusal:
+        assert re.match("vecbank: .* has no forward-mode derivative", str(refusal)) and out.requires_grad
+    else:
+        torch.testing.assert_close((tangent * w).sum(), (back * v).sum())
 
 
 def test_a_parameter_may_be_dual(device: str) -> None:

@@ -21,8 +21,8 @@ _NORM_FLOOR = 1e-8
 _UNIT_FLOOR = 1e-6  # the rotation trick's: norms below this count as this
 _NARROW = 8  # rows up to this wide: their differences are summed as quickly as products
 _FEW = 25  # up to so many rows on both sides torch.cdist sums differences too
-_LOSS = 64.0  # last units that a pair may lose in a product: a reach of 8 of l2, 64 of sqeuclidean
-_WIDER = 2.0**25  # so many times more in float64 for float32 inputs: at most four of float32's own last units
+_LOSS = 32.0  # last units that a pair may lose in a product: codes with a tenth of noise lose 20 of sqeuclidean's
+_WIDER = 2.0**26  # so many times more in float64 for float32 inputs: at most four of float32's own last units
 _MANY = 1 / 32  # of a block's pairs: up to here their differences are quicker than products in float64
 _SMALL_BLOCK_BYTES = 4 << 20  # where a block is read several times
 BLOCK_BYTES = 16 << 20  # temporaries of one block; small enough to stay near the cache, large enough for BLAS
@@ -57,12 +57,37 @@ def _similarity(grad: Tensor, x: Tensor, bank: Tensor, cosine: bool, grad_x: Ten
 
 
 class _Sums(NamedTuple):
-    """The bank's side of the products in one dtype, about the point: d grad_bank = near * totals - products."""
+    """The bank about the point in one dtype, and its side of the products: its gradient is near * totals + products."""
 
     near: Tensor
-    pack: Tensor | None
-    products: Tensor
+    pack: Tensor | None  # on the CPU
+    spread: float  # most of near are no longer than this
+    products: Tensor  # (d, M): the order in which BLAS is quickest
     totals: Tensor
+
+    @classmethod
+    def of(cls, bank: Tensor, point: Tensor) -> _Sums:
+        near = bank.to(point.dtype) - point
+        pack, spread = None, 0.0
+        if near.device.type == "cpu":
+            pack = torch.ops.vecbank.pack(near, METRICS["l2"])
+            spread = float(torch.linalg.vector_norm(near, dim=-1).kthvalue((3 * near.shape[0] + 3) // 4).values)
+        return cls(near, pack, spread, torch.zeros_like(near.T), near.new_zeros(near.shape[0]))
+
+    def distances(self, a: Tensor, norms: Tensor) -> Tensor:
+        """Multiplied out about the point. `project` is quicker, and does so about the median of near or zero: that is
+        as good for rows that are not much shorter than most of near.
+        """
+        if self.pack is None or 2 * float(norms.min()) >= self.spread:
+            return torch.ops.vecbank.project(a, self.near, self.pack, METRICS["l2"])
+        return torch.cdist(a, self.near, compute_mode="use_mm_for_euclid_dist")
+
+
+def _median(rows: Tensor) -> Tensor:
+    """Of each column, without its NaNs; `nanmedian` is not deterministic everywhere."""
+    ordered = rows.sort(0).values
+    last = ordered.isnan().logical_not().sum(0, keepdim=True) - 1
+    return ordered.gather(0, last.clamp_min(0) // 2).squeeze(0)
 
 
 class _Distance:
@@ -83,7 +108,7 @@ class _Distance:
         self.x, self.bank, self.root, self.grad_x, self.grad_bank = x, bank, root, grad_x, grad_bank
         self.need_x, self.need_bank = grad_x.numel() > 0, grad_bank.numel() > 0
         # The median of some rows of both, so that a few rows far away do not draw the point to them.
-        self.point = torch.cat([rows[:: max(1, rows.shape[0] // 64)] for rows in (x, bank)]).nanmedian(0).values
+        self.point = _median(torch.cat([rows[:: max(1, rows.shape[0] // 64)] for rows in (x, bank)]))
         self.factor = 1.0 if root else 2.0  # d sq / d x = 2 (x - b); l2 divides by twice its value
         self.sums: dict[torch.dtype, _Sums] = {}
 
@@ -99,24 +124,19 @@ class _Distance:
             ):
                 self._differences(g, rows)
         if self.need_bank:
-            for near, _, products, totals in self.sums.values():
-                self.grad_bank.add_(products.addcmul_(near, totals).mul_(self.factor))
-
-    def _sums(self, dtype: torch.dtype) -> _Sums:
-        if dtype not in self.sums:
-            near = self.bank.to(dtype) - self.point.to(dtype)
-            pack = torch.ops.vecbank.pack(near, METRICS["l2"]) if near.device.type == "cpu" else None
-            self.sums[dtype] = _Sums(near, pack, torch.zeros_like(near), near.new_zeros(near.shape[0], 1))
-        return self.sums[dtype]
+            for sums in self.sums.values():
+                self.grad_bank.add_(sums.products.addcmul_(sums.near.T, sums.totals).mul_(self.factor).T)
 
     def _products(self, g: Tensor, rows: slice, least: Tensor | None, on_cpu: bool) -> bool:
         """Adds a block's sums in the dtype of g; false, and nothing is added, where too many of its pairs are close."""
-        near, pack, products, totals = self._sums(g.dtype)
-        a = self.x[rows].to(g.dtype) - self.point.to(g.dtype)
-        wider = g.dtype != self.x.dtype
-        w, pairs, limit = g, None, self._limit(a, wider)
-        if self.root or (on_cpu and not wider and (least is None or not bool((least > limit * limit).all()))):
-            score = torch.ops.vecbank.project(a, near, pack, METRICS["l2"])
+        point, wider = self.point.to(g.dtype), g.dtype != self.x.dtype
+        if g.dtype not in self.sums:
+            self.sums[g.dtype] = _Sums.of(self.bank, point)
+        sums, a = self.sums[g.dtype], self.x[rows].to(g.dtype) - point
+        norms = torch.linalg.vector_norm(a, dim=-1, keepdim=True)
+        w, pairs, limit = g, None, norms * self._share(wider)
+        if self.root or (on_cpu and not wider and self._may_be_close(rows, least, limit, sums.spread)):
+            score = sums.distances(a, norms)
             if not on_cpu:
                 score.masked_fill_(score <= 0, torch.inf)
             elif not bool((score.amin(-1, keepdim=True) > limit).all()):
@@ -126,36 +146,48 @@ class _Distance:
                 pairs = close.nonzero(as_tuple=True)
                 score[pairs] = torch.inf
             if self.root:
-                w = g / score
+                w = torch.div(g, score, out=score)
             elif pairs is not None:
                 w = g.clone()
                 w[pairs] = 0.0
         if self.need_x:
-            self.grad_x[rows] = torch.mm(w, near).neg_().addcmul_(a, w.sum(-1, keepdim=True)).mul_(self.factor)
+            if g.dtype == torch.float64:  # BLAS is much quicker in this order if rows are short
+                out = torch.mm(sums.near.T, w.T).T
+            else:
+                out = torch.mm(w, sums.near)
+            self.grad_x[rows] = out.neg_().addcmul_(a, w.sum(-1, keepdim=True)).mul_(self.factor)
         if self.need_bank:
-            products.addmm_(w.T, a, alpha=-1)
-            totals.add_(w.sum(0).unsqueeze(-1))
+            sums.products.addmm_(a.T, w, alpha=-1)
+            sums.totals.add_(w.sum(0))
         if pairs is not None:
             self._pairs(pairs, g, rows)
         return True
 
-    def _limit(self, a: Tensor, wider: bool) -> Tensor:
-        """The distance up to which a row's pairs are close. A pair at |x - p| / k has |b - p| <= (k + 1) / k |x - p|,
+    def _may_be_close(self, rows: slice, least: Tensor | None, limit: Tensor, spread: float) -> bool:
+        """Whether a pair may be closer than the limit, seeing that the forward pass multiplied out about the median of
+        the bank or zero: no further from p than most of the bank, or than zero.
+        """
+        if least is None:
+            return True
+        squares = self.x[rows].square().sum(-1, keepdim=True) + spread * spread
+        return not bool((least > limit.square() + 16 * torch.finfo(limit.dtype).eps * squares).all())
+
+    def _share(self, wider: bool) -> float:
+        """Of |x - p|: the distance up to which pairs are close. One at |x - p| / k has |b - p| <= (k + 1) / k |x - p|,
         so that r <= 2 k + 1.
         """
-        reach = _LOSS * (_WIDER if wider else 1.0)
-        return torch.linalg.vector_norm(a, dim=-1, keepdim=True).mul_(2 / (math.sqrt(reach) if self.root else reach))
+        loss = _LOSS * (_WIDER if wider else 1.0)
+        return 2 / (math.sqrt(loss) if self.root else loss)
 
     def _pairs(self, pairs: tuple[Tensor, ...], g: Tensor, rows: slice) -> None:
         """Adds the chosen pairs of a block, by differences."""
         step = max(1, _SMALL_BLOCK_BYTES // (8 * self.x.shape[1]))
         x, grad_x = self.x[rows], self.grad_x[rows] if self.need_x else self.grad_x
         for i, j in zip(*(t.split(step) for t in pairs), strict=True):
-            apart, w = x[i] - self.bank[j], g[i, j] * self.factor
+            apart, w = x[i] - self.bank[j], g[i, j].to(x.dtype) * self.factor
             if self.root:
-                norms = torch.linalg.vector_norm(apart, dim=-1, dtype=torch.float64)
-                w = (w / norms).masked_fill_(norms == 0, 0.0)
-            w = w.to(apart.dtype)
+                norms = torch.linalg.vector_norm(apart, dim=-1)
+                w = w.div_(norms).masked_fill_(norms == 0, 0.0)
             if self.need_x:
                 grad_x.add_(torch.ops.vecbank.segment_sum(apart, i, x.shape[0], w))
             if self.need_bank:

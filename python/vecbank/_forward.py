@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -216,6 +216,35 @@ def _refuse_reverse(name: str) -> Callable[..., None]:
     return hook
 
 
+def _no_forward(operation: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"vecbank: {operation} has no forward-mode derivative; use reverse mode, or detach its inputs"
+    )
+
+
+def refuse_tangents(operation: str, *inputs: Any) -> None:
+    """For an operation without forward mode: an error that names it where an input has a tangent, which would be lost
+    or refused without a name.
+    """
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0 or not torch._C._is_fwd_grad_enabled():
+        return
+    if any(_unpack(a)[1] is not None for a in inputs):
+        raise _no_forward(operation)
+
+
+class Function(torch.autograd.Function):
+    """An autograd function that refuses tangents by the name of its operation. It does so before the call, as the
+    compiler does not take a function with a `jvp` of its own.
+    """
+
+    operation: ClassVar[str]
+
+    @classmethod
+    def apply(cls, *args: Any, **kwargs: Any) -> Any:
+        refuse_tangents(cls.operation, *args)
+        return super().apply(*args, **kwargs)
+
+
 class Registrar(torch.library.Library):
     """What `torch.library.register_autograd` registers with: its kernels, behind a look at the tangents."""
 
@@ -228,9 +257,7 @@ class Registrar(torch.library.Library):
             if all(t is None for _, t in pairs):
                 return None
             if rule is None:
-                raise NotImplementedError(
-                    f"vecbank: {op_name} has no forward-mode derivative; use reverse mode, or detach its inputs"
-                )
+                raise _no_forward(op_name)
             primals = [p for p, _ in pairs]
             out = op(*primals)
             first = out if isinstance(out, Tensor) else out[0]

@@ -130,7 +130,8 @@ def _quantize_train_backward(ctx: Any, grad: Tensor, _: Tensor, grad_loss: Tenso
     x, quantized, codes = ctx.saved_tensors
     valid = (codes >= 0).unsqueeze(-1)
     scale = 2.0 * grad_loss / (valid.sum() * x.shape[-1]).clamp_min(1)
-    return torch.where(valid, (x - quantized) * scale + grad, grad).to(x.dtype), None, None, None, None
+    gap = x - quantized.detach()  # the loss holds its rows still: they are no function of x, straight through or not
+    return torch.where(valid, gap * scale + grad, grad).to(x.dtype), None, None, None, None
 
 
 def _residual_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -141,11 +142,11 @@ def _residual_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 
 def _residual_backward(ctx: Any, grad: Tensor, _: Tensor, grad_losses: Tensor) -> tuple[Any, ...]:
-    """Straight through to x; and the gap that each stage leaves, worked out again from the codes."""
+    """Straight through to x; and the gap that each stage leaves, worked out again from the codes. Rows stay still."""
     x, codes, *books = ctx.saved_tensors
     rest, total = x.to(books[0].dtype), grad
     for s, book in enumerate(books):
-        rest = rest - _ops.lookup(codes[..., s].contiguous(), book, None, REDUCTIONS["none"])
+        rest = rest - _ops.lookup(codes[..., s].contiguous(), book.detach(), None, REDUCTIONS["none"])
         valid = (codes[..., s] >= 0).unsqueeze(-1)
         scale = 2.0 * grad_losses[s] / (valid.sum() * x.shape[-1]).clamp_min(1)
         total = total + torch.where(valid, rest * scale, 0.0)

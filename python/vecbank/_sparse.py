@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._codes import METRICS
+from ._forward import Function
 from .bank import Bank
 from .functional import project, topk
 
@@ -23,10 +24,12 @@ Score: TypeAlias = Callable[[Tensor, slice], Tensor | tuple[Tensor, Tensor]]
 # ---- Gradients of chosen pairs -----------------------------------------------------------------------------
 
 
-class Pairs(torch.autograd.Function):
+class Pairs(Function):
     """``values[i, t] = x_i . weight_c + bias_c`` for ``c = indices[i, t]``, differentiable; -1 is left
     out.
     """
+
+    operation = "a sparse encoding"
 
     @staticmethod
     def forward(
@@ -50,8 +53,10 @@ class Pairs(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None
 
 
-class Jump(torch.autograd.Function):
+class Jump(Function):
     """``(z 1[z > theta], 1[z > theta])``; for theta the step counts as a ramp as wide as the bandwidth."""
+
+    operation = "the jump of JumpReLU"
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, theta: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:

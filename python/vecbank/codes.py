@@ -22,6 +22,7 @@ import torch
 from torch import Generator, Tensor
 
 from . import _checks
+from ._forward import Function
 from ._ops import Quantized
 from .functional import lookup
 
@@ -29,7 +30,9 @@ _BLOCK = 1 << 22  # bits expanded at a time
 _MOST_BITS = 63  # of one code: int64 without its sign
 
 
-class _StraightThrough(torch.autograd.Function):
+class _StraightThrough(Function):
+    operation = "straight_through"
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, quantized: Tensor) -> Tensor:
         return quantized.view_as(quantized)

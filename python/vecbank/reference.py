@@ -229,7 +229,12 @@ class _Sqrt(torch.autograd.Function):
         flat = [math.sqrt(value) for value in x.flatten().tolist()]
         root = torch.tensor(flat, dtype=torch.float64, device=x.device).reshape(x.shape)
         ctx.save_for_backward(root)
+        ctx.save_for_forward(root)
         return root
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return _Sqrt.backward(ctx, tangent)  # its derivative is a factor of each number
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._forward import Function, refuse_tangents
 from ._estimators import once, twice
 
 _BLOCK = 1 << 20  # table entries held at a time
@@ -114,7 +115,9 @@ def _(logits: Tensor, weights: Tensor, log_floor: float, need_grad: bool) -> tup
     return logits.new_empty(()), torch.empty_like(logits) if need_grad else logits.new_empty(0)
 
 
-class _BitEntropy(torch.autograd.Function):
+class _BitEntropy(Function):
+    operation = "the entropy of bits"
+
     @staticmethod
     def forward(logits: Tensor, weights: Tensor, log_floor: float) -> tuple[Tensor, Tensor]:
         value, slope = _bit_entropy(logits, weights, log_floor, True)
@@ -142,6 +145,7 @@ def bit_entropy(logits: Tensor, weights: Tensor, floor: float) -> Tensor:
     Takes time in proportion to the codes above the floor (at most 1 / floor for each row), and a few MiB. The
     gradient comes from the same pass.
     """
+    refuse_tangents(_BitEntropy.operation, logits)
     log_floor = math.log(floor)
     if logits.requires_grad and torch.is_grad_enabled():
         value: Tensor = _BitEntropy.apply(logits, weights, log_floor)[0]

@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .._backward import rotated_gradient
+from .._forward import Function, refuse_tangents
 from ._layout import working
 
 
-class _StraightThrough(torch.autograd.Function):
+class _StraightThrough(Function):
+    operation = "the straight-through estimator"
     generate_vmap_rule = True
 
     @staticmethod
@@ -34,7 +36,8 @@ class _StraightThrough(torch.autograd.Function):
         return grad.to(ctx.dtype), None
 
 
-class _Rotate(torch.autograd.Function):
+class _Rotate(Function):
+    operation = "the rotation trick"
     generate_vmap_rule = True
 
     @staticmethod
@@ -71,7 +74,8 @@ def straight_through(source: Tensor, target: Tensor) -> Tensor:
 
 def rotate_to(source: Tensor, target: Tensor) -> Tensor:
     """`target`, with the gradient turned and scaled as `source` was to become `target`; both (..., d)."""
-    if not (source.requires_grad and torch.is_grad_enabled()) and _tangent(source) is None:
+    refuse_tangents(_Rotate.operation, source)
+    if not (source.requires_grad and torch.is_grad_enabled()):
         return target.detach()
     return _Rotate.apply(source, target.detach())
 
@@ -79,7 +83,9 @@ def rotate_to(source: Tensor, target: Tensor) -> Tensor:
 _ONLY_X = "the gradient of a codebook has no derivative: a second backward pass works for x, not for the codebook"
 
 
-class _Once(torch.autograd.Function):
+class _Once(Function):
+    operation = "the gradient of a codebook"
+
     @staticmethod
     def forward(grad: Tensor, words: str, *sources: Tensor) -> Tensor:
         return grad.clone()
@@ -103,7 +109,8 @@ def once(grad: Tensor, *sources: Tensor, words: str = _ONLY_X) -> Tensor:
     return _Once.apply(grad, words, *sources)
 
 
-class _ScaleGradient(torch.autograd.Function):
+class _ScaleGradient(Function):
+    operation = "a scaled gradient"
     generate_vmap_rule = True
 
     @staticmethod
@@ -119,7 +126,9 @@ class _ScaleGradient(torch.autograd.Function):
         return grad * ctx.share, None
 
 
-class _KeepAlive(torch.autograd.Function):
+class _KeepAlive(Function):
+    operation = "a training step"
+
     @staticmethod
     def forward(x: Tensor, thing: object) -> Tensor:
         return x.clone()
@@ -140,13 +149,16 @@ def keep_alive(x: Tensor, thing: object) -> Tensor:
 
 def scale_gradient(x: Tensor, share: float) -> Tensor:
     """x, passing on only a share of the gradient."""
+    refuse_tangents(_ScaleGradient.operation, x)
     if share <= 0:
         return x.detach()
-    return x if share == 1 or not (x.requires_grad or _tangent(x) is not None) else _ScaleGradient.apply(x, share)
+    return x if share == 1 or not x.requires_grad else _ScaleGradient.apply(x, share)
 
 
-class _CodebookLoss(torch.autograd.Function):
+class _CodebookLoss(Function):
     """mean (x - b[codes])^2, both sides learning, without an (N, d) gradient for the rows."""
+
+    operation = "the codebook loss"
 
     @staticmethod
     def forward(
@@ -197,7 +209,8 @@ def codebook_loss(
     return _CodebookLoss.apply(x, book, rows, counts, sums, loss, weight, elements)
 
 
-class _Round(torch.autograd.Function):
+class _Round(Function):
+    operation = "rounding straight through"
     generate_vmap_rule = True
 
     @staticmethod
@@ -218,7 +231,8 @@ def round_through(x: Tensor, down: bool = False) -> Tensor:
     return _Round.apply(x, down)
 
 
-class _Sign(torch.autograd.Function):
+class _Sign(Function):
+    operation = "the sign straight through"
     generate_vmap_rule = True
 
     @staticmethod

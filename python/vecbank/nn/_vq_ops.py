@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from .._backward import rotated_gradient
 from .._codes import ESTIMATORS
 from .._finite import zeroed
+from .._forward import Function
 from ..functional import lookup, project, quantize_train, segment_sum
 from ._estimators import once, twice
 from ._layout import mean, working
@@ -90,8 +91,10 @@ def _step(x: Tensor, bank: Tensor, metric: str, mask: Tensor | None, codes: Tens
     return Step(quantized, codes, loss, *totals(x, codes, bank.shape))
 
 
-class _Train(torch.autograd.Function):
+class _Train(Function):
     """quantize_train with the gradients of a training step in closed form; see `train`."""
+
+    operation = "a quantizer's training step"
 
     @staticmethod
     def forward(
@@ -183,7 +186,9 @@ def train(
     return Step(*_Train.apply(x, bank, mask, codes, metric, estimator, learn, seen))
 
 
-class _Rows(torch.autograd.Function):
+class _Rows(Function):
+    operation = "the gather of code vectors"
+
     @staticmethod
     def forward(codes: Tensor, bank: Tensor) -> Tensor:
         return lookup(*_flat_codes(codes, bank))

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from .. import _checks
+from .._forward import Function
 from ._bits import pack_bits, table, table_gradient, unpack_bits
 from ._derived import Derived
 from ._layout import blank, kept_rows, lost_rows, no_autocast, over, working
@@ -36,10 +37,12 @@ def _one_hot(codes: Tensor, count: int, seen: bool) -> Tensor:
     return empty.repeat(1, count).scatter_(1, codes.clamp_min(0).unsqueeze(1), empty + 1.0)
 
 
-class _OneHot(torch.autograd.Function):
+class _OneHot(Function):
     """One-hot rows of `codes`, with the gradient of the probability of every code under `logits` (N,
     bits).
     """
+
+    operation = "BinaryMapper"
 
     @staticmethod
     def forward(logits: Tensor, codes: Tensor, seen: bool) -> Tensor:
