@@ -106,8 +106,9 @@ RVQ_CLASH = (
     frozenset({"implicit_neural_codebook", "beam_size"}),
     frozenset({"commitment_use_cross_entropy_loss", "beam_size"}),  # refused in training's forward, by name
 )
-# affine moments, and a book that takes its own step before it is read, depend on x without a gradient
-VQ_BENT = frozenset({"affine_param", "implicit_neural_codebook", "in_place_codebook_optimizer"})
+# Affine moments, and a book that takes its own step before it is read, depend on x without a gradient; and with a
+# gradient between stages the next one's residual moves by x less a share, where its value moves by all of x.
+VQ_BENT = frozenset({"affine_param", "implicit_neural_codebook", "in_place_codebook_optimizer", "quant_grad_frac"})
 RVQ: Arguments = {
     **{name: values for name, values in VQ.items() if name not in ("heads", "separate_codebook_per_head")},
     **DROPOUT,
