@@ -83,7 +83,7 @@ class _Sums(NamedTuple):
         return torch.cdist(a, self.near, compute_mode="use_mm_for_euclid_dist")
 
 
-def _median(rows: Tensor) -> Tensor:
+def median(rows: Tensor) -> Tensor:
     """Of each column, without its NaNs; `nanmedian` is not deterministic everywhere."""
     ordered = rows.sort(0).values
     last = ordered.isnan().logical_not().sum(0, keepdim=True) - 1
@@ -108,7 +108,7 @@ class _Distance:
         self.x, self.bank, self.root, self.grad_x, self.grad_bank = x, bank, root, grad_x, grad_bank
         self.need_x, self.need_bank = grad_x.numel() > 0, grad_bank.numel() > 0
         # The median of some rows of both, so that a few rows far away do not draw the point to them.
-        self.point = _median(torch.cat([rows[:: max(1, rows.shape[0] // 64)] for rows in (x, bank)]))
+        self.point = median(torch.cat([rows[:: max(1, rows.shape[0] // 64)] for rows in (x, bank)]))
         self.factor = 1.0 if root else 2.0  # d sq / d x = 2 (x - b); l2 divides by twice its value
         self.sums: dict[torch.dtype, _Sums] = {}
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ._backward import BLOCK_BYTES, inverse_norms
+from ._backward import BLOCK_BYTES, inverse_norms, median
 from ._codes import METRICS
 
 _ops = torch.ops.vecbank
@@ -85,7 +85,8 @@ def _distances(tangents: Tangents, out: Tensor, x: Tensor, bank: Tensor, metric:
         return torch.zeros_like(out)
     if bank.dim() == 2:
         x, tx = _flat(x, tx)
-    shift = bank.mean(-2, keepdim=True)
+    some = bank.detach()[..., :: max(1, bank.shape[-2] // 64), :]
+    shift = median(some.reshape(-1, some.shape[-1]))  # a few rows far away, or of NaN, do not move it
     x, bank = x - shift, bank - shift
     of_bank = None if tb is None else (bank * tb).sum(-1).unsqueeze(-2)
     step = max(16, BLOCK_BYTES // (8 * bank.shape[-2] * (bank.shape[0] if bank.dim() == 3 else 1)))
@@ -97,8 +98,8 @@ def _distances(tangents: Tangents, out: Tensor, x: Tensor, bank: Tensor, metric:
         along = sum(terms[1:], start=terms[0])
         if metric == METRICS["l2"]:
             score = torch.cdist(a, bank, compute_mode="donot_use_mm_for_euclid_dist")
-            apart = score > 0
-            along = torch.where(apart, along / torch.where(apart, score, 1.0), 0.0)
+            same = score == 0  # not so where it is NaN
+            along = torch.where(same, 0.0, along / torch.where(same, 1.0, score))
         else:
             along = along * 2
         pieces.append(along.to(out.dtype))
@@ -142,7 +143,8 @@ def _pair_terms(metric: int, x: Tensor, b: Tensor, tx: Tensor | None, tb: Tensor
         if metric == METRICS["sqeuclidean"]:
             return [along * 2]
         squares = apart.square().sum(-1)
-        return [torch.where(squares > 0, along / torch.where(squares > 0, squares, 1.0).sqrt(), 0.0)]
+        same = squares == 0
+        return [torch.where(same, 0.0, along / torch.where(same, 1.0, squares).sqrt())]
     if metric == METRICS["cosine"]:
         (x, tx), (b, tb) = _units(x, tx), _units(b, tb)
     return [(p * q).sum(-1) for p, q in ((tx, b), (x, tb)) if p is not None and q is not None]

@@ -181,11 +181,20 @@ def _segment_sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad_src, None, None, grad_weights
 
 
+# What a reader of an error knows these ops as.
+_GRADIENT_OF = {
+    "project_backward": "project",
+    "topk_backward": "topk and nearest",
+    "quantize_backward": "the estimator of a quantiser",
+    "lookup_dot": "the weights of lookup",
+}
+
+
 def _raises(name: str) -> Callable[..., Any]:
+    of = f"the gradient of {_GRADIENT_OF[name]} ({name})" if name in _GRADIENT_OF else name
+
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise NotImplementedError(
-            f"vecbank: {name} has no derivative; differentiate the operation it belongs to only once"
-        )
+        raise NotImplementedError(f"vecbank: {of} has no derivative; a second backward pass needs a loss without it")
 
     return backward
 

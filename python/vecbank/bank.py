@@ -32,7 +32,7 @@ class Bank(nn.Module):
     broadcast, and is never cast. It belongs to one tensor, its storage and its version: whatever changes the vectors
     (writing into them, `load_state_dict`, `.to()`, another tensor in their place, a second Bank on the same tensor),
     the next call prepares them again. A compiled program notices too, and then packs at every call until a call outside
-    of it, or `repack()`, has prepared the bank again. torch does not count writes through an alias made by ``.data``
+    of it, or `repack()`, has prepared the bank again. torch does not notice writes through an alias made by ``.data``
     (of the bank's vectors, or of the tensor that the bank was made of), by ``numpy()`` or dlpack, nor what collectives
     of `torch.distributed` (DistributedDataParallel's own excepted) or other processes write: call `repack()` after
     those.
@@ -42,14 +42,18 @@ class Bank(nn.Module):
             tensor is shared, as buffers are (`update_` writes into it). It is copied where torch cannot see who else
             writes into it: memory that came from numpy or a file, and tensors made in inference mode. A learnable bank
             makes a copy of its own.
-        metric: "cosine", "dot", "l2" or "sqeuclidean". None (default) leaves each verb its own: "cosine" for `project`,
-            "dot" for `topk`, "l2" for `nearest` and `quantize`; then the vectors are prepared when a verb first asks,
-            once for each metric that is asked for. Name the metric where the first to ask is a compiled program, which
-            would pack at every call.
+        metric: "cosine", "dot", "l2" or "sqeuclidean". With None (default) each verb uses its own default: "cosine" for
+            `project`, "dot" for `topk`, "l2" for `nearest` and `quantize`. Then the vectors are prepared when a
+            verb first asks, once for each metric that is asked for. Name the metric where the first to ask is a compiled
+            program, which would pack at every call.
         learnable: hold the vectors as a Parameter (then packed at every call, because it changes) rather than a buffer.
         bias: (M,) in the vectors' dtype, added to dot products by `topk` and `project` (metric "dot" and (M, d) only):
             with it the Bank is an encoder, as of a sparse autoencoder (`sparse_encode` takes it). Held as the vectors
             are, and in the state_dict.
+
+    Raises:
+        TypeError: vectors or bias that are no floating-point tensors. ValueError: their shapes, an unknown metric, or a
+            bias with another metric than "dot".
 
     Updating a Bank while another thread searches it is the caller's race, as with any torch module.
     """
@@ -92,21 +96,23 @@ class Bank(nn.Module):
             f"the metric of a Bank is fixed at {self._metric!r}: make another one, Bank(bank.vectors, {value!r})"
         )
 
-    def project(self, x: Tensor, *, out_dtype: torch.dtype | None = None) -> Tensor:
+    def project(self, x: Tensor, *, out_dtype: torch.dtype | None = None, metric: str | None = None) -> Tensor:
         """`vecbank.project` against this bank: (..., d) -> (..., M)."""
-        return functional.project(x, self, out_dtype=out_dtype)
+        return functional.project(x, self, metric, out_dtype=out_dtype)
 
-    def topk(self, x: Tensor, k: int, mask: Tensor | None = None, *, exact: bool = True) -> TopK:
+    def topk(
+        self, x: Tensor, k: int, mask: Tensor | None = None, *, exact: bool = True, metric: str | None = None
+    ) -> TopK:
         """`vecbank.topk` in this bank: (..., d) -> values and indices (..., k)."""
-        return functional.topk(x, self, k, mask=mask, exact=exact)
+        return functional.topk(x, self, k, metric, mask, exact=exact)
 
-    def nearest(self, x: Tensor, *, exact: bool = True) -> Nearest:
+    def nearest(self, x: Tensor, *, exact: bool = True, metric: str | None = None) -> Nearest:
         """`vecbank.nearest` in this bank: (..., d) -> values and indices (...)."""
-        return functional.nearest(x, self, exact=exact)
+        return functional.nearest(x, self, metric, exact=exact)
 
-    def quantize(self, x: Tensor) -> Quantized:
+    def quantize(self, x: Tensor, *, metric: str | None = None) -> Quantized:
         """`vecbank.quantize` by this bank: (..., d) -> quantized (..., d) and codes (...)."""
-        return functional.quantize(x, self)
+        return functional.quantize(x, self, metric)
 
     def lookup(self, codes: Tensor, weights: Tensor | None = None, *, reduce: str = "none") -> Tensor:
         """`vecbank.lookup` in this bank: codes -> rows."""
@@ -118,7 +124,8 @@ class Bank(nn.Module):
         A row that is named more than once keeps the last of its vectors, as assignment in numpy does.
 
         Raises:
-            RuntimeError: the bank is learnable (an optimiser owns it). TypeError, ValueError, IndexError: as named.
+            RuntimeError: the bank is learnable (an optimiser owns it). TypeError: rows that are not int64, or vectors
+                of another dtype than the bank's. ValueError: shapes. IndexError: rows outside 0..M-1.
         """
         if self.vectors.requires_grad:
             raise RuntimeError("update_ cannot write into a learnable bank: its vectors are a leaf that requires grad")

@@ -15,12 +15,13 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _checks
 from ._ops import METRICS
 from ._ops import ResidualQuantized as ResidualQuantized
 from .bank import Bank
-from .functional import _metric_code, lookup, topk
+from .functional import _metric_code, lookup, segment_sum, topk
 
 _residual_quantize = torch.ops.vecbank.residual_quantize.default
 _BEAM_BYTES = 8 << 20  # of the sequences that a block of rows carries along
@@ -143,10 +144,13 @@ def _searched(x: Tensor, books: list[Tensor], beam: int) -> ResidualQuantized:
         rest = rest - row
         total = row if total is None else total + row
         valid = codes[..., s : s + 1] >= 0
-        squares = torch.where(valid, rest, 0.0).square().sum(dtype=torch.float64)
+        each = torch.where(valid, rest, 0.0).square().sum(-1, dtype=torch.float64).reshape(-1, 1)
+        # in order: torch's own sum of so many parts follows the number of threads
+        squares = segment_sum(each, torch.zeros_like(each[:, 0], dtype=torch.int64), 1).squeeze()
         losses.append((squares / (valid.sum() * d).clamp_min(1)).to(rest.dtype))
     assert total is not None
-    straight = total + (x - x.detach()).to(total.dtype) if x.requires_grad else total
+    passes = x.requires_grad or forward_ad._current_level >= 0
+    straight = total + (x - x.detach()).to(total.dtype) if passes else total
     return ResidualQuantized(straight, codes, torch.stack(losses))
 
 

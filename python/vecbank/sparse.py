@@ -62,6 +62,11 @@ def _check_k(name: str, k: object, latents: int) -> int:
     return k
 
 
+def _check_bounded(max_k: int | None) -> None:
+    if max_k is None and torch.compiler.is_exporting():
+        raise ValueError("max_k must be given under torch.export: without it the lists are as long as the data say")
+
+
 def _shaped(x: Tensor, *tensors: Tensor) -> list[Tensor]:
     return [t.reshape(*x.shape[:-1], t.shape[-1]) for t in tensors]
 
@@ -157,6 +162,7 @@ def sparse_encode_batch(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, 
     """
     rows = _flat(x, weight, bias)
     latents, k = weight.shape[0], _check_k("k", k, weight.shape[0])
+    _check_bounded(max_k)
     width = min(latents, max(4 * k, 16)) if max_k is None else _check_k("max_k", max_k, latents)
     with torch.no_grad():
         finite = finite_rows(rows)
@@ -208,6 +214,7 @@ def sparse_encode_threshold(
 
     Source: Rajamanoharan et al. 2024.
     """
+    _check_bounded(max_k)
     rows = _flat(x, weight, bias)
     latents = weight.shape[0]
     if bandwidth < 0:

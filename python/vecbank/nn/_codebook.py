@@ -233,7 +233,7 @@ class Codebook(nn.Module):
 
     def _start(self, x: Tensor, mask: Tensor | None) -> None:
         """k-means on these rows (of all ranks, or of the first one), from random rows; without rows it waits."""
-        not_exported("the k-means start of a codebook: run the module on a first batch before")
+        not_exported("the k-means start of a codebook", "run the module on one batch before the export")
         rows, keep = self._by_book(x, mask)
         if 0 < rows.shape[1] < self.codebook_size and not self.ranks.several:
             warnings.warn(
@@ -275,7 +275,7 @@ class Codebook(nn.Module):
         mean, variance, number = _moments(rows, keep, self.ranks)
         some, first = number > 0, self.batch_mean is None
         if first:
-            not_exported("the first moments of affine_param: train the module on a first batch before")
+            not_exported("the first moments of affine_param", "train the module on one batch before the export")
         if first and not torch.compiler.is_compiling() and not bool(some.all()):
             return
         for name, value in zip(("mean", "variance"), _moments(self.embed.detach(), None, Ranks(False)), strict=False):

@@ -31,7 +31,7 @@ def writable(t: Tensor) -> Tensor:
     return t.detach() if torch.compiler.is_exporting() else t.data
 
 
-def not_exported(what: str) -> None:
+def not_exported(what: str, instead: str) -> None:
     """Refuses, under torch.export, what happens once or goes on outside the graph: a program would not hold it."""
     if torch.compiler.is_exporting():
-        raise NotImplementedError(f"torch.export cannot take {what} into a program")
+        raise NotImplementedError(f"torch.export cannot take {what} into a program: {instead}")

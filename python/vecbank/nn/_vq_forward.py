@@ -154,7 +154,7 @@ def _find_transformed(vq: VectorQuantize, rows: Tensor, bank: Tensor, call: Call
 
 def _optimize_in_place(vq: VectorQuantize, rows: Tensor, call: Call) -> Tensor:
     """One step of the book's own optimiser on mean (e_code - x)^2, and the updates that go with a batch."""
-    not_exported("the step of in_place_codebook_optimizer: export the module in evaluation")
+    not_exported("the step of in_place_codebook_optimizer", "export the module in evaluation")
     book = vq._codebook
     # A graph of its own, made and used here: hooks around us (of activation checkpointing, say) are not for it.
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
