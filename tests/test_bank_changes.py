@@ -342,7 +342,13 @@ def test_one_rule_for_the_metric(verb: str) -> None:
         if verb != "project":  # a tolerance there, and the bank's own frame
             assert_same(as_tuple(call(X, bank)), want, f"Bank for {named}")
         assert_same(as_tuple(call(X, bank)), as_tuple(call(X, bank, named)), f"Bank for {named}, named again")
+        method = getattr(bank, verb, None)
         for asked in METRICS:
+            if method is not None:
+                more = {"k": 5} if verb == "topk" else {}
+                assert_same(
+                    as_tuple(method(X, **more, metric=asked)), as_tuple(call(X, bank, asked)), f"method, {asked}"
+                )
             if verb != "project":
                 assert_same(as_tuple(call(X, bank, asked)), as_tuple(call(X, rows, asked)), f"{asked} of {named}")
         assert bank.metric == named

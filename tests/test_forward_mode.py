@@ -352,6 +352,41 @@ def test_modules_are_right_or_refuse_by_name(make: Callable[[], torch.nn.Module]
         torch.testing.assert_close((tangent * w).sum(), (back * v).sum())
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("metric", ["l2", "sqeuclidean"])
+def test_a_row_that_is_not_finite_leaves_the_others_their_tangents(metric: str, bad: float) -> None:
+    x, bank, v = gauss(4, 5, dtype=F64), gauss(9, 5, dtype=F64), gauss(4, 5, dtype=F64, seed=1)
+    broken = bank.clone()
+    broken[3] = bad
+    others = torch.arange(9) != 3
+    want = torch.func.jvp(lambda a: vecbank.project(a, bank, metric), (x,), (v,))[1]
+    got = torch.func.jvp(lambda a: vecbank.project(a, broken, metric), (x,), (v,))[1]
+    torch.testing.assert_close(got[:, others], want[:, others])
+    x[1, 2] = float("nan")
+    got = torch.func.jvp(lambda a: vecbank.project(a, bank, metric), (x,), (v,))[1]
+    assert got[1].isnan().all()
+    torch.testing.assert_close(got[[0, 2, 3]], want[[0, 2, 3]])
+
+
+def test_a_beam_passes_tangents_on() -> None:
+    x, v, books = (
+        gauss(6, 4, dtype=F64),
+        gauss(6, 4, dtype=F64, seed=1),
+        [gauss(7, 4, dtype=F64, seed=s) for s in (2, 3)],
+    )
+
+    def both(a: Tensor) -> tuple[Tensor, Tensor]:
+        found = vecbank.residual_quantize(a, books, "l2", beam=3)
+        return found.quantized, found.losses
+
+    (_, _), (tangent, losses) = torch.func.jvp(both, (x,), (v,))
+    assert torch.equal(tangent, v)
+    leaf = x.clone().requires_grad_()
+    for s in range(2):
+        (grad,) = torch.autograd.grad(both(leaf)[1][s], leaf)
+        torch.testing.assert_close(losses[s], (grad * v).sum())
+
+
 def test_a_parameter_may_be_dual(device: str) -> None:
     """A leaf that requires grad beside its tangent: the tangent is right and has a gradient; a gradient worked out
     within the level, which would need a tangent of its own, refuses; after it, it is right.
