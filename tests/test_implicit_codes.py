@@ -374,3 +374,19 @@ def test_refuses_other_shapes() -> None:
             module(torch.zeros(2, 3, 3))
         with pytest.raises(TypeError, match="floating"):
             module(torch.zeros(2, 2, 2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"dim": 8, "cosine_sim_project_in": True}, {"dim": 4, "spherical": True, "force_quantization_f32": False}],
+)
+def test_a_row_of_zeros_is_a_row_in_float16(options: dict[str, Any]) -> None:
+    module = LFQ(codebook_size=16, **options).half()
+    x = torch.zeros(1, 3, options["dim"], dtype=torch.float16)
+    (quantized, codes, loss), parts = module(x, return_loss_breakdown=True)
+    assert (
+        (codes == 0).all() and quantized.isfinite().all() and parts.per_sample_entropy > 2
+    )  # it counts: all bits open
+    if loss.requires_grad:
+        (quantized.sum() + loss).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())

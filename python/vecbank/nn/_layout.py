@@ -46,7 +46,9 @@ class CosineSimLinear(nn.Module):
         self.weight = nn.Parameter(torch.randn(dim_in, dim_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1) @ F.normalize(self.weight, dim=0) * self.scale
+        # a norm's floor is 0 in float16
+        out = F.normalize(working(x), dim=-1) @ F.normalize(working(self.weight), dim=0) * self.scale
+        return out if working(x) is x else out.to(x.dtype)
 
 
 def lost_rows(x: Tensor) -> Tensor | None:

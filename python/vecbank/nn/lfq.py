@@ -318,7 +318,7 @@ class LFQ(Derived):
                 x = x.float()
             x = self._turn(x, back=False)
             if self.spherical:
-                x = F.normalize(x, dim=-1) * self.codebook_scale
+                x = F.normalize(working(x), dim=-1).to(x.dtype) * self.codebook_scale
             indices = pack_bits(x > 0, self.mask)
             indices = indices if lost is None else indices.masked_fill(lost.squeeze(-1), -1)
             if self.training:
