@@ -45,8 +45,13 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
             (x, bank, packed, code),
             (x, bank, packed, code, torch.float64),
             (x, bank[:0], None, code),
-            (xg, bg, None, code, None, True),
-            (x, bank, packed, code, torch.float64, True, torch.tensor([[0, 8, -1]]).expand(4, 3)),
+        ]
+        table["exact_scores"] += [
+            (xg, bg, code),
+            (*batched, code),
+            (*half, code, torch.float64),
+            (x, bank, code, torch.float64, torch.tensor([[0, 8, -1]]).expand(4, 3)),
+            (xg, bg, code, None, torch.tensor([[0, 8, -1]]).expand(4, 3)),
         ]
         table["project_backward"] += [(torch.ones(4, 9), x, bank, code, need, not need) for need in (True, False)]
         table["nearest"] += [

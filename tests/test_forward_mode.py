@@ -22,7 +22,7 @@ from vecbank.nn._estimators import rotate_to, scale_gradient
 F64 = torch.float64
 CODES = torch.tensor([[0, 3, 3], [-1, 1, 3], [-1, -1, -1], [2, 0, -1]])
 MASK = torch.arange(36).reshape(4, 9) % 4 == 0  # two or three allowed in each row: the third may be missing
-RIGHT = {"project", "topk", "nearest", "lookup", "lookup_dot", "segment_sum"}
+RIGHT = {"project", "exact_scores", "topk", "nearest", "lookup", "lookup_dot", "segment_sum"}
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 

@@ -30,6 +30,7 @@ def test_schemas_only_grow_at_the_end() -> None:
     want = {
         "pack": "Tensor bank, int metric, Tensor? bias=None, bool stamp=False",
         "project": "Tensor x, Tensor bank, Tensor? pack, int metric, ScalarType? out_dtype=None",
+        "exact_scores": "Tensor x, Tensor bank, int metric, ScalarType? out_dtype=None, Tensor? indices=None",
         "topk": "Tensor x, Tensor bank, Tensor? pack, int k, int metric, Tensor? mask=None, bool exact=True, "
         "Tensor? bias=None",
         "nearest": "Tensor x, Tensor bank, Tensor? pack, int metric, bool exact=True",

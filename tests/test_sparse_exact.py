@@ -221,29 +221,26 @@ def test_exact_projection(metric: str, dtype: torch.dtype, target: Target) -> No
     for threads in (1, 3):
         torch.set_num_threads(threads)
         a, bank, chosen = (t.to(target.device) for t in (x, w, indices))
-        assert_same(op("project")(a, bank, None, CODE[metric], wide, True), want)
-        assert_same(op("project")(a, bank, None, CODE[metric], wide, True, chosen), some)
-        assert_same(
-            op("project")(a.t().contiguous().t(), bank.t().contiguous().t(), None, CODE[metric], wide, True), want
-        )
+        assert_same(op("exact_scores")(a, bank, CODE[metric], wide), want)
+        assert_same(op("exact_scores")(a, bank, CODE[metric], wide, chosen), some)
+        assert_same(op("exact_scores")(a.t().contiguous().t(), bank.t().contiguous().t(), CODE[metric], wide), want)
 
 
 def test_listed_pairs_are_checked() -> None:
     x, w = gauss(4, 6), gauss(9, 6)
-    project = op("project")
+    scores = op("exact_scores")
     for bad in (9, -2):
         with pytest.raises(RuntimeError, match="out of range|code"):
-            project(x, w, None, 0, None, True, torch.full((4, 2), bad))
-    for indices, exact in ((torch.zeros(3, 2).long(), True), (torch.zeros(4, 2).long(), False)):
-        with pytest.raises(RuntimeError, match="indices go with exact scores"):
-            project(x, w, None, 0, None, exact, indices)
+            scores(x, w, 0, None, torch.full((4, 2), bad))
+    with pytest.raises(RuntimeError, match="indices go with a bank"):
+        scores(x, w, 0, None, torch.zeros(3, 2).long())
     with pytest.raises(RuntimeError, match="int64"):
-        project(x, w, None, 0, None, True, torch.zeros(4, 2))
-    empty = project(x, w[:0], None, 0, None, True, torch.full((4, 2), -1))
+        scores(x, w, 0, None, torch.zeros(4, 2))
+    empty = scores(x, w[:0], 0, None, torch.full((4, 2), -1))
     assert empty.shape == (4, 2) and (empty == 0).all()
     for none in (torch.empty(4, 0).long(), torch.zeros(4, 3).long()[:, :0]):
         x = gauss(4, 6).requires_grad_()
-        found = project(x, w, None, 0, None, True, none)
+        found = scores(x, w, 0, None, none)
         assert found.shape == (4, 0)
         found.sum().backward()
         assert x.grad is not None and not x.grad.any()
@@ -257,7 +254,7 @@ def test_derivatives_of_listed_pairs(metric: str) -> None:
     tx, tw, grad = gauss(4, 6, dtype=torch.float64), gauss(9, 6, dtype=torch.float64), gauss(4, 2, dtype=torch.float64)
 
     def some(x: Tensor, w: Tensor) -> Tensor:
-        found: Tensor = op("project")(x, w, None, CODE[metric], None, True, indices)
+        found: Tensor = op("exact_scores")(x, w, CODE[metric], None, indices)
         return found
 
     def every(x: Tensor, w: Tensor) -> Tensor:

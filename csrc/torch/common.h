@@ -198,12 +198,12 @@ struct MaskView {
   }
 };
 
-// project's indices (..., k) for x (..., d).
-inline void check_listed(const Pairing& pair, const Tensor& bank, bool exact, const Tensor& indices) {
+// The indices (..., k) of exact_scores for x (..., d).
+inline void check_listed(const Pairing& pair, const Tensor& bank, const Tensor& indices) {
   std::vector<int64_t> rows = sizes_of(indices);
   if (!rows.empty()) rows.pop_back();
-  STD_TORCH_CHECK(exact && bank.dim() == 2 && indices.dim() >= 1 && rows == pair.leading,
-                  "vecbank: indices go with exact scores and a bank (M, d), and must be (..., k) for x (..., d), got ",
+  STD_TORCH_CHECK(bank.dim() == 2 && indices.dim() >= 1 && rows == pair.leading,
+                  "vecbank: indices go with a bank (M, d), and must be (..., k) for x (..., d), got ",
                   shape_of(indices));
 }
 

@@ -54,21 +54,41 @@ Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>
 namespace {
 
 Tensor project(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed, int64_t metric_code,
-               std::optional<ScalarType> out_dtype, bool exact, const std::optional<Tensor>& indices) {
+               std::optional<ScalarType> out_dtype) {
   const Metric metric = metric_of(metric_code);
   const Pairing pair = pair_up(x, bank);
   const PackView packs(packed, bank, std::nullopt, pair.batches);
-  std::optional<Tensor> listed;
-  if (indices) listed = checked_codes(*indices);
-  if (listed) check_listed(pair, bank, exact, *listed);
   std::vector<int64_t> shape = pair.leading;
-  shape.push_back(listed ? listed->size(listed->dim() - 1) : pair.m);
+  shape.push_back(pair.m);
   Tensor out = empty_cpu(shape, out_dtype.value_or(x.scalar_type()));
-  if (out.numel() == 0) return out;  // an empty list of indices has no address, as no list has
   ProjectProblem p;
   p.metric = metric;
   p.out_dtype = dtype_of(out, "out_dtype");
-  p.exact = exact;
+  for (int64_t b = 0; b < pair.batches; ++b) {
+    p.queries = pair.x_batch(b);
+    p.bank = pair.bank_batch(b);
+    p.pack = p.bank.dtype == DType::f64 ? nullptr : packs.of(p.bank, metric, b);  // float64 has no screen to share
+    p.out = static_cast<char*>(out.mutable_data_ptr()) +
+            b * p.queries.count * p.bank.count * static_cast<int64_t>(size_of(p.out_dtype));
+    check_status(vecbank::project(p, torch_threads()));
+  }
+  return out;
+}
+
+Tensor exact_scores(const Tensor& x, const Tensor& bank, int64_t metric, std::optional<ScalarType> out_dtype,
+                    const std::optional<Tensor>& indices) {
+  const Pairing pair = pair_up(x, bank);
+  std::optional<Tensor> listed;
+  if (indices) listed = checked_codes(*indices);
+  if (listed) check_listed(pair, bank, *listed);
+  ProjectProblem p;
+  p.metric = metric_of(metric);
+  p.exact = true;
+  std::vector<int64_t> shape = pair.leading;
+  shape.push_back(listed ? listed->size(listed->dim() - 1) : pair.m);
+  Tensor out = empty_cpu(shape, out_dtype.value_or(x.scalar_type()));
+  p.out_dtype = dtype_of(out, "out_dtype");
+  if (out.numel() == 0) return out;  // an empty list of indices has no address, as no list has
   if (listed) {
     p.indices = static_cast<const int64_t*>(listed->const_data_ptr());
     p.k = shape.back();
@@ -76,7 +96,6 @@ Tensor project(const Tensor& x, const Tensor& bank, const std::optional<Tensor>&
   for (int64_t b = 0; b < pair.batches; ++b) {
     p.queries = pair.x_batch(b);
     p.bank = pair.bank_batch(b);
-    p.pack = p.bank.dtype == DType::f64 ? nullptr : packs.of(p.bank, metric, b);  // float64 has no screen to share
     p.out = static_cast<char*>(out.mutable_data_ptr()) +
             b * p.queries.count * p.bank.count * static_cast<int64_t>(size_of(p.out_dtype));
     check_status(vecbank::project(p, torch_threads()));
@@ -233,9 +252,8 @@ std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, co
 
 STABLE_TORCH_LIBRARY(vecbank, m) {
   m.def("pack(Tensor bank, int metric, Tensor? bias=None, bool stamp=False) -> Tensor");
-  m.def(
-      "project(Tensor x, Tensor bank, Tensor? pack, int metric, ScalarType? out_dtype=None, bool exact=False, "
-      "Tensor? indices=None) -> Tensor");
+  m.def("project(Tensor x, Tensor bank, Tensor? pack, int metric, ScalarType? out_dtype=None) -> Tensor");
+  m.def("exact_scores(Tensor x, Tensor bank, int metric, ScalarType? out_dtype=None, Tensor? indices=None) -> Tensor");
   m.def(
       "project_backward(Tensor grad, Tensor x, Tensor bank, int metric, bool need_x=True, bool need_bank=True, "
       "Tensor? row_least=None) -> (Tensor, Tensor)");
@@ -262,6 +280,7 @@ STABLE_TORCH_LIBRARY(vecbank, m) {
 STABLE_TORCH_LIBRARY_IMPL(vecbank, CPU, m) {
   m.impl("pack", TORCH_BOX(&vecbank::ops::pack));
   m.impl("project", TORCH_BOX(&vecbank::ops::project));
+  m.impl("exact_scores", TORCH_BOX(&vecbank::ops::exact_scores));
   m.impl("topk", TORCH_BOX(&vecbank::ops::topk));
   m.impl("topk_backward", TORCH_BOX(&vecbank::ops::topk_backward));
   m.impl("nearest", TORCH_BOX(&vecbank::ops::nearest));

@@ -71,37 +71,54 @@ void project_by_library(const ProjectProblem& p, Place& place, const torch::stab
 }
 
 Tensor project(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed, int64_t metric_code,
-               std::optional<ScalarType> out_dtype, bool exact, const std::optional<Tensor>& indices) {
+               std::optional<ScalarType> out_dtype) {
   ProjectProblem p;
   p.metric = metric_of(metric_code);
   Place place(x, "x");
   const Pairing pair = pair_up(place, x, bank);
   const PackView packs(place, packed, pair, p.metric);
-  std::optional<Tensor> listed;
-  if (indices) listed = checked_codes(place, *indices);
-  if (listed) check_listed(pair, bank, exact, *listed);
   std::vector<int64_t> shape = pair.leading;
-  shape.push_back(listed ? listed->size(listed->dim() - 1) : pair.m);
+  shape.push_back(pair.m);
   Tensor out = place.empty(shape, out_dtype.value_or(x.scalar_type()));
-  if (out.numel() == 0) return out;  // an empty list of indices has no address, as no list has
   p.out_dtype = dtype_of(out, "out_dtype");
-  p.exact = exact;
-  if (listed) {
-    p.indices = static_cast<const int64_t*>(listed->const_data_ptr());
-    p.k = shape.back();
-  }
   const cuda::Wish wish = wanted_project();
   for (int64_t b = 0; b < pair.batches; ++b) {
     p.queries = pair.x_batch(b);
     p.bank = pair.bank_batch(b);
     p.pack = p.bank.dtype == DType::f64 ? nullptr : packs.of(b);  // float64 has no screen to share
     p.out = at(out, b * p.queries.count * p.bank.count, p.out_dtype);
-    if (exact)
-      check(cuda::project(p, place.device()));
-    else if (cuda::project_path(p, place.device().capability, wish) == cuda::ProjectPath::library)
+    if (cuda::project_path(p, place.device().capability, wish) == cuda::ProjectPath::library)
       project_by_library(p, place, x.device());
     else
       check(cuda::project(p, place.with_workspace(cuda::project_workspace(p, place.device()))));
+  }
+  return out;
+}
+
+Tensor exact_scores(const Tensor& x, const Tensor& bank, int64_t metric, std::optional<ScalarType> out_dtype,
+                    const std::optional<Tensor>& indices) {
+  Place place(x, "x");
+  const Pairing pair = pair_up(place, x, bank);
+  std::optional<Tensor> listed;
+  if (indices) listed = checked_codes(place, *indices);
+  if (listed) check_listed(pair, bank, *listed);
+  ProjectProblem p;
+  p.metric = metric_of(metric);
+  p.exact = true;
+  std::vector<int64_t> shape = pair.leading;
+  shape.push_back(listed ? listed->size(listed->dim() - 1) : pair.m);
+  Tensor out = place.empty(shape, out_dtype.value_or(x.scalar_type()));
+  p.out_dtype = dtype_of(out, "out_dtype");
+  if (out.numel() == 0) return out;  // an empty list of indices has no address, as no list has
+  if (listed) {
+    p.indices = static_cast<const int64_t*>(listed->const_data_ptr());
+    p.k = shape.back();
+  }
+  for (int64_t b = 0; b < pair.batches; ++b) {
+    p.queries = pair.x_batch(b);
+    p.bank = pair.bank_batch(b);
+    p.out = at(out, b * p.queries.count * p.bank.count, p.out_dtype);
+    check(cuda::project(p, place.device()));
   }
   return out;
 }
@@ -250,6 +267,7 @@ std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, co
 STABLE_TORCH_LIBRARY_IMPL(vecbank, CUDA, m) {
   m.impl("pack", TORCH_BOX(&vecbank::ops_cuda::pack));
   m.impl("project", TORCH_BOX(&vecbank::ops_cuda::project));
+  m.impl("exact_scores", TORCH_BOX(&vecbank::ops_cuda::exact_scores));
   m.impl("topk", TORCH_BOX(&vecbank::ops_cuda::topk));
   m.impl("topk_backward", TORCH_BOX(&vecbank::ops_cuda::topk_backward));
   m.impl("nearest", TORCH_BOX(&vecbank::ops_cuda::nearest));

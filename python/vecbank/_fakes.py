@@ -101,25 +101,25 @@ def _(bank: Tensor, metric: int, bias: Tensor | None = None, stamp: bool = False
 
 
 @torch.library.register_fake("vecbank::project")
-def _(
-    x: Tensor,
-    bank: Tensor,
-    pack: Tensor | None,
-    metric: int,
-    out_dtype: torch.dtype | None = None,
-    exact: bool = False,
-    indices: Tensor | None = None,
-) -> Tensor:
+def _(x: Tensor, bank: Tensor, pack: Tensor | None, metric: int, out_dtype: torch.dtype | None = None) -> Tensor:
     _check_pair(x, bank, metric, pack)
+    _check(out_dtype is None or out_dtype in _FLOATS, f"out_dtype must be floating point, got {out_dtype}")
+    return x.new_empty((*x.shape[:-1], bank.shape[-2]), dtype=out_dtype or x.dtype)
+
+
+@torch.library.register_fake("vecbank::exact_scores")
+def _(
+    x: Tensor, bank: Tensor, metric: int, out_dtype: torch.dtype | None = None, indices: Tensor | None = None
+) -> Tensor:
+    _check_pair(x, bank, metric)
     _check(out_dtype is None or out_dtype in _FLOATS, f"out_dtype must be floating point, got {out_dtype}")
     columns = bank.shape[-2]
     if indices is not None:
         _same_device(x, indices)
         _check(indices.dtype == torch.int64, f"codes must be int64, got {indices.dtype}")
         _check(
-            exact and bank.dim() == 2 and indices.dim() == x.dim() and indices.shape[:-1] == x.shape[:-1],
-            "indices go with exact scores and a bank (M, d), and must be (..., k) for x (..., d), "
-            f"got {tuple(indices.shape)}",
+            bank.dim() == 2 and indices.dim() == x.dim() and indices.shape[:-1] == x.shape[:-1],
+            f"indices go with a bank (M, d), and must be (..., k) for x (..., d), got {tuple(indices.shape)}",
         )
         columns = indices.shape[-1]
     return x.new_empty((*x.shape[:-1], columns), dtype=out_dtype or x.dtype)

@@ -60,11 +60,7 @@ def _project(
     pack: Tensor | None,
     metric: int,
     out_dtype: torch.dtype | None = None,
-    exact: bool = False,
-    indices: Tensor | None = None,
 ) -> Tensor:
-    if indices is not None:
-        return _chosen(tangents, out, x, bank, indices, metric, None)
     if metric >= METRICS["l2"]:
         return _distances(tangents, out, x, bank, metric)
     sums = torch.float64 if bank.dtype == torch.float64 else torch.float32
@@ -73,6 +69,20 @@ def _project(
         (x, tx), (bank, tb) = _units(x, tx), _units(bank, tb)
     pairs = [(a, b) for a, b in ((tx, bank), (x, tb)) if a is not None and b is not None]
     return _sum([_ops.project(a, b, None, METRICS["dot"], sums) for a, b in pairs], out)
+
+
+def _exact_scores(
+    tangents: Tangents,
+    out: Tensor,
+    x: Tensor,
+    bank: Tensor,
+    metric: int,
+    out_dtype: torch.dtype | None = None,
+    indices: Tensor | None = None,
+) -> Tensor:
+    if indices is None:
+        return _project(tangents, out, x, bank, None, metric)
+    return _chosen(tangents, out, x, bank, indices, metric, None)
 
 
 def _distances(tangents: Tangents, out: Tensor, x: Tensor, bank: Tensor, metric: int) -> Tensor:
@@ -189,6 +199,7 @@ def _linear(name: str, *places: int) -> Callable[..., Tensor]:
 
 _RULES: dict[str, Callable[..., Tensor]] = {
     "project": _project,
+    "exact_scores": _exact_scores,
     "topk": _topk,
     "nearest": _nearest,
     "lookup": _linear("lookup", 1, 2),

@@ -68,23 +68,32 @@ _ops = torch.ops.vecbank
 
 
 def _project_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, bank, _, ctx.metric, _, _, indices = inputs
-    ctx.listed = indices is not None
-    if ctx.listed:
-        return ctx.save_for_backward(x, bank, indices)
+    x, bank, _, ctx.metric, _ = inputs
     ask = ctx.metric == METRICS["sqeuclidean"] and output.numel() > 0
     least = output.amin(-1) if ask else None  # numbers of its own, so that the output may change in place
     ctx.save_for_backward(x, bank, least)
 
 
 def _project_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, bank, *more = ctx.saved_tensors
+    x, bank, least = ctx.saved_tensors
     need_x, need_bank = ctx.needs_input_grad[:2]
-    if ctx.listed:
-        grad_x, grad_bank = _ops.topk_backward(grad, x, bank, *more, ctx.metric)
+    grad_x, grad_bank = _ops.project_backward(grad, x, bank, ctx.metric, need_x, need_bank, least)
+    return grad_x if need_x else None, grad_bank if need_bank else None, None, None, None
+
+
+def _exact_scores_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, bank, ctx.metric, _, indices = inputs
+    ctx.save_for_backward(x, bank, indices)
+
+
+def _exact_scores_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, bank, indices = ctx.saved_tensors
+    need_x, need_bank = ctx.needs_input_grad[:2]
+    if indices is None:
+        grad_x, grad_bank = _ops.project_backward(grad, x, bank, ctx.metric, need_x, need_bank)
     else:
-        grad_x, grad_bank = _ops.project_backward(grad, x, bank, ctx.metric, need_x, need_bank, *more)
-    return grad_x if need_x else None, grad_bank if need_bank else None, None, None, None, None, None
+        grad_x, grad_bank = _ops.topk_backward(grad, x, bank, indices, ctx.metric)
+    return grad_x if need_x else None, grad_bank if need_bank else None, None, None, None
 
 
 def _topk_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -202,6 +211,7 @@ def _raises(name: str) -> Callable[..., Any]:
 _library = Registrar("vecbank", "FRAGMENT")  # kept: its registrations go with it
 _formulas: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "project": (_project_backward, _project_setup),
+    "exact_scores": (_exact_scores_backward, _exact_scores_setup),
     "topk": (_topk_backward, _topk_setup),
     "nearest": (_topk_backward, _nearest_setup),
     "quantize": (_quantize_backward, _quantize_setup),

@@ -102,20 +102,20 @@ def _wide(t: Tensor | None) -> Tensor | None:
 
 def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b (n, K) in float64, before that rounding; the bias comes in float64."""
-    z: Tensor = _ops.project(x, weight, None, _DOT, torch.float64, True)
+    z: Tensor = _ops.exact_scores(x, weight, _DOT, torch.float64)
     return z if bias is None else z.add_(bias)
 
 
 def listed(x: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor) -> Tensor:
     """`exact` of the pairs (n, c) alone; 0 at index -1."""
-    z: Tensor = _ops.project(x, weight, None, _DOT, torch.float64, True, indices)
+    z: Tensor = _ops.exact_scores(x, weight, _DOT, torch.float64, indices)
     return z if bias is None else z + torch.where(indices < 0, 0.0, bias[indices.clamp_min(0)])
 
 
 def lengths(x: Tensor) -> Tensor:
     """|x| (n,) in float64; torch's own norm is summed in an order that layout and batch decide."""
     itself = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
-    squares: Tensor = _ops.project(x, x, None, _DOT, torch.float64, True, itself)
+    squares: Tensor = _ops.exact_scores(x, x, _DOT, torch.float64, itself)
     return squares.squeeze(1).sqrt()
 
 

@@ -50,13 +50,13 @@ def _rotated(x: Tensor, books: Tensor, rotation: Tensor | None) -> Tensor:
     return turned(x, rotation)
 
 
-def turned(x: Tensor, rotation: Tensor, back: bool = False) -> Tensor:
-    """x R, or x R^T to go back, in R's dtype: float64 sums rounded once, so that the same row has the same codes in any
-    batch and on any processor.
+def turned(x: Tensor, rotation: Tensor) -> Tensor:
+    """x R in R's dtype: float64 sums rounded once, so that the same row has the same codes in any batch and on any
+    processor. The way back decides nothing and is `project`'s.
     """
-    rows = (rotation if back else rotation.T).contiguous()
+    rows = rotation.T.contiguous()
     _checks.pair(x, rows)
-    result: Tensor = torch.ops.vecbank.project(x, rows, None, METRICS["dot"], rotation.dtype, True)
+    result: Tensor = torch.ops.vecbank.exact_scores(x, rows, METRICS["dot"], rotation.dtype)
     return result
 
 
@@ -90,7 +90,7 @@ def pq_decode(codes: Tensor, books: Tensor, rotation: Tensor | None = None, widt
     rows = _checks.stacked_rows(codes, k, m, torch.arange(m, device=codes.device))
     y = lookup(rows, books.reshape(m * k, w)).flatten(-2)
     if rotation is not None:
-        y = turned(y, rotation, back=True)
+        y = project(y, rotation, "dot")
     return y if width is None else y[..., :width]
 
 

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from .._checks import integers
 from .._finite import counted, finite_rows, voided, zeroed
-from ..functional import lookup, quantize_train
+from ..functional import lookup, project, quantize_train
 from ..pq import ProductCodec, pq_decode, pq_encode, pq_train, turned
 from ._estimators import keep_alive
 from ._moving import moving
@@ -137,7 +137,7 @@ class ProductQuantizer(nn.Module):
             self._move(parts.detach(), mask, found.counts, found.sums)
         quantized = found.quantized.transpose(0, 1).reshape(*lead, self.dim)
         if self.rotation is not None:
-            quantized = turned(quantized, self.rotation, back=True)
+            quantized = project(quantized, self.rotation, "dot")
         quantized = voided(quantized, finite)
         return ProductQuantized(quantized, found.codes.T.reshape(*lead, self.parts), loss)
 
