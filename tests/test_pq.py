@@ -327,7 +327,7 @@ def test_a_codec_is_saved_and_moved() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_rotated_codes_depend_on_no_batch_and_no_processor(dtype: torch.dtype, target: Target) -> None:
-    """Codes of 200 rows are those of each row by itself, and of float64 sums rounded once; the way back is a product."""
+    """Codes of 200 rows are those of each row by itself, and of float64 sums rounded once; decoding is a product."""
     device = target.device
     rotation = torch.linalg.qr(gauss(40, 40, seed=1)).Q
     x = (gauss(200, 40) / 30 + 3).to(dtype)  # sums that cancel: float32 gets few of their digits right
