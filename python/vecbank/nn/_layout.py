@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _checks
+from .._finite import finite_rows
 
 
 def channel_last(x: Tensor) -> Tensor:
@@ -52,14 +52,9 @@ class CosineSimLinear(nn.Module):
 
 
 def lost_rows(x: Tensor) -> Tensor | None:
-    """Rows (..., 1) that hold NaN or inf; None where one look at the sum (in eager code on the CPU, where it waits for
-    nothing) shows that there are none.
-    """
-    x = x.detach()
-    if not torch.compiler.is_compiling() and x.device.type == "cpu" and _checks.concrete(x):
-        if math.isfinite(x.sum().item()):
-            return None
-    return ~torch.isfinite(x).all(-1, keepdim=True)
+    """Rows (..., 1) that hold NaN or inf; None where none is known to: `finite_rows` says when."""
+    finite = finite_rows(x)
+    return None if finite is None else ~finite.unsqueeze(-1)
 
 
 def blank(x: Tensor, lost: Tensor | None, value: float) -> Tensor:
