@@ -231,6 +231,9 @@ class CodebookFeatures(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
         self._mask()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_asked": None}  # of this module's own buffer
+
     # ---- Start, usage, replacement ----
 
     @torch.no_grad()
