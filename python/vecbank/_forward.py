@@ -274,9 +274,8 @@ class Registrar(torch.library.Library):
             primals = [p for p, _ in pairs]
             out = op(*primals)
             first = out if isinstance(out, Tensor) else out[0]
-            if (
-                first.grad_fn is not None
-            ):  # the graph holds no tangents: a gradient within this level would lack its own
+            # The graph holds no tangents: a gradient worked out within this level would lack its own.
+            if first.grad_fn is not None:
                 first.grad_fn.register_prehook(_refuse_reverse(op_name))
             tangent = rule([t for _, t in pairs], out, *primals)
             dual = forward_ad.make_dual(first, tangent, level=_LEVEL)
