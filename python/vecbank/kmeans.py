@@ -177,7 +177,8 @@ def kmeans(
         batch_size: mini-batches of this many samples; ``iterations`` and the result's then count passes over x.
         local_trials: draws that k-means++ compares for each centre, by the inertia that they would leave. None: 2 +
             floor(ln k), as in scikit-learn. 1: the plain k-means++ of 2007. The start compares each sample with
-            k ``local_trials`` draws, so it costs about as much as ``local_trials`` to three times as many iterations.
+            k ``local_trials`` draws and takes the time of two to four times ``local_trials`` iterations: give less, or
+            "random", where few iterations follow.
         generator: source of all draws: a torch.Generator, or an int that seeds one on the CPU. None: torch's global
             generator.
         progress: draw a bar on stderr.
