@@ -15,9 +15,14 @@ double median(double* values, int64_t count) {  // the lower one: an element, so
   return values[(count - 1) / 2];
 }
 
-double norm_of(const double* row, int64_t width) {
+constexpr int kReach = 74;  // distances: how many powers of two a frame can span, and screen all that lies in it
+
+double norm_of(const double* row, const double* shift, int64_t width) {
   double squares = 0.0;
-  for (int64_t k = 0; k < width; ++k) squares += row[k] * row[k];
+  for (int64_t k = 0; k < width; ++k) {
+    const double v = row[k] - (shift != nullptr ? shift[k] : 0.0);
+    squares += v * v;
+  }
   return std::sqrt(squares);
 }
 
@@ -26,7 +31,7 @@ double norm_of(const double* row, int64_t width) {
 int64_t drop_negligible(double* sample, int64_t count, int64_t width, int64_t stride, double* norms) {
   int64_t finite = 0, kept = 0;
   for (int64_t s = 0; s < count; ++s) {
-    const double norm = norm_of(sample + s * stride, width);
+    const double norm = norm_of(sample + s * stride, nullptr, width);
     if (std::isfinite(norm)) norms[finite++] = norm;
   }
   if (finite == 0) return count;
@@ -34,7 +39,7 @@ int64_t drop_negligible(double* sample, int64_t count, int64_t width, int64_t st
   std::nth_element(norms, norms + at, norms + finite, std::greater<>());
   const double least = std::ldexp(norms[at], -kNegligible);
   for (int64_t s = 0; s < count; ++s) {
-    const double norm = norm_of(sample + s * stride, width);
+    const double norm = norm_of(sample + s * stride, nullptr, width);
     if (norm < least || (norm == 0.0 && least > 0.0)) continue;
     std::copy_n(sample + s * stride, width, sample + kept++ * stride);
   }
@@ -74,12 +79,8 @@ Status choose_frame(const Rows& bank, Metric metric, double* centre, int32_t* ex
   const auto median_norm = [&](const double* shift) {
     int64_t finite = 0;
     for (int64_t s = 0; s < count; ++s) {
-      double squares = 0.0;
-      for (int64_t k = 0; k < d; ++k) {
-        const double v = sample[s * stride + k] - (shift != nullptr ? shift[k] : 0.0);
-        squares += v * v;
-      }
-      if (std::isfinite(squares)) column[finite++] = std::sqrt(squares);
+      const double length = norm_of(sample.get() + s * stride, shift, d);
+      if (std::isfinite(length)) column[finite++] = length;
     }
     const double middle = median(column.get(), finite);
     return middle > 0.0 || finite == 0 ? middle : *std::max_element(column.get(), column.get() + finite);
@@ -88,7 +89,15 @@ Status choose_frame(const Rows& bank, Metric metric, double* centre, int32_t* ex
   *centred = shifted < 0.5 * plain;
   if (!*centred) std::fill_n(centre, d, 0.0);
   const double norm = *centred ? shifted : plain;
-  if (norm > 0.0) *exponent = std::clamp(-std::ilogb(norm), -960, 960);
+  if (norm == 0.0) return Status::ok;
+  // Room for the largest of the sample too, unless it is a ruined one; for the rest there is revise_exponent().
+  const double* shift = *centred ? centre : nullptr;
+  int middle = std::ilogb(norm), top = middle;
+  for (int64_t s = 0; s < count; ++s) {
+    const double length = norm_of(sample.get() + s * stride, shift, d);
+    if (length > norm && length <= std::ldexp(norm, kReach)) top = std::max(top, std::ilogb(length));
+  }
+  *exponent = std::clamp(std::min(-middle, kMaxPackedExponent - top), -960, 960);
   return Status::ok;
 }
 
@@ -128,7 +137,7 @@ Status revise_exponent(const Rows& bank, Metric metric, const double* centre, co
   // A few rows beyond all reach of the others, a ruined one say, must not decide: they count as far, or as special.
   int top = largest_below(kBins), bottom = 0;
   if (top < 0) return Status::ok;
-  for (int reach = is_distance(metric) ? 74 : 100;;) {
+  for (const int reach = is_distance(metric) ? kReach : 100;;) {
     bottom = std::max(0, top - kNegligible + 1);
     const int next = largest_below(is_distance(metric) ? bottom : top - reach);
     if (next < 0 || top - next <= reach || between(bottom, top + 1) * 64 >= between(0, top + 1)) break;
