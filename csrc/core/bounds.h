@@ -104,7 +104,7 @@ VB_SHARED inline QuerySlack query_slack(Metric metric, int64_t width, int query_
   s.constant = steps * 0x1p-149 * (1.0 + 2.0 * kMaxBankNorm) + apart +
                steps * std::ldexp(1.0 / kNormFloor, -1073 + query_exponent + bank_exponent);
   s.linear = steps * 0x1p-149 + apart;
-  s.square = is_distance(metric) ? 2.0 * refine_unit(width) : 0.0;
+  s.square = is_distance(metric) ? refine_unit(width) * 1.02 : 0.0;
   return s;
 }
 

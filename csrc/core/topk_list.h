@@ -65,7 +65,7 @@ class CandidateLists {
   static constexpr float kNone = std::numeric_limits<float>::lowest();  // a threshold that only -inf does not reach
   static constexpr int64_t kSorted = 64;  // up to here the k best lower bounds are kept sorted, and the threshold tight
 
-  static int64_t capacity_for(int64_t k) { return k <= kSorted ? k + 56 : 2 * k + 64; }
+  static int64_t capacity_for(int64_t k) { return k <= kSorted ? k + 120 : 2 * k + 64; }
   static int64_t bytes_per_row(int64_t k) {
     return capacity_for(k) * static_cast<int64_t>(sizeof(Candidate)) + std::min(k, kSorted) * 4 + 16;
   }
