@@ -204,14 +204,14 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   const int64_t count = ceil_div(bank.count, kPanel), stride = (bank.width + 3) * kPanel;
   const int64_t batch = std::max<int64_t>(1, (1 << 16) / stride);  // a task worth handing out
   std::atomic<int64_t> special{0};
-  for_each_task(parallel, ceil_div(count, batch), [&](int worker, int64_t task) {
+  const Status written = for_each_task(parallel, ceil_div(count, batch), [&](int worker, int64_t task) {
     int64_t found = 0;
     for (int64_t p = task * batch; p < std::min(count, (task + 1) * batch); ++p)
       found += write_panel<T>(bank, h, norms, panels + p * stride, p, scratch[worker]);
     special.fetch_add(found);
   });
   h.special = special;
-  return Status::ok;
+  return written;
 }
 template Status pack_as<float>(const Rows&, Metric, void*, const Parallel&, const double*);
 template Status pack_as<double>(const Rows&, Metric, void*, const Parallel&, const double*);
