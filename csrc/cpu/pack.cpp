@@ -60,7 +60,7 @@ double median(double* values, int64_t count) {  // the lower one: an element, so
 // Centre: the component-wise median of a sample where that makes rows much shorter, else zero. Any centre is right;
 // this one makes bounds tight for data far from the origin, and no outlier can drag it.
 // Exponent: brings the sample's median norm to about 1.
-Status choose_frame(const Rows& bank, Metric metric, double* centre, int32_t* exponent, int32_t* centred) {
+Status choose_frame(const Rows& bank, Metric metric, double* centre, int32_t* exponent, int32_t* centred, Stop stop) {
   const int64_t d = bank.width;
   std::fill_n(centre, d, 0.0);
   *exponent = 0;
@@ -80,6 +80,7 @@ Status choose_frame(const Rows& bank, Metric metric, double* centre, int32_t* ex
     for (int64_t k = 0; k < d; ++k) row[k] *= scale;
   }
   for (int64_t k = 0; k < d; ++k) {
+    if (k % 65536 == 0 && stop.asked()) return Status::stopped;
     int64_t finite = 0;
     for (int64_t s = 0; s < count; ++s)
       if (std::isfinite(sample[s * stride + k])) column[finite++] = sample[s * stride + k];
@@ -119,6 +120,7 @@ void interleave(const void* const* rows, int count, DType dtype, int64_t width, 
 struct PanelScratch {
   RowReader reader;
   NormScratch norms;
+  Stop stop;
 };
 
 // Panel p of the pack; returns how many of its columns are special.
@@ -138,6 +140,7 @@ int64_t write_panel(const Rows& bank, const PackHeader& h, double* norms, T* pan
   bool special[kPanel] = {};
   int64_t specials = 0;
   for (int c = 0; c < count; ++c) {
+    if (scratch.stop.asked()) return 0;
     const int64_t j = p * kPanel + c;
     rows[c] = scratch.reader.row(j, c);
     maps[c] = {centre, 1.0, post};
@@ -191,13 +194,15 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   PackHeader& h = *static_cast<PackHeader*>(out);
   h = planned;
   const Status framed =
-      choose_frame(bank, metric, reinterpret_cast<double*>(base + h.centre_at), &h.exponent, &h.centred);
+      choose_frame(bank, metric, reinterpret_cast<double*>(base + h.centre_at), &h.exponent, &h.centred, parallel.stop);
   if (framed != Status::ok) return framed;
 
   std::unique_ptr<PanelScratch[]> scratch(new (std::nothrow) PanelScratch[parallel.workers]);
   if (!scratch) return Status::out_of_memory;
-  for (int w = 0; w < parallel.workers; ++w)
+  for (int w = 0; w < parallel.workers; ++w) {
     if (!scratch[w].reader.reserve(bank, kPanel) || !scratch[w].norms.reserve(bank)) return Status::out_of_memory;
+    scratch[w].stop = parallel.stop;
+  }
   double* norms = reinterpret_cast<double*>(base + h.norms_at);
   if (bias != nullptr) std::copy_n(bias, bank.count, norms);
   T* panels = reinterpret_cast<T*>(base + h.panels_at);
