@@ -31,6 +31,9 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
     for code in CODE.values():
         packed = op("pack")(bank, code)
         table["pack"] += [(bank, code), (batched[1], code), (bank.half(), code), (bank[:0], code)]
+        table["repack_"] += [
+            (packed.clone(), bank, code, torch.tensor(rows, dtype=torch.int64)) for rows in ([], [2], [8, 0, 8, 3])
+        ]
         for a, b in pairs:
             table["project"].append((a, b, None, code))
             table["nearest"].append((a, b, None, code))

@@ -131,26 +131,6 @@ def test_careful_starts_find_every_blob() -> None:
         assert len(first.unique()) == 30  # random starts leave out about ten
 
 
-def test_the_draw_is_that_of_k_means_plus_plus() -> None:
-    """Frequencies of the second and third centre among six points, against the definition."""
-    x = torch.tensor([[0.0], [1.0], [3.0], [4.0], [8.0], [9.0]], dtype=torch.float64)
-    weights = torch.tensor([1.0, 2.0, 1.0, 1.0, 0.5, 1.0], dtype=torch.float64)
-    want = torch.zeros(6, 6, 6, dtype=torch.float64)
-    for a in range(6):
-        first = weights * (x - x[a]).square().squeeze(1)
-        for b in range(6):
-            second = weights * torch.minimum((x - x[a]).square(), (x - x[b]).square()).squeeze(1)
-            if first[b] > 0:
-                want[a, b] = weights[a] / weights.sum() * first[b] / first.sum() * second / second.sum()
-    g, counts = seeded(), torch.zeros(6, 6, 6, dtype=torch.float64)
-    for _ in range(1500):
-        centres = kmeans(x, 3, weights=weights, iterations=0, generator=g).centres
-        a, b, c = (int((x == v).nonzero()[0, 0]) for v in centres)
-        counts[a, b, c] += 1
-    assert (counts / 1500 - want).abs().max() < 0.03
-    assert (counts[want == 0] == 0).all()
-
-
 def test_given_starts_are_kept_and_completed() -> None:
     x, _ = blobs(400, 8)
     known = x[:3].clone()  # of three different blobs
@@ -271,6 +251,27 @@ def test_progress_goes_to_stderr_and_only_when_asked(capsys: pytest.CaptureFixtu
         ({"weights": torch.zeros(10)}, ValueError, "weights"),
         ({"weights": torch.ones(9)}, ValueError, "weights"),
         ({"iterations": -1}, ValueError, "iterations"),
+        ({"weights": -torch.ones(10)}, ValueError, "weights must not be negative, got -1.0"),
+        ({"weights": torch.zeros(10)}, ValueError, "weights must not all be zero"),
+        ({"weights": torch.full((10,), torch.nan)}, ValueError, "weights must be finite, got NaN or inf"),
+        ({"weights": torch.ones(10, dtype=torch.int64)}, TypeError, "weights must be float32, .* got torch.int64"),
+        ({"weights": torch.ones(10, device="meta")}, ValueError, "weights must be on x's device cpu, got meta"),
+        ({"weights": torch.ones(10).to_sparse()}, TypeError, "weights must be a dense tensor, got torch.sparse_coo"),
+        ({"weights": [1.0] * 10}, TypeError, "weights must be a torch.Tensor, got list"),
+        ({"x": torch.ones(10, 3).to_sparse()}, TypeError, "x must be a dense tensor, got torch.sparse_coo"),
+        ({"init": torch.ones(3, 3).to_sparse()}, TypeError, "init must be a dense tensor, got torch.sparse_coo"),
+        ({"init": 3}, TypeError, "init must be a torch.Tensor, got int"),
+        ({"k": torch.tensor(3.0)}, TypeError, "k must be an int, got Tensor"),
+        ({"k": torch.tensor([1, 2])}, TypeError, "k must be an int, got Tensor"),
+        ({"k": True}, TypeError, "k must be an int, got bool"),
+        ({"k": torch.tensor(True)}, TypeError, "k must be an int, got Tensor"),
+        ({"k": torch.tensor(-1)}, ValueError, "k must be at least 1, got -1"),
+        ({"k": None}, TypeError, "k must be an int, got NoneType"),
+        ({"iterations": 2.5}, TypeError, "iterations must be an int, got float"),
+        ({"local_trials": 0}, ValueError, "local_trials must be at least 1, got 0"),
+        ({"local_trials": 1.5}, TypeError, "local_trials must be an int, got float"),
+        ({"generator": "0"}, TypeError, "generator must be a torch.Generator, an int seed or None, got str"),
+        ({"tolerance": "small"}, TypeError, "tolerance must be a number, got str"),
         ({"tolerance": float("nan")}, ValueError, "tolerance"),
         ({"restarts": 0}, ValueError, "restarts"),
         ({"batch_size": 0}, ValueError, "batch_size"),

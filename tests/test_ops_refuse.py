@@ -97,6 +97,11 @@ ROWS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "quantize_backward: a scale each": ("quantize_backward", (X, X, X, X[:, :1], 1)),
     "quantize_backward: integer scale": ("quantize_backward", (X, X, X, torch.tensor(1), 1)),
     "quantize_backward: estimator": ("quantize_backward", (X, X, X, torch.tensor(1.0), 3)),
+    "repack_: rows out of range": ("repack_", (op("pack")(BANK, 0), BANK, 0, torch.tensor([5]))),
+    "repack_: rows of another dtype": ("repack_", (op("pack")(BANK, 0), BANK, 0, torch.tensor([1.0]))),
+    "repack_: pack of another bank": ("repack_", (op("pack")(BANK[:3], 0), BANK, 0, torch.tensor([1]))),
+    "repack_: pack of another metric": ("repack_", (op("pack")(BANK, 1), BANK, 0, torch.tensor([1]))),
+    "repack_: batched bank": ("repack_", (op("pack")(BANK, 0), BANK[None], 0, torch.tensor([1]))),
     "pack: flat bank": ("pack", (BANK[0], 0)),
     "pack: integers": ("pack", (BANK.long(), 0)),
     "pack: four dimensions": ("pack", (gauss(1, 1, 5, 3), 0)),
@@ -215,10 +220,10 @@ def test_damaged_headers_never_crash(name: str) -> None:
     """Every word of the header changed in turn: an error, or an answer, but no read outside the pack."""
     x, bank = gauss(4, 20), gauss(70, 20)
     good = op("pack")(bank, 1)
-    for word in range(16):
+    for word in range(23):
         for value in (0, 1, -1, 2**31, 2**62, -(2**63), 12345):
             pack = good.clone()
-            pack[: 16 * 8].view(INT64)[word] = value
+            pack[: 23 * 8].view(INT64)[word] = value
             try:
                 search(name, x, bank, pack, 1)
             except RuntimeError:

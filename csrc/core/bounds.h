@@ -7,6 +7,8 @@
 //     r_b     = unit(d) |b~| + the refinement's rounding in proportion to |x|    (the panel's bound line)
 //     beta_b  = unit(d) |b~|^2 / 2 for distances, whose start is -|b~|^2 / 2      (folded into the screen's start)
 //     slack_x = underflow, and for distances the refinement's rounding in proportion to |x~|^2.
+// The refinement adds in eight lanes, ceil(d / 8) steps each, then in three more; a term costs it three roundings, a
+// cosine's norms and quotient as much as two more sums: refine_unit(d), four times for similarities.
 // unit(d) = u (d + 16): d + 2 accumulation steps (Higham, gamma_n), 2 for packing either side, 2 for the start, the
 // bound line's own step, and spare; 2 % covers the second order while u (d + 16) < 0.01.
 #pragma once
@@ -20,10 +22,11 @@ namespace vecbank {
 constexpr int64_t kMaxScreenWidth = 1 << 17;  // unit(d) < 0.01
 constexpr double kMaxBankNorm = 0x1p40;       // packed units; beyond: the column always goes to refinement
 constexpr double kMaxQueryNorm = 0x1p60;      // packed units; beyond: the row is not screened
+constexpr double kFarNorm = 0x1p62;           // packed units, distances; beyond: T < -|b~|^2 / 5 for screened queries
 constexpr double kMaxNorm = 0x1p510;          // original units; products of two stay finite in float64
 
 VB_SHARED inline double screen_unit(int64_t width) { return static_cast<double>(width + 16) * 0x1p-24 * 1.02; }
-VB_SHARED inline double refine_unit(int64_t width) { return static_cast<double>(width + 16) * 0x1p-53 * 1.02; }
+VB_SHARED inline double refine_unit(int64_t width) { return static_cast<double>(width / 8 + 16) * 0x1p-53 * 1.02; }
 
 VB_SHARED inline float round_up(double x) {
 #if defined(__CUDA_ARCH__)
@@ -46,7 +49,7 @@ VB_SHARED inline float round_down(double x) {
 VB_SHARED inline float above(double x) { return static_cast<float>(x + (std::fabs(x) * 0x1p-23 + 0x1p-149)); }
 VB_SHARED inline float below(double x) { return static_cast<float>(x - (std::fabs(x) * 0x1p-23 + 0x1p-149)); }
 
-// r_b. `packed` = |b~|, `original` = |b| 2^exponent (dot), or 2^exponent (cosine: unit rows).
+// r_b. `packed` = |b~|, `original` = |b| 2^exponent (dot), or its share of the floored norm (cosine).
 VB_SHARED inline float bank_bound(Metric metric, int64_t width, double packed, double original) {
   double r = screen_unit(width) * packed;
   if (!is_distance(metric)) r += 4.0 * refine_unit(width) * original;
@@ -74,7 +77,7 @@ VB_SHARED inline FixedBound fixed_bound(int64_t width) {
   const double error = 0.51 * std::sqrt(static_cast<double>(width)) * (1.0 + 0x1p-20);
   FixedBound f;
   f.step_per_r = static_cast<float>(1.0 / (screen_unit(width) * kFixedBank));  // r_b >= screen_unit |b~|
-  f.least_step = 0x1p-60f;
+  f.least_step = 0x1p-110f;
   f.margin_per_step = round_up((error * (kFixedX + kFixedB) + 0x1p-22 * kFixedX * kFixedB) * (1.0 + 0x1p-20));
   f.margin_per_r = round_up(kFixedX * (1.0 + 0x1p-20));
   return f;

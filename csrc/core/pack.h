@@ -1,14 +1,15 @@
 // The packed bank: what a Bank prepares once and every op then streams.
 //
-//   header | centre f64[width] | norms f64[rows] (cosine) or biases (if any) | panels f32[ceil(rows/16)][width + 3][16]
+//   header | centre f64[width] | norms f64[rows] (cosine) or biases (if any) | kinds u8[rows]
+//          | panels f32[ceil(rows/16)][width + 3][16]
 //
 // A panel holds 16 bank rows, transposed, so that one vector load reads the same coordinate of neighbouring rows:
 //   line 0            what a dense product's accumulators start from (-|b|^2/2 for distances, else 0 or the bias)
 //   lines 1..width    coordinates of (b * unit - centre) * 2^exponent, rounded once to float32
 //   line width + 1    how far one float32 score can be off, per unit of query norm (see bounds.h)
 //   line width + 2    what a screen's accumulators start from: line 0 plus its own error bound
-// A padding column starts at -inf and so never survives a screen; a column that float32 cannot represent
-// starts at +inf and so always does, which hands it to the float64 refinement.
+// A column that starts its screen at -inf never survives it, as padding; one that starts at +inf always does, which
+// hands it to the float64 refinement. The kinds say which rows are screened so, and why.
 #pragma once
 
 #include "types.h"
@@ -17,16 +18,28 @@ namespace vecbank {
 
 constexpr int kPanel = 16;
 
+enum class RowKind : uint8_t {
+  ordinary,
+  special,     // float32 cannot represent it: refined for every query
+  never,       // it holds a NaN, so no score of it counts: not screened
+  far,         // so far from the others that it is the worst for every query that is screened: not screened
+  negligible,  // zero, or so small beside the others that a float64 distance seldom tells: only the first is screened
+};
+
 struct PackHeader {
   uint64_t magic;
   int64_t rows, width;
   int32_t metric, dtype;
-  int32_t exponent;                               // power of two that every coordinate was scaled by
-  int32_t centred;                                // 0: centre is all zero
-  int32_t screenable;                             // 0: width beyond what the float32 bound covers
-  int32_t biased;                                 // dot products carry a bias per row, as an encoder's
-  int64_t special;                                // columns that always go to refinement
-  int64_t centre_at, norms_at, panels_at, bytes;  // offsets from the header, and the whole size
+  int32_t exponent;                                         // power of two that every coordinate was scaled by
+  int32_t centred;                                          // 0: centre is all zero
+  int32_t screenable;                                       // 0: width beyond what the float32 bound covers
+  int32_t biased;                                           // dot products carry a bias per row, as an encoder's
+  int64_t special;                                          // columns that always go to refinement
+  int64_t odd, far, negligible;                             // rows of any kind but ordinary, and of these two kinds
+  int64_t first_negligible;                                 // it stands for the others; -1: there is none
+  double negligible_size;                                   // the largest of their coordinates, by magnitude
+  int64_t rewritten;                                        // rows written again since the frame was chosen
+  int64_t centre_at, norms_at, kinds_at, panels_at, bytes;  // offsets from the header, and the whole size
 };
 
 // Which tensor a pack was made of, as the binding saw it then. It lies behind the header. All zero: the caller vouches
@@ -38,7 +51,8 @@ struct PackStamp {
   uint64_t bias;    // the same of the bias
   int64_t bias_version;
 };
-static_assert(sizeof(PackHeader) + sizeof(PackStamp) <= 128, "the centre follows the header at 128 bytes");
+constexpr int64_t kCentreAt = 192;
+static_assert(sizeof(PackHeader) + sizeof(PackStamp) <= kCentreAt);
 
 constexpr uint64_t kPackMagic = 0x314b4e4142434556ull;  // "VECBANK1", little-endian
 
@@ -58,6 +72,11 @@ int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biased = fal
 // Writes the whole pack to `out` (pack_bytes long, 64-byte aligned). `bias`: one per row, added to dot products.
 Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias = nullptr);
 
+// Writes the rows again that have changed in the bank since it was packed, in the frame that the pack has; biases stay.
+// Not `fit`: the pack no longer suits such a bank, and is to be made anew.
+Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int64_t count, const Parallel& parallel,
+                   bool* fit);
+
 // Null when `pack` is no pack of such a bank: the header is checked before anything is read through it.
 const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, Metric metric, bool biased = false);
 
@@ -66,6 +85,9 @@ VB_INLINE const double* pack_centre(const PackHeader* h) {
 }
 VB_INLINE const double* pack_norms(const PackHeader* h) {
   return reinterpret_cast<const double*>(reinterpret_cast<const char*>(h) + h->norms_at);
+}
+VB_INLINE const RowKind* pack_kinds(const PackHeader* h) {
+  return reinterpret_cast<const RowKind*>(reinterpret_cast<const char*>(h) + h->kinds_at);
 }
 VB_INLINE Panels<float> pack_panels(const PackHeader* h) {
   return {reinterpret_cast<const float*>(reinterpret_cast<const char*>(h) + h->panels_at), h->rows, h->width};

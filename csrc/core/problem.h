@@ -14,7 +14,6 @@ struct SearchProblem {
   int64_t k = 1;
   const double* bias = nullptr;  // [bank rows], added to dot products; null: none. A pack must carry the same
   Mask mask;
-  bool exact = true;       // false: the screen's candidates are taken without certificate
   void* values = nullptr;  // [queries][k] in values_dtype (f32 or f64); null: not wanted
   DType values_dtype = DType::f32;
   int64_t* indices = nullptr;  // [queries][k]

@@ -62,6 +62,7 @@ struct Candidate {  // a screened row: the refined score lies in [lower, upper] 
 // Per query row: everything whose upper bound may still reach the k-th best lower bound. `threshold` only rises.
 class CandidateLists {
  public:
+  static constexpr float kNone = std::numeric_limits<float>::lowest();  // a threshold that only -inf does not reach
   static constexpr int64_t kSorted = 64;  // up to here the k best lower bounds are kept sorted, and the threshold tight
 
   static int64_t capacity_for(int64_t k) { return k <= kSorted ? k + 56 : 2 * k + 64; }
@@ -75,11 +76,11 @@ class CandidateLists {
            (k > kSorted || best_.reserve(rows * k));
   }
   void clear(int64_t rows) {
-    for (int64_t r = 0; r < rows; ++r) start(r, -HUGE_VALF);
+    for (int64_t r = 0; r < rows; ++r) start(r, kNone);
     for (int64_t r = rows; r < rows + 16; ++r) thresholds_[r] = HUGE_VALF;  // padding rows of the last group
   }
   void start(int64_t row, float threshold) {
-    thresholds_[row] = threshold;
+    thresholds_[row] = std::max(threshold, kNone);
     counts_[row] = 0;
     if (k_ <= kSorted) std::fill_n(best_.get() + row * k_, k_, -HUGE_VALF);
   }

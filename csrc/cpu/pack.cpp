@@ -1,13 +1,13 @@
-// Preparing a bank: choose a centre and a scale from a sample, then write panels, norms and bounds in one pass.
+// Preparing a bank: panels, norms, kinds and bounds in one pass, in a frame chosen from a sample (frame.cpp).
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <new>
 
 #include "../core/bounds.h"
 #include "../core/pack_internal.h"
-#include "isa.h"
-#include "reader.h"
+#include "frame.h"
 
 namespace vecbank {
 namespace {
@@ -21,92 +21,13 @@ PackHeader layout(int64_t rows, int64_t width, Metric metric, DType dtype, int64
   h.dtype = static_cast<int32_t>(dtype);
   h.screenable = width <= kMaxScreenWidth;
   h.biased = biased;
-  h.centre_at = round_up_to(sizeof(PackHeader), 64);
+  h.first_negligible = -1;
+  h.centre_at = kCentreAt;
   h.norms_at = h.centre_at + round_up_to(width * 8, 64);
-  h.panels_at = h.norms_at + (metric == Metric::cosine || biased ? round_up_to(rows * 8, 64) : 0);
+  h.kinds_at = h.norms_at + (metric == Metric::cosine || biased ? round_up_to(rows * 8, 64) : 0);
+  h.panels_at = h.kinds_at + round_up_to(rows, 64);
   h.bytes = h.panels_at + ceil_div(rows, kPanel) * (width + 3) * kPanel * element;
   return h;
-}
-
-double floored(double norm) { return norm < kNormFloor ? kNormFloor : norm; }  // NaN stays
-
-// The refinement's own norms, in its own order: cosine divides by exactly these.
-struct NormScratch {
-  RowReader reader;
-  Buffer<double> wide;
-  bool reserve(const Rows& bank) { return reader.reserve(bank, 1) && wide.reserve(round_up_to(bank.width, 8)); }
-  double norm(const Rows& bank, int64_t i) {
-    const void* row = reader.row(i);
-    kernels().widen(row, bank.dtype, bank.width, wide.get());
-    ScoreArgs self;
-    self.queries = wide.get();
-    self.bank = bank;
-    self.bank.data = row;
-    self.bank.row_stride = 0;
-    self.count = 1;
-    double squares = 0.0;
-    self.out = &squares;
-    kernels().score(self);
-    return std::sqrt(squares);
-  }
-};
-
-double median(double* values, int64_t count) {  // the lower one: an element, so that integers stay integers
-  if (count == 0) return 0.0;
-  std::nth_element(values, values + (count - 1) / 2, values + count);
-  return values[(count - 1) / 2];
-}
-
-// Centre: the component-wise median of a sample where that makes rows much shorter, else zero. Any centre is right;
-// this one makes bounds tight for data far from the origin, and no outlier can drag it.
-// Exponent: brings the sample's median norm to about 1.
-Status choose_frame(const Rows& bank, Metric metric, double* centre, int32_t* exponent, int32_t* centred, Stop stop) {
-  const int64_t d = bank.width;
-  std::fill_n(centre, d, 0.0);
-  *exponent = 0;
-  *centred = 0;
-  const int64_t most = std::clamp<int64_t>((1 << 16) / std::max<int64_t>(d, 1), 15, 63);
-  const int64_t count = std::min(bank.count, most);
-  if (count == 0 || d == 0) return Status::ok;
-  Buffer<double> sample, column;
-  NormScratch norms;
-  const int64_t stride = round_up_to(d, 8);
-  if (!sample.reserve(count * stride) || !column.reserve(count) || !norms.reserve(bank)) return Status::out_of_memory;
-  for (int64_t s = 0; s < count; ++s) {
-    const int64_t i = count == 1 ? 0 : s * (bank.count - 1) / (count - 1);
-    double* row = sample.get() + s * stride;
-    const double scale = metric == Metric::cosine ? 1.0 / floored(norms.norm(bank, i)) : 1.0;
-    kernels().widen(norms.reader.row(i), bank.dtype, d, row);
-    for (int64_t k = 0; k < d; ++k) row[k] *= scale;
-  }
-  for (int64_t k = 0; k < d; ++k) {
-    if (k % 65536 == 0 && stop.asked()) return Status::stopped;
-    int64_t finite = 0;
-    for (int64_t s = 0; s < count; ++s)
-      if (std::isfinite(sample[s * stride + k])) column[finite++] = sample[s * stride + k];
-    centre[k] = median(column.get(), finite);
-    // Cosine's unit rows are rounded anyway; a short centre keeps x . centre cheap to get right.
-    if (bank.dtype != DType::f64) centre[k] = static_cast<double>(static_cast<float>(centre[k]));
-  }
-  const auto median_norm = [&](const double* shift) {
-    int64_t finite = 0;
-    for (int64_t s = 0; s < count; ++s) {
-      double squares = 0.0;
-      for (int64_t k = 0; k < d; ++k) {
-        const double v = sample[s * stride + k] - (shift != nullptr ? shift[k] : 0.0);
-        squares += v * v;
-      }
-      if (std::isfinite(squares)) column[finite++] = std::sqrt(squares);
-    }
-    const double middle = median(column.get(), finite);
-    return middle > 0.0 || finite == 0 ? middle : *std::max_element(column.get(), column.get() + finite);
-  };
-  const double plain = median_norm(nullptr), shifted = median_norm(centre);
-  *centred = shifted < 0.5 * plain;
-  if (!*centred) std::fill_n(centre, d, 0.0);
-  const double norm = *centred ? shifted : plain;
-  if (norm > 0.0) *exponent = std::clamp(-std::ilogb(norm), -960, 960);
-  return Status::ok;
 }
 
 template <class T>
@@ -117,71 +38,170 @@ void interleave(const void* const* rows, int count, DType dtype, int64_t width, 
     kernels().interleave_f64(rows, count, kPanel, dtype, width, maps, out);
 }
 
+// What a worker found in the rows that it packed.
+struct Tally {
+  int64_t special = 0, odd = 0, far = 0, negligible = 0;
+  double size = 0.0;                  // the largest coordinate of a negligible row
+  double most = 0.0, least = kNoRow;  // the largest packed norm, and the smallest, from the origin, but 0
+  static constexpr double kNoRow = std::numeric_limits<double>::infinity();
+  void count(RowKind kind) {
+    special += kind == RowKind::special;
+    far += kind == RowKind::far;
+    negligible += kind == RowKind::negligible;
+    odd += kind != RowKind::ordinary;
+  }
+  void add(const Tally& t) {
+    special += t.special, odd += t.odd, far += t.far, negligible += t.negligible;
+    size = std::max(size, t.size), most = std::max(most, t.most), least = std::min(least, t.least);
+  }
+};
+
 struct PanelScratch {
   RowReader reader;
   NormScratch norms;
-  Stop stop;
+  Tally tally;
+  Stop stop{};
+  bool reserve(const Rows& bank) { return reader.reserve(bank, kPanel) && norms.reserve(bank); }
 };
 
-// Panel p of the pack; returns how many of its columns are special.
+// A pack that is being written.
 template <class T>
-int64_t write_panel(const Rows& bank, const PackHeader& h, double* norms, T* panel, int64_t p, PanelScratch& scratch) {
-  const Metric metric = static_cast<Metric>(h.metric);
-  const int64_t d = bank.width;
-  const int count = static_cast<int>(std::min<int64_t>(kPanel, bank.count - p * kPanel));
-  const double post = std::ldexp(1.0, h.exponent);
-  const double* centre = h.centred ? pack_centre(&h) : nullptr;
-  T *start = panel, *coordinates = panel + kPanel, *bound = coordinates + d * kPanel, *upper = bound + kPanel;
-  constexpr T inf = std::numeric_limits<T>::infinity();
-  for (int c = 0; c < kPanel; ++c) start[c] = 0, bound[c] = 0, upper[c] = -inf;
+struct Packing {
+  const Rows& bank;
+  PackHeader& h;
+  double* norms = nullptr;
+  RowKind* kinds = nullptr;
+  T* panels = nullptr;
+  double negligible_below = 0.0;  // packed norm, for distances; zero rows always are
 
-  const void* rows[kPanel];
-  Affine maps[kPanel];
-  bool special[kPanel] = {};
-  int64_t specials = 0;
-  for (int c = 0; c < count; ++c) {
-    if (scratch.stop.asked()) return 0;
-    const int64_t j = p * kPanel + c;
-    rows[c] = scratch.reader.row(j, c);
-    maps[c] = {centre, 1.0, post};
-    double original = post;  // unit rows
-    if (metric == Metric::cosine) {
-      norms[j] = floored(scratch.norms.norm(bank, j));
-      maps[c].pre = 1.0 / norms[j];
-      special[c] = !(norms[j] <= kMaxNorm);
-    }
-    const double squares = kernels().stats(rows[c], bank.dtype, d, maps[c]).squares;
-    const double packed = std::sqrt(squares) * (1.0 + 0x1p-20);
-    if (metric != Metric::cosine) {
-      original =
-          centre == nullptr ? packed : std::sqrt(kernels().stats(rows[c], bank.dtype, d, {nullptr, 1.0, post}).squares);
-      special[c] = !(original <= kMaxNorm * std::min(post, 1.0));
-    }
-    special[c] = special[c] || !(packed <= std::min(kMaxBankNorm, kMaxNorm * post)) ||
-                 (h.biased && !(std::fabs(norms[j]) * post <= kMaxBankNorm));
-    if (special[c]) {
-      upper[c] = inf;
-      ++specials;
-      continue;
-    }
-    bound[c] = bank_bound(metric, d, packed, original);
-    if (is_distance(metric)) {
-      start[c] = static_cast<T>(-0.5 * squares);
-      upper[c] = round_up(-0.5 * squares + start_bound(d, squares));
-    } else if (h.biased) {
-      start[c] = static_cast<T>(norms[j] * post);
-      upper[c] = round_up(norms[j] * post + start_bound(d, 2.0 * std::fabs(norms[j] * post)));
-    } else {
-      upper[c] = 0;
-    }
+  Packing(const Rows& rows, PackHeader& header) : bank(rows), h(header) {
+    char* base = reinterpret_cast<char*>(&h);
+    norms = reinterpret_cast<double*>(base + h.norms_at);
+    kinds = reinterpret_cast<RowKind*>(base + h.kinds_at);
+    panels = reinterpret_cast<T*>(base + h.panels_at);
   }
-  interleave(rows, count, bank.dtype, d, maps, coordinates);
-  if (specials != 0)
-    for (int64_t k = 0; k < d; ++k)
-      for (int c = 0; c < count; ++c)
-        if (special[c]) coordinates[k * kPanel + c] = 0;
-  return specials;
-}
+
+  // The kind of row j, and all that is to know of it. `squares`, `original`: its norm's square, packed; its norm from
+  // the origin.
+  RowKind kind_of(int64_t j, double squares, double original, PanelScratch& scratch) const {
+    const Metric metric = static_cast<Metric>(h.metric);
+    const double post = std::ldexp(1.0, h.exponent), packed = std::sqrt(squares) * (1.0 + 0x1p-20);
+    Tally& tally = scratch.tally;
+    if (metric == Metric::cosine ? std::isnan(norms[j]) : std::isnan(squares)) return RowKind::never;
+    if (h.biased && std::isnan(norms[j])) return RowKind::never;
+    if (packed < std::numeric_limits<double>::infinity()) tally.most = std::max(tally.most, packed);
+    if (original > 0.0) tally.least = std::min(tally.least, original);
+    if (is_distance(metric) && !(packed * (1.0 - 0x1p-19) <= kFarNorm)) return RowKind::far;
+    const bool fits = packed <= std::min(kMaxBankNorm, kMaxNorm * post) &&
+                      (metric == Metric::cosine ? norms[j] <= kMaxNorm : original <= kMaxNorm * std::min(post, 1.0)) &&
+                      !(h.biased && !(std::fabs(norms[j]) * post <= kMaxBankNorm));
+    if (!fits) return RowKind::special;
+    if (h.biased || (original > 0.0 && !(original < negligible_below))) return RowKind::ordinary;
+    const double size = scratch.norms.largest(bank, j);
+    if (!is_distance(metric) && size > 0.0) return RowKind::ordinary;  // its norm was too small for float64
+    tally.size = std::max(tally.size, size);
+    return RowKind::negligible;
+  }
+
+  // Panel p. `fresh`: kinds are to be found; else negligible rows stay so, and no others become it.
+  void write(int64_t p, PanelScratch& scratch, bool fresh) {
+    const Metric metric = static_cast<Metric>(h.metric);
+    const int64_t d = bank.width;
+    const int count = static_cast<int>(std::min<int64_t>(kPanel, bank.count - p * kPanel));
+    const double post = std::ldexp(1.0, h.exponent);
+    const double* centre = h.centred ? pack_centre(&h) : nullptr;
+    T* panel = panels + p * (d + 3) * kPanel;
+    T *start = panel, *coordinates = panel + kPanel, *bound = coordinates + d * kPanel, *upper = bound + kPanel;
+    constexpr T inf = std::numeric_limits<T>::infinity();
+    for (int c = 0; c < kPanel; ++c) start[c] = 0, bound[c] = 0, upper[c] = -inf;
+
+    const void* rows[kPanel];
+    Affine maps[kPanel];
+    bool blank[kPanel] = {}, any_blank = false;
+    for (int c = 0; c < count; ++c) {
+      if (scratch.stop.asked()) return;
+      const int64_t j = p * kPanel + c;
+      rows[c] = scratch.reader.row(j, c);
+      maps[c] = {centre, 1.0, post};
+      const bool cosine = metric == Metric::cosine;
+      double original = 0.0;  // its norm from the origin
+      if (cosine) {
+        const double norm = scratch.norms.norm(bank, j);
+        norms[j] = floored(norm);
+        maps[c].pre = 1.0 / norms[j];
+        original = norm / norms[j] * post;
+      }
+      const double squares = kernels().stats(rows[c], bank.dtype, d, maps[c]).squares;
+      const double packed = std::sqrt(squares) * (1.0 + 0x1p-20);
+      if (!cosine)
+        original = centre == nullptr ? packed
+                                     : std::sqrt(kernels().stats(rows[c], bank.dtype, d, {nullptr, 1.0, post}).squares);
+      RowKind kind = kind_of(j, squares, original, scratch);
+      if (!fresh && (kind == RowKind::negligible || kind == RowKind::ordinary))
+        kind = kinds[j] == RowKind::negligible ? RowKind::negligible : RowKind::ordinary;
+      kinds[j] = kind;
+      scratch.tally.count(kind);
+      blank[c] = kind == RowKind::special || kind == RowKind::never || kind == RowKind::far;
+      any_blank = any_blank || blank[c];
+      if (blank[c]) {
+        upper[c] = kind == RowKind::special ? inf : -inf;
+        continue;
+      }
+      double r = bank_bound(metric, d, packed, original), begin = 0.0, beta = 0.0;
+      if (is_distance(metric)) {
+        begin = -0.5 * squares;
+        beta = start_bound(d, squares);
+      } else if (h.biased) {
+        begin = norms[j] * post;
+        beta = start_bound(d, 2.0 * std::fabs(begin));
+      }
+      if (kind == RowKind::negligible && is_distance(metric)) {
+        // The first stands for all: they are no farther than this from it, so none of their scores is above its bound.
+        const double apart = 2.0 * h.negligible_size * std::sqrt(static_cast<double>(d)) * post * (1.0 + 0x1p-20);
+        r += apart;
+        beta += apart * (packed + apart);
+      }
+      start[c] = static_cast<T>(begin);
+      bound[c] = round_up(r);
+      upper[c] = kind == RowKind::negligible && j != h.first_negligible ? -inf : round_up(begin + beta);
+    }
+    interleave(rows, count, bank.dtype, d, maps, coordinates);
+    if (any_blank)
+      for (int64_t k = 0; k < d; ++k)
+        for (int c = 0; c < count; ++c)
+          if (blank[c]) coordinates[k * kPanel + c] = 0;
+  }
+
+  // All panels; what was found of the rows goes into the header.
+  Status write_all(PanelScratch* scratch, const Parallel& parallel, Tally& all) {
+    const int64_t count = ceil_div(bank.count, kPanel);
+    const int64_t batch = std::max<int64_t>(1, (1 << 16) / ((bank.width + 3) * kPanel));  // a task worth handing out
+    h.first_negligible = -1;
+    const Status done = for_each_task(parallel, ceil_div(count, batch), [&](int worker, int64_t task) {
+      for (int64_t p = task * batch; p < std::min(count, (task + 1) * batch); ++p) write(p, scratch[worker], true);
+    });
+    if (done != Status::ok) return done;
+    all = {};
+    for (int w = 0; w < parallel.workers; ++w) {
+      all.add(scratch[w].tally);
+      scratch[w].tally = {};
+    }
+    h.special = all.special, h.odd = all.odd, h.far = all.far, h.negligible = all.negligible;
+    h.negligible_size = all.size;
+    show_first(0, scratch[0]);
+    return Status::ok;
+  }
+
+  // The first negligible row from `from` on is screened for all of them.
+  void show_first(int64_t from, PanelScratch& scratch) {
+    const void* found = h.negligible == 0 ? nullptr
+                                          : std::memchr(kinds + from, static_cast<int>(RowKind::negligible),
+                                                        static_cast<size_t>(bank.count - from));
+    h.first_negligible = found == nullptr ? -1 : static_cast<const RowKind*>(found) - kinds;
+    if (found != nullptr) write(h.first_negligible / kPanel, scratch, false);
+    scratch.tally = {};
+  }
+};
 
 }  // namespace
 
@@ -193,33 +213,74 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   std::memset(base, 0, static_cast<size_t>(planned.panels_at));  // gaps too: equal banks have equal packs
   PackHeader& h = *static_cast<PackHeader*>(out);
   h = planned;
-  const Status framed =
-      choose_frame(bank, metric, reinterpret_cast<double*>(base + h.centre_at), &h.exponent, &h.centred, parallel.stop);
+  double* centre = reinterpret_cast<double*>(base + h.centre_at);
+  const Status framed = choose_frame(bank, metric, centre, &h.exponent, &h.centred, parallel.stop);
   if (framed != Status::ok) return framed;
 
   std::unique_ptr<PanelScratch[]> scratch(new (std::nothrow) PanelScratch[parallel.workers]);
   if (!scratch) return Status::out_of_memory;
   for (int w = 0; w < parallel.workers; ++w) {
-    if (!scratch[w].reader.reserve(bank, kPanel) || !scratch[w].norms.reserve(bank)) return Status::out_of_memory;
+    if (!scratch[w].reserve(bank)) return Status::out_of_memory;
     scratch[w].stop = parallel.stop;
   }
-  double* norms = reinterpret_cast<double*>(base + h.norms_at);
-  if (bias != nullptr) std::copy_n(bias, bank.count, norms);
-  T* panels = reinterpret_cast<T*>(base + h.panels_at);
-  const int64_t count = ceil_div(bank.count, kPanel), stride = (bank.width + 3) * kPanel;
-  const int64_t batch = std::max<int64_t>(1, (1 << 16) / stride);  // a task worth handing out
-  std::atomic<int64_t> special{0};
-  const Status written = for_each_task(parallel, ceil_div(count, batch), [&](int worker, int64_t task) {
-    int64_t found = 0;
-    for (int64_t p = task * batch; p < std::min(count, (task + 1) * batch); ++p)
-      found += write_panel<T>(bank, h, norms, panels + p * stride, p, scratch[worker]);
-    special.fetch_add(found);
-  });
-  h.special = special;
-  return written;
+  Packing<T> packing(bank, h);
+  if (bias != nullptr) std::copy_n(bias, bank.count, packing.norms);
+  Tally found;
+  const Status written = packing.write_all(scratch.get(), parallel, found);
+  if (written != Status::ok) return written;
+  const bool far_apart = is_distance(metric) && found.least < std::ldexp(found.most, -kNegligible);
+  if (metric == Metric::cosine || (found.most <= kMaxBankNorm && !far_apart)) return Status::ok;
+
+  // The sample spoke for some of the rows alone.
+  const int32_t before = h.exponent;
+  const Status revised =
+      revise_exponent(bank, metric, h.centred ? centre : nullptr, parallel, &h.exponent, &packing.negligible_below);
+  if (revised != Status::ok) return revised;
+  const double least = std::ldexp(found.least, h.exponent - before);
+  if (h.exponent == before && !(least < packing.negligible_below)) return Status::ok;
+  return packing.write_all(scratch.get(), parallel, found);
 }
 template Status pack_as<float>(const Rows&, Metric, void*, const Parallel&, const double*);
 template Status pack_as<double>(const Rows&, Metric, void*, const Parallel&, const double*);
+
+Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int64_t count, const Parallel& threads,
+                   bool* fit) {
+  KeepSubnormals keep;
+  const Parallel alone, &parallel = count * bank.width < (1 << 14) ? alone : threads;  // not worth waking them for
+  PackHeader& h = *pack;
+  h.rewritten += count;
+  *fit = h.rewritten <= h.rows;  // else the frame was chosen for other rows
+  if (!*fit) return Status::ok;
+  Packing<float> packing(bank, h);
+  Buffer<int64_t> touched;
+  std::unique_ptr<PanelScratch[]> scratch(new (std::nothrow) PanelScratch[parallel.workers]);
+  if (!scratch || !touched.reserve(count)) return Status::out_of_memory;
+  for (int w = 0; w < parallel.workers; ++w)
+    if (!scratch[w].reserve(bank)) return Status::out_of_memory;
+  int64_t* panels = touched.get();
+  for (int64_t i = 0; i < count; ++i) panels[i] = rows[i] / kPanel;
+  std::sort(panels, panels + count);
+  const int64_t tasks = std::unique(panels, panels + count) - panels;
+
+  Tally before, after;
+  for (int64_t i = 0; i < tasks; ++i)
+    for (int64_t j = panels[i] * kPanel; j < std::min(bank.count, (panels[i] + 1) * kPanel); ++j)
+      before.count(packing.kinds[j]);
+  bool first_gone = false;
+  for (int64_t i = 0; i < count; ++i) {
+    first_gone = first_gone || rows[i] == h.first_negligible;
+    packing.kinds[rows[i]] = RowKind::ordinary;
+  }
+  const Status written =
+      for_each_task(parallel, tasks, [&](int worker, int64_t i) { packing.write(panels[i], scratch[worker], false); });
+  if (written != Status::ok) return written;
+  for (int w = 0; w < parallel.workers; ++w) after.add(scratch[w].tally);
+  h.special += after.special - before.special, h.far += after.far - before.far;
+  h.negligible += after.negligible - before.negligible, h.odd += after.odd - before.odd;
+  if (first_gone) packing.show_first(h.first_negligible, scratch[0]);
+  *fit = h.special <= std::max(h.special + before.special - after.special, h.rows / 256);
+  return Status::ok;
+}
 
 int64_t pack_bytes_as(int64_t rows, int64_t width, Metric metric, int64_t element, bool biased) {
   return layout(rows, width, metric, DType::f32, element, biased).bytes;
@@ -242,10 +303,18 @@ const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, 
   expected.exponent = h->exponent;
   expected.centred = h->centred;
   expected.special = h->special;
+  expected.odd = h->odd;
+  expected.far = h->far;
+  expected.negligible = h->negligible;
+  expected.first_negligible = h->first_negligible;
+  expected.negligible_size = h->negligible_size;
+  expected.rewritten = h->rewritten;
   if (is_distance(metric) && is_distance(static_cast<Metric>(h->metric)))
     expected.metric = h->metric;  // l2 and sqeuclidean share a pack
   const bool same = std::memcmp(&expected, h, sizeof expected) == 0;
-  return same && bytes >= h->bytes && std::abs(h->exponent) <= 960 ? h : nullptr;
+  const bool sound = std::abs(h->exponent) <= 960 && h->first_negligible >= -1 && h->first_negligible < h->rows &&
+                     (h->negligible > 0) == (h->first_negligible >= 0);
+  return same && sound && bytes >= h->bytes ? h : nullptr;
 }
 
 }  // namespace vecbank

@@ -1,6 +1,7 @@
 // project(): the whole similarity matrix, written once. float64 in, float64 tiles; everything else, float32 tiles.
 // Its exact form: refined scores alone, of all pairs or of listed ones.
 #include <atomic>
+#include <limits>
 #include <new>
 
 #include "../core/pack_internal.h"
@@ -173,7 +174,6 @@ class Projector {
   void mend(const ProjectProblem& p, const PackHeader& h, int64_t offset, int64_t first, int64_t count, int64_t begin,
             int64_t end) {
     refiner_.set_frame(h);
-    const Panels<T> panels = panels_as<T>(&h);
     const auto write = [&](int64_t r, int64_t j, double key) {
       with_dtype(p.out_dtype, [&](auto type) {
         narrow(value_of(p.metric, key),
@@ -181,16 +181,29 @@ class Projector {
       });
     };
     for (int64_t r = 0; r < count && !stop_.asked(); ++r) {
-      if (!odd_[r] && h.special == 0) continue;
+      if (!odd_[r]) continue;
       refiner_.load(0, queries_.original(first + r), p.queries.dtype);
-      if (odd_[r]) {
-        refiner_.for_each_key(1, nullptr, begin, end - begin, [&](int, double key, int64_t j) { write(r, j, key); });
-        continue;
-      }
-      for (int64_t j = begin; j < end; ++j)
-        if (panels.line(j / kPanel, h.width + 2)[j % kPanel] == std::numeric_limits<T>::infinity())  // special
-          refiner_.for_each_key(1, &j, 0, 1, [&](int, double key, int64_t column) { write(r, column, key); });
+      refiner_.for_each_key(1, nullptr, begin, end - begin, [&](int, double key, int64_t j) { write(r, j, key); });
     }
+    if (h.odd == h.negligible) return;
+    const RowKind* kinds = pack_kinds(&h);
+    int64_t scored = 0;
+    const auto flush = [&] {
+      for (int64_t r = 0; r < count && scored > 0; r += Refiner::kQueries) {
+        const int slots = static_cast<int>(std::min<int64_t>(Refiner::kQueries, count - r));
+        for (int s = 0; s < slots; ++s) refiner_.load(s, queries_.original(first + r + s), p.queries.dtype);
+        refiner_.for_each_key(slots, refiner_.indices(), 0, scored,
+                              [&](int s, double key, int64_t j) { write(r + s, j, key); });
+      }
+      scored = 0;
+    };
+    for (int64_t j = begin; j < end; ++j) {
+      if (kinds[j] == RowKind::special || kinds[j] == RowKind::far) refiner_.indices()[scored++] = j;
+      if (scored == Refiner::kBlock) flush();
+      if (kinds[j] == RowKind::never)
+        for (int64_t r = 0; r < count; ++r) write(r, j, std::numeric_limits<double>::quiet_NaN());
+    }
+    flush();
   }
 
   QueryBlock<T> queries_;

@@ -58,6 +58,18 @@ class Refiner {
     });
   }
 
+  // Does every bank row whose coordinates are at most `size` have the same distance from the row in slot 0, to the last
+  // bit? Rounding is monotone, so their sums lie between those of the coordinates nearest to it and farthest from it.
+  bool cannot_tell(double size) {
+    if (!is_distance(metric_) || size == 0.0) return true;  // zero rows
+    double *x = wide_.get(), *apart = wide_.get() + stride_;
+    for (int64_t k = 0; k < bank_.width; ++k) apart[k] = std::fmax(std::fabs(x[k]) - size, 0.0);
+    for (int64_t k = bank_.width; k < stride_; ++k) apart[k] = 0.0;
+    const double least = self_squares(apart);
+    for (int64_t k = 0; k < bank_.width; ++k) apart[k] = std::fabs(x[k]) + size;
+    return self_squares(apart) == least;
+  }
+
   // Floored norms of all bank rows, for a caller without a pack.
   void bank_norms(double* norms) {
     in_stretches(stop_, 0, bank_.count, block_, [&](int64_t from, int64_t to) {
@@ -71,21 +83,21 @@ class Refiner {
   // Room for one block of indices, for callers that gather them.
   int64_t* indices() const { return indices_.get(); }
 
-  static double self_norm_of(const double* wide, int64_t width) {
-    Rows self{wide, DType::f64, 1, width, 0, 1};
+ private:
+  double self_squares(const double* wide) const {
     double squares = 0.0;
     ScoreArgs a;
     a.queries = wide;
-    a.bank = self;
+    a.bank = {wide, DType::f64, 1, bank_.width, 0, 1};
     a.count = 1;
     a.out = &squares;
     kernels().score(a);
-    const double norm = std::sqrt(squares);
+    return squares;
+  }
+  double self_norm(const double* wide) const {
+    const double norm = std::sqrt(self_squares(wide));
     return norm < kNormFloor ? kNormFloor : norm;
   }
-
- private:
-  double self_norm(const double* wide) const { return self_norm_of(wide, bank_.width); }
 
   double key(int slot, double raw, int64_t j) {
     if (is_distance(metric_)) return -raw;

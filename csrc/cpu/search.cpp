@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <bit>
+#include <cstring>
 #include <numeric>
 
 namespace vecbank {
@@ -29,7 +30,7 @@ SearchPlan plan_search(const SearchProblem& p, const PackHeader& h, int workers)
   const Kernels& table = kernels();
   plan.group = n <= 1 ? table.heights[2] : n <= table.heights[1] ? table.heights[1] : table.heights[0];
   plan.direct = !h.screenable || p.k * 8 >= h.rows;
-  plan.fixed = !plan.direct && p.exact && kernels().scan_fixed != nullptr && plan.group == table.heights[0] &&
+  plan.fixed = !plan.direct && kernels().scan_fixed != nullptr && plan.group == table.heights[0] &&
                h.width >= kMinFixedWidth && h.width <= kMaxFixedWidth;
   // Queries of a block stay in L2 beside a few panels; candidate lists must not grow without bound either.
   const int64_t by_cache = kQueryBytes / ((h.width + 1) * (plan.fixed ? 2 : 4));
@@ -60,8 +61,9 @@ bool SearchWorker::reserve(const SearchProblem& p, const SearchPlan& plan) {
   return queries_.reserve(p.queries, rows, plan.group) && refiner_.reserve(p.bank, p.bank.width) &&
          original_.reserve(p.queries, 1) &&
          (plan.direct ? lists_.reserve(rows, 1)
-                      : lists_.reserve(rows, p.k) && refined_.reserve(CandidateLists::capacity_for(p.k))) &&
-         norms_.reserve(rows) && slacks_.reserve(rows) && left_.reserve(rows) && units_.reserve(rows + 16) &&
+                      : lists_.reserve(rows, p.k) && refined_.reserve(CandidateLists::capacity_for(p.k) + p.k)) &&
+         zero_wins_.reserve(rows) && norms_.reserve(rows) && slacks_.reserve(rows) && left_.reserve(rows) &&
+         units_.reserve(rows + 16) &&
          (!plan.fixed || (fixed_rows_.reserve(rows * fixed_pairs(p.bank.width) + 16) &&
                           fixed_panels_.reserve(visit_panels(p.bank.width) * fixed_stride(p.bank.width)))) &&
          (p.k > 1 || (leaders_.reserve((rows + 16) * kLeaderFloats) && peaks_.reserve(rows)));
@@ -80,6 +82,8 @@ void SearchWorker::run(const SearchJob& job, int64_t block, int64_t part) {
   refined_count_ = 0;
   refiner_.set_frame(job.header);
   refiner_.set_stop(job.stop);
+  const int64_t zero = job.header.first_negligible;
+  zero_ = job.header.negligible > 1 && zero >= begin_ && zero < end_ ? zero : -1;
   fixed_bound_ = fixed_bound(job.header.width);
 
   int64_t direct = 0;
@@ -121,6 +125,7 @@ void SearchWorker::begin_screen() {
   const PackHeader& h = job_->header;
   queries_.pack(p.queries, h, first_, rows_);
   lists_.clear(rows_);
+  std::fill_n(zero_wins_.get(), rows_, false);
   resigned_ = 0;
   int known = queries_.exponent(0);
   QuerySlack slack = query_slack(p.metric, h.width, known, h.exponent);
@@ -129,8 +134,8 @@ void SearchWorker::begin_screen() {
     if (exponent != known) slack = query_slack(p.metric, h.width, known = exponent, h.exponent);
     const double scale = is_distance(p.metric) ? 1.0 : std::ldexp(1.0, exponent);
     const double norm = std::sqrt(queries_.squares(r)) * scale * (1.0 + 0x1p-20);
-    norms_[r] = p.exact ? above(norm) : 0.0f;
-    slacks_[r] = p.exact ? slack.at(norm) : 0.0;
+    norms_[r] = above(norm);
+    slacks_[r] = slack.at(norm);
     if (!queries_.usable(r) || job_->stop.asked() || sparse(r)) {
       lists_.give_up(r);
       ++resigned_;
@@ -173,7 +178,7 @@ float SearchWorker::earlier_bar(int64_t row) const {
   const SearchProblem& p = job_->problem;
   const PackHeader& h = job_->header;
   const int64_t query = first_ + row;
-  if (job_->earlier == nullptr || !p.exact || job_->earlier_counts[query] < p.k) return -HUGE_VALF;
+  if (job_->earlier == nullptr || job_->earlier_counts[query] < p.k) return -HUGE_VALF;
   const double key = job_->earlier[query * p.k + p.k - 1].key, squares = queries_.squares(row);
   double score, rounding;  // of the arithmetic here; slacks_ has that of the refinement
   if (is_distance(p.metric)) {
@@ -236,7 +241,7 @@ void SearchWorker::screen(int64_t from, int64_t to) {
     if (lists_.gave_up(r)) continue;
     auto& shared = job_->shared[first_ + r];
     float seen = shared.load(std::memory_order_relaxed);
-    const float known = lists_.threshold(r) > -HUGE_VALF
+    const float known = lists_.threshold(r) > CandidateLists::kNone
                             ? below(static_cast<double>(lists_.threshold(r)) / static_cast<double>(units_[r]))
                             : -HUGE_VALF;
     while (seen < known && !shared.compare_exchange_weak(seen, known)) {
@@ -319,10 +324,9 @@ bool SearchWorker::leads(int64_t panels) const {
 inline float SearchWorker::lower_bound(int64_t row, int64_t panel, float upper, int lane) const {
   if (!(upper < HUGE_VALF)) return -HUGE_VALF;  // a special column promises nothing
   const int64_t d = job_->header.width;
-  const double r = job_->problem.exact ? job_->panels.line(panel, d + 1)[lane] : 0.0;
+  const double r = job_->panels.line(panel, d + 1)[lane];
   double slack = job_->start_bound * r * r + slacks_[row];
-  if (job_->header.biased && job_->problem.exact)
-    slack += start_bound(d, 2.0 * std::fabs(job_->panels.line(panel, 0)[lane]));
+  if (job_->header.biased) slack += start_bound(d, 2.0 * std::fabs(job_->panels.line(panel, 0)[lane]));
   if (fixed_)
     slack = slack * static_cast<double>(units_[row]) +
             static_cast<double>(fixed_bound_.margin(static_cast<float>(r))) * (1.0 + 0x1p-20);
@@ -359,7 +363,7 @@ void SearchWorker::take_leaders(bool last, Rescan&& rescan) {
       const int64_t best = static_cast<int64_t>(place[peak.lane]);
       const float lower = lower_bound(r, best, peak.most, peak.lane);
       const float bar = std::max(lists_.threshold(r), lower);
-      if (answers && peak.next < bar && peak.most < HUGE_VALF) {
+      if (answers && peak.next < bar && peak.most < HUGE_VALF && best * kPanel + peak.lane != zero_) {
         const Scored only{0.0, best * kPanel + peak.lane};  // nobody asked for the score
         job_->report(first_ + r, part_, &only, 1);
         lists_.close(r);
@@ -392,6 +396,7 @@ void SearchWorker::offer(int64_t row, int64_t panel, const float* upper, uint32_
 
 void SearchWorker::offer_lane(int64_t row, int64_t panel, float upper, int lane, float lower) {
   const int64_t j = panel * kPanel + lane;
+  if (j == zero_) zero_wins_[row] = true;
   if (j >= end_ || !job_->problem.mask.allows(first_ + row, job_->offset + j)) return;
   lists_.add(row, upper, lower, static_cast<int32_t>(j - begin_));
 }
@@ -404,7 +409,9 @@ bool SearchWorker::settle(int64_t row) {
   const Candidate* candidates = lists_.finish(row, &count);
   if (lists_.gave_up(row)) return false;
   const SearchProblem& p = job_->problem;
-  if (count == 1 && p.values == nullptr && job_->partial == nullptr && candidates[0].upper < HUGE_VALF) {
+  if (count < p.k && job_->header.far > 0) return false;  // they are the worst, but there are no others
+  if (count == 1 && p.values == nullptr && job_->partial == nullptr && candidates[0].upper < HUGE_VALF &&
+      !zero_wins_[row]) {
     const Scored only{0.0, begin_ + candidates[0].column};  // nobody asked for the score
     job_->report(first_ + row, part_, &only, 1);
     return true;
@@ -419,8 +426,60 @@ bool SearchWorker::settle(int64_t row) {
     });
   }
   refined_count_ += count;
+  if (zero_wins_[row] && !add_negligible(row, &kept)) return false;
   job_->report(first_ + row, part_, refined_.get(), select_best(refined_.get(), kept, p.k));
   return true;
+}
+
+// The first negligible row may win, and then the others may as well, which nobody has screened. Where float64 cannot
+// tell them apart, the first k are enough. False: each has to be scored.
+bool SearchWorker::add_negligible(int64_t row, int64_t* kept) {
+  const SearchProblem& p = job_->problem;
+  if (!refiner_.cannot_tell(job_->header.negligible_size)) return false;
+  double key = 0.0;
+  refiner_.for_each_key(1, &zero_, 0, 1, [&](int, double found, int64_t) { key = found; });
+  const bool* allowed = p.mask.data == nullptr ? nullptr : p.mask.row(first_ + row) + job_->offset * p.mask.col_stride;
+  const auto may = [&](int64_t j) { return allowed == nullptr || allowed[j * p.mask.col_stride]; };
+  int64_t wanted = p.k - may(zero_);
+  for (int64_t j = next_negligible(zero_ + 1); j >= 0 && wanted > 0; j = next_negligible(j + 1)) {
+    if (!may(j)) continue;
+    refined_[(*kept)++] = {key, j};
+    --wanted;
+  }
+  return true;
+}
+
+// The first negligible row of the bank from `from` on; -1: there is none.
+int64_t SearchWorker::next_negligible(int64_t from) const {
+  const RowKind* kinds = pack_kinds(&job_->header);
+  const int64_t left = job_->header.rows - from;
+  const void* found =
+      left <= 0 ? nullptr : std::memchr(kinds + from, static_cast<int>(RowKind::negligible), static_cast<size_t>(left));
+  return found == nullptr ? -1 : static_cast<const RowKind*>(found) - kinds;
+}
+
+// Refines what `allowed` lets through of this part's rows for the queries in the refiner's first slots, into the lists
+// from `list` on. `apart`: negligible rows belong to the part that screens the first of them, wherever they lie.
+template <class F>
+void SearchWorker::refine_chosen(int list, int slots, bool apart, F&& allowed) {
+  const RowKind* kinds = pack_kinds(&job_->header);
+  int64_t n = 0;
+  const auto flush = [&] {
+    refiner_.for_each_key(slots, refiner_.indices(), 0, n,
+                          [&](int s, double key, int64_t index) { direct_[list + s].push(key, index); });
+    refined_count_ += slots * n;
+    n = 0;
+  };
+  const auto take = [&](int64_t j) {
+    if (!allowed(j)) return;
+    refiner_.indices()[n++] = j;
+    if (n == Refiner::kBlock) flush();
+  };
+  for (int64_t j = begin_; j < end_; ++j)
+    if (!apart || zero_ >= 0 || kinds[j] != RowKind::negligible) take(j);
+  if (apart && zero_ >= 0)
+    for (int64_t j = next_negligible(end_); j >= 0; j = next_negligible(j + 1)) take(j);
+  flush();
 }
 
 void SearchWorker::refine_all(int64_t at, int slots) {
@@ -429,28 +488,19 @@ void SearchWorker::refine_all(int64_t at, int slots) {
     direct_[s].clear();
     refiner_.load(s, original_.row(first_ + left_[at + s]), p.queries.dtype);
   }
-  if (p.mask.data == nullptr) {
+  const bool apart = !job_->plan.direct && job_->header.negligible > 1;
+  if (p.mask.data == nullptr && !apart) {
     refiner_.for_each_key(slots, nullptr, begin_, end_ - begin_,
                           [&](int s, double key, int64_t index) { direct_[s].push(key, index); });
     refined_count_ += slots * (end_ - begin_);
+  } else if (p.mask.data == nullptr) {
+    refine_chosen(0, slots, apart, [](int64_t) { return true; });
   } else {
     for (int s = 0; s < slots; ++s) {
-      const int64_t row = first_ + left_[at + s];
+      const int64_t row = first_ + left_[at + s], stride = p.mask.col_stride;
       if (s != 0) refiner_.load(0, original_.row(row), p.queries.dtype);
-      int64_t n = 0;
-      const auto flush = [&] {
-        refiner_.for_each_key(1, refiner_.indices(), 0, n,
-                              [&](int, double key, int64_t index) { direct_[s].push(key, index); });
-        refined_count_ += n;
-        n = 0;
-      };
-      const bool* allowed = p.mask.row(row) + job_->offset * p.mask.col_stride;
-      for (int64_t j = begin_; j < end_; ++j) {
-        if (!allowed[j * p.mask.col_stride]) continue;
-        refiner_.indices()[n++] = j;
-        if (n == Refiner::kBlock) flush();
-      }
-      flush();
+      const bool* allowed = p.mask.row(row) + job_->offset * stride;
+      refine_chosen(s, 1, apart, [&](int64_t j) { return allowed[j * stride]; });
     }
   }
   for (int s = 0; s < slots; ++s) {

@@ -74,7 +74,11 @@ class SearchWorker {
   float earlier_bar(int64_t row) const;
   float lower_bound(int64_t row, int64_t panel, float upper, int lane) const;
   bool settle(int64_t row);
+  bool add_negligible(int64_t row, int64_t* kept);
+  int64_t next_negligible(int64_t from) const;
   void refine_all(int64_t at, int slots);
+  template <class F>
+  void refine_chosen(int list, int slots, bool apart, F&& allowed);
   bool sparse(int64_t row) const;
 
   QueryBlock<float> queries_;
@@ -86,12 +90,14 @@ class SearchWorker {
   Buffer<Peak> peaks_;
   Buffer<double> slacks_;
   Buffer<Scored> refined_;
-  Buffer<int64_t> left_;  // rows for refine_all
+  Buffer<int64_t> left_;    // rows for refine_all
+  Buffer<bool> zero_wins_;  // queries that the first negligible row may be the best for
   TopKList direct_[Refiner::kQueries];
 
   const SearchJob* job_ = nullptr;
   int slots_ = 1;
   int64_t first_ = 0, rows_ = 0, begin_ = 0, end_ = 0, part_ = 0, refined_count_ = 0;
+  int64_t zero_ = -1;     // the first negligible row, if it stands for others and this part screens it
   int64_t resigned_ = 0;  // rows given up before the screen: masked to a few, or not finite
   int64_t scanned_row_ = 0, scanned_panel_ = 0;
   int64_t fixed_from_ = -1;  // the visit whose panels are in fixed_panels_

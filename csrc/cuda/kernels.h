@@ -31,7 +31,6 @@ Error pack_panels(const BankPanels& args, const Device& device);
 struct QueryPanels {
   Rows queries;
   Metric metric;
-  bool exact = true;
   double factor = 1.0;  // of the float32 screen's error bound
   bool tensor = false;  // inputs below 2^-126 may be lost
   PackHeader* header;   // the bank's frame
@@ -92,7 +91,7 @@ struct Screen {
   int64_t begin, end;  // slots to screen
   int64_t columns;     // of the bank
   Metric metric;
-  bool exact, biased;
+  bool biased;
   MaskRows mask;
   const float* norms;
   const double* slacks;

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kPanelThreads, 4)
     const bool usable = f.usable && lost <= kMaxQueryNorm;  // not if something overflowed
     if (f.usable && !usable) write_row(a.queries, q, false, f.map, args.to, q);
     if (valid && threadIdx.x % 16 == 0)
-      begin_query(a, q, f, usable, usable && a.exact ? operand_norm(f.packed, lost, share) : 0.0f);
+      begin_query(a, q, f, usable, usable ? operand_norm(f.packed, lost, share) : 0.0f);
   }
 }
 

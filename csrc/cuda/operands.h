@@ -6,7 +6,7 @@
 //             256-byte aligned. Zeros beyond the width
 //   count     rounded up to whole tiles of kOperandTile; rows beyond the last are zeros
 //
-// Beside a query row: its norm (float32; zero where the row is given up, or with exact=False). Beside a bank row
+// Beside a query row: its norm (float32; zero where the row is given up). Beside a bank row
 // ("column"), one float32 each:
 //
 //   start     what its accumulators start from: the map of -|b|^2/2, the bias or 0, raised by its own error bound; -inf

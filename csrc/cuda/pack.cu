@@ -13,9 +13,11 @@ PackHeader pack_header(int64_t rows, int64_t width, Metric metric, DType dtype, 
   h.dtype = static_cast<int32_t>(dtype);
   h.screenable = width <= kMaxScreenWidth;
   h.biased = biased;
-  h.centre_at = round_up_to(sizeof(PackHeader), 64);
+  h.first_negligible = -1;
+  h.centre_at = kCentreAt;
   h.norms_at = h.centre_at + round_up_to(width * 8, 64);
-  h.panels_at = h.norms_at + (metric == Metric::cosine || biased ? round_up_to(rows * 8, 64) : 0);
+  h.kinds_at = h.norms_at + (metric == Metric::cosine || biased ? round_up_to(rows * 8, 64) : 0);
+  h.panels_at = h.kinds_at + round_up_to(rows, 64);
   h.bytes = h.panels_at + ceil_div(rows, kPanel) * (width + 3) * kPanel * element;
   return h;
 }
@@ -236,7 +238,7 @@ __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryP
     if (threadIdx.x % 16 == 0) {
       float rider = 0.0f;  // multiplies the bank's bound line
       if (valid && a.norms != nullptr) {
-        if (f.usable && a.exact) rider = round_up(f.packed * a.factor);
+        if (f.usable) rider = round_up(f.packed * a.factor);
         begin_query(a, q, f, f.usable, rider);
       }
       if (valid && a.scale != nullptr) {

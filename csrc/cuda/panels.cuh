@@ -136,7 +136,7 @@ __device__ __forceinline__ void begin_query(const QueryPanels& a, int64_t q, con
                                             float norm) {
   a.norms[q] = norm;
   double slack = 0.0;
-  if (usable && a.exact) {
+  if (usable) {
     slack = query_slack(a.metric, a.queries.width, f.exponent, a.header->exponent).at(f.packed);
     if (a.tensor) slack += tensor_slack(a.queries.width, f.packed);
   }

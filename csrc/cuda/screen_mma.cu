@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads, 1) mma_kernel(const __grid_constant_
           double more = a.start_per_r2 * (1.0 - 1.0 / a.factor) * r * r;
           if (a.biased)
             more += (a.factor - 1.0) * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
-          if (a.exact && start < HUGE_VALF && more > 0.0) start = round_up(static_cast<double>(start) + more);
+          if (start < HUGE_VALF && more > 0.0) start = round_up(static_cast<double>(start) + more);
         }
 #pragma unroll
         for (int i = 0; i < kRowTiles; ++i) acc[i][j][e] = acc[i][j][e + 2] = start;

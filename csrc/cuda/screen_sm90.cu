@@ -190,7 +190,7 @@ static __device__ __noinline__ RowState keep(const Screen& s, const Bunch bunch,
       reaches &= ~(1u << u);
       continue;
     }
-    lower[u] = lower_bound(bunch.v[u], norm, terms.bound[at], s.exact ? terms.lift[at] + slack : 0.0);
+    lower[u] = lower_bound(bunch.v[u], norm, terms.bound[at], terms.lift[at] + slack);
     best = fmaxf(best, lower[u]);
   }
   if (s.listed > 0) {

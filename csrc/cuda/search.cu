@@ -118,7 +118,6 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   QueryPanels q{};
   q.queries = all.result.queries;
   q.metric = p.metric;
-  q.exact = p.exact;
   q.tensor = device.path != Path::simt;
   q.factor = q.tensor && !plan.operands ? tensor_factor(p.bank.width) : 1.0;
   q.header = header;
@@ -152,7 +151,6 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   s.schedule = plan.schedule;
   s.columns = p.bank.count;
   s.metric = p.metric;
-  s.exact = p.exact;
   s.biased = p.bias != nullptr;
   s.mask = all.result.mask;
   s.norms = w.norms;

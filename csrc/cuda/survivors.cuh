@@ -93,11 +93,10 @@ __device__ __forceinline__ Spot look_up(const Screen& a, float upper, int64_t ro
   double r = 0.0, rest = a.slacks[row];
   if (a.beside.start != nullptr) {
     const int64_t at = panel - a.beside.start + column % kPanel;
-    if (a.exact) r = a.beside.bound[at], rest += a.beside.lift[at];
+    r = a.beside.bound[at], rest += a.beside.lift[at];
   } else {
-    if (a.exact) r = panel[(a.width + 1) * kPanel + column % kPanel];
-    if (a.biased && a.exact)
-      rest += a.factor * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
+    r = panel[(a.width + 1) * kPanel + column % kPanel];
+    if (a.biased) rest += a.factor * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
     rest += a.start_per_r2 * r * r;
   }
   spot.lower = lower_bound(upper, a.norms[row], r, rest);

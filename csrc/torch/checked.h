@@ -47,13 +47,16 @@ struct PackView {
   int64_t bytes = 0;
 
   PackView(const std::optional<Tensor>& pack, const Tensor& bank, const std::optional<Tensor>& bias, int64_t batches)
-      : tensor(pack) {
+      : PackView(pack, batches) {
+    if (tensor && stale(bank, bias)) tensor.reset();
+  }
+  // Whatever the bank has become since.
+  explicit PackView(const std::optional<Tensor>& pack, int64_t batches = 1) : tensor(pack) {
     if (!tensor) return;
     check_cpu(*tensor, "pack");
     STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Byte && tensor->is_contiguous(),
                     "vecbank: pack must be what vecbank::pack returned (a contiguous uint8 tensor)");
     bytes = batches == 0 ? 0 : tensor->numel() / batches;
-    if (stale(bank, bias)) tensor.reset();
   }
   // One stamp, in the first batch's pack, speaks for all.
   bool stale(const Tensor& bank, const std::optional<Tensor>& bias) const {

@@ -34,6 +34,11 @@ std::vector<double> bias_of(const std::optional<Tensor>& bias, const Tensor& ban
   return wide;
 }
 
+void write_stamp(Tensor& packed, const Tensor& bank, const std::optional<Tensor>& bias) {
+  const PackStamp made = stamp_of(bank, bias);
+  std::memcpy(static_cast<char*>(packed.mutable_data_ptr()) + sizeof(PackHeader), &made, sizeof made);
+}
+
 }  // namespace
 
 Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias, bool stamp) {
@@ -52,11 +57,37 @@ Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>
     check_status(pack_bank(batch_of(view.rows, batches, b), metric,
                            static_cast<char*>(out.mutable_data_ptr()) + b * bytes, torch_threads(call.stop()),
                            bias ? biases.data() : nullptr));
-  if (stamp && batches > 0) {
-    const PackStamp made = stamp_of(bank, bias);
-    std::memcpy(static_cast<char*>(out.mutable_data_ptr()) + sizeof(PackHeader), &made, sizeof made);
-  }
+  if (stamp && batches > 0) write_stamp(out, bank, bias);
   return out;
+}
+
+// The pack of a bank whose `rows` have been written to since, in place.
+void repack_(Tensor& packed, const Tensor& bank, int64_t metric_code, const Tensor& rows,
+             const std::optional<Tensor>& bias, bool stamp) {
+  const Metric metric = metric_of(metric_code);
+  const RowsView view = checked_bank(bank, "bank");
+  const Tensor written = checked_codes(rows);
+  const int64_t* at = static_cast<const int64_t*>(written.const_data_ptr());
+  for (int64_t i = 0; i < written.numel(); ++i)
+    STD_TORCH_CHECK(at[i] >= 0 && at[i] < view.rows.count, "vecbank: rows must lie between 0 and ", view.rows.count - 1,
+                    ", got ", at[i]);
+  const PackView packs(packed);
+  if (packs.of(view.rows, metric, 0, bias.has_value()) == nullptr) return;  // no rows at all
+  PackHeader* header = static_cast<PackHeader*>(packed.mutable_data_ptr());
+  bool fit = written.numel() <= view.rows.count / 16;  // else in one go
+  Status status = Status::ok;
+  if (fit) {
+    const InterruptibleCall call(10.0 * static_cast<double>(written.numel() * view.rows.width));
+    status = repack_rows(view.rows, header, at, written.numel(), torch_threads(call.stop()), &fit);
+  }
+  if (status == Status::ok && !fit) {
+    const InterruptibleCall call(10.0 * static_cast<double>(bank.numel()));
+    const std::vector<double> biases = bias_of(bias, bank, metric);
+    status = pack_bank(view.rows, metric, header, torch_threads(call.stop()), bias ? biases.data() : nullptr);
+  }
+  if (status != Status::ok) header->magic = 0;  // half written, and good for nothing
+  check_status(status);
+  if (stamp) write_stamp(packed, bank, bias);
 }
 
 namespace {
@@ -119,7 +150,7 @@ struct Found {
 enum Want { kValues = 1, kGathered = 2 };
 
 Found search(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed, int64_t k, bool listed,
-             int64_t metric_code, const std::optional<Tensor>& mask, bool exact, int want,
+             int64_t metric_code, const std::optional<Tensor>& mask, int want,
              const std::optional<Tensor>& bias = std::nullopt) {
   const Metric metric = metric_of(metric_code);
   const Pairing pair = pair_up(x, bank);
@@ -130,7 +161,6 @@ Found search(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& p
   SearchProblem p;
   p.metric = metric;
   p.k = k;
-  p.exact = exact;
   const std::vector<double> biases = bias_of(bias, bank, metric);
   if (bias) p.bias = biases.data();
   found.indices = empty_cpu(shape, ScalarType::Long);
@@ -162,23 +192,23 @@ Found search(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& p
 }
 
 std::tuple<Tensor, Tensor> topk(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed, int64_t k,
-                                int64_t metric, const std::optional<Tensor>& mask, bool exact,
+                                int64_t metric, const std::optional<Tensor>& mask, bool /*exact*/,
                                 const std::optional<Tensor>& bias) {
   STD_TORCH_CHECK(bank.dim() >= 2 && k >= 1 && k <= bank.size(bank.dim() - 2),
                   "vecbank: k must lie between 1 and M, got k = ", k, " with bank ", shape_of(bank));
-  Found f = search(x, bank, packed, k, true, metric, mask, exact, kValues, bias);
+  Found f = search(x, bank, packed, k, true, metric, mask, kValues, bias);
   return {f.values, f.indices};
 }
 
 std::tuple<Tensor, Tensor> nearest(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed,
-                                   int64_t metric, bool exact) {
-  Found f = search(x, bank, packed, 1, false, metric, std::nullopt, exact, kValues);
+                                   int64_t metric, bool /*exact*/) {
+  Found f = search(x, bank, packed, 1, false, metric, std::nullopt, kValues);
   return {f.values, f.indices};
 }
 
 std::tuple<Tensor, Tensor> quantize(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed,
                                     int64_t metric) {
-  Found f = search(x, bank, packed, 1, false, metric, std::nullopt, true, kGathered);
+  Found f = search(x, bank, packed, 1, false, metric, std::nullopt, kGathered);
   return {f.gathered, f.indices};
 }
 
@@ -192,7 +222,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& 
     STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool && sizes_of(*mask) == rows,
                     "vecbank: mask must be bool with x's shape less the last dimension, got ", shape_of(*mask));
   }
-  Found found = search(x, bank, packed, 1, false, metric, std::nullopt, true, kGathered);
+  Found found = search(x, bank, packed, 1, false, metric, std::nullopt, kGathered);
   const Pairing pair = pair_up(x, bank);
   const DType sums_dtype = pair.bank.rows.dtype == DType::f64 ? DType::f64 : DType::f32;
   std::vector<int64_t> shape = sizes_of(bank);
@@ -263,8 +293,10 @@ std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, co
 }  // namespace
 }  // namespace vecbank::ops
 
+// topk and nearest once took `exact`; the argument is ignored, and stays because schemas only grow.
 STABLE_TORCH_LIBRARY(vecbank, m) {
   m.def("pack(Tensor bank, int metric, Tensor? bias=None, bool stamp=False) -> Tensor");
+  m.def("repack_(Tensor(a!) pack, Tensor bank, int metric, Tensor rows, Tensor? bias=None, bool stamp=False) -> ()");
   m.def("project(Tensor x, Tensor bank, Tensor? pack, int metric, ScalarType? out_dtype=None) -> Tensor");
   m.def("exact_scores(Tensor x, Tensor bank, int metric, ScalarType? out_dtype=None, Tensor? indices=None) -> Tensor");
   m.def(
@@ -292,6 +324,7 @@ STABLE_TORCH_LIBRARY(vecbank, m) {
 // project_backward is plain ATen and lives in Python (_backward.py): three matrix products and no kernel of ours.
 STABLE_TORCH_LIBRARY_IMPL(vecbank, CPU, m) {
   m.impl("pack", TORCH_BOX(&vecbank::ops::pack));
+  m.impl("repack_", TORCH_BOX(&vecbank::ops::repack_));
   m.impl("project", TORCH_BOX(&vecbank::ops::project));
   m.impl("exact_scores", TORCH_BOX(&vecbank::ops::exact_scores));
   m.impl("topk", TORCH_BOX(&vecbank::ops::topk));

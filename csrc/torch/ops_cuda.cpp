@@ -130,8 +130,7 @@ enum Want { kValues = 1, kGathered = 2 };
 
 Found search(Place& place, const Pairing& pair, const Tensor& x, const Tensor& bank,
              const std::optional<Tensor>& packed, int64_t k, bool listed, Metric metric,
-             const std::optional<Tensor>& mask, bool exact, int want,
-             const std::optional<Tensor>& bias = std::nullopt) {
+             const std::optional<Tensor>& mask, int want, const std::optional<Tensor>& bias = std::nullopt) {
   const PackView packs(place, packed, pair, metric, bias.has_value());
   const std::optional<Tensor> wide = bias_of(place, bias, bank, metric);
   std::vector<int64_t> shape = pair.leading;
@@ -140,7 +139,6 @@ Found search(Place& place, const Pairing& pair, const Tensor& x, const Tensor& b
   SearchProblem p;
   p.metric = metric;
   p.k = k;
-  p.exact = exact;
   p.bias = data_of(wide);
   found.indices = place.empty(shape, ScalarType::Long);
   if (want & kValues) {
@@ -165,21 +163,19 @@ Found search(Place& place, const Pairing& pair, const Tensor& x, const Tensor& b
 }
 
 std::tuple<Tensor, Tensor> topk(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed, int64_t k,
-                                int64_t metric, const std::optional<Tensor>& mask, bool exact,
+                                int64_t metric, const std::optional<Tensor>& mask, bool /*exact*/,
                                 const std::optional<Tensor>& bias) {
   STD_TORCH_CHECK(bank.dim() >= 2 && k >= 1 && k <= bank.size(bank.dim() - 2),
                   "vecbank: k must lie between 1 and M, got k = ", k, " with bank ", shape_of(bank));
   Place place(x, "x");
-  Found f =
-      search(place, pair_up(place, x, bank), x, bank, packed, k, true, metric_of(metric), mask, exact, kValues, bias);
+  Found f = search(place, pair_up(place, x, bank), x, bank, packed, k, true, metric_of(metric), mask, kValues, bias);
   return {f.values, f.indices};
 }
 
 std::tuple<Tensor, Tensor> nearest(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed,
-                                   int64_t metric, bool exact) {
+                                   int64_t metric, bool /*exact*/) {
   Place place(x, "x");
-  Found f = search(place, pair_up(place, x, bank), x, bank, packed, 1, false, metric_of(metric), std::nullopt, exact,
-                   kValues);
+  Found f = search(place, pair_up(place, x, bank), x, bank, packed, 1, false, metric_of(metric), std::nullopt, kValues);
   return {f.values, f.indices};
 }
 

@@ -96,8 +96,18 @@ def _(bank: Tensor, metric: int, bias: Tensor | None = None, stamp: bool = False
     _check_bias(bias, bank, metric)
     m, d = bank.shape[-2], bank.shape[-1]
     extra = (8 * m + 63) // 64 * 64 if metric == METRICS["cosine"] or bias is not None else 0
-    size = 128 + (8 * d + 63) // 64 * 64 + extra + (m + 15) // 16 * (d + 3) * 64
+    size = 192 + (8 * d + 63) // 64 * 64 + extra + (m + 63) // 64 * 64 + (m + 15) // 16 * (d + 3) * 64
     return bank.new_empty((*bank.shape[:-2], size), dtype=torch.uint8)
+
+
+@torch.library.register_fake("vecbank::repack_")
+def _(pack: Tensor, bank: Tensor, metric: int, rows: Tensor, bias: Tensor | None = None, stamp: bool = False) -> None:
+    _check_bank(bank, metric)
+    _check_bias(bias, bank, metric)
+    _same_device(bank, rows, pack)
+    _check(bank.dim() == 2, f"bank must be (M, d), got {tuple(bank.shape)}")
+    _check(rows.dtype == torch.int64, f"rows must be int64, got {rows.dtype}")
+    _check(pack.dtype == torch.uint8, f"pack must be uint8, got {pack.dtype}")
 
 
 @torch.library.register_fake("vecbank::project")

@@ -26,6 +26,7 @@ def _interruptible(op: Callable[..., Any]) -> Callable[..., Any]:
 
 _NAMES = (
     "pack",
+    "repack_",
     "project",
     "exact_scores",
     "project_backward",

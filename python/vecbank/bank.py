@@ -127,30 +127,37 @@ class Bank(nn.Module):
             RuntimeError: the bank is learnable (an optimiser owns it). TypeError: rows that are not int64, or vectors
                 of another dtype than the bank's. ValueError: shapes. IndexError: rows outside 0..M-1.
         """
-        if self.vectors.requires_grad:
+        held, bias = self.vectors, self.bias
+        if held.requires_grad:
             raise RuntimeError("update_ cannot write into a learnable bank: its vectors are a leaf that requires grad")
-        if self.vectors.dim() != 2:
-            raise ValueError(f"update_ needs a bank (M, d), this one is {tuple(self.vectors.shape)}")
+        if held.dim() != 2:
+            raise ValueError(f"update_ needs a bank (M, d), this one is {tuple(held.shape)}")
         _checks.codes(rows, "rows")
         _checks.floating("vectors", vectors)
-        if rows.dim() != 1 or vectors.shape != (rows.shape[0], self.vectors.shape[1]):
+        if rows.dim() != 1 or vectors.shape != (rows.shape[0], held.shape[1]):
             raise ValueError(
-                f"update_ needs rows (R,) and vectors (R, {self.vectors.shape[1]}), "
+                f"update_ needs rows (R,) and vectors (R, {held.shape[1]}), "
                 f"got {tuple(rows.shape)} and {tuple(vectors.shape)}"
             )
-        if vectors.dtype != self.vectors.dtype:
-            raise TypeError(f"vectors must be {self.vectors.dtype} like the bank, got {vectors.dtype}")
-        if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= self.vectors.shape[0]):
-            low, high = int(rows.min()), int(rows.max())
-            raise IndexError(
-                f"rows must lie between 0 and {self.vectors.shape[0] - 1}, got values from {low} to {high}"
-            )
+        if vectors.dtype != held.dtype:
+            raise TypeError(f"vectors must be {held.dtype} like the bank, got {vectors.dtype}")
+        if rows.numel():
+            low, high = (int(end) for end in rows.aminmax())
+            if low < 0 or high >= held.shape[0]:
+                raise IndexError(f"rows must lie between 0 and {held.shape[0] - 1}, got values from {low} to {high}")
         rows, vectors = _last_of_each(rows, vectors.detach())
-        if vectors.untyped_storage().data_ptr() == self.vectors.untyped_storage().data_ptr():
+        if vectors.untyped_storage().data_ptr() == held.untyped_storage().data_ptr():
             vectors = vectors.clone()  # rows of the bank itself, perhaps
+        current = {code: made for code, made in self._packs.items() if made.is_of(held, bias)}
         with torch.no_grad():
-            self.vectors.index_copy_(0, rows, vectors)  # bumps the version that autograd checks
-        self.repack()
+            held.index_copy_(0, rows, vectors)  # bumps the version that autograd checks
+            if not current or torch.compiler.is_compiling():
+                return self.repack()
+            self._packs.clear()  # an error leaves none that is half written
+            made_of = Snapshot.of(held), None if bias is None else Snapshot.of(bias)
+            for code, made in current.items():
+                _interrupt.ops.repack_(made.pack, held, code, rows, bias, True)
+                self._packs[code] = _Pack(made.pack, *made_of)
         return self
 
     def repack(self) -> Bank:
@@ -250,6 +257,8 @@ class Bank(nn.Module):
 
 def _last_of_each(rows: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Each row once, with the last vector that came for it."""
+    if rows.numel() <= 1:
+        return rows, vectors
     named, place = rows.unique(return_inverse=True)
     if named.numel() == rows.numel():
         return rows, vectors

@@ -97,7 +97,7 @@ struct Answer {
 struct Case {
   Metric metric = Metric::dot;
   int64_t k = 1;
-  bool want_values = true, want_gathered = false, exact = true, packed = false;
+  bool want_values = true, want_gathered = false, packed = false;
   const Vec<unsigned char>* mask = nullptr;  // [queries][bank]
   const Mask* strided = nullptr;             // or any other
   const Vec<double>* bias = nullptr;
@@ -110,7 +110,6 @@ Answer answer(const Matrix& x, const Matrix& b, const Case& c, Run&& run) {
   p.bank = b.rows;
   p.metric = c.metric;
   p.k = c.k;
-  p.exact = c.exact;
   p.values_dtype = DType::f64;
   if (c.bias != nullptr) p.bias = c.bias->data();
   if (c.mask != nullptr) {
@@ -175,7 +174,7 @@ TEST(cuda_search_equals_cpu) {
         const Matrix x(normal<double>(n * d, ++seed), d, dtype, k == 20);
         const Matrix b(normal<double>(m * d, ++seed), d, dtype, k == 3);
         compare(x, b, {metric, k, true, k == 1}, "gaussian");
-        if (k != 20) compare(x, b, {metric, k, true, false, true, true}, "packed");
+        if (k != 20) compare(x, b, {metric, k, true, false, true}, "packed");
       }
   // A 16-bit query with a float32 bank; and a query tile and a half, over several blocks of columns.
   for (const DType half : {DType::bf16, DType::f16}) {

@@ -55,7 +55,7 @@ Screened screen_everything(const Rows& x, const Rows& b, Metric metric, const do
   const auto held = floats(std::max(panels * (d + 3) * kPanel, rows * pitch / 2)), beside = floats(3 * rows);
   cuda::Screen s{};
   s.rows = n, s.width = d, s.schedule = bank.schedule, s.end = panels, s.columns = m, s.metric = metric;
-  s.exact = true, s.biased = bias != nullptr;
+  s.biased = bias != nullptr;
   s.norms = norms.data(), s.slacks = out.slacks.data(), s.factor = q.factor;
   s.start_per_r2 = start_bound_per_r2(metric, d) * q.factor;
   out.candidates.resize(static_cast<size_t>(n * m));

@@ -110,7 +110,6 @@ struct Trial {
     s.rows = n;
     s.width = setup.d;
     s.columns = m;
-    s.exact = true;
     s.blocks = 1000;
     s.schedule = schedule;
     if (!mask.empty()) s.mask = {reinterpret_cast<const bool*>(mask.data()), nullptr, m, 1};

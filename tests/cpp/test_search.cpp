@@ -130,6 +130,66 @@ TEST(search_survives_hostile_data) {
   });
 }
 
+// Rows of which some are zero, tiny, huge or not finite: kinds of their own, whose panels are written as they change.
+TEST(rows_of_every_scale) {
+  constexpr float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  for_each_isa([] {
+    const int64_t d = 19, n = 12, m = 900;
+    auto x = gaussian<float>(n * d, 51);
+    for (int64_t i = 0; i < d; ++i) x[static_cast<size_t>(i)] = 0.0f, x[static_cast<size_t>(d + i)] *= 1e-24f;
+    for (const float scale : {0.0f, 1e-12f, 1e-22f, 1e15f, 1e25f, nan, inf})
+      for (const int64_t every : {2, 50}) {
+        auto b = gaussian<float>(m * d, 52);
+        for (int64_t j = 1; j < m; ++j)
+          if ((j % every == 0) == (every == 50))
+            for (int64_t k = 0; k < d; ++k) b[static_cast<size_t>(j * d + k)] *= scale;
+        compare(x, b, d);
+      }
+  });
+}
+
+TEST(rewritten_rows_are_packed_alone) {
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  const int64_t d = 19, n = 6, m = 500;
+  const auto x = gaussian<float>(n * d, 61);
+  for (const Metric metric : {Metric::dot, Metric::cosine, Metric::l2}) {
+    auto b = gaussian<float>(m * d, 62);
+    for (int64_t j = 3; j < m; j += 3) std::fill_n(&b[static_cast<size_t>(j * d)], d, 0.0f);
+    Buffer<char> memory;
+    CHECK(memory.reserve(pack_bytes(m, d, metric)));
+    CHECK(pack_bank(rows(b, d), metric, memory.get(), threads(2)) == Status::ok);
+    PackHeader& h = *reinterpret_cast<PackHeader*>(memory.get());
+    CHECK(h.negligible == 166 && h.odd == 166 && h.first_negligible == 3);
+    const float scales[] = {1.0f, 0.0f, nan, 1e20f, 2.0f, 1e30f};
+    for (int64_t step = 0; step < 30; ++step) {
+      const std::vector<int64_t> changed{step % 5 == 0 ? h.first_negligible : step * 7, 499, step};
+      for (const int64_t j : changed)
+        for (int64_t k = 0; k < d; ++k)
+          b[static_cast<size_t>(j * d + k)] = (static_cast<float>(k % 4) - 1.3f) * scales[(step + j) % 6];
+      bool fit = false;
+      CHECK(repack_rows(rows(b, d), &h, changed.data(), 3, threads(1), &fit) == Status::ok);
+      CHECK(fit || h.special > 0);
+      SearchProblem p;
+      p.queries = rows(x, d);
+      p.bank = rows(b, d);
+      p.metric = metric;
+      p.k = 4;
+      std::vector<int64_t> found(static_cast<size_t>(n * p.k));
+      p.indices = found.data();
+      p.pack = check_pack(memory.get(), pack_bytes(m, d, metric), p.bank, metric);
+      CHECK(p.pack != nullptr);
+      CHECK(search(p, threads(1)) == Status::ok);
+      CHECK(found == brute(x, b, d, p.k, metric).indices);
+    }
+    for (int i = 0; i < 200; ++i) {
+      const std::vector<int64_t> changed{0, 1, 2, 3};
+      bool fit = true;
+      CHECK(repack_rows(rows(b, d), &h, changed.data(), 4, threads(1), &fit) == Status::ok);
+      if (i == 199) CHECK(!fit);  // more rows written than there are: the frame is old
+    }
+  }
+}
+
 // Two equal winners sixteen rows apart share a lane of the leaders: such a query sees the panels again, the others not.
 TEST(a_lane_with_two_winners_is_looked_at_again) {
   for_each_isa([] {
