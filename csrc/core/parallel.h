@@ -1,6 +1,7 @@
 // Tasks over the caller's threads, and memory that fails with a status rather than an exception.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <memory>
@@ -35,26 +36,43 @@ class KeepSubnormals {
 #endif
 };
 
-// Runs f(worker, task) for every task; workers take the next task when they are free.
+// Runs f(worker, task) for every task; workers take the next task when they are free. `stopped`: the caller's flag was
+// raised, and some tasks may not have run, or not to their end.
 template <class F>
-void for_each_task(const Parallel& parallel, int64_t tasks, F&& f) {
+[[nodiscard]] Status for_each_task(const Parallel& parallel, int64_t tasks, F&& f) {
   struct Shared {
     std::atomic<int64_t> next{0};
     int64_t tasks;
     F* f;
+    Stop stop;
   } shared;
   shared.tasks = tasks;
   shared.f = &f;
+  shared.stop = parallel.stop;
   const auto body = [](void* arg, int worker) {
     Shared& s = *static_cast<Shared*>(arg);
     KeepSubnormals keep;
-    for (int64_t t = s.next.fetch_add(1); t < s.tasks; t = s.next.fetch_add(1)) (*s.f)(worker, t);
+    for (int64_t t = s.next.fetch_add(1); t < s.tasks && !s.stop.asked(); t = s.next.fetch_add(1)) (*s.f)(worker, t);
   };
   const int64_t workers = tasks < parallel.workers ? tasks : parallel.workers;
   if (workers <= 1 || parallel.run == nullptr)
     body(&shared, 0);
   else
     parallel.run(parallel.context, static_cast<int>(workers), body, &shared);
+  return parallel.stop.asked() ? Status::stopped : Status::ok;
+}
+
+// How many items, of `width` elements each, are worked on between two looks at the flag: some milliseconds' worth.
+inline int64_t stretch_of(int64_t width) { return std::max<int64_t>(1, (1 << 22) / std::max<int64_t>(width, 1)); }
+
+// f(from, to) for stretches of [begin, end). False: stopped on the way.
+template <class F>
+bool in_stretches(Stop stop, int64_t begin, int64_t end, int64_t stretch, F&& f) {
+  for (; begin < end; begin += stretch) {
+    if (stop.asked()) return false;
+    f(begin, std::min(end, begin + stretch));
+  }
+  return true;
 }
 
 // Uninitialised, 64-byte aligned, with room for one stray vector store past the end. Growing loses the contents.

@@ -84,13 +84,12 @@ Status pass_back(const PassBackProblem& p, const Parallel& parallel) {
   const int64_t batch = std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(p.width, 1));
   Buffer<double> scratch;
   if (!scratch.reserve(3 * p.width * parallel.workers)) return Status::out_of_memory;
-  for_each_task(parallel, ceil_div(p.rows, batch), [&](int worker, int64_t task) {
+  return for_each_task(parallel, ceil_div(p.rows, batch), [&](int worker, int64_t task) {
     const int64_t first = task * batch, last = std::min(p.rows, first + batch);
     with_dtype(p.dtype, [&](auto type) {
       pass_rows<Element<decltype(type)>>(p, first, last, scratch.get() + 3 * p.width * worker);
     });
   });
-  return Status::ok;
 }
 
 }  // namespace vecbank

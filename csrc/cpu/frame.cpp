@@ -48,7 +48,7 @@ int64_t drop_negligible(double* sample, int64_t count, int64_t width, int64_t st
 
 }  // namespace
 
-Status choose_frame(const Rows& bank, Metric metric, double* centre, int32_t* exponent, int32_t* centred) {
+Status choose_frame(const Rows& bank, Metric metric, double* centre, int32_t* exponent, int32_t* centred, Stop stop) {
   const int64_t d = bank.width;
   std::fill_n(centre, d, 0.0);
   *exponent = 0;
@@ -69,6 +69,7 @@ Status choose_frame(const Rows& bank, Metric metric, double* centre, int32_t* ex
   }
   count = drop_negligible(sample.get(), count, d, stride, column.get());
   for (int64_t k = 0; k < d; ++k) {
+    if (k % 65536 == 0 && stop.asked()) return Status::stopped;
     int64_t finite = 0;
     for (int64_t s = 0; s < count; ++s)
       if (std::isfinite(sample[s * stride + k])) column[finite++] = sample[s * stride + k];
@@ -113,7 +114,7 @@ Status revise_exponent(const Rows& bank, Metric metric, const double* centre, co
   for (int w = 0; w < parallel.workers; ++w)
     if (!crew[w].reader.reserve(bank, 1)) return Status::out_of_memory;
   constexpr int64_t kBatch = 1024;
-  for_each_task(parallel, ceil_div(bank.count, kBatch), [&](int worker, int64_t task) {
+  const Status counted = for_each_task(parallel, ceil_div(bank.count, kBatch), [&](int worker, int64_t task) {
     Worker& mine = crew[worker];
     for (int64_t i = task * kBatch; i < std::min(bank.count, (task + 1) * kBatch); ++i) {
       const double norm =
@@ -121,6 +122,7 @@ Status revise_exponent(const Rows& bank, Metric metric, const double* centre, co
       if (norm > 0.0 && std::isfinite(norm)) ++mine.counts[std::ilogb(norm) - kLowest];
     }
   });
+  if (counted != Status::ok) return counted;
   int64_t* counts = crew[0].counts;
   for (int w = 1; w < parallel.workers; ++w)
     for (int e = 0; e < kBins; ++e) counts[e] += crew[w].counts[e];

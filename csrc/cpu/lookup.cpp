@@ -48,21 +48,26 @@ void write_row(const double* values, int64_t width, DType dtype, void* out, int6
 }
 
 // How often each code of [0, segments) occurs; -1 is left out, anything else is an error.
-Status count_codes(const int64_t* codes, int64_t count, int64_t segments, int64_t* counts) {
+Status count_codes(const int64_t* codes, int64_t count, int64_t segments, int64_t* counts, Stop stop) {
   std::fill_n(counts, segments, int64_t{0});
-  for (int64_t i = 0; i < count; ++i) {
-    if (codes[i] < -1 || codes[i] >= segments) return Status::bad_index;
-    if (codes[i] >= 0) ++counts[codes[i]];
-  }
-  return Status::ok;
+  bool bad = false;
+  const bool done = in_stretches(stop, 0, count, stretch_of(1), [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to && !bad; ++i) {
+      if (codes[i] < -1 || codes[i] >= segments)
+        bad = true;
+      else if (codes[i] >= 0)
+        ++counts[codes[i]];
+    }
+  });
+  return bad ? Status::bad_index : done ? Status::ok : Status::stopped;
 }
 
 // Positions of `codes`, grouped by code and ascending within each; code -1 is left out.
 struct Segments {
   Buffer<int64_t> start, order;
-  Status build(const int64_t* codes, int64_t count, int64_t segments) {
+  Status build(const int64_t* codes, int64_t count, int64_t segments, Stop stop) {
     if (!start.reserve(segments + 1) || !order.reserve(count)) return Status::out_of_memory;
-    const Status counted = count_codes(codes, count, segments, start.get());
+    const Status counted = count_codes(codes, count, segments, start.get(), stop);
     if (counted != Status::ok) return counted;
     start[segments] = 0;
     int64_t total = 0;
@@ -71,9 +76,11 @@ struct Segments {
       start[s] = total;
       total += here;
     }
-    for (int64_t i = 0; i < count; ++i)
-      if (codes[i] >= 0) order[start[codes[i]]++] = i;
-    return Status::ok;
+    const bool done = in_stretches(stop, 0, count, stretch_of(1), [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i)
+        if (codes[i] >= 0) order[start[codes[i]]++] = i;
+    });
+    return done ? Status::ok : Status::stopped;
   }
   int64_t begin(int64_t s) const { return s == 0 ? 0 : start[s - 1]; }
   int64_t end(int64_t s) const { return start[s]; }
@@ -96,9 +103,9 @@ double squared_distance(const double* a, const double* b, int64_t n) {
 
 // A few rows per task: enough to be worth taking, few enough to balance.
 template <class F>
-void for_each_row(const Parallel& parallel, int64_t rows, int64_t width, F&& f) {
+[[nodiscard]] Status for_each_row(const Parallel& parallel, int64_t rows, int64_t width, F&& f) {
   const int64_t batch = std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1));
-  for_each_task(parallel, ceil_div(rows, batch), [&](int worker, int64_t task) {
+  return for_each_task(parallel, ceil_div(rows, batch), [&](int worker, int64_t task) {
     for (int64_t r = task * batch; r < std::min(rows, (task + 1) * batch); ++r) f(worker, r);
   });
 }
@@ -110,7 +117,8 @@ Status lookup(const LookupProblem& p, const Parallel& parallel) {
   Crew crew(parallel, p.bank, p.bank);
   if (!crew.ok()) return Status::out_of_memory;
   std::atomic<bool> bad{false};
-  for_each_row(parallel, p.count, d * p.k, [&](int worker, int64_t r) {
+  const int64_t stretch = stretch_of(d);
+  const Status done = for_each_row(parallel, p.count, d * p.k, [&](int worker, int64_t r) {
     Scratch& s = crew[worker];
     const int64_t* codes = p.codes + r * p.k;
     for (int64_t t = 0; t < p.k; ++t)
@@ -128,18 +136,20 @@ Status lookup(const LookupProblem& p, const Parallel& parallel) {
     }
     std::fill_n(s.sum.get(), d, 0.0);
     int64_t valid = 0;
-    for (int64_t t = 0; t < p.k; ++t) {
-      if (codes[t] < 0) continue;
-      ++valid;
-      const double w = p.weights == nullptr ? 1.0 : element(p.weights, p.bank.dtype, r * p.k + t);
-      kernels().widen(s.first.row(codes[t]), p.bank.dtype, d, s.a.get());
-      for (int64_t k = 0; k < d; ++k) s.sum[k] += w * s.a[k];
-    }
+    in_stretches(parallel.stop, 0, p.k, stretch, [&](int64_t from, int64_t to) {
+      for (int64_t t = from; t < to; ++t) {
+        if (codes[t] < 0) continue;
+        ++valid;
+        const double w = p.weights == nullptr ? 1.0 : element(p.weights, p.bank.dtype, r * p.k + t);
+        kernels().widen(s.first.row(codes[t]), p.bank.dtype, d, s.a.get());
+        for (int64_t k = 0; k < d; ++k) s.sum[k] += w * s.a[k];
+      }
+    });
     if (p.reduce == Reduce::mean && valid > 0)
       for (int64_t k = 0; k < d; ++k) s.sum[k] /= static_cast<double>(valid);
     write_row(s.sum.get(), d, p.bank.dtype, p.out, r);
   });
-  return bad ? Status::bad_index : Status::ok;
+  return bad ? Status::bad_index : done;
 }
 
 Status lookup_dot(const LookupDotProblem& p, const Parallel& parallel) {
@@ -147,10 +157,10 @@ Status lookup_dot(const LookupDotProblem& p, const Parallel& parallel) {
   Crew crew(parallel, p.x, p.bank);
   if (!crew.ok()) return Status::out_of_memory;
   std::atomic<bool> bad{false};
-  for_each_row(parallel, p.x.count, d * p.k, [&](int worker, int64_t r) {
+  const Status done = for_each_row(parallel, p.x.count, d * p.k, [&](int worker, int64_t r) {
     Scratch& s = crew[worker];
     kernels().widen(s.first.row(r), p.x.dtype, d, s.a.get());
-    for (int64_t t = 0; t < p.k; ++t) {
+    for (int64_t t = 0; t < p.k && !parallel.stop.asked(); ++t) {
       const int64_t code = p.codes[r * p.k + t];
       if (code < -1 || code >= p.bank.count) {
         bad = true;
@@ -164,7 +174,7 @@ Status lookup_dot(const LookupDotProblem& p, const Parallel& parallel) {
       write_row(&value, 1, p.bank.dtype, p.out, r * p.k + t);
     }
   });
-  return bad ? Status::bad_index : Status::ok;
+  return bad ? Status::bad_index : done;
 }
 
 // Rows in the order they lie in, for a slice of the columns at a time: memory is read as a stream and the sums stay in
@@ -186,20 +196,22 @@ struct StreamedSum {
     if (!sums || !counts.reserve(p.segments)) return Status::out_of_memory;
     for (int w = 0; w < parallel.workers; ++w)
       if (!sums[w].reserve(p.segments * columns)) return Status::out_of_memory;
-    const Status counted = count_codes(p.codes, p.count, p.segments, counts.get());
+    const Status counted = count_codes(p.codes, p.count, p.segments, counts.get(), parallel.stop);
     if (counted != Status::ok) return counted;
-    for_each_task(parallel, ceil_div(d, columns), [&](int worker, int64_t task) {
+    const Status summed = for_each_task(parallel, ceil_div(d, columns), [&](int worker, int64_t task) {
       const int64_t first = task * columns, width = std::min(columns, d - first);
       double* sum = sums[worker].get();
       std::fill_n(sum, p.segments * width, 0.0);
       with_dtype(p.source.dtype, [&](auto type) {
-        for (int64_t i = 0; i < p.count; ++i) {
-          if (p.codes[i] < 0) continue;
-          const auto* from = static_cast<decltype(type)>(p.source.row(i)) + first;
-          double* to = sum + p.codes[i] * width;
-          const double w = p.weights == nullptr ? 1.0 : element(p.weights, p.weights_dtype, i);
-          for (int64_t k = 0; k < width; ++k) to[k] += w * widened(from[k]);
-        }
+        in_stretches(parallel.stop, 0, p.count, stretch_of(width), [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            if (p.codes[i] < 0) continue;
+            const auto* from = static_cast<decltype(type)>(p.source.row(i)) + first;
+            double* to = sum + p.codes[i] * width;
+            const double w = p.weights == nullptr ? 1.0 : element(p.weights, p.weights_dtype, i);
+            for (int64_t k = 0; k < width; ++k) to[k] += w * widened(from[k]);
+          }
+        });
       });
       with_dtype(p.out_dtype, [&](auto type) {
         auto* out = static_cast<Element<decltype(type)>*>(p.out) + first;
@@ -209,7 +221,7 @@ struct StreamedSum {
     });
     if (p.counts != nullptr)
       for (int64_t c = 0; c < p.segments; ++c) p.counts[c] = static_cast<float>(counts[c]);
-    return Status::ok;
+    return summed;
   }
 };
 
@@ -220,21 +232,23 @@ Status segment_sum(const SegmentSumProblem& p, const Parallel& parallel) {
   Crew crew(parallel, p.source, p.source);
   Segments segments;
   if (!crew.ok()) return Status::out_of_memory;
-  const Status built = segments.build(p.codes, p.count, p.segments);
+  const Status built = segments.build(p.codes, p.count, p.segments, parallel.stop);
   if (built != Status::ok) return built;
-  for_each_row(parallel, p.segments, d * (1 + p.count / std::max<int64_t>(p.segments, 1)), [&](int worker, int64_t c) {
+  const int64_t stretch = stretch_of(d), members = 1 + p.count / std::max<int64_t>(p.segments, 1);
+  return for_each_row(parallel, p.segments, d * members, [&](int worker, int64_t c) {
     Scratch& s = crew[worker];
     std::fill_n(s.sum.get(), d, 0.0);
-    for (int64_t o = segments.begin(c); o < segments.end(c); ++o) {
-      const int64_t i = segments.order[o];
-      const double w = p.weights == nullptr ? 1.0 : element(p.weights, p.weights_dtype, i);
-      kernels().widen(s.first.row(i / p.k), p.source.dtype, d, s.a.get());
-      for (int64_t k = 0; k < d; ++k) s.sum[k] += w * s.a[k];
-    }
+    in_stretches(parallel.stop, segments.begin(c), segments.end(c), stretch, [&](int64_t from, int64_t to) {
+      for (int64_t o = from; o < to; ++o) {
+        const int64_t i = segments.order[o];
+        const double w = p.weights == nullptr ? 1.0 : element(p.weights, p.weights_dtype, i);
+        kernels().widen(s.first.row(i / p.k), p.source.dtype, d, s.a.get());
+        for (int64_t k = 0; k < d; ++k) s.sum[k] += w * s.a[k];
+      }
+    });
     write_row(s.sum.get(), d, p.out_dtype, p.out, c);
     if (p.counts != nullptr) p.counts[c] = static_cast<float>(segments.end(c) - segments.begin(c));
   });
-  return Status::ok;
 }
 
 Status quantize_loss(QuantizeLossProblem& p, const Parallel& parallel) {
@@ -244,7 +258,7 @@ Status quantize_loss(QuantizeLossProblem& p, const Parallel& parallel) {
   Buffer<double> partial;
   Buffer<int64_t> valid;
   if (!crew.ok() || !partial.reserve(blocks) || !valid.reserve(blocks)) return Status::out_of_memory;
-  for_each_task(parallel, blocks, [&](int worker, int64_t task) {
+  const Status done = for_each_task(parallel, blocks, [&](int worker, int64_t task) {
     Scratch& s = crew[worker];
     double squares = 0.0;
     int64_t rows = 0;
@@ -264,6 +278,7 @@ Status quantize_loss(QuantizeLossProblem& p, const Parallel& parallel) {
     partial[task] = squares;
     valid[task] = rows;
   });
+  if (done != Status::ok) return done;
   for (int64_t t = 0; t < blocks; ++t) {
     p.squares += partial[t];
     p.valid += valid[t];
@@ -301,15 +316,15 @@ Status pair_gradients(const PairProblem& p, const Parallel& parallel) {
   Segments segments;
   Buffer<PairFactors> factors;
   if (!crew.ok() || !factors.reserve(pairs)) return Status::out_of_memory;
-  const Status built = segments.build(p.indices, pairs, p.bank.count);
+  const Status built = segments.build(p.indices, pairs, p.bank.count, parallel.stop);
   if (built != Status::ok) return built;
   const bool distance = is_distance(p.metric);
 
-  for_each_row(parallel, n, d * p.k, [&](int worker, int64_t q) {
+  const Status paired = for_each_row(parallel, n, d * p.k, [&](int worker, int64_t q) {
     Scratch& s = crew[worker];
     std::fill_n(s.sum.get(), d, 0.0);
     kernels().widen(s.first.row(q), p.queries.dtype, d, s.a.get());
-    for (int64_t t = 0; t < p.k; ++t) {
+    for (int64_t t = 0; t < p.k && !parallel.stop.asked(); ++t) {
       const int64_t i = q * p.k + t;
       if (p.indices[i] < 0) continue;
       kernels().widen(s.second.row(p.indices[i]), p.bank.dtype, d, s.b.get());
@@ -320,22 +335,24 @@ Status pair_gradients(const PairProblem& p, const Parallel& parallel) {
     }
     if (p.grad_queries != nullptr) write_row(s.sum.get(), d, p.queries.dtype, p.grad_queries, q);
   });
-  if (p.grad_bank == nullptr) return Status::ok;
+  if (p.grad_bank == nullptr || paired != Status::ok) return paired;
 
-  for_each_row(parallel, p.bank.count, d, [&](int worker, int64_t j) {
+  const int64_t stretch = stretch_of(d);
+  return for_each_row(parallel, p.bank.count, d, [&](int worker, int64_t j) {
     Scratch& s = crew[worker];
     std::fill_n(s.sum.get(), d, 0.0);
     if (segments.begin(j) < segments.end(j)) kernels().widen(s.second.row(j), p.bank.dtype, d, s.b.get());
-    for (int64_t o = segments.begin(j); o < segments.end(j); ++o) {
-      const int64_t i = segments.order[o];
-      const PairFactors& f = factors[i];
-      kernels().widen(s.first.row(i / p.k), p.queries.dtype, d, s.a.get());
-      for (int64_t k = 0; k < d; ++k)
-        s.sum[k] += distance ? f.along * (s.b[k] - s.a[k]) : f.along * s.a[k] - f.own_bank * s.b[k];
-    }
+    in_stretches(parallel.stop, segments.begin(j), segments.end(j), stretch, [&](int64_t from, int64_t to) {
+      for (int64_t o = from; o < to; ++o) {
+        const int64_t i = segments.order[o];
+        const PairFactors& f = factors[i];
+        kernels().widen(s.first.row(i / p.k), p.queries.dtype, d, s.a.get());
+        for (int64_t k = 0; k < d; ++k)
+          s.sum[k] += distance ? f.along * (s.b[k] - s.a[k]) : f.along * s.a[k] - f.own_bank * s.b[k];
+      }
+    });
     write_row(s.sum.get(), d, p.bank.dtype, p.grad_bank, j);
   });
-  return Status::ok;
 }
 
 }  // namespace vecbank

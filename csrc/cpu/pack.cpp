@@ -60,6 +60,7 @@ struct PanelScratch {
   RowReader reader;
   NormScratch norms;
   Tally tally;
+  Stop stop{};
   bool reserve(const Rows& bank) { return reader.reserve(bank, kPanel) && norms.reserve(bank); }
 };
 
@@ -118,6 +119,7 @@ struct Packing {
     Affine maps[kPanel];
     bool blank[kPanel] = {}, any_blank = false;
     for (int c = 0; c < count; ++c) {
+      if (scratch.stop.asked()) return;
       const int64_t j = p * kPanel + c;
       rows[c] = scratch.reader.row(j, c);
       maps[c] = {centre, 1.0, post};
@@ -171,14 +173,15 @@ struct Packing {
   }
 
   // All panels; what was found of the rows goes into the header.
-  Tally write_all(PanelScratch* scratch, const Parallel& parallel) {
+  Status write_all(PanelScratch* scratch, const Parallel& parallel, Tally& all) {
     const int64_t count = ceil_div(bank.count, kPanel);
     const int64_t batch = std::max<int64_t>(1, (1 << 16) / ((bank.width + 3) * kPanel));  // a task worth handing out
     h.first_negligible = -1;
-    for_each_task(parallel, ceil_div(count, batch), [&](int worker, int64_t task) {
+    const Status done = for_each_task(parallel, ceil_div(count, batch), [&](int worker, int64_t task) {
       for (int64_t p = task * batch; p < std::min(count, (task + 1) * batch); ++p) write(p, scratch[worker], true);
     });
-    Tally all;
+    if (done != Status::ok) return done;
+    all = {};
     for (int w = 0; w < parallel.workers; ++w) {
       all.add(scratch[w].tally);
       scratch[w].tally = {};
@@ -186,7 +189,7 @@ struct Packing {
     h.special = all.special, h.odd = all.odd, h.far = all.far, h.negligible = all.negligible;
     h.negligible_size = all.size;
     show_first(0, scratch[0]);
-    return all;
+    return Status::ok;
   }
 
   // The first negligible row from `from` on is screened for all of them.
@@ -211,16 +214,20 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   PackHeader& h = *static_cast<PackHeader*>(out);
   h = planned;
   double* centre = reinterpret_cast<double*>(base + h.centre_at);
-  const Status framed = choose_frame(bank, metric, centre, &h.exponent, &h.centred);
+  const Status framed = choose_frame(bank, metric, centre, &h.exponent, &h.centred, parallel.stop);
   if (framed != Status::ok) return framed;
 
   std::unique_ptr<PanelScratch[]> scratch(new (std::nothrow) PanelScratch[parallel.workers]);
   if (!scratch) return Status::out_of_memory;
-  for (int w = 0; w < parallel.workers; ++w)
+  for (int w = 0; w < parallel.workers; ++w) {
     if (!scratch[w].reserve(bank)) return Status::out_of_memory;
+    scratch[w].stop = parallel.stop;
+  }
   Packing<T> packing(bank, h);
   if (bias != nullptr) std::copy_n(bias, bank.count, packing.norms);
-  const Tally found = packing.write_all(scratch.get(), parallel);
+  Tally found;
+  const Status written = packing.write_all(scratch.get(), parallel, found);
+  if (written != Status::ok) return written;
   const bool far_apart = is_distance(metric) && found.least < std::ldexp(found.most, -kNegligible);
   if (metric == Metric::cosine || (found.most <= kMaxBankNorm && !far_apart)) return Status::ok;
 
@@ -230,8 +237,8 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
       revise_exponent(bank, metric, h.centred ? centre : nullptr, parallel, &h.exponent, &packing.negligible_below);
   if (revised != Status::ok) return revised;
   const double least = std::ldexp(found.least, h.exponent - before);
-  if (h.exponent != before || least < packing.negligible_below) packing.write_all(scratch.get(), parallel);
-  return Status::ok;
+  if (h.exponent == before && !(least < packing.negligible_below)) return Status::ok;
+  return packing.write_all(scratch.get(), parallel, found);
 }
 template Status pack_as<float>(const Rows&, Metric, void*, const Parallel&, const double*);
 template Status pack_as<double>(const Rows&, Metric, void*, const Parallel&, const double*);
@@ -264,7 +271,9 @@ Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int6
     first_gone = first_gone || rows[i] == h.first_negligible;
     packing.kinds[rows[i]] = RowKind::ordinary;
   }
-  for_each_task(parallel, tasks, [&](int worker, int64_t i) { packing.write(panels[i], scratch[worker], false); });
+  const Status written =
+      for_each_task(parallel, tasks, [&](int worker, int64_t i) { packing.write(panels[i], scratch[worker], false); });
+  if (written != Status::ok) return written;
   for (int w = 0; w < parallel.workers; ++w) after.add(scratch[w].tally);
   h.special += after.special - before.special, h.far += after.far - before.far;
   h.negligible += after.negligible - before.negligible, h.odd += after.odd - before.odd;

@@ -14,7 +14,7 @@ struct Worker {
   Buffer<int64_t> codes;
 };
 
-Status code_part(const ProductProblem& p, int64_t part, int64_t first, int64_t rows, Worker& worker) {
+Status code_part(const ProductProblem& p, int64_t part, int64_t first, int64_t rows, Worker& worker, Stop stop) {
   const PackedBook& book = p.books[static_cast<size_t>(part)];
   SearchProblem s;
   s.queries = p.queries;
@@ -26,7 +26,7 @@ Status code_part(const ProductProblem& p, int64_t part, int64_t first, int64_t r
   s.pack = book.pack;
   s.metric = Metric::sqeuclidean;
   s.indices = worker.codes.get();
-  const Status status = search_alone(s, worker.search);
+  const Status status = search_alone(s, worker.search, stop);
   if (status != Status::ok) return status;
   const int64_t parts = static_cast<int64_t>(p.books.size());
   for (int64_t r = 0; r < rows; ++r) p.codes[(first + r) * parts + part] = worker.codes[r];
@@ -41,14 +41,14 @@ Status product_quantize(const ProductProblem& p, const Parallel& parallel) {
   for (int w = 0; w < parallel.workers; ++w)
     if (!crew[w].codes.reserve(kBlockRows)) return Status::out_of_memory;
   std::atomic<Status> failed{Status::ok};
-  for_each_task(parallel, ceil_div(p.queries.count, kBlockRows), [&](int worker, int64_t block) {
+  const Status all = for_each_task(parallel, ceil_div(p.queries.count, kBlockRows), [&](int worker, int64_t block) {
     const int64_t first = block * kBlockRows, rows = std::min(kBlockRows, p.queries.count - first);
     for (int64_t part = 0; part < static_cast<int64_t>(p.books.size()); ++part) {
-      const Status status = code_part(p, part, first, rows, crew[worker]);
+      const Status status = code_part(p, part, first, rows, crew[worker], parallel.stop);
       if (status != Status::ok) failed = status;
     }
   });
-  return failed;
+  return all != Status::ok ? all : failed.load();
 }
 
 }  // namespace vecbank

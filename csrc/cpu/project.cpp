@@ -15,6 +15,7 @@ namespace {
 constexpr int64_t kBlockBytes = 192 << 10;  // packed queries of a block: part of L2
 constexpr int64_t kPieceBytes = 24 << 20;   // a plain tensor is packed in pieces of this size
 constexpr int kMaxScaleExponent = 120;      // what a float32 scale can undo
+constexpr int64_t kStretch = 1 << 27;       // products between two looks at the flag: at most a tenth of a second
 
 template <class T>
 void store(const StoreArgs<T>& args) {
@@ -34,9 +35,10 @@ struct Scorer {
   Refiner refiner;
   int64_t place[Refiner::kBlock];
 
-  bool reserve(const ProjectProblem& p, const double* norms) {
+  bool reserve(const ProjectProblem& p, const double* norms, Stop stop) {
     if (!queries.reserve(p.queries, 1) || !refiner.reserve(p.bank, p.bank.width)) return false;
     refiner.set_metric(p.metric, norms);
+    refiner.set_stop(stop);
     return true;
   }
 
@@ -85,35 +87,36 @@ Status project_exact(const ProjectProblem& p, const Parallel& parallel) {
   std::unique_ptr<Scorer[]> crew(new (std::nothrow) Scorer[parallel.workers]);
   if (!crew || !norms.reserve(p.bank.count)) return Status::out_of_memory;
   for (int w = 0; w < parallel.workers; ++w)
-    if (!crew[w].reserve(p, norms.get())) return Status::out_of_memory;
+    if (!crew[w].reserve(p, norms.get(), parallel.stop)) return Status::out_of_memory;
   if (p.metric == Metric::cosine) crew[0].refiner.bank_norms(norms.get());
   const int64_t n = p.queries.count, m = p.bank.count;
   if (p.indices == nullptr) {
     const int64_t parts = ceil_div(m, Refiner::kBlock);
-    for_each_task(parallel, ceil_div(n, Scorer::kRows) * parts, [&](int worker, int64_t task) {
+    return for_each_task(parallel, ceil_div(n, Scorer::kRows) * parts, [&](int worker, int64_t task) {
       const int64_t first = task / parts * Scorer::kRows, from = task % parts * Refiner::kBlock;
       with_dtype(p.out_dtype, [&](auto type) {
         crew[worker].all<Element<decltype(type)>>(p, first, std::min(Scorer::kRows, n - first), from,
                                                   std::min(Refiner::kBlock, m - from));
       });
     });
-    return Status::ok;
   }
   std::atomic<bool> bad{false};
   const int64_t rows = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, p.k * p.bank.width));
-  for_each_task(parallel, ceil_div(n, rows), [&](int worker, int64_t task) {
+  const Status scored = for_each_task(parallel, ceil_div(n, rows), [&](int worker, int64_t task) {
     with_dtype(p.out_dtype, [&](auto type) {
       for (int64_t i = task * rows; i < std::min(n, (task + 1) * rows); ++i)
         if (!crew[worker].listed<Element<decltype(type)>>(p, i)) bad = true;
     });
   });
-  return bad ? Status::bad_index : Status::ok;
+  return bad ? Status::bad_index : scored;
 }
 
 template <class T>
 class Projector {
  public:
-  bool reserve(const ProjectProblem& p, int64_t rows, int group) {
+  bool reserve(const ProjectProblem& p, int64_t rows, int group, Stop stop) {
+    stop_ = stop;
+    refiner_.set_stop(stop);
     return queries_.reserve(p.queries, rows, group) && scale_.reserve(rows + 16) && term_.reserve(rows + 16) &&
            refiner_.reserve(p.bank, p.bank.width) && odd_.reserve(rows);
   }
@@ -126,18 +129,23 @@ class Projector {
     for (int64_t r = 0; r < count; ++r) odd_[r] = !frame(p, h, r);
     const Panels<T> panels = panels_as<T>(&h);
     StoreArgs<T> args;
-    args.tile = {
-        queries_.data(),    queries_.stride(), queries_.group(), count,
-        panels.panel(from), panels.stride(),   h.width,          std::min(h.rows, to * kPanel) - from * kPanel};
+    args.tile = {queries_.data(), queries_.stride(), queries_.group(), count};
+    args.tile.panel_stride = panels.stride();
+    args.tile.width = h.width;
     args.scale = scale_.get();
     args.term = term_.get();
     args.finish = !is_distance(p.metric) ? Finish::linear : p.metric == Metric::l2 ? Finish::rooted : Finish::squared;
     const int64_t size = static_cast<int64_t>(size_of(p.out_dtype));
-    const int64_t columns = from * kPanel + offset;
-    args.out = static_cast<char*>(p.out) + (first * p.out_columns + columns) * size;
     args.out_dtype = p.out_dtype;
     args.out_stride = p.out_columns;
-    store(args);
+    const int64_t stretch = round_up_to(ceil_div(kStretch, count * (h.width + 1) * kPanel), 8);
+    in_stretches(stop_, from, to, stretch, [&](int64_t begin, int64_t end) {
+      args.tile.panels = panels.panel(begin);
+      args.tile.columns = std::min(h.rows, end * kPanel) - begin * kPanel;
+      args.tile.next = end < to ? panels.panel(end) : nullptr;
+      args.out = static_cast<char*>(p.out) + (first * p.out_columns + begin * kPanel + offset) * size;
+      store(args);
+    });
     mend(p, h, offset, first, count, from * kPanel, std::min(h.rows, to * kPanel));
   }
 
@@ -172,7 +180,7 @@ class Projector {
                static_cast<Element<decltype(type)>*>(p.out) + (first + r) * p.out_columns + offset + j);
       });
     };
-    for (int64_t r = 0; r < count; ++r) {
+    for (int64_t r = 0; r < count && !stop_.asked(); ++r) {
       if (!odd_[r]) continue;
       refiner_.load(0, queries_.original(first + r), p.queries.dtype);
       refiner_.for_each_key(1, nullptr, begin, end - begin, [&](int, double key, int64_t j) { write(r, j, key); });
@@ -202,6 +210,7 @@ class Projector {
   Buffer<T> scale_, term_;
   Buffer<bool> odd_;
   Refiner refiner_;
+  Stop stop_;
 };
 
 template <class T>
@@ -228,13 +237,12 @@ Status project_piece(const ProjectProblem& whole, const PackHeader& h, int64_t o
   std::unique_ptr<Projector<T>[]> crew(new (std::nothrow) Projector<T>[workers]);
   if (!crew) return Status::out_of_memory;
   for (int w = 0; w < workers; ++w)
-    if (!crew[w].reserve(p, rows, group)) return Status::out_of_memory;
-  for_each_task(parallel, blocks * parts, [&](int worker, int64_t task) {
+    if (!crew[w].reserve(p, rows, group, parallel.stop)) return Status::out_of_memory;
+  return for_each_task(parallel, blocks * parts, [&](int worker, int64_t task) {
     const int64_t first = task / parts * rows, from = task % parts * per_part;
     if (from < panels)
       crew[worker].run(p, h, offset, first, std::min(rows, n - first), from, std::min(panels, from + per_part));
   });
-  return Status::ok;
 }
 
 template <class T>
@@ -264,8 +272,8 @@ Status project(const ProjectProblem& problem, const Parallel& parallel) {
   p.out_columns = p.bank.count;
   const double columns = static_cast<double>(p.indices == nullptr ? p.bank.count : p.k);
   const double work = static_cast<double>(p.queries.count) * columns * static_cast<double>(p.bank.width + 8);
-  const Parallel alone;
-  const Parallel& chosen = work < 2e5 ? alone : parallel;
+  Parallel chosen = parallel;
+  if (work < 2e5) chosen.workers = 1;
   if (p.exact || work < kSmall) return project_exact(p, chosen);
   return p.bank.dtype == DType::f64 ? project_as<double>(p, chosen) : project_as<float>(p, chosen);
 }

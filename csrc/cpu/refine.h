@@ -18,9 +18,13 @@ class Refiner {
   bool reserve(const Rows& bank, int64_t query_width) {
     bank_ = bank;
     stride_ = round_up_to(query_width, 8);
+    block_ = std::min(kBlock, stretch_of(query_width));
     return bank_reader_.reserve(bank, 1) && wide_.reserve(kQueries * stride_) && scores_.reserve(kQueries * kBlock) &&
            indices_.reserve(kBlock);
   }
+
+  // From here on keys are given up when the flag is raised.
+  void set_stop(Stop stop) { stop_ = stop; }
 
   // The pack holds what a score needs beside the product: floored norms for cosine, biases for biased dot products.
   void set_metric(Metric metric, const double* norms) {
@@ -43,15 +47,15 @@ class Refiner {
   // f(slot, key, index) for every row of [first, first + count) or of index[0..count), ascending.
   template <class F>
   void for_each_key(int slots, const int64_t* index, int64_t first, int64_t count, F&& f) {
-    for (int64_t at = 0; at < count; at += kBlock) {
-      const int64_t n = std::min(kBlock, count - at);
+    in_stretches(stop_, 0, count, block_, [&](int64_t at, int64_t to) {
+      const int64_t n = to - at;
       score(slots, index != nullptr ? index + at : nullptr, first + at, n);
       for (int s = 0; s < slots; ++s)
         for (int64_t i = 0; i < n; ++i) {
           const int64_t j = index != nullptr ? index[at + i] : first + at + i;
           f(s, key(s, scores_[s * n + i], j), j);
         }
-    }
+    });
   }
 
   // Does every bank row whose coordinates are at most `size` have the same distance from the row in slot 0, to the last
@@ -68,10 +72,12 @@ class Refiner {
 
   // Floored norms of all bank rows, for a caller without a pack.
   void bank_norms(double* norms) {
-    for (int64_t j = 0; j < bank_.count; ++j) {
-      kernels().widen(bank_reader_.row(j), bank_.dtype, bank_.width, wide_.get());
-      norms[j] = self_norm(wide_.get());
-    }
+    in_stretches(stop_, 0, bank_.count, block_, [&](int64_t from, int64_t to) {
+      for (int64_t j = from; j < to; ++j) {
+        kernels().widen(bank_reader_.row(j), bank_.dtype, bank_.width, wide_.get());
+        norms[j] = self_norm(wide_.get());
+      }
+    });
   }
 
   // Room for one block of indices, for callers that gather them.
@@ -129,7 +135,8 @@ class Refiner {
   RowReader bank_reader_;
   Metric metric_ = Metric::dot;
   const double *norms_ = nullptr, *bias_ = nullptr;
-  int64_t stride_ = 0;
+  int64_t stride_ = 0, block_ = kBlock;
+  Stop stop_;
   double query_norm_[kQueries] = {};
   Buffer<double> wide_, scores_;
   Buffer<int64_t> indices_;

@@ -31,7 +31,7 @@ class Worker {
            wide_.reserve(round_up_to(d, 8));
   }
 
-  Status run(const ResidualProblem& p, int64_t first, int64_t rows, Sum* sums) {
+  Status run(const ResidualProblem& p, int64_t first, int64_t rows, Sum* sums, Stop stop) {
     const int64_t d = p.queries.width, stages = static_cast<int64_t>(p.stages.size());
     T* total = static_cast<T*>(p.quantized) + first * d;
     for (int64_t r = 0; r < rows; ++r) {
@@ -39,7 +39,7 @@ class Worker {
       for (int64_t k = 0; k < d; ++k) rest_[r * d + k] = static_cast<T>(wide_[k]);
     }
     for (int64_t s = 0; s < stages; ++s) {
-      const Status status = nearest(p, p.stages[s], rows);
+      const Status status = nearest(p, p.stages[s], rows, stop);
       if (status != Status::ok) return status;
       for (int64_t r = 0; r < rows; ++r) p.codes[(first + r) * stages + s] = codes_[r];
       if (s == 0)
@@ -58,7 +58,7 @@ class Worker {
 
  private:
   // Codes and rows of one stage for the rows at hand.
-  Status nearest(const ResidualProblem& whole, const PackedBook& stage, int64_t rows) {
+  Status nearest(const ResidualProblem& whole, const PackedBook& stage, int64_t rows, Stop stop) {
     SearchProblem p;
     p.queries = {rest_.get(), stage.bank.dtype, rows, whole.queries.width, whole.queries.width, 1};
     p.bank = stage.bank;
@@ -70,7 +70,7 @@ class Worker {
       for (int64_t r = 0; r < rows; ++r) write_result(p, r, nullptr, 0, 0);
       return Status::ok;
     }
-    return search_alone(p, search_);
+    return search_alone(p, search_, stop);
   }
 
   static double squares(const T* row, int64_t d) {
@@ -97,9 +97,10 @@ Status run_all(const ResidualProblem& p, const Parallel& parallel) {
     if (!crew[w].reserve(p, rows)) return Status::out_of_memory;
   std::fill_n(sums.get(), blocks * stages, Sum{});
   std::atomic<Status> failed{Status::ok};
-  for_each_task(parallel, blocks, [&](int worker, int64_t block) {
+  const Status all = for_each_task(parallel, blocks, [&](int worker, int64_t block) {
     const int64_t first = block * rows;
-    const Status status = crew[worker].run(p, first, std::min(rows, n - first), sums.get() + block * stages);
+    const Status status =
+        crew[worker].run(p, first, std::min(rows, n - first), sums.get() + block * stages, parallel.stop);
     if (status != Status::ok) failed = status;
   });
   for (int64_t s = 0; s < stages; ++s) {
@@ -110,7 +111,7 @@ Status run_all(const ResidualProblem& p, const Parallel& parallel) {
       p.valid[s] += sums[b * stages + s].valid;
     }
   }
-  return failed;
+  return all != Status::ok ? all : failed.load();
 }
 
 }  // namespace

@@ -81,6 +81,7 @@ void SearchWorker::run(const SearchJob& job, int64_t block, int64_t part) {
   part_ = part;
   refined_count_ = 0;
   refiner_.set_frame(job.header);
+  refiner_.set_stop(job.stop);
   const int64_t zero = job.header.first_negligible;
   zero_ = job.header.negligible > 1 && zero >= begin_ && zero < end_ ? zero : -1;
   fixed_bound_ = fixed_bound(job.header.width);
@@ -99,10 +100,11 @@ void SearchWorker::run(const SearchJob& job, int64_t block, int64_t part) {
       begin_screen();
       screen(from, to);
     }
-    for (int64_t r = 0; r < rows_; ++r)
+    for (int64_t r = 0; r < rows_ && !job.stop.asked(); ++r)
       if (!settle(r)) left_[direct++] = r;
   }
-  for (int64_t i = 0; i < direct; i += slots_) refine_all(i, static_cast<int>(std::min<int64_t>(slots_, direct - i)));
+  for (int64_t i = 0; i < direct && !job.stop.asked(); i += slots_)
+    refine_all(i, static_cast<int>(std::min<int64_t>(slots_, direct - i)));
   if (part == 0) counted_queries.fetch_add(rows_, std::memory_order_relaxed);
   counted_refined.fetch_add(refined_count_, std::memory_order_relaxed);
   counted_repeated.fetch_add(direct, std::memory_order_relaxed);
@@ -134,7 +136,7 @@ void SearchWorker::begin_screen() {
     const double norm = std::sqrt(queries_.squares(r)) * scale * (1.0 + 0x1p-20);
     norms_[r] = above(norm);
     slacks_[r] = slack.at(norm);
-    if (!queries_.usable(r) || sparse(r)) {
+    if (!queries_.usable(r) || job_->stop.asked() || sparse(r)) {
       lists_.give_up(r);
       ++resigned_;
       continue;
@@ -278,6 +280,7 @@ void SearchWorker::aim(Tiles& t, const Visit& visit, int64_t row, int64_t rows) 
 }
 
 void SearchWorker::lead(const Visit& visit) {
+  if (job_->stop.asked()) return;
   const auto run = [&](auto args, auto kernel) {
     aim(args.tile, visit, 0, rows_);
     args.leaders = leaders_.get();
@@ -292,6 +295,7 @@ void SearchWorker::lead(const Visit& visit) {
 
 // Offers what reaches `thresholds` among a visit's panels to rows [row, row + rows) of the block.
 void SearchWorker::scan(const Visit& visit, int64_t row, int64_t rows, const float* thresholds) {
+  if (job_->stop.asked()) return;
   const auto run = [&](auto args, auto kernel) {
     aim(args.tile, visit, row, rows);
     args.thresholds = thresholds;

@@ -41,6 +41,7 @@ struct SearchJob {
   const int64_t* earlier_counts = nullptr;
   Scored* partial = nullptr;          // [part][query][k]; null: a single part, written straight out
   int64_t* partial_counts = nullptr;  // [part][query]
+  Stop stop{};
   void report(int64_t query, int64_t part, const Scored* best, int64_t count) const;
 };
 
@@ -106,6 +107,6 @@ class SearchWorker {
 };
 
 // A search of few enough queries for one worker: what a driver of its own threads calls. `p.pack` is there.
-Status search_alone(const SearchProblem& p, SearchWorker& worker);
+Status search_alone(const SearchProblem& p, SearchWorker& worker, Stop stop);
 
 }  // namespace vecbank

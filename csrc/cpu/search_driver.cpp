@@ -75,9 +75,9 @@ Status merge(const SearchProblem& p, int64_t slots, bool last, Partials& partial
   if (!scratch) return Status::out_of_memory;
   for (int w = 0; w < parallel.workers; ++w)
     if (!scratch[w].reserve(2 * p.k)) return Status::out_of_memory;
-  for_each_task(parallel, ceil_div(n, batch), [&](int worker, int64_t task) {
+  return for_each_task(parallel, ceil_div(n, batch), [&](int worker, int64_t task) {
     Scored* list = scratch[worker].get();
-    for (int64_t q = task * batch; q < std::min(n, (task + 1) * batch); ++q) {
+    for (int64_t q = task * batch; q < std::min(n, (task + 1) * batch) && !parallel.stop.asked(); ++q) {
       int64_t count = 0, fresh = 0;
       for (int64_t s = 0; s < slots; ++s) {  // every list comes sorted
         const int64_t at = s * n + q, more = partials.counts[at];
@@ -95,7 +95,6 @@ Status merge(const SearchProblem& p, int64_t slots, bool last, Partials& partial
       }
     }
   });
-  return Status::ok;
 }
 
 // One piece of the bank: all of it when it came packed.
@@ -106,6 +105,7 @@ Status search_piece(const SearchProblem& whole, const PackHeader& header, int64_
   p.bank.count = header.rows;
   SearchJob job{p, header, pack_panels(&header), plan_search(p, header, parallel.workers)};
   job.start_bound = start_bound_per_r2(p.metric, header.width);
+  job.stop = parallel.stop;
   const int64_t n = p.queries.count;
   const bool merging = !only || job.plan.parts > 1;
   Buffer<std::atomic<float>> shared;
@@ -126,10 +126,10 @@ Status search_piece(const SearchProblem& whole, const PackHeader& header, int64_
   if (!crew) return Status::out_of_memory;
   for (int w = 0; w < workers; ++w)
     if (!crew[w].reserve(p, job.plan)) return Status::out_of_memory;
-  for_each_task(parallel, tasks, [&](int worker, int64_t task) {
+  const Status found = for_each_task(parallel, tasks, [&](int worker, int64_t task) {
     crew[worker].run(job, task % job.plan.blocks, task / job.plan.blocks);
   });
-  return merging ? merge(whole, job.plan.parts + 1, last, partials, parallel) : Status::ok;
+  return merging && found == Status::ok ? merge(whole, job.plan.parts + 1, last, partials, parallel) : found;
 }
 
 Status search_rows(const SearchProblem& p, int64_t piece, const Parallel& parallel) {
@@ -153,13 +153,15 @@ Status search_rows(const SearchProblem& p, int64_t piece, const Parallel& parall
 
 }  // namespace
 
-Status search_alone(const SearchProblem& p, SearchWorker& worker) {
+Status search_alone(const SearchProblem& p, SearchWorker& worker, Stop stop) {
+  Parallel alone;
+  alone.stop = stop;
   SearchJob job{p, *p.pack, pack_panels(p.pack), plan_search(p, *p.pack, 1)};
+  job.stop = stop;
   job.start_bound = start_bound_per_r2(p.metric, p.bank.width);
-  if (job.plan.parts != 1) return search(p, {});  // a bank beyond 2^30 rows
+  if (job.plan.parts != 1) return search(p, alone);  // a bank beyond 2^30 rows
   if (!worker.reserve(p, job.plan)) return Status::out_of_memory;
-  for (int64_t block = 0; block < job.plan.blocks; ++block) worker.run(job, block, 0);
-  return Status::ok;
+  return for_each_task(alone, job.plan.blocks, [&](int, int64_t block) { worker.run(job, block, 0); });
 }
 
 Status search(const SearchProblem& p, const Parallel& parallel) {
@@ -171,8 +173,8 @@ Status search(const SearchProblem& p, const Parallel& parallel) {
   // Work too small to be worth waking threads for runs on this one.
   const double work =
       static_cast<double>(p.queries.count) * static_cast<double>(p.bank.count) * static_cast<double>(p.bank.width + 8);
-  const Parallel alone;
-  const Parallel& chosen = work < 2e5 ? alone : parallel;
+  Parallel chosen = parallel;
+  if (work < 2e5) chosen.workers = 1;
 
   const int64_t panel = (p.bank.width + 3) * kPanel * 4;
   const int64_t most = std::max<int64_t>(1, kPackBytes / panel) * kPanel;

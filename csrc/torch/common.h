@@ -121,12 +121,14 @@ inline Metric metric_of(int64_t metric) {
 
 inline void check_status(Status status) {
   STD_TORCH_CHECK(status != Status::out_of_memory, "vecbank: out of memory for the workspace");
+  STD_TORCH_CHECK(status != Status::stopped, "vecbank: interrupted");
   STD_TORCH_CHECK(status != Status::bad_index, "vecbank: codes must lie between -1 and the number of bank rows - 1");
 }
 
 // torch's own threads, so torch.set_num_threads is obeyed and no second pool exists.
-inline Parallel torch_threads() {
+inline Parallel torch_threads(Stop stop) {
   Parallel parallel;
+  parallel.stop = stop;
   parallel.workers = static_cast<int>(torch::stable::get_num_threads());
   parallel.run = [](void*, int workers, void (*body)(void*, int), void* arg) {
     torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {

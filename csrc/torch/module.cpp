@@ -6,10 +6,45 @@
 
 #include "../core/problem.h"
 #include "../cpu/isa.h"
+#include "interrupt.h"
 
 namespace py = pybind11;
 
+namespace {
+
+PyObject *getsignal, *default_int_handler, *sigint;  // of Python's signal module, for ever
+
+// call(op, *arguments): what op returns. Where Ctrl-C means KeyboardInterrupt, long calls of the main thread stop for
+// it and raise it here. A program with a handler of its own decides for itself: its calls run to their end.
+PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count == 0) {
+    PyErr_SetString(PyExc_TypeError, "call() needs an op");
+    return nullptr;
+  }
+  const py::object handler = py::reinterpret_steal<py::object>(PyObject_CallOneArg(getsignal, sigint));
+  if (handler.ptr() == nullptr) return nullptr;
+  const auto run = [&] { return PyObject_Vectorcall(arguments[0], arguments + 1, count - 1, nullptr); };
+  if (handler.ptr() != default_int_handler) return run();
+  const vecbank::InterruptibleThread thread;
+  PyObject* result = run();
+  if (result == nullptr && thread.interrupted() && PyErr_ExceptionMatches(PyExc_RuntimeError)) {
+    PyErr_Clear();  // the op's "vecbank: interrupted"
+    if (PyErr_CheckSignals() == 0) PyErr_SetNone(PyExc_KeyboardInterrupt);
+  }
+  return result;
+}
+PyMethodDef call_method = {"call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL,
+                           "call(op, *arguments): the op's result, or KeyboardInterrupt soon after Ctrl-C."};
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
+  const py::module_ signals = py::module_::import("_signal");
+  getsignal = py::object(signals.attr("getsignal")).release().ptr();
+  default_int_handler = py::object(signals.attr("default_int_handler")).release().ptr();
+  sigint = py::object(signals.attr("SIGINT")).release().ptr();
+  m.attr("call") =
+      py::reinterpret_steal<py::object>(PyCFunction_NewEx(&call_method, nullptr, m.attr("__name__").ptr()));
   m.def("isa", [] { return vecbank::kIsaNames[vecbank::isa_in_use()]; }, "The instruction set in use.");
   m.def("available_isas", [] {
     py::list names;

@@ -5,9 +5,16 @@
 #include "../core/lookup.h"
 #include "../core/problem.h"
 #include "checked.h"
+#include "interrupt.h"
 
 namespace vecbank::ops {
 namespace {
+
+// The work of scoring every query against so many rows.
+double work_of(const Pairing& pair, int64_t rows) {
+  return static_cast<double>(pair.x.rows.count) * static_cast<double>(rows) *
+         static_cast<double>(pair.x.rows.width + 8);
+}
 
 // One bias per bank row, widened.
 std::vector<double> bias_of(const std::optional<Tensor>& bias, const Tensor& bank, Metric metric) {
@@ -45,9 +52,10 @@ Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>
   const int64_t bytes = round_up_to(pack_bytes(m, view.rows.width, metric, bias.has_value()), 64);
   Tensor out =
       empty_cpu(bank.dim() == 3 ? std::vector<int64_t>{batches, bytes} : std::vector<int64_t>{bytes}, ScalarType::Byte);
+  const InterruptibleCall call(10.0 * static_cast<double>(bank.numel()));
   for (int64_t b = 0; b < batches; ++b)
     check_status(pack_bank(batch_of(view.rows, batches, b), metric,
-                           static_cast<char*>(out.mutable_data_ptr()) + b * bytes, torch_threads(),
+                           static_cast<char*>(out.mutable_data_ptr()) + b * bytes, torch_threads(call.stop()),
                            bias ? biases.data() : nullptr));
   if (stamp && batches > 0) write_stamp(out, bank, bias);
   return out;
@@ -68,10 +76,14 @@ void repack_(Tensor& packed, const Tensor& bank, int64_t metric_code, const Tens
   PackHeader* header = static_cast<PackHeader*>(packed.mutable_data_ptr());
   bool fit = written.numel() <= view.rows.count / 16;  // else in one go
   Status status = Status::ok;
-  if (fit) status = repack_rows(view.rows, header, at, written.numel(), torch_threads(), &fit);
+  if (fit) {
+    const InterruptibleCall call(10.0 * static_cast<double>(written.numel() * view.rows.width));
+    status = repack_rows(view.rows, header, at, written.numel(), torch_threads(call.stop()), &fit);
+  }
   if (status == Status::ok && !fit) {
+    const InterruptibleCall call(10.0 * static_cast<double>(bank.numel()));
     const std::vector<double> biases = bias_of(bias, bank, metric);
-    status = pack_bank(view.rows, metric, header, torch_threads(), bias ? biases.data() : nullptr);
+    status = pack_bank(view.rows, metric, header, torch_threads(call.stop()), bias ? biases.data() : nullptr);
   }
   if (status != Status::ok) header->magic = 0;  // half written, and good for nothing
   check_status(status);
@@ -91,13 +103,14 @@ Tensor project(const Tensor& x, const Tensor& bank, const std::optional<Tensor>&
   ProjectProblem p;
   p.metric = metric;
   p.out_dtype = dtype_of(out, "out_dtype");
+  const InterruptibleCall call(work_of(pair, pair.m));
   for (int64_t b = 0; b < pair.batches; ++b) {
     p.queries = pair.x_batch(b);
     p.bank = pair.bank_batch(b);
     p.pack = p.bank.dtype == DType::f64 ? nullptr : packs.of(p.bank, metric, b);  // float64 has no screen to share
     p.out = static_cast<char*>(out.mutable_data_ptr()) +
             b * p.queries.count * p.bank.count * static_cast<int64_t>(size_of(p.out_dtype));
-    check_status(vecbank::project(p, torch_threads()));
+    check_status(vecbank::project(p, torch_threads(call.stop())));
   }
   return out;
 }
@@ -120,12 +133,13 @@ Tensor exact_scores(const Tensor& x, const Tensor& bank, int64_t metric, std::op
     p.indices = static_cast<const int64_t*>(listed->const_data_ptr());
     p.k = shape.back();
   }
+  const InterruptibleCall call(work_of(pair, shape.back()));
   for (int64_t b = 0; b < pair.batches; ++b) {
     p.queries = pair.x_batch(b);
     p.bank = pair.bank_batch(b);
     p.out = static_cast<char*>(out.mutable_data_ptr()) +
             b * p.queries.count * p.bank.count * static_cast<int64_t>(size_of(p.out_dtype));
-    check_status(vecbank::project(p, torch_threads()));
+    check_status(vecbank::project(p, torch_threads(call.stop())));
   }
   return out;
 }
@@ -158,6 +172,7 @@ Found search(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& p
 
   if (mask) check_cpu(*mask, "mask");
   const MaskView masks(mask, x, pair.m);
+  const InterruptibleCall call(work_of(pair, pair.m));
   for (int64_t b = 0; b < pair.batches; ++b) {
     p.queries = pair.x_batch(b);
     p.bank = pair.bank_batch(b);
@@ -171,7 +186,7 @@ Found search(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& p
     if (want & kGathered)
       p.gathered = static_cast<char*>(found.gathered.mutable_data_ptr()) +
                    first * p.bank.width * static_cast<int64_t>(size_of(p.bank.dtype));
-    check_status(vecbank::search(p, torch_threads()));
+    check_status(vecbank::search(p, torch_threads(call.stop())));
   }
   return found;
 }
@@ -223,7 +238,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& 
   l.codes = static_cast<int64_t*>(found.indices.mutable_data_ptr());
   l.quantized = rows_of(found.gathered, "quantized").rows;
   l.keep = keep ? static_cast<const bool*>(keep->const_data_ptr()) : nullptr;
-  check_status(vecbank::quantize_loss(l, torch_threads()));
+  const InterruptibleCall call(2.0 * static_cast<double>(x.numel()));
+  check_status(vecbank::quantize_loss(l, torch_threads(call.stop())));
   set(loss, 0, l.squares / std::max(1.0, static_cast<double>(l.valid) * static_cast<double>(l.x.width)));
 
   for (int64_t b = 0; b < pair.batches; ++b) {
@@ -236,7 +252,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& 
     s.out = static_cast<char*>(sums.mutable_data_ptr()) +
             b * pair.m * l.x.width * static_cast<int64_t>(size_of(sums_dtype));
     s.counts = static_cast<float*>(counts.mutable_data_ptr()) + b * pair.m;
-    check_status(vecbank::segment_sum(s, torch_threads()));
+    check_status(vecbank::segment_sum(s, torch_threads(call.stop())));
   }
   return {found.gathered, found.indices, loss, counts, sums};
 }
@@ -255,6 +271,7 @@ std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, co
   STD_TORCH_CHECK(p.k * rows == indices.numel(), "vecbank: indices ", shape_of(indices), " do not fit x ", shape_of(x));
   const Tensor grads = dense(grad);
   p.grad_dtype = dtype_of(grads, "grad");
+  const InterruptibleCall call(work_of(pair, p.k) + static_cast<double>(bank.numel()));
   Tensor grad_x = empty_cpu(sizes_of(x), x.scalar_type()), grad_bank = empty_cpu(sizes_of(bank), bank.scalar_type());
   const auto at = [](const Tensor& t, int64_t elements, int64_t size) {
     return static_cast<char*>(t.mutable_data_ptr()) + elements * size;
@@ -268,7 +285,7 @@ std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, co
         static_cast<const char*>(grads.const_data_ptr()) + first * p.k * static_cast<int64_t>(size_of(p.grad_dtype));
     p.grad_queries = at(grad_x, first * p.queries.width, static_cast<int64_t>(size_of(p.queries.dtype)));
     p.grad_bank = at(grad_bank, b * p.bank.count * p.bank.width, static_cast<int64_t>(size_of(p.bank.dtype)));
-    check_status(pair_gradients(p, torch_threads()));
+    check_status(pair_gradients(p, torch_threads(call.stop())));
   }
   return {grad_x, grad_bank};
 }

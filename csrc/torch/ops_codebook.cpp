@@ -3,9 +3,14 @@
 #include "../core/lookup.h"
 #include "../core/residual.h"
 #include "checked.h"
+#include "interrupt.h"
 
 namespace vecbank::ops {
 namespace {
+
+double work_of(int64_t rows, int64_t each, int64_t width) {
+  return static_cast<double>(rows) * static_cast<double>(each) * static_cast<double>(width + 8);
+}
 
 // The pack that came with a bank, or a new one where none came or the bank has changed since.
 PackView pack_for(const std::optional<Tensor>& given, const Tensor& bank, int64_t metric, int64_t batches) {
@@ -25,11 +30,13 @@ std::tuple<Tensor, Tensor, Tensor> residual_quantize(const Tensor& x, const std:
   ResidualProblem p;
   p.metric = metric_of(metric);
   std::vector<Tensor> kept;
+  double work = 0.0;
   for (size_t s = 0; s < books.size(); ++s) {
     STD_TORCH_CHECK(books[s].dim() == 2 && books[s].scalar_type() == dtype,
                     "vecbank: books must be (M, d) and share a dtype, got ", shape_of(books[s]), " at stage ", s);
     const Pairing pair = pair_up(x, books[s]);
     p.queries = pair.x.rows;
+    work += work_of(pair.x.rows.count, pair.m, pair.x.rows.width);
     kept.push_back(pair.x.owner);
     kept.push_back(pair.bank.owner);
     const PackView packed = pack_for(packs.empty() ? std::nullopt : std::optional(packs[s]), books[s], metric, 1);
@@ -46,7 +53,8 @@ std::tuple<Tensor, Tensor, Tensor> residual_quantize(const Tensor& x, const std:
   p.quantized = quantized.mutable_data_ptr();
   p.squares = squares.data();
   p.valid = valid.data();
-  check_status(vecbank::residual_quantize(p, torch_threads()));
+  const InterruptibleCall call(work);
+  check_status(vecbank::residual_quantize(p, torch_threads(call.stop())));
   for (size_t s = 0; s < books.size(); ++s)
     set(losses, static_cast<int64_t>(s),
         squares[s] / std::max(1.0, static_cast<double>(valid[s]) * static_cast<double>(p.queries.width)));
@@ -73,7 +81,8 @@ Tensor product_quantize(const Tensor& x, const Tensor& books, const std::optiona
   shape.back() = parts;
   Tensor codes = empty_cpu(shape, ScalarType::Long);
   p.codes = static_cast<int64_t*>(codes.mutable_data_ptr());
-  check_status(vecbank::product_quantize(p, torch_threads()));
+  const InterruptibleCall call(work_of(queries.rows.count, rows.rows.count, rows.rows.width));
+  check_status(vecbank::product_quantize(p, torch_threads(call.stop())));
   return codes;
 }
 
@@ -101,7 +110,8 @@ Tensor quantize_backward(const Tensor& grad, const Tensor& x, const Tensor& quan
   p.rows = p.width == 0 ? 0 : x.numel() / p.width;
   p.estimator = static_cast<Estimator>(estimator);
   p.out = out.mutable_data_ptr();
-  check_status(pass_back(p, torch_threads()));
+  const InterruptibleCall call(4.0 * static_cast<double>(x.numel()));
+  check_status(pass_back(p, torch_threads(call.stop())));
   return out;
 }
 
@@ -126,7 +136,8 @@ Tensor lookup(const Tensor& codes_in, const Tensor& bank, const std::optional<Te
   p.bank = view.rows;
   p.weights = weights ? weights->const_data_ptr() : nullptr;
   p.out = out.mutable_data_ptr();
-  check_status(vecbank::lookup(p, torch_threads()));
+  const InterruptibleCall call(work_of(p.count, p.k, p.bank.width));
+  check_status(vecbank::lookup(p, torch_threads(call.stop())));
   return out;
 }
 
@@ -147,7 +158,8 @@ Tensor segment_sum(const Tensor& src, const Tensor& codes_in, int64_t num_codes,
   p.weights_dtype = view.rows.dtype;
   p.out_dtype = view.rows.dtype;
   p.out = out.mutable_data_ptr();
-  check_status(vecbank::segment_sum(p, torch_threads()));
+  const InterruptibleCall call(work_of(p.count + p.segments, 1, p.source.width));
+  check_status(vecbank::segment_sum(p, torch_threads(call.stop())));
   return out;
 }
 
@@ -164,7 +176,8 @@ Tensor lookup_dot(const Tensor& x, const Tensor& codes_in, const Tensor& bank) {
   p.x = view.rows;
   p.bank = rows.rows;
   p.out = out.mutable_data_ptr();
-  check_status(vecbank::lookup_dot(p, torch_threads()));
+  const InterruptibleCall call(work_of(codes.numel(), 1, p.x.width));
+  check_status(vecbank::lookup_dot(p, torch_threads(call.stop())));
   return out;
 }
 

@@ -182,8 +182,8 @@ std::tuple<Tensor, Tensor> nearest(const Tensor& x, const Tensor& bank, const st
 std::tuple<Tensor, Tensor> quantize(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed,
                                     int64_t metric) {
   Place place(x, "x");
-  Found f = search(place, pair_up(place, x, bank), x, bank, packed, 1, false, metric_of(metric), std::nullopt, true,
-                   kGathered);
+  Found f =
+      search(place, pair_up(place, x, bank), x, bank, packed, 1, false, metric_of(metric), std::nullopt, kGathered);
   return {f.gathered, f.indices};
 }
 
@@ -199,7 +199,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& 
                     "vecbank: mask must be bool with x's shape less the last dimension, got ", shape_of(*mask));
     keep = dense(*mask);
   }
-  Found found = search(place, pair, x, bank, packed, 1, false, metric_of(metric), std::nullopt, true, kGathered);
+  Found found = search(place, pair, x, bank, packed, 1, false, metric_of(metric), std::nullopt, kGathered);
   const DType wide = pair.bank.rows.dtype == DType::f64 ? DType::f64 : DType::f32;
   std::vector<int64_t> shape = sizes_of(bank);
   Tensor sums = place.empty(shape, scalar_type(wide));

@@ -101,9 +101,7 @@ def _(bank: Tensor, metric: int, bias: Tensor | None = None, stamp: bool = False
 
 
 @torch.library.register_fake("vecbank::repack_")
-def _(
-    pack: Tensor, bank: Tensor, metric: int, rows: Tensor, bias: Tensor | None = None, stamp: bool = False
-) -> None:
+def _(pack: Tensor, bank: Tensor, metric: int, rows: Tensor, bias: Tensor | None = None, stamp: bool = False) -> None:
     _check_bank(bank, metric)
     _check_bias(bias, bank, metric)
     _same_device(bank, rows, pack)

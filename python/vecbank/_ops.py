@@ -17,6 +17,7 @@ from . import _fakes as _fakes
 from ._codes import METRICS as METRICS
 from ._codes import REDUCTIONS as REDUCTIONS
 from ._forward import Registrar
+from ._interrupt import ops as _ops
 
 
 class TopK(NamedTuple):
@@ -63,8 +64,6 @@ for _tuple in (TopK, Nearest, Quantized, QuantizeTrain, ResidualQuantized):
     torch.utils._pytree._register_namedtuple(_tuple, serialized_type_name=f"vecbank.{_tuple.__name__}")
 
 # ---- autograd -----------------------------------------------------------------------------------------------------
-
-_ops = torch.ops.vecbank
 
 
 def _project_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

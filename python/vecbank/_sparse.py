@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ._codes import METRICS
 from ._forward import Function
+from ._interrupt import ops as _ops
 from .bank import Bank
 from .functional import project, topk
 
-_ops = torch.ops.vecbank
 _DOT = METRICS["dot"]
 _BLOCK_BYTES = 16 << 20  # of dense latent values at a time, where they are needed at all
 _FEW = 24  # rows that are scored exactly in less time than it takes to pack the dictionary for a screen

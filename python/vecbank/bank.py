@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import _checks
+from . import _checks, _interrupt
 from ._ops import METRICS, Nearest, Quantized, TopK
 from ._written import Snapshot
 
@@ -156,7 +156,7 @@ class Bank(nn.Module):
             self._packs.clear()  # an error leaves none that is half written
             made_of = Snapshot.of(held), None if bias is None else Snapshot.of(bias)
             for code, made in current.items():
-                torch.ops.vecbank.repack_(made.pack, held, code, rows, bias, True)
+                _interrupt.ops.repack_(made.pack, held, code, rows, bias, True)
                 self._packs[code] = _Pack(made.pack, *made_of)
         return self
 
@@ -175,7 +175,7 @@ class Bank(nn.Module):
         # before packing: a write in between makes the pack stale
         made_of = Snapshot.of(vectors), None if bias is None else Snapshot.of(bias)
         with torch.no_grad():
-            pack: Tensor = torch.ops.vecbank.pack(vectors, code, bias, True)
+            pack: Tensor = _interrupt.ops.pack(vectors, code, bias, True)
         if _checks.concrete(pack):  # a tracer's own tensor is for that tracer alone
             self._packs[code] = _Pack(pack, *made_of)
         return pack

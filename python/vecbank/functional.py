@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._interrupt import ops as _ops
 from ._ops import METRICS, REDUCTIONS, Nearest, Quantized, QuantizeTrain, TopK
 from .bank import Bank
 
-_ops = torch.ops.vecbank
-_project, _topk, _nearest = _ops.project.default, _ops.topk.default, _ops.nearest.default
-_quantize_train = _ops.quantize_train.default
-_quantize, _lookup, _segment_sum = _ops.quantize.default, _ops.lookup.default, _ops.segment_sum.default
+_project, _topk, _nearest = _ops.project, _ops.topk, _ops.nearest
+_quantize, _quantize_train, _lookup, _segment_sum = _ops.quantize, _ops.quantize_train, _ops.lookup, _ops.segment_sum
 
 
 def _resolve(

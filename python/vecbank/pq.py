@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from . import _checks
+from . import _checks, _interrupt
 from ._codes import METRICS
 from ._progress import Progress
 from .codes import pack_bits, packed_bytes, unpack_bits
@@ -56,7 +56,7 @@ def turned(x: Tensor, rotation: Tensor) -> Tensor:
     """
     rows = rotation.T.contiguous()
     _checks.pair(x, rows)
-    result: Tensor = torch.ops.vecbank.exact_scores(x, rows, METRICS["dot"], rotation.dtype)
+    result: Tensor = _interrupt.ops.exact_scores(x, rows, METRICS["dot"], rotation.dtype)
     return result
 
 
@@ -75,7 +75,7 @@ def pq_encode(x: Tensor, books: Tensor, rotation: Tensor | None = None) -> Tenso
     """
     y = _rotated(x, books, rotation)
     _checks.pair(y.unflatten(-1, (books.shape[0], -1)), books[0])
-    codes: Tensor = torch.ops.vecbank.product_quantize(y, books, None)
+    codes: Tensor = _interrupt.ops.product_quantize(y, books, None)
     return codes
 
 

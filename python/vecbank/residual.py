@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _checks
+from . import _checks, _interrupt
 from ._ops import METRICS
 from ._ops import ResidualQuantized as ResidualQuantized
 from .bank import Bank
 from .functional import _metric_code, lookup, segment_sum, topk
 
-_residual_quantize = torch.ops.vecbank.residual_quantize.default
 _BEAM_BYTES = 8 << 20  # of the sequences that a block of rows carries along
 
 Books: TypeAlias = Tensor | Sequence[Tensor | Bank]
@@ -108,7 +107,7 @@ def residual_quantize(
     packs = [pack for pack in found if pack is not None]
     if len(packs) < len(stages):
         packs = []
-    return ResidualQuantized(*_residual_quantize(x, vectors, packs, code))
+    return ResidualQuantized(*_interrupt.ops.residual_quantize(x, vectors, packs, code))
 
 
 def _metric_of(stages: list[Tensor | Bank]) -> int:

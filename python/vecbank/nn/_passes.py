@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._interrupt import ops
 from .._ops import METRICS, ResidualQuantized
 from ._layout import working
-
-_residual_quantize = torch.ops.vecbank.residual_quantize.default
 
 
 @torch.no_grad()
@@ -20,4 +19,4 @@ def encode_stages(x: Tensor, books: Sequence[Tensor], metric: str = "l2") -> Res
     What is 16-bit is read as float32.
     """
     books = [working(book.detach()) for book in books]
-    return ResidualQuantized(*_residual_quantize(working(x), books, [], METRICS[metric]))
+    return ResidualQuantized(*ops.residual_quantize(working(x), books, [], METRICS[metric]))

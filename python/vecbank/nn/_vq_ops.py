@@ -18,13 +18,13 @@ from .._backward import rotated_gradient
 from .._codes import ESTIMATORS
 from .._finite import zeroed
 from .._forward import Function
+from .._interrupt import ops as _ops
 from ..functional import lookup, project, quantize_train, segment_sum
 from ._estimators import once, twice
 from ._layout import mean, working
 from ._recall import Seen
 
 _SCORE_BYTES = 8 << 20  # the score matrix of one block of rows
-_ops = torch.ops.vecbank
 
 
 class Step(NamedTuple):

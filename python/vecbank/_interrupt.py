@@ -1,0 +1,45 @@
+"""The ops as this package calls them: Ctrl-C stops a long one on the CPU within half a second.
+
+An op itself knows nothing of Python. Called through here, on the main thread and where SIGINT has Python's own handler
+(`signal.default_int_handler`: scripts, terminals, notebooks), it listens for the signal while it works and gives up,
+and KeyboardInterrupt is raised. Elsewhere it is the plain op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.compiler import is_dynamo_compiling as _compiling
+
+from ._C import call as _call  # names of this module: every call pays for looking them up
+
+
+def _interruptible(op: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        return op(*arguments) if _compiling() else _call(op, *arguments)  # a compiled program calls the op itself
+
+    return call
+
+
+_NAMES = (
+    "pack",
+    "repack_",
+    "project",
+    "exact_scores",
+    "project_backward",
+    "topk",
+    "topk_backward",
+    "nearest",
+    "quantize",
+    "quantize_train",
+    "residual_quantize",
+    "product_quantize",
+    "quantize_backward",
+    "lookup",
+    "lookup_dot",
+    "segment_sum",
+)
+ops = SimpleNamespace(**{name: _interruptible(getattr(torch.ops.vecbank, name).default) for name in _NAMES})
