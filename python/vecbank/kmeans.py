@@ -18,6 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from . import _checks
+from ._numpy import entry_point
 from ._progress import Progress
 from .functional import nearest, segment_sum
 
@@ -288,6 +289,7 @@ def _mini_batch(
     return KMeans(centres, codes, data.inertia(distances), done)
 
 
+@entry_point
 @torch.no_grad()
 def kmeans(
     x: Tensor,
@@ -300,7 +302,7 @@ def kmeans(
     tolerance: float = 1e-4,
     restarts: int = 1,
     batch_size: int | None = None,
-    generator: Generator | None = None,
+    generator: Generator | int | None = None,
     progress: bool = False,
 ) -> KMeans:
     """k centres that (locally) minimise the sum over samples of the distance to the nearest one.
@@ -322,7 +324,7 @@ def kmeans(
         restarts: runs from different starts, of which the one with the smallest inertia is returned.
         batch_size: mini-batches of this many samples; ``iterations`` and the result's then count passes
             over x.
-        generator: source of all draws; without one torch's global generator.
+        generator: source of all draws, or the seed of one; without it torch's global generator.
         progress: draw a bar on stderr.
 
     Returns:
@@ -337,13 +339,16 @@ def kmeans(
     if x.dim() != 2:
         raise ValueError(f"x must have shape (N, d), got {tuple(x.shape)}")
     n, d = x.shape
+    generator, k, iterations = (
+        _checks.generator(generator),
+        _checks.integer("k", k),
+        _checks.integer("iterations", iterations),
+    )
+    restarts = _checks.integer("restarts", restarts)
+    batch_size = None if batch_size is None else _checks.integer("batch_size", batch_size)
     numbers = (("k", k, 1), ("iterations", iterations, 0), ("restarts", restarts, 1), ("batch_size", batch_size, 1))
     for name, value, low in numbers:
-        if value is None and name == "batch_size":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-        if value < low:
+        if value is not None and value < low:
             raise ValueError(f"{name} must be at least {low}, got {value}")
     if k > n:
         raise ValueError(f"k must not exceed the number of samples N = {n}, got k = {k}")
