@@ -14,22 +14,18 @@ from ._codes import METRICS
 
 _HALF = (torch.bfloat16, torch.float16)
 _FLOATS = (torch.float32, torch.float64, *_HALF)
-_STRIDED = torch.strided
 _INTEGERS = tuple(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
 
 
-def dense(name: str, t: object) -> None:
-    """`t` is a tensor with one number in each place."""
+def tensor(name: str, t: object) -> None:
+    """`t` is a tensor. (That it is no sparse one is not asked here, at every call: `entry_point` says so of errors.)"""
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, or a numpy array beside numpy arrays, got {type(t).__name__}")
-    if t.layout is not _STRIDED or t.is_nested:
-        kind = "a nested tensor" if t.is_nested else f"a tensor of layout {t.layout}"
-        raise TypeError(f"{name} must be a dense tensor, got {kind}")
 
 
 def floating(name: str, t: object) -> None:
     """`t` is a floating-point tensor."""
-    dense(name, t)
+    tensor(name, t)
     assert isinstance(t, Tensor)
     if t.dtype not in _FLOATS:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
@@ -37,10 +33,12 @@ def floating(name: str, t: object) -> None:
 
 def boolean(name: str, t: object, meaning: str) -> None:
     """`t` is a mask."""
-    dense(name, t)
+    tensor(name, t)
     assert isinstance(t, Tensor)
     if t.dtype != torch.bool:
         raise TypeError(f"{name} must be bool (True = {meaning}), got {t.dtype}")
+    if t.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of layout {t.layout}")
 
 
 def integer(name: str, value: object) -> int:
@@ -120,7 +118,7 @@ def bias(t: object, vectors: Tensor, metric: int) -> None:
 
 def codes(t: object, name: str = "codes") -> None:
     """`t` is an int64 tensor."""
-    dense(name, t)
+    tensor(name, t)
     assert isinstance(t, Tensor)
     if t.dtype != torch.int64:
         raise TypeError(f"{name} must be int64, got {t.dtype}")
@@ -128,7 +126,7 @@ def codes(t: object, name: str = "codes") -> None:
 
 def integers(t: object, name: str = "codes") -> Tensor:
     """`t` as int64: codes are kept in narrower integers as well."""
-    dense(name, t)
+    tensor(name, t)
     assert isinstance(t, Tensor)
     if t.dtype is torch.int64:
         return t

@@ -46,7 +46,7 @@ def entry_point(function: F) -> F:
         try:
             return function(*args, **kwargs)
         except RuntimeError as error:
-            plain = plain_error(error, function.__name__.strip("_"))
+            plain = _not_dense(function, args, kwargs) or plain_error(error, function.__name__.strip("_"))
             if plain is None:
                 raise
             raise plain from None
@@ -68,6 +68,15 @@ def plain_error(error: RuntimeError, name: str) -> Exception | None:
         return None
     said = said.partition("\n")[0]
     return IndexError(said) if said.startswith("codes must lie") else ValueError(said)
+
+
+def _not_dense(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError | None:
+    """Whether an error comes of an argument that is no plain array of numbers. Asked only after one: it costs time."""
+    for name, value in _signature(function).bind(*args, **kwargs).arguments.items():
+        if isinstance(value, Tensor) and (value.is_nested or value.layout is not torch.strided):
+            kind = "a nested tensor" if value.is_nested else f"one of layout {value.layout}"
+            return TypeError(f"{name} must be a dense tensor, got {kind}")
+    return None
 
 
 @functools.cache

@@ -46,8 +46,8 @@ class _StraightThrough(Function):
 @entry_point
 def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
     """The value of ``quantized``, bit for bit, with the gradient passed to x as it is."""
-    _checks.dense("x", x)
-    _checks.dense("quantized", quantized)
+    _checks.tensor("x", x)
+    _checks.tensor("quantized", quantized)
     if x.shape != quantized.shape:
         raise ValueError(f"quantized must have x's shape {tuple(x.shape)}, got {tuple(quantized.shape)}")
     result: Tensor = _StraightThrough.apply(x, quantized.detach().to(x.dtype))
@@ -134,7 +134,7 @@ def pack_bits(codes: Tensor, bits: int | Sequence[int] = 1) -> Tensor:
 @entry_point
 def unpack_bits(packed: Tensor, count: int, bits: int | Sequence[int] = 1) -> Tensor:
     """The codes (..., count) int64 that `pack_bits` made into ``packed (..., bytes)`` uint8."""
-    _checks.dense("packed", packed)
+    _checks.tensor("packed", packed)
     bits, count = _bits(bits), _checks.integer("count", count)
     if packed.dtype != torch.uint8:
         raise TypeError(f"packed must be uint8, got {packed.dtype}")
@@ -161,7 +161,7 @@ def unpack_bits(packed: Tensor, count: int, bits: int | Sequence[int] = 1) -> Te
 @entry_point
 def bits_to_index(bits: Tensor) -> Tensor:
     """``sum_j bits[..., j] 2^j``: bits (..., n) as one number (...) int64, n at most 63."""
-    _checks.dense("bits", bits)
+    _checks.tensor("bits", bits)
     if bits.dim() == 0:
         raise ValueError("bits must have shape (..., n), got a scalar")
     if bits.shape[-1] > _MOST_BITS:
@@ -323,7 +323,7 @@ def sign_quantize(z: Tensor, scale: float | Tensor = 1.0) -> Quantized:
 @entry_point
 def sign_lookup(bits: Tensor, scale: float | Tensor = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
     """``+scale`` for a set bit, ``-scale`` for a clear one."""
-    _checks.dense("bits", bits)
+    _checks.tensor("bits", bits)
     return (bits.to(dtype) * 2 - 1) * scale
 
 
@@ -374,7 +374,7 @@ def residual_binary_lookup(bits: Tensor, scale: float | Tensor = 1.0, dtype: tor
     """The values (..., d) of bit planes (..., planes, d): an exact integer times a power of two, times
     scale.
     """
-    _checks.dense("bits", bits)
+    _checks.tensor("bits", bits)
     if bits.dim() < 2:
         raise ValueError(f"bits must have shape (..., planes, d), got {tuple(bits.shape)}")
     planes = bits.shape[-2]

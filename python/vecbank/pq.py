@@ -190,7 +190,7 @@ class ProductCodec:
     @entry_point
     def codes(self, codes: Tensor) -> Tensor:
         """Codes (..., m) int64, whether packed or not."""
-        _checks.dense("codes", codes)
+        _checks.tensor("codes", codes)
         return unpack_bits(codes, self.books.shape[0], self.bits) if codes.dtype == torch.uint8 else codes
 
     @entry_point
