@@ -292,7 +292,7 @@ _THRESHOLDS: tuple[tuple[Any, type[Exception]], ...] = (
     (True, TypeError),
 )
 for _threshold, _kind in _THRESHOLDS:
-    ROWS[f"sparse_encode_threshold: {_threshold}"] = (
+    ROWS[f"sparse_encode_threshold: {_threshold!r}"] = (
         lambda t=_threshold: vecbank.sparse_encode_threshold(X, BANK, None, t),
         _kind,
         ("threshold", "must"),

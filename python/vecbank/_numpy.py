@@ -22,31 +22,35 @@ _Array = np.ndarray[Any, Any]
 
 # Other subclasses carry a meaning (a mask, a unit) that would be lost.
 _ARRAYS = frozenset({np.ndarray, np.memmap})
+# What kernels say when memory is missing, what torch's allocators say, and all that is left of that behind the stable
+# ABI, where an op allocates its results.
 _NO_MEMORY = (
     "out of memory for the workspace",
-    "allocate memory",
+    "can't allocate memory",
     "not enough memory",
     '"aten::empty"',
-    '"aten::new_e',
+    '"aten::new_empty"',
 )
 
 
 def entry_point(function: F) -> F:
     """A function that users call: it takes numpy arrays too, and what its ops report comes in the words of Python."""
 
+    signature = inspect.signature(function)
+
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
         for value in args:
             if type(value) in _ARRAYS:
-                return _with_arrays(called, args, kwargs)
+                return _with_arrays(called, signature.bind(*args, **kwargs))
         if kwargs:
             for value in kwargs.values():
                 if type(value) in _ARRAYS:
-                    return _with_arrays(called, args, kwargs)
+                    return _with_arrays(called, signature.bind(*args, **kwargs))
         try:
             return function(*args, **kwargs)
         except RuntimeError as error:
-            plain = _not_dense(function, args, kwargs) or plain_error(error, function.__name__.strip("_"))
+            plain = _not_dense(signature.bind(*args, **kwargs)) or plain_error(error, function.__name__.strip("_"))
             if plain is None:
                 raise
             raise plain from None
@@ -60,9 +64,8 @@ def plain_error(error: RuntimeError, name: str) -> Exception | None:
         return None
     text = str(error)
     if any(part in text for part in _NO_MEMORY):
-        bytes_asked = re.search(r"allocate (\d+) bytes", text)
-        wanted = f" {bytes_asked[1]} bytes" if bytes_asked else ""
-        return MemoryError(f"{name}: there is not enough memory{' for' + wanted if wanted else ''}")
+        asked = re.search(r"allocate (\d+) bytes", text)
+        return MemoryError(f"{name}: there is not enough memory{f' for {asked[1]} bytes' if asked else ''}")
     _, found, said = text.partition("vecbank: ")
     if not found:
         return None
@@ -70,23 +73,17 @@ def plain_error(error: RuntimeError, name: str) -> Exception | None:
     return IndexError(said) if said.startswith("codes must lie") else ValueError(said)
 
 
-def _not_dense(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError | None:
+def _not_dense(bound: inspect.BoundArguments) -> TypeError | None:
     """Whether an error comes of an argument that is no plain array of numbers. Asked only after one: it costs time."""
-    for name, value in _signature(function).bind(*args, **kwargs).arguments.items():
+    for name, value in bound.arguments.items():
         if isinstance(value, Tensor) and (value.is_nested or value.layout is not torch.strided):
             kind = "a nested tensor" if value.is_nested else f"one of layout {value.layout}"
             return TypeError(f"{name} must be a dense tensor, got {kind}")
     return None
 
 
-@functools.cache
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(function)
-
-
-def _with_arrays(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _with_arrays(function: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
     """The call with tensors in place of its arrays, and arrays in place of the tensors that it returns."""
-    bound = _signature(function).bind(*args, **kwargs)
     given = bound.arguments
     arrays = {name: value.ndim for name, value in given.items() if type(value) in _ARRAYS}
     array = max(arrays, key=arrays.__getitem__)
