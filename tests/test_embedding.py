@@ -411,7 +411,11 @@ def test_learned_widths_find_the_planted_ones() -> None:
         (lambda: HashedEmbedding(9, 4, [1])(torch.zeros(3, 2).long()), ValueError, "ids must have shape"),
         (lambda: store.hash_rows(torch.tensor([1]), 0), ValueError, "rows and probes"),
         (lambda: store.prune_rows(torch.zeros(3, 2), torch.ones(2) > 0), ValueError, "keep must be bool"),
-        (lambda: store.ragged_rows(torch.zeros(3, 2), torch.zeros(2), torch.ones(2, 2) > 0), ValueError, "need table"),
+        (
+            lambda: store.ragged_rows(torch.zeros(3, 2), torch.zeros(2).long(), torch.ones(2, 2) > 0),
+            ValueError,
+            "need table",
+        ),
     ],
 )
 def test_refuses_by_name(call: Callable[[], Any], error: type[Exception], message: str) -> None:

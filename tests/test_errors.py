@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,11 +194,131 @@ ROWS |= {
         IndexError,
         ("rows", "5"),
     ),
+    "topk: k beyond M, and the way out": (lambda: vecbank.topk(X, BANK, 6), ValueError, ("pad=True",)),
+    "topk: k zero, padded": (lambda: vecbank.topk(X, BANK, 0, pad=True), ValueError, ("k", "0")),
+    "topk: sparse mask": (lambda: vecbank.topk(X, BANK, 2, mask=MASK.to_sparse()), TypeError, ("mask", "sparse_coo")),
+    "quantize_train: mask dtype": (
+        lambda: vecbank.quantize_train(X, BANK, mask=torch.ones(4)),
+        TypeError,
+        ("mask", "float32"),
+    ),
+    "lookup: sparse codes": (lambda: vecbank.lookup(CODES.to_sparse(), BANK), TypeError, ("codes", "sparse_coo")),
+    "lookup: bool codes": (lambda: vecbank.lookup(CODES > 0, BANK), TypeError, ("codes", "bool")),
+    "segment_sum: fractional num_codes": (
+        lambda: vecbank.segment_sum(X, torch.tensor([0, 1, 2, 0]), 4.0),
+        TypeError,
+        ("num_codes", "float"),
+    ),
+    "firing_counts: index": (lambda: vecbank.firing_counts(CODES, 2), IndexError, ("indices", "2")),
+    "firing_counts: values": (lambda: vecbank.firing_counts(CODES, 3, X), ValueError, ("values", "(4, 3)", "(2, 2)")),
+    "Bank: sparse": (lambda: vecbank.Bank(BANK.to_sparse()), TypeError, ("vectors", "sparse_coo")),
+    "Bank: quantized": (
+        lambda: vecbank.Bank(torch._empty_affine_quantized([5, 3], scale=1.0, zero_point=0, dtype=torch.qint8)),
+        TypeError,
+        ("vectors", "qint8"),
+    ),
+    "Bank: bias of another metric": (
+        lambda: vecbank.Bank(BANK, "l2", bias=BANK[:, 0]),
+        ValueError,
+        ("bias", "dot", "'l2'", "(5, 3)"),
+    ),
+    "topk: bias of another metric": (
+        lambda: vecbank.topk(X, BANK, 2, "cosine", bias=BANK[:, 0]),
+        ValueError,
+        ("bias", "dot", "'cosine'"),
+    ),
+    "sparse_encode: mask type": (
+        lambda: vecbank.sparse_encode(X, BANK, None, 2, mask=[True] * 5),
+        TypeError,
+        ("mask", "list"),
+    ),
+    "sparse_encode: mask dtype": (
+        lambda: vecbank.sparse_encode(X, BANK, None, 2, mask=torch.ones(5)),
+        TypeError,
+        ("mask", "float32"),
+    ),
+    "sparse_encode: mask shape": (
+        lambda: vecbank.sparse_encode(X, BANK, None, 2, mask=MASK[:4]),
+        ValueError,
+        ("mask", "(5,)", "(4,)"),
+    ),
+    "sparse_encode: score": (lambda: vecbank.sparse_encode(X, BANK, None, 2, score="a"), TypeError, ("score", "str")),
+    "sparse_encode: scores": (
+        lambda: vecbank.sparse_encode(X, BANK, None, 2, score=[1.0] * 5),
+        TypeError,
+        ("score", "list"),
+    ),
+    "sparse_encode: k beyond K": (lambda: vecbank.sparse_encode(X, BANK, None, 6), ValueError, ("k", "5", "6")),
+    "sparse_encode_threshold: bandwidth": (
+        lambda: vecbank.sparse_encode_threshold(X, BANK, None, bandwidth=float("nan")),
+        ValueError,
+        ("bandwidth", "nan"),
+    ),
+    "sparse_encode_norm: norms": (
+        lambda: vecbank.sparse_encode_norm(X, BANK, None, [1.0] * 5),
+        TypeError,
+        ("norms", "list"),
+    ),
+    "sparse_decode: bias": (
+        lambda: vecbank.sparse_decode(X[:2, :2], CODES, BANK, X[0, :2]),
+        ValueError,
+        ("bias", "(3,)", "(2,)"),
+    ),
+    "residual_quantize: books": (lambda: vecbank.residual_quantize(X, 5), TypeError, ("books", "int")),
+    "pq_scores: tables": (lambda: vecbank.pq_scores([[[1.0]]], CODES), TypeError, ("tables", "list")),
+    "unpack_bits: type": (lambda: vecbank.codes.unpack_bits([1], 2), TypeError, ("packed", "list")),
+    "VectorQuantize: topk": (
+        lambda: vecbank.nn.VectorQuantize(dim=3, codebook_size=12)(gauss(1, 4, 3), topk=13),
+        ValueError,
+        ("topk", "12", "13"),
+    ),
+    "SparseAutoencoder: aux_k": (
+        lambda: vecbank.nn.SparseAutoencoder(3, 12, 4, aux_k=13),
+        ValueError,
+        ("aux_k", "12", "13"),
+    ),
     "set_isa": (lambda: vecbank._C.set_isa("mmx"), ValueError, ("mmx",)),
 }
 
+_THRESHOLDS: tuple[tuple[Any, type[Exception]], ...] = (
+    (float("nan"), ValueError),
+    (-0.5, ValueError),
+    (torch.tensor(-0.5), ValueError),
+    (torch.tensor([0.0, 0.0, torch.nan, 0.0, 0.0]), ValueError),
+    (torch.ones(4), ValueError),
+    (torch.ones(5, dtype=torch.int64), TypeError),
+    (None, TypeError),
+    ("a", TypeError),
+    (True, TypeError),
+)
+for _threshold, _kind in _THRESHOLDS:
+    ROWS[f"sparse_encode_threshold: {_threshold!r}"] = (
+        lambda t=_threshold: vecbank.sparse_encode_threshold(X, BANK, None, t),
+        _kind,
+        ("threshold", "must"),
+    )
+for _name, _call in SEARCHES.items():
+    for _layout in ("to_sparse", "to_sparse_csr"):
+        ROWS[f"{_name}: {_layout} x"] = (
+            lambda f=_call, to=_layout: f(getattr(X, to)(), BANK),
+            TypeError,
+            ("x must be a dense tensor", _layout[3:]),
+        )
+        ROWS[f"{_name}: {_layout} bank"] = (
+            lambda f=_call, to=_layout: f(X, getattr(BANK, to)()),
+            TypeError,
+            ("bank must be a dense tensor", _layout[3:]),
+        )
+    for _how in (torch.strided, torch.jagged):
+        ROWS[f"{_name}: nested x, {_how}"] = (
+            lambda f=_call, how=_how: f(torch.nested.nested_tensor([X, X[:2]], layout=how), BANK),
+            TypeError,
+            ("x must be a dense tensor", "nested"),
+        )
+
 
 @pytest.mark.parametrize("name", list(ROWS))
+@pytest.mark.filterwarnings("ignore:.*nested tensors|Sparse CSR:UserWarning")
 def test_message(name: str) -> None:
     call, kind, words = ROWS[name]
     with pytest.raises(kind) as caught:
@@ -205,6 +326,56 @@ def test_message(name: str) -> None:
     message = str(caught.value)
     for word in words:
         assert word in message, f"{word!r} is not in {message!r}"
+
+
+class Subclass(torch.Tensor):
+    """A tensor whose numbers the checks in Python do not look at."""
+
+
+def test_a_code_that_only_the_op_looks_at_is_an_index_error() -> None:
+    for codes in (torch.tensor([7]), torch.tensor([-2])):
+        with pytest.raises(IndexError, match="^codes must lie between -1 and"):
+            vecbank.lookup(codes.as_subclass(Subclass), BANK)
+        with pytest.raises(IndexError, match="^codes must lie between -1 and"):
+            vecbank.segment_sum(X[:1], codes.as_subclass(Subclass), 5)
+
+
+def test_missing_memory_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an op's result, in what torch allocates for a function, in an op's workspace, and in a backward pass."""
+    wide, long = torch.ones(1, 1).expand(1 << 30, 1), torch.ones(1, 1).expand(1 << 25, 1)
+    with pytest.raises(MemoryError, match="^project: there is not enough memory$"):
+        vecbank.project(wide, long)
+    with pytest.raises(MemoryError, match=rf"^firing_counts: there is not enough memory for {8 * (2**55 + 1)} bytes$"):
+        vecbank.firing_counts(CODES, 1 << 55)
+
+    def full(*args: Any) -> Any:
+        raise RuntimeError("check_status, /csrc/torch/common.h:123, vecbank: out of memory for the workspace\nmore")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vecbank.functional, "_nearest", full)
+        with pytest.raises(MemoryError, match="^nearest: there is not enough memory$"):
+            vecbank.nearest(X, BANK)
+        patch.setattr(vecbank._ops, "_ops", SimpleNamespace(project_backward=full))
+        scores = vecbank.project(X.clone().requires_grad_(), BANK)
+        with pytest.raises(MemoryError, match="^project_backward: there is not enough memory$"):
+            scores.sum().backward()
+
+
+def test_other_errors_of_ops_begin_with_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*args: Any) -> Any:
+        raise RuntimeError("pair_rows, /csrc/torch/common.h:160, vecbank: x (4, 3) and bank (5, 3) differ")
+
+    monkeypatch.setattr(vecbank.functional, "_nearest", refuses)
+    with pytest.raises(ValueError, match="^x \\(4, 3\\) and bank"):
+        vecbank.nearest(X, BANK)
+    for kind in (NotImplementedError, RuntimeError):  # what is not an op's report stays as it is
+
+        def raises(*args: Any, kind: type[Exception] = kind) -> Any:
+            raise kind("a message of another kind")
+
+        monkeypatch.setattr(vecbank.functional, "_nearest", raises)
+        with pytest.raises(kind, match="^a message of another kind"):
+            vecbank.nearest(X, BANK)
 
 
 def test_a_refused_isa_changes_nothing() -> None:

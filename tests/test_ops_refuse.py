@@ -133,7 +133,14 @@ for _name in SEARCHES:
 
 
 # A fake kernel checks devices, dtypes and shapes; these are values, which may be symbolic.
-VALUES = ("topk: k", "repack_: rows out of range", "repack_: pack of", "lookup: reduce 3", "lookup: reduce -1", "segment_sum: num_codes")
+VALUES = (
+    "topk: k",
+    "repack_: rows out of range",
+    "repack_: pack of",
+    "lookup: reduce 3",
+    "lookup: reduce -1",
+    "segment_sum: num_codes",
+)
 FAKEABLE = [what for what in ROWS if not what.startswith(VALUES)]
 
 

@@ -265,7 +265,7 @@ def test_module_compiles_whole() -> None:
         (lambda x, b: pq_train(x, 0), ValueError, "parts must lie between 1 and 12"),
         (lambda x, b: pq_train(x, 3, 17), ValueError, "bits must lie between 1 and 16"),
         (lambda x, b: pq_train(x, 3, 8), ValueError, "x must have at least 2\\^bits = 256 rows"),
-        (lambda x, b: pq_train(x.half(), 3, 2), TypeError, "x must be float32 or float64"),
+        (lambda x, b: pq_train(x.long(), 3, 2), TypeError, "x must be float32"),
         (lambda x, b: pq_encode(x[:, :8], b), ValueError, "x must have 10 to 12 columns"),
         (lambda x, b: pq_encode(x, b[0]), ValueError, "books must have shape"),
         (lambda x, b: pq_encode(x, b, torch.eye(3)), ValueError, "rotation must have shape"),

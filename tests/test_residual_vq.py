@@ -455,3 +455,14 @@ def test_implicit_books_of_16_bits_are_read_as_float32(dtype: torch.dtype, cls: 
     assert torch.equal(got[0], want[0].to(dtype))
     decoded, wanted = (m.get_codes_from_indices(got[1]) for m in (module, exact))
     assert torch.equal(decoded, wanted.to(dtype))
+
+
+def test_a_beam_may_be_wider_than_a_codebook() -> None:
+    """There are 3 x 3 sequences of two stages: a beam of 50 keeps them all, as one of 9 does."""
+    module, x = ResidualVQ(dim=4, num_quantizers=2, codebook_size=3, quantize_dropout=False), gauss(1, 20, 4)
+    for training in (False, True):
+        module.train(training)
+        found = [module(x, beam_size=beams, freeze_codebook=True)[:2] for beams in (50, 9)]
+        assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+        decoded = module.get_output_from_indices(found[0][1])
+        torch.testing.assert_close(decoded, found[0][0], rtol=1e-5, atol=1e-5)

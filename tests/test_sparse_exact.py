@@ -11,6 +11,7 @@ from cases import METRICS
 from helpers import CODE, Target, assert_same, gauss, op
 from torch import Tensor
 
+import vecbank
 from vecbank import _sparse, reference
 from vecbank.nn import SparseAutoencoder
 from vecbank.sparse import (
@@ -279,3 +280,57 @@ def test_a_capped_threshold_compiles_and_exports_to_the_same_bits(dtype: torch.d
     assert (want[1] < 0).any() and (want[1] >= 0).any()
     assert_same(torch.compile(Encoder(), fullgraph=True, backend="aot_eager")(x, w, b), want)
     assert_same(torch.export.export(Encoder(), (x, w, b)).module()(x, w, b), want)
+
+
+ENCODERS: dict[str, Any] = {
+    "top-k": lambda x, weight, bias: vecbank.sparse_encode(x, weight, bias, 3),
+    "scored": lambda x, weight, bias: vecbank.sparse_encode(x, weight, bias, 3, score=torch.arange(9.0)),
+    "batch": lambda x, weight, bias: vecbank.sparse_encode_batch(x, weight, bias, 3),
+    "threshold": lambda x, weight, bias: vecbank.sparse_encode_threshold(x, weight, bias, 0.5),
+    "threshold, bounded": lambda x, weight, bias: vecbank.sparse_encode_threshold(x, weight, bias, 0.5, max_k=3),
+    "norm": lambda x, weight, bias: vecbank.sparse_encode_norm(x, weight, bias, torch.ones(9)),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_takes_a_bank(name: str) -> None:
+    x, weight, bias = gauss(20, 6), gauss(9, 6), gauss(9)
+    want = ENCODERS[name](x, weight, bias)
+    assert_same(tuple(ENCODERS[name](x, vecbank.Bank(weight, "dot", bias=bias), None)), tuple(want))
+    with pytest.raises(ValueError, match="weight as a Bank must"):
+        ENCODERS[name](x, vecbank.Bank(weight, "l2"), None)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_vectors_of_no_width_have_the_bias_alone(name: str) -> None:
+    x, weight, bias = (t.requires_grad_() for t in (gauss(20, 0), gauss(9, 0), gauss(9)))
+    code = ENCODERS[name](x, weight, bias)
+    for values, indices in zip(code[0], code[1], strict=True):
+        taken = indices >= 0
+        assert torch.equal(values[taken], bias[indices[taken]]) and not bool(values[~taken].any())
+    assert bool((code[1] >= 0).any())
+    code[0].sum().backward()
+    assert x.grad.shape == x.shape and weight.grad.shape == weight.shape and bool(bias.grad.any())
+    assert ENCODERS[name](x[0], weight, bias)[0].dim() == 1
+
+
+@pytest.mark.parametrize("max_k", [None, 9])
+def test_one_threshold_for_all_latents(max_k: int | None) -> None:
+    """A number, a tensor without dimensions, which may learn, or one for each latent: the same code."""
+    x, weight = gauss(20, 6), gauss(9, 6)
+    one, each = torch.tensor(0.5).requires_grad_(), torch.full((9,), 0.5).requires_grad_()
+    codes = [
+        vecbank.sparse_encode_threshold(x, weight, None, theta, bandwidth=0.4, max_k=max_k)
+        for theta in (0.5, one, each)
+    ]
+    for code in codes[1:]:
+        assert_same(tuple(code), tuple(codes[0]))
+        (code.values.sum() + code.active.sum()).backward()
+    torch.testing.assert_close(one.grad, each.grad.sum())
+
+
+def test_a_number_of_latents_for_each_row_in_any_integer_dtype() -> None:
+    x, weight, k = gauss(5, 6), gauss(9, 6), torch.tensor([0, 1, 2, 3, 2])
+    want = tuple(vecbank.sparse_encode(x, weight, None, k))
+    for dtype in (torch.uint8, torch.int32, torch.uint16):
+        assert_same(tuple(vecbank.sparse_encode(x, weight, None, k.to(dtype))), want)

@@ -2,22 +2,72 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 import warnings
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
+
+from ._codes import METRICS
 
 _HALF = (torch.bfloat16, torch.float16)
 _FLOATS = (torch.float32, torch.float64, *_HALF)
+_INTEGERS = tuple(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
+
+
+def tensor(name: str, t: object) -> None:
+    """`t` is a tensor. (That it is no sparse one is not asked here, at every call: `entry_point` says so of errors.)"""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, or a numpy array beside numpy arrays, got {type(t).__name__}")
 
 
 def floating(name: str, t: object) -> None:
     """`t` is a floating-point tensor."""
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
+    tensor(name, t)
+    assert isinstance(t, Tensor)
     if t.dtype not in _FLOATS:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
+
+
+def boolean(name: str, t: object, meaning: str) -> None:
+    """`t` is a mask."""
+    tensor(name, t)
+    assert isinstance(t, Tensor)
+    if t.dtype != torch.bool:
+        raise TypeError(f"{name} must be bool (True = {meaning}), got {t.dtype}")
+    if t.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of layout {t.layout}")
+
+
+def integer(name: str, value: object) -> int:
+    """`value` as an int: Python's, numpy's, or an array or tensor of integers without dimensions."""
+    if type(value) is int:
+        return value
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return value  # type: ignore[return-value]  # a SymInt is to stay one
+    if isinstance(value, (np.integer, np.ndarray, Tensor)) and value.ndim == 0 and value.dtype is not torch.bool:
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    kind = f" {tuple(value.shape)} of {value.dtype}" if isinstance(value, (np.ndarray, Tensor)) else ""
+    raise TypeError(f"{name} must be an int, got {type(value).__name__}{kind}")
+
+
+def generator(value: Generator | int | None) -> Generator | None:
+    """The source of draws that `value` names: a generator, the seed of a new one on the CPU, or torch's own (None)."""
+    if value is None or isinstance(value, Generator):
+        return value
+    try:
+        seed = integer("generator", value)
+    except TypeError:
+        kind = type(value).__name__
+        raise TypeError(f"generator must be a torch.Generator, a seed (int) or None, got {kind}") from None
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"generator must be a seed of 64 bits, got {seed}")
+    return Generator().manual_seed(seed)
 
 
 def pair(x: Tensor, bank: Tensor) -> None:
@@ -49,12 +99,15 @@ def vectors(name: str, t: object) -> None:
         raise ValueError(f"{name} must have shape (M, d) or (B, M, d), got {tuple(t.shape)}")
 
 
-def bias(t: object, vectors: Tensor, dot: bool) -> None:
+def bias(t: object, vectors: Tensor, metric: int) -> None:
     """`t` adds a number to every row's dot product."""
     floating("bias", t)
     assert isinstance(t, Tensor)
-    if vectors.dim() != 2 or not dot:
-        raise ValueError("bias goes with a bank (M, d) and the dot metric")
+    if vectors.dim() != 2 or metric != METRICS["dot"]:
+        raise ValueError(
+            f"bias goes with a bank (M, d) and the dot metric, "
+            f"got a bank {tuple(vectors.shape)} and the metric {list(METRICS)[metric]!r}"
+        )
     if t.shape != vectors.shape[:1] or t.dtype != vectors.dtype:
         raise ValueError(
             f"bias must be (M,) = ({vectors.shape[0]},) in {vectors.dtype}, got {tuple(t.shape)} {t.dtype}"
@@ -65,19 +118,26 @@ def bias(t: object, vectors: Tensor, dot: bool) -> None:
 
 def codes(t: object, name: str = "codes") -> None:
     """`t` is an int64 tensor."""
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
+    tensor(name, t)
+    assert isinstance(t, Tensor)
     if t.dtype != torch.int64:
         raise TypeError(f"{name} must be int64, got {t.dtype}")
 
 
 def integers(t: object, name: str = "codes") -> Tensor:
     """`t` as int64: codes are kept in narrower integers as well."""
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
-    if t.dtype == torch.bool or t.is_floating_point() or t.is_complex():
+    tensor(name, t)
+    assert isinstance(t, Tensor)
+    if t.dtype is torch.int64:
+        return t
+    if t.dtype not in _INTEGERS:
         raise TypeError(f"{name} must be integers, got {t.dtype}")
-    return t.to(torch.int64)
+    numbers = t.to(torch.int64)
+    if t.dtype is torch.uint64:  # -1 would say that there is none
+        if readable(numbers) and bool((numbers < 0).any()):
+            raise IndexError(f"{name} must lie below 2^63, got larger ones")
+        numbers = torch.where(numbers < 0, torch.iinfo(torch.int64).max, numbers)
+    return numbers
 
 
 def rows(t: object, count: int, name: str = "codes") -> Tensor:
@@ -92,7 +152,7 @@ def in_range(t: Tensor, count: int, name: str = "codes", low: int = -1) -> bool:
 
     Returns whether all of them have been seen to be row numbers.
     """
-    if torch.compiler.is_compiling() or t.device.type != "cpu" or t.numel() == 0 or not concrete(t):
+    if t.numel() == 0 or not readable(t):
         return False
     least, most = (int(v) for v in torch.aminmax(t))
     if least < low or most >= count:
@@ -121,6 +181,11 @@ def stacked_rows(t: object, count: int, tables: int, table: Tensor, name: str = 
         return places
     missing = torch.where(codes == -1, -1, count * tables)
     return torch.where((codes < 0) | (codes >= count), missing, places)
+
+
+def readable(t: Tensor) -> bool:
+    """Its numbers can be looked at without waiting for a device, and not while tracing."""
+    return not torch.compiler.is_compiling() and t.device.type == "cpu" and concrete(t)
 
 
 def concrete(t: Tensor) -> bool:

@@ -18,6 +18,7 @@ from ._codes import METRICS as METRICS
 from ._codes import REDUCTIONS as REDUCTIONS
 from ._forward import Registrar
 from ._interrupt import ops as _ops
+from ._numpy import entry_point
 
 
 class TopK(NamedTuple):
@@ -220,6 +221,7 @@ _formulas: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "segment_sum": (_segment_sum_backward, _segment_sum_setup),
 }
 for _name, (_backward_of, _setup_of) in _formulas.items():
+    _backward_of = entry_point(_backward_of)  # users meet its errors too
     torch.library.register_autograd(f"vecbank::{_name}", _backward_of, setup_context=_setup_of, lib=_library)
 for _name in ("pack", "product_quantize", "project_backward", "topk_backward", "quantize_backward", "lookup_dot"):
     torch.library.register_autograd(f"vecbank::{_name}", _raises(_name), lib=_library)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks, _interrupt
+from ._numpy import entry_point
 from ._ops import METRICS, Nearest, Quantized, TopK
 from ._written import Snapshot
 
@@ -38,10 +39,11 @@ class Bank(nn.Module):
     those.
 
     Args:
-        vectors: (M, d), or (B, M, d) for B banks of one shape; float32, float64, bfloat16 or float16. A contiguous
-            tensor is shared, as buffers are (`update_` writes into it). It is copied where torch cannot see who else
-            writes into it: memory that came from numpy or a file, and tensors made in inference mode. A learnable bank
-            makes a copy of its own.
+        vectors: (M, d), or (B, M, d) for B banks of one shape; float32, float64, bfloat16 or float16; a tensor or a
+            numpy array (the Bank holds a tensor, and is searched with either kind). A contiguous tensor is shared, as
+            buffers are (`update_` writes into it). It is copied where torch cannot see who else writes into it: memory
+            that came from numpy or a file, and tensors made in inference mode. A learnable bank makes a copy of its
+            own.
         metric: "cosine", "dot", "l2" or "sqeuclidean". With None (default) each verb uses its own default: "cosine" for
             `project`, "dot" for `topk`, "l2" for `nearest` and `quantize`. Then the vectors are prepared when a
             verb first asks, once for each metric that is asked for. Name the metric where the first to ask is a
@@ -62,6 +64,7 @@ class Bank(nn.Module):
     bias: Tensor | None
     _packs: dict[int, _Pack]
 
+    @entry_point
     def __init__(
         self, vectors: Tensor, metric: str | None = None, learnable: bool = False, *, bias: Tensor | None = None
     ) -> None:
@@ -76,7 +79,7 @@ class Bank(nn.Module):
         self._biased = bias is not None
         self._packs, self._warned = {}, False
         if bias is not None:
-            _checks.bias(bias, vectors, metric == "dot")
+            _checks.bias(bias, vectors, METRICS[metric or "dot"])
         if learnable:
             self.vectors = nn.Parameter(vectors.detach().clone())
             self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
@@ -101,12 +104,19 @@ class Bank(nn.Module):
         return functional.project(x, self, metric, out_dtype=out_dtype)
 
     def topk(
-        self, x: Tensor, k: int, mask: Tensor | None = None, *, exact: bool = True, metric: str | None = None
+        self,
+        x: Tensor,
+        k: int,
+        mask: Tensor | None = None,
+        *,
+        exact: bool | None = None,
+        metric: str | None = None,
+        pad: bool = False,
     ) -> TopK:
         """`vecbank.topk` in this bank: (..., d) -> values and indices (..., k)."""
-        return functional.topk(x, self, k, metric, mask, exact=exact)
+        return functional.topk(x, self, k, metric, mask, exact=exact, pad=pad)
 
-    def nearest(self, x: Tensor, *, exact: bool = True, metric: str | None = None) -> Nearest:
+    def nearest(self, x: Tensor, *, exact: bool | None = None, metric: str | None = None) -> Nearest:
         """`vecbank.nearest` in this bank: (..., d) -> values and indices (...)."""
         return functional.nearest(x, self, metric, exact=exact)
 
@@ -118,6 +128,7 @@ class Bank(nn.Module):
         """`vecbank.lookup` in this bank: codes -> rows."""
         return functional.lookup(codes, self, weights, reduce=reduce)
 
+    @entry_point
     def update_(self, rows: Tensor, vectors: Tensor) -> Bank:
         """Overwrite rows (int64, (R,)) with vectors (R, d) in place, and prepare them; returns self.
 

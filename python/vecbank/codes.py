@@ -23,6 +23,7 @@ from torch import Generator, Tensor
 
 from . import _checks
 from ._forward import Function
+from ._numpy import entry_point
 from ._ops import Quantized
 from .functional import lookup
 
@@ -42,8 +43,11 @@ class _StraightThrough(Function):
         return grad, None
 
 
+@entry_point
 def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
     """The value of ``quantized``, bit for bit, with the gradient passed to x as it is."""
+    _checks.tensor("x", x)
+    _checks.tensor("quantized", quantized)
     if x.shape != quantized.shape:
         raise ValueError(f"quantized must have x's shape {tuple(x.shape)}, got {tuple(quantized.shape)}")
     result: Tensor = _StraightThrough.apply(x, quantized.detach().to(x.dtype))
@@ -53,7 +57,14 @@ def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
 # ---- Packing -----------------------------------------------------------------------------------------------
 
 
-def _layout(bits: int | Sequence[int], count: int) -> tuple[list[int], int]:
+def _bits(bits: int | Sequence[int]) -> int | list[int]:
+    """The same for all codes, or one for each."""
+    if isinstance(bits, (list, tuple)) or getattr(bits, "ndim", 0) == 1:
+        return [_checks.integer("bits", each) for each in bits]  # type: ignore[union-attr]
+    return _checks.integer("bits", bits)
+
+
+def _layout(bits: int | list[int], count: int) -> tuple[list[int], int]:
     """Bits of each of `count` codes, and of all together."""
     widths = [bits] * count if isinstance(bits, int) else list(bits)
     if len(widths) != count:
@@ -65,7 +76,7 @@ def _layout(bits: int | Sequence[int], count: int) -> tuple[list[int], int]:
 
 def packed_bytes(count: int, bits: int | Sequence[int]) -> int:
     """Bytes of one row of `count` codes, packed."""
-    return (_layout(bits, count)[1] + 7) // 8
+    return (_layout(_bits(bits), _checks.integer("count", count))[1] + 7) // 8
 
 
 def _positions(widths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -75,6 +86,7 @@ def _positions(widths: list[int], device: torch.device) -> tuple[Tensor, Tensor]
     return owner, torch.arange(len(owner), device=device) - (width.cumsum(0) - width)[owner]
 
 
+@entry_point
 def pack_bits(codes: Tensor, bits: int | Sequence[int] = 1) -> Tensor:
     """Codes as one string of bits per row: code j takes the next ``bits`` (or ``bits[j]``), lowest bit first.
 
@@ -94,7 +106,7 @@ def pack_bits(codes: Tensor, bits: int | Sequence[int] = 1) -> Tensor:
         codes = _checks.integers(codes)
     if codes.dim() == 0:
         raise ValueError("codes must have shape (..., n), got a scalar")
-    n = codes.shape[-1]
+    n, bits = codes.shape[-1], _bits(bits)
     widths, total = _layout(bits, n)
     flat = codes.reshape(math.prod(codes.shape[:-1]), n)
     if codes.dtype != torch.bool and flat.numel():
@@ -119,8 +131,11 @@ def pack_bits(codes: Tensor, bits: int | Sequence[int] = 1) -> Tensor:
     return out.reshape(*codes.shape[:-1], size)
 
 
+@entry_point
 def unpack_bits(packed: Tensor, count: int, bits: int | Sequence[int] = 1) -> Tensor:
     """The codes (..., count) int64 that `pack_bits` made into ``packed (..., bytes)`` uint8."""
+    _checks.tensor("packed", packed)
+    bits, count = _bits(bits), _checks.integer("count", count)
     if packed.dtype != torch.uint8:
         raise TypeError(f"packed must be uint8, got {packed.dtype}")
     widths, total = _layout(bits, count)
@@ -143,16 +158,21 @@ def unpack_bits(packed: Tensor, count: int, bits: int | Sequence[int] = 1) -> Te
     return out.reshape(*packed.shape[:-1], count)
 
 
+@entry_point
 def bits_to_index(bits: Tensor) -> Tensor:
     """``sum_j bits[..., j] 2^j``: bits (..., n) as one number (...) int64, n at most 63."""
+    _checks.tensor("bits", bits)
+    if bits.dim() == 0:
+        raise ValueError("bits must have shape (..., n), got a scalar")
     if bits.shape[-1] > _MOST_BITS:
         raise ValueError(f"bits must have at most {_MOST_BITS} in the last dimension, got {bits.shape[-1]}")
     return (bits.long() << torch.arange(bits.shape[-1], device=bits.device)).sum(-1)
 
 
+@entry_point
 def index_to_bits(index: Tensor, count: int) -> Tensor:
     """The inverse of `bits_to_index`: (..., count) bool."""
-    index = _checks.integers(index, "index")
+    index, count = _checks.integers(index, "index"), _checks.integer("count", count)
     if not 1 <= count <= _MOST_BITS:
         raise ValueError(f"count must lie between 1 and {_MOST_BITS}, got {count}")
     _checks.in_range(index, 1 << count, "index", low=0)
@@ -169,6 +189,7 @@ def _tables(tables: Tensor, width: int) -> Tensor:
     return tables
 
 
+@entry_point
 def scalar_quantize(z: Tensor, tables: Tensor) -> Quantized:
     """Each coordinate replaced by the nearest value of its own table: ``argmin_v |z_j - tables[j, v]|``.
 
@@ -197,20 +218,25 @@ def scalar_quantize(z: Tensor, tables: Tensor) -> Quantized:
     return Quantized(straight_through(z, chosen), codes)
 
 
+@entry_point
 def scalar_lookup(codes: Tensor, tables: Tensor) -> Tensor:
     """``tables[j, codes[..., j]]``, (..., d): differentiable in tables (a deterministic scatter-add); -1
     gives 0.
     """
     codes = _checks.integers(codes)
+    if codes.dim() == 0:
+        raise ValueError("codes must have shape (..., d), got a scalar")
     d, count = _tables(tables, codes.shape[-1]).shape
     rows = _checks.stacked_rows(codes, count, d, torch.arange(d, device=codes.device))
     return lookup(rows, tables.reshape(-1, 1)).squeeze(-1)
 
 
+@entry_point
 def round_quantize(x: Tensor, step: float) -> Quantized:
     """Multiples of ``step``: ``step round(x / step)``, and the multiples themselves as codes (int64, may be
     negative).
     """
+    _checks.floating("x", x)
     if not step > 0:
         raise ValueError(f"step must be positive, got {step}")
     multiple = (x.detach() / step).round()
@@ -219,8 +245,8 @@ def round_quantize(x: Tensor, step: float) -> Quantized:
 
 def _levels(levels: Sequence[int], width: int | None) -> tuple[list[int], int]:
     """Checked levels, and how many codes they make."""
-    found = list(levels)
-    if not found or any(isinstance(v, bool) or not isinstance(v, int) or v < 2 for v in found):
+    found = [_checks.integer("levels", v) for v in levels]
+    if not found or min(found) < 2:
         raise ValueError(f"levels must be a list of ints of at least 2, got {levels}")
     if width is not None and len(found) != width:
         raise ValueError(f"levels must have one entry for each of the {width} dimensions of z, got {len(found)}")
@@ -235,6 +261,7 @@ def _mixed_radix(levels: list[int], device: torch.device) -> tuple[Tensor, Tenso
     return count, count.cumprod(0) // count
 
 
+@entry_point
 def fsq_quantize(z: Tensor, levels: Sequence[int]) -> Quantized:
     """Finite scalar quantisation: each coordinate squashed and rounded to one of ``levels[j]`` values in
     [-1, 1].
@@ -252,6 +279,8 @@ def fsq_quantize(z: Tensor, levels: Sequence[int]) -> Quantized:
     Source: Mentzer et al. 2024.
     """
     _checks.floating("z", z)
+    if z.dim() == 0:
+        raise ValueError("z must have shape (..., d), got a scalar")
     found, _ = _levels(levels, z.shape[-1])
     count, place = _mixed_radix(found, z.device)
     wide = z if z.dtype == torch.float64 else z.float()
@@ -265,6 +294,7 @@ def fsq_quantize(z: Tensor, levels: Sequence[int]) -> Quantized:
     return Quantized((straight_through(bounded, grid) / middle.to(wide.dtype)).to(z.dtype), codes)
 
 
+@entry_point
 def fsq_lookup(codes: Tensor, levels: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """The grid points (..., d) of codes (...); -1 gives 0."""
     found, total = _levels(levels, None)
@@ -279,6 +309,7 @@ def fsq_lookup(codes: Tensor, levels: Sequence[int], dtype: torch.dtype = torch.
 # ---- Bits --------------------------------------------------------------------------------------------------
 
 
+@entry_point
 def sign_quantize(z: Tensor, scale: float | Tensor = 1.0) -> Quantized:
     """Lookup-free quantisation: ``scale`` where z > 0, else ``-scale``; codes are bits (..., d) bool.
 
@@ -289,12 +320,15 @@ def sign_quantize(z: Tensor, scale: float | Tensor = 1.0) -> Quantized:
     return Quantized(straight_through(z, sign_lookup(bits, scale, z.dtype)), bits)
 
 
+@entry_point
 def sign_lookup(bits: Tensor, scale: float | Tensor = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
     """``+scale`` for a set bit, ``-scale`` for a clear one."""
+    _checks.tensor("bits", bits)
     return (bits.to(dtype) * 2 - 1) * scale
 
 
-def bernoulli_quantize(probability: Tensor, generator: Generator | None = None) -> Quantized:
+@entry_point
+def bernoulli_quantize(probability: Tensor, generator: Generator | int | None = None) -> Quantized:
     """Bits drawn with the given probabilities (sigmoid(h), say), as 0 and 1; codes are the bits (..., d)
     bool.
 
@@ -302,12 +336,14 @@ def bernoulli_quantize(probability: Tensor, generator: Generator | None = None) 
     one).
     """
     _checks.floating("probability", probability)
+    generator = _checks.generator(generator)
     source = generator.device if generator is not None else torch.device("cpu")
     draw = torch.rand(probability.shape, generator=generator, device=source, dtype=torch.float32)
     bits = draw.to(probability.device) < probability.detach()
     return Quantized(straight_through(probability, bits.to(probability.dtype)), bits)
 
 
+@entry_point
 def residual_binary_quantize(x: Tensor, planes: int, scale: float | Tensor = 1.0) -> Quantized:
     """Signs of x, then of what is left, with halving weights: ``scale (b_0 + b_1 / 2 + b_2 / 4 + ...)``, b
     = +-1.
@@ -322,8 +358,9 @@ def residual_binary_quantize(x: Tensor, planes: int, scale: float | Tensor = 1.0
         Quantized: (..., d), and the bit planes (..., planes, d) bool, most significant first.
     """
     _checks.floating("x", x)
-    if isinstance(planes, bool) or not isinstance(planes, int) or planes < 1:
-        raise ValueError(f"planes must be an int of at least 1, got {planes!r}")
+    planes = _checks.integer("planes", planes)
+    if planes < 1:
+        raise ValueError(f"planes must be an int of at least 1, got {planes}")
     rest, bits = x.detach(), []
     for u in range(planes):
         bits.append(rest > 0)
@@ -332,10 +369,14 @@ def residual_binary_quantize(x: Tensor, planes: int, scale: float | Tensor = 1.0
     return Quantized(straight_through(x, residual_binary_lookup(stacked, scale, x.dtype)), stacked)
 
 
+@entry_point
 def residual_binary_lookup(bits: Tensor, scale: float | Tensor = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
     """The values (..., d) of bit planes (..., planes, d): an exact integer times a power of two, times
     scale.
     """
+    _checks.tensor("bits", bits)
+    if bits.dim() < 2:
+        raise ValueError(f"bits must have shape (..., planes, d), got {tuple(bits.shape)}")
     planes = bits.shape[-2]
     weight = 2 ** torch.arange(planes - 1, -1, -1, device=bits.device).unsqueeze(1)
     whole = ((bits.long() * 2 - 1) * weight).sum(-2)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._numpy import entry_point
 from .codes import pack_bits, straight_through, unpack_bits
 from .functional import lookup, project
 from .pq import pq_decode
@@ -31,8 +32,8 @@ _I64 = 1 << 64
 
 
 def stored_bytes(tensors: Iterable[Tensor | None]) -> int:
-    """Bytes of the tensors of a store, exactly."""
-    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+    """Bytes of the tensors (or numpy arrays) of a store, exactly."""
+    return sum(t.nbytes for t in tensors if t is not None)
 
 
 def _signed(value: int) -> int:
@@ -49,6 +50,7 @@ def _shifted(x: Tensor, count: int) -> Tensor:
     return (x >> count) & ((1 << (64 - count)) - 1)
 
 
+@entry_point
 def hash_rows(ids: Tensor, rows: int, probes: int = 1, *, feature: int | Tensor = 0, seed: int = 0) -> Tensor:
     """``probes`` row numbers below ``rows`` for each id, as good as drawn at random but always the same.
 
@@ -65,6 +67,7 @@ def hash_rows(ids: Tensor, rows: int, probes: int = 1, *, feature: int | Tensor 
         (..., probes) int64.
     """
     ids = _checks.integers(ids, "ids")
+    rows, probes, seed = (_checks.integer(*each) for each in (("rows", rows), ("probes", probes), ("seed", seed)))
     if rows < 1 or probes < 1:
         raise ValueError(f"rows and probes must be at least 1, got {rows} and {probes}")
     salt = torch.as_tensor(feature, dtype=torch.int64, device=ids.device).unsqueeze(-1)
@@ -77,6 +80,7 @@ def hash_rows(ids: Tensor, rows: int, probes: int = 1, *, feature: int | Tensor 
     return torch.where(ids.unsqueeze(-1) < 0, -1, x % rows)
 
 
+@entry_point
 def hashed_lookup(
     ids: Tensor,
     table: Tensor,
@@ -97,6 +101,7 @@ def hashed_lookup(
     return lookup(codes, table, reduce=reduce)
 
 
+@entry_point
 def two_table_lookup(ids: Tensor, remainders: Tensor, quotients: Tensor, combine: str = "mul") -> Tensor:
     """Row ``id mod R`` of one table (R, w) with row ``id div R`` of another (Q, v): all ids below R Q stay different.
 
@@ -118,6 +123,7 @@ def two_table_lookup(ids: Tensor, remainders: Tensor, quotients: Tensor, combine
     return low * high if combine == "mul" else low + high
 
 
+@entry_point
 def low_rank_lookup(ids: Tensor, factors: Tensor, basis: Tensor) -> Tensor:
     """``factors[id] basis`` with factors (V, r) and basis (r, d)."""
     return project(lookup(_checks.rows(ids, factors.shape[0], "ids"), factors), basis.T, "dot")
@@ -134,11 +140,13 @@ class IntegerRows(NamedTuple):
 
 
 def _check_bits(bits: int) -> int:
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:
-        raise ValueError(f"bits must be an int between 2 and 16, got {bits!r}")
+    bits = _checks.integer("bits", bits)
+    if not 2 <= bits <= 16:
+        raise ValueError(f"bits must be an int between 2 and 16, got {bits}")
     return 1 << (bits - 1)
 
 
+@entry_point
 def row_scale(table: Tensor, bits: int, *, steps: int = 8) -> Tensor:
     """(V,) scale of each row with (nearly) the least squared error: from the largest value, then alternating.
 
@@ -155,15 +163,18 @@ def row_scale(table: Tensor, bits: int, *, steps: int = 8) -> Tensor:
     return best
 
 
+@entry_point
 def quantize_rows(table: Tensor, bits: int, scale: Tensor | None = None) -> IntegerRows:
     """A table (V, d) as packed integers of ``bits`` (2 to 16) and one scale per row (`row_scale`'s by default)."""
     _checks.floating("table", table)
+    bits = _checks.integer("bits", bits)
     half, scale = _check_bits(bits), row_scale(table, bits) if scale is None else scale
     step = torch.where(scale == 0, 1, scale).detach().unsqueeze(-1)
     q = (table.detach() / step).round().clamp(-half, half - 1)
     return IntegerRows(pack_bits(q.long() + half, bits), scale.detach().clone())
 
 
+@entry_point
 def integer_lookup(ids: Tensor, rows: IntegerRows, dim: int, bits: int) -> Tensor:
     """``scale[id] q[id]`` (..., dim): only the rows asked for are unpacked. Differentiable in the scale."""
     ids = _checks.rows(ids, rows.packed.shape[0], "ids")
@@ -173,6 +184,7 @@ def integer_lookup(ids: Tensor, rows: IntegerRows, dim: int, bits: int) -> Tenso
     return q.to(scale.dtype) * scale
 
 
+@entry_point
 def fake_integer_lookup(ids: Tensor, table: Tensor, scale: Tensor, bits: int) -> Tensor:
     """The value of `integer_lookup` from a table (V, d) that still trains, and a scale (V,) that trains with it.
 
@@ -191,6 +203,7 @@ def fake_integer_lookup(ids: Tensor, table: Tensor, scale: Tensor, bits: int) ->
 # ---- Coded, pruned and ragged rows --------------------------------------------------------------------------------
 
 
+@entry_point
 def coded_lookup(ids: Tensor, packed: Tensor, books: Tensor, bits: int, dim: int | None = None) -> Tensor:
     """Rows from product codes: ``concat_i books[i][code_i(id)]`` with packed codes (V, bytes) and books (m, K, w).
 
@@ -208,14 +221,18 @@ class PrunedRows(NamedTuple):
     remap: Tensor  # (V,) int32
 
 
+@entry_point
 def prune_rows(table: Tensor, keep: Tensor) -> PrunedRows:
     """The rows of a table (V, d) where ``keep`` (V,) bool says so, and where they went."""
-    if keep.shape != table.shape[:1] or keep.dtype != torch.bool:
-        raise ValueError(f"keep must be bool ({table.shape[0]},), got {keep.dtype} {tuple(keep.shape)}")
+    _checks.floating("table", table)
+    _checks.boolean("keep", keep, "the row is kept")
+    if keep.shape != table.shape[:1]:
+        raise ValueError(f"keep must be bool ({table.shape[0]},), got {tuple(keep.shape)}")
     place = keep.cumsum(0) - 1
     return PrunedRows(table.detach()[keep].clone(), torch.where(keep, place, -1).to(torch.int32))
 
 
+@entry_point
 def pruned_lookup(ids: Tensor, rows: PrunedRows) -> Tensor:
     """Rows (..., d) by their old ids: zeros for pruned ones. Differentiable in the table."""
     ids = _checks.rows(ids, rows.remap.shape[0], "ids")
@@ -232,6 +249,7 @@ class RaggedRows(NamedTuple):
     columns: Tensor  # (blocks, d) int16 or int32: a column's place in the row, -1 where the block has cut it
 
 
+@entry_point
 def ragged_rows(table: Tensor, block: Tensor, keep: Tensor) -> RaggedRows:
     """A table (V, d) in which row v keeps the columns ``keep[block[v]]``.
 
@@ -239,6 +257,9 @@ def ragged_rows(table: Tensor, block: Tensor, keep: Tensor) -> RaggedRows:
         block: (V,) int64 below B (a field, a frequency range).
         keep: (B, d) bool.
     """
+    _checks.floating("table", table)
+    _checks.boolean("keep", keep, "the block keeps the column")
+    block = _checks.integers(block, "block")
     if block.shape != table.shape[:1] or keep.dim() != 2 or keep.shape[1] != table.shape[1]:
         shapes = ", ".join(str(tuple(t.shape)) for t in (table, block, keep))
         raise ValueError(f"need table (V, d), block (V,) and keep (B, d), got {shapes}")
@@ -249,6 +270,7 @@ def ragged_rows(table: Tensor, block: Tensor, keep: Tensor) -> RaggedRows:
     return RaggedRows(table.detach()[keep[block]], length.cumsum(0) - length, block.to(small), columns.to(small))
 
 
+@entry_point
 def ragged_lookup(ids: Tensor, rows: RaggedRows) -> Tensor:
     """Rows (..., d), zeros in the columns that their block has cut. Differentiable in the values."""
     ids = _checks.rows(ids, rows.start.shape[0], "ids")

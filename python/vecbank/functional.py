@@ -4,6 +4,9 @@ Metrics: ``dot`` x.b; ``cosine`` x.b / (max(|x|, 1e-8) max(|b|, 1e-8)); ``l2`` |
 Similarities are better when larger, distances when smaller. `topk`, `nearest` and `quantize` rank by the float64 score,
 computed in a fixed order, ties to the lower index: the answer depends on neither processor nor thread count.
 `project` is held to a tolerance instead.
+
+numpy arrays are taken in place of tensors, and then the results are numpy arrays (without gradients). A tensor beside a
+numpy array is a TypeError; a Bank goes with either kind.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ from torch import Tensor
 
 from . import _checks
 from ._interrupt import ops as _ops
+from ._numpy import entry_point
 from ._ops import METRICS, REDUCTIONS, Nearest, Quantized, QuantizeTrain, TopK
 from .bank import Bank
 
 _project, _topk, _nearest = _ops.project, _ops.topk, _ops.nearest
 _quantize, _quantize_train, _lookup, _segment_sum = _ops.quantize, _ops.quantize_train, _ops.lookup, _ops.segment_sum
+_DISTANCES = (METRICS["l2"], METRICS["sqeuclidean"])
 
 
 def _resolve(
@@ -43,6 +48,7 @@ def _metric_code(metric: str) -> int:
     return code
 
 
+@entry_point
 def project(
     x: Tensor, bank: Tensor | Bank, metric: str | None = None, *, out_dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -73,6 +79,7 @@ def project(
     return result
 
 
+@entry_point
 def topk(
     x: Tensor,
     bank: Tensor | Bank,
@@ -80,36 +87,38 @@ def topk(
     metric: str | None = None,
     mask: Tensor | None = None,
     *,
-    exact: bool = True,
+    exact: bool | None = None,
     bias: Tensor | None = None,
+    pad: bool = False,
 ) -> TopK:
     """The k best bank rows for every vector, best first: exact nearest-neighbour search.
 
     Args:
         x: (..., d).
         bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
-        k: 1 to M.
+        k: 1 to M; any number from 1 with ``pad``.
         metric: "dot", "cosine", "l2" or "sqeuclidean". None (default): what a Bank names, else "dot".
         mask: bool, broadcastable to (..., M); True = may be returned.
-        exact: False takes the float32 screen's candidates without a certificate: the rows chosen may then differ from
-            the exact ones where scores lie within float32 rounding of each other. Values and order are still float64's.
         bias: (M,) in the bank's dtype, added to dot products (with a tensor bank; a Bank brings its own): the encoder
             of a sparse autoencoder.
+        pad: a bank of fewer than k rows is no error: what it does not have is index -1, as in FAISS.
 
     Returns:
         TopK(values, indices), both (..., k). Values are float64 scores rounded once to float32 (kept for float64
-        input), differentiable once through the selected pairs. Fewer than k candidates: index -1 and -inf
-        (similarities) or +inf (distances). A NaN score never wins.
+        input), differentiable once through the selected pairs. Fewer than k candidates (because of the mask, or of NaN
+        scores, which never win; or with ``pad`` because k > M): index -1 and -inf (similarities) or +inf (distances),
+        through which no gradient passes.
 
     Raises:
-        ValueError: k outside 1..M, shapes, devices, metric. TypeError: dtypes.
+        ValueError: k outside 1..M (below 1 with ``pad``), shapes, devices, metric. TypeError: dtypes.
     """
     vectors, pack, code = _resolve("topk", x, bank, metric, "dot", biased=True)
     rows = vectors.shape[-2]
-    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
-        raise TypeError(f"k must be an int, got {type(k).__name__}")
-    if not 1 <= k <= rows:
-        raise ValueError(f"k must lie between 1 and the bank's M = {rows}, got k = {k}")
+    k = _checks.integer("k", k)
+    if exact is not None:
+        _warn_of_exact("topk")
+    if k < 1 or (k > rows and not pad):
+        raise ValueError(f"k must lie between 1 and the bank's M = {rows} (pad=True: fills up with -1), got k = {k}")
     if mask is not None:
         mask = _expand_mask(mask, x, rows)
     if isinstance(bank, Bank):
@@ -117,15 +126,34 @@ def topk(
             raise ValueError('bias goes with a tensor bank; a Bank brings its own: Bank(vectors, "dot", bias=bias)')
         bias = bank.bias if bank._biased else None
     elif bias is not None:
-        _checks.bias(bias, vectors, code == METRICS["dot"])
-    return TopK(*_topk(x, vectors, pack, k, code, mask, exact, bias))
+        _checks.bias(bias, vectors, code)
+    if k > rows:
+        return _padded(x, vectors, pack, k, code, mask, bias)
+    return TopK(*_topk(x, vectors, pack, k, code, mask, True, bias))
+
+
+def _padded(
+    x: Tensor, vectors: Tensor, pack: Tensor | None, k: int, code: int, mask: Tensor | None, bias: Tensor | None
+) -> TopK:
+    """All rows, best first, and then nothing: index -1 with the worst value."""
+    rows = vectors.shape[-2]
+    if rows:
+        values, indices = _topk(x, vectors, pack, rows, code, mask, True, bias)
+    else:
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        values = _project(x, vectors, None, code, wide)  # (..., 0), and known to autograd
+        indices = values.detach().long()
+    worst = torch.inf if code in _DISTANCES else -torch.inf
+    more, pad = (0, k - rows), torch.nn.functional.pad
+    return TopK(pad(values, more, value=worst), pad(indices, more, value=-1))
+
+
+def _warn_of_exact(verb: str) -> None:
+    _checks.warn_of_change(f"{verb} ignores exact, which will go: its answer is always exact")
 
 
 def _expand_mask(mask: Tensor, x: Tensor, rows: int) -> Tensor:
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"mask must be a torch.Tensor, got {type(mask).__name__}")
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be bool (True = may be returned), got {mask.dtype}")
+    _checks.boolean("mask", mask, "may be returned")
     if mask.device != x.device:
         raise ValueError(f"mask must be on x's device {x.device}, got {mask.device}")
     shape = (*x.shape[:-1], rows)
@@ -135,23 +163,26 @@ def _expand_mask(mask: Tensor, x: Tensor, rows: int) -> Tensor:
         raise ValueError(f"mask must broadcast to (..., M) = {tuple(shape)}, got {tuple(mask.shape)}") from None
 
 
-def nearest(x: Tensor, bank: Tensor | Bank, metric: str | None = None, *, exact: bool = True) -> Nearest:
+@entry_point
+def nearest(x: Tensor, bank: Tensor | Bank, metric: str | None = None, *, exact: bool | None = None) -> Nearest:
     """The best bank row for every vector: `topk` with k = 1, on its own faster path.
 
     Args:
         x: (..., d).
         bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
         metric: "l2", "sqeuclidean", "dot" or "cosine". None (default): what a Bank names, else "l2".
-        exact: as in `topk`.
 
     Returns:
         Nearest(values, indices), both (...): dtypes and gradients as in `topk`; index -1 where M = 0 or every score
         is NaN.
     """
     vectors, pack, code = _resolve("nearest", x, bank, metric, "l2")
-    return Nearest(*_nearest(x, vectors, pack, code, exact))
+    if exact is not None:
+        _warn_of_exact("nearest")
+    return Nearest(*_nearest(x, vectors, pack, code, True))
 
 
+@entry_point
 def quantize(x: Tensor, bank: Tensor | Bank, metric: str | None = None) -> Quantized:
     """Replace every vector by its nearest bank row (vector quantisation), gathered in the same pass.
 
@@ -171,6 +202,7 @@ def quantize(x: Tensor, bank: Tensor | Bank, metric: str | None = None) -> Quant
     return Quantized(*_quantize(x, vectors, pack, code))
 
 
+@entry_point
 def quantize_train(
     x: Tensor, bank: Tensor | Bank, metric: str | None = None, mask: Tensor | None = None
 ) -> QuantizeTrain:
@@ -192,8 +224,7 @@ def quantize_train(
     """
     vectors, pack, code = _resolve("quantize_train", x, bank, metric, "l2")
     if mask is not None:
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise TypeError(f"mask must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
+        _checks.boolean("mask", mask, "the row counts")
         if mask.shape != x.shape[:-1]:
             raise ValueError(
                 f"mask must have x's shape less the last dimension {tuple(x.shape[:-1])}, got {tuple(mask.shape)}"
@@ -201,11 +232,12 @@ def quantize_train(
     return QuantizeTrain(*_quantize_train(x, vectors, pack, code, mask))
 
 
+@entry_point
 def lookup(codes: Tensor, bank: Tensor | Bank, weights: Tensor | None = None, *, reduce: str = "none") -> Tensor:
     """Bank rows by number, or weighted sums of them: decoding, embedding bags, sparse dictionaries.
 
     Args:
-        codes: int64, (...) for reduce="none", (..., k) for "sum" and "mean"; -1 stands for a zero row.
+        codes: integers, (...) for reduce="none", (..., k) for "sum" and "mean"; -1 stands for a zero row.
         bank: (M, d) or a Bank.
         weights: codes' shape, the bank's dtype; multiplies each row.
         reduce: "none", or "sum" / "mean" over the last axis of codes; mean divides by the number of codes that are
@@ -221,7 +253,7 @@ def lookup(codes: Tensor, bank: Tensor | Bank, weights: Tensor | None = None, *,
     _checks.vectors("bank", vectors)
     if vectors.dim() != 2:
         raise ValueError(f"bank must have shape (M, d) for lookup, got {tuple(vectors.shape)}")
-    _checks.codes(codes)
+    codes = _checks.integers(codes)
     if not isinstance(reduce, str) or reduce not in REDUCTIONS:
         raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
     if reduce != "none" and codes.dim() == 0:
@@ -235,12 +267,13 @@ def lookup(codes: Tensor, bank: Tensor | Bank, weights: Tensor | None = None, *,
     return result
 
 
+@entry_point
 def segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None = None) -> Tensor:
     """Sum the vectors that share a code: k-means updates, EMA codebooks, the transpose of `lookup`.
 
     Args:
         x: (..., d).
-        codes: int64 (...), or (..., k) to add each vector to k sums; -1 leaves it out.
+        codes: integers (...), or (..., k) to add each vector to k sums; -1 leaves it out.
         num_codes: rows of the result.
         weights: codes' shape, x's dtype.
 
@@ -252,11 +285,12 @@ def segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None
         IndexError: a code outside -1..num_codes-1. TypeError, ValueError: dtypes and shapes.
     """
     _checks.floating("x", x)
-    _checks.codes(codes)
+    codes = _checks.integers(codes)
     if x.dim() == 0 or codes.shape[: x.dim() - 1] != x.shape[:-1] or codes.dim() > x.dim():
         raise ValueError(
             f"codes must be (...) or (..., k) for x (..., d), got {tuple(codes.shape)} and {tuple(x.shape)}"
         )
+    num_codes = _checks.integer("num_codes", num_codes)
     if num_codes < 0:
         raise ValueError(f"num_codes must not be negative, got {num_codes}")
     if weights is not None:

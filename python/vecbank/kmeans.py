@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 import numbers
-import operator
-from typing import Any, NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import torch
 from torch import Generator, Tensor
@@ -21,6 +20,7 @@ from torch import Generator, Tensor
 from . import _checks
 from ._kmeans_samples import BLOCK, FAR, FLOOR, Samples, largest_of, prepared, scaled, sums_of, total, unit, working
 from ._kmeans_starts import permutation, starts
+from ._numpy import entry_point
 from ._progress import Progress
 from .functional import nearest, segment_sum
 
@@ -141,6 +141,7 @@ def _mini_batch(
     return KMeans(centres, codes, data.inertia(distances), done)
 
 
+@entry_point
 @torch.no_grad()
 def kmeans(
     x: Tensor,
@@ -195,9 +196,13 @@ def kmeans(
     if x.dim() != 2:
         raise ValueError(f"x must have shape (N, d), got {tuple(x.shape)}")
     n, d = x.shape
-    k, steps, restarts = _whole("k", k, 1), _whole("iterations", iterations, 0), _whole("restarts", restarts, 1)
-    batch = None if batch_size is None else _whole("batch_size", batch_size, 1)
-    trials = 2 + int(math.log(k)) if local_trials is None else _whole("local_trials", local_trials, 1)
+    k, steps, restarts = (
+        _at_least(1, "k", k),
+        _at_least(0, "iterations", iterations),
+        _at_least(1, "restarts", restarts),
+    )
+    batch = None if batch_size is None else _at_least(1, "batch_size", batch_size)
+    trials = 2 + int(math.log(k)) if local_trials is None else _at_least(1, "local_trials", local_trials)
     if k > n:
         raise ValueError(f"k must not exceed the number of samples N = {n}, got k = {k}")
     if metric not in _METRICS:
@@ -206,7 +211,7 @@ def kmeans(
         raise TypeError(f"tolerance must be a number, got {type(tolerance).__name__}")
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
-    generator = _seeded(generator)
+    generator = _checks.generator(generator)
     _check_init(init, k, d, x)
     if weights is not None:
         _check_weights(weights, x)
@@ -240,28 +245,11 @@ def _dense(name: str, t: Tensor) -> None:
         raise TypeError(f"{name} must be a dense tensor, got {t.layout} ({name}.to_dense() makes it dense)")
 
 
-def _whole(name: str, value: Any, low: int) -> int:
-    """An int, also one of numpy or a tensor with one integer."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or getattr(value, "dtype", None) is torch.bool:
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+def _at_least(low: int, name: str, value: SupportsIndex) -> int:
+    number = _checks.integer(name, value)
     if number < low:
         raise ValueError(f"{name} must be at least {low}, got {number}")
     return number
-
-
-def _seeded(generator: Generator | SupportsIndex | None) -> Generator | None:
-    if generator is None or isinstance(generator, Generator):
-        return generator
-    try:
-        seed = operator.index(generator)
-    except TypeError:
-        got = type(generator).__name__
-        raise TypeError(f"generator must be a torch.Generator, an int seed or None, got {got}") from None
-    return Generator().manual_seed(seed)
 
 
 def _check_weights(weights: Tensor, x: Tensor) -> None:

@@ -14,11 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from . import _checks, _interrupt
 from ._codes import METRICS
+from ._numpy import entry_point, tensor_of
 from ._progress import Progress
 from .codes import pack_bits, packed_bytes, unpack_bits
 from .functional import lookup, project
@@ -45,6 +47,7 @@ def _rotated(x: Tensor, books: Tensor, rotation: Tensor | None) -> Tensor:
         x = torch.nn.functional.pad(x, (0, m * width - x.shape[-1]))
     if rotation is None:
         return x
+    _checks.floating("rotation", rotation)
     if rotation.shape != (m * width, m * width):
         raise ValueError(f"rotation must have shape ({m * width}, {m * width}), got {tuple(rotation.shape)}")
     return turned(x, rotation)
@@ -65,6 +68,7 @@ def _parts(x: Tensor, m: int) -> Tensor:
     return x.view(x.shape[0], m, -1).transpose(0, 1)
 
 
+@entry_point
 def pq_encode(x: Tensor, books: Tensor, rotation: Tensor | None = None) -> Tensor:
     """Codes (..., m) int64: per part the nearest row, exactly, ties to the lower number.
 
@@ -79,6 +83,7 @@ def pq_encode(x: Tensor, books: Tensor, rotation: Tensor | None = None) -> Tenso
     return codes
 
 
+@entry_point
 def pq_decode(codes: Tensor, books: Tensor, rotation: Tensor | None = None, width: int | None = None) -> Tensor:
     """What codes (..., m) stand for: (..., d) with d = ``width`` (m w by default). Differentiable in the
     books.
@@ -91,9 +96,11 @@ def pq_decode(codes: Tensor, books: Tensor, rotation: Tensor | None = None, widt
     y = lookup(rows, books.reshape(m * k, w)).flatten(-2)
     if rotation is not None:
         y = project(y, rotation, "dot")
+    width = None if width is None else _checks.integer("width", width)
     return y if width is None else y[..., :width]
 
 
+@entry_point
 def pq_tables(x: Tensor, books: Tensor, metric: str = "sqeuclidean", rotation: Tensor | None = None) -> Tensor:
     """Asymmetric tables (..., m, K): each query part against each row of its book; `pq_scores` adds them
     up.
@@ -105,6 +112,7 @@ def pq_tables(x: Tensor, books: Tensor, metric: str = "sqeuclidean", rotation: T
     return tables.transpose(0, 1).reshape(*x.shape[:-1], *books.shape[:2])
 
 
+@entry_point
 def pq_symmetric_tables(codes: Tensor, books: Tensor, metric: str = "sqeuclidean") -> Tensor:
     """Tables (..., m, K) of queries known by their codes (..., m): rows of the m tables (K, K) of book
     against itself; NaN for code -1.
@@ -121,6 +129,7 @@ def pq_symmetric_tables(codes: Tensor, books: Tensor, metric: str = "sqeuclidean
     return rows.masked_fill((codes < 0).unsqueeze(-1), torch.nan)
 
 
+@entry_point
 def pq_scores(tables: Tensor, codes: Tensor) -> Tensor:
     """Distances or products of Q queries to N codes, (Q, N): ``sum_i tables[q, i, codes[n, i]]``, i
     ascending.
@@ -129,6 +138,7 @@ def pq_scores(tables: Tensor, codes: Tensor) -> Tensor:
         tables: (Q, m, K), from `pq_tables` or `pq_symmetric_tables`.
         codes: (N, m) integers; -1 (a part without a valid row) makes the vector's scores NaN.
     """
+    _checks.floating("tables", tables)
     codes = _checks.integers(codes)
     if tables.dim() != 3 or codes.dim() != 2 or codes.shape[1] != tables.shape[1]:
         raise ValueError(f"need tables (Q, m, K) and codes (N, m), got {tuple(tables.shape)} and {tuple(codes.shape)}")
@@ -143,6 +153,8 @@ def pq_scores(tables: Tensor, codes: Tensor) -> Tensor:
 class ProductCodec:
     """Trained books, and the rotation if there is one: `pq_train` makes it.
 
+    It may be made of numpy arrays, holds tensors, and its methods take and return tensors or numpy arrays.
+
     Attributes:
         books: (m, K, w).
         width: d of the vectors it codes, m w at most.
@@ -152,6 +164,12 @@ class ProductCodec:
     books: Tensor
     width: int
     rotation: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("books", "rotation"):
+            held = getattr(self, name)
+            if isinstance(held, np.ndarray):
+                object.__setattr__(self, name, tensor_of(held, name).clone())
 
     @property
     def bits(self) -> int:
@@ -163,23 +181,29 @@ class ProductCodec:
         """Of one packed row of codes."""
         return packed_bytes(self.books.shape[0], self.bits)
 
+    @entry_point
     def encode(self, x: Tensor, *, packed: bool = False) -> Tensor:
         """Codes (..., m) int64, or packed (..., bytes_per_vector) uint8."""
         codes = pq_encode(x, self.books, self.rotation)
         return pack_bits(codes, self.bits) if packed else codes
 
+    @entry_point
     def codes(self, codes: Tensor) -> Tensor:
         """Codes (..., m) int64, whether packed or not."""
+        _checks.tensor("codes", codes)
         return unpack_bits(codes, self.books.shape[0], self.bits) if codes.dtype == torch.uint8 else codes
 
+    @entry_point
     def decode(self, codes: Tensor) -> Tensor:
         """Vectors (..., d) of codes, packed or not."""
         return pq_decode(self.codes(codes), self.books, self.rotation, self.width)
 
+    @entry_point
     def tables(self, x: Tensor, metric: str = "sqeuclidean") -> Tensor:
         """Asymmetric tables (..., m, K) of queries (..., d)."""
         return pq_tables(x, self.books, metric, self.rotation)
 
+    @entry_point
     def symmetric_tables(self, codes: Tensor, metric: str = "sqeuclidean") -> Tensor:
         """Symmetric tables (..., m, K) of queries given by their codes."""
         return pq_symmetric_tables(self.codes(codes), self.books, metric)
@@ -216,6 +240,7 @@ def _refine(y: Tensor, books: Tensor, iterations: int) -> Tensor:
     return torch.stack(steps)
 
 
+@entry_point
 @torch.no_grad()
 def pq_train(
     x: Tensor,
@@ -226,13 +251,13 @@ def pq_train(
     iterations: int = 25,
     rotations: int = 20,
     samples_per_code: int = 256,
-    generator: Generator | None = None,
+    generator: Generator | int | None = None,
     progress: bool = False,
 ) -> ProductCodec:
     """Books for product quantisation, by k-means on each part.
 
     Args:
-        x: (N, d) samples, float32 or float64, finite, N >= 2^bits.
+        x: (N, d) samples, finite, N >= 2^bits. 16-bit samples are read as float32.
         parts: m, 1 to d.
         bits: 1 to 16 per part: books of 2^bits rows.
         rotation: also learn an orthogonal matrix R that makes ``x R`` cheaper to code. Start: the better of none and
@@ -241,20 +266,20 @@ def pq_train(
             every machine.
         iterations: k-means steps per part.
         samples_per_code: train on at most this many samples per row of a book, drawn without replacement.
-        generator: source of all draws. progress: draw a bar on stderr.
+        generator: source of all draws, or the seed of one. progress: draw a bar on stderr.
 
     Returns:
         ProductCodec.
     """
     _checks.floating("x", x)
-    if x.dim() != 2:
-        raise ValueError(f"x must have shape (N, d), got {tuple(x.shape)}")
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x must be float32 or float64 for training, got {x.dtype}")
+    if x.dim() != 2 or x.shape[1] == 0:
+        raise ValueError(f"x must have shape (N, d) with d > 0, got {tuple(x.shape)}")
+    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     n, d = x.shape
+    parts, bits = _checks.integer("parts", parts), _checks.integer("bits", bits)
+    iterations, rotations = _checks.integer("iterations", iterations), _checks.integer("rotations", rotations)
+    samples_per_code, generator = _checks.integer("samples_per_code", samples_per_code), _checks.generator(generator)
     for name, value, high in (("parts", parts, d), ("bits", bits, 16)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
         if not 1 <= value <= high:
             raise ValueError(f"{name} must lie between 1 and {high}, got {value}")
     k = 1 << bits
@@ -274,7 +299,7 @@ def pq_train(
             y = x if turn is None else x @ turn
             found = []
             for part in _parts(y, parts):
-                found.append(kmeans(part, k, iterations=iterations, generator=generator))
+                found.append(kmeans(part, k, iterations=iterations, local_trials=1, generator=generator))
                 bar.step()
             tried.append((sum(f.inertia for f in found), turn, torch.stack([f.centres for f in found])))
         # neither start is best for all data: parts that belong together already are worth keeping

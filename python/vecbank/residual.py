@@ -10,7 +10,7 @@ extreme vector compression", CVPR 2014.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _checks, _interrupt
+from ._numpy import entry_point
 from ._ops import METRICS
 from ._ops import ResidualQuantized as ResidualQuantized
 from .bank import Bank
@@ -29,6 +30,9 @@ Books: TypeAlias = Tensor | Sequence[Tensor | Bank]
 
 
 def _stages(books: Books, num_stages: int | None) -> list[Tensor | Bank]:
+    num_stages = None if num_stages is None else _checks.integer("num_stages", num_stages)
+    if not isinstance(books, (Bank, Iterable)):
+        raise TypeError(f"books must be a tensor, a Bank or a sequence of them, got {type(books).__name__}")
     if isinstance(books, Bank) or (isinstance(books, Tensor) and books.dim() == 2):
         if num_stages is None:
             raise ValueError("num_stages must be given where one book (M, d) serves every stage")
@@ -54,6 +58,7 @@ def _vectors(book: Tensor | Bank) -> Tensor:
     return vectors.float() if vectors.dtype in (torch.bfloat16, torch.float16) else vectors
 
 
+@entry_point
 def residual_quantize(
     x: Tensor,
     books: Books,
@@ -90,8 +95,7 @@ def residual_quantize(
         _checks.pair(x, rows)
         if rows.dtype != vectors[0].dtype:
             raise TypeError(f"books must share a dtype, got {vectors[0].dtype} and {rows.dtype}")
-    if isinstance(beam, bool) or not isinstance(beam, int):
-        raise TypeError(f"beam must be an int, got {type(beam).__name__}")
+    beam = _checks.integer("beam", beam)
     if beam < 1:
         raise ValueError(f"beam must be at least 1, got {beam}")
     if beam > 1:
@@ -171,6 +175,7 @@ def _search_block(rows: Tensor, books: list[Tensor], beam: int) -> Tensor:
     return codes[:, 0]
 
 
+@entry_point
 def residual_lookup(codes: Tensor, books: Books) -> Tensor:
     """What codes (..., S') of the first S' stages stand for: ``sum_s books[s][codes[..., s]]``, in order of s.
 

@@ -9,6 +9,9 @@ function of z returns is the caller's). Choosing has no gradient;
 the gradients of what was chosen (to x, W, b and the decoder) touch the chosen pairs only, and are summed in
 a fixed order.
 
+numpy arrays are taken in place of tensors, and then the results are numpy arrays (without gradients); a function that
+scores is handed tensors all the same.
+
 Sources: top-k, Gao et al., "Scaling and evaluating sparse autoencoders", 2024; batch-wide k, Bussmann et
 al., "BatchTopK sparse autoencoders", 2024; thresholds, Rajamanoharan et al., "Jumping ahead: improving
 reconstruction fidelity with JumpReLU sparse autoencoders", 2024; the others are named where they are.
@@ -18,11 +21,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import _checks, _sparse
 from ._finite import finite_rows, voided
+from ._numpy import entry_point
 from ._ops import TopK
 from ._sparse import Score
 from .bank import Bank
@@ -40,26 +45,66 @@ class Fired(NamedTuple):
 # ---- Arguments ---------------------------------------------------------------------------------------------
 
 
+def _dictionary(weight: Tensor | Bank, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The rows of a dictionary and the bias, of which a Bank brings both."""
+    if not isinstance(weight, Bank):
+        return weight, bias
+    if weight.metric not in ("dot", None) or bias is not None:
+        raise ValueError(
+            f'weight as a Bank must have metric "dot" and bring its bias with it, got metric {weight.metric!r}'
+            f"{'' if bias is None else ' and a bias beside it'}"
+        )
+    return weight.vectors, weight.bias
+
+
 def _flat(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     _checks.floating("weight", weight)
     if weight.dim() != 2 or weight.shape[0] == 0:
         raise ValueError(f"weight must have shape (K, d) with K > 0, got {tuple(weight.shape)}")
     _checks.pair(x, weight)
     if bias is not None:
-        _checks.floating("bias", bias)
-        if bias.shape != weight.shape[:1]:
-            raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+        _per_latent("bias", bias, weight)
         if bias.dtype != weight.dtype:
             raise TypeError(f"bias must have the dtype of weight ({weight.dtype}), got {bias.dtype}")
-    return x.reshape(-1, x.shape[-1])
+    return x.unsqueeze(0).flatten(0, -2)
+
+
+def _per_latent(name: str, t: Tensor, weight: Tensor) -> None:
+    """`t` has a number for each latent."""
+    _checks.floating(name, t)
+    if t.shape != weight.shape[:1]:
+        raise ValueError(f"{name} must have shape ({weight.shape[0]},), got {tuple(t.shape)}")
+    _beside(name, t, weight)
+
+
+def _beside(name: str, t: Tensor, weight: Tensor) -> None:
+    if t.device != weight.device:
+        raise ValueError(f"{name} must be on the device of weight {weight.device}, got {t.device}")
 
 
 def _check_k(name: str, k: object, latents: int) -> int:
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"{name} must be an int, got {type(k).__name__}")
-    if not 1 <= k <= latents:
-        raise ValueError(f"{name} must lie between 1 and the number of latents {latents}, got {k}")
-    return k
+    count = _checks.integer(name, k)
+    if not 1 <= count <= latents:
+        raise ValueError(f"{name} must lie between 1 and the number of latents {latents}, got {count}")
+    return count
+
+
+def _check_threshold(threshold: object, weight: Tensor) -> Tensor:
+    """One threshold for each latent (K,), in the dtype of values."""
+    latents, dtype = weight.shape[0], _sparse.value_dtype(weight)
+    if not isinstance(threshold, Tensor):
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.integer, np.floating)):
+            raise TypeError(f"threshold must be a number or a tensor, got {type(threshold).__name__}")
+        if not threshold >= 0:
+            raise ValueError(f"threshold must not be negative or NaN, got {threshold}")
+        return weight.new_full((latents,), float(threshold), dtype=dtype)
+    _checks.floating("threshold", threshold)
+    if threshold.shape not in ((), (latents,)):
+        raise ValueError(f"threshold must be a number or have shape ({latents},), got {tuple(threshold.shape)}")
+    _beside("threshold", threshold, weight)
+    if _checks.readable(threshold) and not bool((threshold >= 0).all()):
+        raise ValueError("threshold must not be negative or NaN, and some of its numbers are")
+    return threshold.expand(latents).to(dtype)
 
 
 def _check_bounded(max_k: int | None) -> None:
@@ -74,6 +119,7 @@ def _shaped(x: Tensor, *tensors: Tensor) -> list[Tensor]:
 # ---- The functions -----------------------------------------------------------------------------------------
 
 
+@entry_point
 def sparse_encode(
     x: Tensor,
     weight: Tensor | Bank,
@@ -91,7 +137,7 @@ def sparse_encode(
         weight: (K, d), one row per latent, of x's dtype (or float32 with a 16-bit x); or a Bank of them, prepared once
             for an encoder that stays as it is: ``Bank(weight, "dot", bias=bias)``.
         bias: (K,) or None; None with a Bank, which brings its own.
-        k: how many latents each row keeps; or (...) int64, a number of its own for each row (0 to ``max_k``).
+        k: how many latents each row keeps; or (...) integers, a number of its own for each row (0 to ``max_k``).
         score: choose by this instead of by value; the value stays what is returned. Either (K,), a factor
             per latent (decoder norms, say), or a function of a block ``z = x W^T + b`` (r, K) and the slice
             of rows (of x flattened to (n, d)) that it is, giving (r, K). Influence on a loss, as in g-SAE,
@@ -111,28 +157,26 @@ def sparse_encode(
         for improved
     dictionary learning", 2024 (a score that is not the value).
     """
-    bank: Tensor | Bank = weight
-    if isinstance(weight, Bank):
-        if weight.metric not in ("dot", None) or bias is not None:
-            raise ValueError(
-                f'weight as a Bank must have metric "dot" and bring its bias with it, got metric {weight.metric!r}'
-                f"{'' if bias is None else ' and a bias beside it'}"
-            )
-        bias = weight.bias
-        weight = weight.vectors
+    bank = weight
+    weight, bias = _dictionary(weight, bias)
     rows = _flat(x, weight, bias)
     per_row: Tensor | None = None
-    if isinstance(k, Tensor):
-        _checks.codes(k, "k")
+    if isinstance(k, Tensor) and (k.dim() > 0 or x.dim() == 1):
+        k = _checks.integers(k, "k")
         if k.shape != x.shape[:-1]:
             raise ValueError(f"k must have x's leading shape {tuple(x.shape[:-1])}, got {tuple(k.shape)}")
         per_row = k.reshape(-1, 1)
         k = max(1, int(k.max())) if max_k is None and k.numel() else (max_k or 1)
     k = _check_k("k", k, weight.shape[0])
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != weight.shape[:1]):
-        raise ValueError(f"mask must be bool ({weight.shape[0]},), got {mask.dtype} {tuple(mask.shape)}")
-    if isinstance(score, Tensor) and score.shape != weight.shape[:1]:
-        raise ValueError(f"score must be a function or have shape ({weight.shape[0]},), got {tuple(score.shape)}")
+    if mask is not None:
+        _checks.boolean("mask", mask, "may be chosen")
+        if mask.shape != weight.shape[:1]:
+            raise ValueError(f"mask must have shape ({weight.shape[0]},), got {tuple(mask.shape)}")
+        _beside("mask", mask, weight)
+    if isinstance(score, Tensor):
+        _per_latent("score", score, weight)
+    elif score is not None and not callable(score):
+        raise TypeError(f"score must be a function or a tensor ({weight.shape[0]},), got {type(score).__name__}")
     with torch.no_grad():
         if score is None:
             values, indices = _sparse.largest(rows, bank, None if bank is not weight else bias, k, mask)
@@ -144,7 +188,10 @@ def sparse_encode(
     return TopK(*_shaped(x, _sparse.Pairs.apply(rows, weight, bias, indices, values), indices))
 
 
-def sparse_encode_batch(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, *, max_k: int | None = None) -> TopK:
+@entry_point
+def sparse_encode_batch(
+    x: Tensor, weight: Tensor | Bank, bias: Tensor | None, k: int, *, max_k: int | None = None
+) -> TopK:
     """The ``n k`` largest of ``relu(x W^T + b)`` over all n rows together: rows share a budget of k on
     average.
 
@@ -160,6 +207,7 @@ def sparse_encode_batch(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, 
 
     Source: Bussmann et al. 2024.
     """
+    weight, bias = _dictionary(weight, bias)
     rows = _flat(x, weight, bias)
     latents, k = weight.shape[0], _check_k("k", k, weight.shape[0])
     _check_bounded(max_k)
@@ -186,9 +234,10 @@ def sparse_encode_batch(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, 
     return TopK(*_shaped(x, _sparse.Pairs.apply(rows, weight, bias, indices, values), indices))
 
 
+@entry_point
 def sparse_encode_threshold(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Bank,
     bias: Tensor | None,
     threshold: float | Tensor = 0.0,
     *,
@@ -200,7 +249,7 @@ def sparse_encode_threshold(
 
     Args:
         x, weight, bias: as in `sparse_encode`.
-        threshold: one number, or theta (K,), not negative. Learnable with a bandwidth.
+        threshold: one number, or theta (K,), not negative (nor NaN). Learnable with a bandwidth.
         bandwidth: width eps of the window around theta in which the step has a gradient: ``d value / d
             theta = -theta / eps`` and ``d active / d theta = -1 / eps`` where |z - theta| < eps / 2.
             Latents in the window but under the threshold are then in the lists too, with value 0.
@@ -215,18 +264,12 @@ def sparse_encode_threshold(
     Source: Rajamanoharan et al. 2024.
     """
     _check_bounded(max_k)
+    weight, bias = _dictionary(weight, bias)
     rows = _flat(x, weight, bias)
     latents = weight.shape[0]
-    if bandwidth < 0:
+    if not bandwidth >= 0:
         raise ValueError(f"bandwidth must not be negative, got {bandwidth}")
-    if isinstance(threshold, Tensor):
-        _checks.floating("threshold", threshold)
-        if threshold.shape != (latents,):
-            raise ValueError(f"threshold must be a number or have shape ({latents},), got {tuple(threshold.shape)}")
-        theta = threshold
-    else:
-        theta = weight.new_full((latents,), threshold, dtype=_sparse.value_dtype(weight))
-    theta = theta.to(_sparse.value_dtype(weight))
+    theta = _check_threshold(threshold, weight)
     with torch.no_grad():
         floor = theta - bandwidth / 2
         if max_k is not None:
@@ -243,9 +286,10 @@ def sparse_encode_threshold(
     return Fired(values, indices, gate.sum(1).reshape(x.shape[:-1]))
 
 
+@entry_point
 def sparse_encode_norm(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Bank,
     bias: Tensor | None,
     norms: Tensor,
     target: Tensor | None = None,
@@ -271,13 +315,15 @@ def sparse_encode_norm(
     Source: Lee et al., "Evaluating and designing sparse autoencoders by approximating quasi-orthogonality",
         2025.
     """
+    weight, bias = _dictionary(weight, bias)
     rows = _flat(x, weight, bias)
-    if norms.shape != weight.shape[:1]:
-        raise ValueError(f"norms must have shape ({weight.shape[0]},), got {tuple(norms.shape)}")
+    _per_latent("norms", norms, weight)
     if target is None:
         target = _sparse.lengths(rows.detach())
-    elif target.shape != x.shape[:-1]:
-        raise ValueError(f"target must have x's leading shape {tuple(x.shape[:-1])}, got {tuple(target.shape)}")
+    else:
+        _checks.floating("target", target)
+        if target.shape != x.shape[:-1]:
+            raise ValueError(f"target must have x's leading shape {tuple(x.shape[:-1])}, got {tuple(target.shape)}")
     most = weight.shape[0] if max_k is None else _check_k("max_k", max_k, weight.shape[0])
     with torch.no_grad():
         wanted, factor, lists = target.detach().double().reshape(-1, 1), norms.detach().double(), []
@@ -305,28 +351,41 @@ def _pad(t: Tensor, width: int, value: int) -> Tensor:
     return torch.nn.functional.pad(t, (0, width - t.shape[1]), value=value)
 
 
-def sparse_decode(values: Tensor, indices: Tensor, decoder: Tensor, bias: Tensor | None = None) -> Tensor:
+@entry_point
+def sparse_decode(values: Tensor, indices: Tensor, decoder: Tensor | Bank, bias: Tensor | None = None) -> Tensor:
     """``sum_t values[..., t] decoder[indices[..., t]] + bias``: what a sparse code stands for.
 
     Args:
         values, indices: (..., c), as the encoders return them; index -1 adds nothing.
-        decoder: (K, d), one row per latent.
+        decoder: (K, d), one row per latent, or a Bank of them.
         bias: (d,) or None.
 
     Returns:
         (..., d) in decoder's dtype; float64 sums, rounded once. Differentiable in values, decoder (a
         deterministic scatter-add over the chosen rows) and bias.
     """
+    decoder = decoder.vectors if isinstance(decoder, Bank) else decoder
+    _checks.floating("values", values)
+    _checks.vectors("decoder", decoder)
+    if bias is not None:
+        _checks.floating("bias", bias)
+        if bias.shape != decoder.shape[-1:]:
+            raise ValueError(f"bias must have shape ({decoder.shape[-1]},), got {tuple(bias.shape)}")
     decoded = lookup(indices, decoder, values.to(decoder.dtype), reduce="sum")
     return decoded if bias is None else decoded + bias
 
 
+@entry_point
 def firing_counts(indices: Tensor, latents: int, values: Tensor | None = None) -> Tensor:
     """How often each latent is in a code, (latents,) int64; with values, how often at more than 0.
 
-    Index -1 counts for nothing. Nothing waits for the device, and integers add up the same in any order.
+    ``indices`` are integers of any shape, ``values`` has it too. Index -1 counts for nothing. Nothing waits for the
+    device, and integers add up the same in any order.
     """
-    _checks.codes(indices, "indices")
+    indices, latents = _checks.integers(indices, "indices"), _checks.integer("latents", latents)
+    _checks.in_range(indices, latents, "indices")
+    if values is not None and values.shape != indices.shape:
+        raise ValueError(f"values must have the shape of indices {tuple(indices.shape)}, got {tuple(values.shape)}")
     place = torch.where(indices < 0, latents, indices)
     if values is not None:
         place = torch.where(values > 0, place, latents)

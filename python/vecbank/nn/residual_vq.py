@@ -384,7 +384,8 @@ class ResidualVQ(Derived):
         for i, layer in enumerate(self.layers[: call.active]):
             j = residual.shape[2]
             spread = None if call.mask is None else call.mask.repeat_interleave(j, 1)
-            part, code, loss = layer(residual.reshape(b, n * j, width), mask=spread, topk=beams, **call.options)
+            most = min(beams, layer.codebook_size)
+            part, code, loss = layer(residual.reshape(b, n * j, width), mask=spread, topk=most, **call.options)
             k, loss = code.shape[-1], loss.expand(code.shape)  # a scalar where no term looks at rows
             total = score.unsqueeze(-1) - (loss.detach() * self.beam_score_weights[i]).reshape(b, n, j, k)
             score, pick = total.flatten(2).topk(min(beams if i + 1 < call.active else 1, j * k), dim=-1)

@@ -121,7 +121,9 @@ class SparseAutoencoder(nn.Module):
         if not threshold > 0 or not bandwidth > 0:
             raise ValueError(f"threshold and bandwidth must be positive, got {threshold} and {bandwidth}")
         self.dim, self.latents, self.k, self.activation = dim, latents, k, activation
-        self.aux_k = min(latents, max(1, dim // 2) if aux_k is None else aux_k)
+        self.aux_k = min(latents, max(1, dim // 2)) if aux_k is None else aux_k
+        if not 0 <= self.aux_k <= latents:
+            raise ValueError(f"aux_k must lie between 0 and latents = {latents}, got {aux_k}")
         self.aux_weight, self.dead_after, self.penalty_weight = aux_weight, dead_after, penalty_weight
         self.bandwidth, self.max_k, self.sync = bandwidth, max_k, sync
         decoder = torch.randn(latents, dim, generator=generator)

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from .._checks import integers
+from .._checks import integer, integers
 from .._finite import both, finite_rows, over, voided, zeroed
 from ._codebook import Codebook, UpdateWeight, unit
 from ._derived import Derived
@@ -393,10 +393,11 @@ class VectorQuantize(Derived):
     def _check_topk(self, topk: int | None) -> int | None:
         if topk is None:
             return None
-        _require(topk > 0, f"topk must be positive, got {topk}")
+        topk = integer("topk", topk)
+        _require(1 <= topk <= self.codebook_size, f"topk must lie between 1 and {self.codebook_size}, got {topk}")
         _require(self.heads == 1, f"topk needs heads = 1, got {self.heads}")
         crossed = self.training and self.commitment_use_cross_entropy_loss
         _require(not crossed, "topk does not go with commitment_use_cross_entropy_loss in training")
         placed = self.training and self.in_place_codebook_optimizer is not None
         _require(not placed, "topk does not go with in_place_codebook_optimizer in training")
-        return min(int(topk), self.codebook_size)
+        return topk
