@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 import warnings
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +20,19 @@ def floating(name: str, t: object) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
     if t.dtype not in _FLOATS:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
+
+
+def integer(name: str, value: object) -> int:
+    """`value` as an int: Python's, numpy's, or an array or tensor of integers without dimensions."""
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return value  # type: ignore[return-value]  # a SymInt is to stay one
+    if isinstance(value, (np.integer, np.ndarray, Tensor)) and value.ndim == 0 and value.dtype is not torch.bool:
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    kind = f" {tuple(value.shape)} of {value.dtype}" if isinstance(value, (np.ndarray, Tensor)) else ""
+    raise TypeError(f"{name} must be an int, got {type(value).__name__}{kind}")
 
 
 def pair(x: Tensor, bank: Tensor) -> None:
@@ -124,8 +139,15 @@ def stacked_rows(t: object, count: int, tables: int, table: Tensor, name: str = 
 
 
 def concrete(t: Tensor) -> bool:
-    """Plain tensors only: fake and functorch tensors have no values to look at."""
-    return type(t) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+    """Tensors with values to look at: fake and functorch tensors, and others that dispatch by themselves, have none."""
+    kind = type(t)
+    if (
+        kind is not Tensor
+        and kind is not torch.nn.Parameter
+        and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+    ):
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(t)
 
 
 def weights(t: object, codes: Tensor, dtype: torch.dtype) -> None:
