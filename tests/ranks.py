@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-SECONDS = 120  # for all of a world; a rank that waits for ever fails the test instead
+SECONDS = 240  # for all of a world; a rank that waits for ever fails the test instead
 
 
 def _meet(rank: int, world: int, folder: str) -> None:
