@@ -60,12 +60,11 @@ def test_an_exported_module_is_the_module(name: str, grad: bool, training: bool)
                 torch.testing.assert_close(got, want)
     state = loaded.state_dict()
     for key, value in module.state_dict().items():
-        assert_same(state[key], value)
+        assert_same(state[key].to(value.dtype), value)  # flags are numbers in a program
 
 
 REFUSED: dict[str, dict[str, Any]] = {
     "the k-means start": {"kmeans_init": True},
-    "the first moments": {"affine_param": True},
     "the step of in_place": {**LEARN, "in_place_codebook_optimizer": partial(torch.optim.SGD, lr=0.1)},
 }
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
-import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
+from ranks import run
 from torch import Tensor
 
 from vecbank.nn.codebook_features import CodebookFeatures
@@ -18,8 +16,6 @@ from vecbank.nn.product_quantizer import ProductQuantizer
 from vecbank.nn.residual_vq import ResidualVQ
 from vecbank.nn.sim_vq import ResidualSimVQ
 from vecbank.nn.sparse_autoencoder import SparseAutoencoder
-
-SECONDS = 120
 
 
 def batch(rank: int) -> Tensor:
@@ -42,7 +38,7 @@ def work(rank: int, world: int) -> dict[str, Tensor]:
     books = torch.cat([layer._codebook.embed.flatten() for layer in cascades[-1].layers])
     assert x.grad is not None
     found = {"batch entropy": parts.batch_entropy, "grad": x.grad, "active": torch.stack(active), "books": books}
-    return found | uneven(rank)
+    return {name: t.detach() for name, t in (found | uneven(rank)).items()}
 
 
 def uneven(rank: int) -> dict[str, Tensor]:
@@ -67,33 +63,9 @@ def uneven(rank: int) -> dict[str, Tensor]:
     }
 
 
-def main(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=world,
-        timeout=datetime.timedelta(seconds=SECONDS),
-    )
-    torch.save({name: t.detach() for name, t in work(rank, world).items()}, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_agree(world: int, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=main, args=(rank, world, str(tmp_path))) for rank in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(SECONDS)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    assert codes == [0] * world
-    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
+    results = run(work, world, tmp_path)
     for result in results[1:]:
         assert torch.equal(result["active"], results[0]["active"])  # all drop the same stages
         for name in results[0].keys() - {"grad", "batch entropy"}:

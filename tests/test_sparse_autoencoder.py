@@ -214,7 +214,7 @@ def test_thresholded_sparse_coding() -> None:
     [
         ({"activation": "gelu"}, "activation must be one of"),
         ({"k": 0}, "k must lie between 1 and latents"),
-        ({"threshold": 0.0}, "threshold and bandwidth must be positive"),
+        ({"threshold": 0.0}, "threshold must be greater than 0"),
     ],
 )
 def test_refuses_by_name(options: dict[str, Any], message: str) -> None:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
-import multiprocessing
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from ranks import run
 from torch import Tensor
 
 from vecbank.nn.vector_quantize import VectorQuantize
 
 DIM, CODES, STEPS = 6, 12, 4
-SECONDS = 120  # for all of a world; a rank that waits for ever fails the test instead
 
 
 class Bridge(torch.nn.Linear):
@@ -86,7 +82,7 @@ def train(name: str, rank: int, world: int) -> dict[str, Tensor]:
     """A few steps; ranks start from different random books and draw different random numbers."""
     torch.manual_seed(rank)
     module = VectorQuantize(DIM, CODES, **{k: v() if v is Bridge else v for k, v in CASES[name].items()})
-    assert module._codebook.use_ddp == (world > 1)
+    assert module._codebook.ranks.several == (world > 1)
     call: Any = module
     if name == "compiled":
         call = torch.compile(module, fullgraph=True, backend="aot_eager")
@@ -118,43 +114,19 @@ def train(name: str, rank: int, world: int) -> dict[str, Tensor]:
 WORLD = 2  # what the lone process of `test_equals_one_process` imitates
 
 
-def work(rank: int, world: int, folder: str, names: list[str]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meet",
-        rank=rank,
-        world_size=world,
-        timeout=datetime.timedelta(seconds=SECONDS / 2),
-    )
-    torch.save({name: train(name, rank, world) for name in names}, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def run(world: int, folder: Path, names: list[str]) -> list[dict[str, dict[str, Tensor]]]:
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=work, args=(rank, world, str(folder), names)) for rank in range(world)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(SECONDS)
-    hanging = [process for process in ranks if process.is_alive()]
-    for process in hanging:
-        process.terminate()
-    assert not hanging, "a rank was still waiting"
-    assert [process.exitcode for process in ranks] == [0] * world
-    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+def work(rank: int, world: int, names: list[str]) -> dict[str, dict[str, Tensor]]:
+    return {name: train(name, rank, world) for name in names}
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
-    return run(2, tmp_path_factory.mktemp("two"), list(CASES))
+    return run(work, 2, tmp_path_factory.mktemp("two"), list(CASES))
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
-    return run(4, tmp_path_factory.mktemp("four"), [name for name in CASES if name != "compiled"])
+    names = [name for name in CASES if name != "compiled"]
+    return run(work, 4, tmp_path_factory.mktemp("four"), names)
 
 
 def same_on_all(results: list[dict[str, dict[str, Tensor]]]) -> None:

@@ -189,8 +189,15 @@ def readable(t: Tensor) -> bool:
 
 
 def concrete(t: Tensor) -> bool:
-    """Plain tensors only: fake and functorch tensors have no values to look at."""
-    return type(t) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+    """Tensors with values to look at: fake and functorch tensors, and others that dispatch by themselves, have none."""
+    kind = type(t)
+    if (
+        kind is not Tensor
+        and kind is not torch.nn.Parameter
+        and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+    ):
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(t)
 
 
 def weights(t: object, codes: Tensor, dtype: torch.dtype) -> None:

@@ -130,20 +130,20 @@ class Bank(nn.Module):
 
     @entry_point
     def update_(self, rows: Tensor, vectors: Tensor) -> Bank:
-        """Overwrite rows (int64, (R,)) with vectors (R, d) in place, and prepare them; returns self.
+        """Overwrite rows (integers, (R,)) with vectors (R, d) in place, and prepare them; returns self.
 
         A row that is named more than once keeps the last of its vectors, as assignment in numpy does.
 
         Raises:
-            RuntimeError: the bank is learnable (an optimiser owns it). TypeError: rows that are not int64, or vectors
-                of another dtype than the bank's. ValueError: shapes. IndexError: rows outside 0..M-1.
+            RuntimeError: the bank is learnable (an optimiser owns it). TypeError: rows that are not integers, or
+                vectors of another dtype than the bank's. ValueError: shapes. IndexError: rows outside 0..M-1.
         """
         held, bias = self.vectors, self.bias
         if held.requires_grad:
             raise RuntimeError("update_ cannot write into a learnable bank: its vectors are a leaf that requires grad")
         if held.dim() != 2:
             raise ValueError(f"update_ needs a bank (M, d), this one is {tuple(held.shape)}")
-        _checks.codes(rows, "rows")
+        rows = _checks.integers(rows, "rows")
         _checks.floating("vectors", vectors)
         if rows.dim() != 1 or vectors.shape != (rows.shape[0], held.shape[1]):
             raise ValueError(

@@ -181,8 +181,7 @@ VECTOR = [
         _decode_vq,
         (TOKENS, DEEP, VECTORS, VQ_FIRST, IMAGE, VOLUME),
         masked=True,
-        # not accum_ema_update: its pending sums have no place in the peer's state_dict, which is documented
-        calls=({"ema_update": False}, {"topk": 2}),
+        calls=({"ema_update": False}, {"topk": 2}, {"accum_ema_update": True}),
         sizes=(8, 2, 12),
         clash=VQ_CLASH,
         curved="input",

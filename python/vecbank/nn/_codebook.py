@@ -19,15 +19,23 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from .._checks import concrete
 from ..functional import lookup, quantize_train
+from ._arguments import memory_for, numbers, whole
 from ._layout import working
 from ._moving import moving, not_exported, writable
-from ._recall import Recall, Seen
+from ._recall import Recall, Seen, may_repeat
 from ._sync import Ranks, draw_rows, uniform
 from ._vq_ops import snapshot, totals
 
 NORM_FLOOR = 1e-6  # of the vectors that a cosine book normalises
 _VARIANCE_FLOOR = 1e-5
+_KEPT = 3  # times the threshold: an assigned code that no row uses is kept for about 1 / (1 - decay) steps (e < 3)
+
+_NOT_STARTED = (
+    "a codebook that waits for its k-means start is all zeros: evaluation does not start it where there are several "
+    "ranks; train on one batch first"
+)
 
 UpdateWeight: TypeAlias = Tensor | Callable[[Tensor, Tensor], Tensor]
 
@@ -51,6 +59,8 @@ class Codebook(nn.Module):
         decay, eps: m and eps above. manual_ema_update: leave e_k to the caller (`update_ema`).
         threshold_ema_dead_code: 0 never re-seeds. reset_cluster_size: N_k of a re-seeded code.
         use_ddp: one book for all ranks of torch.distributed: counts, sums, starts and re-seeds are shared.
+            Whether there are several is asked at every step, so the module may be built before the process group.
+            Evaluation meets no other rank: a book that waits for its k-means start is zeros there, with a warning.
         learnable_codebook: embed is a Parameter. ema_update: keep moving averages.
         affine_param, affine_param_batch_decay, affine_param_codebook_decay: scale and shift the book by running
             moments, from its own to those of the rows. Only training moves them: evaluation, and decoding, read codes
@@ -66,10 +76,8 @@ class Codebook(nn.Module):
     embed_avg: Tensor
     embed: Tensor
     batch_counts: Tensor
-    pending_size: Tensor | None
-    pending_sum: Tensor | None
-    batch_mean: Tensor | None
-    batch_variance: Tensor | None
+    batch_mean: Tensor
+    batch_variance: Tensor
     codebook_mean: Tensor
     codebook_variance: Tensor
     codebook_mean_needs_init: Tensor
@@ -100,8 +108,12 @@ class Codebook(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        if kmeans_init and kmeans_iters < 1:
-            raise ValueError(f"kmeans_iters must be at least 1, got {kmeans_iters}")
+        dim, codebook_size = whole("dim", dim), whole("codebook_size", codebook_size)
+        num_codebooks = whole("num_codebooks", num_codebooks)
+        kmeans_iters = whole("kmeans_iters", kmeans_iters, int(kmeans_init))
+        numbers(0, 1, decay=decay, affine_param_batch_decay=affine_param_batch_decay)
+        numbers(0, 1, affine_param_codebook_decay=affine_param_codebook_decay)
+        numbers(eps=eps, threshold_ema_dead_code=threshold_ema_dead_code, reset_cluster_size=reset_cluster_size)
         self.codebook_size, self.num_codebooks = codebook_size, num_codebooks
         self.kmeans_iters, self.sync_kmeans = kmeans_iters, sync_kmeans
         self.decay, self.eps = decay, eps
@@ -114,30 +126,34 @@ class Codebook(nn.Module):
         self._started = not kmeans_init  # what `initted` says, once it says yes: asked without waiting for a device
         self._shared = False  # whether the ranks have agreed on a first state
 
-        embed = torch.zeros(num_codebooks, codebook_size, dim)
+        with memory_for(f"{num_codebooks} books of {codebook_size} x {dim} numbers, and their averages"):
+            embed = torch.zeros(num_codebooks, codebook_size, dim)
+            embed_avg = torch.zeros_like(embed)
         if not kmeans_init:
             nn.init.kaiming_uniform_(embed)
             embed = unit(embed) if use_cosine_sim else embed
-        self.register_buffer("initted", torch.tensor(not kmeans_init))
+        # a number, not a bool: torch's averages of buffers subtract them
+        self.register_buffer("initted", torch.tensor(float(not kmeans_init)))
         self.register_buffer("cluster_size", torch.ones(num_codebooks, codebook_size))
-        self.register_buffer("embed_avg", embed.clone())
+        self.register_buffer("embed_avg", embed_avg.copy_(embed))
         if learnable_codebook:
             self.embed = nn.Parameter(embed)
         else:
             self.register_buffer("embed", embed)
         self.register_buffer("batch_counts", torch.zeros(num_codebooks, codebook_size), persistent=False)
-        self.register_buffer("pending_size", None, persistent=False)
-        self.register_buffer("pending_sum", None, persistent=False)
+        # in a state_dict only while something waits; no buffers, as the number of these is to stay the same
+        self.pending_size: Tensor | None = None
+        self.pending_sum: Tensor | None = None
         self.vq_bridge = vq_bridge
 
         self.affine_param, self.sync_affine_param = affine_param, sync_affine_param
         self.affine_param_batch_decay = affine_param_batch_decay
         self.affine_param_codebook_decay = affine_param_codebook_decay
         if affine_param:
-            self.register_buffer("batch_mean", None)
-            self.register_buffer("batch_variance", None)
+            for name in ("batch_mean", "batch_variance"):  # zeros until rows have been seen, and then in no state_dict
+                self.register_buffer(name, torch.zeros(num_codebooks, 1, dim))
             for name in ("codebook_mean", "codebook_variance"):
-                self.register_buffer(f"{name}_needs_init", torch.tensor(True))
+                self.register_buffer(f"{name}_needs_init", torch.tensor(1.0))
                 self.register_buffer(name, torch.zeros(num_codebooks, 1, dim))
 
     # ---- reading --------------------------------------------------------------------------------------------------
@@ -162,7 +178,7 @@ class Codebook(nn.Module):
             embed = embed.to(torch.float64 if embed.dtype == dtype == torch.float64 else torch.float32)
         if self.vq_bridge is not None:
             embed = self.vq_bridge(embed)
-        if self.affine_param and self.batch_mean is not None:
+        if self.affine_param:  # with moments of zero it is what it was
             embed = (embed - self.codebook_mean) / snapshot(self._spread()) + self.batch_mean
         return embed[0] if self.num_codebooks == 1 else embed
 
@@ -179,7 +195,6 @@ class Codebook(nn.Module):
 
     def _spread(self) -> Tensor:
         """Standard deviation of the book over that of the rows, per dimension."""
-        assert self.batch_variance is not None
         book, rows = self.codebook_variance, self.batch_variance
         return book.clamp_min(_VARIANCE_FLOOR).sqrt() / rows.clamp_min(_VARIANCE_FLOOR).sqrt()
 
@@ -213,7 +228,10 @@ class Codebook(nn.Module):
             self._shared, self._started = True, self._started and torch.compiler.is_compiling()
         if not self._started and not torch.compiler.is_compiling():
             self._started = bool(self.initted)  # loaded, set by hand, or the first rank's word
-        if not self._started:
+        if not self._started and self.ranks.several and not self.training:
+            if not torch.compiler.is_compiling():
+                warnings.warn(_NOT_STARTED, stacklevel=6)
+        elif not self._started:
             self._start(x.detach(), mask)
         if self.affine_param and self.training:
             self._follow_moments(x.detach(), mask)
@@ -221,15 +239,15 @@ class Codebook(nn.Module):
     def _share(self) -> None:
         """Every rank takes the first one's state, whatever it was built from or has loaded."""
         ranks = self.ranks
-        held = (t for name, t in self.named_buffers() if not name.startswith(("batch_", "pending_")))
+        held = (t for name, t in self.named_buffers() if name != "batch_counts")
         ranks.share(*held, *self.parameters())
-        if not self.affine_param or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return
-        known = ranks.first(torch.full_like(self.codebook_mean, float(self.batch_mean is not None)))
-        for name in ("batch_mean", "batch_variance"):
-            value = getattr(self, name)
-            value = ranks.first(torch.zeros_like(self.codebook_mean) if value is None else value)
-            setattr(self, name, value if bool((known > 0).all()) else None)
+        size, total = torch.zeros_like(self.cluster_size), torch.zeros_like(self.embed_avg)
+        if self.pending_size is not None and self.pending_sum is not None:
+            size, total = self.pending_size, self.pending_sum
+        size, total = ranks.first(size), ranks.first(total)  # zeros where nothing waits, which add nothing
+        self.pending_size, self.pending_sum = (size, total) if bool(size.any()) else (None, None)
 
     def _start(self, x: Tensor, mask: Tensor | None) -> None:
         """k-means on these rows (of all ranks, or of the first one), from random rows; without rows it waits."""
@@ -261,7 +279,7 @@ class Codebook(nn.Module):
         self.cluster_size.copy_(torch.where(some, size, self.cluster_size))
         self.embed_avg.copy_(torch.where(some, centre * size.unsqueeze(-1), self.embed_avg))
         self.update_ema()
-        self.initted.copy_(self.initted | some)
+        self.initted.copy_(torch.where(some, 1, self.initted))
         self._started = torch.compiler.is_compiling() or bool(self.initted)
 
     def _by_book(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -273,25 +291,28 @@ class Codebook(nn.Module):
         """Running mean and variance of the book and of the rows; a batch without rows leaves them as they are."""
         rows, keep = self._by_book(x, mask)
         mean, variance, number = _moments(rows, keep, self.ranks)
-        some, first = number > 0, self.batch_mean is None
-        if first:
-            not_exported("the first moments of affine_param", "train the module on one batch before the export")
-        if first and not torch.compiler.is_compiling() and not bool(some.all()):
-            return
+        some, unknown = number > 0, ~(self.batch_mean.any() | self.batch_variance.any())
         for name, value in zip(("mean", "variance"), _moments(self.embed.detach(), None, Ranks(False)), strict=False):
             stored, fresh = getattr(self, f"codebook_{name}"), getattr(self, f"codebook_{name}_needs_init")
             moved = torch.lerp(value.to(stored), stored, self.affine_param_codebook_decay)
-            stored.copy_(torch.where(some, torch.where(fresh, value.to(stored), moved), stored))
-            fresh.logical_and_(~some.any())
-        if self.batch_mean is None or self.batch_variance is None:
-            self.batch_mean = torch.where(some, mean, self.codebook_mean)
-            self.batch_variance = torch.where(some, variance, self.codebook_variance)
-        else:
-            decay = torch.where(some, self.affine_param_batch_decay, 1.0).to(mean.dtype)
-            if self.batch_mean.dtype != mean.dtype:
-                self.batch_mean, self.batch_variance = self.batch_mean.to(mean), self.batch_variance.to(mean)
-            self.batch_mean.copy_(torch.lerp(mean, self.batch_mean, decay))
-            self.batch_variance.copy_(torch.lerp(variance, self.batch_variance, decay))
+            stored.copy_(torch.where(some, torch.where(fresh > 0, value.to(stored), moved), stored))
+            fresh.copy_(torch.where(some.any(), 0, fresh))
+        if self.batch_mean.dtype != mean.dtype:
+            not_exported("moments of another dtype", "train the module on one batch before the export")
+            self.batch_mean, self.batch_variance = self.batch_mean.to(mean), self.batch_variance.to(mean)
+        decay = torch.where(some, torch.where(unknown, 0.0, self.affine_param_batch_decay), 1.0).to(mean.dtype)
+        self.batch_mean.copy_(torch.lerp(mean, self.batch_mean, decay))
+        self.batch_variance.copy_(torch.lerp(variance, self.batch_variance, decay))
+
+    @torch.no_grad()
+    def assign(self, codes: Tensor) -> None:
+        """Takes codes (H, K, d) for a start: they are the book, and its averages go on from them."""
+        size = max(1.0, _KEPT * self.threshold_ema_dead_code)
+        writable(self.embed).copy_(codes)
+        self.cluster_size.fill_(size)
+        self.embed_avg.copy_(self.embed * size)
+        self.initted.fill_(1)
+        self._started, self.pending_size, self.pending_sum = True, None, None
 
     # ---- changing -------------------------------------------------------------------------------------------------
 
@@ -310,8 +331,8 @@ class Codebook(nn.Module):
 
         Args:
             ema_update_weight: how much of the step each code takes, (K,) or (H, K), or a function of (sums, counts).
-            accum_ema_update: only keep the counts and sums, for the next batch that is taken in. They are in no
-                state_dict, which is the peer's: a step that takes them in comes before a checkpoint.
+            accum_ema_update: only keep the counts and sums, for the next batch that is taken in. While they wait they
+                are in the state_dict, as `pending_size` and `pending_sum`, which the peer does not know.
         """
         ema_update = self.ema_update if ema_update is None else ema_update
         counts, sums = counts.view_as(self.cluster_size), sums.view_as(self.embed_avg)
@@ -322,7 +343,7 @@ class Codebook(nn.Module):
         self.batch_counts.copy_(counts)
         if not ema_update and not self.has_dead_code_replacement:
             return
-        if self.affine_param and self.batch_mean is not None:  # the sums as the book sees them: linear in the rows
+        if self.affine_param:  # the sums as the book sees them: linear in the rows
             size = counts.unsqueeze(-1)
             sums = (sums - size * self.batch_mean) * self._spread() + size * self.codebook_mean
         if self.pending_size is not None and self.pending_sum is not None:
@@ -406,25 +427,49 @@ class Codebook(nn.Module):
     def bank_shape(self) -> torch.Size:
         return self.embed.shape[1:] if self.num_codebooks == 1 else self.embed.shape
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Codebook:
+        super()._apply(fn, recurse)
+        if self.pending_size is not None and self.pending_sum is not None:
+            self.pending_size, self.pending_sum = fn(self.pending_size), fn(self.pending_sum)
+        return self
+
     # ---- checkpointing and loading --------------------------------------------------------------------------------
 
     def see(self, x: Tensor, draws: bool) -> Seen | None:
         """A note for a forward that may repeat this one; None where none can. `draws`: it takes random numbers."""
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and not x.requires_grad):
+        if not may_repeat():
             return None
         seen = Seen(x, self.state(), self.generator, draws)
         self.recall.note(seen)
         return seen
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if self.affine_param:  # running moments of rows exist only once rows have been seen, here or there
-            for name in ("batch_mean", "batch_variance"):
-                value = state_dict.get(prefix + name)
-                setattr(self, name, None if value is None else torch.empty_like(value, device=self.embed.device))
+        book = state_dict.get(f"{prefix}codebook_mean")
+        if self.affine_param and book is not None:
+            known = f"{prefix}batch_mean" in state_dict
+            for name in ("codebook_mean", "codebook_variance", "batch_mean", "batch_variance"):
+                if not known:  # no rows have been seen there
+                    state_dict[prefix + name] = torch.zeros_like(book)
+                if name.startswith("batch") and (value := state_dict.get(prefix + name)) is not None:
+                    setattr(self, name, torch.empty_like(value, device=self.embed.device))
+        waiting = [state_dict.pop(f"{prefix}pending_{name}", None) for name in ("size", "sum")]
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.pending_size, self.pending_sum = (
+            None if t is None else t.detach().to(self.embed.device, copy=True) for t in waiting
+        )
         self._started = not self.initted.is_meta and bool(self.initted)
-        self.pending_size = self.pending_sum = None  # what no state_dict holds belongs to the state that was
         self.batch_counts.zero_()
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        flags = (name for name in self._buffers if name == "initted" or name.endswith("_needs_init"))
+        destination.update({prefix + name: destination[prefix + name].bool() for name in flags})  # as the peer has it
+        for name in ("pending_size", "pending_sum"):
+            if (waiting := getattr(self, name)) is not None:
+                destination[prefix + name] = waiting
+        if self.affine_param and concrete(mean := self.batch_mean):
+            if mean.is_meta or not bool(mean.any() | self.batch_variance.any()):
+                del destination[f"{prefix}batch_mean"], destination[f"{prefix}batch_variance"]
 
     def extra_repr(self) -> str:
         books, size, width = self.embed.shape

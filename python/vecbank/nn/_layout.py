@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._finite import finite_rows
+from ._arguments import floats, memory_for
 
 
 def channel_last(x: Tensor) -> Tensor:
@@ -24,17 +25,19 @@ def channel_first(x: Tensor) -> Tensor:
     return x.movedim(-1, 1)
 
 
-def check_width(x: Tensor, width: int, axis: int = -1) -> None:
+def check_width(x: Tensor, width: int, axis: int = -1, name: str = "x") -> None:
     """`x` holds `width` features along `axis`."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    floats(name, x)
     if x.dim() < 2 or x.shape[axis] != width:
-        raise ValueError(f"x must have dim = {width} features on axis {axis}, got shape {tuple(x.shape)}")
+        raise ValueError(f"{name} must have dim = {width} features on axis {axis}, got shape {tuple(x.shape)}")
 
 
 def projection(wide: int, narrow: int, needed: bool, bias: bool = True) -> nn.Module:
     """The linear map between the features and a code of another width, or nothing."""
-    return nn.Linear(wide, narrow, bias=bias) if needed else nn.Identity()
+    if not needed:
+        return nn.Identity()
+    with memory_for(f"a linear map from {wide} to {narrow} features"):
+        return nn.Linear(wide, narrow, bias=bias)
 
 
 class CosineSimLinear(nn.Module):
@@ -43,7 +46,8 @@ class CosineSimLinear(nn.Module):
     def __init__(self, dim_in: int, dim_out: int, scale: float = 1.0) -> None:
         super().__init__()
         self.scale = scale
-        self.weight = nn.Parameter(torch.randn(dim_in, dim_out))
+        with memory_for(f"a linear map from {dim_in} to {dim_out} features"):
+            self.weight = nn.Parameter(torch.randn(dim_in, dim_out))
 
     def forward(self, x: Tensor) -> Tensor:
         # a norm's floor is 0 in float16
@@ -105,7 +109,8 @@ def decode_groups(module: Any, indices: Tensor | Sequence[Tensor]) -> Tensor:
     """What a grouped cascade's codes (G, ...) stand for, side by side where the features are, when each cascade
     decodes into the layout that its forward returns.
     """
-    parts = [rvq.get_output_from_indices(part) for rvq, part in zip(module.rvqs, indices, strict=True)]
+    given = zip(module.rvqs, module._groups_of(indices), strict=True)
+    parts = [rvq.get_output_from_indices(part) for rvq, part in given]
     return torch.cat(parts, module.split_dim)
 
 

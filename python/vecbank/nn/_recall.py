@@ -2,9 +2,10 @@
 
 A checkpointed forward runs twice: once for the result, once more inside the backward pass to rebuild what was not
 kept. The second run must see the books that the first saw, must not update them again, and must leave the random
-state where the first left it. So each training forward leaves behind what it saw, owned by the graph it built (and
-freed with it); a forward that finds itself inside a backward pass looks for the one that it repeats. Checkpoints of
-the reentrant kind build no graph the first time: for them the last few forwards without gradients are held.
+state where the first left it. So a training forward inside a checkpoint leaves behind what it saw, owned by the graph
+it built (and freed with it); a forward that finds itself inside a backward pass looks for the one that it repeats.
+Where no graph owns it (checkpoints of the reentrant kind, inputs that need no gradient), the last few are held. A
+forward outside of checkpoints is never repeated, and copies no book.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 import torch
 from torch import Generator, Tensor
 
-_HELD = 16  # forwards without gradients that can still be repeated, as long as their books take no more than
+_HELD = 16  # forwards without a graph that can still be repeated, as long as their books take no more than
 _HELD_BYTES = 64 << 20  # so much memory
 _PROBES = 4  # positions along each axis of the input that are compared to recognise it
 
@@ -25,6 +26,16 @@ _PROBES = 4  # positions along each axis of the input that are compared to recog
 def inside_backward() -> bool:
     """Whether the autograd engine is what called us."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def may_repeat() -> bool:
+    """Whether this forward may be one of an activation checkpoint, and so come again in the backward pass.
+
+    Such a checkpoint either runs it without gradients or replaces what autograd saves, by hooks on saved tensors.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _probe(x: Tensor) -> Tensor:
@@ -54,6 +65,7 @@ class Seen:
         self.state_before = _random_state(self.device) if draws else None
         self.state_after = self.state_before
         self.repeated = False
+        self.owned = torch.is_grad_enabled() and x.requires_grad  # by the graph of this forward
 
     def finish(self, drew: bool = False) -> None:
         """Called when the books have been updated; `drew`: that took random numbers, if the rest did not."""
@@ -97,7 +109,7 @@ class Recall:
         self._held: deque[Seen] = deque(maxlen=_HELD)
 
     def note(self, seen: Seen) -> None:
-        if not torch.is_grad_enabled():
+        if not seen.owned:
             self._held.append(seen)
             while len(self._held) > 1 and sum(held.bytes for held in self._held) > _HELD_BYTES:
                 self._held.popleft()

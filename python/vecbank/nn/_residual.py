@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from ._arguments import whole
 from ._estimators import scale_gradient
+from ._layout import check_width
 from ._sync import Ranks, several_ranks
 
 Stage = Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]
@@ -41,13 +43,14 @@ class StageDropout:
     """
 
     def __init__(self, total: int, enabled: bool, cutoff: int, multiple: int) -> None:
+        total = whole("num_quantizers", total)
+        cutoff = whole("quantize_dropout_cutoff_index", cutoff, 0)
+        multiple = whole("quantize_dropout_multiple_of", multiple)
         self.enabled = enabled and total > 1
-        if cutoff < 0 or (self.enabled and cutoff >= total):
+        if self.enabled and cutoff >= total:
             raise ValueError(
                 f"quantize_dropout_cutoff_index must lie between 0 and num_quantizers - 1 = {total - 1}, got {cutoff}"
             )
-        if multiple < 1:
-            raise ValueError(f"quantize_dropout_multiple_of must be at least 1, got {multiple}")
         self.total, self.cutoff, self.multiple = total, cutoff, multiple
 
     def active(
@@ -62,9 +65,7 @@ class StageDropout:
         all.
         """
         if num_stages is not None:
-            if not 1 <= num_stages <= self.total:
-                raise ValueError(f"num_stages must lie between 1 and num_quantizers = {self.total}, got {num_stages}")
-            return num_stages
+            return whole("num_stages", num_stages, 1, self.total, "num_quantizers")
         if not (dropping and self.enabled):
             return self.total
         if seed is None:
@@ -97,6 +98,8 @@ def run_cascade(x: Tensor, stages: Sequence[Stage], active: int, share: float = 
 
 def pad_stages(codes: Tensor, total: int, may_be_coarse: bool) -> Tensor:
     """Codes (..., q) of the first q stages, padded with -1 to all of them."""
+    if codes.dim() == 0:
+        raise ValueError(f"indices must be (..., q) with q <= num_quantizers = {total}, got a scalar")
     given = codes.shape[-1]
     if given > total:
         raise ValueError(f"indices must be (..., q) with q <= num_quantizers = {total}, got {tuple(codes.shape)}")
@@ -122,7 +125,8 @@ class GroupedResidual(nn.Module):
 
     def __init__(self, dim: int, groups: int, accept_image_fmap: bool, make: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        if groups < 1 or dim % groups:
+        dim, groups = whole("dim", dim), whole("groups", groups)
+        if dim % groups:
             raise ValueError(f"dim must be a multiple of groups, got dim={dim} and groups={groups}")
         self.dim, self.groups, self.accept_image_fmap = dim, groups, accept_image_fmap
         self.rvqs: Any = nn.ModuleList(make(dim // groups) for _ in range(groups))
@@ -139,15 +143,23 @@ class GroupedResidual(nn.Module):
 
     def get_codes_from_indices(self, indices: Tensor | Sequence[Tensor]) -> Tensor:
         """Vectors of every stage, (G, S, ..., d / G), for indices (G, ..., S)."""
-        return torch.stack([rvq.get_codes_from_indices(part) for rvq, part in zip(self.rvqs, indices, strict=True)])
+        parts = zip(self.rvqs, self._groups_of(indices), strict=True)
+        return torch.stack([rvq.get_codes_from_indices(part) for rvq, part in parts])
 
     def get_output_from_indices(self, indices: Tensor | Sequence[Tensor]) -> Tensor:
         """The quantised vectors, features on the last axis, for indices (G, ..., S)."""
-        return torch.cat([rvq.get_output_from_indices(part) for rvq, part in zip(self.rvqs, indices, strict=True)], -1)
+        parts = zip(self.rvqs, self._groups_of(indices), strict=True)
+        return torch.cat([rvq.get_output_from_indices(part) for rvq, part in parts], -1)
+
+    def _groups_of(self, indices: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+        """Each group's codes."""
+        got = "a scalar" if isinstance(indices, Tensor) and indices.dim() == 0 else len(indices)
+        if got != self.groups:
+            raise ValueError(f"indices must hold one tensor for each of {self.groups} groups, got {got}")
+        return list(indices)
 
     def _chunks(self, x: Tensor) -> tuple[Tensor, ...]:
-        if x.shape[self.split_dim] != self.dim:
-            raise ValueError(f"x must have dim = {self.dim} features on axis {self.split_dim}, got {tuple(x.shape)}")
+        check_width(x, self.dim, self.split_dim)
         return x.chunk(self.groups, self.split_dim)
 
     def _seed(self, x: Tensor, generator: Generator | None) -> int | None:

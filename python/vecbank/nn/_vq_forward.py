@@ -108,7 +108,8 @@ def _find(vq: VectorQuantize, rows: Tensor, call: Call, may_change: bool, repeat
         learn=vq.learnable_codebook and not call.frozen,
         seen=seen,
     )
-    looks_back = vq.has_codebook_diversity_loss or vq.commitment_use_cross_entropy_loss or vq.straight_through
+    softened = vq.straight_through and not call.routed
+    looks_back = vq.has_codebook_diversity_loss or vq.commitment_use_cross_entropy_loss or softened
     if (updates or repeats) and (looks_back or call.scored):
         bank = ops.snapshot(bank)  # the book is about to move
     if updates:
@@ -134,6 +135,9 @@ def _find_transformed(vq: VectorQuantize, rows: Tensor, bank: Tensor, call: Call
     """Codes from a book (b, n, K, d) of each row's own."""
     assert call.transform is not None
     own = call.transform(bank.unsqueeze(0)).squeeze(0)
+    if own.shape != (*rows.shape[:-1], *bank.shape):
+        want, got = (1, *rows.shape[:-1], *bank.shape), tuple(own.shape)
+        raise ValueError(f"codebook_transform_fn must return (1, b, n, K, d) = {want}, got {(1, *got)}")
     there = rows.to(own.dtype)
     if vq.use_cosine_sim:
         own = unit(own)
@@ -281,4 +285,5 @@ def _orthogonality(vq: VectorQuantize, found: Found, call: Call) -> Tensor:
         used = found.codes.new_zeros(book.codebook_size + 1, dtype=torch.bool)
         codes = found.codes if call.mask is None or call.topk is None else found.codes.where(call.mask[..., None], -1)
         active = used.index_fill(0, codes.flatten() + 1, True)[1:]
-    return ops.orthogonality(book.embed, active, vq.orthogonal_reg_max_codes, vq.generator)
+    moves = book.ema_update or book.has_dead_code_replacement or vq.in_place_codebook_optimizer is not None
+    return ops.orthogonality(book.embed, active, vq.orthogonal_reg_max_codes, vq.generator, moves and not call.frozen)

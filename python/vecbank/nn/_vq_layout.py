@@ -5,15 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ._arguments import floats
+from ._layout import projection
+
 
 def projections(dim: int, width: int, normalise: bool) -> tuple[nn.Module, nn.Module]:
     """Linear maps from dim to width and back, with a LayerNorm after the first if asked; nothing if they are equal."""
     if dim == width:
         return nn.Identity(), nn.Identity()
-    into: nn.Module = nn.Linear(dim, width)
+    into: nn.Module = projection(dim, width, True)
     if normalise:
         into = nn.Sequential(into, nn.LayerNorm(width))
-    return into, nn.Linear(width, dim)
+    return into, projection(width, dim, True)
 
 
 class Layout:
@@ -29,8 +32,8 @@ class Layout:
         self.channel_last, self.spatial = channel_last, spatial
 
     def check(self, x: object, dim: int) -> None:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+        floats("x", x)
+        assert isinstance(x, Tensor)
         first = self.spatial > 0 or (not self.channel_last and x.dim() > 2)
         axes = self.spatial + 2 if self.spatial else 3 if first else max(2, x.dim())
         if x.dim() != axes or x.shape[1 if first else -1] != dim:
@@ -54,6 +57,10 @@ class Layout:
         if self.spatial or not self.channel_last:
             return shape[2:]
         return shape[1:-1]
+
+    def positions_of(self, shape: torch.Size) -> int:
+        """n of an input of `shape`."""
+        return 1 if len(shape) == 2 else self._positions(shape).numel()
 
     def like_input(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """(b, n, [k,] c) in the layout of an input of `shape`; k goes last."""
@@ -79,8 +86,8 @@ class Layout:
         if self.spatial or len(shape) < 3:
             raise ValueError(f"mask and lens need a sequence (b, n, dim), got x {tuple(shape)}")
         whole = (shape[0], *self._positions(shape))
-        if mask.dtype != torch.bool:
-            raise ValueError(f"mask must be bool (True = counts), got {mask.dtype}")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise ValueError(f"mask must be bool (True = counts), got {getattr(mask, 'dtype', type(mask).__name__)}")
         if mask.dim() < 2 or mask.shape != whole[: mask.dim()]:
             raise ValueError(f"mask must be (b, n) = {whole[:2]}, got {tuple(mask.shape)}")
         return mask.view(*mask.shape, *[1] * (len(whole) - mask.dim())).expand(whole).flatten(1)

@@ -123,8 +123,11 @@ class _Train(Function):
             fixed.append(quantized)
         ctx.mark_non_differentiable(*fixed)
         ctx.bank_shape = bank.shape
-        # counts b - sums: half the gradient of the summed loss to the book. Taken now, as the book is about to change.
-        pull = counts.unsqueeze(-1) * snapshot(bank.detach()) - sums if need_bank and ctx.learn else None
+        pull = None
+        if need_bank and ctx.learn:
+            # counts b - sums: half the gradient of the summed loss to the book. Taken now: the book is about to change.
+            now = snapshot(bank.detach()) if torch.compiler.is_compiling() else bank.detach()
+            pull = counts.unsqueeze(-1) * now - sums
         ctx.save_for_backward(x, quantized, mask, codes if need_bank and ctx.estimator == "none" else None, pull)
         if not torch.compiler.is_compiling():
             ctx.bank = bank if pull is not None else None  # for its place in the graph; its values may have changed
@@ -318,19 +321,21 @@ def negative_entropy(x: Tensor, bank: Tensor, metric: str, sharpness: float, mas
     return total / (positions if mask is None else mask.any(1).any(0).sum().clamp_min(1))
 
 
-def orthogonality(bank: Tensor, active: Tensor | None, most: int | None, generator: Generator | None) -> Tensor:
+def orthogonality(
+    bank: Tensor, active: Tensor | None, most: int | None, generator: Generator | None, moves: bool = False
+) -> Tensor:
     """Mean squared cosine between codes, less that of a code with itself: sum_ij (b_i.b_j)^2 / (H n^2) - 1 / n.
 
     Through the d x d product where that is smaller than the n x n one: |B B^T| = |B^T B|. `active (K,)` bool leaves
-    codes out, `most` draws at most so many: both by weight 0, so that no shape waits for data.
+    codes out, `most` draws at most so many: both by weight 0, so that no shape waits for data. `moves`: the bank is
+    written to before the backward pass, which needs it as it is now.
 
     Source: Shin et al., "Translation-equivariant Image Quantizer for Bi-directional Image-Text Generation", 2021.
     """
     heads, count, width = bank.shape
-    unit = F.normalize(bank, dim=-1, eps=1e-6)
     number: Tensor | int = count
     if active is not None:
-        unit, number = unit * active.view(1, -1, 1), active.sum().clamp_min(1)
+        number = active.sum().clamp_min(1)
     if most is not None and count > most:
         device = bank.device if generator is None else generator.device
         keys = torch.rand(count, generator=generator, device=device).to(bank.device)
@@ -338,6 +343,10 @@ def orthogonality(bank: Tensor, active: Tensor | None, most: int | None, generat
             keys, number = keys - 2 * (~active).to(keys.dtype), number.clamp_max(most)  # type: ignore[union-attr]
         else:
             number = most
-        unit = unit[:, keys.topk(most).indices]
+        chosen = keys.topk(most).indices
+        bank, active = bank[:, chosen], None if active is None else active[chosen]
+    bank = snapshot(bank) if moves else bank
+    unit = F.normalize(bank, dim=-1, eps=1e-6)
+    unit = unit if active is None else unit * active.view(1, -1, 1)
     gram = unit.mT @ unit if width < unit.shape[1] else unit @ unit.mT
     return gram.square().sum() / (heads * number * number) - 1 / number

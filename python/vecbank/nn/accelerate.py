@@ -168,6 +168,9 @@ def _codebook(book: nn.Module) -> None:
     b.cluster_size.grad = b.embed_avg.grad = None
     b.pending_size, b.pending_sum = pending
     b._started = bool(b.initted)
+    if b.affine_param and b.batch_mean is None:  # no rows have been seen
+        for name in ("codebook_mean", "codebook_variance", "batch_mean", "batch_variance"):
+            setattr(b, name, torch.zeros_like(b.codebook_mean))
 
 
 def _sync_kmeans(book: Any) -> bool:

@@ -14,9 +14,11 @@ Information Theory 28, 1982.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from .._checks import integer
 from ..functional import nearest
 from ._lloyd import lloyd_step
 
@@ -24,8 +26,7 @@ __all__ = ["farthest_point", "kmeans_centres", "kmeans_medoids", "random", "stra
 
 
 def _check_num(num: int, available: int, what: str) -> int:
-    if isinstance(num, bool) or not isinstance(num, int):
-        raise TypeError(f"num: expected an int, got {type(num).__name__}")
+    num = integer("num", num)
     if not 1 <= num <= available:
         raise ValueError(f"num: expected 1 to {available} (the number of {what}), got {num}")
     return num
@@ -49,9 +50,9 @@ def _count_and_device(samples: Tensor | int) -> tuple[int, torch.device]:
         if samples.dim() == 0:
             raise ValueError("samples: expected at least one dimension (N, ...) or an int, got a 0-d tensor")
         return samples.shape[0], samples.device
-    if isinstance(samples, bool) or not isinstance(samples, int):
+    if isinstance(samples, bool) or not isinstance(samples, (int, np.integer)):
         raise TypeError(f"samples: expected a Tensor (N, ...) or an int N, got {type(samples).__name__}")
-    return samples, torch.device("cpu")
+    return int(samples), torch.device("cpu")
 
 
 def _permutation(count: int, generator: Generator | None, device: torch.device) -> Tensor:
@@ -158,7 +159,7 @@ def farthest_point(
         raise ValueError(f"metric: expected 'l2', 'sqeuclidean' or 'cosine', got {metric!r} (not a distance)")
     if first is None:
         first = int(_permutation(count, generator, samples.device)[0])
-    elif not 0 <= first < count:
+    elif not 0 <= integer("first", first) < count:
         raise IndexError(f"first: expected 0 to {count - 1}, got {first}")
     chosen = [first]
     gap = torch.full((count,), torch.inf, device=samples.device)
@@ -194,7 +195,7 @@ def kmeans_centres(samples: Tensor, num: int, *, iterations: int = 20, generator
     samples = _check_samples(samples)
     if samples.dtype in (torch.bfloat16, torch.float16):
         samples = samples.float()
-    if iterations < 0:
+    if integer("iterations", iterations) < 0:
         raise ValueError(f"iterations: expected 0 or more, got {iterations}")
     centres = samples[random(samples, num, generator=generator)]
     codes: Tensor | None = None

@@ -12,6 +12,7 @@ Source: Fleuret, "The Free Transformer", 2025.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from math import log
 from typing import Any
 
@@ -21,11 +22,13 @@ from torch import Generator, Tensor
 
 from .. import _checks
 from .._forward import Function
+from ._arguments import features, memory_for, number, numbers, whole
 from ._bits import pack_bits, table, table_gradient, unpack_bits
 from ._derived import Derived
 from ._layout import blank, kept_rows, lost_rows, no_autocast, over, working
 
 _BIT = log(2.0)
+_LARGE = 1 << 28  # entries of a result that may not fit into memory
 
 
 def _one_hot(codes: Tensor, count: int, seen: bool) -> Tensor:
@@ -81,8 +84,8 @@ class BinaryMapper(Derived):
 
     def __init__(self, bits: int = 1, kl_loss_threshold: float = _BIT, deterministic_on_eval: bool = False) -> None:
         super().__init__()
-        if not 1 <= bits <= 30:
-            raise ValueError(f"bits must lie between 1 and 30 (the result has 2^bits entries), got {bits}")
+        bits = whole("bits", bits, 1, 30)  # the result has 2^bits entries
+        numbers(kl_loss_threshold=kl_loss_threshold)
         self.bits = bits
         self.num_codes = 1 << bits
         self._hold()
@@ -98,8 +101,7 @@ class BinaryMapper(Derived):
         return unpack_bits(torch.arange(self.num_codes, device=self.power_two.device), self.power_two)
 
     def _check(self, logits: Tensor) -> None:
-        if logits.dim() == 0 or logits.shape[-1] != self.bits:
-            raise ValueError(f"logits must be (..., bits) with bits = {self.bits}, got {tuple(logits.shape)}")
+        features("logits", logits, self.bits)
 
     def binary_entropy(self, logits: Tensor) -> Tensor:
         """Sum of the bits' entropies, (..., bits) to (...)."""
@@ -156,6 +158,8 @@ class BinaryMapper(Derived):
     ) -> tuple[Tensor, ...]:
         """Draws codes; see the class. `generator` draws the bits."""
         self._check(logits)
+        if not torch.compiler.is_compiling():
+            number("temperature", temperature, above=True)
         if deterministic is None:
             deterministic = self.deterministic_on_eval and not self.training
         with no_autocast(logits):
@@ -170,10 +174,12 @@ class BinaryMapper(Derived):
                 if lost is not None:
                     indices = indices.masked_fill(lost.squeeze(-1), -1)
             flat = indices.reshape(-1)
-            if self.training if straight_through is None else straight_through:
-                one_hot = _OneHot.apply(logits.reshape(-1, self.bits), flat, lost is None)
-            else:
-                one_hot = _one_hot(flat, self.num_codes, lost is None)
+            large = not torch.compiler.is_compiling() and flat.numel() << self.bits > _LARGE
+            with memory_for(f"{flat.numel()} rows of {self.num_codes} numbers") if large else nullcontext():
+                if self.training if straight_through is None else straight_through:
+                    one_hot = _OneHot.apply(logits.reshape(-1, self.bits), flat, lost is None)
+                else:
+                    one_hot = _one_hot(flat, self.num_codes, lost is None)
             one_hot = one_hot.view(*indices.shape, self.num_codes)
         if self.training if calc_aux_loss is None else calc_aux_loss:
             loss = self.calc_aux_loss(logits, reduce_aux_kl_loss)

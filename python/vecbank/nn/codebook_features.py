@@ -18,6 +18,7 @@ from .._written import Snapshot
 from ..functional import lookup, topk
 from ..kmeans import kmeans
 from ..sparse import firing_counts
+from ._arguments import features, memory_for, numbers, whole
 from ._layout import blank, kept_rows, lost_rows, over
 from ._recall import inside_backward
 from ._sync import Ranks, draw_rows
@@ -86,15 +87,17 @@ class CodebookFeatures(nn.Module):
             raise ValueError(f"metric must be one of {', '.join(_METRICS)}, got {metric!r}")
         if reduce not in ("mean", "sum"):
             raise ValueError(f"reduce must be 'mean' or 'sum', got {reduce!r}")
-        if heads < 1 or dim % heads:
+        dim, num_codes = whole("dim", dim), whole("num_codes", num_codes)
+        k, heads = whole("k", k, 1, num_codes, "num_codes"), whole("heads", heads)
+        numbers(book_weight=book_weight, commitment_weight=commitment_weight)
+        if dim % heads:
             raise ValueError(f"dim must be a multiple of heads, got dim = {dim} and heads = {heads}")
-        if not 1 <= k <= num_codes:
-            raise ValueError(f"k must lie between 1 and num_codes = {num_codes}, got {k}")
         self.dim, self.num_codes, self.k, self.heads = dim, num_codes, k, heads
         self.metric, self.reduce, self.task_gradient, self.sync = metric, reduce, task_gradient, sync
         self.book_weight, self.commitment_weight = book_weight, commitment_weight
         width = dim // heads
-        self.book = nn.Parameter(torch.randn(heads, num_codes, width, generator=generator) / width**0.5)
+        with memory_for(f"{heads} books of {num_codes} x {width} numbers"):
+            self.book = nn.Parameter(torch.randn(heads, num_codes, width, generator=generator) / width**0.5)
         self.register_buffer("enabled", torch.ones(heads, num_codes, dtype=torch.bool))
         self.register_buffer("counts", torch.zeros(heads, num_codes, dtype=torch.int64))
         self.register_buffer("inputs", torch.zeros((), dtype=torch.int64))
@@ -168,8 +171,7 @@ class CodebookFeatures(nn.Module):
                 inputs alike, or any shape that broadcasts to (..., j) ((..., heads, j) for several heads), j <= k. -1
                 forces nothing. A disabled code is not used even if forced.
         """
-        if h.dim() == 0 or h.shape[-1] != self.dim:
-            raise ValueError(f"h must have shape (..., {self.dim}), got {tuple(h.shape)}")
+        features("h", h, self.dim)
         ranks = Ranks(self.sync)
         if ranks.several and self.training and not self._shared:
             ranks.share(self.book)
@@ -182,13 +184,13 @@ class CodebookFeatures(nn.Module):
         inputs = kept_rows(h, lost)
         if self.training and not inside_backward():  # a checkpoint's repeated forward has been counted
             self._count(codes, inputs)
-        features = self._join(self._rows(codes), lead)
-        held, still = h.detach().to(features.dtype), features.detach()
-        loss = self.book_weight * over(blank(features - held, lost, 0.0).square().sum(), inputs * self.dim)
+        found = self._join(self._rows(codes), lead)
+        held, still = h.detach().to(found.dtype), found.detach()
+        loss = self.book_weight * over(blank(found - held, lost, 0.0).square().sum(), inputs * self.dim)
         if self.commitment_weight:
             loss = loss + self.commitment_weight * over(blank(h - still, lost, 0.0).square().sum(), inputs * self.dim)
         # h - h is 0 in value and the identity in gradient: what comes out is the codes' sum, bit for bit
-        out = (features if self.task_gradient else still) + (h - h.detach()).to(features.dtype)
+        out = (found if self.task_gradient else still) + (h - h.detach()).to(found.dtype)
         named = (
             codes[0].reshape(*lead, self.k)
             if self.heads == 1
@@ -199,10 +201,11 @@ class CodebookFeatures(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Features (..., dim) of codes (..., k), or (..., heads, k), of any integer dtype; -1 adds nothing."""
         codes = _checks.integers(codes)
-        if self.heads == 1:
+        if self.heads == 1 and codes.dim():
             codes = codes.unsqueeze(-2)
         if codes.dim() < 2 or codes.shape[-2] != self.heads:
-            raise ValueError(f"codes must be (..., {self.heads}, k), got {tuple(codes.shape)}")
+            want = "(..., k)" if self.heads == 1 else f"(..., {self.heads}, k)"
+            raise ValueError(f"codes must be {want}, got {tuple(codes.shape)}")
         lead, parts = codes.shape[:-2], codes.reshape(math.prod(codes.shape[:-2]), *codes.shape[-2:]).transpose(0, 1)
         head = torch.arange(self.heads, device=codes.device)[:, None, None]
         rows = _checks.stacked_rows(parts, self.num_codes, self.heads, head)
@@ -242,6 +245,10 @@ class CodebookFeatures(nn.Module):
 
         Of several ranks all call it, and the first one's answer counts.
         """
+        features("samples", samples, self.dim)
+        rows = samples.shape[:-1].numel()
+        if rows < self.num_codes:
+            raise ValueError(f"samples must have at least num_codes = {self.num_codes} rows, got {rows}")
         parts = self._split(samples.detach().to(self.book.dtype))
         for book, part in zip(self.book, parts, strict=True):
             book.copy_(kmeans(part, self.num_codes, iterations=iterations, generator=generator).centres)

@@ -13,6 +13,7 @@ from .. import embedding as store
 from ..codes import pack_bits, packed_bytes
 from ..functional import lookup
 from ..pq import pq_decode, pq_encode, pq_train
+from ._arguments import memory_for, number, numbers, whole, wholes
 from ._derived import Derived
 
 METHODS = ("full", "hashed", "two_table", "low_rank", "integer", "product", "pruned", "ragged")
@@ -45,10 +46,11 @@ class HashedEmbedding(Derived):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        if rows < 1 or width < 1 or not probes or min(probes) < 1:
-            raise ValueError(f"rows, width and every probe must be at least 1, got {rows}, {width}, {list(probes)}")
-        self.probes, self.seed = tuple(probes), seed
-        self.table = nn.Parameter(std * torch.randn(rows, width, generator=generator))
+        rows, width, probes = whole("rows", rows), whole("width", width), wholes("probes", probes)
+        numbers(std=std)
+        self.probes, self.seed = tuple(probes), whole("seed", seed, -(2**63))
+        with memory_for(f"a table of {rows} x {width} numbers"):
+            self.table = nn.Parameter(std * torch.randn(rows, width, generator=generator))
         self._hold()
 
     _used: Tensor
@@ -131,26 +133,31 @@ class CompressedEmbedding(nn.Module):
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         if method in ("pruned", "ragged"):
             raise ValueError(f"method {method!r} is made from a trained table: CompressedEmbedding.from_table")
-        if num_embeddings < 1 or dim < 1:
-            raise ValueError(f"num_embeddings and dim must be at least 1, got {num_embeddings} and {dim}")
+        num_embeddings, dim = whole("num_embeddings", num_embeddings), whole("dim", dim)
+        numbers(std=std)
         self.num_embeddings, self.dim, self.method = num_embeddings, dim, method
         self.frozen = False
 
         def table(rows: int, width: int, scale: float = std) -> nn.Parameter:
-            return nn.Parameter(scale * torch.randn(rows, width, generator=generator))
+            with memory_for(f"a table of {rows} x {width} numbers"):
+                return nn.Parameter(scale * torch.randn(rows, width, generator=generator))
 
         if method == "hashed":
-            self.probes, self.reduce = options.pop("probes", 2), options.pop("reduce", "concat")
-            self.seed = options.pop("seed", 0)
+            self.probes, self.reduce = whole("probes", options.pop("probes", 2)), options.pop("reduce", "concat")
+            if self.reduce not in ("concat", "sum", "mean"):
+                raise ValueError(f"reduce must be concat, sum or mean, got {self.reduce!r}")
+            self.seed = whole("seed", options.pop("seed", 0), -(2**63))
             if self.reduce == "concat" and dim % self.probes:
                 raise ValueError(f"dim must be a multiple of probes, got {dim} and {self.probes}")
             width = dim // self.probes if self.reduce == "concat" else dim
-            self.table = table(_needed(options, "rows", method), width)
+            self.table = table(whole("rows", _needed(options, "rows", method)), width)
         elif method == "two_table":
-            base = options.pop("base", max(1, round(num_embeddings**0.5)))
+            base = whole("base", options.pop("base", max(1, round(num_embeddings**0.5))))
             self.combine = options.pop("combine", "mul")
             if self.combine not in store.COMBINE:
                 raise ValueError(f"combine must be one of {', '.join(store.COMBINE)}, got {self.combine!r}")
+            if self.combine == "concat" and dim < 2:
+                raise ValueError(f"dim must be at least 2 for combine='concat', got {dim}")
             left = dim // 2 if self.combine == "concat" else dim
             self.remainders = table(base, left)
             self.quotients = table(-(-num_embeddings // base), dim - left if self.combine == "concat" else dim)
@@ -158,15 +165,16 @@ class CompressedEmbedding(nn.Module):
                 with torch.no_grad():
                     self.quotients.div_(max(std, 1e-12)).mul_(0.1).add_(1)
         elif method == "low_rank":
-            rank = _needed(options, "rank", method)
+            rank = whole("rank", _needed(options, "rank", method), 1, min(num_embeddings, dim))
             self.factors, self.basis = table(num_embeddings, rank), table(rank, dim, rank**-0.5)
         else:
             self.table = table(num_embeddings, dim)
         if method == "integer":
-            self.bits = options.pop("bits", 8)
+            self.bits = whole("bits", options.pop("bits", 8), 2, 16)
             self.scale = nn.Parameter(store.row_scale(self.table.detach(), self.bits))
         elif method == "product":
-            self.bits, parts = options.pop("bits", 8), options.pop("parts", max(1, dim // 4))
+            self.bits = whole("bits", options.pop("bits", 8), 1, 16)
+            parts = whole("parts", options.pop("parts", max(1, dim // 4)), 1, dim)
             width = -(-dim // parts)
             self.books = nn.Parameter(std * torch.randn(parts, 1 << self.bits, width, generator=generator))
         if options:
@@ -178,8 +186,13 @@ class CompressedEmbedding(nn.Module):
 
         "integer" and "product" come frozen.
         """
+        _checks.floating("table", table)
+        if table.dim() != 2:
+            raise ValueError(f"table must have shape (V, dim), got {tuple(table.shape)}")
         rows, dim = table.shape
         table = table.detach()
+        if method in ("low_rank", "integer", "product"):
+            _finite(table, method)
         if method in ("pruned", "ragged"):
             self = cls(1, dim, "full")
             self.num_embeddings, self.method, self.frozen = rows, method, True
@@ -189,7 +202,7 @@ class CompressedEmbedding(nn.Module):
                 if not isinstance(keep, Tensor):
                     order = torch.linalg.vector_norm(table, dim=1).argsort(descending=True, stable=True)
                     kept = torch.zeros(rows, dtype=torch.bool, device=table.device)
-                    kept[order[: round(keep * rows)]] = True
+                    kept[order[: round(number("keep", keep, 0, 1) * rows)]] = True
                     keep = kept
                 pruned = store.prune_rows(table, keep)
                 self.table = nn.Parameter(pruned.table)
@@ -214,6 +227,11 @@ class CompressedEmbedding(nn.Module):
                 if method == "integer":
                     self.scale.copy_(store.row_scale(table, self.bits))
                 elif method == "product":
+                    if rows < 1 << self.bits:
+                        raise ValueError(
+                            f"table must have at least 2^bits = {1 << self.bits} rows for product codes, got {rows}: "
+                            f"take fewer bits than {self.bits}"
+                        )
                     codec = pq_train(
                         table.to(self.books.dtype),
                         self.books.shape[0],
@@ -236,6 +254,7 @@ class CompressedEmbedding(nn.Module):
         """
         if self.frozen or self.method not in ("integer", "product"):
             return self
+        _finite(self.table, self.method)
         if self.method == "integer":
             packed = store.quantize_rows(self.table, self.bits, self.scale).packed
         else:
@@ -289,6 +308,14 @@ class CompressedEmbedding(nn.Module):
     def extra_repr(self) -> str:
         size = f"{self.stored_bytes} bytes (1/{self.ratio:.1f})"
         return f"{self.num_embeddings} x {self.dim}, method={self.method!r}, {size}"
+
+
+def _finite(table: Tensor, method: str) -> None:
+    """NaN and inf have no integers and no codes."""
+    lost = (~table.isfinite().all(1)).nonzero().squeeze(1).tolist()
+    if lost:
+        where = f"{len(lost)} rows, the first {lost[0]}"
+        raise ValueError(f"table must be finite for method {method!r}, got NaN or inf in {where}")
 
 
 def _needed(options: dict[str, Any], name: str, method: str) -> Any:

@@ -23,6 +23,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .. import _checks
+from ._arguments import maybe_whole, memory_for, numbers, whole, wholes
 from ._derived import Derived
 from ._estimators import round_through
 from ._layout import (
@@ -95,8 +96,10 @@ class FSQ(Derived):
         orthogonal_rotation: bool = False,
     ) -> None:
         super().__init__()
-        levels = [int(level) for level in levels]
-        if not levels or min(levels) < (2 if preserve_symmetry else 3):
+        levels, num_codebooks = wholes("levels", levels), whole("num_codebooks", num_codebooks)
+        dim = maybe_whole("dim", dim)
+        numbers(0, 1, noise_dropout=noise_dropout)
+        if min(levels) < (2 if preserve_symmetry else 3):
             raise ValueError(f"levels must be at least 3, or 2 with preserve_symmetry=True, got {levels}")
         if noise_dropout > 0 and not preserve_symmetry:
             raise ValueError(f"noise_dropout={noise_dropout} needs preserve_symmetry=True")
@@ -170,7 +173,8 @@ class FSQ(Derived):
     @property
     def implicit_codebook(self) -> Tensor:
         """All codes as vectors, (codebook_size, d): made when asked for, never needed to quantise."""
-        return self._values(self._digits_of(torch.arange(self.codebook_size, device=self._levels.device)))
+        with memory_for(f"all {self.codebook_size} codes"):
+            return self._values(self._digits_of(torch.arange(self.codebook_size, device=self._levels.device)))
 
     def quantize(self, z: Tensor) -> Tensor:
         """Nearest levels' values, the shape of z (..., d)."""
@@ -228,8 +232,8 @@ class FSQ(Derived):
 
     def forward(self, z: Tensor, *, generator: Generator | None = None) -> tuple[Tensor, Tensor | None]:
         """Quantises z; see the class. `generator` draws the noise of noise_dropout."""
-        first = self.channel_first or z.dim() >= 4
-        check_width(z, self.dim, 1 if first else -1)
+        first = self.channel_first or (isinstance(z, Tensor) and z.dim() >= 4)
+        check_width(z, self.dim, 1 if first else -1, "z")
         z = project_rows(self.project_in, channel_last(z) if first else z, self.training)
         with no_autocast(z):
             dtype = z.dtype
@@ -294,8 +298,11 @@ class ResidualFSQ(Derived):
             raise ValueError(
                 "soft_clamp_input_value follows from the levels with bound_hard_clamp=True: give one of them"
             )
+        levels, num_quantizers = wholes("levels", levels), whole("num_quantizers", num_quantizers)
         width = len(levels)
-        dim = width if dim is None else dim
+        dim = width if dim is None else whole("dim", dim)
+        if not isinstance(soft_clamp_input_value, (Sequence, Tensor)):
+            numbers(0, math.inf, True, soft_clamp_input_value=soft_clamp_input_value)
         self.levels = levels
         self.num_quantizers = num_quantizers
         self.is_channel_first = is_channel_first

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._finite import finite_rows
+from ._layout import check_width
 from ._residual import GroupedResidual
 from .residual_vq import ResidualVQ
 
@@ -49,9 +50,8 @@ class GroupedResidualVQ(GroupedResidual):
         given: Sequence[Tensor | None] = [None] * self.groups
         scored = indices is not None and len(indices) > 0
         if indices is not None and scored:
-            if len(indices) != self.groups:
-                raise ValueError(f"indices must hold one tensor for each of {self.groups} groups, got {len(indices)}")
-            given = list(indices)
+            given = self._groups_of(indices)
+        check_width(x, self.dim, self.split_dim)
         seed = self._seed(x, self.rvqs[0].generator)
         finite = finite_rows(x.movedim(self.split_dim, -1))
         if finite is not None:  # what makes a row void may lie in one group alone

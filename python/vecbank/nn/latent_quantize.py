@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch.optim import Optimizer
 
 from .. import _checks
 from ..functional import lookup
+from ._arguments import memory_for, numbers, whole, wholes
 from ._derived import Derived
 from ._estimators import straight_through
 from ._layout import (
@@ -125,12 +127,15 @@ class LatentQuantize(Derived):
                 "LatentQuantize: in_place_codebook_optimizer is not supported: pass value_gradient=True and the "
                 "parameters of values_per_latent to an optimiser of your own"
             )
-        if isinstance(levels, int):
+        dim, num_codebooks = whole("dim", dim), whole("num_codebooks", num_codebooks)
+        codebook_dim = whole("codebook_dim", codebook_dim, -1)
+        numbers(commitment_loss_weight=commitment_loss_weight, quantization_loss_weight=quantization_loss_weight)
+        if isinstance(levels, (int, np.integer)):
             if codebook_dim < 1:  # the peer's own tests ask for this class of error
                 raise RuntimeError(f"codebook_dim must be at least 1 where levels is an int, got {codebook_dim}")
             levels = [levels] * codebook_dim
-        levels = [int(level) for level in levels]
-        if not levels or min(levels) < 2:
+        levels = wholes("levels", levels)
+        if min(levels) < 2:
             raise ValueError(f"levels must be at least 2 each, got {levels}")
         keep = bool(keep_num_codebooks_dim) or num_codebooks > 1
         self.dim = dim
@@ -162,7 +167,8 @@ class LatentQuantize(Derived):
     @property
     def implicit_codebook(self) -> Tensor:
         """All codes as vectors of the tables' present values, (codebook_size, d): made when asked for."""
-        return self._values(self._digits_of(torch.arange(self.codebook_size, device=self._levels.device))).detach()
+        with memory_for(f"all {self.codebook_size} codes"):
+            return self._values(self._digits_of(torch.arange(self.codebook_size, device=self._levels.device))).detach()
 
     def _digits_of(self, indices: Tensor) -> Tensor:
         """Row numbers (...) to digits (..., d)."""
@@ -220,6 +226,8 @@ class LatentQuantize(Derived):
     def indices_to_codes(self, indices: Tensor, project_out: bool = True) -> Tensor:
         """Codes back to quantised features (b, dim, ...), by the tables' present values."""
         numbers = _checks.integers(indices, "indices")
+        if numbers.dim() < 1 + int(self.keep_num_codebooks_dim):
+            raise ValueError(f"indices must be (b, ...) as forward returns them, got {tuple(numbers.shape)}")
         seen = _checks.in_range(numbers, self.codebook_size, "indices")
         codes = self._values(self._digits_of(numbers))
         codes = codes if seen else _checks.only_rows(codes, numbers, self.codebook_size)
@@ -239,7 +247,7 @@ class LatentQuantize(Derived):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantises z; see the class."""
-        check_width(z, self.dim, 1)
+        check_width(z, self.dim, 1, "z")
         x = project_rows(self.project_in, channel_last(z), self.training)
         with no_autocast(x):
             dtype, x = x.dtype, blank(x, lost_rows(x), torch.nan)

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from .. import _checks
+from ._arguments import maybe_whole, memory_for, numbers, whole
 from ._bits import bit_entropy, entropy, mean_code_probability, pack_bits, unpack_bits
 from ._derived import Derived
 from ._estimators import sign_through, straight_through
@@ -133,6 +134,13 @@ class LFQ(Derived):
         orthogonal_rotation: bool = False,
     ) -> None:
         super().__init__()
+        dim, codebook_size = maybe_whole("dim", dim), maybe_whole("codebook_size", codebook_size)
+        num_codebooks = whole("num_codebooks", num_codebooks)
+        scales = {"codebook_scale": codebook_scale, "cosine_sim_project_in_scale": cosine_sim_project_in_scale}
+        numbers(0, math.inf, True, **scales)
+        numbers(commitment_loss_weight=commitment_loss_weight)
+        factors = {"entropy_loss_weight": entropy_loss_weight, "diversity_gamma": diversity_gamma}
+        numbers(-math.inf, entropy_loss_offset=entropy_loss_offset, **factors)
         if codebook_size is None:
             if dim is None:
                 raise ValueError("either dim or codebook_size must be given")
@@ -197,9 +205,9 @@ class LFQ(Derived):
     @property
     def codebook(self) -> Tensor:
         """All codes as vectors of +-codebook_scale, (codebook_size, d): made when asked for."""
-        return self.bits_to_codes(
-            unpack_bits(torch.arange(self.codebook_size, device=self.mask.device), self.mask).float()
-        )
+        with memory_for(f"all {self.codebook_size} codes"):
+            numbers = torch.arange(self.codebook_size, device=self.mask.device)
+            return self.bits_to_codes(unpack_bits(numbers, self.mask).float())
 
     def bits_to_codes(self, bits: Tensor) -> Tensor:
         """Zeros and ones to -codebook_scale and +codebook_scale."""
@@ -302,7 +310,7 @@ class LFQ(Derived):
         generator: Generator | None = None,
     ) -> LFQResult | tuple[LFQResult, LFQLosses]:
         """Quantises x; see the class. `generator` draws the rows of frac_per_sample_entropy."""
-        first = x.dim() >= 4 if self.channel_first is None else self.channel_first
+        first = (isinstance(x, Tensor) and x.dim() >= 4) if self.channel_first is None else self.channel_first
         check_width(x, self.dim, 1 if first else -1)
         x = project_rows(self.project_in, channel_last(x) if first else x, self.training)
         shape, lost = x.shape, lost_rows(x)
@@ -374,6 +382,8 @@ class ResidualLFQ(nn.Module):
             raise ValueError(
                 f"ResidualLFQ: {named}={kwargs[named]} is not supported: a stage has one code of its own width"
             )
+        dim, num_quantizers = whole("dim", dim), whole("num_quantizers", num_quantizers)
+        codebook_size = whole("codebook_size", codebook_size)
         width = codebook_size.bit_length() - 1
         if codebook_size < 2 or codebook_size != 1 << width:
             raise ValueError(f"codebook_size must be a power of two, got {codebook_size}")
@@ -423,7 +433,7 @@ class ResidualLFQ(nn.Module):
 
     def _first(self, like: Tensor) -> bool:
         """Whether features are on axis 1, for an input, or codes of one, of `like`'s rank."""
-        return like.dim() >= 4 if self.channel_first is None else self.channel_first
+        return (isinstance(like, Tensor) and like.dim() >= 4) if self.channel_first is None else self.channel_first
 
     def forward(
         self,

@@ -6,18 +6,20 @@ Oord et al., "Neural discrete representation learning", NeurIPS 2017 (straight-t
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
-from .._checks import integers
+from .. import _checks
 from .._finite import counted, finite_rows, voided, zeroed
 from ..functional import lookup, project, quantize_train
 from ..pq import ProductCodec, pq_decode, pq_encode, pq_train, turned
+from ._arguments import features, memory_for, number, numbers, whole
 from ._estimators import keep_alive
 from ._moving import moving
-from ._recall import Recall, Seen, inside_backward
+from ._recall import Recall, Seen, inside_backward, may_repeat
 from ._sync import Ranks, draw_rows
 
 
@@ -76,31 +78,58 @@ class ProductQuantizer(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        if parts < 1 or dim % parts:
+        dim, parts, codes = whole("dim", dim), whole("parts", parts), whole("codes", codes)
+        numbers(commitment_weight=commitment_weight, rare=rare)
+        if dim % parts:
             raise ValueError(f"dim must be a multiple of parts, got dim = {dim} and parts = {parts}")
-        if codes < 1:
-            raise ValueError(f"codes must be at least 1, got {codes}")
-        if decay is not None and not 0 <= decay < 1:
+        if decay is not None and not 0 <= number("decay", decay, -math.inf) < 1:
             raise ValueError(f"decay must lie in [0, 1) or be None, got {decay}")
         self.dim, self.parts, self.codes, self.decay = dim, parts, codes, decay
         self.commitment_weight, self.rare, self.sync, self.generator = commitment_weight, rare, sync, generator
-        books = torch.randn(parts, codes, dim // parts, generator=generator)
+        with memory_for(f"{parts} books of {codes} x {dim // parts} numbers, and their averages"):
+            books = torch.randn(parts, codes, dim // parts, generator=generator)
+            sums = None if decay is None else books.clone()
         if decay is None:
             self.books = nn.Parameter(books)
         else:
             self.register_buffer("books", books)
             self.register_buffer("sizes", torch.ones(parts, codes))
-            self.register_buffer("sums", books.clone())
+            self.register_buffer("sums", sums)
         self.register_buffer("rotation", torch.eye(dim) if rotation else None)
         self._recall = Recall()
         self._shared = False  # whether the ranks have agreed on what to start from
+        self._loading = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Books that are assigned, `(parts, codes, dim / parts)`, take the place of the old ones: averages go on from
+        them.
+        """
+        if name != "books" or "books" not in self.__dict__.get("_buffers", ()) or self._loading:
+            super().__setattr__(name, value)
+            return
+        _checks.floating("books", value)
+        if value.shape != self.books.shape:
+            raise ValueError(f"books must be {tuple(self.books.shape)}, got {tuple(value.shape)}")
+        with torch.no_grad():
+            self._start_from(value)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._loading = True  # torch may put a state's own tensors in the place of the buffers
+        super()._load_from_state_dict(*args, **kwargs)
+        self._loading = False
+
+    def _start_from(self, books: Tensor) -> None:
+        """The books, and averages in which each of their codes has one row (three times `rare`, where that is more)."""
+        size = max(1.0, 3 * self.rare)
+        self.books.copy_(books)
+        self.sizes.fill_(size)
+        self.sums.copy_(self.books * size)
 
     def _turned(self, x: Tensor) -> Tensor:
         return x if self.rotation is None else turned(x.to(self.rotation.dtype), self.rotation)
 
     def forward(self, x: Tensor) -> ProductQuantized:
-        if x.dim() == 0 or x.shape[-1] != self.dim:
-            raise ValueError(f"x must have shape (..., {self.dim}), got {tuple(x.shape)}")
+        features("x", x, self.dim)
         moves = self.training and self.decay is not None
         if moves and inside_backward():  # a checkpoint's repeated forward: on the books that the first one saw
             repeated = self._recall.find(x)
@@ -112,7 +141,7 @@ class ProductQuantizer(nn.Module):
         if ranks.several and self.training and not self._shared:
             ranks.share(*self.parameters(), *self.buffers())
             self._shared = True
-        if not moves or torch.compiler.is_compiling() or (torch.is_grad_enabled() and not x.requires_grad):
+        if not moves or not may_repeat():
             return self._code(x, moves)
         seen = Seen(x, {"books": self.books}, self.generator, draws=self.rare > 0)
         self._recall.note(seen)
@@ -173,8 +202,11 @@ class ProductQuantizer(nn.Module):
         bits = self.codes.bit_length() - 1
         if self.codes != 1 << bits or bits < 1:
             raise ValueError(f"fit_ needs a power of two of codes, from 2, got {self.codes}")
+        features("samples", samples, self.dim)
         rows = samples.detach().reshape(-1, self.dim).to(self.books.dtype)
         rows = rows[rows.isfinite().all(-1)]
+        if rows.shape[0] < self.codes:
+            raise ValueError(f"samples must have at least codes = {self.codes} finite rows, got {rows.shape[0]}")
         codec = pq_train(
             rows,
             self.parts,
@@ -184,23 +216,24 @@ class ProductQuantizer(nn.Module):
             generator=generator,
             progress=progress,
         )
-        self.books.copy_(codec.books)
+        if self.decay is None:
+            self.books.copy_(codec.books)
+        else:
+            self._start_from(codec.books)
         if self.rotation is not None and codec.rotation is not None:
             self.rotation.copy_(codec.rotation)
-        if self.decay is not None:
-            self.sizes.fill_(1)
-            self.sums.copy_(self.books)
         self._shared = False
         return self
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes (..., parts) int64; -1 for a row with NaN or inf."""
+        features("x", x, self.dim)
         x = voided(x, finite_rows(x))
         return pq_encode(x, self.books.detach(), self.rotation)
 
     def decode(self, codes: Tensor) -> Tensor:
         """What codes (..., parts) of any integer dtype stand for: (..., dim)."""
-        return pq_decode(integers(codes), self.books, self.rotation)
+        return pq_decode(_checks.integers(codes), self.books, self.rotation)
 
     @property
     def codec(self) -> ProductCodec:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._arguments import memory_for, whole
 from ._layout import check_width, no_autocast
 from .vector_quantize import VectorQuantize
 
@@ -45,9 +46,12 @@ class RandomProjectionQuantizer(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        dim, codebook_dim = whole("dim", dim), whole("codebook_dim", codebook_dim)
+        num_codebooks = whole("num_codebooks", num_codebooks)
         self.dim = dim
         self.num_codebooks = num_codebooks
-        self.register_buffer("rand_projs", nn.init.xavier_normal_(torch.empty(num_codebooks, dim, codebook_dim)))
+        with memory_for(f"{num_codebooks} linear maps from {dim} to {codebook_dim} features"):
+            self.register_buffer("rand_projs", nn.init.xavier_normal_(torch.empty(num_codebooks, dim, codebook_dim)))
         self.norm = nn.LayerNorm(dim, elementwise_affine=False) if norm else nn.Identity()
         self.vq = VectorQuantize(
             dim=codebook_dim * num_codebooks,

@@ -18,16 +18,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from .._checks import integers
+from .._checks import in_range, integers
 from .._finite import both, counted, finite_rows, voided, zeroed
 from ..functional import lookup
+from ._arguments import maybe_whole, numbers, whole, wholes
 from ._derived import Derived
 from ._estimators import keep_alive, scale_gradient
 from ._layout import channel_first, channel_last, check_width, like_weights, no_autocast, projection, working
 from ._moving import moving
 from ._neural_book import CodeMLP
 from ._passes import encode_stages
-from ._recall import Recall, Seen, inside_backward
+from ._recall import Recall, Seen, inside_backward, may_repeat
 from ._residual import Cascade, Stage, StageDropout, pad_stages, run_cascade
 from .vector_quantize import VectorQuantize
 
@@ -103,6 +104,9 @@ class ResidualVQ(Derived):
         super().__init__()
         if heads != 1:
             raise ValueError(f"ResidualVQ: heads={heads} is not supported: a stage has one code")
+        dim, codebook_dim = whole("dim", dim), maybe_whole("codebook_dim", codebook_dim)
+        beam_size, eval_beam_size = maybe_whole("beam_size", beam_size), maybe_whole("eval_beam_size", eval_beam_size)
+        numbers(0, 1, quant_grad_frac=quant_grad_frac)
         sizes = _sizes(codebook_size, num_quantizers)
         num_quantizers = len(sizes)
         if shared_codebook and len(set(sizes)) > 1:
@@ -186,6 +190,7 @@ class ResidualVQ(Derived):
         indices = pad_stages(integers(indices, "indices"), self.num_quantizers, self.quantize_dropout)
         parts: list[Tensor] = []
         for layer, code, mlp in zip(self.layers, indices.unbind(-1), (None, *self.mlps), strict=True):
+            in_range(code, layer.codebook_size, "indices")
             rows = layer._codebook.decode(code)
             dtype = rows.dtype
             if mlp is not None:
@@ -223,6 +228,7 @@ class ResidualVQ(Derived):
                 f"mask must be bool (b, n) for x (b, n, dim), got {mask.dtype} {tuple(mask.shape)} "
                 f"for x {tuple(inputs.shape)}"
             )
+        beam_size = maybe_whole("beam_size", beam_size)
         beams = beam_size if beam_size is not None else self.beam_size if self.training else self.eval_beam_size
         searched = indices is None and beams is not None and beams > 1
         options = {
@@ -245,6 +251,9 @@ class ResidualVQ(Derived):
                 call = _Call(mask, valid, active, move, options)
                 if indices is not None:
                     given = integers(indices if isinstance(indices, Tensor) else torch.stack(list(indices)), "indices")
+                    if given.shape[:-1] != lead or given.dim() == 0 or given.shape[-1] < active:
+                        want = f"{(*lead, active)} for x {tuple(x.shape)}"
+                        raise ValueError(f"indices must be (b, ..., {active}) = {want}, got {tuple(given.shape)}")
                     return self._score(rows, given.reshape(*rows.shape[:2], given.shape[-1]), call)
                 if searched:
                     assert beams is not None
@@ -280,7 +289,7 @@ class ResidualVQ(Derived):
         """
         draws_own = self.generator is not None and (self.quantize_dropout or self.diveq)
         watched = self.training and (searched or self.shared_codebook or draws_own)
-        if not watched or torch.compiler.is_compiling() or (torch.is_grad_enabled() and not x.requires_grad):
+        if not watched or torch.compiler.is_compiling():
             return run(True)
         states = [layer._codebook.state() for layer in self.layers]
         books = {f"{i}.{name}": t for i, state in enumerate(states) for name, t in state.items()}
@@ -290,6 +299,8 @@ class ResidualVQ(Derived):
                 return run(False)
             with repeated.restored(books, self.generator):
                 return run(False)
+        if not may_repeat():
+            return run(True)
         seen = Seen(x, books, self.generator, draws=self.layers[0]._codebook.has_dead_code_replacement)
         self._recall.note(seen)
         done = run(True)
@@ -358,10 +369,6 @@ class ResidualVQ(Derived):
 
     def _score(self, x: Tensor, codes: Tensor, call: _Call) -> Cascade:
         """Cross-entropies of given codes along the cascade."""
-        if codes.shape[:-1] != x.shape[:-1] or codes.shape[-1] < call.active:
-            raise ValueError(
-                f"indices must be (b, n, {call.active}), got {tuple(codes.shape)} for {tuple(x.shape[:-1])}"
-            )
         if not torch.compiler.is_compiling() and bool((codes == -1).any()):
             raise ValueError("indices hold -1, a stage left out: take them in evaluation, without dropout")
         said = torch.zeros_like(x)
@@ -425,13 +432,13 @@ class ResidualVQ(Derived):
 
 def _sizes(codebook_size: int | tuple[int, ...], num_quantizers: int | None) -> tuple[int, ...]:
     """Codes of every stage."""
-    if isinstance(codebook_size, tuple):
+    if isinstance(codebook_size, (tuple, list)):
         if num_quantizers is not None and num_quantizers != len(codebook_size):
             raise ValueError(f"codebook_size {codebook_size} and num_quantizers = {num_quantizers} do not agree")
-        return codebook_size
+        return tuple(wholes("codebook_size", codebook_size))
     if num_quantizers is None:
         raise ValueError("num_quantizers must be given where codebook_size is one number")
-    return (codebook_size,) * num_quantizers
+    return (whole("codebook_size", codebook_size),) * whole("num_quantizers", num_quantizers)
 
 
 def _conditioned(mlp: CodeMLP, said: Tensor) -> Callable[[Tensor], Tensor]:

@@ -18,8 +18,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .._checks import integers
+from .._checks import rows as row_numbers
 from .._finite import counted, finite_rows, voided, zeroed
 from ..functional import lookup, quantize_train
+from ._arguments import memory_for, numbers, whole
 from ._estimators import codebook_loss, rotate_to, straight_through
 from ._layout import channel_first as to_channel_first
 from ._layout import channel_last, check_width, no_autocast, working
@@ -72,11 +74,15 @@ class SimVQ(nn.Module):
         frozen_codebook_dim: int | None = None,
     ) -> None:
         super().__init__()
-        width = dim if frozen_codebook_dim is None else frozen_codebook_dim
+        dim, codebook_size = whole("dim", dim), whole("codebook_size", codebook_size)
+        width = dim if frozen_codebook_dim is None else whole("frozen_codebook_dim", frozen_codebook_dim)
+        numbers(commitment_weight=commitment_weight)
+        numbers(input_to_quantize_commit_loss_weight=input_to_quantize_commit_loss_weight)
         self.dim = dim
         self.codebook_size = codebook_size
         self.channel_first = channel_first
-        table = init_fn(torch.randn(codebook_size, width) * width**-0.5)
+        with memory_for(f"a codebook of {codebook_size} x {width} numbers"):
+            table = init_fn(torch.randn(codebook_size, width) * width**-0.5)
         self.code_transform = nn.Linear(width, dim, bias=False) if codebook_transform is None else codebook_transform
         self.register_buffer("frozen_codebook", table)
         self.rotation_trick = rotation_trick
@@ -94,7 +100,7 @@ class SimVQ(nn.Module):
         """Codes (b, ...) of any integer dtype to vectors in the layout of `forward`; -1 is a zero vector.
         Differentiable in the map.
         """
-        codes = lookup(integers(indices, "indices"), self.codebook)
+        codes = lookup(row_numbers(indices, self.codebook_size, "indices"), self.codebook)
         return to_channel_first(codes) if self.channel_first else codes
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,6 +158,7 @@ class ResidualSimVQ(nn.Module):
         super().__init__()
         if heads != 1:
             raise ValueError(f"ResidualSimVQ: heads={heads} is not supported: a stage has one code")
+        dim, num_quantizers = whole("dim", dim), whole("num_quantizers", num_quantizers)
         self.dim = dim
         self.channel_first = channel_first
         self.num_quantizers = num_quantizers

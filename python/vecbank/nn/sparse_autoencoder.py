@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 
 from ..functional import lookup
 from ..sparse import firing_counts, sparse_decode, sparse_encode, sparse_encode_batch, sparse_encode_threshold
+from ._arguments import features, maybe_whole, memory_for, numbers, whole
 from ._layout import blank, kept_rows, lost_rows, over, working
 from ._recall import inside_backward
 from ._sync import Ranks
@@ -116,20 +117,20 @@ class SparseAutoencoder(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-        if not 1 <= k <= latents:
-            raise ValueError(f"k must lie between 1 and latents = {latents}, got {k}")
-        if not threshold > 0 or not bandwidth > 0:
-            raise ValueError(f"threshold and bandwidth must be positive, got {threshold} and {bandwidth}")
+        dim, latents = whole("dim", dim), whole("latents", latents)
+        k, max_k = whole("k", k, 1, latents, "latents"), maybe_whole("max_k", max_k)
+        aux_k, dead_after = maybe_whole("aux_k", aux_k, 0, latents, "latents"), whole("dead_after", dead_after)
+        numbers(0, math.inf, True, threshold=threshold, bandwidth=bandwidth)
+        numbers(aux_weight=aux_weight, penalty_weight=penalty_weight)
         self.dim, self.latents, self.k, self.activation = dim, latents, k, activation
         self.aux_k = min(latents, max(1, dim // 2)) if aux_k is None else aux_k
-        if not 0 <= self.aux_k <= latents:
-            raise ValueError(f"aux_k must lie between 0 and latents = {latents}, got {aux_k}")
         self.aux_weight, self.dead_after, self.penalty_weight = aux_weight, dead_after, penalty_weight
         self.bandwidth, self.max_k, self.sync = bandwidth, max_k, sync
-        decoder = torch.randn(latents, dim, generator=generator)
+        with memory_for(f"a dictionary of {latents} x {dim} numbers, twice"):
+            decoder, encoder = torch.randn(latents, dim, generator=generator), torch.empty(latents, dim)
         decoder /= torch.linalg.vector_norm(decoder, dim=1, keepdim=True)
         self.decoder = nn.Parameter(decoder)
-        self.encoder = nn.Parameter(decoder.clone())  # a latent starts by detecting what it adds
+        self.encoder = nn.Parameter(encoder.copy_(decoder))  # a latent starts by detecting what it adds
         self.encoder_bias = nn.Parameter(torch.zeros(latents))
         self.bias = nn.Parameter(torch.zeros(dim))
         if activation == "jumprelu":
@@ -147,6 +148,7 @@ class SparseAutoencoder(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Values and indices (..., c) of the code of x (..., dim)."""
+        features("x", x, self.dim)
         return self._encode(x)[:2]
 
     def decode(self, values: Tensor, indices: Tensor) -> Tensor:
@@ -179,8 +181,7 @@ class SparseAutoencoder(nn.Module):
         return fired.values, fired.indices, none
 
     def forward(self, x: Tensor) -> SparseCode:
-        if x.dim() == 0 or x.shape[-1] != self.dim:
-            raise ValueError(f"x must have shape (..., {self.dim}), got {tuple(x.shape)}")
+        features("x", x, self.dim)
         lost = lost_rows(x)
         x = blank(x, lost, torch.nan)  # no latent is chosen for it, whatever its other numbers are
         count = kept_rows(x, lost)
@@ -271,6 +272,7 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def start_(self, samples: Tensor) -> SparseAutoencoder:
         """Sets the bias to the mean of samples (N, dim): a better start than 0 where the mean is far off."""
+        features("samples", samples, self.dim)
         self.bias.copy_(samples.reshape(-1, self.dim).to(self.bias.dtype).mean(0))
         return self
 

@@ -12,12 +12,13 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from .._checks import integer, integers
+from .._checks import floating, in_range, integer, integers
+from .._checks import rows as row_numbers
 from .._finite import both, finite_rows, over, voided, zeroed
+from ._arguments import features, maybe_whole, numbers, whole
 from ._codebook import Codebook, UpdateWeight, unit
 from ._derived import Derived
 from ._layout import no_autocast
-from ._sync import several_ranks
 from ._vq_forward import Call, ask, estimate, losses, score_given_codes
 from ._vq_layout import Layout, projections
 
@@ -125,6 +126,8 @@ class VectorQuantize(Derived):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
+        dim, codebook_size, heads = whole("dim", dim), whole("codebook_size", codebook_size), whole("heads", heads)
+        codebook_dim = dim if codebook_dim is None else whole("codebook_dim", codebook_dim)
         bridged = vq_bridge is not None
         ema_update = not directional_reparam and not bridged if ema_update is None else ema_update
         learnable = directional_reparam or bridged if learnable_codebook is None else learnable_codebook
@@ -142,12 +145,17 @@ class VectorQuantize(Derived):
             not directional_reparam or threshold_ema_dead_code > 0,
             "directional_reparam needs threshold_ema_dead_code > 0: codes that are not used get no gradient",
         )
-        _require(0 <= sync_update_v <= 1, f"sync_update_v must lie between 0 and 1, got {sync_update_v}")
+        orthogonal_reg_max_codes = maybe_whole("orthogonal_reg_max_codes", orthogonal_reg_max_codes)
+        numbers(0, 1, sync_update_v=sync_update_v)
+        numbers(commitment_weight=commitment_weight, orthogonal_reg_weight=orthogonal_reg_weight)
+        numbers(codebook_diversity_loss_weight=codebook_diversity_loss_weight)
+        numbers(codebook_diversity_temperature=codebook_diversity_temperature)
+        numbers(sample_codebook_temp=sample_codebook_temp, directional_reparam_variance=directional_reparam_variance)
         _require(sync_update_v == 0 or learnable, "sync_update_v needs learnable_codebook")
 
         self.dim, self.heads, self.codebook_size = dim, heads, codebook_size
         self.separate_codebook_per_head = separate_codebook_per_head
-        self.codebook_dim = dim if codebook_dim is None else codebook_dim
+        self.codebook_dim = codebook_dim
         width = self.codebook_dim * heads
         self.has_projections = width != dim
         self.project_in, self.project_out = projections(dim, width, layernorm_after_project_in)
@@ -186,7 +194,7 @@ class VectorQuantize(Derived):
             decay=decay,
             eps=eps,
             threshold_ema_dead_code=threshold_ema_dead_code,
-            use_ddp=several_ranks() if sync_codebook is None else sync_codebook,
+            use_ddp=True if sync_codebook is None else bool(sync_codebook),
             learnable_codebook=learnable or self.has_codebook_orthogonal_loss,
             ema_update=ema_update,
             manual_ema_update=manual_ema_update,
@@ -215,14 +223,25 @@ class VectorQuantize(Derived):
 
     @property
     def codebook(self) -> Tensor:
-        """The codes: (K, d), or (heads, K, d) with a book per head. Assigning copies into it."""
+        """The codes: (K, d), or (heads, K, d) with a book per head.
+
+        Assigning copies into it, in place of a start by k-means: moving averages go on from these codes, as if each had
+        had one row a step (three times `threshold_ema_dead_code`, where that is more). TypeError or ValueError for
+        anything but floating-point codes of this shape.
+        """
         embed = self._codebook.embed
         return embed if self.separate_codebook_per_head else embed[0]
 
     @codebook.setter
     def codebook(self, codes: Tensor) -> None:
-        embed = self._codebook.embed
-        embed.data.copy_(codes if self.separate_codebook_per_head else codes.unsqueeze(0))
+        floating("codebook", codes)
+        want = tuple(self.codebook.shape)
+        _require(codes.shape == want, f"codebook must be {want}, got {tuple(codes.shape)}")
+        self._codebook.assign(codes.detach() if self.separate_codebook_per_head else codes.detach().unsqueeze(0))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # torch would register a parameter under this name
+        super().__setattr__(name, value.detach() if name == "codebook" and isinstance(value, Tensor) else value)
 
     def usage(self) -> Tensor:
         """Share of the codes that the last training batch used, () or (heads,); stays on the device."""
@@ -249,11 +268,15 @@ class VectorQuantize(Derived):
         return out if self._layout.channel_last and not self._layout.spatial else out.movedim(-1, 1)
 
     def _codes(self, indices: Tensor) -> Tensor:
-        codes = self._codebook.decode(integers(indices, "indices"))
+        given, books = row_numbers(indices, self.codebook_size, "indices"), self._codebook.num_codebooks
+        if books > 1 and (given.dim() == 0 or given.shape[-1] != books):
+            raise ValueError(f"indices must be (..., {books}), one for each head's book, got {tuple(given.shape)}")
+        codes = self._codebook.decode(given)
         return codes if self._codebook.num_codebooks == 1 else codes.flatten(-2)
 
     def expire_codes_(self, x: Tensor) -> None:
         """Re-seeds codes that are hardly used with rows of x (..., heads d), already projected."""
+        features("x", x, self.codebook_dim * self.heads)
         rows = self._layout.split(x.reshape(1, -1, x.shape[-1]))
         finite = finite_rows(rows)
         rows = zeroed(rows, finite)
@@ -261,8 +284,9 @@ class VectorQuantize(Derived):
 
     def update_indices(self, x: Tensor, indices: Tensor, mask: Tensor | None = None) -> None:
         """Moves the codes by x as if it had been given these codes: for codes that were chosen elsewhere."""
+        self._layout.check(x, self.dim)
         rows, finite = self._at_books(self._layout.rows(x))
-        codes = self._layout.split_codes(self._layout.flat_codes(integers(indices, "indices"), x.shape))
+        codes = self._given(indices, x.shape)
         self._codebook.update_indices(rows, codes, self._layout.split_mask(both(mask, finite)))
 
     update_ema_indices = update_indices
@@ -338,6 +362,9 @@ class VectorQuantize(Derived):
         lead = inputs.shape[:2]
         mask = self._mask(x, mask, lens)
         topk = self._check_topk(topk)
+        temperature = self.sample_codebook_temp if sample_codebook_temp is None else sample_codebook_temp
+        if not isinstance(temperature, Tensor):  # one on a device is not looked at
+            _require(temperature >= 0, f"sample_codebook_temp must be at least 0, got {temperature}")
         if codebook_transform_fn is not None:
             _require(self.heads == 1, f"codebook_transform_fn needs heads = 1, got {self.heads}")
         rows, finite = self._at_books(inputs)
@@ -345,7 +372,7 @@ class VectorQuantize(Derived):
             mask=layout.split_mask(both(mask, finite)),
             masked=mask is not None,
             topk=topk,
-            temperature=self.sample_codebook_temp if sample_codebook_temp is None else sample_codebook_temp,
+            temperature=temperature,
             frozen=self.freeze_codebook if freeze_codebook is None else freeze_codebook,
             transform=codebook_transform_fn,
             scored=indices is not None,
@@ -360,7 +387,7 @@ class VectorQuantize(Derived):
             found = ask(self, rows, call)
             quantized = estimate(self, found, call).to(x.dtype)
             if indices is not None:
-                given = layout.split_codes(layout.flat_codes(integers(indices, "indices"), x.shape))
+                given = self._given(indices, x.shape)
                 left = layout.split_mask(finite)
                 given = given if left is None else torch.where(left, given, -1)
                 return layout.as_asked(voided(quantized, left), lead), score_given_codes(self, found, given)
@@ -379,12 +406,24 @@ class VectorQuantize(Derived):
             loss = layout.codes_like_input(loss, x.shape)
         return (quantized, codes, loss, terms) if return_loss_breakdown else (quantized, codes, loss)
 
+    def _given(self, indices: Tensor, shape: torch.Size) -> Tensor:
+        """Codes that came with an input of `shape`, as the rows at the books."""
+        codes = integers(indices, "indices")
+        codes = self._layout.flat_codes(codes, shape) if codes.dim() else codes
+        want = (shape[0], self._layout.positions_of(shape), *([self.heads] if self.heads > 1 else []))
+        if codes.shape != want:
+            named = "(b, n, heads)" if self.heads > 1 else "(b, n)"
+            raise ValueError(f"indices must be {named} = {want} for x {tuple(shape)}, got {tuple(indices.shape)}")
+        in_range(codes, self.codebook_size, "indices")
+        return self._layout.split_codes(codes)
+
     def _mask(self, x: Tensor, mask: Tensor | None, lens: Tensor | None) -> Tensor | None:
         """The mask (b, n) of a call."""
         if mask is None and lens is None:
             return None
         _require(mask is None or lens is None, "give mask or lens, not both")
         if lens is not None:
+            lens = integers(lens, "lens")
             _require(lens.shape == x.shape[:1], f"lens must be (b,) = ({x.shape[0]},), got {tuple(lens.shape)}")
             mask = torch.arange(x.shape[1 if self.channel_last else -1], device=x.device) < lens.unsqueeze(-1)
         assert mask is not None

@@ -1,0 +1,89 @@
+"""What the constructors of modules ask of their arguments: each error names the argument and what was expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from numbers import Real
+
+import torch
+from torch import OutOfMemoryError, Tensor
+
+from .. import _checks
+
+_NO_MEMORY = ("allocate memory", "out of memory", "overflow")  # what torch says of an allocation that it cannot make
+
+
+def whole(name: str, value: object, least: int = 1, most: int | None = None, called: str = "") -> int:
+    """An int from `least` to `most`, which may be another argument, `called` so; numpy's integers count as ints."""
+    number = _checks.integer(name, value)
+    if number < least or (most is not None and number > most):
+        limit = f"{called} = {most}" if called else str(most)
+        limits = f"be at least {least}" if most is None else f"lie between {least} and {limit}"
+        raise ValueError(f"{name} must {limits}, got {number}")
+    return number
+
+
+def maybe_whole(name: str, value: object, least: int = 1, most: int | None = None, called: str = "") -> int | None:
+    """The same, or None."""
+    return None if value is None else whole(name, value, least, most, called)
+
+
+def wholes(name: str, values: object, least: int = 1) -> list[int]:
+    """A list of such ints, from any sequence but an empty one."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
+        raise TypeError(f"{name} must be a sequence of ints, got {values!r}")
+    found = [whole(f"{name}[{i}]", value, least) for i, value in enumerate(values)]
+    if not found:
+        raise ValueError(f"{name} must hold at least one number, got none")
+    return found
+
+
+def number(name: str, value: object, low: float = 0.0, high: float = math.inf, above: bool = False) -> float:
+    """A finite number from `low` to `high`, or `above` low. Tensors without dimensions pass as they are."""
+    if isinstance(value, bool) or not isinstance(value, (Real, Tensor)) or (isinstance(value, Tensor) and value.dim()):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    given = float(value)
+    if not (low < given if above else low <= given) or not given <= high or math.isinf(given):
+        least = f"be {'greater than' if above else 'at least'} {low:g}"
+        limits = least if high == math.inf else f"lie between {low:g} and {high:g}"
+        raise ValueError(f"{name} must {limits} and be finite, got {value}")
+    return value  # type: ignore[return-value]
+
+
+def numbers(low: float = 0.0, high: float = math.inf, above: bool = False, /, **values: object) -> None:
+    """`number` for each of several arguments; None passes."""
+    for name, value in values.items():
+        if value is not None:
+            number(name, value, low, high, above)
+
+
+def floats(name: str, x: object) -> None:
+    """`x` is a dense floating-point tensor."""
+    _checks.floating(name, x)
+    assert isinstance(x, Tensor)
+    if x.layout is not torch.strided or x.is_nested:
+        kind = "a nested tensor" if x.is_nested else f"a tensor of layout {x.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {kind}")
+
+
+def features(name: str, x: object, width: int) -> None:
+    """`x` is a floating-point tensor (..., width)."""
+    floats(name, x)
+    assert isinstance(x, Tensor)
+    if x.dim() == 0 or x.shape[-1] != width:
+        raise ValueError(f"{name} must have shape (..., {width}), got {tuple(x.shape)}")
+
+
+@contextmanager
+def memory_for(what: str) -> Iterator[None]:
+    """Where there is not enough memory, a MemoryError that says for what. A GPU's keeps its class, torch's own."""
+    try:
+        yield
+    except OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if any(words in str(error) for words in _NO_MEMORY):
+            raise MemoryError(f"not enough memory for {what}") from None
+        raise
