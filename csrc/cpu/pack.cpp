@@ -189,7 +189,7 @@ struct Packing {
     h.special = all.special, h.odd = all.odd, h.far = all.far, h.negligible = all.negligible;
     h.negligible_size = all.size;
     show_first(0, scratch[0]);
-    return Status::ok;
+    return parallel.stop.asked() ? Status::stopped : Status::ok;
   }
 
   // The first negligible row from `from` on is screened for all of them.
@@ -279,7 +279,7 @@ Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int6
   h.negligible += after.negligible - before.negligible, h.odd += after.odd - before.odd;
   if (first_gone) packing.show_first(h.first_negligible, scratch[0]);
   *fit = h.special <= std::max(h.special + before.special - after.special, h.rows / 256);
-  return Status::ok;
+  return parallel.stop.asked() ? Status::stopped : Status::ok;
 }
 
 int64_t pack_bytes_as(int64_t rows, int64_t width, Metric metric, int64_t element, bool biased) {

@@ -132,6 +132,9 @@ class Bank(nn.Module):
     def update_(self, rows: Tensor, vectors: Tensor) -> Bank:
         """Overwrite rows (integers, (R,)) with vectors (R, d) in place, and prepare them; returns self.
 
+        The cost follows R, not M: of the packed copy, only the blocks of 16 rows that hold one of them are written.
+        After M rows in all, and for R > M / 16, everything is prepared again.
+
         A row that is named more than once keeps the last of its vectors, as assignment in numpy does.
 
         Raises:
