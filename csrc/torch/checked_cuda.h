@@ -12,7 +12,7 @@
 
 namespace vecbank::ops_cuda {
 
-Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias);
+Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias, bool stamp = false);
 
 using cuda::Device;
 
