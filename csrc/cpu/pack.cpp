@@ -7,6 +7,7 @@
 #include "../core/bounds.h"
 #include "../core/pack_internal.h"
 #include "isa.h"
+#include "kernels.h"
 #include "reader.h"
 
 namespace vecbank {
