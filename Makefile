@@ -96,6 +96,10 @@ test: $(STAMPS)/test $(STAMPS)/demo build cpp-test ## the whole test suite, C++ 
 test-all: test ## the same, and every case of the nets over modules and verbs
 	VECBANK_NET=full $(PY) -m pytest $(PYTEST_ARGS) tests/net
 
+.PHONY: install-check
+install-check: $(STAMPS)/torch.key ## every way to install, each in a fresh environment (some minutes; not part of CI)
+	read -r spec index <$(STAMPS)/torch.key; bash scripts/install_check.sh '$(PYTHON)' "$$spec" $${index:+"$$index"}
+
 .PHONY: bench
 bench: $(STAMPS)/bench build ## speed and memory against the peers
 	$(PY) bench/run.py $(BENCH_ARGS)

@@ -3,75 +3,23 @@
 Everything about the package itself is in pyproject.toml; everything about compiling is in CMakeLists.txt.
 """
 
-import importlib.util
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "scripts"))
+from build_backend import check, find_torch, stop, tool  # noqa: E402
 
+# Fail before pip downloads anything, and with nothing else in the output; an sdist needs none of what is checked.
+if {"dist_info", "bdist_wheel", "editable_wheel", "build_ext"} & set(sys.argv):
+    check()
 
-def stop(message: str) -> NoReturn:
-    """Ends the build with one line; a traceback would hide it."""
-    raise SystemExit(f"vecbank: {message}")
-
-
-if sys.version_info < (3, 10):  # noqa: UP036
-    stop(f"Python 3.10 or newer is needed; this is {platform.python_version()} ({sys.executable})")
-
-import setuptools  # noqa: E402
 from setuptools import Extension, setup  # noqa: E402
 from setuptools.command.build_ext import build_ext  # noqa: E402
-
-# Without build isolation pip takes what is installed, and a venv's own setuptools is often too old.
-if int(setuptools.__version__.split(".")[0]) < 77:
-    stop(
-        f"setuptools >= 77 is needed, {setuptools.__version__} is installed: "
-        f"{sys.executable} -m pip install --upgrade setuptools cmake ninja pybind11"
-    )
-
-
-def check_torch() -> None:
-    try:
-        version = metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        stop(
-            f"the build sees no torch ({sys.executable}): install torch >= 2.11 where vecbank is to be used, "
-            "then call pip with --no-build-isolation"
-        )
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < (2, 11):
-        stop(f"torch >= 2.11 is needed; {sys.executable} has torch {version}")
-
-
-def check_tools() -> None:
-    wanted = [name for name in ("cmake", "ninja") if tool(name) is None]
-    wanted += ["pybind11"] if importlib.util.find_spec("pybind11") is None else []
-    if wanted:
-        stop(f"the build needs more: {sys.executable} -m pip install {' '.join(wanted)}")
-
-
-def tool(name: str) -> str | None:
-    """The tool beside this Python (pip puts it there), else the one on PATH."""
-    beside = Path(sys.executable).parent / name
-    return str(beside) if beside.exists() else shutil.which(name)
-
-
-def check_compiler() -> None:
-    compiler = os.environ.get("CXX", "").split()
-    if compiler and shutil.which(compiler[0]) is None:
-        stop(f"the C++ compiler named by CXX ({compiler[0]}) is not there")
-    if not compiler and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-        stop("no C++ compiler found: sudo apt-get install g++")
-    include = sysconfig.get_path("include")
-    if not Path(include, "Python.h").exists():
-        stop(f"Python.h is not in {include}: sudo apt-get install python3-dev")
 
 
 class CMakeBuild(build_ext):
@@ -84,6 +32,7 @@ class CMakeBuild(build_ext):
             *(cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"),
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DVECBANK_TORCH_DIR={find_torch()}",
             f"-DVECBANK_INPLACE={'ON' if inplace else 'OFF'}",
             "-DVECBANK_TORCH=ON",
             *os.environ.get("VECBANK_CMAKE_ARGS", "").split(),
@@ -106,12 +55,6 @@ class CMakeBuild(build_ext):
         if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text():
             shutil.rmtree(folder)
 
-
-# Fail before pip downloads anything, and with nothing else in the output; an sdist needs none of these.
-if {"dist_info", "bdist_wheel", "editable_wheel", "build_ext"} & set(sys.argv):
-    check_tools()
-    check_torch()
-    check_compiler()
 
 # setuptools would pack whatever an earlier build left there, renamed modules included.
 if "bdist_wheel" in sys.argv:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Compiles every CUDA file for every architecture of the list in CMakeLists.txt; needs nvcc, no GPU and no torch.
+# Compiles every CUDA file for every architecture of the list in CMakeLists.txt, and the torch ops over them where PYTHON
+# has torch (a CPU build will do) and pybind11; needs nvcc and no GPU.
 # Says plainly when there was nothing to compile or nothing to compile it with. Usage: cuda_check.sh CMAKE NINJA [PYTHON]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,11 +21,16 @@ if [[ -z $nvcc ]]; then
   exit 0
 fi
 export CUDACXX=$nvcc
-"$cmake" -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM="$ninja" -DVECBANK_TORCH=OFF -DVECBANK_CUDA=ON \
+torch=OFF targets=(vecbank_cuda vecbank_cuda_tests) also="without the torch ops: $python has no torch or no pybind11"
+if "$python" -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("torch") and u.find_spec("pybind11")))'; then
+  torch=ON targets+=(_C_cuda) also="and the torch ops"
+fi
+"$cmake" -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM="$ninja" -DVECBANK_TORCH=$torch -DVECBANK_CUDA=ON \
   -DPython_EXECUTABLE="$python"
 if ! grep -q '^vecbank_cuda:' <<<"$("$ninja" -C build/cuda -t targets all)"; then
   echo "cuda-check: NOT RUN: CMake left CUDA out (its reason is above)"
   exit 0
 fi
-"$ninja" -C build/cuda vecbank_cuda vecbank_cuda_tests
-echo "cuda-check: compiled ${#sources[@]} CUDA files with $("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/nvcc \1/p')"
+"$ninja" -C build/cuda "${targets[@]}"
+echo "cuda-check: compiled ${#sources[@]} CUDA files with" \
+  "$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/nvcc \1/p')" "$also"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -156,3 +157,32 @@ def test_denormals_setting_is_left_alone_and_not_obeyed() -> None:
     for g, w in zip(got, want, strict=True):
         assert_same(g, w)
     assert flushed == 0.0
+
+
+FORKED = """
+import os, signal, time, torch, vecbank
+torch.set_num_threads(2)
+x, bank = torch.randn(2000, 64), torch.randn(4000, 64)
+vecbank.nearest(x, bank)  # starts the parent's threads, which no child has
+{parent}
+child = os.fork()
+if child == 0:
+    {child}
+    os._exit(0 if vecbank.nearest(x, bank).indices.shape == (2000,) else 1)
+for _ in range(600):
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done:
+        os._exit(os.waitstatus_to_exitcode(status))
+    time.sleep(0.1)
+os.kill(child, signal.SIGKILL)
+os._exit(2)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("where", ["parent", "child"])
+def test_one_thread_is_the_remedy_for_a_fork(where: str) -> None:
+    """As docs/deployment.md says; without it the child waits for ever, in torch's own ops too."""
+    lines = {"parent": "pass", "child": "pass", where: "torch.set_num_threads(1)"}
+    done = subprocess.run([sys.executable, "-c", FORKED.format(**lines)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (done.returncode, done.stderr)

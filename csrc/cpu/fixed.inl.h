@@ -2,6 +2,7 @@
 // 16 bit codes. The arithmetic is proved in core/bounds.h.
 #pragma once
 
+#include "../core/bounds.h"
 #include "mainloop.inl.h"
 
 namespace vecbank {

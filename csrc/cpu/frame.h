@@ -5,6 +5,7 @@
 
 #include "../core/pack.h"
 #include "isa.h"
+#include "kernels.h"
 #include "reader.h"
 
 namespace vecbank {

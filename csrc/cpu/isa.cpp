@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "kernels.h"
+
 namespace vecbank {
 
 const char* const kIsaNames[kIsaCount] = {"scalar", "avx2", "avx512"};

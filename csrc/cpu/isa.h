@@ -1,9 +1,9 @@
 // Which instruction set runs: the best this processor has, or what VECBANK_ISA or set_isa() asks for.
 #pragma once
 
-#include "kernels.h"
-
 namespace vecbank {
+
+struct Kernels;  // kernels.h
 
 constexpr int kIsaCount = 3;
 extern const char* const kIsaNames[kIsaCount];  // scalar, avx2, avx512

@@ -2,12 +2,13 @@
 // through this table, so one binary runs everywhere.
 #pragma once
 
-#include "../core/bounds.h"
 #include "../core/half.h"
 #include "../core/pack.h"
 #include "../core/types.h"
 
 namespace vecbank {
+
+struct FixedBound;  // core/bounds.h: few of those who call a kernel need it
 
 // x -> (x * pre - centre) * post, in float64; null centre means zero.
 struct Affine {

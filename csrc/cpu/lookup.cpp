@@ -7,6 +7,7 @@
 #include <new>
 
 #include "isa.h"
+#include "kernels.h"
 #include "reader.h"
 
 namespace vecbank {

@@ -6,6 +6,7 @@
 #include "../core/pack.h"
 #include "../core/topk_list.h"
 #include "isa.h"
+#include "kernels.h"
 #include "reader.h"
 
 namespace vecbank {

@@ -7,6 +7,7 @@
 #include "core/half.h"
 #include "core/pack.h"
 #include "core/topk_list.h"
+#include "cpu/kernels.h"
 
 using namespace vecbank;
 

@@ -2,6 +2,7 @@
 #include "check.h"
 #include "core/topk_list.h"
 #include "cpu/isa.h"
+#include "cpu/kernels.h"
 #include "cuda/heuristics.h"
 
 namespace {

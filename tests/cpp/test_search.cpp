@@ -7,6 +7,7 @@
 #include "core/pack_internal.h"
 #include "core/problem.h"
 #include "core/topk_list.h"
+#include "cpu/kernels.h"
 
 using namespace vecbank;
 

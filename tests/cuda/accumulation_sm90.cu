@@ -8,6 +8,7 @@
 #include <cstdio>
 
 #include "../cpp/check.h"
+#include "core/half.h"
 
 namespace vecbank::cuda::sm90 {
 namespace {
