@@ -101,6 +101,11 @@ ROWS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "repack_: rows of another dtype": ("repack_", (op("pack")(BANK, 0), BANK, 0, torch.tensor([1.0]))),
     "repack_: pack of another bank": ("repack_", (op("pack")(BANK[:3], 0), BANK, 0, torch.tensor([1]))),
     "repack_: pack of another metric": ("repack_", (op("pack")(BANK, 1), BANK, 0, torch.tensor([1]))),
+    "repack_: rows (R, 1)": ("repack_", (op("pack")(BANK, 0), BANK, 0, torch.tensor([[1]]))),
+    "repack_: bias of another length": (
+        "repack_",
+        (op("pack")(BANK, 0, gauss(5)), BANK, 0, torch.tensor([1]), gauss(4)),
+    ),
     "repack_: batched bank": ("repack_", (op("pack")(BANK, 0), BANK[None], 0, torch.tensor([1]))),
     "pack: flat bank": ("pack", (BANK[0], 0)),
     "pack: integers": ("pack", (BANK.long(), 0)),

@@ -196,3 +196,30 @@ def test_project_of_ruined_rows(metric: str, target: Target, one_thread: None) -
     scale = bank.double().nan_to_num().norm(dim=1) * x.double().norm(dim=1, keepdim=True)
     scale = scale if metric == "dot" else want.nan_to_num()
     assert ((got.double() - want)[finite].abs() <= 1e-5 * scale[finite].clamp_min(1.0)).all()
+
+
+def test_a_far_row_is_no_better_than_one_that_is_not_screened() -> None:
+    """Rewritten in a frame chosen for others, a row may be neither screened nor far."""
+    bank = torch.ones(256, 1)
+    held = Bank(bank.clone(), "l2")
+    bank[0], bank[1], bank[2:] = 2.0**62.01, -(2.0**61.99), NAN
+    for rows in torch.arange(256).split(16):
+        held.update_(rows, bank[rows])
+    x = torch.tensor([[2.0**60]])
+    assert held.topk(x, 1).indices.item() == brute(x, bank, 1, "l2").item() == 0
+    wide = torch.zeros(41, 3, dtype=torch.float64)  # every distance is inf in float64: the first row wins
+    for i in range(41):
+        wide[i, (i // 2) % 2] = 2.0**511.99 * (-1) ** (i + 1)
+    wide[0] = torch.tensor([INF, 0.0, 0.0])
+    assert vecbank.nearest(torch.tensor([[0.0, 0.0, 2.0**509.5]], dtype=torch.float64), wide).indices.item() == 0
+
+
+def test_queries_whose_squares_underflow() -> None:
+    x = torch.full((1, 4096), 2.0**-537.51, dtype=torch.float64)
+    x[0, 0] = 2.0**-537
+    for seed in range(20):
+        half = torch.rand(64, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + 0.5
+        bank = torch.cat([half, 2 - half], dim=1).repeat_interleave(2048, dim=1) * (
+            1 + 1e-8 * gauss(64, 1, dtype=torch.float64, seed=seed)
+        )
+        assert_same(vecbank.topk(x, bank, 1, "dot").indices, brute(x, bank, 1, "dot"), f"seed {seed}")

@@ -95,7 +95,7 @@ class CandidateLists {
   float threshold(int64_t row) const { return thresholds_[row]; }
 
   void add(int64_t row, float upper, float lower, int32_t column) {
-    if (upper < thresholds_[row] || gave_up(row)) return;
+    if (upper < thresholds_[row] || counts_[row] < 0) return;  // given up, or closed
     if (k_ <= kSorted) insert(row, lower);
     candidates_[row * capacity_ + counts_[row]++] = {upper, lower, column};
     if (counts_[row] == capacity_) compact(row);

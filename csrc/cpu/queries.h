@@ -43,7 +43,8 @@ class QueryBlock {
           centre_[r] = 0.0;
           exponents_[r] = bank.exponent;
         } else {
-          const RowStats s = kernels().stats(rows[i], queries.dtype, d, {});
+          RowStats s = kernels().stats(rows[i], queries.dtype, d, {});
+          if (s.squares > 0.0) s.squares += static_cast<double>(d) * 0x1p-1074;  // squares that underflowed
           const double norm = std::sqrt(s.squares);
           const bool extreme = norm > 0.0 && norm <= kMaxNorm && !(norm >= 0x1p-60 && norm <= kMaxQueryNorm);
           exponents_[r] = extreme && !bank.biased ? -std::ilogb(norm) : 0;  // a bias fixes the scale

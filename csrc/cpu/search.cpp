@@ -362,7 +362,8 @@ void SearchWorker::take_leaders(bool last, Rescan&& rescan) {
       const int64_t best = static_cast<int64_t>(place[peak.lane]);
       const float lower = lower_bound(r, best, peak.most, peak.lane);
       const float bar = std::max(lists_.threshold(r), lower);
-      if (answers && peak.next < bar && peak.most < HUGE_VALF && best * kPanel + peak.lane != zero_) {
+      if (answers && peak.next < bar && peak.most < HUGE_VALF && best * kPanel + peak.lane != zero_ &&
+          best * kPanel + peak.lane < end_) {
         const Scored only{0.0, best * kPanel + peak.lane};  // nobody asked for the score
         job_->report(first_ + r, part_, &only, 1);
         lists_.close(r);

@@ -74,6 +74,7 @@ class SearchWorker {
   float earlier_bar(int64_t row) const;
   float lower_bound(int64_t row, int64_t panel, float upper, int lane) const;
   bool settle(int64_t row);
+  bool beats_far(const Candidate* candidates, int64_t count) const;
   bool add_negligible(int64_t row, int64_t* kept);
   int64_t next_negligible(int64_t from) const;
   void refine_all(int64_t at, int slots);

@@ -13,7 +13,7 @@ bool SearchWorker::settle(int64_t row) {
   const Candidate* candidates = lists_.finish(row, &count);
   if (lists_.gave_up(row)) return false;
   const SearchProblem& p = job_->problem;
-  if (count < p.k && job_->header.far > 0) return false;  // they are the worst, but there are no others
+  if (job_->header.far > 0 && !beats_far(candidates, count)) return false;
   if (count == 1 && p.values == nullptr && job_->partial == nullptr && candidates[0].upper < HUGE_VALF &&
       !zero_wins_[row]) {
     const Scored only{0.0, begin_ + candidates[0].column};  // nobody asked for the score
@@ -33,6 +33,13 @@ bool SearchWorker::settle(int64_t row) {
   if (zero_wins_[row] && !add_negligible(row, &kept)) return false;
   job_->report(first_ + row, part_, refined_.get(), select_best(refined_.get(), kept, p.k));
   return true;
+}
+
+// Far rows lose to k rows that are bounded from below. Without so many, a special row may be farther still.
+bool SearchWorker::beats_far(const Candidate* candidates, int64_t count) const {
+  int64_t bounded = 0;
+  for (int64_t i = 0; i < count; ++i) bounded += candidates[i].lower > -HUGE_VALF;
+  return bounded >= job_->problem.k;
 }
 
 // The first negligible row may win, and then the others may as well, which nobody has screened. Where float64 cannot

@@ -16,16 +16,21 @@ double work_of(const Pairing& pair, int64_t rows) {
          static_cast<double>(pair.x.rows.width + 8);
 }
 
-// One bias per bank row, widened.
-std::vector<double> bias_of(const std::optional<Tensor>& bias, const Tensor& bank, Metric metric) {
-  std::vector<double> wide;
-  if (!bias) return wide;
+void check_bias(const std::optional<Tensor>& bias, const Tensor& bank, Metric metric) {
+  if (!bias) return;
   check_cpu(*bias, "bias");
   STD_TORCH_CHECK(metric == Metric::dot && bank.dim() == 2,
                   "vecbank: a bias goes with the dot metric and a bank (M, d)");
   STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == bank.size(0) && bias->scalar_type() == bank.scalar_type(),
                   "vecbank: bias must be (M,) in the bank's dtype, got ", shape_of(*bias), " for bank ",
                   shape_of(bank));
+}
+
+// One bias per bank row, widened.
+std::vector<double> bias_of(const std::optional<Tensor>& bias, const Tensor& bank, Metric metric) {
+  std::vector<double> wide;
+  check_bias(bias, bank, metric);
+  if (!bias) return wide;
   const Tensor values = dense(*bias);
   with_dtype(dtype_of(values, "bias"), [&](auto type) {
     const auto* data = static_cast<decltype(type)>(values.const_data_ptr());
@@ -66,6 +71,8 @@ void repack_(Tensor& packed, const Tensor& bank, int64_t metric_code, const Tens
              const std::optional<Tensor>& bias, bool stamp) {
   const Metric metric = metric_of(metric_code);
   const RowsView view = checked_bank(bank, "bank");
+  check_bias(bias, bank, metric);
+  STD_TORCH_CHECK(rows.dim() == 1, "vecbank: rows must be (R,), got ", shape_of(rows));
   const Tensor written = checked_codes(rows);
   const int64_t* at = static_cast<const int64_t*>(written.const_data_ptr());
   for (int64_t i = 0; i < written.numel(); ++i)

@@ -106,7 +106,7 @@ def _(pack: Tensor, bank: Tensor, metric: int, rows: Tensor, bias: Tensor | None
     _check_bias(bias, bank, metric)
     _same_device(bank, rows, pack)
     _check(bank.dim() == 2, f"bank must be (M, d), got {tuple(bank.shape)}")
-    _check(rows.dtype == torch.int64, f"rows must be int64, got {rows.dtype}")
+    _check(rows.dtype == torch.int64 and rows.dim() == 1, f"rows must be int64 (R,), got {rows.dtype}")
     _check(pack.dtype == torch.uint8, f"pack must be uint8, got {pack.dtype}")
 
 

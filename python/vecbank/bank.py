@@ -174,6 +174,7 @@ class Bank(nn.Module):
                 self._packs[code] = _Pack(made.pack, *made_of)
         return self
 
+    @entry_point
     def repack(self) -> Bank:
         """Prepare the vectors again; returns self. Needed only after writes that torch does not count (see above)."""
         codes = set(self._packs) if self._metric is None else {_shared(METRICS[self._metric])}
