@@ -67,7 +67,7 @@ def build(name: str, **changed: Any) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize(("name", "argument"), arguments(COUNTS))
+@pytest.mark.parametrize(("name", "argument"), list(arguments(COUNTS)))
 def test_counts(name: str, argument: str) -> None:
     for wrong in (0, -8):
         with pytest.raises(ValueError, match=rf"{argument}\b.*{wrong}"):
@@ -91,7 +91,7 @@ def test_integers_of_numpy(name: str) -> None:
         assert torch.equal(value, plain.state_dict()[key])
 
 
-@pytest.mark.parametrize(("name", "argument"), arguments(NOT_NEGATIVE))
+@pytest.mark.parametrize(("name", "argument"), list(arguments(NOT_NEGATIVE)))
 def test_weights_and_thresholds(name: str, argument: str) -> None:
     for wrong in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=rf"{argument} must .*{wrong}"):
@@ -100,7 +100,7 @@ def test_weights_and_thresholds(name: str, argument: str) -> None:
         build(name, **{argument: "1"})
 
 
-@pytest.mark.parametrize(("name", "argument"), arguments(SHARES))
+@pytest.mark.parametrize(("name", "argument"), list(arguments(SHARES)))
 def test_shares(name: str, argument: str) -> None:
     for wrong in (-1, 2, float("nan")):
         with pytest.raises(ValueError, match=rf"{argument} must .*{wrong}"):
