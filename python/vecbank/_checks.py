@@ -43,9 +43,15 @@ def shaped(name: str, t: object, axes: tuple[str | int, ...]) -> None:
     """`t` is a floating-point tensor with these axes: a number is a size, a word stands for any."""
     floating(name, t)
     assert isinstance(t, Tensor)
-    if t.dim() != len(axes) or any(not isinstance(n, str) and n != m for n, m in zip(axes, t.shape, strict=True)):
+    shape = tuple(t.shape)
+    fits = len(shape) == len(axes)
+    if fits:
+        for n, m in zip(axes, shape):  # noqa: B905  # as long as one another; a loop costs less than `any`
+            if n != m and not isinstance(n, str):
+                fits = False
+    if not fits:
         expected = ", ".join(str(n) for n in axes) + ("," if len(axes) == 1 else "")
-        raise ValueError(f"{name} must have shape ({expected}), got {tuple(t.shape)}")
+        raise ValueError(f"{name} must have shape ({expected}), got {shape}")
 
 
 def float_dtype(name: str, value: object) -> None:
@@ -185,14 +191,21 @@ def codes(t: object, name: str = "codes") -> None:
         raise TypeError(f"{name} must be int64, got {t.dtype}")
 
 
+def integral(t: object, name: str) -> None:
+    """`t` is a tensor of integers, of any width."""
+    tensor(name, t)
+    assert isinstance(t, Tensor)
+    if t.dtype not in _INTEGERS:
+        raise TypeError(f"{name} must be integers, got {t.dtype}")
+
+
 def integers(t: object, name: str = "codes") -> Tensor:
     """`t` as int64: codes are kept in narrower integers as well."""
     tensor(name, t)
     assert isinstance(t, Tensor)
     if t.dtype is torch.int64:
         return t
-    if t.dtype not in _INTEGERS:
-        raise TypeError(f"{name} must be integers, got {t.dtype}")
+    integral(t, name)
     numbers = t.to(torch.int64)
     if t.dtype is torch.uint64:  # -1 would say that there is none
         if readable(numbers) and bool((numbers < 0).any()):

@@ -64,7 +64,7 @@ def _store(rows: Any, kind: type[NamedTuple], floats: str) -> None:
         if name == floats:
             _checks.floating(f"rows.{name}", t)
         else:
-            _checks.integers(t, f"rows.{name}")
+            _checks.integral(t, f"rows.{name}")
 
 
 def _signed(value: int) -> int:

@@ -59,8 +59,8 @@ def _dictionary(weight: Tensor | Bank, bias: Tensor | None) -> tuple[Tensor, Ten
 
 
 def _flat(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    _checks.shaped("weight", weight, ("K", "d"))
-    if weight.shape[0] == 0:
+    _checks.floating("weight", weight)
+    if weight.dim() != 2 or weight.shape[0] == 0:
         raise ValueError(f"weight must have shape (K, d) with K > 0, got {tuple(weight.shape)}")
     _checks.pair(x, weight, "weight")
     if bias is not None:
