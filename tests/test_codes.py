@@ -341,3 +341,7 @@ def test_as_many_planes_as_int64_holds() -> None:
     quantized, bits = residual_binary_quantize(x, 62)
     assert bits.shape == (1, 62, 3)
     torch.testing.assert_close(quantized, x, rtol=0, atol=1e-12)
+
+
+def test_bytes_of_very_many_codes() -> None:
+    assert packed_bytes(10**12, 3) == 375 * 10**9

@@ -47,7 +47,7 @@ def shaped(name: str, t: object, axes: tuple[str | int, ...]) -> None:
     fits = len(shape) == len(axes)
     if fits:
         for n, m in zip(axes, shape):  # noqa: B905  # as long as one another; a loop costs less than `any`
-            if n != m and not isinstance(n, str):
+            if not isinstance(n, str) and n != m:
                 fits = False
     if not fits:
         expected = ", ".join(str(n) for n in axes) + ("," if len(axes) == 1 else "")
