@@ -316,14 +316,14 @@ def test_compiles_whole() -> None:
             "packed must have shape",
         ),
         (lambda: unpack_bits(torch.zeros(3, 2), 5, 3), TypeError, "packed must be uint8"),
-        (lambda: bits_to_index(torch.zeros(64)), ValueError, "bits must have at most 63"),
+        (lambda: bits_to_index(torch.zeros(64) > 0), ValueError, "bits must have at most 63"),
         (lambda: scalar_quantize(torch.zeros(3, 2), torch.zeros(3, 2)), ValueError, "tables must have shape"),
         (lambda: scalar_lookup(torch.tensor([[5]]), torch.zeros(1, 2)), IndexError, "codes must lie between"),
         (lambda: fsq_quantize(torch.zeros(3, 2), [3]), ValueError, "levels must have one entry"),
         (lambda: fsq_quantize(torch.zeros(3, 1), [1]), ValueError, "levels must be a list of ints"),
         (lambda: fsq_lookup(torch.tensor([6]), [3, 2]), IndexError, "codes must lie between -1 and 5"),
         (lambda: round_quantize(torch.zeros(1), 0.0), ValueError, "step must be positive"),
-        (lambda: residual_binary_quantize(torch.zeros(1), 0), ValueError, "planes must be an int"),
+        (lambda: residual_binary_quantize(torch.zeros(1), 0), ValueError, "planes must lie between"),
         (
             lambda: straight_through(torch.zeros(1), torch.zeros(2)),
             ValueError,
@@ -334,3 +334,14 @@ def test_compiles_whole() -> None:
 def test_refuses_by_name(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_as_many_planes_as_int64_holds() -> None:
+    x = torch.tensor([[1.0, -0.3, 0.7]], dtype=torch.float64)
+    quantized, bits = residual_binary_quantize(x, 62)
+    assert bits.shape == (1, 62, 3)
+    torch.testing.assert_close(quantized, x, rtol=0, atol=1e-12)
+
+
+def test_bytes_of_very_many_codes() -> None:
+    assert packed_bytes(10**12, 3) == 375 * 10**9

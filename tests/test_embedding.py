@@ -409,7 +409,7 @@ def test_learned_widths_find_the_planted_ones() -> None:
         (lambda: CompressedEmbedding(9, 4)(torch.tensor([1.0])), TypeError, "ids must be integers"),
         (lambda: HashedEmbedding(9, 4, []), ValueError, "probes must hold at least one number"),
         (lambda: HashedEmbedding(9, 4, [1])(torch.zeros(3, 2).long()), ValueError, "ids must have shape"),
-        (lambda: store.hash_rows(torch.tensor([1]), 0), ValueError, "rows and probes"),
+        (lambda: store.hash_rows(torch.tensor([1]), 0), ValueError, "rows must be at least 1"),
         (lambda: store.prune_rows(torch.zeros(3, 2), torch.ones(2) > 0), ValueError, "keep must be bool"),
         (
             lambda: store.ragged_rows(torch.zeros(3, 2), torch.zeros(2).long(), torch.ones(2, 2) > 0),

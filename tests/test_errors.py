@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import error_cases
 import pytest
 import torch
 from helpers import gauss
@@ -22,9 +23,7 @@ SEARCHES: dict[str, Callable[..., Any]] = {
     "quantize": vecbank.quantize,
 }
 
-# what is wrong: (call, exception, words the message must hold)
-Row = tuple[Callable[[], Any], type[Exception], tuple[str, ...]]
-ROWS: dict[str, Row] = {}
+ROWS: dict[str, error_cases.Row] = dict(error_cases.ROWS)
 for _name, _call in SEARCHES.items():
     ROWS |= {
         f"{_name}: width": (lambda f=_call: f(gauss(4, 7), BANK), ValueError, ("x", "bank", "7", "3")),
@@ -345,7 +344,9 @@ def test_missing_memory_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> No
     wide, long = torch.ones(1, 1).expand(1 << 30, 1), torch.ones(1, 1).expand(1 << 25, 1)
     with pytest.raises(MemoryError, match="^project: there is not enough memory$"):
         vecbank.project(wide, long)
-    with pytest.raises(MemoryError, match=rf"^firing_counts: there is not enough memory for {8 * (2**55 + 1)} bytes$"):
+    with pytest.raises(
+        MemoryError, match=rf"^firing_counts: there is not enough memory for {8 * (2**55 + 1)} bytes \(latents = "
+    ):
         vecbank.firing_counts(CODES, 1 << 55)
 
     def full(*args: Any) -> Any:

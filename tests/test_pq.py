@@ -352,3 +352,17 @@ def test_rotated_codes_depend_on_no_batch_and_no_processor(dtype: torch.dtype, t
     assert torch.equal(module.encode(x), codes)
     torch.testing.assert_close(found.quantized, decoded)
     assert torch.equal(torch.cat([module(row).codes for row in x.split(1)]), codes)
+
+
+def test_tables_of_an_empty_batch() -> None:
+    books = gauss(4, 16, 2)
+    codec = vecbank.ProductCodec(books, 8)
+    for x in (gauss(0, 8), gauss(2, 0, 8)):
+        assert vecbank.pq_tables(x, books).shape == codec.tables(x).shape == (*x.shape[:-1], 4, 16)
+
+
+def test_a_codec_gives_its_codes_as_int64() -> None:
+    codec = vecbank.ProductCodec(gauss(4, 16, 2), 8)
+    codes = codec.encode(gauss(5, 8))
+    found = codec.codes(codes.int())
+    assert found.dtype == torch.int64 and torch.equal(found, codes)

@@ -154,7 +154,10 @@ def test_compiles(device: str) -> None:
         (lambda x, b: residual_quantize(x[:, :3], b), "last dimension|dimension"),
         (lambda x, b: residual_quantize(x, [b[0], b[1].double()]), "dtype"),
         (lambda x, b: residual_quantize(x, b[0][0][None, None, None]), "books must be"),
-        (lambda x, b: residual_lookup(torch.zeros(2, 3, dtype=torch.int64), b), "num_stages must lie between"),
+        (
+            lambda x, b: residual_lookup(torch.zeros(2, 3, dtype=torch.int64), b),
+            "codes must lie between 1 and the number of books 2",
+        ),
         (lambda x, b: residual_lookup(torch.full((2, 2), 99), b), "99|codes"),
     ],
 )

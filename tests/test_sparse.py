@@ -405,7 +405,7 @@ def test_editing_a_row_in_and_out_flips_the_class() -> None:
         ),
         (lambda x, w, b: sparse_encode(x, w, b[1:], 2), ValueError, "bias must have shape"),
         (lambda x, w, b: sparse_encode(x, w, b.float(), 2), TypeError, "bias must have the dtype"),
-        (lambda x, w, b: sparse_encode(x, w.float(), None, 2), TypeError, "x and bank must share a dtype"),
+        (lambda x, w, b: sparse_encode(x, w.float(), None, 2), TypeError, "x and weight must share a dtype"),
         (lambda x, w, b: sparse_encode(x, w[0], None, 2), ValueError, "weight must have shape"),
         (
             lambda x, w, b: sparse_encode(x, w, b, 2, score=lambda z, r: z[:1]),
@@ -416,7 +416,7 @@ def test_editing_a_row_in_and_out_flips_the_class() -> None:
         (lambda x, w, b: sparse_encode_threshold(x, w, b, b[1:]), ValueError, "threshold"),
         (lambda x, w, b: sparse_encode_threshold(x, w, b, 0.0, bandwidth=-1.0), ValueError, "bandwidth"),
         (lambda x, w, b: sparse_encode_norm(x, w, b, b[1:]), ValueError, "norms"),
-        (lambda x, w, b: sparse_encode_norm(x, w, b, b, b), ValueError, "target"),
+        (lambda x, w, b: sparse_encode_norm(x, w, b, b.abs(), b), ValueError, "target"),
         (lambda x, w, b: adapt_bias_(b, b[1:], 1, 0.1, 0.1), ValueError, "counts"),
     ],
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 import sys
 import warnings
+from numbers import Real
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -19,8 +21,14 @@ _INTEGERS = tuple(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for b
 
 def tensor(name: str, t: object) -> None:
     """`t` is a tensor. (That it is no sparse one is not asked here, at every call: `entry_point` says so of errors.)"""
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, or a numpy array beside numpy arrays, got {type(t).__name__}")
+    if isinstance(t, Tensor):
+        return
+    if type(t) is np.ndarray:
+        raise TypeError(
+            f"{name} must be a torch.Tensor (torch.from_numpy makes one), got a numpy array: modules take tensors "
+            f"alone, and functions take arrays where all their arguments are arrays"
+        )
+    raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
 
 
 def floating(name: str, t: object) -> None:
@@ -29,6 +37,47 @@ def floating(name: str, t: object) -> None:
     assert isinstance(t, Tensor)
     if t.dtype not in _FLOATS:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
+
+
+def shaped(name: str, t: object, axes: tuple[str | int, ...]) -> None:
+    """`t` is a floating-point tensor with these axes: a number is a size, a word stands for any."""
+    floating(name, t)
+    assert isinstance(t, Tensor)
+    shape = tuple(t.shape)
+    fits = len(shape) == len(axes)
+    if fits:
+        for n, m in zip(axes, shape):  # noqa: B905  # as long as one another; a loop costs less than `any`
+            if not isinstance(n, str) and n != m:
+                fits = False
+    if not fits:
+        expected = ", ".join(str(n) for n in axes) + ("," if len(axes) == 1 else "")
+        raise ValueError(f"{name} must have shape ({expected}), got {shape}")
+
+
+def float_dtype(name: str, value: object) -> None:
+    """`value` is a dtype of vectors."""
+    if value not in _FLOATS:
+        raise TypeError(f"{name} must be torch.float32, float64, bfloat16 or float16, got {value!r}")
+
+
+def number(name: str, value: object) -> None:
+    """`value` is a number: Python's, numpy's, or a real tensor without dimensions."""
+    plain = isinstance(value, (Real, torch.SymInt, torch.SymFloat)) and not isinstance(value, bool)
+    if not plain and not (isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex()):
+        kind = f" {tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else ""
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}{kind}")
+
+
+def scale(value: object, shape: torch.Size) -> None:
+    """`value` is a number, or a tensor that broadcasts to `shape`."""
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        number("scale", value)
+    elif value.is_complex():
+        raise TypeError(f"scale must be real, got {value.dtype}")
+    elif value.dim() > len(shape) or any(
+        n != 1 and n != m for n, m in zip(value.shape, shape[len(shape) - value.dim() :], strict=True)
+    ):
+        raise ValueError(f"scale must be a number or broadcast to {tuple(shape)}, got {tuple(value.shape)}")
 
 
 def boolean(name: str, t: object, meaning: str) -> None:
@@ -42,9 +91,16 @@ def boolean(name: str, t: object, meaning: str) -> None:
 
 
 def integer(name: str, value: object) -> int:
-    """`value` as an int: Python's, numpy's, or an array or tensor of integers without dimensions."""
+    """`value` as an int of 64 bits: Python's, numpy's, or an array or tensor of integers without dimensions."""
     if type(value) is int:
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"{name} must be an int of at most 64 bits, got {value}")
         return value
+    return index(name, value)
+
+
+def index(name: str, value: object) -> int:
+    """The same without a limit."""
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return value  # type: ignore[return-value]  # a SymInt is to stay one
     if isinstance(value, (np.integer, np.ndarray, Tensor)) and value.ndim == 0 and value.dtype is not torch.bool:
@@ -56,12 +112,20 @@ def integer(name: str, value: object) -> int:
     raise TypeError(f"{name} must be an int, got {type(value).__name__}{kind}")
 
 
-def generator(value: Generator | int | None) -> Generator | None:
+def at_least(low: int, name: str, value: object) -> int:
+    """`value` as an int that is not below `low`."""
+    found = integer(name, value)
+    if found < low:
+        raise ValueError(f"{name} must be at least {low}, got {found}")
+    return found
+
+
+def generator(value: Generator | SupportsIndex | None) -> Generator | None:
     """The source of draws that `value` names: a generator, the seed of a new one on the CPU, or torch's own (None)."""
     if value is None or isinstance(value, Generator):
         return value
     try:
-        seed = integer("generator", value)
+        seed = index("generator", value)
     except TypeError:
         kind = type(value).__name__
         raise TypeError(f"generator must be a torch.Generator, a seed (int) or None, got {kind}") from None
@@ -70,25 +134,28 @@ def generator(value: Generator | int | None) -> Generator | None:
     return Generator().manual_seed(seed)
 
 
-def pair(x: Tensor, bank: Tensor) -> None:
-    """x (..., d) fits bank (M, d), or x (B, N, d) fits bank (B, M, d)."""
-    floating("x", x)
+def pair(x: Tensor, bank: Tensor, name: str = "bank", of: str = "x") -> None:
+    """x (..., d) fits bank (M, d), or x (B, N, d) fits bank (B, M, d); messages call them `of` and `name`."""
+    floating(of, x)
     if x.dtype is not bank.dtype and not (x.dtype in _HALF and bank.dtype is torch.float32):
         raise TypeError(
-            f"x and bank must share a dtype (or x be bfloat16/float16 with a float32 bank), "
-            f"got x {x.dtype} and bank {bank.dtype}"
+            f"{of} and {name} must share a dtype (or {of} be bfloat16/float16 with a float32 {name}), "
+            f"got {of} {x.dtype} and {name} {bank.dtype}"
         )
     shape, rows = x.shape, bank.shape
     if len(shape) == 0:
-        raise ValueError("x must have shape (..., d), got a scalar")
+        raise ValueError(f"{of} must have shape (..., d), got a scalar")
     if shape[-1] != rows[-1]:
-        raise ValueError(f"x and bank must have the same last dimension, got x {tuple(shape)} and bank {tuple(rows)}")
+        raise ValueError(
+            f"{of} and {name} must have the same last dimension, got {of} {tuple(shape)} and {name} {tuple(rows)}"
+        )
     if len(rows) == 3 and (len(shape) != 3 or shape[0] != rows[0]):
         raise ValueError(
-            f"x must be (B, N, d) with the B of a batched bank (B, M, d), got x {tuple(shape)} and bank {tuple(rows)}"
+            f"{of} must be (B, N, d) with the B of a batched {name} (B, M, d), "
+            f"got {of} {tuple(shape)} and {name} {tuple(rows)}"
         )
     if x.device != bank.device:
-        raise ValueError(f"x and bank must be on one device, got x on {x.device} and bank on {bank.device}")
+        raise ValueError(f"{of} and {name} must be on one device, got {of} on {x.device} and {name} on {bank.device}")
 
 
 def vectors(name: str, t: object) -> None:
@@ -124,14 +191,21 @@ def codes(t: object, name: str = "codes") -> None:
         raise TypeError(f"{name} must be int64, got {t.dtype}")
 
 
+def integral(t: object, name: str) -> None:
+    """`t` is a tensor of integers, of any width."""
+    tensor(name, t)
+    assert isinstance(t, Tensor)
+    if t.dtype not in _INTEGERS:
+        raise TypeError(f"{name} must be integers, got {t.dtype}")
+
+
 def integers(t: object, name: str = "codes") -> Tensor:
     """`t` as int64: codes are kept in narrower integers as well."""
     tensor(name, t)
     assert isinstance(t, Tensor)
     if t.dtype is torch.int64:
         return t
-    if t.dtype not in _INTEGERS:
-        raise TypeError(f"{name} must be integers, got {t.dtype}")
+    integral(t, name)
     numbers = t.to(torch.int64)
     if t.dtype is torch.uint64:  # -1 would say that there is none
         if readable(numbers) and bool((numbers < 0).any()):
@@ -147,7 +221,7 @@ def rows(t: object, count: int, name: str = "codes") -> Tensor:
     return numbers
 
 
-def in_range(t: Tensor, count: int, name: str = "codes", low: int = -1) -> bool:
+def in_range(t: Tensor, count: int, name: str = "codes", low: int = -1, kind: type[Exception] = IndexError) -> bool:
     """Every code is -1 or a row number. Not checked while tracing: the kernel checks again.
 
     Returns whether all of them have been seen to be row numbers.
@@ -156,7 +230,7 @@ def in_range(t: Tensor, count: int, name: str = "codes", low: int = -1) -> bool:
         return False
     least, most = (int(v) for v in torch.aminmax(t))
     if least < low or most >= count:
-        raise IndexError(f"{name} must lie between {low} and {count - 1}, got values from {least} to {most}")
+        raise kind(f"{name} must lie between {low} and {count - 1}, got values from {least} to {most}")
     return least >= 0
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 F = TypeVar("F", bound=Callable[..., Any])
 _Array = np.ndarray[Any, Any]
 
+_MANY = 1 << 20  # a number of this size, or above, is named where memory is missing
 # Other subclasses carry a meaning (a mask, a unit) that would be lost.
 _ARRAYS = frozenset({np.ndarray, np.memmap})
 # What kernels say when memory is missing, what torch's allocators say, and all that is left of that behind the stable
@@ -28,6 +29,7 @@ _NO_MEMORY = (
     "out of memory for the workspace",
     "can't allocate memory",
     "not enough memory",
+    "Storage size calculation overflowed",
     '"aten::empty"',
     '"aten::new_empty"',
 )
@@ -50,7 +52,8 @@ def entry_point(function: F) -> F:
         try:
             return function(*args, **kwargs)
         except RuntimeError as error:
-            plain = _not_dense(signature.bind(*args, **kwargs)) or plain_error(error, function.__name__.strip("_"))
+            given = signature.bind(*args, **kwargs).arguments
+            plain = _not_dense(given) or plain_error(error, function.__name__.strip("_"), given)
             if plain is None:
                 raise
             raise plain from None
@@ -58,14 +61,21 @@ def entry_point(function: F) -> F:
     return cast(F, called)
 
 
-def plain_error(error: RuntimeError, name: str) -> Exception | None:
-    """What an op, or torch's allocator, reports in `name`, less the line of C++ before it; None where it is neither."""
+def plain_error(error: RuntimeError, name: str, given: Mapping[str, Any] | None = None) -> Exception | None:
+    """What an op, or torch's allocator, reports in `name`, less the line of C++ before it; None where it is neither.
+
+    `given`: the call's arguments, of which the largest number may be why there is not enough memory.
+    """
     if type(error) is not RuntimeError:  # its subclasses say what they are
         return None
     text = str(error)
     if any(part in text for part in _NO_MEMORY):
         asked = re.search(r"allocate (\d+) bytes", text)
-        return MemoryError(f"{name}: there is not enough memory{f' for {asked[1]} bytes' if asked else ''}")
+        size = f" for {asked[1]} bytes" if asked else ""
+        numbers = {key: value for key, value in (given or {}).items() if type(value) is int and value >= _MANY}
+        most = max(numbers, key=numbers.__getitem__, default=None)
+        reason = f" ({most} = {numbers[most]})" if most else ""
+        return MemoryError(f"{name}: there is not enough memory{size}{reason}")
     _, found, said = text.partition("vecbank: ")
     if not found:
         return None
@@ -73,9 +83,9 @@ def plain_error(error: RuntimeError, name: str) -> Exception | None:
     return IndexError(said) if said.startswith("codes must lie") else ValueError(said)
 
 
-def _not_dense(bound: inspect.BoundArguments) -> TypeError | None:
+def _not_dense(given: Mapping[str, Any]) -> TypeError | None:
     """Whether an error comes of an argument that is no plain array of numbers. Asked only after one: it costs time."""
-    for name, value in bound.arguments.items():
+    for name, value in given.items():
         if isinstance(value, Tensor) and (value.is_nested or value.layout is not torch.strided):
             kind = "a nested tensor" if value.is_nested else f"one of layout {value.layout}"
             return TypeError(f"{name} must be a dense tensor, got {kind}")

@@ -280,8 +280,10 @@ def _scored(z: Tensor, score: Score, rows: slice, mask: Tensor | None) -> tuple[
     cannot be chosen.
     """
     found, value = score(z, rows), z
-    if isinstance(found, tuple):
+    if isinstance(found, tuple) and len(found) == 2:
         found, value = found
+    if not isinstance(found, Tensor) or not isinstance(value, Tensor):
+        raise TypeError(f"score must return a tensor or a pair of tensors, got {type(found).__name__}")
     if found.shape != z.shape or value.shape != z.shape:
         raise ValueError(f"score must return {tuple(z.shape)}, got {tuple(found.shape)}, {tuple(value.shape)}")
     off = ~(value > 0)

@@ -15,7 +15,7 @@ latent diffusion", CVPR 2023; halving planes, Gan et al., "Binary embedding-base
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from .functional import lookup
 
 _BLOCK = 1 << 22  # bits expanded at a time
 _MOST_BITS = 63  # of one code: int64 without its sign
+_MOST_PLANES = 62  # whose sum, and twice it, int64 holds
 
 
 class _StraightThrough(Function):
@@ -46,8 +47,10 @@ class _StraightThrough(Function):
 @entry_point
 def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
     """The value of ``quantized``, bit for bit, with the gradient passed to x as it is."""
-    _checks.tensor("x", x)
+    _checks.floating("x", x)
     _checks.tensor("quantized", quantized)
+    if quantized.is_complex():
+        raise TypeError(f"quantized must be real, got {quantized.dtype}")
     if x.shape != quantized.shape:
         raise ValueError(f"quantized must have x's shape {tuple(x.shape)}, got {tuple(quantized.shape)}")
     result: Tensor = _StraightThrough.apply(x, quantized.detach().to(x.dtype))
@@ -64,19 +67,23 @@ def _bits(bits: int | Sequence[int]) -> int | list[int]:
     return _checks.integer("bits", bits)
 
 
-def _layout(bits: int | list[int], count: int) -> tuple[list[int], int]:
-    """Bits of each of `count` codes, and of all together."""
-    widths = [bits] * count if isinstance(bits, int) else list(bits)
-    if len(widths) != count:
-        raise ValueError(f"bits must be a number or one for each of the {count} codes, got {len(widths)}")
-    if any(not 1 <= w <= _MOST_BITS for w in widths):
+def _total(bits: int | list[int], count: int) -> int:
+    """Bits of `count` codes together."""
+    if not isinstance(bits, int) and len(bits) != count:
+        raise ValueError(f"bits must be a number or one for each of the {count} codes, got {len(bits)}")
+    if any(not 1 <= w <= _MOST_BITS for w in ([bits] if isinstance(bits, int) else bits)):
         raise ValueError(f"bits must lie between 1 and {_MOST_BITS}, got {bits}")
-    return widths, sum(widths)
+    return bits * count if isinstance(bits, int) else sum(bits)
 
 
 def packed_bytes(count: int, bits: int | Sequence[int]) -> int:
     """Bytes of one row of `count` codes, packed."""
-    return (_layout(_bits(bits), _checks.integer("count", count))[1] + 7) // 8
+    return (_total(_bits(bits), _checks.at_least(0, "count", count)) + 7) // 8
+
+
+def _widths(bits: int | list[int], count: int) -> list[int]:
+    """Bits of each of `count` codes."""
+    return [bits] * count if isinstance(bits, int) else bits
 
 
 def _positions(widths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -107,7 +114,7 @@ def pack_bits(codes: Tensor, bits: int | Sequence[int] = 1) -> Tensor:
     if codes.dim() == 0:
         raise ValueError("codes must have shape (..., n), got a scalar")
     n, bits = codes.shape[-1], _bits(bits)
-    widths, total = _layout(bits, n)
+    widths, total = _widths(bits, n), _total(bits, n)
     flat = codes.reshape(math.prod(codes.shape[:-1]), n)
     if codes.dtype != torch.bool and flat.numel():
         limit = torch.tensor([(1 << w) - 1 for w in widths], device=codes.device)
@@ -135,17 +142,19 @@ def pack_bits(codes: Tensor, bits: int | Sequence[int] = 1) -> Tensor:
 def unpack_bits(packed: Tensor, count: int, bits: int | Sequence[int] = 1) -> Tensor:
     """The codes (..., count) int64 that `pack_bits` made into ``packed (..., bytes)`` uint8."""
     _checks.tensor("packed", packed)
-    bits, count = _bits(bits), _checks.integer("count", count)
+    bits, count = _bits(bits), _checks.at_least(0, "count", count)
     if packed.dtype != torch.uint8:
         raise TypeError(f"packed must be uint8, got {packed.dtype}")
-    widths, total = _layout(bits, count)
+    total = _total(bits, count)
     size = (total + 7) // 8
     if packed.dim() == 0 or packed.shape[-1] != size:
-        raise ValueError(f"packed must have shape (..., {size}) for these bits, got {tuple(packed.shape)}")
+        raise ValueError(
+            f"packed must have shape (..., {size}) for {count} codes of these bits, got {tuple(packed.shape)}"
+        )
     flat = packed.reshape(math.prod(packed.shape[:-1]), size)
     out = torch.zeros((flat.shape[0], count), dtype=torch.int64, device=packed.device)
     shift = torch.arange(8, device=packed.device, dtype=torch.uint8)
-    owner, place = _positions(widths, packed.device)
+    owner, place = _positions(_widths(bits, count), packed.device)
     step = max(1, _BLOCK // max(total, 1))
     for start in range(0, flat.shape[0], step):
         part = flat[start : start + step]
@@ -158,10 +167,16 @@ def unpack_bits(packed: Tensor, count: int, bits: int | Sequence[int] = 1) -> Te
     return out.reshape(*packed.shape[:-1], count)
 
 
+def _check_bits(bits: Tensor) -> None:
+    """`bits` are bool, or integers 0 and 1."""
+    if not isinstance(bits, Tensor) or bits.dtype is not torch.bool:
+        _checks.in_range(_checks.integers(bits, "bits"), 2, "bits", 0, ValueError)
+
+
 @entry_point
 def bits_to_index(bits: Tensor) -> Tensor:
     """``sum_j bits[..., j] 2^j``: bits (..., n) as one number (...) int64, n at most 63."""
-    _checks.tensor("bits", bits)
+    _check_bits(bits)
     if bits.dim() == 0:
         raise ValueError("bits must have shape (..., n), got a scalar")
     if bits.shape[-1] > _MOST_BITS:
@@ -237,6 +252,7 @@ def round_quantize(x: Tensor, step: float) -> Quantized:
     negative).
     """
     _checks.floating("x", x)
+    _checks.number("step", step)
     if not step > 0:
         raise ValueError(f"step must be positive, got {step}")
     multiple = (x.detach() / step).round()
@@ -245,6 +261,8 @@ def round_quantize(x: Tensor, step: float) -> Quantized:
 
 def _levels(levels: Sequence[int], width: int | None) -> tuple[list[int], int]:
     """Checked levels, and how many codes they make."""
+    if isinstance(levels, str) or not isinstance(levels, Iterable) or getattr(levels, "ndim", 1) != 1:
+        raise TypeError(f"levels must be a sequence of ints, got {type(levels).__name__} {levels!r}")
     found = [_checks.integer("levels", v) for v in levels]
     if not found or min(found) < 2:
         raise ValueError(f"levels must be a list of ints of at least 2, got {levels}")
@@ -297,6 +315,7 @@ def fsq_quantize(z: Tensor, levels: Sequence[int]) -> Quantized:
 @entry_point
 def fsq_lookup(codes: Tensor, levels: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """The grid points (..., d) of codes (...); -1 gives 0."""
+    _checks.float_dtype("dtype", dtype)
     found, total = _levels(levels, None)
     codes = _checks.rows(codes, total)
     count, place = _mixed_radix(found, codes.device)
@@ -323,7 +342,9 @@ def sign_quantize(z: Tensor, scale: float | Tensor = 1.0) -> Quantized:
 @entry_point
 def sign_lookup(bits: Tensor, scale: float | Tensor = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
     """``+scale`` for a set bit, ``-scale`` for a clear one."""
-    _checks.tensor("bits", bits)
+    _check_bits(bits)
+    _checks.float_dtype("dtype", dtype)
+    _checks.scale(scale, bits.shape)
     return (bits.to(dtype) * 2 - 1) * scale
 
 
@@ -343,6 +364,11 @@ def bernoulli_quantize(probability: Tensor, generator: Generator | int | None = 
     return Quantized(straight_through(probability, bits.to(probability.dtype)), bits)
 
 
+def _check_planes(name: str, planes: int) -> None:
+    if not 1 <= planes <= _MOST_PLANES:
+        raise ValueError(f"{name} must lie between 1 and {_MOST_PLANES}, got {planes}")
+
+
 @entry_point
 def residual_binary_quantize(x: Tensor, planes: int, scale: float | Tensor = 1.0) -> Quantized:
     """Signs of x, then of what is left, with halving weights: ``scale (b_0 + b_1 / 2 + b_2 / 4 + ...)``, b
@@ -350,7 +376,7 @@ def residual_binary_quantize(x: Tensor, planes: int, scale: float | Tensor = 1.0
 
     Args:
         x: (..., d).
-        planes: 1 or more; reach is +-2 scale, and each plane halves the error within it.
+        planes: 1 to 62; reach is +-2 scale, and each plane halves the error within it.
         scale: a number, or a tensor that broadcasts to x (one per dimension, say). The mean of |x| is a
             good first.
 
@@ -358,9 +384,9 @@ def residual_binary_quantize(x: Tensor, planes: int, scale: float | Tensor = 1.0
         Quantized: (..., d), and the bit planes (..., planes, d) bool, most significant first.
     """
     _checks.floating("x", x)
-    planes = _checks.integer("planes", planes)
-    if planes < 1:
-        raise ValueError(f"planes must be an int of at least 1, got {planes}")
+    if x.dim() == 0:
+        raise ValueError("x must have shape (..., d), got a scalar")
+    _check_planes("planes", planes := _checks.integer("planes", planes))
     rest, bits = x.detach(), []
     for u in range(planes):
         bits.append(rest > 0)
@@ -371,13 +397,16 @@ def residual_binary_quantize(x: Tensor, planes: int, scale: float | Tensor = 1.0
 
 @entry_point
 def residual_binary_lookup(bits: Tensor, scale: float | Tensor = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The values (..., d) of bit planes (..., planes, d): an exact integer times a power of two, times
-    scale.
+    """The values (..., d) of bit planes (..., planes, d), 1 to 62 of them: an exact integer times a power of two,
+    times scale.
     """
-    _checks.tensor("bits", bits)
+    _check_bits(bits)
     if bits.dim() < 2:
         raise ValueError(f"bits must have shape (..., planes, d), got {tuple(bits.shape)}")
     planes = bits.shape[-2]
+    _check_planes("the planes of bits", planes)
+    _checks.float_dtype("dtype", dtype)
+    _checks.scale(scale, bits.shape[:-2] + bits.shape[-1:])
     weight = 2 ** torch.arange(planes - 1, -1, -1, device=bits.device).unsqueeze(1)
     whole = ((bits.long() * 2 - 1) * weight).sum(-2)
     return whole.to(dtype) * 0.5 ** (planes - 1) * scale

@@ -16,8 +16,9 @@ storage compression", VLDB 2023.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from . import _checks
 from ._numpy import entry_point
 from .codes import pack_bits, straight_through, unpack_bits
 from .functional import lookup, project
-from .pq import pq_decode
+from .pq import check_books, check_width, pq_decode
 
 COMBINE = ("mul", "add", "concat")
 _I64 = 1 << 64
@@ -33,7 +34,37 @@ _I64 = 1 << 64
 
 def stored_bytes(tensors: Iterable[Tensor | None]) -> int:
     """Bytes of the tensors (or numpy arrays) of a store, exactly."""
-    return sum(t.nbytes for t in tensors if t is not None)
+    total = 0
+    for t in tensors:
+        if t is not None and not isinstance(t, (Tensor, np.ndarray)):
+            raise TypeError(f"tensors must hold tensors, numpy arrays or None, got {type(t).__name__}")
+        total += 0 if t is None else t.nbytes
+    return total
+
+
+def _table(name: str, t: Tensor) -> None:
+    """`t` is a table (V, d) with columns."""
+    _checks.shaped(name, t, ("V", "d"))
+    if t.shape[1] == 0:
+        raise ValueError(f"{name} must have at least one column, got {tuple(t.shape)}")
+
+
+def _bytes(name: str, t: Tensor) -> None:
+    """`t` holds packed rows."""
+    _checks.tensor(name, t)
+    if t.dtype != torch.uint8 or t.dim() != 2:
+        raise TypeError(f"{name} must be uint8 of shape (V, bytes), got {t.dtype} {tuple(t.shape)}")
+
+
+def _store(rows: Any, kind: type[NamedTuple], floats: str) -> None:
+    """`rows` is a store of this kind: tensors of integers, and one of floats, called so."""
+    if not isinstance(rows, kind):
+        raise TypeError(f"rows must be {kind.__name__}, got {type(rows).__name__}")
+    for name, t in zip(kind._fields, rows, strict=True):
+        if name == floats:
+            _checks.floating(f"rows.{name}", t)
+        else:
+            _checks.integral(t, f"rows.{name}")
 
 
 def _signed(value: int) -> int:
@@ -60,16 +91,25 @@ def hash_rows(ids: Tensor, rows: int, probes: int = 1, *, feature: int | Tensor 
         ids: (...) integers; -1 gives -1.
         rows: rows of the table.
         probes: numbers per id.
-        feature: which feature the id is a value of, an int or int64 that broadcasts to ids: features share the table
-            and collide independently.
+        feature: which feature the id is a value of, an int or integers that broadcast with ids: features share the
+            table and collide independently.
 
     Returns:
         (..., probes) int64.
     """
     ids = _checks.integers(ids, "ids")
-    rows, probes, seed = (_checks.integer(*each) for each in (("rows", rows), ("probes", probes), ("seed", seed)))
-    if rows < 1 or probes < 1:
-        raise ValueError(f"rows and probes must be at least 1, got {rows} and {probes}")
+    rows, probes = _checks.at_least(1, "rows", rows), _checks.at_least(1, "probes", probes)
+    seed = _checks.index("seed", seed)
+    if isinstance(feature, Tensor):
+        feature = _checks.integers(feature, "feature")
+        try:
+            torch.broadcast_shapes(feature.shape, ids.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"feature must broadcast with ids {tuple(ids.shape)}, got {tuple(feature.shape)}"
+            ) from None
+    else:
+        feature = _checks.integer("feature", feature)
     salt = torch.as_tensor(feature, dtype=torch.int64, device=ids.device).unsqueeze(-1)
     stream = (salt * probes + torch.arange(probes, device=ids.device) + 1) * _GOLDEN
     start = _signed(seed * 0xD1B54A32D192ED03)
@@ -95,6 +135,7 @@ def hashed_lookup(
     Args:
         reduce: "concat" for (..., probes w), "sum" or "mean" for (..., w).
     """
+    _checks.shaped("table", table, ("M", "w"))
     codes = hash_rows(ids, table.shape[0], probes, feature=feature, seed=seed)
     if reduce == "concat":
         return lookup(codes, table).flatten(-2)
@@ -114,6 +155,8 @@ def two_table_lookup(ids: Tensor, remainders: Tensor, quotients: Tensor, combine
     if combine not in COMBINE:
         raise ValueError(f"combine must be one of {', '.join(COMBINE)}, got {combine!r}")
     ids = _checks.integers(ids, "ids")
+    _checks.shaped("remainders", remainders, ("R", "w"))
+    _checks.shaped("quotients", quotients, ("Q", "v" if combine == "concat" else remainders.shape[1]))
     base = remainders.shape[0]
     _checks.in_range(ids, base * quotients.shape[0], "ids")
     low = lookup(torch.where(ids < 0, -1, ids % base), remainders)
@@ -126,7 +169,11 @@ def two_table_lookup(ids: Tensor, remainders: Tensor, quotients: Tensor, combine
 @entry_point
 def low_rank_lookup(ids: Tensor, factors: Tensor, basis: Tensor) -> Tensor:
     """``factors[id] basis`` with factors (V, r) and basis (r, d)."""
-    return project(lookup(_checks.rows(ids, factors.shape[0], "ids"), factors), basis.T, "dot")
+    _checks.shaped("factors", factors, ("V", "r"))
+    _checks.shaped("basis", basis, (factors.shape[1], "d"))
+    rows = lookup(_checks.rows(ids, factors.shape[0], "ids"), factors)
+    _checks.pair(rows, basis.T, "basis", "factors")
+    return project(rows, basis.T, "dot")
 
 
 # ---- Integer rows -------------------------------------------------------------------------------------------------
@@ -152,7 +199,8 @@ def row_scale(table: Tensor, bits: int, *, steps: int = 8) -> Tensor:
 
     Codes for a scale are rounded quotients; the best scale for codes q is ``x.q / q.q``.
     """
-    half = _check_bits(bits)
+    half, steps = _check_bits(bits), _checks.at_least(0, "steps", steps)
+    _table("table", table)
     scale = table.detach().abs().amax(-1).clamp_min(1e-12) / (half - 1)
     best, least = scale, torch.full_like(scale, torch.inf)
     for _ in range(steps + 1):
@@ -165,10 +213,15 @@ def row_scale(table: Tensor, bits: int, *, steps: int = 8) -> Tensor:
 
 @entry_point
 def quantize_rows(table: Tensor, bits: int, scale: Tensor | None = None) -> IntegerRows:
-    """A table (V, d) as packed integers of ``bits`` (2 to 16) and one scale per row (`row_scale`'s by default)."""
-    _checks.floating("table", table)
-    bits = _checks.integer("bits", bits)
-    half, scale = _check_bits(bits), row_scale(table, bits) if scale is None else scale
+    """A table (V, d) as packed integers of ``bits`` (2 to 16) and one scale per row, (V,) (`row_scale`'s by default).
+
+    A trained scale may be negative: it stands for the same values, with the signs of the integers turned.
+    """
+    _table("table", table)
+    half, bits = _check_bits(bits), _checks.integer("bits", bits)
+    if scale is None:
+        scale = row_scale(table, bits)
+    _checks.shaped("scale", scale, (table.shape[0],))
     step = torch.where(scale == 0, 1, scale).detach().unsqueeze(-1)
     q = (table.detach() / step).round().clamp(-half, half - 1)
     return IntegerRows(pack_bits(q.long() + half, bits), scale.detach().clone())
@@ -177,6 +230,9 @@ def quantize_rows(table: Tensor, bits: int, scale: Tensor | None = None) -> Inte
 @entry_point
 def integer_lookup(ids: Tensor, rows: IntegerRows, dim: int, bits: int) -> Tensor:
     """``scale[id] q[id]`` (..., dim): only the rows asked for are unpacked. Differentiable in the scale."""
+    _store(rows, IntegerRows, "scale")
+    _bytes("rows.packed", rows.packed)
+    _checks.shaped("rows.scale", rows.scale, (rows.packed.shape[0],))
     ids = _checks.rows(ids, rows.packed.shape[0], "ids")
     half = _check_bits(bits)
     q = unpack_bits(rows.packed[ids.clamp_min(0)], dim, bits) - half
@@ -193,6 +249,8 @@ def fake_integer_lookup(ids: Tensor, table: Tensor, scale: Tensor, bits: int) ->
     size quantisation).
     """
     half = _check_bits(bits)
+    _table("table", table)
+    _checks.shaped("scale", scale, (table.shape[0],))
     ids = _checks.rows(ids, table.shape[0], "ids")
     rows, step = lookup(ids, table), lookup(ids, scale.unsqueeze(1))
     step = step.detach() + (step - step.detach()) * (table.shape[1] * (half - 1)) ** -0.5
@@ -209,6 +267,9 @@ def coded_lookup(ids: Tensor, packed: Tensor, books: Tensor, bits: int, dim: int
 
     Differentiable in the books.
     """
+    _bytes("packed", packed)
+    _, _, w = check_books(books)
+    dim = None if dim is None else check_width("dim", dim, books.shape[0] * w)
     ids = _checks.rows(ids, packed.shape[0], "ids")
     codes = unpack_bits(packed[ids.clamp_min(0)], books.shape[0], bits)
     return pq_decode(torch.where(ids.unsqueeze(-1) < 0, -1, codes), books, width=dim)
@@ -224,7 +285,7 @@ class PrunedRows(NamedTuple):
 @entry_point
 def prune_rows(table: Tensor, keep: Tensor) -> PrunedRows:
     """The rows of a table (V, d) where ``keep`` (V,) bool says so, and where they went."""
-    _checks.floating("table", table)
+    _checks.shaped("table", table, ("V", "d"))
     _checks.boolean("keep", keep, "the row is kept")
     if keep.shape != table.shape[:1]:
         raise ValueError(f"keep must be bool ({table.shape[0]},), got {tuple(keep.shape)}")
@@ -235,6 +296,7 @@ def prune_rows(table: Tensor, keep: Tensor) -> PrunedRows:
 @entry_point
 def pruned_lookup(ids: Tensor, rows: PrunedRows) -> Tensor:
     """Rows (..., d) by their old ids: zeros for pruned ones. Differentiable in the table."""
+    _store(rows, PrunedRows, "table")
     ids = _checks.rows(ids, rows.remap.shape[0], "ids")
     moved = rows.remap[ids.clamp_min(0)].long()
     return lookup(torch.where(ids < 0, -1, moved), rows.table)
@@ -263,6 +325,7 @@ def ragged_rows(table: Tensor, block: Tensor, keep: Tensor) -> RaggedRows:
     if block.shape != table.shape[:1] or keep.dim() != 2 or keep.shape[1] != table.shape[1]:
         shapes = ", ".join(str(tuple(t.shape)) for t in (table, block, keep))
         raise ValueError(f"need table (V, d), block (V,) and keep (B, d), got {shapes}")
+    _checks.in_range(block, keep.shape[0], "block", low=0)
     width = keep.sum(1)
     length = width[block]
     small = torch.int16 if max(keep.shape) < 1 << 15 else torch.int32
@@ -273,6 +336,7 @@ def ragged_rows(table: Tensor, block: Tensor, keep: Tensor) -> RaggedRows:
 @entry_point
 def ragged_lookup(ids: Tensor, rows: RaggedRows) -> Tensor:
     """Rows (..., d), zeros in the columns that their block has cut. Differentiable in the values."""
+    _store(rows, RaggedRows, "values")
     ids = _checks.rows(ids, rows.start.shape[0], "ids")
     at = ids.clamp_min(0)
     columns = rows.columns[rows.block[at].long()].long()

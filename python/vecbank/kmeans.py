@@ -11,7 +11,6 @@ Machine Learning 42, 2001 (cosine); for the starts, `_kmeans_starts`.
 from __future__ import annotations
 
 import math
-import numbers
 from typing import NamedTuple, SupportsIndex
 
 import torch
@@ -193,22 +192,23 @@ def kmeans(
         ValueError: a shape, a device or a value that is not allowed. Either names the argument.
     """
     _dense("x", x)
+    if x.is_meta:
+        raise ValueError("x must hold numbers, got a tensor on the device meta")
     if x.dim() != 2:
         raise ValueError(f"x must have shape (N, d), got {tuple(x.shape)}")
     n, d = x.shape
     k, steps, restarts = (
-        _at_least(1, "k", k),
-        _at_least(0, "iterations", iterations),
-        _at_least(1, "restarts", restarts),
+        _checks.at_least(1, "k", k),
+        _checks.at_least(0, "iterations", iterations),
+        _checks.at_least(1, "restarts", restarts),
     )
-    batch = None if batch_size is None else _at_least(1, "batch_size", batch_size)
-    trials = 2 + int(math.log(k)) if local_trials is None else _at_least(1, "local_trials", local_trials)
+    batch = None if batch_size is None else _checks.at_least(1, "batch_size", batch_size)
+    trials = 2 + int(math.log(k)) if local_trials is None else _checks.at_least(1, "local_trials", local_trials)
     if k > n:
         raise ValueError(f"k must not exceed the number of samples N = {n}, got k = {k}")
     if metric not in _METRICS:
         raise ValueError(f"metric must be one of {', '.join(_METRICS)}, got {metric!r}")
-    if not isinstance(tolerance, numbers.Real):
-        raise TypeError(f"tolerance must be a number, got {type(tolerance).__name__}")
+    _checks.number("tolerance", tolerance)
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
     generator = _checks.generator(generator)
@@ -243,13 +243,6 @@ def _dense(name: str, t: Tensor) -> None:
     _checks.floating(name, t)
     if t.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got {t.layout} ({name}.to_dense() makes it dense)")
-
-
-def _at_least(low: int, name: str, value: SupportsIndex) -> int:
-    number = _checks.integer(name, value)
-    if number < low:
-        raise ValueError(f"{name} must be at least {low}, got {number}")
-    return number
 
 
 def _check_weights(weights: Tensor, x: Tensor) -> None:

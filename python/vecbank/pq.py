@@ -29,7 +29,8 @@ from .kmeans import kmeans
 _METRICS = ("sqeuclidean", "dot")
 
 
-def _books(books: Tensor) -> tuple[int, int, int]:
+def check_books(books: Tensor) -> tuple[int, int, int]:
+    """The sizes m, K and w of books."""
     _checks.floating("books", books)
     if books.dim() != 3 or 0 in books.shape:
         raise ValueError(f"books must have shape (m, K, d / m), got {tuple(books.shape)}")
@@ -39,7 +40,7 @@ def _books(books: Tensor) -> tuple[int, int, int]:
 
 def _rotated(x: Tensor, books: Tensor, rotation: Tensor | None) -> Tensor:
     """x (..., d) as (..., m w): zeros to fill the last part, then the rotation."""
-    m, _, width = _books(books)
+    m, _, width = check_books(books)
     _checks.floating("x", x)
     if x.dim() == 0 or not m * (width - 1) < x.shape[-1] <= m * width:  # those d with w = ceil(d / m)
         raise ValueError(f"x must have {m * (width - 1) + 1} to {m * width} columns, got {tuple(x.shape)}")
@@ -47,9 +48,7 @@ def _rotated(x: Tensor, books: Tensor, rotation: Tensor | None) -> Tensor:
         x = torch.nn.functional.pad(x, (0, m * width - x.shape[-1]))
     if rotation is None:
         return x
-    _checks.floating("rotation", rotation)
-    if rotation.shape != (m * width, m * width):
-        raise ValueError(f"rotation must have shape ({m * width}, {m * width}), got {tuple(rotation.shape)}")
+    _checks.shaped("rotation", rotation, (m * width, m * width))
     return turned(x, rotation)
 
 
@@ -58,14 +57,26 @@ def turned(x: Tensor, rotation: Tensor) -> Tensor:
     processor. The way back decides nothing and is `project`'s.
     """
     rows = rotation.T.contiguous()
-    _checks.pair(x, rows)
+    _checks.pair(x, rows, "rotation")
     result: Tensor = _interrupt.ops.exact_scores(x, rows, METRICS["dot"], rotation.dtype)
     return result
 
 
+def _pair(y: Tensor, books: Tensor) -> None:
+    """Dtype and device of what is coded are those of the books."""
+    _checks.pair(y.unflatten(-1, (books.shape[0], books.shape[2])), books[0], "books")
+
+
+def check_width(name: str, width: object, most: int) -> int:
+    found = _checks.integer(name, width)
+    if not 1 <= found <= most:
+        raise ValueError(f"{name} must lie between 1 and the books' m w = {most}, got {found}")
+    return found
+
+
 def _parts(x: Tensor, m: int) -> Tensor:
     """(n, m w) as (m, n, w)."""
-    return x.view(x.shape[0], m, -1).transpose(0, 1)
+    return x.view(x.shape[0], m, x.shape[1] // m).transpose(0, 1)
 
 
 @entry_point
@@ -78,7 +89,7 @@ def pq_encode(x: Tensor, books: Tensor, rotation: Tensor | None = None) -> Tenso
         rotation: (m w, m w) orthogonal; ``x R`` is what is coded.
     """
     y = _rotated(x, books, rotation)
-    _checks.pair(y.unflatten(-1, (books.shape[0], -1)), books[0])
+    _pair(y, books)
     codes: Tensor = _interrupt.ops.product_quantize(y, books, None)
     return codes
 
@@ -88,15 +99,17 @@ def pq_decode(codes: Tensor, books: Tensor, rotation: Tensor | None = None, widt
     """What codes (..., m) stand for: (..., d) with d = ``width`` (m w by default). Differentiable in the
     books.
     """
-    m, k, w = _books(books)
+    m, k, w = check_books(books)
     codes = _checks.integers(codes)
     if codes.dim() == 0 or codes.shape[-1] != m:
         raise ValueError(f"codes must have shape (..., {m}), got {tuple(codes.shape)}")
+    width = None if width is None else check_width("width", width, m * w)
     rows = _checks.stacked_rows(codes, k, m, torch.arange(m, device=codes.device))
     y = lookup(rows, books.reshape(m * k, w)).flatten(-2)
     if rotation is not None:
+        _checks.shaped("rotation", rotation, (m * w, m * w))
+        _checks.pair(y, rotation, "rotation", "books")
         y = project(y, rotation, "dot")
-    width = None if width is None else _checks.integer("width", width)
     return y if width is None else y[..., :width]
 
 
@@ -108,6 +121,7 @@ def pq_tables(x: Tensor, books: Tensor, metric: str = "sqeuclidean", rotation: T
     if metric not in _METRICS:
         raise ValueError(f"metric must be one of {', '.join(_METRICS)} (a sum over parts), got {metric!r}")
     y = _rotated(x, books, rotation).reshape(-1, books.shape[0] * books.shape[2])
+    _pair(y, books)
     tables = project(_parts(y, books.shape[0]), books, metric, out_dtype=x.dtype)
     return tables.transpose(0, 1).reshape(*x.shape[:-1], *books.shape[:2])
 
@@ -117,7 +131,7 @@ def pq_symmetric_tables(codes: Tensor, books: Tensor, metric: str = "sqeuclidean
     """Tables (..., m, K) of queries known by their codes (..., m): rows of the m tables (K, K) of book
     against itself; NaN for code -1.
     """
-    m, k, _ = _books(books)
+    m, k, _ = check_books(books)
     if metric not in _METRICS:
         raise ValueError(f"metric must be one of {', '.join(_METRICS)} (a sum over parts), got {metric!r}")
     codes = _checks.integers(codes)
@@ -170,6 +184,10 @@ class ProductCodec:
             held = getattr(self, name)
             if isinstance(held, np.ndarray):
                 object.__setattr__(self, name, tensor_of(held, name).clone())
+        m, _, w = check_books(self.books)
+        object.__setattr__(self, "width", check_width("width", self.width, m * w))
+        if self.rotation is not None:
+            _checks.shaped("rotation", self.rotation, (m * w, m * w))
 
     @property
     def bits(self) -> int:
@@ -191,7 +209,9 @@ class ProductCodec:
     def codes(self, codes: Tensor) -> Tensor:
         """Codes (..., m) int64, whether packed or not."""
         _checks.tensor("codes", codes)
-        return unpack_bits(codes, self.books.shape[0], self.bits) if codes.dtype == torch.uint8 else codes
+        if codes.dtype == torch.uint8:
+            return unpack_bits(codes, self.books.shape[0], self.bits)
+        return _checks.integers(codes)
 
     @entry_point
     def decode(self, codes: Tensor) -> Tensor:
@@ -277,8 +297,9 @@ def pq_train(
     x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     n, d = x.shape
     parts, bits = _checks.integer("parts", parts), _checks.integer("bits", bits)
-    iterations, rotations = _checks.integer("iterations", iterations), _checks.integer("rotations", rotations)
-    samples_per_code, generator = _checks.integer("samples_per_code", samples_per_code), _checks.generator(generator)
+    iterations, rotations = _checks.at_least(0, "iterations", iterations), _checks.at_least(0, "rotations", rotations)
+    samples_per_code = _checks.at_least(1, "samples_per_code", samples_per_code)
+    generator = _checks.generator(generator)
     for name, value, high in (("parts", parts, d), ("bits", bits, 16)):
         if not 1 <= value <= high:
             raise ValueError(f"{name} must lie between 1 and {high}, got {value}")
@@ -287,7 +308,7 @@ def pq_train(
         raise ValueError(f"x must have at least 2^bits = {k} rows to train on, got {n}")
     if n > k * samples_per_code:
         source = generator.device if generator is not None else torch.device("cpu")
-        chosen = torch.randperm(n, generator=generator, device=source)[: max(k, k * samples_per_code)]
+        chosen = torch.randperm(n, generator=generator, device=source)[: k * samples_per_code]
         x = x[chosen.to(x.device).sort().values]
     width = (d + parts - 1) // parts
     x = torch.nn.functional.pad(x, (0, parts * width - d))

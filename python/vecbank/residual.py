@@ -29,7 +29,7 @@ _BEAM_BYTES = 8 << 20  # of the sequences that a block of rows carries along
 Books: TypeAlias = Tensor | Sequence[Tensor | Bank]
 
 
-def _stages(books: Books, num_stages: int | None) -> list[Tensor | Bank]:
+def _stages(books: Books, num_stages: int | None, name: str = "num_stages") -> list[Tensor | Bank]:
     num_stages = None if num_stages is None else _checks.integer("num_stages", num_stages)
     if not isinstance(books, (Bank, Iterable)):
         raise TypeError(f"books must be a tensor, a Bank or a sequence of them, got {type(books).__name__}")
@@ -42,11 +42,22 @@ def _stages(books: Books, num_stages: int | None) -> list[Tensor | Bank]:
             raise ValueError(f"books must be (S, M, d), (M, d) or a sequence of (M_s, d), got {tuple(books.shape)}")
         stages = list(books)
     if num_stages is not None and not 1 <= num_stages <= len(stages):
-        raise ValueError(f"num_stages must lie between 1 and the number of books {len(stages)}, got {num_stages}")
+        raise ValueError(f"{name} must lie between 1 and the number of books {len(stages)}, got {num_stages}")
     stages = stages[:num_stages]
     if not stages:
         raise ValueError("books must hold at least one stage")
     return stages
+
+
+def _rows_of(stages: list[Tensor | Bank]) -> list[Tensor]:
+    """What `_vectors` makes of each book; they have one width and one dtype."""
+    found = [_vectors(book) for book in stages]
+    for rows in found:
+        if rows.shape[1] != found[0].shape[1]:
+            raise ValueError(f"books must share a width, got {found[0].shape[1]} and {rows.shape[1]}")
+        if rows.dtype != found[0].dtype:
+            raise TypeError(f"books must share a dtype, got {found[0].dtype} and {rows.dtype}")
+    return found
 
 
 def _vectors(book: Tensor | Bank) -> Tensor:
@@ -90,11 +101,9 @@ def residual_quantize(
     """
     stages = _stages(books, num_stages)
     code = _metric_of(stages) if metric is None else _metric_code(metric)
-    vectors = [_vectors(book) for book in stages]
+    vectors = _rows_of(stages)
     for rows in vectors:
-        _checks.pair(x, rows)
-        if rows.dtype != vectors[0].dtype:
-            raise TypeError(f"books must share a dtype, got {vectors[0].dtype} and {rows.dtype}")
+        _checks.pair(x, rows, "books")
     beam = _checks.integer("beam", beam)
     if beam < 1:
         raise ValueError(f"beam must be at least 1, got {beam}")
@@ -189,10 +198,10 @@ def residual_lookup(codes: Tensor, books: Books) -> Tensor:
     codes = _checks.integers(codes)
     if codes.dim() == 0 or codes.shape[-1] == 0:
         raise ValueError(f"codes must be (..., S) with S at least 1, got {tuple(codes.shape)}")
-    stages = _stages(books, codes.shape[-1])
+    stages = _stages(books, codes.shape[-1], "the stages of codes")
     total: Tensor | None = None
-    for s, book in enumerate(stages):
-        rows = lookup(codes[..., s], _vectors(book))
+    for s, book in enumerate(_rows_of(stages)):
+        rows = lookup(codes[..., s], book)
         total = rows if total is None else total + rows
     assert total is not None
     return total

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from . import _checks, _sparse
 from ._finite import finite_rows, voided
+from ._interrupt import ops as _ops
 from ._numpy import entry_point
-from ._ops import TopK
+from ._ops import REDUCTIONS, TopK
 from ._sparse import Score
 from .bank import Bank
 from .functional import lookup
@@ -61,7 +62,7 @@ def _flat(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     _checks.floating("weight", weight)
     if weight.dim() != 2 or weight.shape[0] == 0:
         raise ValueError(f"weight must have shape (K, d) with K > 0, got {tuple(weight.shape)}")
-    _checks.pair(x, weight)
+    _checks.pair(x, weight, "weight")
     if bias is not None:
         _per_latent("bias", bias, weight)
         if bias.dtype != weight.dtype:
@@ -166,7 +167,11 @@ def sparse_encode(
         if k.shape != x.shape[:-1]:
             raise ValueError(f"k must have x's leading shape {tuple(x.shape[:-1])}, got {tuple(k.shape)}")
         per_row = k.reshape(-1, 1)
-        k = max(1, int(k.max())) if max_k is None and k.numel() else (max_k or 1)
+        most = weight.shape[0] if max_k is None else _check_k("max_k", max_k, weight.shape[0])
+        _checks.in_range(k, most + 1, "k", 0, ValueError)
+        k = most if max_k is not None else max(1, int(k.max())) if k.numel() else 1
+    elif max_k is not None:
+        _check_k("max_k", max_k, weight.shape[0])
     k = _check_k("k", k, weight.shape[0])
     if mask is not None:
         _checks.boolean("mask", mask, "may be chosen")
@@ -267,6 +272,7 @@ def sparse_encode_threshold(
     weight, bias = _dictionary(weight, bias)
     rows = _flat(x, weight, bias)
     latents = weight.shape[0]
+    _checks.number("bandwidth", bandwidth)
     if not bandwidth >= 0:
         raise ValueError(f"bandwidth must not be negative, got {bandwidth}")
     theta = _check_threshold(threshold, weight)
@@ -318,6 +324,8 @@ def sparse_encode_norm(
     weight, bias = _dictionary(weight, bias)
     rows = _flat(x, weight, bias)
     _per_latent("norms", norms, weight)
+    if _checks.readable(norms) and bool((norms < 0).any()):
+        raise ValueError(f"norms must not be negative, got {float(norms.min())}")
     if target is None:
         target = _sparse.lengths(rows.detach())
     else:
@@ -366,12 +374,21 @@ def sparse_decode(values: Tensor, indices: Tensor, decoder: Tensor | Bank, bias:
     """
     decoder = decoder.vectors if isinstance(decoder, Bank) else decoder
     _checks.floating("values", values)
-    _checks.vectors("decoder", decoder)
+    _checks.shaped("decoder", decoder, ("K", "d"))
+    indices = _checks.integers(indices, "indices")
+    if indices.dim() == 0 or values.shape != indices.shape:
+        raise ValueError(
+            f"values and indices must have one shape (..., c), got {tuple(values.shape)} and {tuple(indices.shape)}"
+        )
+    for name, t in (("values", values), ("indices", indices)):
+        if t.device != decoder.device:
+            raise ValueError(f"{name} must be on decoder's device {decoder.device}, got {t.device}")
+    _checks.in_range(indices, decoder.shape[0], "indices")
     if bias is not None:
         _checks.floating("bias", bias)
         if bias.shape != decoder.shape[-1:]:
             raise ValueError(f"bias must have shape ({decoder.shape[-1]},), got {tuple(bias.shape)}")
-    decoded = lookup(indices, decoder, values.to(decoder.dtype), reduce="sum")
+    decoded: Tensor = _ops.lookup(indices, decoder, values.to(decoder.dtype), REDUCTIONS["sum"])
     return decoded if bias is None else decoded + bias
 
 
@@ -382,10 +399,12 @@ def firing_counts(indices: Tensor, latents: int, values: Tensor | None = None) -
     ``indices`` are integers of any shape, ``values`` has it too. Index -1 counts for nothing. Nothing waits for the
     device, and integers add up the same in any order.
     """
-    indices, latents = _checks.integers(indices, "indices"), _checks.integer("latents", latents)
+    indices, latents = _checks.integers(indices, "indices"), _checks.at_least(0, "latents", latents)
     _checks.in_range(indices, latents, "indices")
-    if values is not None and values.shape != indices.shape:
-        raise ValueError(f"values must have the shape of indices {tuple(indices.shape)}, got {tuple(values.shape)}")
+    if values is not None:
+        _checks.tensor("values", values)
+        if values.shape != indices.shape:
+            raise ValueError(f"values must have the shape of indices {tuple(indices.shape)}, got {tuple(values.shape)}")
     place = torch.where(indices < 0, latents, indices)
     if values is not None:
         place = torch.where(values > 0, place, latents)
