@@ -22,10 +22,11 @@ from torch import Generator, Tensor, nn
 from .._checks import concrete
 from ..functional import lookup, quantize_train
 from ._arguments import memory_for, numbers, whole
+from ._draws import uniform
 from ._layout import working
 from ._moving import moving, not_exported, writable
 from ._recall import Recall, Seen, may_repeat
-from ._sync import Ranks, draw_rows, uniform
+from ._sync import Ranks, draw_rows
 from ._vq_ops import snapshot, totals
 
 NORM_FLOOR = 1e-6  # of the vectors that a cosine book normalises

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -60,7 +62,7 @@ class Layout:
 
     def positions_of(self, shape: torch.Size) -> int:
         """n of an input of `shape`."""
-        return 1 if len(shape) == 2 else self._positions(shape).numel()
+        return 1 if len(shape) == 2 else math.prod(self._positions(shape))  # numel() fixes it in a traced program
 
     def like_input(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """(b, n, [k,] c) in the layout of an input of `shape`; k goes last."""

@@ -25,6 +25,7 @@ from .._forward import Function
 from ._arguments import features, memory_for, number, numbers, whole
 from ._bits import pack_bits, table, table_gradient, unpack_bits
 from ._derived import Derived
+from ._draws import uniform
 from ._layout import blank, kept_rows, lost_rows, no_autocast, over, working
 
 _BIT = log(2.0)
@@ -168,8 +169,7 @@ class BinaryMapper(Derived):
                 if deterministic:
                     bits = p > 0.5
                 else:
-                    source = generator.device if generator is not None else p.device
-                    bits = torch.rand(p.shape, generator=generator, device=source).to(p) < p
+                    bits = uniform(p.shape, p, generator).to(p) < p
                 indices, lost = pack_bits(bits, self.power_two), lost_rows(p)
                 if lost is not None:
                     indices = indices.masked_fill(lost.squeeze(-1), -1)

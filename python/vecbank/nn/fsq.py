@@ -25,6 +25,7 @@ from torch import Generator, Tensor, nn
 from .. import _checks
 from ._arguments import maybe_whole, memory_for, numbers, whole, wholes
 from ._derived import Derived
+from ._draws import uniform
 from ._estimators import round_through
 from ._layout import (
     blank,
@@ -223,8 +224,8 @@ class FSQ(Derived):
         return z @ (rotation.t() if back else rotation)
 
     def _add_noise(self, codes: Tensor, generator: Generator | None) -> Tensor:
-        chosen = torch.rand(codes.shape, generator=generator, device=codes.device) < self.noise_dropout
-        noise = torch.rand(codes.shape, generator=generator, device=codes.device, dtype=codes.dtype) - 0.5
+        chosen = uniform(codes.shape, codes, generator) < self.noise_dropout
+        noise = uniform(codes.shape, codes, generator, codes.dtype) - 0.5
         return torch.where(chosen, codes + noise, codes).clamp(-1.0, 1.0)
 
     # ---- Layout
@@ -234,7 +235,7 @@ class FSQ(Derived):
         """Quantises z; see the class. `generator` draws the noise of noise_dropout."""
         first = self.channel_first or (isinstance(z, Tensor) and z.dim() >= 4)
         check_width(z, self.dim, 1 if first else -1, "z")
-        z = project_rows(self.project_in, channel_last(z) if first else z, self.training)
+        z = project_rows(self.project_in, channel_last(z) if first else z)
         with no_autocast(z):
             dtype = z.dtype
             if self.force_quantization_f32 and dtype not in self.allowed_dtypes:
@@ -247,7 +248,7 @@ class FSQ(Derived):
             if self.training and self.noise_dropout > 0:
                 codes = self._add_noise(codes, generator)
             codes = self._turn(codes, back=True).flatten(-2).to(dtype)
-        out = project_rows(self.project_out, codes, self.training)
+        out = project_rows(self.project_out, codes)
         if indices is not None and not self.keep_num_codebooks_dim:
             indices = indices.squeeze(-1)
         return channel_first(out) if first else out, indices
@@ -368,7 +369,7 @@ class ResidualFSQ(Derived):
     ) -> tuple[Tensor, ...]:
         """Quantises x; see the class."""
         check_width(x, self.dim, 1 if self.is_channel_first else -1)
-        x = project_rows(self.project_in, channel_last(x) if self.is_channel_first else x, self.training)
+        x = project_rows(self.project_in, channel_last(x) if self.is_channel_first else x)
         dropping = self.training and torch.is_grad_enabled()
         active = self._dropout.active(dropping, num_stages, rand_quantize_dropout_fixed_seed, x.device, generator)
         with no_autocast(x):
@@ -385,7 +386,7 @@ class ResidualFSQ(Derived):
                 done.quantized.to(dtype).view(x.shape),
                 done.codes.view(*x.shape[:-1], done.codes.shape[-1]),
             )
-        out = project_rows(self.project_out, quantized, self.training)
+        out = project_rows(self.project_out, quantized)
         if self.is_channel_first:
             out, codes = channel_first(out), channel_first(codes)
         return (out, codes, self.get_codes_from_indices(codes)) if return_all_codes else (out, codes)

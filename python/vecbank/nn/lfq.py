@@ -29,6 +29,7 @@ from .. import _checks
 from ._arguments import maybe_whole, memory_for, numbers, whole
 from ._bits import bit_entropy, entropy, mean_code_probability, pack_bits, unpack_bits
 from ._derived import Derived
+from ._draws import uniform
 from ._estimators import sign_through, straight_through
 from ._layout import (
     CosineSimLinear,
@@ -258,9 +259,9 @@ class LFQ(Derived):
         """A random share of the rows that count; how many count is not asked, so nothing waits for the
         device.
         """
-        source = generator.device if generator is not None else rows.device
-        draw = torch.rand(weights.shape, generator=generator, device=source).to(rows.device)
-        order = draw.masked_fill(weights == 0, 2.0).argsort()[: int(weights.shape[0] * self.frac_per_sample_entropy)]
+        draw = uniform(weights.shape, rows, generator)
+        most = torch.sym_int(weights.shape[0] * self.frac_per_sample_entropy)  # int() would fix it in a traced program
+        order = draw.masked_fill(weights == 0, 2.0).argsort()[:most]
         taken = ((weights > 0).sum() * self.frac_per_sample_entropy).long()
         chosen = torch.arange(order.shape[0], device=rows.device) < taken
         return rows[order], chosen.to(weights.dtype) / taken.clamp_min(1)
@@ -312,7 +313,7 @@ class LFQ(Derived):
         """Quantises x; see the class. `generator` draws the rows of frac_per_sample_entropy."""
         first = (isinstance(x, Tensor) and x.dim() >= 4) if self.channel_first is None else self.channel_first
         check_width(x, self.dim, 1 if first else -1)
-        x = project_rows(self.project_in, channel_last(x) if first else x, self.training)
+        x = project_rows(self.project_in, channel_last(x) if first else x)
         shape, lost = x.shape, lost_rows(x)
         x = blank(x, lost, torch.nan)  # before a bound makes a number of infinity
         rows = shape[0], math.prod(shape[1:-1])
@@ -339,7 +340,7 @@ class LFQ(Derived):
                 zero = torch.zeros_like(self.zero)  # a new one: losses are added to in place
                 loss, parts = zero, LFQLosses(zero, zero, zero)
             out = self._turn(blank(signs, lost, torch.nan), back=True).to(dtype)
-        out = project_rows(self.project_out, out.reshape(shape), self.training)
+        out = project_rows(self.project_out, out.reshape(shape))
         indices = indices.view(*shape[:-1], self.num_codebooks)
         if not self.keep_num_codebooks_dim:
             indices = indices.squeeze(-1)
@@ -448,7 +449,7 @@ class ResidualLFQ(nn.Module):
         """Quantises x; see the class."""
         first = self._first(x)
         check_width(x, self.dim, 1 if first else -1)
-        x = project_rows(self.project_in, channel_last(x) if first else x, self.training)
+        x = project_rows(self.project_in, channel_last(x) if first else x)
         dropping = self.training and torch.is_grad_enabled()
         active = self._dropout.active(dropping, num_stages, rand_quantize_dropout_fixed_seed, x.device, generator)
         with no_autocast(x):
@@ -458,7 +459,7 @@ class ResidualLFQ(nn.Module):
                 done.quantized.to(x.dtype).view(x.shape),
                 done.codes.view(*x.shape[:-1], done.codes.shape[-1]),
             )
-        out = project_rows(self.project_out, quantized, self.training)
+        out = project_rows(self.project_out, quantized)
         result = (channel_first(out) if first else out, codes, done.losses)
         return (*result, self.get_codes_from_indices(codes)) if return_all_codes else result
 

@@ -23,6 +23,7 @@ from .._finite import both, counted, finite_rows, voided, zeroed
 from ..functional import lookup
 from ._arguments import maybe_whole, numbers, whole, wholes
 from ._derived import Derived
+from ._draws import normal
 from ._estimators import keep_alive, scale_gradient
 from ._layout import channel_first, channel_last, check_width, like_weights, no_autocast, projection, working
 from ._moving import moving
@@ -461,7 +462,6 @@ def _directional(x: Tensor, target: Tensor, generator: Generator | None) -> Tens
     distance.
     """
     apart = target - x
-    source = generator.device if generator is not None else x.device
-    noise = torch.randn(x.shape, generator=generator, device=source, dtype=x.dtype).to(x.device)
-    direction = torch.nn.functional.normalize(apart.detach() + _DIVEQ_VARIANCE**0.5 * noise, dim=-1, eps=1e-6)
+    noisy = apart.detach() + _DIVEQ_VARIANCE**0.5 * normal(x, generator)
+    direction = torch.nn.functional.normalize(noisy, dim=-1, eps=1e-6)
     return x + direction * torch.linalg.vector_norm(apart, dim=-1, keepdim=True)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from .._checks import floating, in_range, integer, integers
 from .._checks import rows as row_numbers
 from .._finite import both, finite_rows, over, voided, zeroed
-from ._arguments import features, maybe_whole, numbers, whole
+from ._arguments import features, maybe_whole, number, numbers, whole
 from ._codebook import Codebook, UpdateWeight, unit
 from ._derived import Derived
 from ._layout import no_autocast
@@ -363,8 +363,8 @@ class VectorQuantize(Derived):
         mask = self._mask(x, mask, lens)
         topk = self._check_topk(topk)
         temperature = self.sample_codebook_temp if sample_codebook_temp is None else sample_codebook_temp
-        if not isinstance(temperature, Tensor):  # one on a device is not looked at
-            _require(temperature >= 0, f"sample_codebook_temp must be at least 0, got {temperature}")
+        if not isinstance(temperature, Tensor) and not torch.compiler.is_compiling():  # which are not looked at
+            number("sample_codebook_temp", temperature)
         if codebook_transform_fn is not None:
             _require(self.heads == 1, f"codebook_transform_fn needs heads = 1, got {self.heads}")
         rows, finite = self._at_books(inputs)
@@ -424,7 +424,8 @@ class VectorQuantize(Derived):
         _require(mask is None or lens is None, "give mask or lens, not both")
         if lens is not None:
             lens = integers(lens, "lens")
-            _require(lens.shape == x.shape[:1], f"lens must be (b,) = ({x.shape[0]},), got {tuple(lens.shape)}")
+            if lens.shape != x.shape[:1]:
+                raise ValueError(f"lens must be (b,) = ({x.shape[0]},), got {tuple(lens.shape)}")
             mask = torch.arange(x.shape[1 if self.channel_last else -1], device=x.device) < lens.unsqueeze(-1)
         assert mask is not None
         return self._layout.mask(mask, x.shape)
@@ -433,7 +434,8 @@ class VectorQuantize(Derived):
         if topk is None:
             return None
         topk = integer("topk", topk)
-        _require(1 <= topk <= self.codebook_size, f"topk must lie between 1 and {self.codebook_size}, got {topk}")
+        if not 1 <= topk <= self.codebook_size:
+            raise ValueError(f"topk must lie between 1 and {self.codebook_size}, got {topk}")
         _require(self.heads == 1, f"topk needs heads = 1, got {self.heads}")
         crossed = self.training and self.commitment_use_cross_entropy_loss
         _require(not crossed, "topk does not go with commitment_use_cross_entropy_loss in training")
