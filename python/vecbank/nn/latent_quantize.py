@@ -248,13 +248,13 @@ class LatentQuantize(Derived):
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantises z; see the class."""
         check_width(z, self.dim, 1, "z")
-        x = project_rows(self.project_in, channel_last(z), self.training)
+        x = project_rows(self.project_in, channel_last(z))
         with no_autocast(x):
             dtype, x = x.dtype, blank(x, lost_rows(x), torch.nan)
             quantized, digits = self._quantize(working(x).unflatten(-1, (self.num_codebooks, self.codebook_dim)))
             indices = self._number(digits)
             codes = quantized.flatten(-2).to(dtype)
-        out = channel_first(project_rows(self.project_out, codes, self.training))
+        out = channel_first(project_rows(self.project_out, codes))
         if not self.keep_num_codebooks_dim:
             indices = indices.squeeze(-1)
         return out, indices, self._loss(z, out)
