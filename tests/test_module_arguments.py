@@ -190,6 +190,14 @@ def test_codes_to_be_scored(name: str) -> None:
         module(X, indices=given(torch.zeros(2, 5)))
 
 
+@pytest.mark.parametrize("name", ["ResidualVQ", "GroupedResidualVQ"])
+def test_codes_of_more_stages_than_there_are(name: str) -> None:
+    module, given = build(name), torch.zeros(2, 5, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"^indices must be \(b, ..., 2\) .* got \(2, 5, 3\)"):
+        module(X, indices=given if name == "ResidualVQ" else [given, given])
+    module(X, indices=given[..., :2] if name == "ResidualVQ" else [given[..., :2]] * 2, num_stages=1)
+
+
 def test_options_of_calls() -> None:
     vq, rvq = build("VectorQuantize"), build("ResidualVQ")
     for k in (0, 13):

@@ -309,6 +309,10 @@ class Codebook(nn.Module):
     def assign(self, codes: Tensor) -> None:
         """Takes codes (H, K, d) for a start: they are the book, and its averages go on from them."""
         size = max(1.0, _KEPT * self.threshold_ema_dead_code)
+        codes = codes.to(self.embed)
+        if self.use_cosine_sim:  # codes of unit length stay as they are, bit for bit
+            off = (torch.linalg.vector_norm(codes, dim=-1, keepdim=True) - 1).abs() > NORM_FLOOR
+            codes = torch.where(off, unit(codes), codes)
         writable(self.embed).copy_(codes)
         self.cluster_size.fill_(size)
         self.embed_avg.copy_(self.embed * size)
@@ -379,11 +383,14 @@ class Codebook(nn.Module):
 
     @moving
     def update_ema(self, moved: Tensor | None = None) -> None:
-        """The codes from the moving averages, if `moved` () bool."""
+        """The codes from the moving averages, if `moved` () bool. With eps = 0, a code without rows stays where it is."""
         total = self.cluster_size.sum(-1, keepdim=True)
         size = (self.cluster_size + self.eps) / (total + self.codebook_size * self.eps) * total
         mean = self.embed_avg / size.unsqueeze(-1)
         mean = unit(mean) if self.use_cosine_sim else mean
+        if self.eps == 0:  # a code whose averages hold no row has no mean
+            held = size.unsqueeze(-1) > 0
+            moved = held if moved is None else held & moved
         writable(self.embed).copy_(mean if moved is None else torch.where(moved, mean, self.embed.detach()))
 
     @moving

@@ -98,7 +98,7 @@ class CodebookFeatures(nn.Module):
         width = dim // heads
         with memory_for(f"{heads} books of {num_codes} x {width} numbers"):
             self.book = nn.Parameter(torch.randn(heads, num_codes, width, generator=generator) / width**0.5)
-        self.register_buffer("enabled", torch.ones(heads, num_codes, dtype=torch.bool))
+        self.register_buffer("enabled", torch.ones(heads, num_codes))  # numbers: averages of buffers subtract them
         self.register_buffer("counts", torch.zeros(heads, num_codes, dtype=torch.int64))
         self.register_buffer("inputs", torch.zeros((), dtype=torch.int64))
         self._shared = False  # whether the ranks have agreed on what to start from
@@ -116,11 +116,15 @@ class CodebookFeatures(nn.Module):
         enabled = self.enabled
         if not torch.compiler.is_compiling():
             if not _checks.concrete(enabled):
-                return enabled.unsqueeze(1)
+                return self._usable().unsqueeze(1)
             if self._asked is None or not self._asked.shows(enabled):
-                self._all_enabled = enabled.is_meta or bool(enabled.all())
+                self._all_enabled = enabled.is_meta or bool(self._usable().all())
                 self._asked = None if enabled.is_inference() else Snapshot.of(enabled)
-        return None if self._all_enabled else enabled.unsqueeze(1)
+        return None if self._all_enabled else self._usable().unsqueeze(1)
+
+    def _usable(self) -> Tensor:
+        """(heads, K) bool: which codes are enabled, in an average of modules in more than half of them."""
+        return self.enabled > 0.5
 
     def _choose(self, parts: Tensor, force: Tensor | None) -> Tensor:
         """(heads, n, k) codes, best first, forced ones before all others."""
@@ -132,7 +136,7 @@ class CodebookFeatures(nn.Module):
             chosen = topk(parts, book, self.k, self.metric, mask).indices
         if force is None:
             return chosen
-        allowed = self.enabled[torch.arange(self.heads, device=force.device)[:, None, None], force.clamp_min(0)]
+        allowed = self._usable()[torch.arange(self.heads, device=force.device)[:, None, None], force.clamp_min(0)]
         both = torch.cat([torch.where(allowed, force, -1), chosen], -1)
         # a stable partition: what is valid and not said before, first; k of the chosen are always left
         same = both.unsqueeze(-1) == both.unsqueeze(-2)
@@ -216,7 +220,7 @@ class CodebookFeatures(nn.Module):
     @torch.no_grad()
     def disable_(self, codes: Tensor | int, head: int = 0) -> CodebookFeatures:
         """Never use these codes (one head's) from now on."""
-        self.enabled[head, codes] = False
+        self.enabled[head, codes] = 0
         self._mask()  # for compiled programs, which do not ask
         return self
 
@@ -224,15 +228,19 @@ class CodebookFeatures(nn.Module):
     def enable_(self, codes: Tensor | int | None = None, head: int = 0) -> CodebookFeatures:
         """Use these codes (one head's) again; all codes of all heads without an argument."""
         if codes is None:
-            self.enabled.fill_(True)
+            self.enabled.fill_(1)
         else:
-            self.enabled[head, codes] = True
+            self.enabled[head, codes] = 1
         self._mask()
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._mask()
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}enabled"] = self._usable()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_asked": None}  # of this module's own buffer

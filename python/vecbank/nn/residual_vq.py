@@ -252,7 +252,7 @@ class ResidualVQ(Derived):
                 call = _Call(mask, valid, active, move, options)
                 if indices is not None:
                     given = integers(indices if isinstance(indices, Tensor) else torch.stack(list(indices)), "indices")
-                    if given.shape[:-1] != lead or given.dim() == 0 or given.shape[-1] < active:
+                    if given.shape[:-1] != lead or not active <= given.shape[-1] <= self.num_quantizers:
                         want = f"{(*lead, active)} for x {tuple(x.shape)}"
                         raise ValueError(f"indices must be (b, ..., {active}) = {want}, got {tuple(given.shape)}")
                     return self._score(rows, given.reshape(*rows.shape[:2], given.shape[-1]), call)

@@ -226,8 +226,8 @@ class VectorQuantize(Derived):
         """The codes: (K, d), or (heads, K, d) with a book per head.
 
         Assigning copies into it, in place of a start by k-means: moving averages go on from these codes, as if each had
-        had one row a step (three times `threshold_ema_dead_code`, where that is more). TypeError or ValueError for
-        anything but floating-point codes of this shape.
+        had one row a step (three times `threshold_ema_dead_code`, where that is more). With `use_cosine_sim` they are
+        normalised. TypeError or ValueError for anything but floating-point codes of this shape.
         """
         embed = self._codebook.embed
         return embed if self.separate_codebook_per_head else embed[0]
