@@ -168,6 +168,42 @@ def test_codes(name: str) -> None:
             decode(torch.tensor(1))
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_take_no_arrays(name: str) -> None:
+    """Unlike functions; and the error does not name arrays as what is wanted."""
+    shape = {"BinaryMapper": (2, 5, 3), "HashedEmbedding": (5, 2)}.get(name, (2, 8, 8))
+    module, said = build(name), r" must be a torch.Tensor, got ndarray$"
+    with pytest.raises(TypeError, match=said):
+        module(np.zeros(shape, np.float32))
+    if name in DECODERS:
+        with pytest.raises(TypeError, match=f"^{DECODERS[name][1]}" + said):
+            decoder(module)(np.zeros(DECODERS[name][0], np.int64))
+    for method in ("fit_", "start_", "encode", "codes_to_indices"):
+        if hasattr(module, method):
+            with pytest.raises(TypeError, match=said):
+                getattr(module, method)(np.zeros((30, 8), np.float32))
+
+
+def test_nothing_that_belongs_to_a_module_is_an_array() -> None:
+    vq, pq, said = build("VectorQuantize"), build("ProductQuantizer"), "must be a torch.Tensor, got ndarray$"
+    codes = np.zeros((2, 5), np.int64)
+    calls: list[tuple[str, Callable[[], Any]]] = [
+        ("codebook", lambda: setattr(vq, "codebook", np.zeros((12, 8), np.float32))),
+        ("books", lambda: setattr(pq, "books", np.zeros((2, 4, 4), np.float32))),
+        ("lens", lambda: vq(X, lens=np.array([1, 2]))),
+        ("indices", lambda: vq(X, indices=codes)),
+        ("indices", lambda: build("ResidualVQ")(X, indices=np.stack((codes, codes), -1))),
+        ("mask", lambda: build("ResidualVQ")(X, mask=codes > 0)),
+        ("mask", lambda: build("LFQ")(X, mask=codes > 0)),
+        ("x", lambda: vn.RelativeProjection(X[0])(X.numpy())),
+    ]
+    for named, call in calls:
+        with pytest.raises(TypeError, match=f"^{named} {said}"):
+            call()
+    with pytest.raises(ValueError, match=r"^mask must be bool \(True = counts\), got ndarray"):
+        vq(X, mask=codes > 0)
+
+
 SCORED = {
     "VectorQuantize": lambda codes: codes,
     "ResidualVQ": lambda codes: torch.stack((codes, codes), -1),

@@ -59,8 +59,27 @@ def numbers(low: float = 0.0, high: float = math.inf, above: bool = False, /, **
             number(name, value, low, high, above)
 
 
+def tensor(name: str, x: object) -> None:
+    """`x` is a tensor: modules, unlike functions, take no numpy arrays."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+
+
+def integers(x: object, name: str = "codes") -> Tensor:
+    """The tensor `x` of integers as int64."""
+    tensor(name, x)
+    return _checks.integers(x, name)
+
+
+def rows(x: object, count: int, name: str = "codes") -> Tensor:
+    """The same, of row numbers below `count` or -1."""
+    tensor(name, x)
+    return _checks.rows(x, count, name)
+
+
 def floats(name: str, x: object) -> None:
     """`x` is a dense floating-point tensor."""
+    tensor(name, x)
     _checks.floating(name, x)
     assert isinstance(x, Tensor)
     if x.layout is not torch.strided or x.is_nested:

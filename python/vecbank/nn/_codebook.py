@@ -383,7 +383,7 @@ class Codebook(nn.Module):
 
     @moving
     def update_ema(self, moved: Tensor | None = None) -> None:
-        """The codes from the moving averages, if `moved` () bool. With eps = 0, a code without rows stays where it is."""
+        """The codes from the moving averages, if `moved` () bool. With eps = 0 a code without rows stays as it is."""
         total = self.cluster_size.sum(-1, keepdim=True)
         size = (self.cluster_size + self.eps) / (total + self.codebook_size * self.eps) * total
         mean = self.embed_avg / size.unsqueeze(-1)
@@ -475,9 +475,10 @@ class Codebook(nn.Module):
         for name in ("pending_size", "pending_sum"):
             if (waiting := getattr(self, name)) is not None:
                 destination[prefix + name] = waiting
-        if self.affine_param and concrete(mean := self.batch_mean):
-            if mean.is_meta or not bool(mean.any() | self.batch_variance.any()):
-                del destination[f"{prefix}batch_mean"], destination[f"{prefix}batch_variance"]
+        if not (self.affine_param and concrete(mean := self.batch_mean)):
+            return
+        if mean.is_meta or not bool(mean.any() | self.batch_variance.any()):
+            del destination[f"{prefix}batch_mean"], destination[f"{prefix}batch_variance"]
 
     def extra_repr(self) -> str:
         books, size, width = self.embed.shape

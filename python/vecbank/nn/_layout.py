@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._finite import finite_rows
-from ._arguments import floats, memory_for
+from ._arguments import floats, memory_for, tensor
 
 
 def channel_last(x: Tensor) -> Tensor:
@@ -118,6 +118,7 @@ def row_mask(mask: Tensor, rows: torch.Size) -> Tensor:
     """A bool mask (True = counts) over the leading axes `rows`, or over the first few of them, spread over
     all.
     """
+    tensor("mask", mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be bool (True = counts), got {mask.dtype}")
     if mask.shape != rows[: mask.dim()]:

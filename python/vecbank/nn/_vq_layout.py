@@ -89,7 +89,8 @@ class Layout:
             raise ValueError(f"mask and lens need a sequence (b, n, dim), got x {tuple(shape)}")
         whole = (shape[0], *self._positions(shape))
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise ValueError(f"mask must be bool (True = counts), got {getattr(mask, 'dtype', type(mask).__name__)}")
+            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(f"mask must be bool (True = counts), got {got}")
         if mask.dim() < 2 or mask.shape != whole[: mask.dim()]:
             raise ValueError(f"mask must be (b, n) = {whole[:2]}, got {tuple(mask.shape)}")
         return mask.view(*mask.shape, *[1] * (len(whole) - mask.dim())).expand(whole).flatten(1)

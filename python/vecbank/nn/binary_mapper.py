@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 
 from .. import _checks
 from .._forward import Function
-from ._arguments import features, memory_for, number, numbers, whole
+from ._arguments import features, integers, memory_for, number, numbers, whole
 from ._bits import pack_bits, table, table_gradient, unpack_bits
 from ._derived import Derived
 from ._draws import uniform
@@ -139,7 +139,7 @@ class BinaryMapper(Derived):
         if indices is None:
             assert one_hot is not None
             indices = one_hot.argmax(-1)
-        numbers = _checks.integers(indices, "indices")
+        numbers = integers(indices, "indices")
         seen = _checks.in_range(numbers, self.num_codes, "indices")
         each = F.logsigmoid(torch.where(unpack_bits(numbers, self.power_two), logits, -logits))
         each = each if seen else _checks.only_rows(each, numbers, self.num_codes)

@@ -18,7 +18,8 @@ from .._written import Snapshot
 from ..functional import lookup, topk
 from ..kmeans import kmeans
 from ..sparse import firing_counts
-from ._arguments import features, memory_for, numbers, whole
+from ._arguments import features, integers, memory_for, numbers, whole
+from ._arguments import rows as row_numbers
 from ._layout import blank, kept_rows, lost_rows, over
 from ._recall import inside_backward
 from ._sync import Ranks, draw_rows
@@ -146,7 +147,7 @@ class CodebookFeatures(nn.Module):
 
     def _forced(self, force: Tensor, lead: torch.Size) -> Tensor:
         """(heads, n, j) from any shape that broadcasts to (..., heads, j)."""
-        force = _checks.rows(force, self.num_codes, "force")
+        force = row_numbers(force, self.num_codes, "force")
         if self.heads == 1 and force.dim() <= len(lead) + 1:
             force = force.unsqueeze(-2) if force.dim() else force.view(1, 1)
         try:
@@ -204,7 +205,7 @@ class CodebookFeatures(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Features (..., dim) of codes (..., k), or (..., heads, k), of any integer dtype; -1 adds nothing."""
-        codes = _checks.integers(codes)
+        codes = integers(codes)
         if self.heads == 1 and codes.dim():
             codes = codes.unsqueeze(-2)
         if codes.dim() < 2 or codes.shape[-2] != self.heads:

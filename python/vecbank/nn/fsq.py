@@ -23,7 +23,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .. import _checks
-from ._arguments import maybe_whole, memory_for, numbers, whole, wholes
+from ._arguments import features, integers, maybe_whole, memory_for, numbers, whole, wholes
+from ._arguments import rows as row_numbers
 from ._derived import Derived
 from ._draws import uniform
 from ._estimators import round_through
@@ -183,7 +184,7 @@ class FSQ(Derived):
 
     def indices_to_level_indices(self, indices: Tensor) -> Tensor:
         """Codes (...) to digits (..., d), -1 for code -1."""
-        numbers = _checks.rows(indices, self.codebook_size, "indices")
+        numbers = row_numbers(indices, self.codebook_size, "indices")
         return torch.where(numbers.unsqueeze(-1) < 0, -1, self._digits_of(numbers))
 
     def _digits_of(self, numbers: Tensor) -> Tensor:
@@ -193,23 +194,22 @@ class FSQ(Derived):
 
     def codes_to_indices(self, zhat: Tensor) -> Tensor:
         """Values (..., d), as `quantize` gives them, to codes (...)."""
-        if zhat.shape[-1] != self.codebook_dim:
-            raise ValueError(f"zhat must be (..., {self.codebook_dim}), got {tuple(zhat.shape)}")
+        features("zhat", zhat, self.codebook_dim)
         half = (self._levels - 1) / 2.0 if self.preserve_symmetry else self._levels // 2
         return self._number((zhat * half + half).round())
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
         """Codes back to quantised features, in the layout `forward` returns them in."""
-        first = self.channel_first or indices.dim() >= 3 + int(self.keep_num_codebooks_dim)
-        codes = self._decode(indices)
+        numbers = integers(indices, "indices")
+        first = self.channel_first or numbers.dim() >= 3 + int(self.keep_num_codebooks_dim)
+        codes = self._decode(numbers)
         if self.keep_num_codebooks_dim:
             codes = codes.flatten(-2)
         out: Tensor = self.project_out(like_weights(codes, self.project_out))
         return channel_first(out) if first else out
 
-    def _decode(self, indices: Tensor) -> Tensor:
-        """Codes (...) to vectors (..., d), turned back where there is a rotation."""
-        numbers = _checks.integers(indices, "indices")
+    def _decode(self, numbers: Tensor) -> Tensor:
+        """Codes (...) int64 to vectors (..., d), turned back where there is a rotation."""
         seen, vectors = _checks.in_range(numbers, self.codebook_size, "indices"), self._vectors(numbers)
         return vectors if seen else _checks.only_rows(vectors, numbers, self.codebook_size)
 
@@ -344,7 +344,7 @@ class ResidualFSQ(Derived):
         """Vectors of every stage, (S, b, ..., d), for codes as forward returns them (or of q < S stages, with
         quantize_dropout); -1 is a zero vector.
         """
-        numbers = _checks.integers(indices, "indices")
+        numbers = integers(indices, "indices")
         numbers = channel_last(numbers) if self.is_channel_first else numbers
         numbers = pad_stages(numbers, self.num_quantizers, self.quantize_dropout)
         seen = _checks.in_range(numbers, self.codebook_size, "indices")

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from .. import _checks
 from ..functional import lookup
-from ._arguments import memory_for, numbers, whole, wholes
+from ._arguments import features, integers, memory_for, numbers, whole, wholes
 from ._derived import Derived
 from ._estimators import straight_through
 from ._layout import (
@@ -215,8 +215,7 @@ class LatentQuantize(Derived):
 
     def codes_to_indices(self, zhat: Tensor) -> Tensor:
         """Table entries (..., d) to codes (...): the nearest entry's number, so rounding does no harm."""
-        if zhat.shape[-1] != self.codebook_dim:
-            raise ValueError(f"zhat must be (..., {self.codebook_dim}), got {tuple(zhat.shape)}")
+        features("zhat", zhat, self.codebook_dim)
         return self._number(self._digits(working(zhat)))
 
     def _number(self, digits: Tensor) -> Tensor:
@@ -225,7 +224,7 @@ class LatentQuantize(Derived):
 
     def indices_to_codes(self, indices: Tensor, project_out: bool = True) -> Tensor:
         """Codes back to quantised features (b, dim, ...), by the tables' present values."""
-        numbers = _checks.integers(indices, "indices")
+        numbers = integers(indices, "indices")
         if numbers.dim() < 1 + int(self.keep_num_codebooks_dim):
             raise ValueError(f"indices must be (b, ...) as forward returns them, got {tuple(numbers.shape)}")
         seen = _checks.in_range(numbers, self.codebook_size, "indices")

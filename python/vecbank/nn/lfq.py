@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from .. import _checks
-from ._arguments import maybe_whole, memory_for, numbers, whole
+from ._arguments import integers, maybe_whole, memory_for, numbers, whole
 from ._bits import bit_entropy, entropy, mean_code_probability, pack_bits, unpack_bits
 from ._derived import Derived
 from ._draws import uniform
@@ -216,18 +216,18 @@ class LFQ(Derived):
 
     def indices_to_codes(self, indices: Tensor, project_out: bool = True) -> Tensor:
         """Codes back to quantised features, in the layout `forward` returns them in."""
-        image = indices.dim() >= 3 + int(self.keep_num_codebooks_dim)
+        numbers = integers(indices, "indices")
+        image = numbers.dim() >= 3 + int(self.keep_num_codebooks_dim)
         first = image if self.channel_first is None else self.channel_first
-        codes = self._decode(indices)
+        codes = self._decode(numbers)
         if self.keep_num_codebooks_dim:
             codes = codes.flatten(-2)
         if project_out:
             codes = self.project_out(like_weights(codes, self.project_out))
         return channel_first(codes) if first else codes
 
-    def _decode(self, indices: Tensor) -> Tensor:
-        """Codes (...) to vectors (..., d), turned back where there is a rotation."""
-        numbers = _checks.integers(indices, "indices")
+    def _decode(self, numbers: Tensor) -> Tensor:
+        """Codes (...) int64 to vectors (..., d), turned back where there is a rotation."""
         seen, vectors = _checks.in_range(numbers, self.codebook_size, "indices"), self._vectors(numbers)
         return vectors if seen else _checks.only_rows(vectors, numbers, self.codebook_size)
 
@@ -421,7 +421,7 @@ class ResidualLFQ(nn.Module):
         """Vectors of every stage, (S, ..., d), for codes (..., q): q < S with quantize_dropout; -1 is a zero
         vector.
         """
-        numbers = pad_stages(_checks.integers(indices, "indices"), self.num_quantizers, self.quantize_dropout)
+        numbers = pad_stages(integers(indices, "indices"), self.num_quantizers, self.quantize_dropout)
         seen = _checks.in_range(numbers, self.codebook_size, "indices")
         vectors = torch.stack([layer._vectors(c) for layer, c in zip(self.layers, numbers.unbind(-1), strict=True)])
         return vectors if seen else _checks.only_rows(vectors, numbers.movedim(-1, 0), self.codebook_size)
@@ -455,10 +455,8 @@ class ResidualLFQ(nn.Module):
         with no_autocast(x):
             stages = [lambda r, layer=layer: layer(r, mask=mask, generator=generator) for layer in self.layers]
             done = run_cascade(working(x).flatten(1, -2) if x.dim() > 3 else working(x), stages, active)
-            quantized, codes = (
-                done.quantized.to(x.dtype).view(x.shape),
-                done.codes.view(*x.shape[:-1], done.codes.shape[-1]),
-            )
+            quantized = done.quantized.to(x.dtype).view(x.shape)
+            codes = done.codes.view(*x.shape[:-1], done.codes.shape[-1])
         out = project_rows(self.project_out, quantized)
         result = (channel_first(out) if first else out, codes, done.losses)
         return (*result, self.get_codes_from_indices(codes)) if return_all_codes else result

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from .._checks import in_range, integers
+from .._checks import in_range
 from .._finite import both, counted, finite_rows, voided, zeroed
 from ..functional import lookup
-from ._arguments import maybe_whole, numbers, whole, wholes
+from ._arguments import integers, maybe_whole, numbers, tensor, whole, wholes
 from ._derived import Derived
 from ._draws import normal
 from ._estimators import keep_alive, scale_gradient
@@ -224,6 +224,8 @@ class ResidualVQ(Derived):
         first = self._channel_first
         check_width(x, self.dim, 1 if first else -1)
         inputs = channel_last(x) if first else x
+        if mask is not None:
+            tensor("mask", mask)
         if mask is not None and (inputs.dim() != 3 or mask.shape != inputs.shape[:2] or mask.dtype != torch.bool):
             raise ValueError(
                 f"mask must be bool (b, n) for x (b, n, dim), got {mask.dtype} {tuple(mask.shape)} "
@@ -251,7 +253,8 @@ class ResidualVQ(Derived):
                 active = self._dropout.active(dropping, num_stages, seed, x.device, self.generator)
                 call = _Call(mask, valid, active, move, options)
                 if indices is not None:
-                    given = integers(indices if isinstance(indices, Tensor) else torch.stack(list(indices)), "indices")
+                    listed = isinstance(indices, (list, tuple))
+                    given = integers(torch.stack(list(indices)) if listed else indices, "indices")
                     if given.shape[:-1] != lead or not active <= given.shape[-1] <= self.num_quantizers:
                         want = f"{(*lead, active)} for x {tuple(x.shape)}"
                         raise ValueError(f"indices must be (b, ..., {active}) = {want}, got {tuple(given.shape)}")

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from .._checks import integers
-from .._checks import rows as row_numbers
 from .._finite import counted, finite_rows, voided, zeroed
 from ..functional import lookup, quantize_train
-from ._arguments import memory_for, numbers, whole
+from ._arguments import integers, memory_for, numbers, whole
+from ._arguments import rows as row_numbers
 from ._estimators import codebook_loss, rotate_to, straight_through
 from ._layout import channel_first as to_channel_first
 from ._layout import channel_last, check_width, no_autocast, working

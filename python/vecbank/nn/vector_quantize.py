@@ -12,10 +12,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from .._checks import floating, in_range, integer, integers
-from .._checks import rows as row_numbers
+from .._checks import in_range, integer
 from .._finite import both, finite_rows, over, voided, zeroed
-from ._arguments import features, maybe_whole, number, numbers, whole
+from ._arguments import features, floats, integers, maybe_whole, number, numbers, whole
+from ._arguments import rows as row_numbers
 from ._codebook import Codebook, UpdateWeight, unit
 from ._derived import Derived
 from ._layout import no_autocast
@@ -234,7 +234,7 @@ class VectorQuantize(Derived):
 
     @codebook.setter
     def codebook(self, codes: Tensor) -> None:
-        floating("codebook", codes)
+        floats("codebook", codes)
         want = tuple(self.codebook.shape)
         _require(codes.shape == want, f"codebook must be {want}, got {tuple(codes.shape)}")
         self._codebook.assign(codes.detach() if self.separate_codebook_per_head else codes.detach().unsqueeze(0))
