@@ -335,3 +335,21 @@ TOO_LARGE: dict[str, Callable[[], Any]] = {
 def test_missing_memory(name: str) -> None:
     with pytest.raises(MemoryError, match=re.compile("^not enough memory for .*[0-9]")):
         TOO_LARGE[name]()
+
+
+# ---- warnings -----------------------------------------------------------------------------------------------------
+
+WARNED: dict[str, Callable[[], Any]] = {
+    "k-means starts 12 codes from 5 vectors": lambda: build("VectorQuantize", kmeans_init=True)(X[:1]),
+    "k-means starts 3 codes from 2 vectors": lambda: nn.Sequential(
+        vn.ResidualVQ(dim=8, num_quantizers=2, codebook_size=3, kmeans_init=True)
+    )(X[:, :1]),
+    "orthogonal_rotation mixes": lambda: build("ResidualFSQ", orthogonal_rotation=True),
+}
+
+
+@pytest.mark.parametrize("words", WARNED)
+def test_warnings_name_the_caller_s_line(words: str) -> None:
+    with pytest.warns(UserWarning, match=words) as caught:
+        WARNED[words]()
+    assert {warning.filename for warning in caught} == {__file__}

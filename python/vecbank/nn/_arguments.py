@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Real
@@ -93,6 +95,14 @@ def features(name: str, x: object, width: int) -> None:
     assert isinstance(x, Tensor)
     if x.dim() == 0 or x.shape[-1] != width:
         raise ValueError(f"{name} must have shape (..., {width}), got {tuple(x.shape)}")
+
+
+def warn(message: str) -> None:
+    """A UserWarning at the line that led here, outside of this package and of torch, whose modules call each other."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("vecbank", "torch"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ Estimator", ICML 2023 (affine parameters).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -21,7 +20,7 @@ from torch import Generator, Tensor, nn
 
 from .._checks import concrete
 from ..functional import lookup, quantize_train
-from ._arguments import memory_for, numbers, whole
+from ._arguments import memory_for, numbers, warn, whole
 from ._draws import uniform
 from ._layout import working
 from ._moving import moving, not_exported, writable
@@ -231,7 +230,7 @@ class Codebook(nn.Module):
             self._started = bool(self.initted)  # loaded, set by hand, or the first rank's word
         if not self._started and self.ranks.several and not self.training:
             if not torch.compiler.is_compiling():
-                warnings.warn(_NOT_STARTED, stacklevel=6)
+                warn(_NOT_STARTED)
         elif not self._started:
             self._start(x.detach(), mask)
         if self.affine_param and self.training:
@@ -254,11 +253,9 @@ class Codebook(nn.Module):
         """k-means on these rows (of all ranks, or of the first one), from random rows; without rows it waits."""
         not_exported("the k-means start of a codebook", "run the module on one batch before the export")
         rows, keep = self._by_book(x, mask)
-        if 0 < rows.shape[1] < self.codebook_size and not self.ranks.several:
-            warnings.warn(
-                f"k-means starts {self.codebook_size} codes from {rows.shape[1]} vectors: some will be the same",
-                stacklevel=6,
-            )
+        count, looks = rows.shape[1], not torch.compiler.is_compiling() and not self.ranks.several
+        if looks and 0 < count < self.codebook_size:
+            warn(f"k-means starts {self.codebook_size} codes from {count} vectors: some will be the same")
         own = self.ranks if self.sync_kmeans else Ranks(False)
         centres, sizes, found_any = [], [], []
         for book in range(self.num_codebooks):

@@ -15,7 +15,6 @@ et al., "QuIP#", 2024.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .. import _checks
-from ._arguments import features, integers, maybe_whole, memory_for, numbers, whole, wholes
+from ._arguments import features, integers, maybe_whole, memory_for, numbers, warn, whole, wholes
 from ._arguments import rows as row_numbers
 from ._derived import Derived
 from ._draws import uniform
@@ -134,7 +133,7 @@ class FSQ(Derived):
         self.orthogonal_rotation = orthogonal_rotation
         if orthogonal_rotation:
             if len(set(levels)) > 1:
-                warnings.warn(f"orthogonal_rotation mixes features of different levels {levels}", stacklevel=2)
+                warn(f"orthogonal_rotation mixes features of different levels {levels}")
             self.register_buffer("orthogonal_rot", nn.init.orthogonal_(torch.empty(len(levels), len(levels))))
 
     # ---- Numbers
