@@ -107,6 +107,37 @@ def test_shares(name: str, argument: str) -> None:
             build(name, **{argument: wrong})
 
 
+@pytest.mark.parametrize(("name", "argument"), arguments(NOT_NEGATIVE | SHARES))
+def test_none_is_no_number(name: str, argument: str) -> None:
+    if name == "LatentQuantize" or (name, argument) == ("ProductQuantizer", "decay"):
+        build(name, **{argument: None})  # where it says that there is none
+        return
+    with pytest.raises(TypeError, match=f"^{argument} must be a number, got NoneType"):
+        build(name, **{argument: None})
+
+
+def test_parts_of_modules() -> None:
+    for name in ("VectorQuantize", "ResidualVQ", "ProductQuantizer", "CodebookFeatures", "SparseAutoencoder"):
+        with pytest.raises(TypeError, match="^generator must be a torch.Generator or None, got int"):
+            build(name, generator=3)
+    drawing = (build("LFQ", frac_per_sample_entropy=0.5), build("FSQ", preserve_symmetry=True, noise_dropout=0.5))
+    for module, x in (*((module, X) for module in drawing), (build("BinaryMapper"), X[..., :3])):
+        with pytest.raises(TypeError, match="^generator must be a torch.Generator or None, got int"):
+            module(x, generator=3)
+    for name, argument in (
+        ("VectorQuantize", "vq_bridge"),
+        ("SimVQ", "codebook_transform"),
+        ("LFQ", "straight_through_activation"),
+    ):
+        with pytest.raises(TypeError, match=f"^{argument} must be a torch.nn.Module, got int"):
+            build(name, **{argument: 3})
+    for wrong in (2, "ab", [1.0, None]):
+        with pytest.raises(TypeError, match="^beam_score_quantizer_weights"):
+            build("ResidualVQ", beam_size=2, beam_score_quantizer_weights=wrong)
+    with pytest.raises(TypeError, match="^model must be a torch.nn.Module, got int"):
+        vn.accelerate(3)  # type: ignore[arg-type]
+
+
 # ---- calls --------------------------------------------------------------------------------------------------------
 
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
@@ -245,6 +276,10 @@ def test_options_of_calls() -> None:
         (vq, {"sample_codebook_temp": -1.0}, ValueError, "sample_codebook_temp must be at least 0"),
         (vq, {"lens": torch.tensor([1.0, 2.0])}, TypeError, "lens must be integers"),
         (vq, {"lens": [1, 2]}, TypeError, "lens must be a torch.Tensor"),
+        (vq, {"lens": torch.tensor([-5, 3])}, IndexError, "lens must lie between 0 and 5, got values from -5 to 3"),
+        (vq, {"lens": torch.tensor([5, 200])}, IndexError, "lens must lie between 0 and 5"),
+        (vq, {"sample_codebook_temp": "a"}, TypeError, "sample_codebook_temp must be a number, got str"),
+        (vq, {"ema_update_weight": 0.5}, TypeError, "ema_update_weight must be a torch.Tensor, got float"),
         (vq, {"mask": [True]}, ValueError, "mask must be bool"),
         (vq, {"codebook_transform_fn": lambda book: book}, ValueError, "codebook_transform_fn must return"),
         (rvq, {"beam_size": 0}, ValueError, "beam_size must be at least 1, got 0"),
@@ -265,6 +300,8 @@ def test_levels() -> None:
             make([5.5, 3])
         with pytest.raises(ValueError, match="levels must hold at least one number"):
             make([])
+    with pytest.raises(ValueError, match="levels must be at least 2, got -1"):
+        vn.LatentQuantize(-1, dim=8)
     with pytest.raises(TypeError, match=r"levels must be a sequence of ints, got 5.0"):
         vn.LatentQuantize(5.0, dim=8, codebook_dim=8)  # type: ignore[arg-type]
     assert vn.LatentQuantize(np.int64(5), dim=8, codebook_dim=8).codebook_dim == 8  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from numbers import Real
 
 import torch
-from torch import OutOfMemoryError, Tensor
+from torch import Generator, OutOfMemoryError, Tensor
 
 from .. import _checks
 
@@ -55,10 +55,27 @@ def number(name: str, value: object, low: float = 0.0, high: float = math.inf, a
 
 
 def numbers(low: float = 0.0, high: float = math.inf, above: bool = False, /, **values: object) -> None:
-    """`number` for each of several arguments; None passes."""
+    """`number` for each of several arguments."""
     for name, value in values.items():
-        if value is not None:
-            number(name, value, low, high, above)
+        number(name, value, low, high, above)
+
+
+def maybe_numbers(low: float = 0.0, high: float = math.inf, above: bool = False, /, **values: object) -> None:
+    """The same; None passes."""
+    numbers(low, high, above, **{name: value for name, value in values.items() if value is not None})
+
+
+def drawn_by(value: object) -> Generator | None:
+    """The source of a module's draws: torch's own for None."""
+    if value is None or isinstance(value, Generator):
+        return value
+    raise TypeError(f"generator must be a torch.Generator or None, got {type(value).__name__}")
+
+
+def function(name: str, value: object) -> None:
+    """A module or another function, or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
 
 
 def tensor(name: str, x: object) -> None:
@@ -98,7 +115,12 @@ def features(name: str, x: object, width: int) -> None:
 
 
 def warn(message: str) -> None:
-    """A UserWarning at the line that led here, outside of this package and of torch, whose modules call each other."""
+    """A UserWarning at the line that led here, outside of this package and of torch, whose modules call each other.
+
+    A compiled program says nothing.
+    """
+    if torch.compiler.is_compiling():
+        return
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("vecbank", "torch"):
         level, frame = level + 1, frame.f_back

@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 
 from .._checks import concrete
 from ..functional import lookup, quantize_train
-from ._arguments import memory_for, numbers, warn, whole
+from ._arguments import drawn_by, function, maybe_numbers, memory_for, numbers, tensor, warn, whole
 from ._draws import uniform
 from ._layout import working
 from ._moving import moving, not_exported, writable
@@ -110,10 +110,12 @@ class Codebook(nn.Module):
         super().__init__()
         dim, codebook_size = whole("dim", dim), whole("codebook_size", codebook_size)
         num_codebooks = whole("num_codebooks", num_codebooks)
-        kmeans_iters = whole("kmeans_iters", kmeans_iters, int(kmeans_init))
+        kmeans_iters = whole("kmeans_iters", kmeans_iters, 1 if kmeans_init else 0)
         numbers(0, 1, decay=decay, affine_param_batch_decay=affine_param_batch_decay)
         numbers(0, 1, affine_param_codebook_decay=affine_param_codebook_decay)
-        numbers(eps=eps, threshold_ema_dead_code=threshold_ema_dead_code, reset_cluster_size=reset_cluster_size)
+        numbers(eps=eps, threshold_ema_dead_code=threshold_ema_dead_code)
+        maybe_numbers(reset_cluster_size=reset_cluster_size)
+        function("vq_bridge", vq_bridge)
         self.codebook_size, self.num_codebooks = codebook_size, num_codebooks
         self.kmeans_iters, self.sync_kmeans = kmeans_iters, sync_kmeans
         self.decay, self.eps = decay, eps
@@ -121,7 +123,7 @@ class Codebook(nn.Module):
         self.reset_cluster_size = threshold_ema_dead_code if reset_cluster_size is None else reset_cluster_size
         self.use_ddp, self.learnable_codebook = use_ddp, learnable_codebook
         self.ema_update, self.manual_ema_update = ema_update, manual_ema_update
-        self.use_cosine_sim, self.generator = use_cosine_sim, generator
+        self.use_cosine_sim, self.generator = use_cosine_sim, drawn_by(generator)
         self.recall = Recall()
         self._started = not kmeans_init  # what `initted` says, once it says yes: asked without waiting for a device
         self._shared = False  # whether the ranks have agreed on a first state
@@ -229,8 +231,7 @@ class Codebook(nn.Module):
         if not self._started and not torch.compiler.is_compiling():
             self._started = bool(self.initted)  # loaded, set by hand, or the first rank's word
         if not self._started and self.ranks.several and not self.training:
-            if not torch.compiler.is_compiling():
-                warn(_NOT_STARTED)
+            warn(_NOT_STARTED)
         elif not self._started:
             self._start(x.detach(), mask)
         if self.affine_param and self.training:
@@ -253,9 +254,8 @@ class Codebook(nn.Module):
         """k-means on these rows (of all ranks, or of the first one), from random rows; without rows it waits."""
         not_exported("the k-means start of a codebook", "run the module on one batch before the export")
         rows, keep = self._by_book(x, mask)
-        count, looks = rows.shape[1], not torch.compiler.is_compiling() and not self.ranks.several
-        if looks and 0 < count < self.codebook_size:
-            warn(f"k-means starts {self.codebook_size} codes from {count} vectors: some will be the same")
+        if not (torch.compiler.is_compiling() or self.ranks.several) and 0 < rows.shape[1] < self.codebook_size:
+            warn(f"k-means starts {self.codebook_size} codes from {rows.shape[1]} vectors: some will be the same")
         own = self.ranks if self.sync_kmeans else Ranks(False)
         centres, sizes, found_any = [], [], []
         for book in range(self.num_codebooks):
@@ -371,6 +371,7 @@ class Codebook(nn.Module):
         if weight is None:
             return 1 - self.decay
         values = weight(sums, counts) if callable(weight) else weight
+        tensor("ema_update_weight", values)
         values = values.unsqueeze(0) if values.dim() == 1 else values
         if values.shape != self.cluster_size.shape:
             raise ValueError(

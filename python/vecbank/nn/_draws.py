@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from ._arguments import drawn_by
+
 
 def source(device: torch.device, generator: Generator | None) -> dict[str, Any]:
     """Keywords for torch's draws. Without a generator there is none, not None, as that cannot be traced beside a size
     that varies.
     """
+    generator = drawn_by(generator)
     return {"device": device} if generator is None else {"device": generator.device, "generator": generator}
 
 

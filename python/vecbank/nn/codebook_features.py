@@ -18,7 +18,7 @@ from .._written import Snapshot
 from ..functional import lookup, topk
 from ..kmeans import kmeans
 from ..sparse import firing_counts
-from ._arguments import features, integers, memory_for, numbers, whole
+from ._arguments import drawn_by, features, integers, memory_for, numbers, whole
 from ._arguments import rows as row_numbers
 from ._layout import blank, kept_rows, lost_rows, over
 from ._recall import inside_backward
@@ -91,6 +91,7 @@ class CodebookFeatures(nn.Module):
         dim, num_codes = whole("dim", dim), whole("num_codes", num_codes)
         k, heads = whole("k", k, 1, num_codes, "num_codes"), whole("heads", heads)
         numbers(book_weight=book_weight, commitment_weight=commitment_weight)
+        generator = drawn_by(generator)
         if dim % heads:
             raise ValueError(f"dim must be a multiple of heads, got dim = {dim} and heads = {heads}")
         self.dim, self.num_codes, self.k, self.heads = dim, num_codes, k, heads

@@ -12,7 +12,7 @@ from .. import embedding as store
 from ..codes import pack_bits, packed_bytes
 from ..functional import lookup
 from ..pq import pq_decode, pq_encode, pq_train
-from ._arguments import floats, integers, memory_for, number, numbers, whole, wholes
+from ._arguments import drawn_by, floats, integers, memory_for, number, numbers, whole, wholes
 from ._arguments import rows as row_numbers
 from ._derived import Derived
 
@@ -48,6 +48,7 @@ class HashedEmbedding(Derived):
         super().__init__()
         rows, width, probes = whole("rows", rows), whole("width", width), wholes("probes", probes)
         numbers(std=std)
+        generator = drawn_by(generator)
         self.probes, self.seed = tuple(probes), whole("seed", seed, -(2**63))
         with memory_for(f"a table of {rows} x {width} numbers"):
             self.table = nn.Parameter(std * torch.randn(rows, width, generator=generator))
@@ -135,6 +136,7 @@ class CompressedEmbedding(nn.Module):
             raise ValueError(f"method {method!r} is made from a trained table: CompressedEmbedding.from_table")
         num_embeddings, dim = whole("num_embeddings", num_embeddings), whole("dim", dim)
         numbers(std=std)
+        generator = drawn_by(generator)
         self.num_embeddings, self.dim, self.method = num_embeddings, dim, method
         self.frozen = False
 

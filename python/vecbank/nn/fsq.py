@@ -22,7 +22,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .. import _checks
-from ._arguments import features, integers, maybe_whole, memory_for, numbers, warn, whole, wholes
+from ._arguments import features, integers, maybe_numbers, maybe_whole, memory_for, numbers, warn, whole, wholes
 from ._arguments import rows as row_numbers
 from ._derived import Derived
 from ._draws import uniform
@@ -302,7 +302,7 @@ class ResidualFSQ(Derived):
         width = len(levels)
         dim = width if dim is None else whole("dim", dim)
         if not isinstance(soft_clamp_input_value, (Sequence, Tensor)):
-            numbers(0, math.inf, True, soft_clamp_input_value=soft_clamp_input_value)
+            maybe_numbers(0, math.inf, True, soft_clamp_input_value=soft_clamp_input_value)
         self.levels = levels
         self.num_quantizers = num_quantizers
         self.is_channel_first = is_channel_first

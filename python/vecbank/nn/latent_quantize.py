@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from .. import _checks
 from ..functional import lookup
-from ._arguments import features, integers, memory_for, numbers, whole, wholes
+from ._arguments import features, integers, maybe_numbers, memory_for, whole, wholes
 from ._derived import Derived
 from ._estimators import straight_through
 from ._layout import (
@@ -129,8 +129,9 @@ class LatentQuantize(Derived):
             )
         dim, num_codebooks = whole("dim", dim), whole("num_codebooks", num_codebooks)
         codebook_dim = whole("codebook_dim", codebook_dim, -1)
-        numbers(commitment_loss_weight=commitment_loss_weight, quantization_loss_weight=quantization_loss_weight)
+        maybe_numbers(commitment_loss_weight=commitment_loss_weight, quantization_loss_weight=quantization_loss_weight)
         if isinstance(levels, (int, np.integer)):
+            levels = whole("levels", levels, 2)
             if codebook_dim < 1:  # the peer's own tests ask for this class of error
                 raise RuntimeError(f"codebook_dim must be at least 1 where levels is an int, got {codebook_dim}")
             levels = [levels] * codebook_dim

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from .. import _checks
-from ._arguments import integers, maybe_whole, memory_for, numbers, whole
+from ._arguments import function, integers, maybe_numbers, maybe_whole, memory_for, numbers, whole
 from ._bits import bit_entropy, entropy, mean_code_probability, pack_bits, unpack_bits
 from ._derived import Derived
 from ._draws import uniform
@@ -137,8 +137,9 @@ class LFQ(Derived):
         super().__init__()
         dim, codebook_size = maybe_whole("dim", dim), maybe_whole("codebook_size", codebook_size)
         num_codebooks = whole("num_codebooks", num_codebooks)
-        scales = {"codebook_scale": codebook_scale, "cosine_sim_project_in_scale": cosine_sim_project_in_scale}
-        numbers(0, math.inf, True, **scales)
+        numbers(0, math.inf, True, codebook_scale=codebook_scale)
+        maybe_numbers(0, math.inf, True, cosine_sim_project_in_scale=cosine_sim_project_in_scale)
+        function("straight_through_activation", straight_through_activation)
         numbers(commitment_loss_weight=commitment_loss_weight)
         factors = {"entropy_loss_weight": entropy_loss_weight, "diversity_gamma": diversity_gamma}
         numbers(-math.inf, entropy_loss_offset=entropy_loss_offset, **factors)
@@ -152,8 +153,7 @@ class LFQ(Derived):
         keep = num_codebooks > 1 if keep_num_codebooks_dim is None else keep_num_codebooks_dim
         if num_codebooks > 1 and not keep:
             raise ValueError(f"keep_num_codebooks_dim=False needs num_codebooks=1, got {num_codebooks}")
-        if not 0 < frac_per_sample_entropy <= 1:
-            raise ValueError(f"frac_per_sample_entropy must lie in (0, 1], got {frac_per_sample_entropy}")
+        numbers(0, 1, True, frac_per_sample_entropy=frac_per_sample_entropy)
         if soft_clamp_input_value is not None and soft_clamp_input_value < codebook_scale:
             raise ValueError(
                 f"soft_clamp_input_value must be at least codebook_scale = {codebook_scale}, "

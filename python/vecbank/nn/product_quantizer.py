@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from .._finite import counted, finite_rows, voided, zeroed
 from ..functional import lookup, project, quantize_train
 from ..pq import ProductCodec, pq_decode, pq_encode, pq_train, turned
-from ._arguments import features, floats, integers, memory_for, number, numbers, whole
+from ._arguments import drawn_by, features, floats, integers, memory_for, number, numbers, whole
 from ._estimators import keep_alive
 from ._moving import moving
 from ._recall import Recall, Seen, inside_backward, may_repeat
@@ -79,6 +79,7 @@ class ProductQuantizer(nn.Module):
         super().__init__()
         dim, parts, codes = whole("dim", dim), whole("parts", parts), whole("codes", codes)
         numbers(commitment_weight=commitment_weight, rare=rare)
+        generator = drawn_by(generator)
         if dim % parts:
             raise ValueError(f"dim must be a multiple of parts, got dim = {dim} and parts = {parts}")
         if decay is not None and not 0 <= number("decay", decay, -math.inf) < 1:

@@ -12,7 +12,7 @@ Quantization with Implicit Neural Codebooks", ICML 2024; directional reparametri
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -116,7 +116,11 @@ class ResidualVQ(Derived):
             raise ValueError(f"eval_beam_size={eval_beam_size} needs beam_size")
         if implicit_neural_codebook and max(beam_size or 1, eval_beam_size or 1) > 1:
             raise ValueError("beam_size does not go with implicit_neural_codebook: every beam would need its own books")
-        weights = [1.0] * num_quantizers if beam_score_quantizer_weights is None else list(beam_score_quantizer_weights)
+        given = beam_score_quantizer_weights
+        if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
+            raise TypeError(f"beam_score_quantizer_weights must be a sequence of numbers, got {given!r}")
+        weights = [1.0] * num_quantizers if given is None else list(given)
+        numbers(-math.inf, **{f"beam_score_quantizer_weights[{i}]": weight for i, weight in enumerate(weights)})
         if len(weights) != num_quantizers:
             raise ValueError(f"beam_score_quantizer_weights must have {num_quantizers} entries, got {len(weights)}")
         self._beam_weights = weights

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from .._checks import in_range, integer
 from .._finite import both, finite_rows, over, voided, zeroed
-from ._arguments import features, floats, integers, maybe_whole, number, numbers, whole
+from ._arguments import drawn_by, features, floats, integers, maybe_whole, number, numbers, whole
 from ._arguments import rows as row_numbers
 from ._codebook import Codebook, UpdateWeight, unit
 from ._derived import Derived
@@ -183,7 +183,7 @@ class VectorQuantize(Derived):
         self.channel_last = channel_last
         self.accept_image_fmap, self.accept_3d_fmap = accept_image_fmap, accept_3d_fmap
         self.return_zeros_for_masked_padding = return_zeros_for_masked_padding
-        self.generator = generator
+        self.generator = drawn_by(generator)
         self._codebook = Codebook(
             dim=self.codebook_dim,
             codebook_size=codebook_size,
@@ -426,7 +426,9 @@ class VectorQuantize(Derived):
             lens = integers(lens, "lens")
             if lens.shape != x.shape[:1]:
                 raise ValueError(f"lens must be (b,) = ({x.shape[0]},), got {tuple(lens.shape)}")
-            mask = torch.arange(x.shape[1 if self.channel_last else -1], device=x.device) < lens.unsqueeze(-1)
+            longest = x.shape[1 if self.channel_last else -1]
+            in_range(lens, longest + 1, "lens", 0)
+            mask = torch.arange(longest, device=x.device) < lens.unsqueeze(-1)
         assert mask is not None
         return self._layout.mask(mask, x.shape)
 
