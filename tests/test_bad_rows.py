@@ -245,3 +245,21 @@ def test_a_row_that_is_no_number_leaves_the_linear_maps_alone(name: str, train: 
         assert (got is None) == (want is None)
         if got is not None and want is not None:
             torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("image", [False, True], ids=["tokens", "image"])
+@pytest.mark.parametrize("kind", ["GroupedResidualVQ", "GroupedResidualFSQ", "GroupedResidualLFQ"])
+def test_a_row_is_lost_in_all_groups(kind: str, image: bool, bad: float) -> None:
+    options: dict[str, Any] = {"levels": [5] * 3} if "FSQ" in kind else {"codebook_size": 8}
+    module = getattr(vn, kind)(dim=D, groups=2, num_quantizers=2, accept_image_fmap=image, **options)
+    x = gauss(1, 4, 5, D)
+    x = x if image else x.flatten(1, 2)
+    x[0, 2, ..., 1] = bad
+    found, codes, *_ = module(x.movedim(-1, 1) if image else x)
+    found = found.movedim(1, -1) if image else found
+    codes = codes.movedim(2, -1) if kind == "GroupedResidualFSQ" and image else codes
+    lost = torch.zeros(found.shape[:-1], dtype=torch.bool)
+    lost[0, 2] = True
+    assert torch.equal(found.isnan().all(-1), lost) and torch.equal(found.isnan().any(-1), lost)
+    assert torch.equal((codes == -1).all(-1).all(0), lost) and torch.equal((codes == -1).any(-1).any(0), lost)
