@@ -210,3 +210,56 @@ def test_training_resumes_bit_for_bit(name: str) -> None:
     x = gauss(9, D, seed=20)
     for got, want in zip(step(name, other, x, False), step(name, module, x, False), strict=True):
         assert got is want is None or torch.equal(got, want)  # type: ignore[arg-type]
+
+
+PROJECTED: dict[str, Made] = {
+    "fsq": lambda: vn.FSQ([5, 5], dim=D),
+    "residual fsq": lambda: vn.ResidualFSQ(levels=[5, 5], num_quantizers=2, dim=D),
+    "lfq": lambda: vn.LFQ(dim=D, codebook_size=16),
+    "lfq, cosine": lambda: vn.LFQ(dim=D, codebook_size=16, cosine_sim_project_in=True),
+    "residual lfq": lambda: vn.ResidualLFQ(dim=D, codebook_size=16, num_quantizers=2),
+    "latent": lambda: vn.LatentQuantize([5, 4], dim=D),
+    "vector quantisation": lambda: vn.VectorQuantize(D, 8, codebook_dim=3),
+    "residual vector quantisation": lambda: vn.ResidualVQ(dim=D, codebook_size=8, codebook_dim=3, num_quantizers=2),
+}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("train", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", PROJECTED)
+def test_a_row_that_is_no_number_leaves_the_linear_maps_alone(name: str, train: bool, bad: float) -> None:
+    torch.manual_seed(0)
+    module = PROJECTED[name]().train(train)
+    x = gauss(1, 4, D)
+    with_it = x.clone()
+    with_it[0, 2, 1] = bad
+    grads = []
+    for rows in (with_it, x):
+        rows = rows.movedim(-1, 1) if name == "latent" else rows
+        made = copy.deepcopy(module)
+        out = made(rows)[0]
+        out = out.movedim(1, -1) if name == "latent" else out
+        (out[0, :2].square().sum() + out[0, 3:].square().sum()).backward()
+        grads.append([p.grad for p in made.parameters()])
+    for got, want in zip(*grads, strict=True):
+        assert (got is None) == (want is None)
+        if got is not None and want is not None:
+            torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("image", [False, True], ids=["tokens", "image"])
+@pytest.mark.parametrize("kind", ["GroupedResidualVQ", "GroupedResidualFSQ", "GroupedResidualLFQ"])
+def test_a_row_is_lost_in_all_groups(kind: str, image: bool, bad: float) -> None:
+    options: dict[str, Any] = {"levels": [5] * 3} if "FSQ" in kind else {"codebook_size": 8}
+    module = getattr(vn, kind)(dim=D, groups=2, num_quantizers=2, accept_image_fmap=image, **options)
+    x = gauss(1, 4, 5, D)
+    x = x if image else x.flatten(1, 2)
+    x[0, 2, ..., 1] = bad
+    found, codes, *_ = module(x.movedim(-1, 1) if image else x)
+    found = found.movedim(1, -1) if image else found
+    codes = codes.movedim(2, -1) if kind == "GroupedResidualFSQ" and image else codes
+    lost = torch.zeros(found.shape[:-1], dtype=torch.bool)
+    lost[0, 2] = True
+    assert torch.equal(found.isnan().all(-1), lost) and torch.equal(found.isnan().any(-1), lost)
+    assert torch.equal((codes == -1).all(-1).all(0), lost) and torch.equal((codes == -1).any(-1).any(0), lost)

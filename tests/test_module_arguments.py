@@ -107,6 +107,37 @@ def test_shares(name: str, argument: str) -> None:
             build(name, **{argument: wrong})
 
 
+@pytest.mark.parametrize(("name", "argument"), arguments(NOT_NEGATIVE | SHARES))
+def test_none_is_no_number(name: str, argument: str) -> None:
+    if name == "LatentQuantize" or (name, argument) == ("ProductQuantizer", "decay"):
+        build(name, **{argument: None})  # where it says that there is none
+        return
+    with pytest.raises(TypeError, match=f"^{argument} must be a number, got NoneType"):
+        build(name, **{argument: None})
+
+
+def test_parts_of_modules() -> None:
+    for name in ("VectorQuantize", "ResidualVQ", "ProductQuantizer", "CodebookFeatures", "SparseAutoencoder"):
+        with pytest.raises(TypeError, match="^generator must be a torch.Generator or None, got int"):
+            build(name, generator=3)
+    drawing = (build("LFQ", frac_per_sample_entropy=0.5), build("FSQ", preserve_symmetry=True, noise_dropout=0.5))
+    for module, x in (*((module, X) for module in drawing), (build("BinaryMapper"), X[..., :3])):
+        with pytest.raises(TypeError, match="^generator must be a torch.Generator or None, got int"):
+            module(x, generator=3)
+    for name, argument in (
+        ("VectorQuantize", "vq_bridge"),
+        ("SimVQ", "codebook_transform"),
+        ("LFQ", "straight_through_activation"),
+    ):
+        with pytest.raises(TypeError, match=f"^{argument} must be a torch.nn.Module, got int"):
+            build(name, **{argument: 3})
+    for wrong in (2, "ab", [1.0, None]):
+        with pytest.raises(TypeError, match="^beam_score_quantizer_weights"):
+            build("ResidualVQ", beam_size=2, beam_score_quantizer_weights=wrong)
+    with pytest.raises(TypeError, match="^model must be a torch.nn.Module, got int"):
+        vn.accelerate(3)  # type: ignore[arg-type]
+
+
 # ---- calls --------------------------------------------------------------------------------------------------------
 
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
@@ -168,6 +199,42 @@ def test_codes(name: str) -> None:
             decode(torch.tensor(1))
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_take_no_arrays(name: str) -> None:
+    """Unlike functions; and the error does not name arrays as what is wanted."""
+    shape = {"BinaryMapper": (2, 5, 3), "HashedEmbedding": (5, 2)}.get(name, (2, 8, 8))
+    module, said = build(name), r" must be a torch.Tensor, got ndarray$"
+    with pytest.raises(TypeError, match=said):
+        module(np.zeros(shape, np.float32))
+    if name in DECODERS:
+        with pytest.raises(TypeError, match=f"^{DECODERS[name][1]}" + said):
+            decoder(module)(np.zeros(DECODERS[name][0], np.int64))
+    for method in ("fit_", "start_", "encode", "codes_to_indices"):
+        if hasattr(module, method):
+            with pytest.raises(TypeError, match=said):
+                getattr(module, method)(np.zeros((30, 8), np.float32))
+
+
+def test_nothing_that_belongs_to_a_module_is_an_array() -> None:
+    vq, pq, said = build("VectorQuantize"), build("ProductQuantizer"), "must be a torch.Tensor, got ndarray$"
+    codes = np.zeros((2, 5), np.int64)
+    calls: list[tuple[str, Callable[[], Any]]] = [
+        ("codebook", lambda: setattr(vq, "codebook", np.zeros((12, 8), np.float32))),
+        ("books", lambda: setattr(pq, "books", np.zeros((2, 4, 4), np.float32))),
+        ("lens", lambda: vq(X, lens=np.array([1, 2]))),
+        ("indices", lambda: vq(X, indices=codes)),
+        ("indices", lambda: build("ResidualVQ")(X, indices=np.stack((codes, codes), -1))),
+        ("mask", lambda: build("ResidualVQ")(X, mask=codes > 0)),
+        ("mask", lambda: build("LFQ")(X, mask=codes > 0)),
+        ("x", lambda: vn.RelativeProjection(X[0])(X.numpy())),
+    ]
+    for named, call in calls:
+        with pytest.raises(TypeError, match=f"^{named} {said}"):
+            call()
+    with pytest.raises(ValueError, match=r"^mask must be bool \(True = counts\), got ndarray"):
+        vq(X, mask=codes > 0)
+
+
 SCORED = {
     "VectorQuantize": lambda codes: codes,
     "ResidualVQ": lambda codes: torch.stack((codes, codes), -1),
@@ -190,6 +257,14 @@ def test_codes_to_be_scored(name: str) -> None:
         module(X, indices=given(torch.zeros(2, 5)))
 
 
+@pytest.mark.parametrize("name", ["ResidualVQ", "GroupedResidualVQ"])
+def test_codes_of_more_stages_than_there_are(name: str) -> None:
+    module, given = build(name), torch.zeros(2, 5, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"^indices must be \(b, ..., 2\) .* got \(2, 5, 3\)"):
+        module(X, indices=given if name == "ResidualVQ" else [given, given])
+    module(X, indices=given[..., :2] if name == "ResidualVQ" else [given[..., :2]] * 2, num_stages=1)
+
+
 def test_options_of_calls() -> None:
     vq, rvq = build("VectorQuantize"), build("ResidualVQ")
     for k in (0, 13):
@@ -201,6 +276,10 @@ def test_options_of_calls() -> None:
         (vq, {"sample_codebook_temp": -1.0}, ValueError, "sample_codebook_temp must be at least 0"),
         (vq, {"lens": torch.tensor([1.0, 2.0])}, TypeError, "lens must be integers"),
         (vq, {"lens": [1, 2]}, TypeError, "lens must be a torch.Tensor"),
+        (vq, {"lens": torch.tensor([-5, 3])}, IndexError, "lens must lie between 0 and 5, got values from -5 to 3"),
+        (vq, {"lens": torch.tensor([5, 200])}, IndexError, "lens must lie between 0 and 5"),
+        (vq, {"sample_codebook_temp": "a"}, TypeError, "sample_codebook_temp must be a number, got str"),
+        (vq, {"ema_update_weight": 0.5}, TypeError, "ema_update_weight must be a torch.Tensor, got float"),
         (vq, {"mask": [True]}, ValueError, "mask must be bool"),
         (vq, {"codebook_transform_fn": lambda book: book}, ValueError, "codebook_transform_fn must return"),
         (rvq, {"beam_size": 0}, ValueError, "beam_size must be at least 1, got 0"),
@@ -221,6 +300,8 @@ def test_levels() -> None:
             make([5.5, 3])
         with pytest.raises(ValueError, match="levels must hold at least one number"):
             make([])
+    with pytest.raises(ValueError, match="levels must be at least 2, got -1"):
+        vn.LatentQuantize(-1, dim=8)
     with pytest.raises(TypeError, match=r"levels must be a sequence of ints, got 5.0"):
         vn.LatentQuantize(5.0, dim=8, codebook_dim=8)  # type: ignore[arg-type]
     assert vn.LatentQuantize(np.int64(5), dim=8, codebook_dim=8).codebook_dim == 8  # type: ignore[arg-type]
@@ -291,3 +372,21 @@ TOO_LARGE: dict[str, Callable[[], Any]] = {
 def test_missing_memory(name: str) -> None:
     with pytest.raises(MemoryError, match=re.compile("^not enough memory for .*[0-9]")):
         TOO_LARGE[name]()
+
+
+# ---- warnings -----------------------------------------------------------------------------------------------------
+
+WARNED: dict[str, Callable[[], Any]] = {
+    "k-means starts 12 codes from 5 vectors": lambda: build("VectorQuantize", kmeans_init=True)(X[:1]),
+    "k-means starts 3 codes from 2 vectors": lambda: nn.Sequential(
+        vn.ResidualVQ(dim=8, num_quantizers=2, codebook_size=3, kmeans_init=True)
+    )(X[:, :1]),
+    "orthogonal_rotation mixes": lambda: build("ResidualFSQ", orthogonal_rotation=True),
+}
+
+
+@pytest.mark.parametrize("words", WARNED)
+def test_warnings_name_the_caller_s_line(words: str) -> None:
+    with pytest.warns(UserWarning, match=words) as caught:
+        WARNED[words]()
+    assert {warning.filename for warning in caught} == {__file__}

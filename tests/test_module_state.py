@@ -118,6 +118,20 @@ def test_an_averaged_model_made_before_the_first_forward(name: str, kind: str) -
     assert torch.equal(averaged.module.get_output_from_indices(codes), quantized)
 
 
+@pytest.mark.parametrize("kind", ["mean", "exponential"])
+def test_an_averaged_model_of_codebook_features(kind: str) -> None:
+    module = vn.CodebookFeatures(DIM, CODES, 2)
+    options = {} if kind == "mean" else {"multi_avg_fn": get_ema_multi_avg_fn(0.5)}
+    averaged = AveragedModel(module, use_buffers=True, **options)  # type: ignore[arg-type]
+    module.disable_(torch.tensor([0, 3]))
+    for step in range(3):
+        module(batch(step))
+        averaged.update_parameters(module)
+    assert saved(module)["enabled"].dtype == torch.bool
+    for code in (0, 3):
+        assert not bool((averaged(batch(9)).codes == code).any())
+
+
 def test_moments_of_no_rows_are_no_moments() -> None:
     module, plain = make("affine"), make("default")
     plain.load_state_dict({k: v for k, v in module.state_dict().items() if k in plain.state_dict()})
@@ -158,6 +172,26 @@ def test_an_assigned_codebook_holds(name: str) -> None:
     torch.testing.assert_close(module.codebook[~used], codes[~used], rtol=1e-4, atol=1e-5)  # Laplace smoothing
     near = (module.codebook - codes).norm(dim=-1).mean() < 0.5 * codes.norm(dim=-1).mean()
     assert bool(near)
+
+
+def test_assigned_cosine_codes_are_normalised() -> None:
+    module = vn.VectorQuantize(2, 2, use_cosine_sim=True).eval()
+    module.codebook = torch.tensor([[1.0, 0.0], [60.0, 80.0]])
+    torch.testing.assert_close(module.codebook, torch.tensor([[1.0, 0.0], [0.6, 0.8]]))
+    assert module(torch.tensor([[[1.0, 0.01]]]))[1].tolist() == [[0]]
+
+
+@pytest.mark.parametrize("name", ["default", "cosine", "head books", "kmeans"])
+def test_codes_without_rows_stay_where_there_is_no_smoothing(name: str) -> None:
+    module = make(name, decay=0.0, eps=0.0)
+    x = batch(0)[:, :3]
+    for _ in range(2):
+        before = module.codebook.clone()
+        _, codes, _ = module(x)
+        assert bool(module.codebook.isfinite().all())
+        if name != "head books" and not (before == 0).all():
+            used = torch.zeros(CODES, dtype=torch.bool).index_fill(0, codes.flatten(), True)
+            assert torch.equal(module.codebook[~used], before[~used])
 
 
 def test_the_next_step_starts_from_assigned_codes() -> None:

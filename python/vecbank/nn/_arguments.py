@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Real
 
 import torch
-from torch import OutOfMemoryError, Tensor
+from torch import Generator, OutOfMemoryError, Tensor
 
 from .. import _checks
 
@@ -53,14 +55,50 @@ def number(name: str, value: object, low: float = 0.0, high: float = math.inf, a
 
 
 def numbers(low: float = 0.0, high: float = math.inf, above: bool = False, /, **values: object) -> None:
-    """`number` for each of several arguments; None passes."""
+    """`number` for each of several arguments."""
     for name, value in values.items():
-        if value is not None:
-            number(name, value, low, high, above)
+        number(name, value, low, high, above)
+
+
+def maybe_numbers(low: float = 0.0, high: float = math.inf, above: bool = False, /, **values: object) -> None:
+    """The same; None passes."""
+    numbers(low, high, above, **{name: value for name, value in values.items() if value is not None})
+
+
+def drawn_by(value: object) -> Generator | None:
+    """The source of a module's draws: torch's own for None."""
+    if value is None or isinstance(value, Generator):
+        return value
+    raise TypeError(f"generator must be a torch.Generator or None, got {type(value).__name__}")
+
+
+def function(name: str, value: object) -> None:
+    """A module or another function, or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
+
+
+def tensor(name: str, x: object) -> None:
+    """`x` is a tensor: modules, unlike functions, take no numpy arrays."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+
+
+def integers(x: object, name: str = "codes") -> Tensor:
+    """The tensor `x` of integers as int64."""
+    tensor(name, x)
+    return _checks.integers(x, name)
+
+
+def rows(x: object, count: int, name: str = "codes") -> Tensor:
+    """The same, of row numbers below `count` or -1."""
+    tensor(name, x)
+    return _checks.rows(x, count, name)
 
 
 def floats(name: str, x: object) -> None:
     """`x` is a dense floating-point tensor."""
+    tensor(name, x)
     _checks.floating(name, x)
     assert isinstance(x, Tensor)
     if x.layout is not torch.strided or x.is_nested:
@@ -74,6 +112,19 @@ def features(name: str, x: object, width: int) -> None:
     assert isinstance(x, Tensor)
     if x.dim() == 0 or x.shape[-1] != width:
         raise ValueError(f"{name} must have shape (..., {width}), got {tuple(x.shape)}")
+
+
+def warn(message: str) -> None:
+    """A UserWarning at the line that led here, outside of this package and of torch, whose modules call each other.
+
+    A compiled program says nothing.
+    """
+    if torch.compiler.is_compiling():
+        return
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("vecbank", "torch"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 @contextmanager

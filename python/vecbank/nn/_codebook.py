@@ -11,7 +11,6 @@ Estimator", ICML 2023 (affine parameters).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -21,11 +20,12 @@ from torch import Generator, Tensor, nn
 
 from .._checks import concrete
 from ..functional import lookup, quantize_train
-from ._arguments import memory_for, numbers, whole
+from ._arguments import drawn_by, function, maybe_numbers, memory_for, numbers, tensor, warn, whole
+from ._draws import uniform
 from ._layout import working
 from ._moving import moving, not_exported, writable
 from ._recall import Recall, Seen, may_repeat
-from ._sync import Ranks, draw_rows, uniform
+from ._sync import Ranks, draw_rows
 from ._vq_ops import snapshot, totals
 
 NORM_FLOOR = 1e-6  # of the vectors that a cosine book normalises
@@ -110,10 +110,12 @@ class Codebook(nn.Module):
         super().__init__()
         dim, codebook_size = whole("dim", dim), whole("codebook_size", codebook_size)
         num_codebooks = whole("num_codebooks", num_codebooks)
-        kmeans_iters = whole("kmeans_iters", kmeans_iters, int(kmeans_init))
+        kmeans_iters = whole("kmeans_iters", kmeans_iters, 1 if kmeans_init else 0)
         numbers(0, 1, decay=decay, affine_param_batch_decay=affine_param_batch_decay)
         numbers(0, 1, affine_param_codebook_decay=affine_param_codebook_decay)
-        numbers(eps=eps, threshold_ema_dead_code=threshold_ema_dead_code, reset_cluster_size=reset_cluster_size)
+        numbers(eps=eps, threshold_ema_dead_code=threshold_ema_dead_code)
+        maybe_numbers(reset_cluster_size=reset_cluster_size)
+        function("vq_bridge", vq_bridge)
         self.codebook_size, self.num_codebooks = codebook_size, num_codebooks
         self.kmeans_iters, self.sync_kmeans = kmeans_iters, sync_kmeans
         self.decay, self.eps = decay, eps
@@ -121,7 +123,7 @@ class Codebook(nn.Module):
         self.reset_cluster_size = threshold_ema_dead_code if reset_cluster_size is None else reset_cluster_size
         self.use_ddp, self.learnable_codebook = use_ddp, learnable_codebook
         self.ema_update, self.manual_ema_update = ema_update, manual_ema_update
-        self.use_cosine_sim, self.generator = use_cosine_sim, generator
+        self.use_cosine_sim, self.generator = use_cosine_sim, drawn_by(generator)
         self.recall = Recall()
         self._started = not kmeans_init  # what `initted` says, once it says yes: asked without waiting for a device
         self._shared = False  # whether the ranks have agreed on a first state
@@ -229,8 +231,7 @@ class Codebook(nn.Module):
         if not self._started and not torch.compiler.is_compiling():
             self._started = bool(self.initted)  # loaded, set by hand, or the first rank's word
         if not self._started and self.ranks.several and not self.training:
-            if not torch.compiler.is_compiling():
-                warnings.warn(_NOT_STARTED, stacklevel=6)
+            warn(_NOT_STARTED)
         elif not self._started:
             self._start(x.detach(), mask)
         if self.affine_param and self.training:
@@ -253,11 +254,8 @@ class Codebook(nn.Module):
         """k-means on these rows (of all ranks, or of the first one), from random rows; without rows it waits."""
         not_exported("the k-means start of a codebook", "run the module on one batch before the export")
         rows, keep = self._by_book(x, mask)
-        if 0 < rows.shape[1] < self.codebook_size and not self.ranks.several:
-            warnings.warn(
-                f"k-means starts {self.codebook_size} codes from {rows.shape[1]} vectors: some will be the same",
-                stacklevel=6,
-            )
+        if not (torch.compiler.is_compiling() or self.ranks.several) and 0 < rows.shape[1] < self.codebook_size:
+            warn(f"k-means starts {self.codebook_size} codes from {rows.shape[1]} vectors: some will be the same")
         own = self.ranks if self.sync_kmeans else Ranks(False)
         centres, sizes, found_any = [], [], []
         for book in range(self.num_codebooks):
@@ -308,6 +306,10 @@ class Codebook(nn.Module):
     def assign(self, codes: Tensor) -> None:
         """Takes codes (H, K, d) for a start: they are the book, and its averages go on from them."""
         size = max(1.0, _KEPT * self.threshold_ema_dead_code)
+        codes = codes.to(self.embed)
+        if self.use_cosine_sim:  # codes of unit length stay as they are, bit for bit
+            off = (torch.linalg.vector_norm(codes, dim=-1, keepdim=True) - 1).abs() > NORM_FLOOR
+            codes = torch.where(off, unit(codes), codes)
         writable(self.embed).copy_(codes)
         self.cluster_size.fill_(size)
         self.embed_avg.copy_(self.embed * size)
@@ -369,6 +371,7 @@ class Codebook(nn.Module):
         if weight is None:
             return 1 - self.decay
         values = weight(sums, counts) if callable(weight) else weight
+        tensor("ema_update_weight", values)
         values = values.unsqueeze(0) if values.dim() == 1 else values
         if values.shape != self.cluster_size.shape:
             raise ValueError(
@@ -378,11 +381,14 @@ class Codebook(nn.Module):
 
     @moving
     def update_ema(self, moved: Tensor | None = None) -> None:
-        """The codes from the moving averages, if `moved` () bool."""
+        """The codes from the moving averages, if `moved` () bool. With eps = 0 a code without rows stays as it is."""
         total = self.cluster_size.sum(-1, keepdim=True)
         size = (self.cluster_size + self.eps) / (total + self.codebook_size * self.eps) * total
         mean = self.embed_avg / size.unsqueeze(-1)
         mean = unit(mean) if self.use_cosine_sim else mean
+        if self.eps == 0:  # a code whose averages hold no row has no mean
+            held = size.unsqueeze(-1) > 0
+            moved = held if moved is None else held & moved
         writable(self.embed).copy_(mean if moved is None else torch.where(moved, mean, self.embed.detach()))
 
     @moving
@@ -467,9 +473,10 @@ class Codebook(nn.Module):
         for name in ("pending_size", "pending_sum"):
             if (waiting := getattr(self, name)) is not None:
                 destination[prefix + name] = waiting
-        if self.affine_param and concrete(mean := self.batch_mean):
-            if mean.is_meta or not bool(mean.any() | self.batch_variance.any()):
-                del destination[f"{prefix}batch_mean"], destination[f"{prefix}batch_variance"]
+        if not (self.affine_param and concrete(mean := self.batch_mean)):
+            return
+        if mean.is_meta or not bool(mean.any() | self.batch_variance.any()):
+            del destination[f"{prefix}batch_mean"], destination[f"{prefix}batch_variance"]
 
     def extra_repr(self) -> str:
         books, size, width = self.embed.shape

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._finite import finite_rows
-from ._arguments import floats, memory_for
+from ._arguments import floats, memory_for, tensor
 
 
 def channel_last(x: Tensor) -> Tensor:
@@ -76,12 +76,12 @@ def over(total: Tensor, count: int | Tensor) -> Tensor:
     return total / (max(count, 1) if isinstance(count, int) else count.clamp_min(1))
 
 
-def project_rows(layer: nn.Module, x: Tensor, training: bool) -> Tensor:
-    """`layer(x)`; in training without what a row with NaN or inf would do to the gradient of the weights, which is a
-    product of that row and a gradient, NaN even where the gradient is 0. Such a row comes out as NaN.
+def project_rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """`layer(x)`, without what a row with NaN or inf would do to the gradient of the weights, which is a product of
+    that row and a gradient, NaN even where the gradient is 0. Such a row comes out as NaN.
     """
     out: Tensor
-    if not training or isinstance(layer, nn.Identity):
+    if not torch.is_grad_enabled() or isinstance(layer, nn.Identity):
         out = layer(x)
         return out
     if not torch.compiler.is_compiling() and x.device.type == "cpu":
@@ -118,6 +118,7 @@ def row_mask(mask: Tensor, rows: torch.Size) -> Tensor:
     """A bool mask (True = counts) over the leading axes `rows`, or over the first few of them, spread over
     all.
     """
+    tensor("mask", mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be bool (True = counts), got {mask.dtype}")
     if mask.shape != rows[: mask.dim()]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from .._finite import finite_rows
 from ._arguments import whole
 from ._estimators import scale_gradient
 from ._layout import check_width
@@ -159,7 +160,10 @@ class GroupedResidual(nn.Module):
         return list(indices)
 
     def _chunks(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Each group's slice, void where the row is: what makes a row void may lie in one group alone."""
         check_width(x, self.dim, self.split_dim)
+        finite = finite_rows(x.movedim(self.split_dim, -1))
+        x = x if finite is None else torch.where(finite.unsqueeze(self.split_dim), x, torch.nan)
         return x.chunk(self.groups, self.split_dim)
 
     def _seed(self, x: Tensor, generator: Generator | None) -> int | None:

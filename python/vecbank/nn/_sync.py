@@ -11,6 +11,8 @@ import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Generator, Tensor
 
+from ._draws import permutation, uniform
+
 
 def several_ranks() -> bool:
     """Whether this process is one of several in torch.distributed's default group."""
@@ -51,21 +53,14 @@ class Ranks:
             t.data.copy_(self.first(t.detach().float() if t.dtype == torch.bool else t.detach()))
 
 
-def uniform(count: int, like: Tensor, generator: Generator | None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """`count` uniform numbers in [0, 1), drawn where the generator lives, on `like`'s device."""
-    device = like.device if generator is None else generator.device
-    return torch.rand(count, generator=generator, device=device, dtype=dtype).to(like.device)
-
-
 def _shuffled(rows: Tensor, mask: Tensor | None, count: int, generator: Generator | None) -> tuple[Tensor, Tensor]:
     """Up to `count` row numbers in random order, those the mask keeps first; and how many it keeps."""
     n = rows.shape[0]
     if mask is None:
-        device = rows.device if generator is None else generator.device
-        order = torch.randperm(n, generator=generator, device=device)[:count].to(rows.device)
+        order = permutation(n, rows.device, generator)[:count]
         return order, torch.full((), n, dtype=torch.int64, device=rows.device)
     keys = uniform(n, rows, generator) + (~mask).to(torch.float32)
-    return keys.topk(min(n, count), largest=False).indices, mask.sum()
+    return keys.topk(torch.sym_min(n, count), largest=False).indices, mask.sum()
 
 
 def draw_rows(

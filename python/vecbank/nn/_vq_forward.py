@@ -16,6 +16,7 @@ from .._finite import zeroed
 from ..functional import quantize, topk
 from . import _vq_ops as ops
 from ._codebook import unit
+from ._draws import normal
 from ._estimators import rotate_to, straight_through
 from ._layout import mean
 from ._moving import not_exported
@@ -199,10 +200,8 @@ def _directional(vq: VectorQuantize, rows: Tensor, quantized: Tensor) -> Tensor:
 
     Source: Vali et al., "DiVeQ: Differentiable Vector Quantization Using the Reparameterization Trick", 2025.
     """
-    error, generator = quantized - rows, vq.generator
-    device = error.device if generator is None else generator.device
-    noise = torch.randn(error.shape, generator=generator, device=device, dtype=error.dtype).to(error.device)
-    direction = unit(error.detach() + vq.directional_reparam_variance**0.5 * noise)
+    error = quantized - rows
+    direction = unit(error.detach() + vq.directional_reparam_variance**0.5 * normal(error, vq.generator))
     return rows + direction * torch.linalg.vector_norm(error, dim=-1, keepdim=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -60,7 +62,7 @@ class Layout:
 
     def positions_of(self, shape: torch.Size) -> int:
         """n of an input of `shape`."""
-        return 1 if len(shape) == 2 else self._positions(shape).numel()
+        return 1 if len(shape) == 2 else math.prod(self._positions(shape))  # numel() fixes it in a traced program
 
     def like_input(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """(b, n, [k,] c) in the layout of an input of `shape`; k goes last."""
@@ -87,7 +89,8 @@ class Layout:
             raise ValueError(f"mask and lens need a sequence (b, n, dim), got x {tuple(shape)}")
         whole = (shape[0], *self._positions(shape))
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise ValueError(f"mask must be bool (True = counts), got {getattr(mask, 'dtype', type(mask).__name__)}")
+            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(f"mask must be bool (True = counts), got {got}")
         if mask.dim() < 2 or mask.shape != whole[: mask.dim()]:
             raise ValueError(f"mask must be (b, n) = {whole[:2]}, got {tuple(mask.shape)}")
         return mask.view(*mask.shape, *[1] * (len(whole) - mask.dim())).expand(whole).flatten(1)

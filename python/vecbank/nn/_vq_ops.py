@@ -20,6 +20,7 @@ from .._finite import zeroed
 from .._forward import Function
 from .._interrupt import ops as _ops
 from ..functional import lookup, project, quantize_train, segment_sum
+from ._draws import exponential, uniform
 from ._estimators import once, twice
 from ._layout import mean, working
 from ._recall import Seen
@@ -238,11 +239,7 @@ def _recomputed(function: Callable[..., Tensor], *args: Any) -> Tensor:
 
 def add_gumbel(values: Tensor, temperature: float | Tensor, generator: Generator | None) -> Tensor:
     """scores / temperature + Gumbel noise: its largest entry is a draw from softmax(scores / temperature)."""
-    if generator is None or generator.device == values.device:
-        noise = torch.empty_like(values).exponential_(generator=generator)
-    else:
-        noise = torch.empty(values.shape, dtype=values.dtype, device=generator.device)
-        noise = noise.exponential_(generator=generator).to(values.device)
+    noise = exponential(values, generator)
     return values / temperature - noise.clamp_min_(torch.finfo(values.dtype).tiny).log_()
 
 
@@ -337,8 +334,7 @@ def orthogonality(
     if active is not None:
         number = active.sum().clamp_min(1)
     if most is not None and count > most:
-        device = bank.device if generator is None else generator.device
-        keys = torch.rand(count, generator=generator, device=device).to(bank.device)
+        keys = uniform(count, bank, generator)
         if active is not None:
             keys, number = keys - 2 * (~active).to(keys.dtype), number.clamp_max(most)  # type: ignore[union-attr]
         else:

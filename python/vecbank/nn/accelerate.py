@@ -69,6 +69,8 @@ def accelerate(model: nn.Module) -> AccelerateReport:
     Returns:
         AccelerateReport(swapped, left): names as in `model.named_modules()`, with the class; "" is the model itself.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     report = AccelerateReport()
     for name, module in list(model.named_modules()):
         kind = type(module)

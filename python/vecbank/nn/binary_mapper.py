@@ -22,9 +22,10 @@ from torch import Generator, Tensor
 
 from .. import _checks
 from .._forward import Function
-from ._arguments import features, memory_for, number, numbers, whole
+from ._arguments import features, integers, memory_for, number, numbers, whole
 from ._bits import pack_bits, table, table_gradient, unpack_bits
 from ._derived import Derived
+from ._draws import uniform
 from ._layout import blank, kept_rows, lost_rows, no_autocast, over, working
 
 _BIT = log(2.0)
@@ -138,7 +139,7 @@ class BinaryMapper(Derived):
         if indices is None:
             assert one_hot is not None
             indices = one_hot.argmax(-1)
-        numbers = _checks.integers(indices, "indices")
+        numbers = integers(indices, "indices")
         seen = _checks.in_range(numbers, self.num_codes, "indices")
         each = F.logsigmoid(torch.where(unpack_bits(numbers, self.power_two), logits, -logits))
         each = each if seen else _checks.only_rows(each, numbers, self.num_codes)
@@ -168,8 +169,7 @@ class BinaryMapper(Derived):
                 if deterministic:
                     bits = p > 0.5
                 else:
-                    source = generator.device if generator is not None else p.device
-                    bits = torch.rand(p.shape, generator=generator, device=source).to(p) < p
+                    bits = uniform(p.shape, p, generator).to(p) < p
                 indices, lost = pack_bits(bits, self.power_two), lost_rows(p)
                 if lost is not None:
                     indices = indices.masked_fill(lost.squeeze(-1), -1)

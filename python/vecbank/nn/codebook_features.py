@@ -18,7 +18,8 @@ from .._written import Snapshot
 from ..functional import lookup, topk
 from ..kmeans import kmeans
 from ..sparse import firing_counts
-from ._arguments import features, memory_for, numbers, whole
+from ._arguments import drawn_by, features, integers, memory_for, numbers, whole
+from ._arguments import rows as row_numbers
 from ._layout import blank, kept_rows, lost_rows, over
 from ._recall import inside_backward
 from ._sync import Ranks, draw_rows
@@ -90,6 +91,7 @@ class CodebookFeatures(nn.Module):
         dim, num_codes = whole("dim", dim), whole("num_codes", num_codes)
         k, heads = whole("k", k, 1, num_codes, "num_codes"), whole("heads", heads)
         numbers(book_weight=book_weight, commitment_weight=commitment_weight)
+        generator = drawn_by(generator)
         if dim % heads:
             raise ValueError(f"dim must be a multiple of heads, got dim = {dim} and heads = {heads}")
         self.dim, self.num_codes, self.k, self.heads = dim, num_codes, k, heads
@@ -98,7 +100,7 @@ class CodebookFeatures(nn.Module):
         width = dim // heads
         with memory_for(f"{heads} books of {num_codes} x {width} numbers"):
             self.book = nn.Parameter(torch.randn(heads, num_codes, width, generator=generator) / width**0.5)
-        self.register_buffer("enabled", torch.ones(heads, num_codes, dtype=torch.bool))
+        self.register_buffer("enabled", torch.ones(heads, num_codes))  # numbers: averages of buffers subtract them
         self.register_buffer("counts", torch.zeros(heads, num_codes, dtype=torch.int64))
         self.register_buffer("inputs", torch.zeros((), dtype=torch.int64))
         self._shared = False  # whether the ranks have agreed on what to start from
@@ -116,11 +118,15 @@ class CodebookFeatures(nn.Module):
         enabled = self.enabled
         if not torch.compiler.is_compiling():
             if not _checks.concrete(enabled):
-                return enabled.unsqueeze(1)
+                return self._usable().unsqueeze(1)
             if self._asked is None or not self._asked.shows(enabled):
-                self._all_enabled = enabled.is_meta or bool(enabled.all())
+                self._all_enabled = enabled.is_meta or bool(self._usable().all())
                 self._asked = None if enabled.is_inference() else Snapshot.of(enabled)
-        return None if self._all_enabled else enabled.unsqueeze(1)
+        return None if self._all_enabled else self._usable().unsqueeze(1)
+
+    def _usable(self) -> Tensor:
+        """(heads, K) bool: which codes are enabled, in an average of modules in more than half of them."""
+        return self.enabled > 0.5
 
     def _choose(self, parts: Tensor, force: Tensor | None) -> Tensor:
         """(heads, n, k) codes, best first, forced ones before all others."""
@@ -132,7 +138,7 @@ class CodebookFeatures(nn.Module):
             chosen = topk(parts, book, self.k, self.metric, mask).indices
         if force is None:
             return chosen
-        allowed = self.enabled[torch.arange(self.heads, device=force.device)[:, None, None], force.clamp_min(0)]
+        allowed = self._usable()[torch.arange(self.heads, device=force.device)[:, None, None], force.clamp_min(0)]
         both = torch.cat([torch.where(allowed, force, -1), chosen], -1)
         # a stable partition: what is valid and not said before, first; k of the chosen are always left
         same = both.unsqueeze(-1) == both.unsqueeze(-2)
@@ -142,7 +148,7 @@ class CodebookFeatures(nn.Module):
 
     def _forced(self, force: Tensor, lead: torch.Size) -> Tensor:
         """(heads, n, j) from any shape that broadcasts to (..., heads, j)."""
-        force = _checks.rows(force, self.num_codes, "force")
+        force = row_numbers(force, self.num_codes, "force")
         if self.heads == 1 and force.dim() <= len(lead) + 1:
             force = force.unsqueeze(-2) if force.dim() else force.view(1, 1)
         try:
@@ -200,7 +206,7 @@ class CodebookFeatures(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Features (..., dim) of codes (..., k), or (..., heads, k), of any integer dtype; -1 adds nothing."""
-        codes = _checks.integers(codes)
+        codes = integers(codes)
         if self.heads == 1 and codes.dim():
             codes = codes.unsqueeze(-2)
         if codes.dim() < 2 or codes.shape[-2] != self.heads:
@@ -216,7 +222,7 @@ class CodebookFeatures(nn.Module):
     @torch.no_grad()
     def disable_(self, codes: Tensor | int, head: int = 0) -> CodebookFeatures:
         """Never use these codes (one head's) from now on."""
-        self.enabled[head, codes] = False
+        self.enabled[head, codes] = 0
         self._mask()  # for compiled programs, which do not ask
         return self
 
@@ -224,15 +230,19 @@ class CodebookFeatures(nn.Module):
     def enable_(self, codes: Tensor | int | None = None, head: int = 0) -> CodebookFeatures:
         """Use these codes (one head's) again; all codes of all heads without an argument."""
         if codes is None:
-            self.enabled.fill_(True)
+            self.enabled.fill_(1)
         else:
-            self.enabled[head, codes] = True
+            self.enabled[head, codes] = 1
         self._mask()
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._mask()
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}enabled"] = self._usable()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_asked": None}  # of this module's own buffer

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from .. import _checks
 from .. import embedding as store
 from ..codes import pack_bits, packed_bytes
 from ..functional import lookup
 from ..pq import pq_decode, pq_encode, pq_train
-from ._arguments import memory_for, number, numbers, whole, wholes
+from ._arguments import drawn_by, floats, integers, memory_for, number, numbers, whole, wholes
+from ._arguments import rows as row_numbers
 from ._derived import Derived
 
 METHODS = ("full", "hashed", "two_table", "low_rank", "integer", "product", "pruned", "ragged")
@@ -48,6 +48,7 @@ class HashedEmbedding(Derived):
         super().__init__()
         rows, width, probes = whole("rows", rows), whole("width", width), wholes("probes", probes)
         numbers(std=std)
+        generator = drawn_by(generator)
         self.probes, self.seed = tuple(probes), whole("seed", seed, -(2**63))
         with memory_for(f"a table of {rows} x {width} numbers"):
             self.table = nn.Parameter(std * torch.randn(rows, width, generator=generator))
@@ -71,7 +72,7 @@ class HashedEmbedding(Derived):
         return store.stored_bytes([self.table])
 
     def forward(self, ids: Tensor) -> Tensor:
-        ids = _checks.integers(ids, "ids")
+        ids = integers(ids, "ids")
         if ids.dim() == 0 or ids.shape[-1] != len(self.probes):
             raise ValueError(f"ids must have shape (..., {len(self.probes)}), got {tuple(ids.shape)}")
         features = torch.arange(len(self.probes), device=ids.device)
@@ -135,6 +136,7 @@ class CompressedEmbedding(nn.Module):
             raise ValueError(f"method {method!r} is made from a trained table: CompressedEmbedding.from_table")
         num_embeddings, dim = whole("num_embeddings", num_embeddings), whole("dim", dim)
         numbers(std=std)
+        generator = drawn_by(generator)
         self.num_embeddings, self.dim, self.method = num_embeddings, dim, method
         self.frozen = False
 
@@ -186,7 +188,7 @@ class CompressedEmbedding(nn.Module):
 
         "integer" and "product" come frozen.
         """
-        _checks.floating("table", table)
+        floats("table", table)
         if table.dim() != 2:
             raise ValueError(f"table must have shape (V, dim), got {tuple(table.shape)}")
         rows, dim = table.shape
@@ -266,7 +268,7 @@ class CompressedEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         method = self.method
-        ids = _checks.rows(ids, self.num_embeddings, "ids")
+        ids = row_numbers(ids, self.num_embeddings, "ids")
         if method == "full":
             return lookup(ids, self.table)
         if method == "hashed":

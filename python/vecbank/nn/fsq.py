@@ -15,7 +15,6 @@ et al., "QuIP#", 2024.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +22,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .. import _checks
-from ._arguments import maybe_whole, memory_for, numbers, whole, wholes
+from ._arguments import features, integers, maybe_numbers, maybe_whole, memory_for, numbers, warn, whole, wholes
+from ._arguments import rows as row_numbers
 from ._derived import Derived
+from ._draws import uniform
 from ._estimators import round_through
 from ._layout import (
     blank,
@@ -132,7 +133,7 @@ class FSQ(Derived):
         self.orthogonal_rotation = orthogonal_rotation
         if orthogonal_rotation:
             if len(set(levels)) > 1:
-                warnings.warn(f"orthogonal_rotation mixes features of different levels {levels}", stacklevel=2)
+                warn(f"orthogonal_rotation mixes features of different levels {levels}")
             self.register_buffer("orthogonal_rot", nn.init.orthogonal_(torch.empty(len(levels), len(levels))))
 
     # ---- Numbers
@@ -182,7 +183,7 @@ class FSQ(Derived):
 
     def indices_to_level_indices(self, indices: Tensor) -> Tensor:
         """Codes (...) to digits (..., d), -1 for code -1."""
-        numbers = _checks.rows(indices, self.codebook_size, "indices")
+        numbers = row_numbers(indices, self.codebook_size, "indices")
         return torch.where(numbers.unsqueeze(-1) < 0, -1, self._digits_of(numbers))
 
     def _digits_of(self, numbers: Tensor) -> Tensor:
@@ -192,23 +193,22 @@ class FSQ(Derived):
 
     def codes_to_indices(self, zhat: Tensor) -> Tensor:
         """Values (..., d), as `quantize` gives them, to codes (...)."""
-        if zhat.shape[-1] != self.codebook_dim:
-            raise ValueError(f"zhat must be (..., {self.codebook_dim}), got {tuple(zhat.shape)}")
+        features("zhat", zhat, self.codebook_dim)
         half = (self._levels - 1) / 2.0 if self.preserve_symmetry else self._levels // 2
         return self._number((zhat * half + half).round())
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
         """Codes back to quantised features, in the layout `forward` returns them in."""
-        first = self.channel_first or indices.dim() >= 3 + int(self.keep_num_codebooks_dim)
-        codes = self._decode(indices)
+        numbers = integers(indices, "indices")
+        first = self.channel_first or numbers.dim() >= 3 + int(self.keep_num_codebooks_dim)
+        codes = self._decode(numbers)
         if self.keep_num_codebooks_dim:
             codes = codes.flatten(-2)
         out: Tensor = self.project_out(like_weights(codes, self.project_out))
         return channel_first(out) if first else out
 
-    def _decode(self, indices: Tensor) -> Tensor:
-        """Codes (...) to vectors (..., d), turned back where there is a rotation."""
-        numbers = _checks.integers(indices, "indices")
+    def _decode(self, numbers: Tensor) -> Tensor:
+        """Codes (...) int64 to vectors (..., d), turned back where there is a rotation."""
         seen, vectors = _checks.in_range(numbers, self.codebook_size, "indices"), self._vectors(numbers)
         return vectors if seen else _checks.only_rows(vectors, numbers, self.codebook_size)
 
@@ -223,8 +223,8 @@ class FSQ(Derived):
         return z @ (rotation.t() if back else rotation)
 
     def _add_noise(self, codes: Tensor, generator: Generator | None) -> Tensor:
-        chosen = torch.rand(codes.shape, generator=generator, device=codes.device) < self.noise_dropout
-        noise = torch.rand(codes.shape, generator=generator, device=codes.device, dtype=codes.dtype) - 0.5
+        chosen = uniform(codes.shape, codes, generator) < self.noise_dropout
+        noise = uniform(codes.shape, codes, generator, codes.dtype) - 0.5
         return torch.where(chosen, codes + noise, codes).clamp(-1.0, 1.0)
 
     # ---- Layout
@@ -234,7 +234,7 @@ class FSQ(Derived):
         """Quantises z; see the class. `generator` draws the noise of noise_dropout."""
         first = self.channel_first or (isinstance(z, Tensor) and z.dim() >= 4)
         check_width(z, self.dim, 1 if first else -1, "z")
-        z = project_rows(self.project_in, channel_last(z) if first else z, self.training)
+        z = project_rows(self.project_in, channel_last(z) if first else z)
         with no_autocast(z):
             dtype = z.dtype
             if self.force_quantization_f32 and dtype not in self.allowed_dtypes:
@@ -247,7 +247,7 @@ class FSQ(Derived):
             if self.training and self.noise_dropout > 0:
                 codes = self._add_noise(codes, generator)
             codes = self._turn(codes, back=True).flatten(-2).to(dtype)
-        out = project_rows(self.project_out, codes, self.training)
+        out = project_rows(self.project_out, codes)
         if indices is not None and not self.keep_num_codebooks_dim:
             indices = indices.squeeze(-1)
         return channel_first(out) if first else out, indices
@@ -302,7 +302,7 @@ class ResidualFSQ(Derived):
         width = len(levels)
         dim = width if dim is None else whole("dim", dim)
         if not isinstance(soft_clamp_input_value, (Sequence, Tensor)):
-            numbers(0, math.inf, True, soft_clamp_input_value=soft_clamp_input_value)
+            maybe_numbers(0, math.inf, True, soft_clamp_input_value=soft_clamp_input_value)
         self.levels = levels
         self.num_quantizers = num_quantizers
         self.is_channel_first = is_channel_first
@@ -343,7 +343,7 @@ class ResidualFSQ(Derived):
         """Vectors of every stage, (S, b, ..., d), for codes as forward returns them (or of q < S stages, with
         quantize_dropout); -1 is a zero vector.
         """
-        numbers = _checks.integers(indices, "indices")
+        numbers = integers(indices, "indices")
         numbers = channel_last(numbers) if self.is_channel_first else numbers
         numbers = pad_stages(numbers, self.num_quantizers, self.quantize_dropout)
         seen = _checks.in_range(numbers, self.codebook_size, "indices")
@@ -368,7 +368,7 @@ class ResidualFSQ(Derived):
     ) -> tuple[Tensor, ...]:
         """Quantises x; see the class."""
         check_width(x, self.dim, 1 if self.is_channel_first else -1)
-        x = project_rows(self.project_in, channel_last(x) if self.is_channel_first else x, self.training)
+        x = project_rows(self.project_in, channel_last(x) if self.is_channel_first else x)
         dropping = self.training and torch.is_grad_enabled()
         active = self._dropout.active(dropping, num_stages, rand_quantize_dropout_fixed_seed, x.device, generator)
         with no_autocast(x):
@@ -385,7 +385,7 @@ class ResidualFSQ(Derived):
                 done.quantized.to(dtype).view(x.shape),
                 done.codes.view(*x.shape[:-1], done.codes.shape[-1]),
             )
-        out = project_rows(self.project_out, quantized, self.training)
+        out = project_rows(self.project_out, quantized)
         if self.is_channel_first:
             out, codes = channel_first(out), channel_first(codes)
         return (out, codes, self.get_codes_from_indices(codes)) if return_all_codes else (out, codes)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._finite import finite_rows
 from ._layout import check_width
 from ._residual import GroupedResidual
 from .residual_vq import ResidualVQ
@@ -53,9 +52,6 @@ class GroupedResidualVQ(GroupedResidual):
             given = self._groups_of(indices)
         check_width(x, self.dim, self.split_dim)
         seed = self._seed(x, self.rvqs[0].generator)
-        finite = finite_rows(x.movedim(self.split_dim, -1))
-        if finite is not None:  # what makes a row void may lie in one group alone
-            x = torch.where(finite.unsqueeze(self.split_dim), x, torch.nan)
         parts = [
             rvq(
                 part,

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from .. import _checks
 from ..functional import lookup
-from ._arguments import memory_for, numbers, whole, wholes
+from ._arguments import features, integers, maybe_numbers, memory_for, whole, wholes
 from ._derived import Derived
 from ._estimators import straight_through
 from ._layout import (
@@ -129,8 +129,9 @@ class LatentQuantize(Derived):
             )
         dim, num_codebooks = whole("dim", dim), whole("num_codebooks", num_codebooks)
         codebook_dim = whole("codebook_dim", codebook_dim, -1)
-        numbers(commitment_loss_weight=commitment_loss_weight, quantization_loss_weight=quantization_loss_weight)
+        maybe_numbers(commitment_loss_weight=commitment_loss_weight, quantization_loss_weight=quantization_loss_weight)
         if isinstance(levels, (int, np.integer)):
+            levels = whole("levels", levels, 2)
             if codebook_dim < 1:  # the peer's own tests ask for this class of error
                 raise RuntimeError(f"codebook_dim must be at least 1 where levels is an int, got {codebook_dim}")
             levels = [levels] * codebook_dim
@@ -215,8 +216,7 @@ class LatentQuantize(Derived):
 
     def codes_to_indices(self, zhat: Tensor) -> Tensor:
         """Table entries (..., d) to codes (...): the nearest entry's number, so rounding does no harm."""
-        if zhat.shape[-1] != self.codebook_dim:
-            raise ValueError(f"zhat must be (..., {self.codebook_dim}), got {tuple(zhat.shape)}")
+        features("zhat", zhat, self.codebook_dim)
         return self._number(self._digits(working(zhat)))
 
     def _number(self, digits: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class LatentQuantize(Derived):
 
     def indices_to_codes(self, indices: Tensor, project_out: bool = True) -> Tensor:
         """Codes back to quantised features (b, dim, ...), by the tables' present values."""
-        numbers = _checks.integers(indices, "indices")
+        numbers = integers(indices, "indices")
         if numbers.dim() < 1 + int(self.keep_num_codebooks_dim):
             raise ValueError(f"indices must be (b, ...) as forward returns them, got {tuple(numbers.shape)}")
         seen = _checks.in_range(numbers, self.codebook_size, "indices")
@@ -248,13 +248,13 @@ class LatentQuantize(Derived):
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantises z; see the class."""
         check_width(z, self.dim, 1, "z")
-        x = project_rows(self.project_in, channel_last(z), self.training)
+        x = project_rows(self.project_in, channel_last(z))
         with no_autocast(x):
             dtype, x = x.dtype, blank(x, lost_rows(x), torch.nan)
             quantized, digits = self._quantize(working(x).unflatten(-1, (self.num_codebooks, self.codebook_dim)))
             indices = self._number(digits)
             codes = quantized.flatten(-2).to(dtype)
-        out = channel_first(project_rows(self.project_out, codes, self.training))
+        out = channel_first(project_rows(self.project_out, codes))
         if not self.keep_num_codebooks_dim:
             indices = indices.squeeze(-1)
         return out, indices, self._loss(z, out)

@@ -26,9 +26,10 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from .. import _checks
-from ._arguments import maybe_whole, memory_for, numbers, whole
+from ._arguments import function, integers, maybe_numbers, maybe_whole, memory_for, numbers, whole
 from ._bits import bit_entropy, entropy, mean_code_probability, pack_bits, unpack_bits
 from ._derived import Derived
+from ._draws import uniform
 from ._estimators import sign_through, straight_through
 from ._layout import (
     CosineSimLinear,
@@ -136,8 +137,9 @@ class LFQ(Derived):
         super().__init__()
         dim, codebook_size = maybe_whole("dim", dim), maybe_whole("codebook_size", codebook_size)
         num_codebooks = whole("num_codebooks", num_codebooks)
-        scales = {"codebook_scale": codebook_scale, "cosine_sim_project_in_scale": cosine_sim_project_in_scale}
-        numbers(0, math.inf, True, **scales)
+        numbers(0, math.inf, True, codebook_scale=codebook_scale)
+        maybe_numbers(0, math.inf, True, cosine_sim_project_in_scale=cosine_sim_project_in_scale)
+        function("straight_through_activation", straight_through_activation)
         numbers(commitment_loss_weight=commitment_loss_weight)
         factors = {"entropy_loss_weight": entropy_loss_weight, "diversity_gamma": diversity_gamma}
         numbers(-math.inf, entropy_loss_offset=entropy_loss_offset, **factors)
@@ -151,8 +153,7 @@ class LFQ(Derived):
         keep = num_codebooks > 1 if keep_num_codebooks_dim is None else keep_num_codebooks_dim
         if num_codebooks > 1 and not keep:
             raise ValueError(f"keep_num_codebooks_dim=False needs num_codebooks=1, got {num_codebooks}")
-        if not 0 < frac_per_sample_entropy <= 1:
-            raise ValueError(f"frac_per_sample_entropy must lie in (0, 1], got {frac_per_sample_entropy}")
+        numbers(0, 1, True, frac_per_sample_entropy=frac_per_sample_entropy)
         if soft_clamp_input_value is not None and soft_clamp_input_value < codebook_scale:
             raise ValueError(
                 f"soft_clamp_input_value must be at least codebook_scale = {codebook_scale}, "
@@ -215,18 +216,18 @@ class LFQ(Derived):
 
     def indices_to_codes(self, indices: Tensor, project_out: bool = True) -> Tensor:
         """Codes back to quantised features, in the layout `forward` returns them in."""
-        image = indices.dim() >= 3 + int(self.keep_num_codebooks_dim)
+        numbers = integers(indices, "indices")
+        image = numbers.dim() >= 3 + int(self.keep_num_codebooks_dim)
         first = image if self.channel_first is None else self.channel_first
-        codes = self._decode(indices)
+        codes = self._decode(numbers)
         if self.keep_num_codebooks_dim:
             codes = codes.flatten(-2)
         if project_out:
             codes = self.project_out(like_weights(codes, self.project_out))
         return channel_first(codes) if first else codes
 
-    def _decode(self, indices: Tensor) -> Tensor:
-        """Codes (...) to vectors (..., d), turned back where there is a rotation."""
-        numbers = _checks.integers(indices, "indices")
+    def _decode(self, numbers: Tensor) -> Tensor:
+        """Codes (...) int64 to vectors (..., d), turned back where there is a rotation."""
         seen, vectors = _checks.in_range(numbers, self.codebook_size, "indices"), self._vectors(numbers)
         return vectors if seen else _checks.only_rows(vectors, numbers, self.codebook_size)
 
@@ -258,9 +259,9 @@ class LFQ(Derived):
         """A random share of the rows that count; how many count is not asked, so nothing waits for the
         device.
         """
-        source = generator.device if generator is not None else rows.device
-        draw = torch.rand(weights.shape, generator=generator, device=source).to(rows.device)
-        order = draw.masked_fill(weights == 0, 2.0).argsort()[: int(weights.shape[0] * self.frac_per_sample_entropy)]
+        draw = uniform(weights.shape, rows, generator)
+        most = torch.sym_int(weights.shape[0] * self.frac_per_sample_entropy)  # int() would fix it in a traced program
+        order = draw.masked_fill(weights == 0, 2.0).argsort()[:most]
         taken = ((weights > 0).sum() * self.frac_per_sample_entropy).long()
         chosen = torch.arange(order.shape[0], device=rows.device) < taken
         return rows[order], chosen.to(weights.dtype) / taken.clamp_min(1)
@@ -312,7 +313,7 @@ class LFQ(Derived):
         """Quantises x; see the class. `generator` draws the rows of frac_per_sample_entropy."""
         first = (isinstance(x, Tensor) and x.dim() >= 4) if self.channel_first is None else self.channel_first
         check_width(x, self.dim, 1 if first else -1)
-        x = project_rows(self.project_in, channel_last(x) if first else x, self.training)
+        x = project_rows(self.project_in, channel_last(x) if first else x)
         shape, lost = x.shape, lost_rows(x)
         x = blank(x, lost, torch.nan)  # before a bound makes a number of infinity
         rows = shape[0], math.prod(shape[1:-1])
@@ -339,7 +340,7 @@ class LFQ(Derived):
                 zero = torch.zeros_like(self.zero)  # a new one: losses are added to in place
                 loss, parts = zero, LFQLosses(zero, zero, zero)
             out = self._turn(blank(signs, lost, torch.nan), back=True).to(dtype)
-        out = project_rows(self.project_out, out.reshape(shape), self.training)
+        out = project_rows(self.project_out, out.reshape(shape))
         indices = indices.view(*shape[:-1], self.num_codebooks)
         if not self.keep_num_codebooks_dim:
             indices = indices.squeeze(-1)
@@ -420,7 +421,7 @@ class ResidualLFQ(nn.Module):
         """Vectors of every stage, (S, ..., d), for codes (..., q): q < S with quantize_dropout; -1 is a zero
         vector.
         """
-        numbers = pad_stages(_checks.integers(indices, "indices"), self.num_quantizers, self.quantize_dropout)
+        numbers = pad_stages(integers(indices, "indices"), self.num_quantizers, self.quantize_dropout)
         seen = _checks.in_range(numbers, self.codebook_size, "indices")
         vectors = torch.stack([layer._vectors(c) for layer, c in zip(self.layers, numbers.unbind(-1), strict=True)])
         return vectors if seen else _checks.only_rows(vectors, numbers.movedim(-1, 0), self.codebook_size)
@@ -448,17 +449,15 @@ class ResidualLFQ(nn.Module):
         """Quantises x; see the class."""
         first = self._first(x)
         check_width(x, self.dim, 1 if first else -1)
-        x = project_rows(self.project_in, channel_last(x) if first else x, self.training)
+        x = project_rows(self.project_in, channel_last(x) if first else x)
         dropping = self.training and torch.is_grad_enabled()
         active = self._dropout.active(dropping, num_stages, rand_quantize_dropout_fixed_seed, x.device, generator)
         with no_autocast(x):
             stages = [lambda r, layer=layer: layer(r, mask=mask, generator=generator) for layer in self.layers]
             done = run_cascade(working(x).flatten(1, -2) if x.dim() > 3 else working(x), stages, active)
-            quantized, codes = (
-                done.quantized.to(x.dtype).view(x.shape),
-                done.codes.view(*x.shape[:-1], done.codes.shape[-1]),
-            )
-        out = project_rows(self.project_out, quantized, self.training)
+            quantized = done.quantized.to(x.dtype).view(x.shape)
+            codes = done.codes.view(*x.shape[:-1], done.codes.shape[-1])
+        out = project_rows(self.project_out, quantized)
         result = (channel_first(out) if first else out, codes, done.losses)
         return (*result, self.get_codes_from_indices(codes)) if return_all_codes else result
 

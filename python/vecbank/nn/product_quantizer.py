@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from .. import _checks
 from .._finite import counted, finite_rows, voided, zeroed
 from ..functional import lookup, project, quantize_train
 from ..pq import ProductCodec, pq_decode, pq_encode, pq_train, turned
-from ._arguments import features, memory_for, number, numbers, whole
+from ._arguments import drawn_by, features, floats, integers, memory_for, number, numbers, whole
 from ._estimators import keep_alive
 from ._moving import moving
 from ._recall import Recall, Seen, inside_backward, may_repeat
@@ -80,6 +79,7 @@ class ProductQuantizer(nn.Module):
         super().__init__()
         dim, parts, codes = whole("dim", dim), whole("parts", parts), whole("codes", codes)
         numbers(commitment_weight=commitment_weight, rare=rare)
+        generator = drawn_by(generator)
         if dim % parts:
             raise ValueError(f"dim must be a multiple of parts, got dim = {dim} and parts = {parts}")
         if decay is not None and not 0 <= number("decay", decay, -math.inf) < 1:
@@ -107,7 +107,7 @@ class ProductQuantizer(nn.Module):
         if name != "books" or "books" not in self.__dict__.get("_buffers", ()) or self._loading:
             super().__setattr__(name, value)
             return
-        _checks.floating("books", value)
+        floats("books", value)
         if value.shape != self.books.shape:
             raise ValueError(f"books must be {tuple(self.books.shape)}, got {tuple(value.shape)}")
         with torch.no_grad():
@@ -233,7 +233,7 @@ class ProductQuantizer(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """What codes (..., parts) of any integer dtype stand for: (..., dim)."""
-        return pq_decode(_checks.integers(codes), self.books, self.rotation)
+        return pq_decode(integers(codes), self.books, self.rotation)
 
     @property
     def codec(self) -> ProductCodec:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..bank import Bank
 from ..functional import project
+from ._arguments import tensor
 
 
 def _check_anchors(anchors: object) -> Tensor:
@@ -77,6 +78,7 @@ class RelativeProjection(nn.Module):
 
         ``anchors`` takes the place of the stored ones for this call only; gradient flows to it.
         """
+        tensor("x", x)
         if anchors is None:
             return self.bank.project(x)
         return project(x, _check_anchors(anchors), self.metric)

@@ -12,17 +12,18 @@ Quantization with Implicit Neural Codebooks", ICML 2024; directional reparametri
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
-from .._checks import in_range, integers
+from .._checks import in_range
 from .._finite import both, counted, finite_rows, voided, zeroed
 from ..functional import lookup
-from ._arguments import maybe_whole, numbers, whole, wholes
+from ._arguments import integers, maybe_whole, numbers, tensor, whole, wholes
 from ._derived import Derived
+from ._draws import normal
 from ._estimators import keep_alive, scale_gradient
 from ._layout import channel_first, channel_last, check_width, like_weights, no_autocast, projection, working
 from ._moving import moving
@@ -115,7 +116,11 @@ class ResidualVQ(Derived):
             raise ValueError(f"eval_beam_size={eval_beam_size} needs beam_size")
         if implicit_neural_codebook and max(beam_size or 1, eval_beam_size or 1) > 1:
             raise ValueError("beam_size does not go with implicit_neural_codebook: every beam would need its own books")
-        weights = [1.0] * num_quantizers if beam_score_quantizer_weights is None else list(beam_score_quantizer_weights)
+        given = beam_score_quantizer_weights
+        if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
+            raise TypeError(f"beam_score_quantizer_weights must be a sequence of numbers, got {given!r}")
+        weights = [1.0] * num_quantizers if given is None else list(given)
+        numbers(-math.inf, **{f"beam_score_quantizer_weights[{i}]": weight for i, weight in enumerate(weights)})
         if len(weights) != num_quantizers:
             raise ValueError(f"beam_score_quantizer_weights must have {num_quantizers} entries, got {len(weights)}")
         self._beam_weights = weights
@@ -223,6 +228,8 @@ class ResidualVQ(Derived):
         first = self._channel_first
         check_width(x, self.dim, 1 if first else -1)
         inputs = channel_last(x) if first else x
+        if mask is not None:
+            tensor("mask", mask)
         if mask is not None and (inputs.dim() != 3 or mask.shape != inputs.shape[:2] or mask.dtype != torch.bool):
             raise ValueError(
                 f"mask must be bool (b, n) for x (b, n, dim), got {mask.dtype} {tuple(mask.shape)} "
@@ -250,8 +257,9 @@ class ResidualVQ(Derived):
                 active = self._dropout.active(dropping, num_stages, seed, x.device, self.generator)
                 call = _Call(mask, valid, active, move, options)
                 if indices is not None:
-                    given = integers(indices if isinstance(indices, Tensor) else torch.stack(list(indices)), "indices")
-                    if given.shape[:-1] != lead or given.dim() == 0 or given.shape[-1] < active:
+                    listed = isinstance(indices, (list, tuple))
+                    given = integers(torch.stack(list(indices)) if listed else indices, "indices")
+                    if given.shape[:-1] != lead or not active <= given.shape[-1] <= self.num_quantizers:
                         want = f"{(*lead, active)} for x {tuple(x.shape)}"
                         raise ValueError(f"indices must be (b, ..., {active}) = {want}, got {tuple(given.shape)}")
                     return self._score(rows, given.reshape(*rows.shape[:2], given.shape[-1]), call)
@@ -461,7 +469,6 @@ def _directional(x: Tensor, target: Tensor, generator: Generator | None) -> Tens
     distance.
     """
     apart = target - x
-    source = generator.device if generator is not None else x.device
-    noise = torch.randn(x.shape, generator=generator, device=source, dtype=x.dtype).to(x.device)
-    direction = torch.nn.functional.normalize(apart.detach() + _DIVEQ_VARIANCE**0.5 * noise, dim=-1, eps=1e-6)
+    noisy = apart.detach() + _DIVEQ_VARIANCE**0.5 * normal(x, generator)
+    direction = torch.nn.functional.normalize(noisy, dim=-1, eps=1e-6)
     return x + direction * torch.linalg.vector_norm(apart, dim=-1, keepdim=True)

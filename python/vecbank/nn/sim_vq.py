@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from .._checks import integers
-from .._checks import rows as row_numbers
 from .._finite import counted, finite_rows, voided, zeroed
 from ..functional import lookup, quantize_train
-from ._arguments import memory_for, numbers, whole
+from ._arguments import function, integers, memory_for, numbers, whole
+from ._arguments import rows as row_numbers
 from ._estimators import codebook_loss, rotate_to, straight_through
 from ._layout import channel_first as to_channel_first
 from ._layout import channel_last, check_width, no_autocast, working
@@ -77,6 +76,7 @@ class SimVQ(nn.Module):
         dim, codebook_size = whole("dim", dim), whole("codebook_size", codebook_size)
         width = dim if frozen_codebook_dim is None else whole("frozen_codebook_dim", frozen_codebook_dim)
         numbers(commitment_weight=commitment_weight)
+        function("codebook_transform", codebook_transform)
         numbers(input_to_quantize_commit_loss_weight=input_to_quantize_commit_loss_weight)
         self.dim = dim
         self.codebook_size = codebook_size

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 
 from ..functional import lookup
 from ..sparse import firing_counts, sparse_decode, sparse_encode, sparse_encode_batch, sparse_encode_threshold
-from ._arguments import features, maybe_whole, memory_for, numbers, whole
+from ._arguments import drawn_by, features, maybe_whole, memory_for, numbers, whole
 from ._layout import blank, kept_rows, lost_rows, over, working
 from ._recall import inside_backward
 from ._sync import Ranks
@@ -122,6 +122,7 @@ class SparseAutoencoder(nn.Module):
         aux_k, dead_after = maybe_whole("aux_k", aux_k, 0, latents, "latents"), whole("dead_after", dead_after)
         numbers(0, math.inf, True, threshold=threshold, bandwidth=bandwidth)
         numbers(aux_weight=aux_weight, penalty_weight=penalty_weight)
+        generator = drawn_by(generator)
         self.dim, self.latents, self.k, self.activation = dim, latents, k, activation
         self.aux_k = min(latents, max(1, dim // 2)) if aux_k is None else aux_k
         self.aux_weight, self.dead_after, self.penalty_weight = aux_weight, dead_after, penalty_weight

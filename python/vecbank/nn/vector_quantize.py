@@ -12,10 +12,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from .._checks import floating, in_range, integer, integers
-from .._checks import rows as row_numbers
+from .._checks import in_range, integer
 from .._finite import both, finite_rows, over, voided, zeroed
-from ._arguments import features, maybe_whole, numbers, whole
+from ._arguments import drawn_by, features, floats, integers, maybe_whole, number, numbers, whole
+from ._arguments import rows as row_numbers
 from ._codebook import Codebook, UpdateWeight, unit
 from ._derived import Derived
 from ._layout import no_autocast
@@ -183,7 +183,7 @@ class VectorQuantize(Derived):
         self.channel_last = channel_last
         self.accept_image_fmap, self.accept_3d_fmap = accept_image_fmap, accept_3d_fmap
         self.return_zeros_for_masked_padding = return_zeros_for_masked_padding
-        self.generator = generator
+        self.generator = drawn_by(generator)
         self._codebook = Codebook(
             dim=self.codebook_dim,
             codebook_size=codebook_size,
@@ -226,15 +226,15 @@ class VectorQuantize(Derived):
         """The codes: (K, d), or (heads, K, d) with a book per head.
 
         Assigning copies into it, in place of a start by k-means: moving averages go on from these codes, as if each had
-        had one row a step (three times `threshold_ema_dead_code`, where that is more). TypeError or ValueError for
-        anything but floating-point codes of this shape.
+        had one row a step (three times `threshold_ema_dead_code`, where that is more). With `use_cosine_sim` they are
+        normalised. TypeError or ValueError for anything but floating-point codes of this shape.
         """
         embed = self._codebook.embed
         return embed if self.separate_codebook_per_head else embed[0]
 
     @codebook.setter
     def codebook(self, codes: Tensor) -> None:
-        floating("codebook", codes)
+        floats("codebook", codes)
         want = tuple(self.codebook.shape)
         _require(codes.shape == want, f"codebook must be {want}, got {tuple(codes.shape)}")
         self._codebook.assign(codes.detach() if self.separate_codebook_per_head else codes.detach().unsqueeze(0))
@@ -363,8 +363,8 @@ class VectorQuantize(Derived):
         mask = self._mask(x, mask, lens)
         topk = self._check_topk(topk)
         temperature = self.sample_codebook_temp if sample_codebook_temp is None else sample_codebook_temp
-        if not isinstance(temperature, Tensor):  # one on a device is not looked at
-            _require(temperature >= 0, f"sample_codebook_temp must be at least 0, got {temperature}")
+        if not isinstance(temperature, Tensor) and not torch.compiler.is_compiling():  # which are not looked at
+            number("sample_codebook_temp", temperature)
         if codebook_transform_fn is not None:
             _require(self.heads == 1, f"codebook_transform_fn needs heads = 1, got {self.heads}")
         rows, finite = self._at_books(inputs)
@@ -424,8 +424,11 @@ class VectorQuantize(Derived):
         _require(mask is None or lens is None, "give mask or lens, not both")
         if lens is not None:
             lens = integers(lens, "lens")
-            _require(lens.shape == x.shape[:1], f"lens must be (b,) = ({x.shape[0]},), got {tuple(lens.shape)}")
-            mask = torch.arange(x.shape[1 if self.channel_last else -1], device=x.device) < lens.unsqueeze(-1)
+            if lens.shape != x.shape[:1]:
+                raise ValueError(f"lens must be (b,) = ({x.shape[0]},), got {tuple(lens.shape)}")
+            longest = x.shape[1 if self.channel_last else -1]
+            in_range(lens, longest + 1, "lens", 0)
+            mask = torch.arange(longest, device=x.device) < lens.unsqueeze(-1)
         assert mask is not None
         return self._layout.mask(mask, x.shape)
 
@@ -433,7 +436,8 @@ class VectorQuantize(Derived):
         if topk is None:
             return None
         topk = integer("topk", topk)
-        _require(1 <= topk <= self.codebook_size, f"topk must lie between 1 and {self.codebook_size}, got {topk}")
+        if not 1 <= topk <= self.codebook_size:
+            raise ValueError(f"topk must lie between 1 and {self.codebook_size}, got {topk}")
         _require(self.heads == 1, f"topk needs heads = 1, got {self.heads}")
         crossed = self.training and self.commitment_use_cross_entropy_loss
         _require(not crossed, "topk does not go with commitment_use_cross_entropy_loss in training")
