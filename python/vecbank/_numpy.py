@@ -53,7 +53,9 @@ def entry_point(function: F) -> F:
             return function(*args, **kwargs)
         except RuntimeError as error:
             given = signature.bind(*args, **kwargs).arguments
-            plain = _not_dense(given) or plain_error(error, function.__name__.strip("_"), given)
+            plain = _not_dense(given) or plain_error(
+                error, function.__qualname__.removesuffix(".__init__").strip("_"), given
+            )
             if plain is None:
                 raise
             raise plain from None
