@@ -94,7 +94,7 @@ test: $(STAMPS)/test $(STAMPS)/demo build cpp-test ## the whole test suite, C++ 
 
 .PHONY: test-all
 test-all: test ## the same, and every case of the nets over modules and verbs
-	VECBANK_NET=full $(PY) -m pytest $(PYTEST_ARGS) tests/net
+	VECBANK_NET=full $(PY) -m pytest $(PYTEST_ARGS) tests/net tests/test_onnx.py tests/test_module_export.py
 
 .PHONY: install-check
 install-check: $(STAMPS)/torch.key ## every way to install, each in a fresh environment (some minutes; not part of CI)
