@@ -39,21 +39,26 @@ def near(bank: Tensor, rows: Tensor, count: int) -> Tensor:
     return bank[rows[torch.arange(count) % len(rows)]] + 0.1 * gauss(count, bank.shape[1], seed=5)
 
 
+def assert_right_and_cheap(bank: Tensor, ordinary: Tensor, metric: str, target: Target, spare: int) -> None:
+    """Of queries near the ordinary rows and of random ones: the right rows, of k + spare refined ones at most."""
+    for x in (near(bank, ordinary, 90), gauss(90, 48, seed=6)):
+        for given in (bank, Bank(bank, metric)):
+            for k in (1, 10):
+                vecbank._C.reset_counters()
+                got = vecbank.topk(x, given, k, metric).indices
+                assert torch.equal(got, brute(x, bank, k, metric)), (len(ordinary), k)
+                counted = vecbank._C.counters()
+                if target.device == "cpu":
+                    assert counted["repeated"] == 0 and counted["refined"] <= 90 * (k + spare), (k, counted)
+
+
 @pytest.mark.parametrize("metric", ["l2", "dot", "cosine"])
 @pytest.mark.parametrize("scale", [1e-6, 1e-12, 1e-20, 0.0])
 def test_small_rows_cost_no_refinement(scale: float, metric: str, target: Target, one_thread: None) -> None:
     """Codes that nobody uses shrink; whatever their share, the others are searched as if they were not there."""
     for share in (0.02, 0.97):
         bank, ordinary = spread(1000, share, scale)
-        for x in (near(bank, ordinary, 90), gauss(90, 48, seed=6)):
-            for given in (bank, Bank(bank, metric)):
-                for k in (1, 10):
-                    vecbank._C.reset_counters()
-                    got = vecbank.topk(x, given, k, metric).indices
-                    assert torch.equal(got, brute(x, bank, k, metric)), (share, k)
-                    counted = vecbank._C.counters()
-                    if target.device == "cpu":
-                        assert counted["repeated"] == 0 and counted["refined"] <= 90 * (k + 40), (share, k, counted)
+        assert_right_and_cheap(bank, ordinary, metric, target, spare=40)
 
 
 @pytest.mark.parametrize("metric", ["l2", "dot", "cosine"])
@@ -61,15 +66,7 @@ def test_small_rows_cost_no_refinement(scale: float, metric: str, target: Target
 def test_ruined_rows_cost_no_refinement(odd: float, metric: str, target: Target, one_thread: None) -> None:
     for share in (0.01, 0.2):
         bank, ordinary = spread(1200, share, odd)
-        for x in (near(bank, ordinary, 90), gauss(90, 48, seed=6)):
-            for given in (bank, Bank(bank, metric)):
-                for k in (1, 10):
-                    vecbank._C.reset_counters()
-                    got = vecbank.topk(x, given, k, metric).indices
-                    assert torch.equal(got, brute(x, bank, k, metric)), (share, k)
-                    counted = vecbank._C.counters()
-                    if target.device == "cpu":
-                        assert counted["repeated"] == 0 and counted["refined"] <= 90 * (k + 4), (share, k, counted)
+        assert_right_and_cheap(bank, ordinary, metric, target, spare=4)
 
 
 @pytest.mark.parametrize("odd", [1e25, 1e30, INF])

@@ -42,7 +42,7 @@ struct NormScratch {
 
 // Centre: the component-wise median of a sample where that makes rows much shorter, else zero. Any centre is right;
 // this one makes bounds tight for data far from the origin, and no outlier can drag it.
-// Exponent: brings the sample's median norm to about 1.
+// Exponent: brings the sample's median norm to about 1, or less where its largest needs the room.
 Status choose_frame(const Rows& bank, Metric metric, double* centre, int32_t* exponent, int32_t* centred, Stop stop);
 
 // Rows of very different scale: an exponent chosen from the norms of all of them, so that as many as possible can be
