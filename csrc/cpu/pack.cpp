@@ -194,11 +194,8 @@ struct Packing {
 
   // The first negligible row from `from` on is screened for all of them.
   void show_first(int64_t from, PanelScratch& scratch) {
-    const void* found = h.negligible == 0 ? nullptr
-                                          : std::memchr(kinds + from, static_cast<int>(RowKind::negligible),
-                                                        static_cast<size_t>(bank.count - from));
-    h.first_negligible = found == nullptr ? -1 : static_cast<const RowKind*>(found) - kinds;
-    if (found != nullptr) write(h.first_negligible / kPanel, scratch, false);
+    h.first_negligible = h.negligible == 0 ? -1 : next_negligible(&h, from);
+    if (h.first_negligible >= 0) write(h.first_negligible / kPanel, scratch, false);
     scratch.tally = {};
   }
 };

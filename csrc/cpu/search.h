@@ -76,7 +76,6 @@ class SearchWorker {
   bool settle(int64_t row);
   bool beats_far(const Candidate* candidates, int64_t count) const;
   bool add_negligible(int64_t row, int64_t* kept);
-  int64_t next_negligible(int64_t from) const;
   void refine_all(int64_t at, int slots);
   template <class F>
   void refine_chosen(int list, int slots, bool apart, F&& allowed);

@@ -1,6 +1,4 @@
 // The second half of a search: float64 scores decide among what the screen has left, or among all rows.
-#include <cstring>
-
 #include "search.h"
 
 namespace vecbank {
@@ -52,21 +50,13 @@ bool SearchWorker::add_negligible(int64_t row, int64_t* kept) {
   const bool* allowed = p.mask.data == nullptr ? nullptr : p.mask.row(first_ + row) + job_->offset * p.mask.col_stride;
   const auto may = [&](int64_t j) { return allowed == nullptr || allowed[j * p.mask.col_stride]; };
   int64_t wanted = p.k - may(zero_);
-  for (int64_t j = next_negligible(zero_ + 1); j >= 0 && wanted > 0; j = next_negligible(j + 1)) {
+  for (int64_t j = next_negligible(&job_->header, zero_ + 1); j >= 0 && wanted > 0;
+       j = next_negligible(&job_->header, j + 1)) {
     if (!may(j)) continue;
     refined_[(*kept)++] = {key, j};
     --wanted;
   }
   return true;
-}
-
-// The first negligible row of the bank from `from` on; -1: there is none.
-int64_t SearchWorker::next_negligible(int64_t from) const {
-  const RowKind* kinds = pack_kinds(&job_->header);
-  const int64_t left = job_->header.rows - from;
-  const void* found =
-      left <= 0 ? nullptr : std::memchr(kinds + from, static_cast<int>(RowKind::negligible), static_cast<size_t>(left));
-  return found == nullptr ? -1 : static_cast<const RowKind*>(found) - kinds;
 }
 
 // Refines what `allowed` lets through of this part's rows for the queries in the refiner's first slots, into the lists
@@ -89,7 +79,7 @@ void SearchWorker::refine_chosen(int list, int slots, bool apart, F&& allowed) {
   for (int64_t j = begin_; j < end_; ++j)
     if (!apart || zero_ >= 0 || kinds[j] != RowKind::negligible) take(j);
   if (apart && zero_ >= 0)
-    for (int64_t j = next_negligible(end_); j >= 0; j = next_negligible(j + 1)) take(j);
+    for (int64_t j = next_negligible(&job_->header, end_); j >= 0; j = next_negligible(&job_->header, j + 1)) take(j);
   flush();
 }
 
