@@ -15,7 +15,7 @@
 
 #include <cmath>
 
-#include "types.h"
+#include "metric.h"
 
 namespace vecbank {
 

@@ -4,7 +4,7 @@
 
 #include "fixed.inl.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 namespace {
 
 // Rare path, out of line so that the hot loop keeps its registers.
@@ -142,4 +142,4 @@ void store_tiles(const StoreArgs<typename V::T>& s) {
 }
 
 }  // namespace
-}  // namespace vecbank
+}  // namespace vecbank::cpu

@@ -5,7 +5,7 @@
 #include "../core/bounds.h"
 #include "mainloop.inl.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 namespace {
 
 // epilogue(tile of float32 upper bounds, row, panel, valid panels)
@@ -90,4 +90,4 @@ void fix_panels(const float* panels, int64_t count, int64_t width, const FixedBo
 }
 
 }  // namespace
-}  // namespace vecbank
+}  // namespace vecbank::cpu

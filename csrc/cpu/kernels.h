@@ -7,8 +7,10 @@
 #include "../core/types.h"
 
 namespace vecbank {
-
 struct FixedBound;  // core/bounds.h: few of those who call a kernel need it
+}
+
+namespace vecbank::cpu {
 
 // x -> (x * pre - centre) * post, in float64; null centre means zero.
 struct Affine {
@@ -130,4 +132,4 @@ extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #endif
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

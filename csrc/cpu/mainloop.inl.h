@@ -5,7 +5,7 @@
 #include "../core/pack.h"
 #include "kernels.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 namespace {
 
 template <int... I>
@@ -142,4 +142,4 @@ VB_INLINE void for_each_tile(const TileArgs<typename V::T>& t, int64_t start_lin
 }
 
 }  // namespace
-}  // namespace vecbank
+}  // namespace vecbank::cpu

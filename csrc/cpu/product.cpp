@@ -1,10 +1,10 @@
 // product_quantize(): all parts of a block of rows before the next block, read in place.
 #include <new>
 
-#include "../core/residual.h"
+#include "api.h"
 #include "search.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 namespace {
 
 constexpr int64_t kBlockRows = 1008;  // whole groups of queries on every instruction set
@@ -51,4 +51,4 @@ Status product_quantize(const ProductProblem& p, const Parallel& parallel) {
   return all != Status::ok ? all : failed.load();
 }
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

@@ -4,12 +4,12 @@
 #include <limits>
 #include <new>
 
-#include "../core/pack_internal.h"
-#include "../core/problem.h"
+#include "api.h"
+#include "pack.h"
 #include "queries.h"
 #include "refine.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 namespace {
 
 constexpr int64_t kBlockBytes = 192 << 10;  // packed queries of a block: part of L2
@@ -278,4 +278,4 @@ Status project(const ProjectProblem& problem, const Parallel& parallel) {
   return p.bank.dtype == DType::f64 ? project_as<double>(p, chosen) : project_as<float>(p, chosen);
 }
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

@@ -1,12 +1,12 @@
 // residual_quantize(): all stages for a block of rows before the next block, so that what is left over stays in L2.
-#include "../core/residual.h"
+#include "api.h"
 
 #include <cmath>
 #include <new>
 
 #include "search.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 namespace {
 
 // Rows of a block: whole groups of queries on every instruction set, and enough blocks for any number of threads. It
@@ -121,4 +121,4 @@ Status residual_quantize(const ResidualProblem& p, const Parallel& parallel) {
   return wide ? run_all<double>(p, parallel) : run_all<float>(p, parallel);
 }
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

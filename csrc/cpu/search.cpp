@@ -10,7 +10,7 @@
 #include <bit>
 #include <numeric>
 
-namespace vecbank {
+namespace vecbank::cpu {
 namespace {
 
 std::atomic<int64_t> counted_queries{0}, counted_refined{0}, counted_repeated{0};
@@ -401,4 +401,4 @@ void SearchWorker::offer_lane(int64_t row, int64_t panel, float upper, int lane,
   lists_.add(row, upper, lower, static_cast<int32_t>(j - begin_));
 }
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

@@ -3,12 +3,12 @@
 
 #include <atomic>
 
-#include "../core/problem.h"
-#include "../core/topk_list.h"
+#include "api.h"
 #include "queries.h"
 #include "refine.h"
+#include "topk_list.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 
 constexpr int64_t kQueryBytes = 192 << 10;    // packed queries of a block: part of L2
 constexpr int64_t kListBytes = 4 << 20;       // candidate lists of a block
@@ -109,4 +109,4 @@ class SearchWorker {
 // A search of few enough queries for one worker: what a driver of its own threads calls. `p.pack` is there.
 Status search_alone(const SearchProblem& p, SearchWorker& worker, Stop stop);
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

@@ -3,10 +3,10 @@
 #include <limits>
 #include <new>
 
-#include "../core/pack_internal.h"
+#include "pack.h"
 #include "search.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 
 void write_result(const SearchProblem& p, int64_t query, const Scored* best, int64_t count, int64_t offset) {
   const double worst = is_distance(p.metric) ? HUGE_VAL : -HUGE_VAL;
@@ -200,4 +200,4 @@ Status search(const SearchProblem& p, const Parallel& parallel) {
   return Status::ok;
 }
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

@@ -1,7 +1,7 @@
 // The second half of a search: float64 scores decide among what the screen has left, or among all rows.
 #include "search.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 
 // Refines a row's candidates and reports its best k. False: the row must be refined against everything.
 bool SearchWorker::settle(int64_t row) {
@@ -110,4 +110,4 @@ void SearchWorker::refine_all(int64_t at, int slots) {
   }
 }
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

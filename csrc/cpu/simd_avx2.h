@@ -5,7 +5,7 @@
 
 #include "kernels.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 namespace {
 
 struct Avx2F32 {
@@ -152,4 +152,4 @@ struct Avx2 {
 };
 
 }  // namespace
-}  // namespace vecbank
+}  // namespace vecbank::cpu

@@ -7,7 +7,7 @@
 
 #include "simd_avx2.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 namespace {
 
 struct Avx512F32 {
@@ -77,4 +77,4 @@ struct Avx512 {
 };
 
 }  // namespace
-}  // namespace vecbank
+}  // namespace vecbank::cpu

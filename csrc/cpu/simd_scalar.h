@@ -6,7 +6,7 @@
 
 #include "kernels.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 namespace {
 
 template <class Element>
@@ -107,4 +107,4 @@ struct Scalar {
 };
 
 }  // namespace
-}  // namespace vecbank
+}  // namespace vecbank::cpu

@@ -4,7 +4,7 @@
 #include "epilogues.inl.h"
 #include "rows.inl.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 namespace {
 
 template <int H, int P>
@@ -64,4 +64,4 @@ constexpr Kernels make_table(const char* name) {
 }
 
 }  // namespace
-}  // namespace vecbank
+}  // namespace vecbank::cpu

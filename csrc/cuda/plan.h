@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "../core/bounds.h"
-#include "../core/parallel.h"
 #include "api.h"
 #include "operands.h"
 #include "order.h"

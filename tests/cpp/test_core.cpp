@@ -6,10 +6,11 @@
 #include "check.h"
 #include "core/half.h"
 #include "core/pack.h"
-#include "core/topk_list.h"
 #include "cpu/kernels.h"
+#include "cpu/topk_list.h"
 
 using namespace vecbank;
+using namespace vecbank::cpu;
 
 TEST(half_conversions_round_trip_every_value) {
   for (uint32_t bits = 0; bits < 65536; ++bits) {

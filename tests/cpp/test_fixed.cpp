@@ -4,11 +4,11 @@
 
 #include "check.h"
 #include "core/bounds.h"
-#include "core/problem.h"
 #include "cpu/isa.h"
 #include "cpu/queries.h"
 
 using namespace vecbank;
+using namespace vecbank::cpu;
 
 namespace {
 

@@ -1,15 +1,12 @@
 // A raised flag: every driver returns Status::stopped, and what runs long looks at the flag on its way.
 #include "check.h"
-#include "core/estimator.h"
-#include "core/lookup.h"
 #include "core/pack.h"
-#include "core/problem.h"
-#include "core/residual.h"
-#include "core/topk_list.h"
 #include "cpu/refine.h"
 #include "cpu/search.h"
+#include "cpu/topk_list.h"
 
 using namespace vecbank;
+using namespace vecbank::cpu;
 
 namespace {
 

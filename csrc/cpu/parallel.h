@@ -1,4 +1,4 @@
-// Tasks over the caller's threads, and memory that fails with a status rather than an exception.
+// The caller's threads, tasks over them, and memory that fails with a status rather than an exception.
 #pragma once
 
 #include <algorithm>
@@ -10,9 +10,26 @@
 #include <xmmintrin.h>
 #endif
 
-#include "types.h"
+#include "../core/types.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
+
+// A flag that the caller raises, from any thread, to have a long call given up. Kernels look at it often enough to
+// return within a tenth of a second or so, and never write it. What a stopped call has written is worth nothing.
+struct Stop {
+  const std::atomic<bool>* flag = nullptr;  // null: nobody can stop this call
+
+  bool asked() const { return flag != nullptr && flag->load(std::memory_order_relaxed); }
+};
+
+// Threads belong to the caller: `run` calls body(arg, w) for every w in [0, workers), in any order, and returns
+// when all are done. Nothing may throw inside.
+struct Parallel {
+  int workers = 1;
+  void* context = nullptr;
+  void (*run)(void* context, int workers, void (*body)(void* arg, int worker), void* arg) = nullptr;
+  Stop stop;
+};
 
 // Subnormals count (an exact answer may hang on one), so flush-to-zero is off while a kernel runs and as it was after.
 class KeepSubnormals {
@@ -97,7 +114,4 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
-VB_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-VB_INLINE int64_t round_up_to(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-}  // namespace vecbank
+}  // namespace vecbank::cpu

@@ -7,7 +7,7 @@
 
 #include "parallel.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 
 struct Scored {  // a refined row
   double key;
@@ -139,4 +139,4 @@ class CandidateLists {
   int64_t k_ = 0, capacity_ = 0;
 };
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu
