@@ -3,7 +3,8 @@
 
 #include <cmath>
 
-#include "../core/bounds.h"
+#include "../core/frame.h"
+#include "../core/pack.h"
 #include "isa.h"
 #include "kernels.h"
 #include "reader.h"
@@ -20,16 +21,13 @@ class QueryBlock {
            squares_.reserve(rows) && centre_.reserve(rows) && exponents_.reserve(rows) && usable_.reserve(rows);
   }
 
-  // Packs rows [first, first + count). The map brings a row into the bank's frame: distances share its centre and
-  // scale; similarities keep their own origin and, unless they are extreme, their own scale.
+  // Packs rows [first, first + count) for the frame of `bank`.
   void pack(const Rows& queries, const PackHeader& bank, int64_t first, int64_t count) {
     const Metric metric = static_cast<Metric>(bank.metric);
+    const bool shared = record(metric).shares_frame;
     const double* centre = bank.centred ? pack_centre(&bank) : nullptr;
     const int64_t d = queries.width;
-    const Affine frame{centre, 1.0, std::ldexp(1.0, bank.exponent)};
-    const double limit = is_distance(metric) ? std::min(kMaxQueryNorm, std::ldexp(kMaxNorm, bank.exponent))
-                         : bank.biased       ? kMaxQueryNorm
-                                             : kMaxNorm;
+    const Affine frame = shared ? Affine{centre, 1.0, std::ldexp(1.0, bank.exponent)} : Affine{};
     for (int64_t g = 0; g * group_ < count; ++g) {
       const int n = static_cast<int>(std::min<int64_t>(group_, count - g * group_));
       const void* rows[16];
@@ -37,21 +35,14 @@ class QueryBlock {
       for (int i = 0; i < n; ++i) {
         const int64_t r = g * group_ + i;
         rows[i] = reader_.row(first + r, i);
-        if (is_distance(metric)) {
-          maps[i] = frame;
-          squares_[r] = kernels().stats(rows[i], queries.dtype, d, maps[i]).squares;
-          centre_[r] = 0.0;
-          exponents_[r] = bank.exponent;
-        } else {
-          RowStats s = kernels().stats(rows[i], queries.dtype, d, {});
-          if (s.squares > 0.0) s.squares += static_cast<double>(d) * 0x1p-1074;  // squares that underflowed
-          const double norm = std::sqrt(s.squares);
-          const bool extreme = norm > 0.0 && norm <= kMaxNorm && !(norm >= 0x1p-60 && norm <= kMaxQueryNorm);
-          exponents_[r] = extreme && !bank.biased ? -std::ilogb(norm) : 0;  // a bias fixes the scale
-          maps[i] = {nullptr, 1.0, std::ldexp(1.0, exponents_[r])};
-          squares_[r] = s.squares;
-          centre_[r] = centre == nullptr ? 0.0 : kernels().stats(rows[i], queries.dtype, d, {centre, 1.0, 1.0}).centre;
-        }
+        const double squares = kernels().stats(rows[i], queries.dtype, d, frame).squares;
+        const QueryFrame f = query_frame(metric, d, squares, bank.exponent, bank.biased);
+        squares_[r] = f.squares;
+        exponents_[r] = f.exponent;
+        usable_[r] = f.usable;
+        maps[i] = shared ? frame : Affine{nullptr, 1.0, std::ldexp(1.0, f.exponent)};
+        centre_[r] =
+            shared || centre == nullptr ? 0.0 : kernels().stats(rows[i], queries.dtype, d, {centre, 1.0, 1.0}).centre;
       }
       T* out = packed_.get() + g * stride_;
       if constexpr (sizeof(T) == 4)
@@ -59,12 +50,9 @@ class QueryBlock {
       else
         kernels().interleave_f64(rows, n, group_, queries.dtype, d, maps, out);
       for (int i = 0; i < group_; ++i) out[d * group_ + i] = 0;
-      for (int i = 0; i < n; ++i) {
-        const int64_t r = g * group_ + i;
-        usable_[r] = squares_[r] <= limit * limit;
-        if (!usable_[r])
+      for (int i = 0; i < n; ++i)
+        if (!usable_[g * group_ + i])
           for (int64_t k = 0; k < d; ++k) out[k * group_ + i] = 0;
-      }
     }
   }
 

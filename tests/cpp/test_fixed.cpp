@@ -45,7 +45,7 @@ double check_bounds(const std::vector<float>& x, const std::vector<float>& b, in
       bank(static_cast<size_t>(panels * fixed_stride(d)));
   std::vector<double> norms;
   for (int64_t r = 0; r < n; ++r) {
-    const double own = is_distance(metric) ? 1.0 : std::ldexp(1.0, queries.exponent(r));
+    const double own = record(metric).shares_frame ? 1.0 : std::ldexp(1.0, queries.exponent(r));
     norms.push_back(static_cast<double>(above(std::sqrt(queries.squares(r)) * own * (1.0 + 0x1p-20))));
     units[static_cast<size_t>(r)] = static_cast<float>(std::min(kFixedQuery / norms.back(), 0x1p40));
   }
@@ -97,7 +97,7 @@ double check_bounds(const std::vector<float>& x, const std::vector<float>& b, in
       double target = 0.0;  // the score in packed units
       for (int64_t k = 0; k < d; ++k) {
         const double q = static_cast<double>(xi[k]), v = static_cast<double>(bj[k]);
-        if (is_distance(metric))
+        if (record(metric).shares_frame)
           target += (q - centre[k]) * scale * (v - centre[k]) * scale - 0.5 * std::pow((v - centre[k]) * scale, 2);
         else
           target += q * own *
