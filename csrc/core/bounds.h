@@ -25,10 +25,10 @@ constexpr double kMaxQueryNorm = 0x1p60;      // packed units; beyond: the row i
 constexpr double kFarNorm = 0x1p62;           // packed units, distances; beyond: T < -|b~|^2 / 5 for screened queries
 constexpr double kMaxNorm = 0x1p510;          // original units; products of two stay finite in float64
 
-VB_SHARED inline double screen_unit(int64_t width) { return static_cast<double>(width + 16) * 0x1p-24 * 1.02; }
-VB_SHARED inline double refine_unit(int64_t width) { return static_cast<double>(width / 8 + 16) * 0x1p-53 * 1.02; }
+VB_HOST_DEVICE inline double screen_unit(int64_t width) { return static_cast<double>(width + 16) * 0x1p-24 * 1.02; }
+VB_HOST_DEVICE inline double refine_unit(int64_t width) { return static_cast<double>(width / 8 + 16) * 0x1p-53 * 1.02; }
 
-VB_SHARED inline float round_up(double x) {
+VB_HOST_DEVICE inline float round_up(double x) {
 #if defined(__CUDA_ARCH__)
   return __double2float_ru(x);
 #else
@@ -36,7 +36,7 @@ VB_SHARED inline float round_up(double x) {
   return static_cast<double>(f) < x ? std::nextafterf(f, HUGE_VALF) : f;
 #endif
 }
-VB_SHARED inline float round_down(double x) {
+VB_HOST_DEVICE inline float round_down(double x) {
 #if defined(__CUDA_ARCH__)
   return __double2float_rd(x);
 #else
@@ -46,38 +46,38 @@ VB_SHARED inline float round_down(double x) {
 }
 
 // At least x, and at most x; never more than two steps of float32 from it, without a branch or a call.
-VB_SHARED inline float above(double x) { return static_cast<float>(x + (std::fabs(x) * 0x1p-23 + 0x1p-149)); }
-VB_SHARED inline float below(double x) { return static_cast<float>(x - (std::fabs(x) * 0x1p-23 + 0x1p-149)); }
+VB_HOST_DEVICE inline float above(double x) { return static_cast<float>(x + (std::fabs(x) * 0x1p-23 + 0x1p-149)); }
+VB_HOST_DEVICE inline float below(double x) { return static_cast<float>(x - (std::fabs(x) * 0x1p-23 + 0x1p-149)); }
 
 // r_b. `packed` = |b~|, `original` = |b| 2^exponent (dot), or its share of the floored norm (cosine).
-VB_SHARED inline float bank_bound(Metric metric, int64_t width, double packed, double original) {
+VB_HOST_DEVICE inline float bank_bound(Metric metric, int64_t width, double packed, double original) {
   double r = screen_unit(width) * packed;
-  if (!is_distance(metric)) r += 4.0 * refine_unit(width) * original;
+  if (record(metric).term == Term::product) r += 4.0 * refine_unit(width) * original;
   return round_up(r * (1.0 + 0x1p-18));
 }
 
 // beta_b, from |b~|^2; and from r_b, which is all that the survivors' path has at hand.
-VB_SHARED inline double start_bound(int64_t width, double squares) {
+VB_HOST_DEVICE inline double start_bound(int64_t width, double squares) {
   return screen_unit(width) * squares * 0.5 * (1.0 + 0x1p-16);
 }
-VB_SHARED inline double start_bound_per_r2(Metric metric, int64_t width) {
-  return is_distance(metric) ? 0.5 / screen_unit(width) * (1.0 + 0x1p-10) : 0.0;
+VB_HOST_DEVICE inline double start_bound_per_r2(Metric metric, int64_t width) {
+  return record(metric).term == Term::square ? 0.5 / screen_unit(width) * (1.0 + 0x1p-10) : 0.0;
 }
 
 // slack_x, a polynomial in the query's norm: its terms depend on the exponents alone. `query_exponent`: power of two on
 // the query; `bank_exponent`: on the bank.
 struct QuerySlack {
   double constant, linear, square;
-  VB_SHARED double at(double norm) const { return (constant + (linear + square * norm) * norm) * (1.0 + 0x1p-40); }
+  VB_HOST_DEVICE double at(double norm) const { return (constant + (linear + square * norm) * norm) * (1.0 + 0x1p-40); }
 };
-VB_SHARED inline QuerySlack query_slack(Metric metric, int64_t width, int query_exponent, int bank_exponent) {
+VB_HOST_DEVICE inline QuerySlack query_slack(Metric metric, int64_t width, int query_exponent, int bank_exponent) {
   const double steps = static_cast<double>(width + 16);
   const double apart = steps * std::ldexp(1.0, -1073 + bank_exponent);
   QuerySlack s;
   s.constant = steps * 0x1p-149 * (1.0 + 2.0 * kMaxBankNorm) + apart +
                steps * std::ldexp(1.0 / kNormFloor, -1073 + query_exponent + bank_exponent);
   s.linear = steps * 0x1p-149 + apart;
-  s.square = is_distance(metric) ? refine_unit(width) * 1.02 : 0.0;
+  s.square = record(metric).term == Term::square ? refine_unit(width) * 1.02 : 0.0;
   return s;
 }
 

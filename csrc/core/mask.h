@@ -29,7 +29,7 @@ struct Mask {
     return true;
   }
 
-  VB_SHARED int64_t row_start(int64_t query) const {  // in elements
+  VB_HOST_DEVICE int64_t row_start(int64_t query) const {  // in elements
     int64_t start = 0, rest = first + query;
     for (int i = 0; i + 1 < dims; ++i) {
       start += rest % sizes[i] * strides[i];

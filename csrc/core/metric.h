@@ -33,6 +33,13 @@ VB_INLINE constexpr MetricRecord record(Metric metric) {
 }
 constexpr int kMetrics = 4;
 
+// The last step of a dense product: none; clamped at 0; the square root of that.
+enum class Finish : int32_t { linear, squared, rooted };
+VB_INLINE constexpr Finish finish_of(Metric metric) {
+  const MetricRecord m = record(metric);
+  return m.root ? Finish::rooted : m.smaller_is_better ? Finish::squared : Finish::linear;
+}
+
 VB_INLINE constexpr bool is_distance(Metric m) { return record(m).smaller_is_better; }
 
 // A norm below this counts as this constant (cosine of a zero vector is 0, not NaN).

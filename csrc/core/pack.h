@@ -14,7 +14,7 @@
 
 #include <cstring>
 
-#include "metric.h"
+#include "bounds.h"
 
 namespace vecbank {
 
@@ -57,6 +57,46 @@ constexpr int64_t kCentreAt = 192;
 static_assert(sizeof(PackHeader) + sizeof(PackStamp) <= kCentreAt);
 
 constexpr uint64_t kPackMagic = 0x314b4e4142434556ull;  // "VECBANK1", little-endian
+
+// The header of a pack before anything is known of the rows: where its parts lie, and its size. `element`: bytes of a
+// panel's numbers.
+inline PackHeader pack_layout(int64_t rows, int64_t width, Metric metric, DType dtype, int64_t element, bool biased) {
+  PackHeader h{};
+  h.magic = kPackMagic;
+  h.rows = rows;
+  h.width = width;
+  h.metric = static_cast<int32_t>(metric);
+  h.dtype = static_cast<int32_t>(dtype);
+  h.screenable = width <= kMaxScreenWidth;
+  h.biased = biased;
+  h.first_negligible = -1;
+  h.centre_at = kCentreAt;
+  h.norms_at = h.centre_at + round_up_to(width * 8, 64);
+  h.kinds_at = h.norms_at + (record(metric).unit_rows || biased ? round_up_to(rows * 8, 64) : 0);
+  h.panels_at = h.kinds_at + round_up_to(rows, 64);
+  h.bytes = h.panels_at + ceil_div(rows, kPanel) * (width + 3) * kPanel * element;
+  return h;
+}
+
+// The size of a Bank's pack, whose panels are float32.
+inline int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biased = false) {
+  return pack_layout(rows, width, metric, DType::f32, 4, biased).bytes;
+}
+
+// Is `h`, which may hold anything, the header of a pack of the bank that `expected` was laid out for? Metrics of one
+// family may use each other's packs: the header keeps the metric that the pack was made for.
+VB_INLINE bool is_pack_of(const PackHeader& h, const PackHeader& expected) {
+  const bool known = h.metric >= 0 && h.metric < kMetrics;
+  const bool kin =
+      known && record(static_cast<Metric>(h.metric)).family == record(static_cast<Metric>(expected.metric)).family;
+  const bool same = h.magic == expected.magic && h.rows == expected.rows && h.width == expected.width &&
+                    h.dtype == expected.dtype && h.screenable == expected.screenable && h.biased == expected.biased;
+  const bool placed = h.centre_at == expected.centre_at && h.norms_at == expected.norms_at &&
+                      h.kinds_at == expected.kinds_at && h.panels_at == expected.panels_at && h.bytes == expected.bytes;
+  const bool sound = h.exponent >= -960 && h.exponent <= 960 && h.first_negligible >= -1 &&
+                     h.first_negligible < h.rows && (h.negligible > 0) == (h.first_negligible >= 0);
+  return kin && same && placed && sound;
+}
 
 template <class T>
 struct Panels {  // a view; lines are kPanel wide

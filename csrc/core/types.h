@@ -6,11 +6,11 @@
 
 // Small functions that a CUDA kernel needs too are written once, for both sides.
 #if defined(__CUDACC__)
-#define VB_SHARED __host__ __device__
+#define VB_HOST_DEVICE __host__ __device__
 #else
-#define VB_SHARED
+#define VB_HOST_DEVICE
 #endif
-#define VB_INLINE VB_SHARED inline __attribute__((always_inline))
+#define VB_INLINE VB_HOST_DEVICE inline __attribute__((always_inline))
 
 namespace vecbank {
 
@@ -26,7 +26,7 @@ struct Rows {
   int64_t count = 0, width = 0;
   int64_t row_stride = 0, col_stride = 1;
 
-  const void* row(int64_t i) const {
+  VB_HOST_DEVICE const void* row(int64_t i) const {
     return static_cast<const char*>(data) + i * row_stride * static_cast<int64_t>(size_of(dtype));
   }
 };

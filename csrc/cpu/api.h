@@ -9,7 +9,7 @@
 
 namespace vecbank::cpu {
 
-int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biased = false);
+using vecbank::pack_bytes;  // the layout of core/pack.h
 
 // Writes the whole pack to `out` (pack_bytes long, 64-byte aligned). `bias`: one per row, added to dot products.
 Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias = nullptr);

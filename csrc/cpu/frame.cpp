@@ -63,7 +63,7 @@ Status choose_frame(const Rows& bank, Metric metric, double* centre, int32_t* ex
   for (int64_t s = 0; s < count; ++s) {
     const int64_t i = count == 1 ? 0 : s * (bank.count - 1) / (count - 1);
     double* row = sample.get() + s * stride;
-    const double scale = metric == Metric::cosine ? 1.0 / floored(norms.norm(bank, i)) : 1.0;
+    const double scale = record(metric).unit_rows ? 1.0 / floored(norms.norm(bank, i)) : 1.0;
     kernels().widen(norms.reader.row(i), bank.dtype, d, row);
     for (int64_t k = 0; k < d; ++k) row[k] *= scale;
   }
@@ -136,19 +136,20 @@ Status revise_exponent(const Rows& bank, Metric metric, const double* centre, co
     while (e >= 0 && counts[e] == 0) --e;
     return e;
   };
+  const bool shared = record(metric).shares_frame;
   // A few rows beyond all reach of the others, a ruined one say, must not decide: they count as far, or as special.
   int top = largest_below(kBins), bottom = 0;
   if (top < 0) return Status::ok;
-  for (const int reach = is_distance(metric) ? kReach : 100;;) {
+  for (const int reach = shared ? kReach : 100;;) {
     bottom = std::max(0, top - kNegligible + 1);
-    const int next = largest_below(is_distance(metric) ? bottom : top - reach);
+    const int next = largest_below(shared ? bottom : top - reach);
     if (next < 0 || top - next <= reach || between(bottom, top + 1) * 64 >= between(0, top + 1)) break;
     top = next;
   }
   int middle = top;
   for (const int64_t half = between(bottom, top + 1) / 2; between(middle, top + 1) <= half;) --middle;
   *exponent = std::clamp(std::min(-(middle + kLowest), kMaxPackedExponent - (top + kLowest)), -960, 960);
-  *negligible_below = is_distance(metric) ? std::ldexp(1.0, top + kLowest + *exponent - kNegligible) : 0.0;
+  *negligible_below = shared ? std::ldexp(1.0, top + kLowest + *exponent - kNegligible) : 0.0;
   return Status::ok;
 }
 

@@ -3,14 +3,13 @@
 
 #include <cmath>
 
+#include "../core/exact_score.h"
 #include "../core/pack.h"
 #include "isa.h"
 #include "kernels.h"
 #include "reader.h"
 
 namespace vecbank::cpu {
-
-inline double floored(double norm) { return norm < kNormFloor ? kNormFloor : norm; }  // NaN stays
 
 // The refinement's own norms, in its own order: cosine divides by exactly these.
 struct NormScratch {

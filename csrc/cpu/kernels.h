@@ -4,16 +4,11 @@
 
 #include <numeric>
 
+#include "../core/frame.h"
 #include "search/screens/int16.h"
 #include "tiles.h"
 
 namespace vecbank::cpu {
-
-// x -> (x * pre - centre) * post, in float64; null centre means zero.
-struct Affine {
-  const double* centre = nullptr;
-  double pre = 1.0, post = 1.0;
-};
 
 struct RowStats {
   double squares = 0.0;  // sum of squares of the mapped row
@@ -24,8 +19,8 @@ struct ScoreArgs {
   const double* queries = nullptr;  // padded with zeros to a multiple of 8
   int64_t query_stride = 0;
   int query_count = 1;
-  Rows bank;                       // col_stride must be 1
-  bool distance = false;           // sum (x - b)^2 rather than sum x b
+  Rows bank;  // col_stride must be 1
+  Term term = Term::product;
   const int64_t* index = nullptr;  // null: rows first .. first + count
   int64_t first = 0, count = 0;
   double* out = nullptr;  // [query][count]

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <new>
 
+#include "../core/exact_score.h"
 #include "isa.h"
 #include "kernels.h"
 #include "reader.h"
@@ -295,14 +296,13 @@ struct PairFactors {
 };
 
 PairFactors pair_factors(Metric metric, double grad, const double* x, const double* b, int64_t d) {
-  if (metric == Metric::dot) return {grad, 0.0, 0.0};
-  if (metric == Metric::sqeuclidean) return {2.0 * grad, 0.0, 0.0};
-  if (metric == Metric::l2) {
+  const MetricRecord m = record(metric);
+  if (m.root) {
     const double squares = squared_distance(x, b, d);
     return {squares > 0.0 ? grad / std::sqrt(squares) : 0.0, 0.0, 0.0};  // distance 0: gradient 0
   }
-  const double nx = std::sqrt(dot(x, x, d)), nb = std::sqrt(dot(b, b, d));
-  const double fx = nx < kNormFloor ? kNormFloor : nx, fb = nb < kNormFloor ? kNormFloor : nb;
+  if (!m.unit_rows) return {m.term == Term::square ? 2.0 * grad : grad, 0.0, 0.0};
+  const double nx = std::sqrt(dot(x, x, d)), nb = std::sqrt(dot(b, b, d)), fx = floored(nx), fb = floored(nb);
   const double score = dot(x, b, d) / (fx * fb);
   // A norm under the floor counts as that constant, so it has no gradient of its own.
   return {grad / (fx * fb), nx < kNormFloor ? 0.0 : grad * score / (nx * nx),
@@ -319,7 +319,7 @@ Status pair_gradients(const PairProblem& p, const Parallel& parallel) {
   if (!crew.ok() || !factors.reserve(pairs)) return Status::out_of_memory;
   const Status built = segments.build(p.indices, pairs, p.bank.count, parallel.stop);
   if (built != Status::ok) return built;
-  const bool distance = is_distance(p.metric);
+  const bool distance = record(p.metric).term == Term::square;
 
   const Status paired = for_each_row(parallel, n, d * p.k, [&](int worker, int64_t q) {
     Scratch& s = crew[worker];

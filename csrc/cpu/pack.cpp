@@ -13,24 +13,6 @@
 namespace vecbank::cpu {
 namespace {
 
-PackHeader layout(int64_t rows, int64_t width, Metric metric, DType dtype, int64_t element, bool biased) {
-  PackHeader h{};
-  h.magic = kPackMagic;
-  h.rows = rows;
-  h.width = width;
-  h.metric = static_cast<int32_t>(metric);
-  h.dtype = static_cast<int32_t>(dtype);
-  h.screenable = width <= kMaxScreenWidth;
-  h.biased = biased;
-  h.first_negligible = -1;
-  h.centre_at = kCentreAt;
-  h.norms_at = h.centre_at + round_up_to(width * 8, 64);
-  h.kinds_at = h.norms_at + (metric == Metric::cosine || biased ? round_up_to(rows * 8, 64) : 0);
-  h.panels_at = h.kinds_at + round_up_to(rows, 64);
-  h.bytes = h.panels_at + ceil_div(rows, kPanel) * (width + 3) * kPanel * element;
-  return h;
-}
-
 template <class T>
 void interleave(const void* const* rows, int count, DType dtype, int64_t width, const Affine* maps, T* out) {
   if constexpr (sizeof(T) == 4)
@@ -82,24 +64,18 @@ struct Packing {
     panels = reinterpret_cast<T*>(base + h.panels_at);
   }
 
-  // The kind of row j, and all that is to know of it. `squares`, `original`: its norm's square, packed; its norm from
-  // the origin.
-  RowKind kind_of(int64_t j, double squares, double original, PanelScratch& scratch) const {
-    const Metric metric = static_cast<Metric>(h.metric);
-    const double post = std::ldexp(1.0, h.exponent), packed = std::sqrt(squares) * (1.0 + 0x1p-20);
+  RowKind kind_of(int64_t j, const ColumnFacts& facts, PanelScratch& scratch) const {
+    const MetricRecord m = record(static_cast<Metric>(h.metric));
     Tally& tally = scratch.tally;
-    if (metric == Metric::cosine ? std::isnan(norms[j]) : std::isnan(squares)) return RowKind::never;
-    if (h.biased && std::isnan(norms[j])) return RowKind::never;
-    if (packed < std::numeric_limits<double>::infinity()) tally.most = std::max(tally.most, packed);
-    if (original > 0.0) tally.least = std::min(tally.least, original);
-    if (is_distance(metric) && !(packed * (1.0 - 0x1p-19) <= kFarNorm)) return RowKind::far;
-    const bool fits = packed <= std::min(kMaxBankNorm, kMaxNorm * post) &&
-                      (metric == Metric::cosine ? norms[j] <= kMaxNorm : original <= kMaxNorm * std::min(post, 1.0)) &&
-                      !(h.biased && !(std::fabs(norms[j]) * post <= kMaxBankNorm));
-    if (!fits) return RowKind::special;
-    if (h.biased || (original > 0.0 && !(original < negligible_below))) return RowKind::ordinary;
+    if (((m.unit_rows || h.biased) && std::isnan(norms[j])) || (!m.unit_rows && std::isnan(facts.packed)))
+      return RowKind::never;
+    if (facts.packed < std::numeric_limits<double>::infinity()) tally.most = std::max(tally.most, facts.packed);
+    if (facts.whole > 0.0) tally.least = std::min(tally.least, facts.whole);
+    if (m.shares_frame && !(facts.packed * (1.0 - 0x1p-19) <= kFarNorm)) return RowKind::far;
+    if (!facts.fits) return RowKind::special;
+    if (h.biased || (facts.whole > 0.0 && !(facts.whole < negligible_below))) return RowKind::ordinary;
     const double size = scratch.norms.largest(bank, j);
-    if (!is_distance(metric) && size > 0.0) return RowKind::ordinary;  // its norm was too small for float64
+    if (!m.shares_frame && size > 0.0) return RowKind::ordinary;  // its norm was too small for float64
     tally.size = std::max(tally.size, size);
     return RowKind::negligible;
   }
@@ -107,6 +83,7 @@ struct Packing {
   // Panel p. `fresh`: kinds are to be found; else negligible rows stay so, and no others become it.
   void write(int64_t p, PanelScratch& scratch, bool fresh) {
     const Metric metric = static_cast<Metric>(h.metric);
+    const MetricRecord m = record(metric);
     const int64_t d = bank.width;
     const int count = static_cast<int>(std::min<int64_t>(kPanel, bank.count - p * kPanel));
     const double post = std::ldexp(1.0, h.exponent);
@@ -124,20 +101,20 @@ struct Packing {
       const int64_t j = p * kPanel + c;
       rows[c] = scratch.reader.row(j, c);
       maps[c] = {centre, 1.0, post};
-      const bool cosine = metric == Metric::cosine;
-      double original = 0.0;  // its norm from the origin
-      if (cosine) {
+      const auto squares_in = [&](const Affine& map) { return kernels().stats(rows[c], bank.dtype, d, map).squares; };
+      double whole = 0.0;
+      if (m.unit_rows) {
         const double norm = scratch.norms.norm(bank, j);
         norms[j] = floored(norm);
         maps[c].pre = 1.0 / norms[j];
-        original = norm / norms[j] * post;
+        whole = norm / norms[j] * post;
       }
-      const double squares = kernels().stats(rows[c], bank.dtype, d, maps[c]).squares;
-      const double packed = std::sqrt(squares) * (1.0 + 0x1p-20);
-      if (!cosine)
-        original = centre == nullptr ? packed
-                                     : std::sqrt(kernels().stats(rows[c], bank.dtype, d, {nullptr, 1.0, post}).squares);
-      RowKind kind = kind_of(j, squares, original, scratch);
+      const double squares = squares_in(maps[c]);
+      if (!m.unit_rows)
+        whole = centre == nullptr ? std::sqrt(squares) * kNormRoom : std::sqrt(squares_in({nullptr, 1.0, post}));
+      const ColumnFacts f =
+          column_facts(metric, squares, whole, m.unit_rows ? norms[j] : 1.0, h.biased ? norms[j] : 0.0, post);
+      RowKind kind = kind_of(j, f, scratch);
       if (!fresh && (kind == RowKind::negligible || kind == RowKind::ordinary))
         kind = kinds[j] == RowKind::negligible ? RowKind::negligible : RowKind::ordinary;
       kinds[j] = kind;
@@ -148,23 +125,16 @@ struct Packing {
         upper[c] = kind == RowKind::special ? inf : -inf;
         continue;
       }
-      double r = bank_bound(metric, d, packed, original), begin = 0.0, beta = 0.0;
-      if (is_distance(metric)) {
-        begin = -0.5 * squares;
-        beta = start_bound(d, squares);
-      } else if (h.biased) {
-        begin = norms[j] * post;
-        beta = start_bound(d, 2.0 * std::fabs(begin));
-      }
-      if (kind == RowKind::negligible && is_distance(metric)) {
+      double r = bank_bound(metric, d, f.packed, f.whole), beta = start_bound(d, 2.0 * std::fabs(f.start));
+      if (kind == RowKind::negligible && m.shares_frame) {
         // The first stands for all: they are no farther than this from it, so none of their scores is above its bound.
-        const double apart = 2.0 * h.negligible_size * std::sqrt(static_cast<double>(d)) * post * (1.0 + 0x1p-20);
+        const double apart = 2.0 * h.negligible_size * std::sqrt(static_cast<double>(d)) * post * kNormRoom;
         r += apart;
-        beta += apart * (packed + apart);
+        beta += apart * (f.packed + apart);
       }
-      start[c] = static_cast<T>(begin);
+      start[c] = static_cast<T>(f.start);
       bound[c] = round_up(r);
-      upper[c] = kind == RowKind::negligible && j != h.first_negligible ? -inf : round_up(begin + beta);
+      upper[c] = kind == RowKind::negligible && j != h.first_negligible ? -inf : round_up(f.start + beta);
     }
     interleave(rows, count, bank.dtype, d, maps, coordinates);
     if (any_blank)
@@ -206,7 +176,7 @@ struct Packing {
 template <class T>
 Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias) {
   KeepSubnormals keep;
-  const PackHeader planned = layout(bank.count, bank.width, metric, bank.dtype, sizeof(T), bias != nullptr);
+  const PackHeader planned = pack_layout(bank.count, bank.width, metric, bank.dtype, sizeof(T), bias != nullptr);
   char* base = static_cast<char*>(out);
   std::memset(base, 0, static_cast<size_t>(planned.panels_at));  // gaps too: equal banks have equal packs
   PackHeader& h = *static_cast<PackHeader*>(out);
@@ -226,8 +196,8 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   Tally found;
   const Status written = packing.write_all(scratch.get(), parallel, found);
   if (written != Status::ok) return written;
-  const bool far_apart = is_distance(metric) && found.least < std::ldexp(found.most, -kNegligible);
-  if (metric == Metric::cosine || (found.most <= kMaxBankNorm && !far_apart)) return Status::ok;
+  const bool far_apart = record(metric).shares_frame && found.least < std::ldexp(found.most, -kNegligible);
+  if (record(metric).unit_rows || (found.most <= kMaxBankNorm && !far_apart)) return Status::ok;
 
   // The sample spoke for some of the rows alone.
   const int32_t before = h.exponent;
@@ -280,14 +250,6 @@ Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int6
   return parallel.stop.asked() ? Status::stopped : Status::ok;
 }
 
-int64_t pack_bytes_as(int64_t rows, int64_t width, Metric metric, int64_t element, bool biased) {
-  return layout(rows, width, metric, DType::f32, element, biased).bytes;
-}
-
-int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biased) {
-  return pack_bytes_as(rows, width, metric, 4, biased);
-}
-
 Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias) {
   return pack_as<float>(bank, metric, out, parallel, bias);
 }
@@ -297,22 +259,9 @@ const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, 
       reinterpret_cast<uintptr_t>(pack) % alignof(PackHeader) != 0)
     return nullptr;
   const PackHeader* h = static_cast<const PackHeader*>(pack);
-  PackHeader expected = layout(bank.count, bank.width, metric, bank.dtype, 4, biased);
-  expected.exponent = h->exponent;
-  expected.centred = h->centred;
-  expected.special = h->special;
-  expected.odd = h->odd;
-  expected.far = h->far;
-  expected.negligible = h->negligible;
-  expected.first_negligible = h->first_negligible;
-  expected.negligible_size = h->negligible_size;
-  expected.rewritten = h->rewritten;
-  if (is_distance(metric) && is_distance(static_cast<Metric>(h->metric)))
-    expected.metric = h->metric;  // l2 and sqeuclidean share a pack
-  const bool same = std::memcmp(&expected, h, sizeof expected) == 0;
-  const bool sound = std::abs(h->exponent) <= 960 && h->first_negligible >= -1 && h->first_negligible < h->rows &&
-                     (h->negligible > 0) == (h->first_negligible >= 0);
-  return same && sound && bytes >= h->bytes ? h : nullptr;
+  return is_pack_of(*h, pack_layout(bank.count, bank.width, metric, bank.dtype, 4, biased)) && bytes >= h->bytes
+             ? h
+             : nullptr;
 }
 
 }  // namespace vecbank::cpu

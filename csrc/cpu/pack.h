@@ -8,7 +8,6 @@ namespace vecbank::cpu {
 
 template <class T>
 Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias = nullptr);
-int64_t pack_bytes_as(int64_t rows, int64_t width, Metric metric, int64_t element, bool biased = false);
 
 template <class T>
 Panels<T> panels_as(const PackHeader* h) {

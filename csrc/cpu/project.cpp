@@ -102,11 +102,6 @@ Status project_exact(const ProjectProblem& p, const Parallel& parallel) {
   return bad ? Status::bad_index : scored;
 }
 
-Finish finish_of(const MetricRecord& metric) {
-  if (metric.term == Term::product) return Finish::linear;
-  return metric.root ? Finish::rooted : Finish::squared;
-}
-
 template <class T>
 class Projector {
  public:
@@ -122,7 +117,7 @@ class Projector {
     const auto [first, count, from, to, part] = task;
     queries_.pack(p.queries, h, first, count);
     for (int64_t r = 0; r < count + 16; ++r) scale_[r] = term_[r] = 0;
-    for (int64_t r = 0; r < count; ++r) fallback_[r] = !frame(p, h, r);
+    for (int64_t r = 0; r < count; ++r) fallback_[r] = !bring_back(p, h, r);
     const Panels<T> panels = panels_as<T>(&h);
     StoreArgs<T> args;
     args.tile = {queries_.data(), queries_.stride(), queries_.group(), count};
@@ -130,7 +125,7 @@ class Projector {
     args.tile.width = h.width;
     args.scale = scale_.get();
     args.term = term_.get();
-    args.finish = finish_of(record(p.metric));
+    args.finish = finish_of(p.metric);
     const int64_t size = static_cast<int64_t>(size_of(p.out_dtype));
     args.out_dtype = p.out_dtype;
     args.out_stride = p.out_columns;
@@ -150,20 +145,10 @@ class Projector {
 
  private:
   // value = score * scale + term brings a tile back from the packed frame. False: float cannot hold the factors.
-  bool frame(const ProjectProblem& p, const PackHeader& h, int64_t r) {
-    const int shift = queries_.exponent(r) + h.exponent;
-    if (!queries_.usable(r) || (sizeof(T) == 4 && std::abs(shift) > kMaxScaleExponent)) return false;
-    const double unit = std::ldexp(1.0, -shift);
-    double scale = unit, term = queries_.centre_dot(r);
-    if (record(p.metric).shares_frame) {
-      scale = -2.0 * unit;
-      term = queries_.squares(r) * unit;
-    } else if (record(p.metric).unit_rows) {
-      const double norm = std::sqrt(queries_.squares(r));
-      const double inverse = 1.0 / (norm < kNormFloor ? kNormFloor : norm);
-      scale *= inverse;
-      term *= inverse;
-    }
+  bool bring_back(const ProjectProblem& p, const PackHeader& h, int64_t r) {
+    const QueryFrame& frame = queries_.frame(r);
+    if (!frame.usable || (sizeof(T) == 4 && std::abs(frame.exponent + h.exponent) > kMaxScaleExponent)) return false;
+    const auto [scale, term] = dense_factors(p.metric, frame, queries_.centre_dot(r), h.exponent);
     scale_[r] = static_cast<T>(scale);
     term_[r] = static_cast<T>(term);
     return true;

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "../core/exact_score.h"
 #include "../core/pack.h"
 #include "isa.h"
 #include "kernels.h"
@@ -35,14 +36,14 @@ class Refiner {
   }
   void set_frame(const PackHeader& h) {
     metric_ = static_cast<Metric>(h.metric);
-    norms_ = metric_ == Metric::cosine ? pack_norms(&h) : nullptr;
+    norms_ = record(metric_).unit_rows ? pack_norms(&h) : nullptr;
     bias_ = h.biased ? pack_norms(&h) : nullptr;
   }
 
   void load(int slot, const void* row, DType dtype) {
     double* q = wide_.get() + slot * stride_;
     kernels().widen(row, dtype, bank_.width, q);
-    if (metric_ == Metric::cosine) query_norm_[slot] = self_norm(q);
+    if (record(metric_).unit_rows) query_norm_[slot] = self_norm(q);
   }
 
   // f(slot, key, index) for every row of [first, first + count) or of index[0..count), ascending.
@@ -62,7 +63,7 @@ class Refiner {
   // Does every bank row whose coordinates are at most `size` have the same distance from the row in slot 0, to the last
   // bit? Rounding is monotone, so their sums lie between those of the coordinates nearest to it and farthest from it.
   bool cannot_tell(double size) {
-    if (!is_distance(metric_) || size == 0.0) return true;  // zero rows
+    if (!record(metric_).shares_frame || size == 0.0) return true;  // zero rows
     double *x = wide_.get(), *apart = wide_.get() + stride_;
     for (int64_t k = 0; k < bank_.width; ++k) apart[k] = std::fmax(std::fabs(x[k]) - size, 0.0);
     for (int64_t k = bank_.width; k < stride_; ++k) apart[k] = 0.0;
@@ -95,15 +96,11 @@ class Refiner {
     kernels().score(a);
     return squares;
   }
-  double self_norm(const double* wide) const {
-    const double norm = std::sqrt(self_squares(wide));
-    return norm < kNormFloor ? kNormFloor : norm;
-  }
+  double self_norm(const double* wide) const { return floored(std::sqrt(self_squares(wide))); }
 
   double key(int slot, double raw, int64_t j) {
-    if (is_distance(metric_)) return -raw;
-    if (metric_ == Metric::cosine) return raw / (query_norm_[slot] * norms_[j]);
-    return bias_ != nullptr ? raw + bias_[j] : raw;
+    return key_of(metric_, raw, query_norm_[slot], norms_ != nullptr ? norms_[j] : 1.0,
+                  bias_ != nullptr ? bias_ + j : nullptr);
   }
 
   void score(int slots, const int64_t* index, int64_t first, int64_t count) {
@@ -112,7 +109,7 @@ class Refiner {
     a.query_stride = stride_;
     a.query_count = slots;
     a.bank = bank_;
-    a.distance = is_distance(metric_);
+    a.term = record(metric_).term;
     if (bank_.col_stride == 1) {
       a.index = index;
       a.first = first;
@@ -142,11 +139,5 @@ class Refiner {
   Buffer<double> wide_, scores_;
   Buffer<int64_t> indices_;
 };
-
-// What a key is worth to the caller: distances come back positive, l2 as a root.
-inline double value_of(Metric metric, double key) {
-  if (!is_distance(metric)) return key;
-  return metric == Metric::l2 ? std::sqrt(-key) : -key;
-}
 
 }  // namespace vecbank::cpu

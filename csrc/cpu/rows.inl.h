@@ -93,9 +93,9 @@ void widen(const void* row, DType dtype, int64_t width, double* out) {
   });
 }
 
-// The contract's order: lane i mod 8, each lane ascending, then the tree; multiply, then add, never fused. A sum waits
-// for its own last addition, so several go side by side: `Queries` against each of `Banks` rows.
-template <class Lanes, bool Distance, int Queries, int Banks, class S>
+// The raw scores of core/exact_score.h, their eight lanes side by side. A sum waits for its own last addition, so
+// several sums advance together: `Queries` against each of `Banks` rows.
+template <class Lanes, Term term, int Queries, int Banks, class S>
 VB_INLINE void score_some(const double* queries, int64_t query_stride, const S* const (&rows)[Banks], int64_t width,
                           double* out, int64_t out_stride) {
   Lanes sum[Queries][Banks];
@@ -107,7 +107,7 @@ VB_INLINE void score_some(const double* queries, int64_t query_stride, const S* 
     for (int q = 0; q < Queries; ++q) {
       const Lanes x = Lanes::load(queries + q * query_stride + k);
       for (int i = 0; i < Banks; ++i) {
-        if constexpr (Distance) {
+        if constexpr (term == Term::square) {
           const Lanes gap = x - b[i];
           sum[q][i] = sum[q][i] + gap * gap;
         } else {
@@ -123,7 +123,7 @@ VB_INLINE void score_some(const double* queries, int64_t query_stride, const S* 
     for (int i = 0; i < Banks; ++i) out[q * out_stride + i] = sum[q][i].sum();
 }
 
-template <class Lanes, bool Distance, int Queries, int Banks, class S>
+template <class Lanes, Term term, int Queries, int Banks, class S>
 VB_INLINE int64_t score_runs(const ScoreArgs& a, int q, int64_t begin) {
   const S* bank = static_cast<const S*>(a.bank.data);
   int64_t i = begin;
@@ -131,28 +131,27 @@ VB_INLINE int64_t score_runs(const ScoreArgs& a, int q, int64_t begin) {
     const S* rows[Banks];
     for (int r = 0; r < Banks; ++r)
       rows[r] = bank + (a.index != nullptr ? a.index[i + r] : a.first + i + r) * a.bank.row_stride;
-    score_some<Lanes, Distance, Queries, Banks>(a.queries + q * a.query_stride, a.query_stride, rows, a.bank.width,
-                                                a.out + q * a.count + i, a.count);
+    score_some<Lanes, term, Queries, Banks>(a.queries + q * a.query_stride, a.query_stride, rows, a.bank.width,
+                                            a.out + q * a.count + i, a.count);
   }
   return i;
 }
 
-template <class Lanes, bool Distance, class S>
+template <class Lanes, Term term, class S>
 void score_rows(const ScoreArgs& a) {
   int q = 0;
-  for (; q + 4 <= a.query_count; q += 4) score_runs<Lanes, Distance, 4, 1, S>(a, q, 0);
-  for (; q < a.query_count; ++q)
-    score_runs<Lanes, Distance, 1, 1, S>(a, q, score_runs<Lanes, Distance, 1, 4, S>(a, q, 0));
+  for (; q + 4 <= a.query_count; q += 4) score_runs<Lanes, term, 4, 1, S>(a, q, 0);
+  for (; q < a.query_count; ++q) score_runs<Lanes, term, 1, 1, S>(a, q, score_runs<Lanes, term, 1, 4, S>(a, q, 0));
 }
 
 template <class Lanes>
 void score(const ScoreArgs& a) {
   with_dtype(a.bank.dtype, [&](auto type) {
     using S = Element<decltype(type)>;
-    if (a.distance)
-      score_rows<Lanes, true, S>(a);
-    else
-      score_rows<Lanes, false, S>(a);
+    switch (a.term) {
+      case Term::product: return score_rows<Lanes, Term::product, S>(a);
+      case Term::square: return score_rows<Lanes, Term::square, S>(a);
+    }
   });
 }
 

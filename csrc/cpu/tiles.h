@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../core/half.h"
+#include "../core/metric.h"
 #include "../core/pack.h"
 
 namespace vecbank::cpu {
@@ -50,8 +51,6 @@ struct RowArgmax {
   float largest, next;
   int32_t lane;
 };
-
-enum class Finish : int32_t { linear, squared, rooted };  // as it is; clamped at 0; square root of that
 
 template <class T>
 struct StoreArgs {

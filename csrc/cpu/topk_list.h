@@ -5,15 +5,10 @@
 #include <cmath>
 #include <limits>
 
+#include "../core/exact_score.h"
 #include "parallel.h"
 
 namespace vecbank::cpu {
-
-struct Scored {  // a refined row
-  double key;
-  int64_t index;
-};
-inline bool better(const Scored& a, const Scored& b) { return a.key > b.key || (a.key == b.key && a.index < b.index); }
 
 // The best k of `count`, sorted, at the front; returns how many there are.
 inline int64_t select_best(Scored* list, int64_t count, int64_t k) {

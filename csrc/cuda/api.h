@@ -50,7 +50,7 @@ int64_t quantize_loss_workspace(int64_t rows);
 int64_t residual_workspace(const ResidualProblem& problem, const Device& device);
 int64_t product_workspace(const ProductProblem& problem, const Device& device);
 
-int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biased = false);  // the layout of core/pack.h
+using vecbank::pack_bytes;  // the layout of core/pack.h
 Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device, const double* bias = nullptr);
 Error widen(const Rows& one, double* to, const Device& device);  // one row to float64
 

@@ -169,9 +169,9 @@ struct Factors {
   double along, own_query, own_bank;
 };
 VB_INLINE Factors pair_factors(Metric metric, double grad, double raw, double query_squares, double bank_squares) {
-  if (metric == Metric::dot) return {grad, 0.0, 0.0};
-  if (metric == Metric::sqeuclidean) return {2.0 * grad, 0.0, 0.0};
-  if (metric == Metric::l2) return {raw > 0.0 ? grad / sqrt(raw) : 0.0, 0.0, 0.0};  // distance 0: gradient 0
+  const MetricRecord m = record(metric);
+  if (m.root) return {raw > 0.0 ? grad / sqrt(raw) : 0.0, 0.0, 0.0};  // distance 0: gradient 0
+  if (!m.unit_rows) return {m.term == Term::square ? 2.0 * grad : grad, 0.0, 0.0};
   const double nx = sqrt(query_squares), nb = sqrt(bank_squares), fx = floored(nx), fb = floored(nb);
   const double score = raw / (fx * fb);
   // A norm under the floor counts as that constant, so it has no gradient of its own.
@@ -185,17 +185,17 @@ __global__ void __launch_bounds__(kRowThreads) pair_queries_kernel(const PairArg
   constexpr int groups = kRowThreads / kLanes;
   double* own = reinterpret_cast<double*>(shared_memory());  // [groups], and their running sum
   const int64_t d = p.queries.width;
-  const bool distance = is_distance(p.metric), cosine = p.metric == Metric::cosine;
+  const MetricRecord m = record(p.metric);
   const int group = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
   for (int64_t q = blockIdx.x; q < p.queries.count; q += gridDim.x) {
     if (threadIdx.x == 0) own[groups] = 0.0;
-    const double query_squares = sum_of_8(cosine ? self_lane(p.queries, q, lane) : 0.0);
+    const double query_squares = sum_of_8(m.unit_rows ? self_lane(p.queries, q, lane) : 0.0);
     for (int64_t base = 0; base < p.k; base += groups) {
       const int64_t t = base + group, i = q * p.k + t;
       const int64_t j = t < p.k ? p.indices[i] : -1;
       const bool there = j >= 0 && j < p.bank.count;
-      const double raw = sum_of_8(there ? pair_lane(p.queries, q, p.bank, j, lane, distance) : 0.0);
-      const double bank_squares = sum_of_8(there && cosine ? self_lane(p.bank, j, lane) : 0.0);
+      const double raw = sum_of_8(there ? pair_lane(p.queries, q, p.bank, j, lane, m.term) : 0.0);
+      const double bank_squares = sum_of_8(there && m.unit_rows ? self_lane(p.bank, j, lane) : 0.0);
       if (lane == 0) {
         Factors f{0.0, 0.0, 0.0};
         if (there) f = pair_factors(p.metric, element_of(p.grad, p.grad_dtype, i), raw, query_squares, bank_squares);
@@ -215,9 +215,9 @@ __global__ void __launch_bounds__(kRowThreads) pair_queries_kernel(const PairArg
           const int64_t j = p.indices[q * p.k + t];
           if (j < 0 || j >= p.bank.count) continue;
           const double b = at(p.bank, j, c);
-          sum = add_rn(sum, mul_rn(a.along[q * p.k + t], distance ? add_rn(x, -b) : b));
+          sum = add_rn(sum, mul_rn(a.along[q * p.k + t], m.term == Term::square ? add_rn(x, -b) : b));
         }
-        if (cosine) sum = add_rn(sum, -mul_rn(own[groups], x));
+        if (m.unit_rows) sum = add_rn(sum, -mul_rn(own[groups], x));
         store(sum, p.grad_queries, p.queries.dtype, q * d + c);
       }
     __syncthreads();
@@ -228,7 +228,7 @@ __global__ void __launch_bounds__(kRowThreads) pair_queries_kernel(const PairArg
 __global__ void __launch_bounds__(kRowThreads) pair_bank_kernel(const PairArgs a) {
   const PairProblem& p = a.p;
   const int64_t d = p.queries.width, pairs = p.queries.count * p.k;
-  const bool distance = is_distance(p.metric), cosine = p.metric == Metric::cosine;
+  const MetricRecord m = record(p.metric);
   for (int64_t j = blockIdx.x; j < p.bank.count; j += gridDim.x) {
     const int64_t begin = lower_position(a.keys, pairs, static_cast<uint32_t>(j));
     const int64_t end = lower_position(a.keys, pairs, static_cast<uint32_t>(j) + 1);
@@ -238,8 +238,8 @@ __global__ void __launch_bounds__(kRowThreads) pair_bank_kernel(const PairArgs a
       for (int64_t o = begin; o < end; ++o) {
         const int64_t i = a.positions[o];
         const double x = at(p.queries, i / p.k, c);
-        double step = mul_rn(a.along[i], distance ? add_rn(b, -x) : x);
-        if (cosine) step = add_rn(step, -mul_rn(a.own_bank[i], b));
+        double step = mul_rn(a.along[i], m.term == Term::square ? add_rn(b, -x) : x);
+        if (m.unit_rows) step = add_rn(step, -mul_rn(a.own_bank[i], b));
         sum = add_rn(sum, step);
       }
       store(sum, p.grad_bank, p.bank.dtype, j * d + c);

@@ -37,7 +37,7 @@ inline bool library_can(const ProjectProblem& p) {
   const auto readable = [](const Rows& r) { return r.col_stride == 1 && r.row_stride >= r.width; };
   if (p.queries.dtype != p.bank.dtype || p.bank.width == 0) return false;
   if (!readable(p.queries) || !readable(p.bank)) return false;
-  if (!is_distance(p.metric) || p.bank.dtype == DType::f64) return true;
+  if (record(p.metric).term == Term::product || p.bank.dtype == DType::f64) return true;
   return size_of(p.bank.dtype) == 2 && size_of(p.out_dtype) == 2;
 }
 

@@ -8,8 +8,6 @@ namespace vecbank::cuda {
 
 // ---- pack.cu -------------------------------------------------------------------------------------------------------
 
-PackHeader pack_header(int64_t rows, int64_t width, Metric metric, DType dtype, int64_t element, bool biased = false);
-
 // Chooses centre and scale from a sample of the whole bank; writes `header` (device memory, host_header's constants).
 Error choose_frame(const Rows& bank, const PackHeader& host_header, PackHeader* header, double* centre,
                    double* sample_scale, const Device& device);
@@ -75,7 +73,7 @@ struct MaskRows {
   const bool* data;       // null: all rows may be returned
   const int64_t* starts;  // one per query, in elements; null: row_stride apart
   int64_t row_stride, col_stride;
-  VB_SHARED bool allows(int64_t query, int64_t column) const {
+  VB_HOST_DEVICE bool allows(int64_t query, int64_t column) const {
     return data == nullptr || data[(starts == nullptr ? query * row_stride : starts[query]) + column * col_stride];
   }
 };
@@ -151,7 +149,7 @@ struct RefineAll {
   const int32_t* left_count = nullptr;  // null: every row
   const int32_t* left = nullptr;
   int64_t splits = 1, list = 512;
-  Entry* partial = nullptr;  // [row][split][k]; only with splits
+  Scored* partial = nullptr;  // [row][split][k]; only with splits
   int64_t* partial_counts = nullptr;
 };
 Error refine_all(const RefineAll& args, const Device& device);

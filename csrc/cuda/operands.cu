@@ -22,7 +22,7 @@ __device__ __forceinline__ double value_of_bits(uint16_t bits, DType type) {
 
 // Writes row `to` of the operand from row i, zeros unless `written`; returns the sum of squares of what rounding lost.
 // The sixteen threads that share the row call it.
-__device__ __forceinline__ double write_row(const Rows& rows, int64_t i, bool written, const Map& map,
+__device__ __forceinline__ double write_row(const Rows& rows, int64_t i, bool written, const Affine& map,
                                             const Operand& to, int64_t row) {
   double lost = 0.0;
   for (int64_t k = threadIdx.x % 16 * kChunk; k < to.pitch; k += 16 * kChunk) {
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kPanelThreads, 4)
     const bool usable = f.usable && lost <= kMaxQueryNorm;  // not if something overflowed
     if (f.usable && !usable) write_row(a.queries, q, false, f.map, args.to, q);
     if (valid && threadIdx.x % 16 == 0)
-      begin_query(a, q, f, usable, usable ? operand_norm(f.packed, lost, share) : 0.0f);
+      begin_query(a, q, f, usable, usable ? operand_norm(f.frame.packed, lost, share) : 0.0f);
   }
 }
 
@@ -70,33 +70,33 @@ __global__ void __launch_bounds__(kPanelThreads, 4)
   const int64_t d = a.bank.width, pitch = args.to.pitch;
   const double post = ldexp(1.0, a.header->exponent);
   const double* centre = a.header->centred ? a.centre : nullptr;
-  const bool cosine = a.metric == Metric::cosine;
+  const bool unit_rows = record(a.metric).unit_rows;
   const double share = operand_share(args.to.type, args.queries, a.metric, a.header->centred);
   for (int64_t slot = blockIdx.x; slot < operand_rows(a.count * kPanel) / kPanel; slot += gridDim.x) {
     const int64_t first = slot < a.count ? a.schedule.panel(a.first_slot + slot) * kPanel : a.bank.count;
-    if (cosine) norms_of_panel(a, first, norms);
+    if (unit_rows) norms_of_panel(a, first, norms);
     __syncthreads();
     const int row = threadIdx.x / 16;
     const int64_t column = first + row, to = slot * kPanel + row;
     const bool valid = column < a.bank.count;
-    Map map{1.0, centre, post};
-    if (cosine) map.pre = 1.0 / norms[row];
+    Affine map{centre, 1.0, post};
+    if (unit_rows) map.pre = 1.0 / norms[row];
     const double squares = squares_of(a.bank, column, valid, map);
     double original = squares;
-    if (centre != nullptr && !cosine) original = squares_of(a.bank, column, valid, {1.0, nullptr, post});
+    if (centre != nullptr && !unit_rows) original = squares_of(a.bank, column, valid, {nullptr, 1.0, post});
     ColumnFacts f{};
-    if (valid) f = column_facts(a, column, squares, original, cosine ? norms[row] : 1.0, post);
-    const double lost = sqrt(write_row(a.bank, column, valid && !f.special, map, args.to, to)) * (1.0 + 0x1p-20);
-    if (valid && !f.special && !(lost <= kMaxBankNorm)) {
-      f.special = true;
+    if (valid) f = facts_of_column(a, column, squares, original, unit_rows ? norms[row] : 1.0, post);
+    const double lost = sqrt(write_row(a.bank, column, valid && f.fits, map, args.to, to)) * (1.0 + 0x1p-20);
+    if (valid && f.fits && !(lost <= kMaxBankNorm)) {
+      f.fits = false;
       write_row(a.bank, column, false, map, args.to, to);
     }
     if (threadIdx.x % 16 == 0) {
-      const bool usual = valid && !f.special;
-      const float start = usual ? operand_start(f.half, pitch) : 0.0f;
+      const bool usual = valid && f.fits;
+      const float start = usual ? operand_start(f.start, pitch) : 0.0f;
       args.columns.start[to] = usual ? start : valid ? HUGE_VALF : -HUGE_VALF;
       args.columns.bound[to] = usual ? operand_bound(a.metric, d, pitch, f.packed, lost, share, f.whole) : 0.0f;
-      args.columns.lift[to] = round_up(static_cast<double>(start) - (usual ? f.half : 0.0));
+      args.columns.lift[to] = round_up(static_cast<double>(start) - (usual ? f.start : 0.0));
     }
     __syncthreads();  // the norms are read
   }

@@ -4,30 +4,11 @@
 
 namespace vecbank::cuda {
 
-PackHeader pack_header(int64_t rows, int64_t width, Metric metric, DType dtype, int64_t element, bool biased) {
-  PackHeader h{};
-  h.magic = kPackMagic;
-  h.rows = rows;
-  h.width = width;
-  h.metric = static_cast<int32_t>(metric);
-  h.dtype = static_cast<int32_t>(dtype);
-  h.screenable = width <= kMaxScreenWidth;
-  h.biased = biased;
-  h.first_negligible = -1;
-  h.centre_at = kCentreAt;
-  h.norms_at = h.centre_at + round_up_to(width * 8, 64);
-  h.kinds_at = h.norms_at + (metric == Metric::cosine || biased ? round_up_to(rows * 8, 64) : 0);
-  h.panels_at = h.kinds_at + round_up_to(rows, 64);
-  h.bytes = h.panels_at + ceil_div(rows, kPanel) * (width + 3) * kPanel * element;
-  return h;
-}
-
 namespace {
 
 constexpr int kSample = 255;
 
-// ---- The frame
-// -------------------------------------------------------------------------------------------------------
+// ---- The frame ------------------------------------------------------------------------------------------------------
 
 struct FrameArgs {
   Rows bank;
@@ -44,11 +25,11 @@ VB_INLINE int64_t sample_row(const FrameArgs& a, int64_t s) {
 // One thread writes the header; eight threads each find the norm of a sampled row.
 __global__ void __launch_bounds__(kThreads) frame_begin(const FrameArgs a) {
   if (threadIdx.x == 0) *a.header = a.host_header;
-  const bool cosine = static_cast<Metric>(a.host_header.metric) == Metric::cosine;
+  const bool unit_rows = record(static_cast<Metric>(a.host_header.metric)).unit_rows;
   for (int64_t base = 0; base < a.samples; base += kThreads / kLanes) {
     const int64_t s = base + threadIdx.x / kLanes;
-    const double norm = norm_of(a.bank, s < a.samples ? sample_row(a, s) : 0, cosine && s < a.samples);
-    if (threadIdx.x % kLanes == 0 && s < a.samples) a.sample_scale[s] = cosine ? 1.0 / norm : 1.0;
+    const double norm = norm_of(a.bank, s < a.samples ? sample_row(a, s) : 0, unit_rows && s < a.samples);
+    if (threadIdx.x % kLanes == 0 && s < a.samples) a.sample_scale[s] = unit_rows ? 1.0 / norm : 1.0;
   }
 }
 
@@ -144,8 +125,7 @@ __global__ void __launch_bounds__(kThreads) frame_finish(const FrameArgs a) {
     for (int64_t k = threadIdx.x; k < a.bank.width; k += kThreads) a.centre[k] = 0.0;
 }
 
-// ---- Bank panels
-// -----------------------------------------------------------------------------------------------------
+// ---- Bank panels ----------------------------------------------------------------------------------------------------
 
 template <class T>
 struct PanelShared {
@@ -161,22 +141,22 @@ __global__ void __launch_bounds__(kPanelThreads) write_bank_panels(const BankPan
   const int64_t d = a.bank.width;
   const double post = ldexp(1.0, a.header->exponent);
   const double* centre = a.header->centred ? a.centre : nullptr;
-  const bool cosine = a.metric == Metric::cosine;
+  const bool unit_rows = record(a.metric).unit_rows;
   const T inf = static_cast<T>(HUGE_VAL);
   for (int64_t slot = blockIdx.x; slot < a.count; slot += gridDim.x) {
     const int64_t column = a.schedule.panel(a.first_slot + slot) * kPanel;
     T* lines = static_cast<T*>(a.panels) + slot * (d + 3) * kPanel;
 
-    if (cosine) norms_of_panel(a, column, shared.norms);
+    if (unit_rows) norms_of_panel(a, column, shared.norms);
     __syncthreads();
 
     const int row = threadIdx.x / 16;
     const bool valid = column + row < a.bank.count;
-    Map map{1.0, centre, post};
-    if (cosine) map.pre = 1.0 / shared.norms[row];
+    Affine map{centre, 1.0, post};
+    if (unit_rows) map.pre = 1.0 / shared.norms[row];
     const double squares = squares_of(a.bank, column + row, valid, map);
     double original = squares;
-    if (centre != nullptr && !cosine) original = squares_of(a.bank, column + row, valid, {1.0, nullptr, post});
+    if (centre != nullptr && !unit_rows) original = squares_of(a.bank, column + row, valid, {nullptr, 1.0, post});
     if (threadIdx.x % 16 == 0) shared.squares[row] = squares, shared.originals[row] = original;
     __syncthreads();
 
@@ -186,14 +166,14 @@ __global__ void __launch_bounds__(kPanelThreads) write_bank_panels(const BankPan
       bool special = false;
       if (column + c < a.bank.count) {
         const ColumnFacts f =
-            column_facts(a, column + c, shared.squares[c], shared.originals[c], shared.norms[c], post);
-        special = f.special;
+            facts_of_column(a, column + c, shared.squares[c], shared.originals[c], shared.norms[c], post);
+        special = !f.fits;
         if (special) {
           upper = inf;
         } else {
           bound = bank_bound(a.metric, d, f.packed, f.whole);
-          start = static_cast<T>(f.half);
-          upper = round_up(f.half + start_bound(d, 2.0 * fabs(f.half)));
+          start = static_cast<T>(f.start);
+          upper = round_up(f.start + start_bound(d, 2.0 * fabs(f.start)));
         }
       }
       shared.special[c] = special;
@@ -208,8 +188,7 @@ __global__ void __launch_bounds__(kPanelThreads) write_bank_panels(const BankPan
   }
 }
 
-// ---- Query panels
-// ----------------------------------------------------------------------------------------------------
+// ---- Query panels ---------------------------------------------------------------------------------------------------
 
 template <class T>
 __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryPanels a) {
@@ -218,7 +197,7 @@ __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryP
   const bool good = trusted(a);
   const int shift = good ? a.header->exponent : 0;
   const double* centre = good && a.header->centred ? a.centre : nullptr;
-  const bool distance = is_distance(a.metric);
+  const bool adds_centre = a.scale != nullptr && centre != nullptr && !record(a.metric).shares_frame;
   for (int64_t p = blockIdx.x; p < panels; p += gridDim.x) {
     const int row = threadIdx.x / 16;
     const int64_t q = p * kPanel + row;
@@ -227,7 +206,7 @@ __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryP
 
     const QueryFacts f = query_facts(a, q, valid, good);
     double along_centre = 0.0;  // x . centre, which a dense similarity adds back
-    if (valid && a.scale != nullptr && !distance && centre != nullptr)
+    if (valid && adds_centre)
       with_dtype(a.queries.dtype, [&](auto type) {
         const auto* x = reinterpret_cast<decltype(type)>(row_of(a.queries, q));
         for (int64_t k = threadIdx.x % 16; k < d; k += 16)
@@ -238,25 +217,16 @@ __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryP
     if (threadIdx.x % 16 == 0) {
       float rider = 0.0f;  // multiplies the bank's bound line
       if (valid && a.norms != nullptr) {
-        if (f.usable) rider = round_up(f.packed * a.factor);
+        if (f.usable) rider = round_up(f.frame.packed * a.factor);
         begin_query(a, q, f, f.usable, rider);
       }
       if (valid && a.scale != nullptr) {
-        const int undo = f.exponent + shift;
+        const int undo = f.frame.exponent + shift;
         const bool odd = !f.usable || (sizeof(T) == 4 && (undo > 120 || undo < -120));
-        double scale = 0.0, term = 0.0;
-        if (!odd) {
-          const double unit = ldexp(1.0, -undo);
-          scale = distance ? -2.0 * unit : unit;
-          term = distance ? f.squares * unit : along_centre;
-          if (a.metric == Metric::cosine) {
-            const double inverse = 1.0 / floored(f.norm);
-            scale *= inverse;
-            term *= inverse;
-          }
-        }
-        static_cast<T*>(a.scale)[q] = static_cast<T>(scale);
-        static_cast<T*>(a.term)[q] = static_cast<T>(term);
+        DenseFactors back{0.0, 0.0};
+        if (!odd) back = dense_factors(a.metric, f.frame, along_centre, shift);
+        static_cast<T*>(a.scale)[q] = static_cast<T>(back.scale);
+        static_cast<T*>(a.term)[q] = static_cast<T>(back.term);
         a.odd[q] = odd;
       }
       lines[d * kPanel + row] = static_cast<T>(rider);
@@ -306,16 +276,12 @@ Error widen(const Rows& one, double* to, const Device& device) {
   return launch(widen_kernel, grid_for(ceil_div(one.width, kThreads)), kThreads, 0, device, WidenArgs{one, to});
 }
 
-// ---- The op
-// ----------------------------------------------------------------------------------------------------------
+// ---- The op ---------------------------------------------------------------------------------------------------------
 
-int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biased) {
-  return pack_header(rows, width, metric, DType::f32, 4, biased).bytes;
-}
 int64_t pack_workspace() { return round_up_to(kThreads * static_cast<int64_t>(sizeof(double)), 256); }
 
 Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device, const double* bias) {
-  const PackHeader h = pack_header(bank.count, bank.width, metric, bank.dtype, 4, bias != nullptr);
+  const PackHeader h = pack_layout(bank.count, bank.width, metric, bank.dtype, 4, bias != nullptr);
   char* base = static_cast<char*>(out);
   BankPanels a;
   a.bank = bank;
@@ -323,7 +289,7 @@ Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device
   a.header = reinterpret_cast<PackHeader*>(base);
   double* centre = reinterpret_cast<double*>(base + h.centre_at);
   a.centre = centre;
-  a.norms = metric == Metric::cosine ? reinterpret_cast<double*>(base + h.norms_at) : nullptr;
+  a.norms = record(metric).unit_rows ? reinterpret_cast<double*>(base + h.norms_at) : nullptr;
   if (bias != nullptr)
     VB_TRY(widen({bias, DType::f64, 1, bank.count, 0, 1}, reinterpret_cast<double*>(base + h.norms_at), device));
   a.bias = bias;

@@ -91,7 +91,7 @@ VB_INLINE double operand_unit(int64_t pitch) {  // and the start's two roundings
 }
 // Half a unit in the last place is 2^-8 of bf16, 2^-11 of fp16; over a whole row about 0.38 of that remains.
 VB_INLINE double operand_share(DType type, DType queries, Metric metric, bool centred) {
-  if (queries == type && !(is_distance(metric) && centred)) return 0x1p-24;  // nothing is lost
+  if (queries == type && !(record(metric).shares_frame && centred)) return 0x1p-24;  // nothing is lost
   return type == DType::bf16 ? 0x1p-9 : 0x1p-12;
 }
 VB_INLINE float operand_norm(double packed, double lost, double share) {
@@ -102,7 +102,7 @@ VB_INLINE float operand_norm(double packed, double lost, double share) {
 VB_INLINE float operand_bound(Metric metric, int64_t width, int64_t pitch, double packed, double lost, double share,
                               double original) {
   double r = share * packed + lost + operand_unit(pitch) * (packed + lost);
-  if (!is_distance(metric)) r += 4.0 * refine_unit(width) * original;
+  if (record(metric).term == Term::product) r += 4.0 * refine_unit(width) * original;
   return round_up(r * (1.0 + 0x1p-18));
 }
 // The start of a column, raised to cover its own rounding and its share of the sum's.
@@ -114,7 +114,7 @@ VB_INLINE float operand_start(double half, int64_t pitch) {
 // row. Slot s holds panel s * step mod panels; step is prime to panels, near the golden ratio of it.
 struct Schedule {
   int64_t panels = 0, step = 1;
-  VB_SHARED int64_t panel(int64_t slot) const {
+  VB_HOST_DEVICE int64_t panel(int64_t slot) const {
     return static_cast<int64_t>(static_cast<uint64_t>(slot) * step % panels);
   }
 };

@@ -134,7 +134,7 @@ Error project_as(const ProjectProblem& p, const Device& device) {
   const ProjectPlan plan = plan_of<T>(p);
   const ProjectWork<T> w = cut_project<T>(p, plan, packed, device.workspace);
   if (w.bytes > device.workspace_bytes) return kTooSmall;
-  const PackHeader host = pack_header(p.bank.count, p.bank.width, p.metric, p.bank.dtype, sizeof(T));
+  const PackHeader host = pack_layout(p.bank.count, p.bank.width, p.metric, p.bank.dtype, sizeof(T), false);
   char* pack = const_cast<char*>(reinterpret_cast<const char*>(p.pack));
   PackHeader* header = packed ? reinterpret_cast<PackHeader*>(pack) : w.header;
   const double* centre = packed ? reinterpret_cast<const double*>(pack + host.centre_at) : w.centre;
@@ -205,21 +205,21 @@ struct ExactArgs {
 __global__ void __launch_bounds__(kThreads) exact_kernel(const __grid_constant__ ExactArgs a) {
   const ProjectProblem& p = a.p;
   const int lane = threadIdx.x % kLanes;
-  const bool cosine = p.metric == Metric::cosine;
+  const MetricRecord m = record(p.metric);
   const int64_t pairs = p.queries.count * a.columns, groups = int64_t{gridDim.x} * (kThreads / kLanes);
   for (int64_t base = int64_t{blockIdx.x} * (kThreads / kLanes); base < pairs; base += groups) {
     const int64_t i = base + threadIdx.x / kLanes, row = i / a.columns;
     const int64_t j = i >= pairs ? -1 : p.indices == nullptr ? i % a.columns : p.indices[i];
     const bool bad = j < -1 || j >= p.bank.count, there = !bad && j >= 0;
-    const double raw = sum_of_8(there ? pair_lane(p.queries, row, p.bank, j, lane, is_distance(p.metric)) : 0.0);
+    const double raw = sum_of_8(there ? pair_lane(p.queries, row, p.bank, j, lane, m.term) : 0.0);
     double query_norm = 1.0, bank_norm = 1.0;
-    if (cosine) {
+    if (m.unit_rows) {
       query_norm = floored(sqrt(sum_of_8(there ? self_lane(p.queries, row, lane) : 0.0)));
       bank_norm = floored(sqrt(sum_of_8(there ? self_lane(p.bank, j, lane) : 0.0)));
     }
     if (i >= pairs || lane != 0) continue;
     if (bad) atomicAdd(&a.state->bad_codes, 1u);
-    const double value = value_of_key(p.metric, key_of(p.metric, raw, query_norm, bank_norm));
+    const double value = value_of(p.metric, key_of(p.metric, raw, query_norm, bank_norm));
     store(there ? value : bad ? nan("") : 0.0, p.out, p.out_dtype, i);
   }
 }

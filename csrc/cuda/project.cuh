@@ -5,12 +5,6 @@
 
 namespace vecbank::cuda {
 
-enum class Finish : int32_t { linear, squared, rooted };  // as it is; clamped at 0; square root of that
-
-inline Finish finish_of(Metric metric) {
-  return !is_distance(metric) ? Finish::linear : metric == Metric::l2 ? Finish::rooted : Finish::squared;
-}
-
 template <class T>
 VB_INLINE T last_step(T v, Finish finish) {
   if (finish != Finish::linear) v = v < 0 ? T(0) : v;  // keeps NaN
@@ -23,16 +17,16 @@ template <class Wanted, class Write>
 __device__ __forceinline__ void mend_row(const Rows& queries, int64_t row, const Rows& bank, int64_t first_column,
                                          int64_t columns, Metric metric, Wanted&& wanted_at, Write&& write) {
   constexpr int groups = kThreads / kLanes;
-  const bool cosine = metric == Metric::cosine;
+  const MetricRecord m = record(metric);
   const int lane = threadIdx.x % kLanes;
-  const double query_norm = cosine ? floored(sqrt(sum_of_8(self_lane(queries, row, lane)))) : 1.0;
+  const double query_norm = m.unit_rows ? floored(sqrt(sum_of_8(self_lane(queries, row, lane)))) : 1.0;
   for (int64_t base = 0; base < columns; base += groups) {
     const int64_t column = base + threadIdx.x / kLanes, j = first_column + column;
     const bool wanted = column < columns && wanted_at(column);
     if (!__any_sync(kAllLanes, wanted)) continue;
-    const double raw = sum_of_8(wanted ? pair_lane(queries, row, bank, j, lane, is_distance(metric)) : 0.0);
-    const double bank_norm = cosine ? floored(sqrt(sum_of_8(wanted ? self_lane(bank, j, lane) : 0.0))) : 1.0;
-    if (wanted && lane == 0) write(column, value_of_key(metric, key_of(metric, raw, query_norm, bank_norm)));
+    const double raw = sum_of_8(wanted ? pair_lane(queries, row, bank, j, lane, m.term) : 0.0);
+    const double bank_norm = m.unit_rows ? floored(sqrt(sum_of_8(wanted ? self_lane(bank, j, lane) : 0.0))) : 1.0;
+    if (wanted && lane == 0) write(column, value_of(metric, key_of(metric, raw, query_norm, bank_norm)));
   }
 }
 

@@ -34,10 +34,11 @@ __global__ void __launch_bounds__(kPanelThreads) row_factor_kernel(const __grid_
     if (!valid || threadIdx.x % 16 != 0) continue;
     const bool odd = !(norm <= Extent<T>::most) || (norm > 0.0 && norm < Extent<T>::least);
     a.odd[i] = odd;
-    a.factor[i] = odd                          ? T(0)
-                  : a.metric == Metric::cosine ? static_cast<T>(1.0 / floored(norm))
-                  : is_distance(a.metric)      ? static_cast<T>(squares)
-                                               : T(1);
+    const MetricRecord m = record(a.metric);
+    a.factor[i] = odd                      ? T(0)
+                  : m.unit_rows            ? static_cast<T>(1.0 / floored(norm))
+                  : m.term == Term::square ? static_cast<T>(squares)
+                                           : T(1);
   }
 }
 
@@ -74,7 +75,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant_
   const int64_t column = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (column >= a.bank.count) return;
   const T mine = a.column_factor[column];
-  const bool distance = is_distance(a.metric);
+  const bool distance = record(a.metric).term == Term::square;
   const int64_t first = int64_t{blockIdx.y} * kRowsPerFinish;
 #pragma unroll 4
   for (int64_t row = first; row < first + kRowsPerFinish && row < a.queries.count; ++row) {

@@ -11,41 +11,40 @@ constexpr int kAllThreads = 256;
 constexpr int kColumnsAtOnce = 4;                              // per group of eight lanes
 constexpr int kBatch = kAllThreads / kLanes * kColumnsAtOnce;  // entries between looks at the list
 
-__device__ __forceinline__ double lane_of(const Rows& x, int64_t i, const Rows& b, int64_t j, bool distance) {
-  return pair_lane(x, i, b, j, static_cast<int>(threadIdx.x % kLanes), distance);
+__device__ __forceinline__ double lane_of(const Rows& x, int64_t i, const Rows& b, int64_t j, Term term) {
+  return pair_lane(x, i, b, j, static_cast<int>(threadIdx.x % kLanes), term);
 }
 
 // The key of a pair, by eight lanes; the whole warp calls it. Lanes without a pair pass `valid` false.
 __device__ __forceinline__ double group_key(const Result& r, int64_t q, double query_norm, int64_t j, bool valid) {
-  const double raw = sum_of_8(valid ? lane_of(r.queries, q, r.bank, j, is_distance(r.metric)) : 0.0);
+  const MetricRecord m = record(r.metric);
+  const double raw = sum_of_8(valid ? lane_of(r.queries, q, r.bank, j, m.term) : 0.0);
   double bank_norm = 1.0;
-  if (r.metric == Metric::cosine)
-    bank_norm = floored(sqrt(sum_of_8(valid ? lane_of(r.bank, j, r.bank, j, false) : 0.0)));
+  if (m.unit_rows) bank_norm = floored(sqrt(sum_of_8(valid ? lane_of(r.bank, j, r.bank, j, Term::product) : 0.0)));
   return key_of(r.metric, raw, query_norm, bank_norm, r.bias != nullptr && valid ? r.bias + j : nullptr);
 }
 __device__ __forceinline__ double group_norm(const Result& r, int64_t q) {
-  if (r.metric != Metric::cosine) return 1.0;
-  return floored(sqrt(sum_of_8(lane_of(r.queries, q, r.queries, q, false))));
+  if (!record(r.metric).unit_rows) return 1.0;
+  return floored(sqrt(sum_of_8(lane_of(r.queries, q, r.queries, q, Term::product))));
 }
 
 __device__ __forceinline__ bool allowed(const Result& r, int64_t q, int64_t j) { return r.mask.allows(q, j); }
 
 // Sorts `size` (a power of two) entries in shared memory, best first; all threads of the block take part.
-__device__ void sort_entries(Entry* list, int size) {
+__device__ void sort_scored(Scored* list, int size) {
   for (int run = 2; run <= size; run *= 2)
     for (int gap = run / 2; gap > 0; gap /= 2) {
       for (int i = threadIdx.x; i < size; i += blockDim.x) {
         const int j = i ^ gap;
         if (j <= i) continue;
-        const Entry a = list[i], b = list[j];
-        if ((i & run) == 0 ? precedes(b, a) : precedes(a, b)) list[i] = b, list[j] = a;
+        const Scored a = list[i], b = list[j];
+        if ((i & run) == 0 ? better(b, a) : better(a, b)) list[i] = b, list[j] = a;
       }
       __syncthreads();
     }
 }
 
-// ---- Results
-// ---------------------------------------------------------------------------------------------------------
+// ---- Results --------------------------------------------------------------------------------------------------------
 
 template <class T>
 __device__ __forceinline__ void copy_row(const Rows& bank, int64_t j, void* out, int64_t row) {
@@ -56,13 +55,13 @@ __device__ __forceinline__ void copy_row(const Rows& bank, int64_t j, void* out,
 
 // Ranks [from, from + take) of row q: the first `count` of them from `list`, the rest absent. The whole block takes
 // part.
-__device__ void write_ranks(const Result& r, int64_t q, const Entry* list, int64_t count, int64_t from, int64_t take) {
-  const double worst = is_distance(r.metric) ? HUGE_VAL : -HUGE_VAL;
+__device__ void write_ranks(const Result& r, int64_t q, const Scored* list, int64_t count, int64_t from, int64_t take) {
+  const double worst = worst_value(r.metric);
   for (int64_t i = threadIdx.x; i < take; i += blockDim.x) {
     const int64_t at = q * r.k + from + i;
     if (r.indices != nullptr) r.indices[at] = i < count ? list[i].index : -1;
     if (r.values == nullptr) continue;
-    const double value = i < count ? value_of_key(r.metric, list[i].key) : worst;
+    const double value = i < count ? value_of(r.metric, list[i].key) : worst;
     if (r.values_dtype == DType::f64)
       static_cast<double*>(r.values)[at] = value;
     else
@@ -88,12 +87,11 @@ __device__ void write_ranks(const Result& r, int64_t q, const Entry* list, int64
   }
 }
 
-// ---- A row's candidates
-// ------------------------------------------------------------------------------------------------
+// ---- A row's candidates ---------------------------------------------------------------------------------------------
 
 // A block per row. Shared memory: `capacity` entries, two counters.
 __global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Refine a) {
-  Entry* list = reinterpret_cast<Entry*>(shared_memory());
+  Scored* list = reinterpret_cast<Scored*>(shared_memory());
   int* kept = reinterpret_cast<int*>(list + a.capacity);  // [0] candidates kept, [1] of which have a score, [2] special
   const Result& r = a.result;
   for (int64_t q = blockIdx.x; q < r.queries.count; q += gridDim.x) {
@@ -132,7 +130,7 @@ __global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Refine a) 
       __syncwarp();  // all eight lanes have read the index
       if (i < n && threadIdx.x % kLanes == 0) {
         if (isnan(key)) {
-          list[i] = last_entry();
+          list[i] = last_scored();
         } else {
           list[i].key = key;
           atomicAdd(&kept[1], 1);
@@ -141,9 +139,9 @@ __global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Refine a) 
     }
     int size = 1;
     while (size < n) size *= 2;
-    for (int i = n + threadIdx.x; i < size; i += blockDim.x) list[i] = last_entry();
+    for (int i = n + threadIdx.x; i < size; i += blockDim.x) list[i] = last_scored();
     __syncthreads();
-    sort_entries(list, size);
+    sort_scored(list, size);
     const int64_t found = kept[1] < r.k ? kept[1] : r.k;
     if (threadIdx.x == 0) count_work(r.state, 1, n, 0);
     write_ranks(r, q, list, found, 0, r.k);
@@ -151,23 +149,22 @@ __global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Refine a) 
   }
 }
 
-// ---- Everything
-// --------------------------------------------------------------------------------------------------------
+// ---- Everything -----------------------------------------------------------------------------------------------------
 
 // The best `take` of a stream of entries, in shared memory. Pushes come from any thread between two calls of settle().
 struct BlockList {
-  Entry* list;
+  Scored* list;
   int* count;
   int size, take;
-  Entry bar;  // what an entry must precede; the same in every thread
+  Scored bar;  // what an entry must precede; the same in every thread
 
   __device__ void clear() {
     if (threadIdx.x == 0) *count = 0;
-    bar = last_entry();
+    bar = last_scored();
     __syncthreads();
   }
-  __device__ void push(const Entry& e) {
-    if (precedes(e, bar)) list[atomicAdd(count, 1)] = e;
+  __device__ void push(const Scored& e) {
+    if (better(e, bar)) list[atomicAdd(count, 1)] = e;
   }
   // Makes room for `room` more pushes; all threads of the block take part.
   __device__ void settle(int room) {
@@ -178,9 +175,9 @@ struct BlockList {
   }
   // Sorts and cuts; returns how many there are.
   __device__ int finish(int n) {
-    for (int i = n + threadIdx.x; i < size; i += blockDim.x) list[i] = last_entry();
+    for (int i = n + threadIdx.x; i < size; i += blockDim.x) list[i] = last_scored();
     __syncthreads();
-    sort_entries(list, size);
+    sort_scored(list, size);
     const int kept = n < take ? n : take;
     if (kept == take) bar = list[take - 1];
     if (threadIdx.x == 0) *count = kept;
@@ -199,14 +196,14 @@ __global__ void __launch_bounds__(kAllThreads) refine_all_kernel(const RefineAll
   const int group = threadIdx.x / kLanes;
 
   BlockList best;
-  best.list = reinterpret_cast<Entry*>(shared_memory());
+  best.list = reinterpret_cast<Scored*>(shared_memory());
   best.count = reinterpret_cast<int*>(best.list + a.list);
   best.size = static_cast<int>(a.list);
 
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
     const int64_t q = a.left == nullptr ? item : a.left[item];
     const double query_norm = group_norm(r, q);
-    Entry floor = first_entry();  // with k beyond the list, each pass finds the ranks after the last one's
+    Scored floor = first_scored();  // with k beyond the list, each pass finds the ranks after the last one's
     for (int64_t done = 0; done < r.k;) {
       const int64_t wanted = r.k - done, most = a.list / 2;
       best.take = static_cast<int>(wanted < most ? wanted : most);
@@ -216,8 +213,8 @@ __global__ void __launch_bounds__(kAllThreads) refine_all_kernel(const RefineAll
           const int64_t j = base + u * (kAllThreads / kLanes) + group;
           const bool valid = j < end && allowed(r, q, j);
           const double key = group_key(r, q, query_norm, j, valid);
-          const Entry e{key, j};
-          if (valid && threadIdx.x % kLanes == 0 && !isnan(key) && precedes(floor, e)) best.push(e);
+          const Scored e{key, j};
+          if (valid && threadIdx.x % kLanes == 0 && !isnan(key) && better(floor, e)) best.push(e);
         }
         best.settle(kBatch);
       }
@@ -251,7 +248,7 @@ __global__ void __launch_bounds__(kAllThreads) merge_kernel(const RefineAll a) {
   const Result& r = a.result;
   const int64_t items = a.left_count == nullptr ? r.queries.count : *a.left_count;
   BlockList best;
-  best.list = reinterpret_cast<Entry*>(shared_memory());
+  best.list = reinterpret_cast<Scored*>(shared_memory());
   best.count = reinterpret_cast<int*>(best.list + a.list);
   best.size = static_cast<int>(a.list);
   best.take = static_cast<int>(r.k);
@@ -277,12 +274,12 @@ __global__ void __launch_bounds__(kAllThreads) merge_kernel(const RefineAll a) {
 }  // namespace
 
 Error refine(const Refine& args, const Device& device) {
-  const int64_t shared = args.capacity * static_cast<int64_t>(sizeof(Entry)) + 3 * static_cast<int64_t>(sizeof(int));
+  const int64_t shared = args.capacity * static_cast<int64_t>(sizeof(Scored)) + 3 * static_cast<int64_t>(sizeof(int));
   return launch(refine_kernel, grid_for(args.result.queries.count), kRefineThreads, shared, device, args);
 }
 
 Error refine_all(const RefineAll& args, const Device& device) {
-  const int64_t shared = args.list * static_cast<int64_t>(sizeof(Entry)) + static_cast<int64_t>(sizeof(int));
+  const int64_t shared = args.list * static_cast<int64_t>(sizeof(Scored)) + static_cast<int64_t>(sizeof(int));
   const int64_t most = 8 * static_cast<int64_t>(device.processors);
   const unsigned x = static_cast<unsigned>(std::clamp<int64_t>(args.result.queries.count, 1, most));
   VB_TRY(launch(refine_all_kernel, dim3(x, static_cast<unsigned>(args.splits)), kAllThreads, shared, device, args));

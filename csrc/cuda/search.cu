@@ -17,7 +17,7 @@ struct Work {  // one workspace, cut up; on a null base it only counts
   double* slacks;
   int32_t *counts, *left, *left_count;
   Candidate* candidates;
-  Entry* partial;
+  Scored* partial;
   int64_t* partial_counts;
   int64_t* mask_starts;
   int64_t bytes;
@@ -51,7 +51,7 @@ Work cut(const SearchProblem& p, const SearchPlan& plan, void* base) {
     w.candidates = arena.take<Candidate>(n * plan.capacity);
   }
   if (plan.splits > 1) {
-    w.partial = arena.take<Entry>(n * plan.splits * p.k);
+    w.partial = arena.take<Scored>(n * plan.splits * p.k);
     w.partial_counts = arena.take<int64_t>(n * plan.splits);
   }
   if (p.mask.dims > 1) w.mask_starts = arena.take<int64_t>(n);
@@ -110,7 +110,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   all.partial_counts = w.partial_counts;
   if (plan.direct) return refine_all(all, device);
 
-  const PackHeader host = pack_header(p.bank.count, p.bank.width, p.metric, p.bank.dtype, 4, p.bias != nullptr);
+  const PackHeader host = pack_layout(p.bank.count, p.bank.width, p.metric, p.bank.dtype, 4, p.bias != nullptr);
   char* packed = const_cast<char*>(reinterpret_cast<const char*>(p.pack));  // read only, unless it is our own
   PackHeader* header = packed != nullptr ? reinterpret_cast<PackHeader*>(packed) : w.header;
   const double* centre = packed != nullptr ? reinterpret_cast<const double*>(packed + host.centre_at) : w.centre;
@@ -231,7 +231,7 @@ Error search(const SearchProblem& p, const Device& device) {
   const Work w = cut(p, plan, device.workspace);
   if (w.bytes > device.workspace_bytes) return kTooSmall;
   if (!plan.direct && p.pack == nullptr) {
-    const PackHeader host = pack_header(p.bank.count, p.bank.width, p.metric, p.bank.dtype, 4, p.bias != nullptr);
+    const PackHeader host = pack_layout(p.bank.count, p.bank.width, p.metric, p.bank.dtype, 4, p.bias != nullptr);
     VB_TRY(choose_frame(p.bank, host, w.header, w.centre, w.sample_scale, device));
   }
   for (int64_t first = 0; first < p.queries.count; first += plan.rows)

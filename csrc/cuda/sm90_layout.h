@@ -41,13 +41,13 @@ struct Segment {
 };
 struct Work {  // less than 2^31 pairs
   int row_tiles = 0, column_tiles = 0, blocks = 1;
-  VB_SHARED int pairs() const { return row_tiles * column_tiles; }
+  VB_HOST_DEVICE int pairs() const { return row_tiles * column_tiles; }
   // Where block `b` begins: the first pairs() % blocks blocks take one pair more than the others.
-  VB_SHARED int begin(int b) const {
+  VB_HOST_DEVICE int begin(int b) const {
     const int each = pairs() / blocks, more = pairs() % blocks;
     return b * each + (b < more ? b : more);
   }
-  VB_SHARED Segment segment(int at, int end) const {  // the one that holds pair `at`
+  VB_HOST_DEVICE Segment segment(int at, int end) const {  // the one that holds pair `at`
     const int row_tile = at / column_tiles, first = at - row_tile * column_tiles, left = first + end - at;
     return {row_tile, first, left < column_tiles ? left : column_tiles};
   }
@@ -117,7 +117,7 @@ static_assert(shared_map(1).stages == kMostStages && shared_map(2).stages >= 6 &
 struct Turn {
   int stage = 0;
   unsigned parity = 0;
-  VB_SHARED void advance(int stages) {
+  VB_HOST_DEVICE void advance(int stages) {
     if (++stage == stages) stage = 0, parity ^= 1;
   }
 };

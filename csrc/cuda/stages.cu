@@ -33,7 +33,7 @@ struct Block {  // shared memory; after kStageFixed bytes come rest[width][kRest
   int counts[kStageRows];  // of the list; more than kListed: against everything; -1: no such row, or lost before
   int64_t codes[kStageRows];
   double squares[kStageRows];
-  Entry best[kGroups];
+  Scored best[kGroups];
   const float* panels[2][kTilePanels];  // of this tile and the one before
   int firsts[2][kTilePanels];
   unsigned long long asked, refined, repeated;
@@ -59,19 +59,20 @@ __device__ __forceinline__ void load_rows(const Stages& a, int64_t first, int64_
 // Brings the rows into the book's frame, as pack.cu does with queries: their bounds, and empty lists.
 __device__ __forceinline__ void begin_screen(const Stages& a, const Stage& book, const float* rest, float* centre,
                                              Block& b) {
-  const bool distance = is_distance(a.metric), shifted = distance && book.centre != nullptr;
+  const bool shared = record(a.metric).shares_frame, shifted = shared && book.centre != nullptr;
   for (int64_t k = threadIdx.x; k < a.width; k += kThreads)
     centre[k] = shifted ? static_cast<float>(book.centre[k]) : 0.0f;  // a float32 bank's centre is float32
-  Map map;
-  if (distance) map = {1.0, book.centre, ldexp(1.0, book.exponent)};
+  Affine map;
+  if (shared) map = {book.centre, 1.0, ldexp(1.0, book.exponent)};
   for (int from = 0; from < kStageRows; from += kThreads / 16) {
     const int r = from + threadIdx.x / 16;
     const bool there = b.codes[r] >= 0;
-    const double norm = sqrt(squares_of(view_of(rest, a.width), r, there && book.good, map));
+    const double squares = squares_of(view_of(rest, a.width), r, there && book.good, map);
     if (threadIdx.x % 16 != 0) continue;
-    const QueryFrame frame = query_frame(a.metric, norm, book.exponent, false);
+    const QueryFrame frame = query_frame(a.metric, a.width, squares, book.exponent, false);
     // Float32 must also carry the difference to the centre before it is scaled.
-    const bool usable = there && book.good && frame.usable && (!distance || norm <= ldexp(0x1p126, book.exponent));
+    const bool usable =
+        there && book.good && frame.usable && (!shared || frame.packed <= ldexp(0x1p126, book.exponent));
     const int half = frame.exponent / 2;
     b.low[r] = usable ? ldexpf(1.0f, half) : 0.0f;
     b.high[r] = usable ? ldexpf(1.0f, frame.exponent - half) : 0.0f;
@@ -225,9 +226,9 @@ __device__ __forceinline__ double key_by_8(const Stages& a, const Stage& book, c
                                            bool valid, double query_norm) {
   const float* row = static_cast<const float*>(book.bank.data) + j * book.bank.row_stride;
   const double raw = sum_of_8(valid ? lane_sum(rest + r, kRestLine, row, book.bank.col_stride, a.width,
-                                               static_cast<int>(threadIdx.x % kLanes), is_distance(a.metric))
+                                               static_cast<int>(threadIdx.x % kLanes), record(a.metric).term)
                                     : 0.0);
-  const double bank_norm = a.metric == Metric::cosine ? norm_of(book.bank, j, valid) : 1.0;
+  const double bank_norm = record(a.metric).unit_rows ? norm_of(book.bank, j, valid) : 1.0;
   return key_of(a.metric, raw, query_norm, bank_norm);
 }
 
@@ -239,7 +240,7 @@ __device__ __noinline__ void refine_lists(const Stages& a, const Stage& book, co
     const float threshold = b.thresholds[r];
     int kept = 0;
     bool special = false;
-    Entry best = last_entry();
+    Scored best = last_scored();
     for (int i = 0; i < n; ++i)
       if (!(b.uppers[r][i] < threshold)) {
         best.index = b.columns[r][i];
@@ -247,12 +248,12 @@ __device__ __noinline__ void refine_lists(const Stages& a, const Stage& book, co
         ++kept;
       }
     const bool scored = kept > 1 || special;
-    if (scored) best = last_entry();
-    const double norm = a.metric == Metric::cosine ? norm_of(view_of(rest, a.width), r, scored) : 1.0;
+    if (scored) best = last_scored();
+    const double norm = record(a.metric).unit_rows ? norm_of(view_of(rest, a.width), r, scored) : 1.0;
     for (int i = 0; __any_sync(kAllLanes, scored && i < n); ++i) {
       const bool valid = scored && i < n && !(b.uppers[r][i] < threshold);
-      const Entry e{key_by_8(a, book, rest, r, valid ? b.columns[r][i] : 0, valid, norm), valid ? b.columns[r][i] : 0};
-      if (valid && !isnan(e.key) && precedes(e, best)) best = e;
+      const Scored e{key_by_8(a, book, rest, r, valid ? b.columns[r][i] : 0, valid, norm), valid ? b.columns[r][i] : 0};
+      if (valid && !isnan(e.key) && better(e, best)) best = e;
     }
     if (!listed || threadIdx.x % kLanes != 0) continue;
     b.codes[r] = best.index == INT64_MAX ? -1 : best.index;
@@ -266,19 +267,19 @@ __device__ __noinline__ void refine_others(const Stages& a, const Stage& book, c
   const int group = threadIdx.x / kLanes;
   for (int r = 0; r < kStageRows; ++r) {
     if (b.counts[r] <= kListed) continue;
-    const double norm = a.metric == Metric::cosine ? norm_of(view_of(rest, a.width), r, true) : 1.0;
-    Entry best = last_entry();
+    const double norm = record(a.metric).unit_rows ? norm_of(view_of(rest, a.width), r, true) : 1.0;
+    Scored best = last_scored();
     for (int64_t base = 0; base < book.bank.count; base += kGroups) {
       const int64_t j = base + group;
       const bool valid = j < book.bank.count;
-      const Entry e{key_by_8(a, book, rest, r, valid ? j : 0, valid, norm), j};
-      if (valid && !isnan(e.key) && precedes(e, best)) best = e;
+      const Scored e{key_by_8(a, book, rest, r, valid ? j : 0, valid, norm), j};
+      if (valid && !isnan(e.key) && better(e, best)) best = e;
     }
     if (threadIdx.x % kLanes == 0) b.best[group] = best;
     __syncthreads();
     if (threadIdx.x == 0) {
       for (int g = 1; g < kGroups; ++g)
-        if (precedes(b.best[g], best)) best = b.best[g];
+        if (better(b.best[g], best)) best = b.best[g];
       b.codes[r] = best.index == INT64_MAX ? -1 : best.index;
       ++b.repeated;
       b.refined += static_cast<unsigned long long>(book.bank.count);
@@ -402,7 +403,7 @@ __global__ void __launch_bounds__(32) describe_kernel(const __grid_constant__ De
   const DescribeArgs::Given& g = a.given[s];
   Stage out{g.bank, nullptr, nullptr, g.schedule, 0, false};
   if (g.bank.count > 0) {
-    out.good = trusted(*g.pack, g.expected);
+    out.good = is_pack_of(*g.pack, g.expected);
     if (!out.good) atomicAdd(&a.state->bad_codes, 1u);
     const char* base = reinterpret_cast<const char*>(g.pack);
     out.panels = reinterpret_cast<const float*>(base + g.expected.panels_at);
@@ -423,7 +424,7 @@ Error describe(const PackedBook* books, int64_t count, Metric metric, Stage* out
     for (int i = 0; i < a.count; ++i) {
       const Rows& bank = books[at + i].bank;
       if (bank.count > 0 && books[at + i].pack == nullptr) return "a book has no pack";
-      a.given[i] = {bank, books[at + i].pack, pack_header(bank.count, bank.width, metric, bank.dtype, 4),
+      a.given[i] = {bank, books[at + i].pack, pack_layout(bank.count, bank.width, metric, bank.dtype, 4, false),
                     make_schedule(bank.count)};
     }
     VB_TRY(launch(describe_kernel, dim3(1), 32, 0, device, a));

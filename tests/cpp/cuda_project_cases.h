@@ -109,7 +109,7 @@ struct HostProduct {
     for (int64_t i = 0; i < queries.count; ++i)
       for (int64_t j = 0; j < bank.count; ++j) {
         double sum = 0.0;
-        for (int lane = 0; lane < 8; ++lane) sum += cuda::pair_lane(queries, i, bank, j, lane, false);
+        for (int lane = 0; lane < 8; ++lane) sum += cuda::pair_lane(queries, i, bank, j, lane, Term::product);
         with_dtype(dtype, [&](auto t) { narrow(sum, static_cast<Element<decltype(t)>*>(out) + i * stride + j); });
       }
     return nullptr;
@@ -131,7 +131,7 @@ TEST(cuda_project_by_library_close_to_cpu) {
   uint32_t seed = 80;
   for (const Metric metric : kMetrics)
     for (const DType dtype : kDTypes) {
-      if (is_distance(metric) && dtype == DType::f32) continue;  // the kernel's
+      if (record(metric).smaller_is_better && dtype == DType::f32) continue;  // the kernel's
       const int64_t d = 19, n = 70, m = 300;
       const Matrix x(normal<double>(n * d, ++seed), d, dtype), b(normal<double>(m * d, ++seed), d, dtype);
       const double tolerance = dtype == DType::f64   ? 1e-14
@@ -139,7 +139,7 @@ TEST(cuda_project_by_library_close_to_cpu) {
                                : dtype == DType::f16 ? 1e-3
                                                      : 8e-3;
       compare_by_library(x, b, metric, dtype, tolerance, "gaussian");
-      if (!is_distance(metric) && dtype != DType::f64)
+      if (!record(metric).smaller_is_better && dtype != DType::f64)
         compare_by_library(x, b, metric, DType::f32, 1e-6, "float32 out");
       if (dtype == DType::f32) compare_by_library(x, b, metric, DType::bf16, 8e-3, "bfloat16 out");
     }

@@ -1,6 +1,5 @@
-// The leaves: 16-bit floats, sizes beyond 2^31, selection, the order of float64 sums, tiles on every instruction set.
+// The leaves: 16-bit floats, sizes beyond 2^31, selection, tiles on every instruction set.
 #include <cmath>
-#include <cstring>
 #include <set>
 
 #include "check.h"
@@ -91,47 +90,6 @@ TEST(candidate_lists_never_lose_a_possible_winner) {
     for (const auto& c : all)
       if (c.upper >= lower[static_cast<size_t>(k - 1)]) CHECK(columns.count(c.column) == 1);
   }
-}
-
-static double ordered_sum(const double* a, const float* b, int64_t d, bool distance) {
-  double lane[8] = {};
-  for (int64_t i = 0; i < d; ++i) {
-    const double x = a[i], y = static_cast<double>(b[i]);
-    const double term = distance ? (x - y) * (x - y) : x * y;
-    lane[i % 8] = lane[i % 8] + term;
-  }
-  return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
-}
-
-TEST(scores_follow_the_contracts_order_bit_for_bit) {
-  for_each_isa([] {
-    for (const int64_t d : {1, 7, 8, 9, 17, 64, 100}) {
-      const int64_t stride = (d + 7) / 8 * 8, m = 11;
-      const auto bank = gaussian<float>(m * d, 5, 1.0, 100.0);
-      for (const int queries : {1, 3, 4, 6}) {
-        std::vector<double> q(static_cast<size_t>(queries * stride), 0.0);
-        const auto x = gaussian<double>(queries * d, 6, 1.0, 100.0);
-        for (int i = 0; i < queries; ++i)
-          std::memcpy(&q[static_cast<size_t>(i * stride)], &x[static_cast<size_t>(i * d)], static_cast<size_t>(d) * 8);
-        for (const bool distance : {false, true}) {
-          std::vector<double> out(static_cast<size_t>(queries * m));
-          ScoreArgs a;
-          a.queries = q.data();
-          a.query_stride = stride;
-          a.query_count = queries;
-          a.bank = rows(bank, d);
-          a.distance = distance;
-          a.count = m;
-          a.out = out.data();
-          kernels().score(a);
-          for (int i = 0; i < queries; ++i)
-            for (int64_t j = 0; j < m; ++j)
-              CHECK(out[static_cast<size_t>(i * m + j)] ==
-                    ordered_sum(&q[static_cast<size_t>(i * stride)], &bank[static_cast<size_t>(j * d)], d, distance));
-        }
-      }
-    }
-  });
 }
 
 // Small integers: every order of summation is exact, so any wrong lane, stride or tail shows.

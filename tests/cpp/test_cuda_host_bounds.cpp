@@ -31,7 +31,7 @@ Screened screen_everything(const Rows& x, const Rows& b, Metric metric, const do
   Screened out;
   out.centre.resize(static_cast<size_t>(d));
   std::vector<double> sample(cuda::kThreads);
-  const PackHeader host = cuda::pack_header(m, d, metric, b.dtype, 4, bias != nullptr);
+  const PackHeader host = pack_layout(m, d, metric, b.dtype, 4, bias != nullptr);
   CHECK(cuda::choose_frame(b, host, &out.header, out.centre.data(), sample.data(), device) == nullptr);
 
   SearchProblem p;
@@ -99,10 +99,10 @@ long double exact_score(const Rows& x, int64_t q, const Rows& b, int64_t j, Metr
   for (int64_t k = 0; k < b.width; ++k) {
     const long double c = s.header.centred ? static_cast<long double>(s.centre[static_cast<size_t>(k)]) : 0.0L;
     const long double v = (at(b, j, k) / norm - c) * post;
-    sum += (is_distance(metric) ? (at(x, q, k) - c) * post : at(x, q, k)) * v;
+    sum += (record(metric).shares_frame ? (at(x, q, k) - c) * post : at(x, q, k)) * v;
     squares += v * v;
   }
-  if (is_distance(metric)) return sum - squares / 2.0L;
+  if (record(metric).shares_frame) return sum - squares / 2.0L;
   return bias != nullptr ? sum + static_cast<long double>(bias[j]) * post : sum;
 }
 

@@ -51,7 +51,7 @@ struct Trial {
       dot += p * q;
       square += q * q;
     }
-    return is_distance(setup.metric) ? dot - 0.5 * square : dot;
+    return record(setup.metric).shares_frame ? dot - 0.5 * square : dot;
   }
   bool allowed(int64_t i, int64_t j) const { return mask.empty() || mask[static_cast<size_t>(i * setup.m + j)] != 0; }
 
@@ -98,7 +98,7 @@ struct Trial {
         continue;
       }
       const double size = norm(&b[static_cast<size_t>(j * setup.d)], setup.d);
-      const double half = is_distance(setup.metric) ? -0.5 * size * size : 0.0;
+      const double half = record(setup.metric).shares_frame ? -0.5 * size * size : 0.0;
       lift[at] = round_up(steps * std::fabs(half) + 1e-11 * size * size);
       start[at] = round_up(half + lift[at]);
       bound[at] = round_up(size * (2.0 * unit + unit * unit + steps) * 1.001);
@@ -222,13 +222,13 @@ TEST(sm90_screen_equals_nearest) {
     CHECK(search(p, Parallel{}) == Status::ok);
     int64_t same = 0;
     for (int64_t i = 0; i < 200; ++i) {
-      cuda::Entry best = cuda::last_entry();
+      Scored best = cuda::last_scored();
       for (int32_t c = 0; c < t.counts[static_cast<size_t>(i)]; ++c) {
         const int64_t j = t.candidates[static_cast<size_t>(i * 64 + c)].column;
         double lane[8];
-        for (int l = 0; l < 8; ++l) lane[l] = cuda::pair_lane(p.queries, i, p.bank, j, l, is_distance(metric));
-        const cuda::Entry entry{cuda::key_of(metric, cuda::tree_sum(lane), 1.0, 1.0), j};
-        if (cuda::precedes(entry, best)) best = entry;
+        for (int l = 0; l < 8; ++l) lane[l] = cuda::pair_lane(p.queries, i, p.bank, j, l, record(metric).term);
+        const Scored entry{key_of(metric, tree_sum(lane), 1.0, 1.0), j};
+        if (better(entry, best)) best = entry;
       }
       same += best.index == want[static_cast<size_t>(i)];
     }

@@ -195,31 +195,27 @@ TEST(cuda_refine_order_equals_cpu) {
     const auto x = gaussian<double>(round_up_to(d, 8), 3), b = gaussian<double>(d, 4);
     std::vector<double> padded = x;
     for (int64_t i = d; i < static_cast<int64_t>(padded.size()); ++i) padded[static_cast<size_t>(i)] = 0.0;
-    for (const bool distance : {false, true}) {
+    for (const Term term : {Term::product, Term::square}) {
       ScoreArgs a;
       double want = 0.0;
       a.queries = padded.data();
       a.bank = rows(b, d);
-      a.distance = distance;
+      a.term = term;
       a.count = 1;
       a.out = &want;
       double lane[8];
-      for (int l = 0; l < 8; ++l) lane[l] = cuda::pair_lane(rows(padded, d), 0, rows(b, d), 0, l, distance);
+      for (int l = 0; l < 8; ++l) lane[l] = cuda::pair_lane(rows(padded, d), 0, rows(b, d), 0, l, term);
       for_each_isa([&] {
         kernels().score(a);
-        CHECK(cuda::tree_sum(lane) == want);
+        CHECK(tree_sum(lane) == want);
       });
     }
   }
 }
 
-TEST(cuda_order_of_entries_equals_cpu) {
+TEST(cuda_bounds_of_the_order) {
   const double keys[] = {-HUGE_VAL, -1.0, -0.0, 0.0, 2.0, HUGE_VAL};
-  for (const double a : keys)
-    for (const double b : keys)
-      for (const int64_t i : {0, 1})
-        for (const int64_t j : {0, 1}) CHECK(cuda::precedes({a, i}, {b, j}) == better(Scored{a, i}, Scored{b, j}));
-  CHECK(cuda::precedes({-HUGE_VAL, 5}, cuda::last_entry()) && cuda::precedes(cuda::first_entry(), {HUGE_VAL, 0}));
+  for (const double key : keys) CHECK(better({key, 5}, cuda::last_scored()) && better(cuda::first_scored(), {key, 0}));
 }
 
 TEST(cuda_operand_bound_covers_what_is_lost) {

@@ -23,10 +23,8 @@ double ordered(const float* x, const float* b, int64_t d, bool distance) {
   return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
 }
 
-double floored(double norm) { return norm < kNormFloor ? kNormFloor : norm; }
-
 double key_of(const float* x, const float* b, int64_t d, Metric metric) {
-  if (is_distance(metric)) return -ordered(x, b, d, true);
+  if (record(metric).smaller_is_better) return -ordered(x, b, d, true);
   const double dot = ordered(x, b, d, false);
   if (metric == Metric::dot) return dot;
   return dot / (floored(std::sqrt(ordered(x, x, d, false))) * floored(std::sqrt(ordered(b, b, d, false))));
@@ -50,8 +48,7 @@ Answer brute(const std::vector<float>& x, const std::vector<float>& b, int64_t d
     for (int64_t t = 0; t < k; ++t) {
       const bool have = t < static_cast<int64_t>(all.size());
       const double key = have ? all[static_cast<size_t>(t)].key : 0.0;
-      double value = is_distance(metric) ? (metric == Metric::l2 ? std::sqrt(-key) : -key) : key;
-      if (!have) value = is_distance(metric) ? HUGE_VAL : -HUGE_VAL;
+      const double value = have ? value_of(metric, key) : worst_value(metric);
       a.values.push_back(static_cast<float>(value));
       a.indices.push_back(have ? all[static_cast<size_t>(t)].index : -1);
     }
@@ -272,13 +269,13 @@ TEST(screen_bounds_hold) {
             std::vector<float> packed;
             for (int64_t k = 0; k < d; ++k) {
               const double v = static_cast<double>(x[static_cast<size_t>(i * d + k)]);
-              const double w = is_distance(metric) ? (v - centre[k]) * scale : v;
+              const double w = record(metric).shares_frame ? (v - centre[k]) * scale : v;
               packed.push_back(static_cast<float>(w));
               norm2 += w * w;
               centre_dot += v * centre[k];
             }
             const double norm = std::sqrt(norm2) * (1.0 + 0x1p-20);
-            const int exponent = is_distance(metric) ? h.exponent : 0;
+            const int exponent = record(metric).shares_frame ? h.exponent : 0;
             const double slack = query_slack(metric, d, exponent, h.exponent).at(norm);
             for (int64_t j = 0; j < m; ++j) {
               const int64_t p = j / 16, c = j % 16;
@@ -288,7 +285,7 @@ TEST(screen_bounds_hold) {
               const float* xr = &x[static_cast<size_t>(i * d)];
               const double key = key_of(xr, &b[static_cast<size_t>(j * d)], d, metric);
               double target;  // the refined score in packed units
-              if (is_distance(metric))
+              if (record(metric).shares_frame)
                 target = (norm2 + key * scale * scale) / 2.0;
               else if (metric == Metric::dot)
                 target = (key - centre_dot) * scale;
@@ -325,7 +322,7 @@ TEST(project_is_exact_on_integers_and_mends_the_rest) {
       for (int64_t i = 0; i < n; ++i)
         for (int64_t j = 0; j < m; ++j) {
           const double key = key_of(&x[static_cast<size_t>(i * d)], &b[static_cast<size_t>(j * d)], d, metric);
-          const double value = !is_distance(metric) ? key : metric == Metric::l2 ? std::sqrt(-key) : -key;
+          const double value = value_of(metric, key);
           const float got = out[static_cast<size_t>(i * m + j)], want = static_cast<float>(value);
           CHECK(got == want || (std::isnan(got) && std::isnan(want)));
         }

@@ -10,7 +10,7 @@ namespace vecbank::cpu {
 constexpr int64_t kPackBytes = 6 << 20;  // a plain tensor is packed in pieces of this size
 
 void write_result(const SearchProblem& p, int64_t query, const Scored* best, int64_t count) {
-  const double worst = record(p.metric).smaller_is_better ? HUGE_VAL : -HUGE_VAL;
+  const double worst = worst_value(p.metric);
   for (int64_t i = 0; i < p.k; ++i) {
     const int64_t at = query * p.k + i;
     if (p.indices != nullptr) p.indices[at] = i < count ? best[i].index : -1;

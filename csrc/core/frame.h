@@ -1,0 +1,81 @@
+// How rows meet the frame of a pack, on either device. The frame is a centre, which is taken from every bank row, and a
+// power of two that scales it; the backends choose it (cpu/frame.cpp, cuda/pack.cu), and write panels in it.
+#pragma once
+
+#include "bounds.h"
+#include "exact_score.h"
+
+namespace vecbank {
+
+// x -> (x * pre - centre) * post, in float64; null centre means zero.
+struct Affine {
+  const double* centre = nullptr;
+  double pre = 1.0, post = 1.0;
+};
+
+constexpr double kNormRoom = 1.0 + 0x1p-20;  // a norm times this is at least the exact one, however it was summed
+
+VB_INLINE double least(double a, double b) { return a < b ? a : b; }
+
+// ---- Queries -------------------------------------------------------------------------------------------------------
+
+// Where the metric shares the frame, a query is moved and scaled as the bank's rows are; elsewhere a query keeps its
+// own origin and, unless it is extreme, its own scale.
+struct QueryFrame {
+  int exponent;    // power of two on the query
+  double squares;  // at least the square of its norm, in packed units where the frame is shared, else before the scale
+  double packed;   // at least the norm that the packed query has
+  bool usable;     // false: float32 cannot carry it
+};
+
+// `squares`: of the query, moved and scaled already where the frame is shared. `shift`: the bank's power of two.
+VB_INLINE QueryFrame query_frame(Metric metric, int64_t width, double squares, int shift, bool biased) {
+  if (record(metric).shares_frame) {
+    const double limit = least(kMaxQueryNorm, std::ldexp(kMaxNorm, shift));
+    return {shift, squares, std::sqrt(squares) * kNormRoom, squares <= limit * limit};
+  }
+  if (squares > 0.0) squares += static_cast<double>(width) * 0x1p-1074;  // squares that underflowed
+  const double norm = std::sqrt(squares), limit = biased ? kMaxQueryNorm : kMaxNorm;
+  const bool extreme = norm > 0.0 && norm <= kMaxNorm && !(norm >= 0x1p-60 && norm <= kMaxQueryNorm);
+  const int exponent = extreme && !biased ? -std::ilogb(norm) : 0;  // a bias fixes the scale
+  return {exponent, squares, norm * std::ldexp(1.0, exponent) * kNormRoom, squares <= limit * limit};
+}
+
+// How a dense product comes back from packed units: value = score * scale + term, before the finish.
+struct DenseFactors {
+  double scale, term;
+};
+// `centre_dot`: the query's product with the bank's centre, which a similarity adds back.
+VB_INLINE DenseFactors dense_factors(Metric metric, const QueryFrame& query, double centre_dot, int shift) {
+  const MetricRecord m = record(metric);
+  const double unit = std::ldexp(1.0, -(query.exponent + shift));
+  if (m.term == Term::square) return {-2.0 * unit, query.squares * unit};
+  const double inverse = m.unit_rows ? 1.0 / floored(std::sqrt(query.squares)) : 1.0;
+  return {unit * inverse, centre_dot * inverse};
+}
+
+// ---- Bank rows -----------------------------------------------------------------------------------------------------
+
+// What a panel says of a bank row beside its coordinates. A row that does not fit is a fallback row (RowKind::special):
+// a screen lets it through to every query's refinement. The kinds never, far and negligible (pack.h), which spare rows
+// that work, are found by the CPU's packing alone; a pack of a CUDA device has none of them.
+struct ColumnFacts {
+  double packed;  // at least the norm of the packed row
+  double whole;   // about the norm of the row before the centre is taken, in packed units
+  double start;   // what a dense product starts from
+  bool fits;      // false: a screen cannot carry the row
+};
+// `squares`: of the packed row. `norm`: floored, where the metric has unit rows. `bias`: 0 without one.
+VB_INLINE ColumnFacts column_facts(Metric metric, double squares, double whole, double norm, double bias, double post) {
+  const MetricRecord m = record(metric);
+  ColumnFacts f{};
+  f.packed = std::sqrt(squares) * kNormRoom;
+  f.whole = whole;
+  f.start = m.term == Term::square ? -0.5 * squares : bias * post;
+  f.fits = f.packed <= least(kMaxBankNorm, kMaxNorm * post) &&
+           (m.unit_rows ? norm <= kMaxNorm : whole <= kMaxNorm * least(post, 1.0)) &&
+           std::fabs(bias) * post <= kMaxBankNorm;
+  return f;
+}
+
+}  // namespace vecbank

@@ -1,0 +1,113 @@
+// The exact score: core/exact_score.h against the contract spelled out here, and the vector loops of every instruction
+// set against core/exact_score.h.
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "check.h"
+#include "core/exact_score.h"
+#include "cpu/kernels.h"
+
+using namespace vecbank;
+using namespace vecbank::cpu;
+
+namespace {
+
+constexpr Term kTerms[] = {Term::product, Term::square};
+
+bool same_bits(double a, double b) {
+  return (std::isnan(a) && std::isnan(b)) || std::bit_cast<uint64_t>(a) == std::bit_cast<uint64_t>(b);
+}
+
+// Numbers whose sums depend on the order: they cancel, overflow, vanish, and hold infinities and NaN now and then.
+std::vector<double> adversarial(int64_t count, uint32_t seed, bool finite) {
+  std::mt19937 random(seed);
+  const double extremes[] = {0.0, -0.0, 0x1p-1074, 0x1p-540, 0x1p511, -0x1p511, 3e38, -3e38, 1e-45, 65504.0};
+  const double ruined[] = {HUGE_VAL, -HUGE_VAL, std::nan("")};
+  std::vector<double> v = gaussian<double>(count, seed, 1.0, 1e6);
+  for (auto& x : v) {
+    const uint32_t draw = random() % 32;
+    if (draw < 10) x = extremes[draw];
+    if (draw == 10 && !finite) x = ruined[random() % 3];
+  }
+  return v;
+}
+
+double spelled_out(const double* x, const double* b, int64_t d, Term term) {
+  double lane[8] = {};
+  for (int64_t i = 0; i < d; ++i) {
+    const double gap = x[i] - b[i];
+    const double added = term == Term::product ? x[i] * b[i] : gap * gap;
+    lane[i % 8] = lane[i % 8] + added;
+  }
+  return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+}
+
+template <class S>
+double raw_score(const double* x, const S* b, int64_t d, Term term) {
+  double lane[kLanes];
+  for (int l = 0; l < kLanes; ++l) lane[l] = lane_sum(x, 1, b, 1, d, l, term);
+  return tree_sum(lane);
+}
+
+}  // namespace
+
+TEST(exact_score_is_the_contracts_order) {
+  for (const int64_t d : {0, 1, 7, 8, 9, 17, 64, 100})
+    for (const bool finite : {true, false}) {
+      const auto x = adversarial(d, 1, finite), b = adversarial(d, 2, finite);
+      for (const Term term : kTerms)
+        CHECK(same_bits(raw_score(x.data(), b.data(), d, term), spelled_out(x.data(), b.data(), d, term)));
+    }
+}
+
+TEST(every_isa_scores_as_exact_score_does) {
+  for_each_isa([] {
+    for (const DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16})
+      for (const int64_t d : {1, 7, 8, 9, 17, 64, 100})
+        for (const bool finite : {true, false}) {
+          const int64_t stride = round_up_to(d, 8), m = 11;
+          const auto drawn = adversarial(m * d, 5, finite);
+          std::vector<double> storage(drawn.size());  // room for any type
+          with_dtype(dtype, [&](auto type) {
+            auto* bank = reinterpret_cast<Element<decltype(type)>*>(storage.data());
+            for (size_t i = 0; i < drawn.size(); ++i) narrow(drawn[i], bank + i);
+            for (const int queries : {1, 3, 4, 6}) {
+              const auto x = adversarial(queries * d, 6, finite);
+              std::vector<double> padded(static_cast<size_t>(queries * stride), 0.0);
+              for (int64_t i = 0; i < queries; ++i) std::copy_n(x.data() + i * d, d, padded.data() + i * stride);
+              for (const Term term : kTerms) {
+                std::vector<double> out(static_cast<size_t>(queries * m));
+                ScoreArgs a;
+                a.queries = padded.data();
+                a.query_stride = stride;
+                a.query_count = queries;
+                a.bank = {bank, dtype, m, d, d, 1};
+                a.term = term;
+                a.count = m;
+                a.out = out.data();
+                kernels().score(a);
+                for (int64_t i = 0; i < queries; ++i)
+                  for (int64_t j = 0; j < m; ++j)
+                    CHECK(same_bits(out[static_cast<size_t>(i * m + j)],
+                                    raw_score(padded.data() + i * stride, bank + j * d, d, term)));
+              }
+            }
+          });
+        }
+  });
+}
+
+TEST(keys_sort_best_first_and_values_undo_them) {
+  CHECK(key_of(Metric::dot, 3.0, 1.0, 1.0) == 3.0 && key_of(Metric::sqeuclidean, 3.0, 1.0, 1.0) == -3.0);
+  const double bias = 0.5;
+  CHECK(key_of(Metric::dot, 3.0, 1.0, 1.0, &bias) == 3.5);
+  CHECK(key_of(Metric::cosine, 3.0, 2.0, 4.0) == 3.0 / 8.0);
+  CHECK(value_of(Metric::l2, key_of(Metric::l2, 9.0, 1.0, 1.0)) == 3.0 && value_of(Metric::sqeuclidean, -9.0) == 9.0);
+  CHECK(value_of(Metric::dot, -9.0) == -9.0 && value_of(Metric::cosine, 0.5) == 0.5);
+  CHECK(worst_value(Metric::l2) == HUGE_VAL && worst_value(Metric::dot) == -HUGE_VAL);
+  CHECK(better({2.0, 7}, {1.0, 3}) && better({1.0, 3}, {1.0, 7}) && !better({1.0, 3}, {1.0, 3}));
+  CHECK(better({0.0, 3}, {-0.0, 7}) && better({-0.0, 3}, {0.0, 7}) && better({-1.0, 9}, {-HUGE_VAL, 0}));
+  CHECK(floored(0.0) == kNormFloor && floored(2.0) == 2.0 && std::isnan(floored(std::nan(""))));
+}
