@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "ptx.h"
+#include "tensor_cores/ptx.h"
 
 namespace vecbank::cuda {
 

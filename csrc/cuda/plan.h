@@ -7,8 +7,8 @@
 #include "../core/bounds.h"
 #include "../core/parallel.h"
 #include "api.h"
-#include "operands.h"
 #include "order.h"
+#include "tensor_cores/operands.h"
 
 namespace vecbank::cuda {
 

@@ -6,7 +6,7 @@
 #include "check.h"
 #include "core/problem.h"
 #include "cuda/order.h"
-#include "cuda/screen_sm90.cu"
+#include "cuda/tensor_cores/sm90.cu"
 
 namespace {
 

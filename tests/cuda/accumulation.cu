@@ -9,7 +9,7 @@
 #include "../cpp/check.h"
 #include "core/half.h"
 #include "cuda/plan.h"
-#include "cuda/ptx.h"
+#include "cuda/tensor_cores/ptx.h"
 
 namespace {
 

@@ -2,7 +2,7 @@
 // exact, which holds descriptors, swizzle and fragments to the hardware's meaning of them; on adversarial sums it shows
 // how far it is from the exact sum, which plan.h assumes to be at most kTensorUnit.
 #if __has_include(<cute/arch/mma_sm90_gmma.hpp>)
-#include "cuda/sm90_ptx.h"
+#include "cuda/tensor_cores/sm90_ptx.h"
 
 #include <cmath>
 #include <cstdio>

@@ -1,7 +1,7 @@
 // Writes 16-bit operands (operands.h): the same frame, map and exceptions as float32 panels, another rounding and
 // layout.
 // NEVER RUN on a GPU: docs/cuda.md.
-#include "panels.cuh"
+#include "../panels.cuh"
 
 namespace vecbank::cuda {
 namespace {

@@ -2,8 +2,8 @@
 // Accumulators lie as mma.sync leaves them, which is the same for tf32 and 16-bit operands.
 #pragma once
 
+#include "../survivors.cuh"
 #include "ptx.h"
-#include "survivors.cuh"
 
 namespace vecbank::cuda {
 

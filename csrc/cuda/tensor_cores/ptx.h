@@ -1,7 +1,7 @@
 // The few instructions that need PTX, one function each. (The block emulator of the tests has its own versions.)
 #pragma once
 
-#include "launch.h"
+#include "../launch.h"
 
 #if defined(__CUDACC__)
 namespace vecbank::cuda {

@@ -12,7 +12,7 @@
 // end of the row's tiles, or when it is full, to the row's candidates. Argmin (k = 1) raises the threshold as it goes.
 //
 // Budgets, tiles and descriptors: sm90_layout.h. Instructions: sm90_ptx.h.
-#include "kernels.h"
+#include "../kernels.h"
 
 #if !defined(VECBANK_EMULATE) && !__has_include(<cute/arch/mma_sm90_gmma.hpp>)
 namespace vecbank::cuda {
@@ -23,7 +23,7 @@ Error screen_sm90(const Screen&, const Device& device) { return sm90_fault(devic
 }  // namespace vecbank::cuda
 #else
 
-#include "order.h"
+#include "../order.h"
 #if !defined(VECBANK_EMULATE)
 #include "sm90_ptx.h"
 #endif

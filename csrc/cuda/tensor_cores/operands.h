@@ -26,7 +26,7 @@
 // float32.
 #pragma once
 
-#include "../core/types.h"
+#include "../../core/types.h"
 
 namespace vecbank::cuda {
 
