@@ -1,8 +1,11 @@
 // The launchers that drivers (search.cu, project.cu) string together. Each starts one or a few kernels.
 #pragma once
 
+#include "candidates.h"
 #include "launch.h"
-#include "plan.h"
+#include "order.h"
+#include "schedule.h"
+#include "tensor_cores/operands.h"
 
 namespace vecbank::cuda {
 

@@ -2,8 +2,8 @@
 // (64 x 64), double-buffered through shared memory. Both sides come as panels, so every load is a run of 16 elements.
 #pragma once
 
+#include "async_copy.h"
 #include "kernels.h"
-#include "tensor_cores/ptx.h"
 
 namespace vecbank::cuda {
 

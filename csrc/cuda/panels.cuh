@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "tensor_cores/bounds.h"
 
 namespace vecbank::cuda {
 

@@ -1,6 +1,8 @@
 // project: the whole similarity matrix, written once. float64 in, float64 tiles; everything else, float32 tiles.
 // NEVER RUN on a GPU: docs/cuda.md.
+#include "arena.h"
 #include "mainloop_simt.cuh"
+#include "plan.h"
 #include "project.cuh"
 
 namespace vecbank::cuda {

@@ -1,6 +1,8 @@
 // residual_quantize, product_quantize: all stages in one kernel (stages.cu), or a search a stage where that kernel does
 // not go: float64 books, rows too wide for the chip, few rows against long books. Only launches: nothing waits.
 // NEVER RUN on a GPU: docs/cuda.md.
+#include "arena.h"
+#include "plan.h"
 #include "rows.cuh"
 #include "stages.h"
 

@@ -3,7 +3,10 @@
 // NEVER RUN on a GPU: docs/cuda.md.
 #include <cstring>
 
+#include "arena.h"
 #include "kernels.h"
+#include "plan.h"
+#include "tensor_cores/bounds.h"
 
 namespace vecbank::cuda {
 namespace {
@@ -48,7 +51,7 @@ Work cut(const SearchProblem& p, const SearchPlan& plan, void* base) {
     w.counts = arena.take<int32_t>(n);
     w.left = arena.take<int32_t>(n);
     w.left_count = arena.take<int32_t>(1);
-    w.candidates = arena.take<Candidate>(n * plan.capacity);
+    w.candidates = arena.take<Candidate>(n * plan.lists.capacity);
   }
   if (plan.splits > 1) {
     w.partial = arena.take<Entry>(n * plan.splits * p.k);
@@ -157,11 +160,11 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   s.slacks = w.slacks;
   s.factor = q.factor;
   s.start_per_r2 = start_bound_per_r2(p.metric, p.bank.width) * q.factor;
-  s.listed = plan.lists ? static_cast<int32_t>(p.k) : 0;
+  s.listed = plan.lists.fused ? static_cast<int32_t>(p.k) : 0;
   s.thresholds = w.thresholds;
   s.counts = w.counts;
   s.candidates = w.candidates;
-  s.capacity = static_cast<int32_t>(plan.capacity);
+  s.capacity = static_cast<int32_t>(plan.lists.capacity);
   const Compact c{count, p.k, w.thresholds, w.counts, w.candidates, s.capacity};
 
   const bool ready = packed != nullptr && !plan.operands;  // the caller's panels serve as they are
@@ -188,7 +191,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
         VB_TRY(pack_panels<float>(b, device));
     }
     for (s.begin = at; s.begin < stop; s.begin = s.end) {
-      const Range range = next_range(plan, p.k, ceil_div(count, kTile), device.processors, s.begin, stop);
+      const Range range = next_range(plan.lists, p.k, ceil_div(count, kTile), device.processors, s.begin, stop);
       s.end = range.end;
       s.blocks = range.blocks;
       VB_TRY(screen(s, device));

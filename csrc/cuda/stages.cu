@@ -10,6 +10,7 @@
 
 #include "mainloop_simt.cuh"
 #include "panels.cuh"
+#include "plan.h"
 #include "rows.cuh"
 
 namespace vecbank::cuda {
@@ -18,6 +19,7 @@ namespace {
 using S = Simt<float>;
 constexpr int kGroups = kThreads / kLanes;  // eight lanes each
 constexpr int kRowSide = kStageRows / 16;   // rows of a thread
+constexpr int kListed = 16;                 // candidates of a row
 constexpr int kStepLines = S::kDepth * kStageRows;
 static_assert(S::kSize == kTile && kGroups * 2 == kStageRows);
 

@@ -1,5 +1,5 @@
 // Codes of several books for one vector, a stage a book: what the drivers (residual.cu) tell the kernel that does all
-// stages on the chip (stages.cu). The plan is in plan.h.
+// stages on the chip (stages.cu). The plan (plan_stages) is in plan.h.
 #pragma once
 
 #include "kernels.h"

@@ -6,6 +6,7 @@
 
 #include "cuda_emulator.h"  // first: it says what __device__ means
 
+#include "cuda/tensor_cores/bounds.h"
 #include "cuda/tensor_cores/sm90_layout.h"
 
 #define VECBANK_SM90_CODE 1

@@ -6,6 +6,8 @@
 
 #include "check.h"
 #include "cuda/kernels.h"
+#include "cuda/plan.h"
+#include "cuda/tensor_cores/bounds.h"
 
 namespace {
 
@@ -189,8 +191,8 @@ TEST(cuda_bounds_hold_where_roundings_add_up) {
   }
 }
 
-// A large start, and products that each fall just below what the accumulator keeps (plan.h assumes as much): every
-// instruction loses all sixteen.
+// A large start, and products that each fall just below what the accumulator keeps (tensor_cores/bounds.h assumes as
+// much): every instruction loses all sixteen.
 TEST(cuda_bounds_hold_where_sums_lose) {
   for (const auto& [path, d] : {std::pair<cuda::Path, int64_t>{cuda::Path::mma, 512}, {cuda::Path::sm90, 256}})
     for (const DType dtype : {DType::bf16, DType::f16}) {

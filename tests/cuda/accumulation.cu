@@ -1,4 +1,4 @@
-// Measures what plan.h assumes of the tensor cores: how far one mma.sync is from the exact sum, relative to the sum of
+// Measures what tensor_cores/bounds.h assumes of the tensor cores: how far one mma.sync is from the exact sum, relative to the sum of
 // the magnitudes of what it adds. Adversarial sums: large beside tiny, cancelling, many halves of the last bit, every
 // exponent, fp16 subnormals. Until this has passed on an architecture, no tensor-core screen may be a default there.
 #include <cuda_runtime.h>
@@ -8,7 +8,7 @@
 
 #include "../cpp/check.h"
 #include "core/half.h"
-#include "cuda/plan.h"
+#include "cuda/tensor_cores/bounds.h"
 #include "cuda/tensor_cores/ptx.h"
 
 namespace {

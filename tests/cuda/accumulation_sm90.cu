@@ -1,7 +1,8 @@
 // The first thing to run on a Hopper GPU, and NEVER RUN so far: one wgmma of sm90_ptx.h. On small integers it must be
 // exact, which holds descriptors, swizzle and fragments to the hardware's meaning of them; on adversarial sums it shows
-// how far it is from the exact sum, which plan.h assumes to be at most kTensorUnit.
+// how far it is from the exact sum, which bounds.h assumes to be at most kTensorUnit.
 #if __has_include(<cute/arch/mma_sm90_gmma.hpp>)
+#include "cuda/tensor_cores/bounds.h"
 #include "cuda/tensor_cores/sm90_ptx.h"
 
 #include <cmath>

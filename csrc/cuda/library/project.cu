@@ -2,9 +2,10 @@
 // still in L2: scale or combine, last step, dtype. Rows and columns whose products could overflow or vanish are scored
 // in float64, as in project.cu.
 // NEVER RUN on a GPU: docs/cuda.md.
-#include "../heuristics.h"
+#include "../arena.h"
 #include "../panels.cuh"
 #include "../project.cuh"
+#include "rules.h"
 
 namespace vecbank::cuda {
 namespace {

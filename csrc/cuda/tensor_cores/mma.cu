@@ -1,6 +1,6 @@
 // The tensor-core screen, for sm_80 and later: NEVER RUN on a GPU, so reached only with VECBANK_CUDA_PATH=mma.
 // The same panels, tiles and survivors as the portable screen; each float32 is split into two of 11 bits, and three
-// mma.sync give the product to about 2^-20. Its error bound is the float32 screen's times tensor_factor() (plan.h),
+// mma.sync give the product to about 2^-20. Its error bound is the float32 screen's times tensor_factor() (bounds.h),
 // which rests on an assumed constant of the hardware: see there before making this a default anywhere.
 #include "../mainloop_simt.cuh"
 #include "mma_tile.cuh"

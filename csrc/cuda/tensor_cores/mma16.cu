@@ -1,6 +1,7 @@
 // The tensor-core screen on 16-bit operands (operands.h), for sm_80 and later: NEVER RUN on a GPU, so reached only with
 // VECBANK_CUDA_PATH=mma (16-bit inputs) or mma16 (others, rounded to bf16). Tiles of 128 x 128 in steps of 64
-// coordinates, two steps in flight; a step's loads run under the product before it, across tiles too. Bounds: plan.h.
+// coordinates, two steps in flight; a step's loads run under the product before it, across tiles too. Bounds: bounds.h.
+#include "../plan.h"
 #include "mma_tile.cuh"
 
 namespace vecbank::cuda {

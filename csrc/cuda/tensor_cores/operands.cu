@@ -2,6 +2,7 @@
 // layout.
 // NEVER RUN on a GPU: docs/cuda.md.
 #include "../panels.cuh"
+#include "bounds.h"
 
 namespace vecbank::cuda {
 namespace {

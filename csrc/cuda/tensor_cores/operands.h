@@ -18,7 +18,7 @@
 // refined float64 score, slack a number per query (for underflow and the refinement itself),
 //   upper = S + norm * bound,  lower = upper - 2 (norm * bound + lift + slack),  lower <= T - slack <= upper,
 // so a column whose upper lies below another's lower is not better. norm * bound may be added to the start or at the
-// end. Proof and constants: plan.h, "16-bit operands".
+// end. Proof and constants: bounds.h, "16-bit operands".
 //
 // Order: bank row i of a piece is row schedule.panel(first_slot + i / 16) * 16 + i % 16 of the bank: pieces follow the
 // schedule's scattered panels, as float32 panels do. The frame (centre, power of two) is the float32 pack's own.
@@ -32,6 +32,7 @@ namespace vecbank::cuda {
 
 constexpr int64_t kOperandTile = 256;  // rows of a whole tile: two of mma.sync's, one of Hopper's streamed ones
 constexpr int64_t kOperandDepth = 64;  // elements of a step: 128 bytes, the widest swizzle
+constexpr int64_t kWidestSm90 = 256;   // the query rows of Hopper's screen stay in shared memory
 
 VB_INLINE constexpr int64_t operand_pitch(int64_t width) {
   return (width + kOperandDepth - 1) / kOperandDepth * kOperandDepth;

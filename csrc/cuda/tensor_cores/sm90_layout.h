@@ -3,7 +3,11 @@
 // tested on the host (tests/cpp/test_cuda_sm90.cpp). The kernel they serve, screen_sm90.cu, has NEVER RUN on a GPU.
 #pragma once
 
-#include "../plan.h"
+#include <algorithm>
+
+#include "../../core/parallel.h"
+#include "../candidates.h"
+#include "operands.h"
 
 namespace vecbank::cuda::sm90 {
 

@@ -13,7 +13,7 @@
 #include <cute/arch/mma_sm90_gmma.hpp>
 #include <utility>
 
-#include "ptx.h"
+#include "../async_copy.h"
 
 namespace vecbank::cuda::sm90 {
 
