@@ -16,9 +16,9 @@ constexpr int32_t kGivenUp = 1 << 30;  // a count that says: refine this row aga
 
 // How far the float64 score can lie below an upper bound; shared by screens and tests. `r`: the column's bound; `rest`:
 // what its start was raised by, and the row's slack.
-VB_INLINE float lower_bound(float upper, float norm, double r, double rest) {
+VB_INLINE float lower_bound(float upper, float norm, double r, double slack) {
   if (!(upper < HUGE_VALF)) return -HUGE_VALF;  // a special column promises nothing
-  return round_down(static_cast<double>(upper) - 2.0 * (static_cast<double>(norm) * r + rest));
+  return round_down(static_cast<double>(upper) - 2.0 * (static_cast<double>(norm) * r + slack));
 }
 
 // The same for a row whose columns are in registers, without float64 for each. A column loses column_gap, whose few
@@ -28,6 +28,6 @@ VB_INLINE float column_gap(float twice_norm, float r, float twice_start_per_r2) 
   return r * (twice_norm + twice_start_per_r2 * r) * (1.0f + 0x1p-20f);
 }
 VB_INLINE float twice_above(double slack) { return above(2.0 * slack * (1.0 + 0x1p-20)); }
-VB_INLINE float row_floor(float best, float twice_slack) { return best - std::fabs(best) * 0x1p-22f - twice_slack; }
+VB_INLINE float row_threshold(float best, float twice_slack) { return best - std::fabs(best) * 0x1p-22f - twice_slack; }
 
 }  // namespace vecbank::cuda

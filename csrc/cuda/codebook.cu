@@ -1,7 +1,6 @@
 // Gathers, deterministic scatter-adds, and the gradients of selected pairs. Scatter-adds sort the codes and walk each
 // segment in ascending order of position: float64 sums, rounded once, no float atomics, the same bits every time. A
 // code out of range is never read: its row becomes NaN (or is left out of sums) and a sticky flag tells the host.
-// NEVER RUN on a GPU: docs/cuda.md.
 #include "arena.h"
 #include "rows.cuh"
 #include "sort.h"

@@ -1,6 +1,5 @@
 // pass_back(): eight threads are the eight lanes of a row, so the bits are the CPU's. A row is read up to three times,
 // after the first from a cache.
-// NEVER RUN on a GPU: docs/cuda.md.
 #include "../core/estimator.h"
 
 #include <type_traits>

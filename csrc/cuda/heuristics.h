@@ -22,12 +22,14 @@ constexpr ProjectRule kProjectRules[] = {
     {"everything else", [](const ProjectProblem&, int) { return true; }, ProjectPath::kernel, "never measured"},
 };
 
-enum class Wish : int32_t { none = 0, kernel = 1, library = 2 };  // VECBANK_CUDA_PROJECT
+// What VECBANK_CUDA_PROJECT asks for.
+enum class ProjectOverride : int32_t { none = 0, kernel = 1, library = 2 };
+using Wish = ProjectOverride;  // the name that csrc/torch still uses
 
-// A wish for the library is granted where the library can; everything else stays with the kernel.
-inline ProjectPath project_path(const ProjectProblem& p, int capability, Wish wish) {
-  ProjectPath path = wish == Wish::library ? ProjectPath::library : ProjectPath::kernel;
-  if (wish == Wish::none)
+// The override counts where the library can carry the projection; the kernel answers everything else.
+inline ProjectPath project_path(const ProjectProblem& p, int capability, ProjectOverride wanted) {
+  ProjectPath path = wanted == ProjectOverride::library ? ProjectPath::library : ProjectPath::kernel;
+  if (wanted == ProjectOverride::none)
     for (const ProjectRule& rule : kProjectRules)
       if (rule.holds(p, capability)) {
         path = rule.path;

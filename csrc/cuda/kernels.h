@@ -65,7 +65,7 @@ struct BankOperands {
   BankPanels common;  // without panels and norms; `count` panels of 16 rows, padded to whole tiles
   DType queries;      // of the queries to come
   Operand to;
-  OperandColumns columns;
+  ColumnTerms terms;
 };
 Error pack_bank_operands(const BankOperands& args, const Device& device);
 
@@ -88,7 +88,7 @@ struct Screen {
   int64_t rows, width;
   const float* panels;                  // of the bank
   Operand query_operand, bank_operand;  // instead of panels: for screen_mma16 and screen_sm90
-  OperandColumns beside;
+  ColumnTerms terms;
   int64_t first_slot;  // slot of the first panel; -1: the panels lie in their natural order
   Schedule schedule;
   int64_t begin, end;  // slots to screen

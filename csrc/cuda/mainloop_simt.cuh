@@ -46,9 +46,9 @@ __device__ __forceinline__ Side<T> make_side(F&& panel) {
   Side<T> side;
 #pragma unroll
   for (int u = 0; u < S::kVectors; ++u) {
-    const int at = u * kThreads + threadIdx.x, rest = at % per_panel;
+    const int at = u * kThreads + threadIdx.x, within = at % per_panel;
     const T* p = panel(at / per_panel);
-    side.mine[u] = p == nullptr ? nullptr : p + rest / per_line * kPanel + rest % per_line * S::kVector;
+    side.mine[u] = p == nullptr ? nullptr : p + within / per_line * kPanel + within % per_line * S::kVector;
   }
   return side;
 }
@@ -61,9 +61,10 @@ __device__ __forceinline__ void fetch(Side<T>& side, int left, const T* some, T*
   constexpr int per_line = kPanel / S::kVector, per_panel = per_line * S::kDepth;
 #pragma unroll
   for (int u = 0; u < S::kVectors; ++u) {
-    const int at = u * kThreads + threadIdx.x, panel = at / per_panel, rest = at % per_panel, line = rest / per_line;
+    const int at = u * kThreads + threadIdx.x, panel = at / per_panel, within = at % per_panel,
+              line = within / per_line;
     const bool valid = side.mine[u] != nullptr && line < left;
-    copy_async(buffer + line * Line + panel * kPanel + rest % per_line * S::kVector, valid ? side.mine[u] : some,
+    copy_async(buffer + line * Line + panel * kPanel + within % per_line * S::kVector, valid ? side.mine[u] : some,
                valid);
     side.mine[u] += valid ? S::kDepth * kPanel : 0;
   }

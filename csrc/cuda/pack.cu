@@ -1,5 +1,4 @@
 // Preparing a bank and its queries on the device: the layout and the map of core/pack.h and cpu/queries.h.
-// NEVER RUN on a GPU: docs/cuda.md.
 #include "panels.cuh"
 
 namespace vecbank::cuda {

@@ -91,7 +91,7 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
 // ---- All stages of a cascade ----------------------------------------------------------------------------------------
 
 constexpr int kStageRows = 64;                 // of a block
-constexpr int kRestLine = kStageRows + 1;      // a coordinate of all of them; odd, for the banks of shared memory
+constexpr int kResidualLine = kStageRows + 1;  // a coordinate of all of them; odd, for the banks of shared memory
 constexpr int64_t kStageFixed = 40 << 10;      // shared memory whatever the width
 constexpr int64_t kStageSums = 4 << 20;        // bytes of per-block, per-stage sums
 constexpr int64_t kMostStageBlocks = 1 << 16;  // likewise
@@ -109,7 +109,7 @@ inline int64_t shared_limit(int capability) {
     default: return 99 << 10;
   }
 }
-inline int64_t stage_shared(int64_t width) { return kStageFixed + width * (kRestLine + 1) * 4; }
+inline int64_t stage_shared(int64_t width) { return kStageFixed + width * (kResidualLine + 1) * 4; }
 
 struct StagesPlan {
   bool on_chip = true;  // all stages in one kernel; else a search a stage
@@ -117,22 +117,23 @@ struct StagesPlan {
   int64_t rows = 0;     // of a chunk, stage by stage
 };
 
-// Books of one width. `cascade`: each on what the one before left over; else side by side.
-inline StagesPlan plan_stages(const Rows& x, const std::vector<PackedBook>& books, bool cascade, const Device& device) {
+// Codebooks of one width. `cascade`: each on what the one before left over; else side by side.
+inline StagesPlan plan_stages(const Rows& x, const std::vector<PackedBook>& codebooks, bool cascade,
+                              const Device& device) {
   StagesPlan plan;
-  const int64_t stages = static_cast<int64_t>(books.size());
-  const int64_t width = books.empty() ? 0 : books[0].bank.width, tiles = ceil_div(x.count, kStageRows);
+  const int64_t stages = static_cast<int64_t>(codebooks.size());
+  const int64_t width = codebooks.empty() ? 0 : codebooks[0].bank.width, tiles = ceil_div(x.count, kStageRows);
   int64_t longest = 0;
-  for (const PackedBook& book : books) {
-    longest = std::max(longest, book.bank.count);
-    plan.on_chip = plan.on_chip && book.bank.dtype == DType::f32;
+  for (const PackedBook& codebook : codebooks) {
+    longest = std::max(longest, codebook.bank.count);
+    plan.on_chip = plan.on_chip && codebook.bank.dtype == DType::f32;
   }
-  // Few blocks over a long book leave the machine idle; a search splits the book.
+  // Few blocks over a long codebook leave the machine idle; a search splits the codebook.
   const int64_t at_once = cascade ? tiles : tiles * stages;
   const bool few = 4 * at_once < device.processors && longest > kFewColumns;
   plan.on_chip = plan.on_chip && width > 0 && stage_shared(width) <= shared_limit(device.capability) && !few &&
                  longest < (int64_t{1} << 31) && stages < 65536;
-  const int64_t element = !books.empty() && books[0].bank.dtype == DType::f64 ? 8 : 4;
+  const int64_t element = !codebooks.empty() && codebooks[0].bank.dtype == DType::f64 ? 8 : 4;
   // What is left over, and the rows found, live in the share that a search leaves alone when its bank comes packed.
   const int64_t most = cascade ? kPieceShare / 2 / std::max<int64_t>(width * element, 1) : kStepRows;
   plan.rows = std::clamp<int64_t>(most < kStageRows ? most : most / kStageRows * kStageRows, 1, kStepRows);

@@ -20,8 +20,8 @@ VB_INLINE T last_step(T v, Finish finish) {
 // One row's scores in float64, for those of its `columns` columns that are wanted, by eight lanes each. Column 0 is
 // bank row `first_column`. The whole block takes part.
 template <class Wanted, class Write>
-__device__ __forceinline__ void mend_row(const Rows& queries, int64_t row, const Rows& bank, int64_t first_column,
-                                         int64_t columns, Metric metric, Wanted&& wanted_at, Write&& write) {
+__device__ __forceinline__ void rescore_row(const Rows& queries, int64_t row, const Rows& bank, int64_t first_column,
+                                            int64_t columns, Metric metric, Wanted&& wanted_at, Write&& write) {
   constexpr int groups = kThreads / kLanes;
   const bool cosine = metric == Metric::cosine;
   const int lane = threadIdx.x % kLanes;

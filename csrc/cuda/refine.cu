@@ -1,6 +1,5 @@
 // The last word on every answer: float64 scores in the contract's order, sorted by (score, lower index).
 // refine: a row's candidates. refine_all: a row against every bank row, with a list that cannot overflow.
-// NEVER RUN on a GPU: docs/cuda.md.
 #include "rows.cuh"
 
 namespace vecbank::cuda {

@@ -1,6 +1,5 @@
 // The portable screen: float32 tiles whose accumulators start at the column's upper start and carry the bound line as
 // one more coordinate, so an accumulator is an upper bound of the score. And the compaction between ranges of columns.
-// NEVER RUN on a GPU: docs/cuda.md.
 #include "mainloop_simt.cuh"
 #include "survivors.cuh"
 

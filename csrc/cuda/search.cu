@@ -1,6 +1,5 @@
 // topk, nearest, quantize: chunks of queries, pieces of the bank, ranges of columns; screen, compact, refine, repeat
 // what overflowed. Only launches: nothing waits for the device, so the whole can be captured into a CUDA graph.
-// NEVER RUN on a GPU: docs/cuda.md.
 #include <cstring>
 
 #include "arena.h"
@@ -16,7 +15,7 @@ struct Work {  // one workspace, cut up; on a null base it only counts
   double *centre, *sample_scale;
   float *piece, *queries, *norms, *thresholds;  // piece, queries: panels; with operands instead:
   uint16_t *piece_rows, *query_rows;
-  OperandColumns beside;
+  ColumnTerms terms;
   double* slacks;
   int32_t *counts, *left, *left_count;
   Candidate* candidates;
@@ -39,7 +38,7 @@ Work cut(const SearchProblem& p, const SearchPlan& plan, void* base) {
     if (plan.operands) {  // whatever the caller packed: its panels are float32
       const int64_t rows = plan.piece_panels * kPanel;
       w.piece_rows = arena.take<uint16_t>(rows * operand_pitch(d));
-      for (float** beside : {&w.beside.start, &w.beside.bound, &w.beside.lift}) *beside = arena.take<float>(rows);
+      for (float** term : {&w.terms.start, &w.terms.bound, &w.terms.lift}) *term = arena.take<float>(rows);
       w.query_rows = arena.take<uint16_t>(operand_rows(n) * operand_pitch(d));
     } else {
       if (p.pack == nullptr) w.piece = arena.take<float>(plan.piece_panels * (d + 3) * kPanel);
@@ -142,7 +141,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   if (plan.operands) {
     s.query_operand = query_operand;
     s.bank_operand = {plan.operand_type, w.piece_rows, query_operand.pitch};
-    s.beside = w.beside;
+    s.terms = w.terms;
   }
   const auto screen = plan.hopper                ? screen_sm90
                       : plan.operands            ? screen_mma16
@@ -186,7 +185,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
       b.first_slot = at;
       b.count = stop - at;
       if (plan.operands)
-        VB_TRY(pack_bank_operands({b, p.queries.dtype, s.bank_operand, w.beside}, device));
+        VB_TRY(pack_bank_operands({b, p.queries.dtype, s.bank_operand, w.terms}, device));
       else
         VB_TRY(pack_panels<float>(b, device));
     }

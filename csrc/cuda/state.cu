@@ -1,5 +1,4 @@
 // The device, and what kernels leave behind on it: counters, and the flag that some code was out of range.
-// NEVER RUN on a GPU: docs/cuda.md.
 #include <cuda_runtime.h>
 
 #include <atomic>

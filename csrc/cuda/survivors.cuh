@@ -12,7 +12,7 @@ constexpr int kQueue = 256;
 
 struct Hit {
   float upper;
-  int place;  // row * kTile + column, within the tile
+  int position;  // row * kTile + column, within the tile
 };
 
 struct TileState {                   // shared memory of a block, beside its buffers
@@ -53,9 +53,9 @@ inline Error launch_tiles(void (*kernel)(Screen), Screen a, int64_t shared_bytes
 __device__ __forceinline__ void find_panels(const Screen& a, int slot, int end, TileState& state) {
   if (threadIdx.x < kTilePanels) {
     const int64_t at = slot + static_cast<int>(threadIdx.x), panel = a.schedule.panel(at);
-    const int64_t place = a.first_slot < 0 ? panel : at - a.first_slot;
+    const int64_t stored = a.first_slot < 0 ? panel : at - a.first_slot;
     const float* where =
-        a.beside.start != nullptr ? a.beside.start + place * kPanel : a.panels + place * (a.width + 3) * kPanel;
+        a.terms.start != nullptr ? a.terms.start + stored * kPanel : a.panels + stored * (a.width + 3) * kPanel;
     state.panels[threadIdx.x] = at < end ? where : nullptr;
     state.columns[threadIdx.x] = panel * kPanel;
   }
@@ -77,30 +77,31 @@ __device__ __forceinline__ void begin_rows(const Screen& a, int64_t first_row, T
   }
 }
 
-struct Spot {  // a survivor, looked up
+struct Survivor {  // a survivor, looked up
   int64_t row, column;
   float lower;
   bool valid;
 };
 
-__device__ __forceinline__ Spot look_up(const Screen& a, float upper, int64_t row, int column, const TileState& state) {
-  Spot spot{row, 0, -HUGE_VALF, false};
+__device__ __forceinline__ Survivor look_up(const Screen& a, float upper, int64_t row, int column,
+                                            const TileState& state) {
+  Survivor survivor{row, 0, -HUGE_VALF, false};
   const float* panel = state.panels[column / kPanel];
-  if (row >= a.rows || panel == nullptr) return spot;
-  spot.column = state.columns[column / kPanel] + column % kPanel;
-  spot.valid = spot.column < a.columns && a.mask.allows(row, spot.column);
-  if (!spot.valid) return spot;
-  double r = 0.0, rest = a.slacks[row];
-  if (a.beside.start != nullptr) {
-    const int64_t at = panel - a.beside.start + column % kPanel;
-    r = a.beside.bound[at], rest += a.beside.lift[at];
+  if (row >= a.rows || panel == nullptr) return survivor;
+  survivor.column = state.columns[column / kPanel] + column % kPanel;
+  survivor.valid = survivor.column < a.columns && a.mask.allows(row, survivor.column);
+  if (!survivor.valid) return survivor;
+  double r = 0.0, slack = a.slacks[row];
+  if (a.terms.start != nullptr) {
+    const int64_t at = panel - a.terms.start + column % kPanel;
+    r = a.terms.bound[at], slack += a.terms.lift[at];
   } else {
     r = panel[(a.width + 1) * kPanel + column % kPanel];
-    if (a.biased) rest += a.factor * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
-    rest += a.start_per_r2 * r * r;
+    if (a.biased) slack += a.factor * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
+    slack += a.start_per_r2 * r * r;
   }
-  spot.lower = lower_bound(upper, a.norms[row], r, rest);
-  return spot;
+  survivor.lower = lower_bound(upper, a.norms[row], r, slack);
+  return survivor;
 }
 
 // A row's list, one entry a lane, best first, in the hands of the warp that owns the row: k <= 32 lower bounds of this
@@ -112,11 +113,11 @@ struct RowList {
     last = __shfl_sync(kAllLanes, entry, a.listed - 1);
   }
   // What falls off the end is lost. The value is the same in every lane.
-  __device__ __forceinline__ void offer(const Screen& a, float value, int lane) {
+  __device__ __forceinline__ void push(const Screen& a, float value, int lane) {
     if (!(value > last)) return;
-    const int place = __popc(__ballot_sync(kAllLanes, entry >= value));
+    const int rank = __popc(__ballot_sync(kAllLanes, entry >= value));
     const float before = __shfl_up_sync(kAllLanes, entry, 1);
-    if (lane >= place) entry = lane == place ? value : before;
+    if (lane >= rank) entry = lane == rank ? value : before;
     last = __shfl_sync(kAllLanes, entry, a.listed - 1);
   }
   // Returns the row's threshold, which other blocks learn if it has risen.
@@ -150,25 +151,26 @@ static __device__ __noinline__ void keep_hits(const Screen& a, int64_t first_row
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, count = state.hits;
   for (int base = 0; base < count; base += 32) {
     const Hit hit = base + lane < count ? state.queue[base + lane] : Hit{0.0f, -1};
-    const int row = hit.place / kTile;
-    Spot spot{0, 0, -HUGE_VALF, false};
-    if (hit.place >= 0 && row % warps == warp) spot = look_up(a, hit.upper, first_row + row, hit.place % kTile, state);
-    for (unsigned left = __ballot_sync(kAllLanes, spot.valid); left != 0; left &= left - 1) {
+    const int row = hit.position / kTile;
+    Survivor survivor{0, 0, -HUGE_VALF, false};
+    if (hit.position >= 0 && row % warps == warp)
+      survivor = look_up(a, hit.upper, first_row + row, hit.position % kTile, state);
+    for (unsigned left = __ballot_sync(kAllLanes, survivor.valid); left != 0; left &= left - 1) {
       const int from = __ffs(static_cast<int>(left)) - 1, r = __shfl_sync(kAllLanes, row, from);
-      const float upper = __shfl_sync(kAllLanes, hit.upper, from), lower = __shfl_sync(kAllLanes, spot.lower, from);
+      const float upper = __shfl_sync(kAllLanes, hit.upper, from), lower = __shfl_sync(kAllLanes, survivor.lower, from);
       float threshold = state.thresholds[r];
       if (!(threshold < HUGE_VALF)) continue;  // +inf: the row was given up
       threshold = shared_threshold(a, first_row + r, threshold);
       const bool keep = !(upper < threshold);
       if (keep && a.listed > 0) {
         RowList list(a, state, r, lane);
-        list.offer(a, lower, lane);
+        list.push(a, lower, lane);
         threshold = list.close(a, state, first_row, r, threshold, lane);
       }
       if (keep && lane == from) {
         const int at = reserve(a, first_row + r, 1);
         if (at < a.capacity)
-          a.candidates[(first_row + r) * a.capacity + at] = {upper, lower, static_cast<uint32_t>(spot.column)};
+          a.candidates[(first_row + r) * a.capacity + at] = {upper, lower, static_cast<uint32_t>(survivor.column)};
       }
       if (lane == 0) state.thresholds[r] = threshold;
       __syncwarp();
@@ -203,7 +205,7 @@ static __device__ __noinline__ void keep_survivors(const Screen& a, const float*
     for (int c = 0; c < kEach; ++c) {
       keep[c] = !(upper[c] < threshold);
       if (!keep[c]) continue;
-      const Spot s = look_up(a, upper[c], row, c * 32 + lane, state);
+      const Survivor s = look_up(a, upper[c], row, c * 32 + lane, state);
       keep[c] = s.valid, lower[c] = s.lower, column[c] = static_cast<uint32_t>(s.column);
     }
     if (a.listed > 0) {
@@ -211,7 +213,7 @@ static __device__ __noinline__ void keep_survivors(const Screen& a, const float*
 #pragma unroll
       for (int c = 0; c < kEach; ++c)
         for (unsigned left = __ballot_sync(kAllLanes, keep[c] && lower[c] > list.last); left != 0; left &= left - 1)
-          list.offer(a, __shfl_sync(kAllLanes, lower[c], __ffs(static_cast<int>(left)) - 1), lane);
+          list.push(a, __shfl_sync(kAllLanes, lower[c], __ffs(static_cast<int>(left)) - 1), lane);
       threshold = list.close(a, state, first_row, from + i, threshold, lane);
     }
     if (lane == 0) state.thresholds[from + i] = threshold;

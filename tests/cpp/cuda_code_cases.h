@@ -182,7 +182,7 @@ TEST(cuda_residual_equals_cpu) {
                    Metric::l2, "few rows", 100);
 }
 
-TEST(cuda_residual_hostile_data) {
+TEST(cuda_residual_adversarial_inputs) {
   const int64_t d = 6, n = 20;
   const auto all = [&](const Vec<double>& xs, const std::vector<Matrix>& books, const char* what) {
     for (const Metric metric : kMetrics) compare_cascades(Matrix(xs, d, DType::f32), books, metric, what);

@@ -210,11 +210,11 @@ inline void load_box(const TensorMap& map, uint64_t* barrier, void* shared, int6
 // ---- Products
 // ------------------------------------------------------------------------------------------------------------
 
-template <bool Brain>
+template <bool Bf16>
 void multiply(float (&acc)[kScores], uint64_t a, uint64_t b) {
   emulator::Hopper& h = emulator::hopper();
   const size_t thread = static_cast<size_t>(emulator::block().now);
-  emulator::Product p{acc, a, b, 0, !Brain, h.batches[thread]};
+  emulator::Product p{acc, a, b, 0, !Bf16, h.batches[thread]};
   if (thread % 128 == 0) p.seen = emulator::digest(p, kColumns);
   h.products[thread].push_back(p);
 }

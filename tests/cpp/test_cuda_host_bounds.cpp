@@ -54,7 +54,7 @@ Screened screen_everything(const Rows& x, const Rows& b, Metric metric, const do
   const auto floats = [](int64_t count) { return std::make_unique<float[]>(static_cast<size_t>(count)); };
   const int64_t pitch = cuda::operand_pitch(d), rows = cuda::operand_rows(m);
   const auto queries = floats(std::max(round_up_to(n, kPanel) * (d + 1), cuda::operand_rows(n) * pitch / 2));
-  const auto held = floats(std::max(panels * (d + 3) * kPanel, rows * pitch / 2)), beside = floats(3 * rows);
+  const auto held = floats(std::max(panels * (d + 3) * kPanel, rows * pitch / 2)), terms = floats(3 * rows);
   cuda::Screen s{};
   s.rows = n, s.width = d, s.schedule = bank.schedule, s.end = panels, s.columns = m, s.metric = metric;
   s.biased = bias != nullptr;
@@ -67,9 +67,9 @@ Screened screen_everything(const Rows& x, const Rows& b, Metric metric, const do
   if (plan.operands) {
     s.query_operand = {plan.operand_type, reinterpret_cast<uint16_t*>(queries.get()), pitch};
     s.bank_operand = {plan.operand_type, reinterpret_cast<uint16_t*>(held.get()), pitch};
-    s.beside = {beside.get(), beside.get() + rows, beside.get() + 2 * rows};
+    s.terms = {terms.get(), terms.get() + rows, terms.get() + 2 * rows};
     CHECK(cuda::pack_query_operands({q, s.query_operand}, device) == nullptr);
-    CHECK(cuda::pack_bank_operands({bank, x.dtype, s.bank_operand, s.beside}, device) == nullptr);
+    CHECK(cuda::pack_bank_operands({bank, x.dtype, s.bank_operand, s.terms}, device) == nullptr);
     CHECK((plan.hopper ? cuda::screen_sm90(s, device) : cuda::screen_mma16(s, device)) == nullptr);
   } else {
     q.panels = queries.get(), bank.panels = held.get();

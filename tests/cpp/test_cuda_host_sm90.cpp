@@ -106,7 +106,7 @@ struct Trial {
     cuda::Screen s{};
     s.query_operand = {setup.type, queries.data(), pitch};
     s.bank_operand = {setup.type, bank.data(), pitch};
-    s.beside = {start.data(), bound.data(), lift.data()};
+    s.terms = {start.data(), bound.data(), lift.data()};
     s.rows = n;
     s.width = setup.d;
     s.columns = m;
@@ -235,7 +235,7 @@ TEST(sm90_screen_equals_nearest) {
   }
 }
 
-TEST(sm90_screen_hostile_data) {
+TEST(sm90_screen_adversarial_inputs) {
   Trial specials({70, 400, 20, DType::f16, Metric::dot, 3}, 200);
   for (const size_t j : {0u, 17u, 399u}) specials.special[j] = 1;
   specials.given_up[3] = specials.given_up[69] = 1;

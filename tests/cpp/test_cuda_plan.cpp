@@ -155,9 +155,9 @@ TEST(cuda_heuristics_name_a_measurement_or_stay_with_the_kernel) {
     CHECK(rule.what != nullptr && rule.measured != nullptr && *rule.measured != 0);
     CHECK(rule.path == ProjectPath::kernel || std::string(rule.measured).find("never") == std::string::npos);
   }
-  CHECK(project_path(any, 90, Wish::none) == ProjectPath::kernel);  // until a row says otherwise
-  CHECK(project_path(any, 90, Wish::kernel) == ProjectPath::kernel);
-  CHECK(project_path(any, 90, Wish::library) == ProjectPath::library);
+  CHECK(project_path(any, 90, ProjectOverride::none) == ProjectPath::kernel);  // until a row says otherwise
+  CHECK(project_path(any, 90, ProjectOverride::kernel) == ProjectPath::kernel);
+  CHECK(project_path(any, 90, ProjectOverride::library) == ProjectPath::library);
 }
 
 TEST(cuda_library_takes_what_it_can_carry) {
@@ -170,7 +170,7 @@ TEST(cuda_library_takes_what_it_can_carry) {
   CHECK(!library_can(projection(Metric::dot, bf16, f32, bf16)));  // two dtypes
   ProjectProblem p = projection(Metric::dot, f32, f32, f32);
   p.queries.col_stride = 2;
-  CHECK(!library_can(p) && project_path(p, 80, Wish::library) == ProjectPath::kernel);
+  CHECK(!library_can(p) && project_path(p, 80, ProjectOverride::library) == ProjectPath::kernel);
   p = projection(Metric::dot, f32, f32, f32);
   p.bank.row_stride = 0;  // an expanded row
   CHECK(!library_can(p));
@@ -251,7 +251,7 @@ TEST(cuda_tensor_bound_covers_the_plain_one) {
 }
 
 // The floor that the cascade takes from registers never exceeds the one that the screens compute column by column.
-TEST(cuda_row_floor_is_below_every_lower_bound) {
+TEST(cuda_row_threshold_is_below_every_lower_bound) {
   std::mt19937 random(4);
   std::uniform_real_distribution<double> exponent(-40.0, 40.0), part(-1.0, 1.0);
   for (int i = 0; i < 200000; ++i) {
@@ -262,7 +262,7 @@ TEST(cuda_row_floor_is_below_every_lower_bound) {
     const float upper = size * static_cast<float>(std::exp2(exponent(random)));
     const double c = start_bound_per_r2(metric, d), slack = i % 3 ? std::exp2(exponent(random) - 60.0) : 0x1p-100;
     const float gap = cuda::column_gap(2.0f * norm, r, 2.0f * above(c));
-    const float floor = cuda::row_floor(upper - gap, cuda::twice_above(slack));
+    const float floor = cuda::row_threshold(upper - gap, cuda::twice_above(slack));
     const double exact = static_cast<double>(upper) - 2.0 * (static_cast<double>(norm) * r + c * r * r + slack);
     CHECK(static_cast<double>(floor) <= exact);
     // And it gives little away.

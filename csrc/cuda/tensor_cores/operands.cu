@@ -1,6 +1,5 @@
 // Writes 16-bit operands (operands.h): the same frame, map and exceptions as float32 panels, another rounding and
 // layout.
-// NEVER RUN on a GPU: docs/cuda.md.
 #include "../panels.cuh"
 #include "bounds.h"
 
@@ -95,9 +94,9 @@ __global__ void __launch_bounds__(kPanelThreads, 4)
     if (threadIdx.x % 16 == 0) {
       const bool usual = valid && !f.special;
       const float start = usual ? operand_start(f.half, pitch) : 0.0f;
-      args.columns.start[to] = usual ? start : valid ? HUGE_VALF : -HUGE_VALF;
-      args.columns.bound[to] = usual ? operand_bound(a.metric, d, pitch, f.packed, lost, share, f.whole) : 0.0f;
-      args.columns.lift[to] = round_up(static_cast<double>(start) - (usual ? f.half : 0.0));
+      args.terms.start[to] = usual ? start : valid ? HUGE_VALF : -HUGE_VALF;
+      args.terms.bound[to] = usual ? operand_bound(a.metric, d, pitch, f.packed, lost, share, f.whole) : 0.0f;
+      args.terms.lift[to] = round_up(static_cast<double>(start) - (usual ? f.half : 0.0));
     }
     __syncthreads();  // the norms are read
   }

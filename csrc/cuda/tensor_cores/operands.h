@@ -47,7 +47,7 @@ struct Operand {
   uint16_t* rows = nullptr;
   int64_t pitch = 0;
 };
-struct OperandColumns {  // [operand_rows(count)] each
+struct ColumnTerms {  // [operand_rows(count)] each
   float *start = nullptr, *bound = nullptr, *lift = nullptr;
 };
 VB_INLINE constexpr int64_t operand_bytes(int64_t width) {  // of a bank row

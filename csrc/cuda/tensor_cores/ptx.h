@@ -36,9 +36,9 @@ __device__ __forceinline__ void load_matrices(uint32_t (&m)[4], const void* row)
 // c[16][8] += a[16][16] * b[16][8] over a warp, bf16 or fp16. With g = lane / 4, t = lane % 4, two neighbours in k a
 // word, the lower one first: a holds (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8); b holds (2t, g), (2t + 8, g)
 // as (k, column); c as in mma_tf32.
-template <bool Brain>
+template <bool Bf16>
 __device__ __forceinline__ void mma_16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  if constexpr (Brain)
+  if constexpr (Bf16)
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
         "%2, %3};"

@@ -68,8 +68,8 @@ struct Shared {  // one thread's view of shared memory
     return base + kMap.queries + (group * Blocks + block) * kQueryBox;
   }
   __device__ __forceinline__ char* stage(int stage) const { return base + kMap.ring + stage * kBankBox; }
-  __device__ __forceinline__ ColumnTerms& columns(int tile) const {
-    return reinterpret_cast<ColumnTerms*>(base + kMap.columns)[tile];
+  __device__ __forceinline__ TileTerms& columns(int tile) const {
+    return reinterpret_cast<TileTerms*>(base + kMap.columns)[tile];
   }
   __device__ __forceinline__ Candidate* list(int row) const {
     return reinterpret_cast<Candidate*>(base + kMap.lists) + row * kListed;
@@ -102,13 +102,13 @@ __device__ __forceinline__ void produce(const Args& a, const Shared<Blocks>& sha
       for (int block = 0; block < Blocks; ++block) {
         uint64_t* full = &barriers.full[ring.stage];
         barrier_wait(&barriers.empty[ring.stage], ring.parity ^ 1);
-        barrier_expect(full, kBankBox + (block == 0 ? static_cast<int>(sizeof(ColumnTerms)) : 0));
+        barrier_expect(full, kBankBox + (block == 0 ? static_cast<int>(sizeof(TileTerms)) : 0));
         load_box(a.bank_map, full, shared.stage(ring.stage), block * kOperandDepth, column);
         if (block == 0) {
-          ColumnTerms& terms = shared.columns(slot);
-          load_bytes(a.s.beside.start + column, full, terms.start, sizeof terms.start);
-          load_bytes(a.s.beside.bound + column, full, terms.bound, sizeof terms.bound);
-          load_bytes(a.s.beside.lift + column, full, terms.lift, sizeof terms.lift);
+          TileTerms& terms = shared.columns(slot);
+          load_bytes(a.s.terms.start + column, full, terms.start, sizeof terms.start);
+          load_bytes(a.s.terms.bound + column, full, terms.bound, sizeof terms.bound);
+          load_bytes(a.s.terms.lift + column, full, terms.lift, sizeof terms.lift);
         }
         ring.advance(Shared<Blocks>::kMap.stages);
       }
@@ -130,10 +130,10 @@ __device__ __forceinline__ float quad_max(float v) {
   v = fmaxf(v, __shfl_xor_sync(kAllLanes, v, 1));
   return fmaxf(v, __shfl_xor_sync(kAllLanes, v, 2));
 }
-struct Place {  // of a thread among those of its quad that keep something
+struct QuadRank {  // of a thread among those of its quad that keep something
   int before, all;
 };
-__device__ __forceinline__ Place place_of(bool keep) {
+__device__ __forceinline__ QuadRank rank_in_quad(bool keep) {
   const unsigned lane = threadIdx.x % 32, quad = __ballot_sync(kAllLanes, keep) >> (lane & 28u) & 15u;
   return {__popc(quad & ((1u << lane % 4) - 1)), __popc(quad)};
 }
@@ -149,16 +149,16 @@ static __device__ __noinline__ RowState flush(const Screen& s, int64_t row, RowS
   for (int base = 0; base < kListed; base += 4) {
     const int i = base + t;
     const bool keep = wanted && i < state.listed && !(list[i].upper < threshold);
-    const Place place = place_of(keep);
+    const QuadRank rank = rank_in_quad(keep);
     int at = 0;
-    if (t == 0 && place.all > 0) at = atomicAdd(s.counts + row, place.all);
+    if (t == 0 && rank.all > 0) at = atomicAdd(s.counts + row, rank.all);
     at = __shfl_sync(kAllLanes, at, threadIdx.x % 32 & 28);
-    if (keep && at + place.before < s.capacity) {
+    if (keep && at + rank.before < s.capacity) {
       Candidate candidate = list[i];
       candidate.column = static_cast<uint32_t>(bank_row(s, candidate.column));
-      s.candidates[row * s.capacity + at + place.before] = candidate;
+      s.candidates[row * s.capacity + at + rank.before] = candidate;
     }
-    if (place.all > 0 && at + place.all > s.capacity) threshold = HUGE_VALF;  // full: refined against everything later
+    if (rank.all > 0 && at + rank.all > s.capacity) threshold = HUGE_VALF;  // full: refined against everything later
   }
   __syncwarp();  // and read
   return {threshold, wanted ? 0 : state.listed};
@@ -170,7 +170,7 @@ struct Bunch {
 
 // `terms`: of the tile, whose first column is the operand's row `column`; `first`: this thread's first column in it.
 static __device__ __noinline__ RowState keep(const Screen& s, const Bunch bunch, int64_t row, float norm, double slack,
-                                             RowState state, Candidate* list, const ColumnTerms& terms, int column,
+                                             RowState state, Candidate* list, const TileTerms& terms, int column,
                                              int first) {
   unsigned reaches = 0;  // bit u: bunch.v[u] reaches the threshold; -inf is no column, +inf a row that was given up
 #pragma unroll
@@ -202,13 +202,13 @@ static __device__ __noinline__ RowState keep(const Screen& s, const Bunch bunch,
   for (int u = 0; u < kBunch; ++u) {
     if ((some >> u & 1) == 0) continue;
     const bool kept = (reaches >> u & 1) != 0 && !(bunch.v[u] < state.threshold) && state.threshold < HUGE_VALF;
-    const Place place = place_of(kept);
-    const bool full = state.listed + place.all > kListed;
+    const QuadRank rank = rank_in_quad(kept);
+    const bool full = state.listed + rank.all > kListed;
     if (__any_sync(kAllLanes, full)) state = flush(s, row, state, list, full);
     if (kept)
-      list[state.listed + place.before] = {bunch.v[u], lower[u],
-                                           static_cast<uint32_t>(column + first + u / 2 * 8 + u % 2)};
-    state.listed += place.all;
+      list[state.listed + rank.before] = {bunch.v[u], lower[u],
+                                          static_cast<uint32_t>(column + first + u / 2 * 8 + u % 2)};
+    state.listed += rank.all;
   }
   return state;
 }
@@ -257,11 +257,11 @@ struct Consumer {
     if (thread % 32 == 0) barrier_arrive(&shared.barriers().empty[stage]);
   }
 
-  template <bool Brain>
+  template <bool Bf16>
   __device__ __forceinline__ void multiply_tile(bool last) {
     Barriers& barriers = shared.barriers();
     barrier_wait(&barriers.full[ring.stage], ring.parity);
-    const ColumnTerms& terms = shared.columns(slot);
+    const TileTerms& terms = shared.columns(slot);
 #pragma unroll
     for (int e = 0; e < kScores; e += 4) {
       const int column = score_column(thread, e);
@@ -288,8 +288,8 @@ struct Consumer {
       for (int step = 0; step < kOperandDepth / kStep; ++step)
 #pragma unroll
         for (int h = 0; h < kHalves; ++h)
-          multiply<Brain>(acc[h], x + block * kQueryOffset + h * kHalfOffset + step * kStepOffset,
-                          b + ring.stage * kStageOffset + step * kStepOffset);
+          multiply<Bf16>(acc[h], x + block * kQueryOffset + h * kHalfOffset + step * kStepOffset,
+                         b + ring.stage * kStageOffset + step * kStepOffset);
       products_commit();
       if (block > 0) {
         products_wait<1>();
@@ -303,7 +303,7 @@ struct Consumer {
     release(before);
   }
 
-  __device__ __forceinline__ void look(int64_t first, int column) {
+  __device__ __forceinline__ void gate(int64_t first, int column) {
     unsigned hits = 0;  // a bit for each bunch
 #pragma unroll
     for (int r = 0; r < 2 * kHalves; ++r)
@@ -317,7 +317,7 @@ struct Consumer {
       }
     hits = __reduce_or_sync(kAllLanes, hits);
     if (hits == 0) return;
-    const ColumnTerms& terms = shared.columns(slot);
+    const TileTerms& terms = shared.columns(slot);
 #pragma unroll
     for (int r = 0; r < 2 * kHalves; ++r)
 #pragma unroll
@@ -339,7 +339,7 @@ struct Consumer {
     return bunch;
   }
 
-  template <bool Brain>
+  template <bool Bf16>
   __device__ __forceinline__ void consume() {
     int at = a.work.begin(static_cast<int>(blockIdx.x));
     const int end = a.work.begin(static_cast<int>(blockIdx.x) + 1);
@@ -353,8 +353,8 @@ struct Consumer {
       barrier_wait(&barriers.queries_full, parity);
       parity ^= 1;
       for (int tile = segment.begin; tile < segment.end; ++tile, ++at) {
-        multiply_tile<Brain>(at + 1 == end);
-        look(first, first_column(a.s, tile));
+        multiply_tile<Bf16>(at + 1 == end);
+        gate(first, first_column(a.s, tile));
         slot = slot + 1 == Shared<Blocks>::kMap.tiles ? 0 : slot + 1;
       }
       if (thread % 32 == 0) barrier_arrive(&barriers.queries_empty);
@@ -372,7 +372,7 @@ struct Consumer {
 // ---- The kernel
 // ------------------------------------------------------------------------------------------------------------
 
-template <int Blocks, bool Brain>
+template <int Blocks, bool Bf16>
 __global__ void __launch_bounds__(kThreads, 1) sm90_kernel(const __grid_constant__ Args a) {
 #if defined(VECBANK_SM90_CODE)
   const Shared<Blocks> shared;
@@ -393,7 +393,7 @@ __global__ void __launch_bounds__(kThreads, 1) sm90_kernel(const __grid_constant
     if (threadIdx.x == kGroups * 128) produce<Blocks>(a, shared);
   } else {
     take_registers<kConsumerRegisters>();
-    Consumer<Blocks>(a, shared, group).template consume<Brain>();
+    Consumer<Blocks>(a, shared, group).template consume<Bf16>();
   }
 #elif defined(__CUDA_ARCH__)
   __trap();  // built for 9.0 without the "a", or from PTX: rather an error than no candidates
@@ -401,8 +401,8 @@ __global__ void __launch_bounds__(kThreads, 1) sm90_kernel(const __grid_constant
 }
 
 template <int Blocks>
-Error start(const Args& a, bool brain, const Device& device) {
-  return launch(brain ? sm90_kernel<Blocks, true> : sm90_kernel<Blocks, false>,
+Error start(const Args& a, bool bf16, const Device& device) {
+  return launch(bf16 ? sm90_kernel<Blocks, true> : sm90_kernel<Blocks, false>,
                 dim3(static_cast<unsigned>(a.work.blocks)), kThreads, shared_map(Blocks).bytes, device, a);
 }
 
@@ -425,15 +425,15 @@ Error screen_sm90(const Screen& args, const Device& device) {
   VB_TRY(sm90::encode(sm90::tensor_spec(args.bank_operand, (args.end - args.first_slot) * kPanel, sm90::kColumns),
                       &a.bank_map));
   const int64_t most = sm90::most_columns(args.rows) / kPanel;
-  const bool brain = args.bank_operand.type == DType::bf16;
+  const bool bf16 = args.bank_operand.type == DType::bf16;
   for (a.s.begin = args.begin; a.s.begin < args.end; a.s.begin = a.s.end) {
     a.s.end = std::min(args.end, a.s.begin + most);
     a.work = sm90::make_work(args.rows, (a.s.end - a.s.begin) * kPanel, device.processors, args.blocks);
     switch (sm90::blocks_of(pitch)) {
-      case 1: VB_TRY(sm90::start<1>(a, brain, device)); break;
-      case 2: VB_TRY(sm90::start<2>(a, brain, device)); break;
-      case 3: VB_TRY(sm90::start<3>(a, brain, device)); break;
-      default: VB_TRY(sm90::start<4>(a, brain, device));
+      case 1: VB_TRY(sm90::start<1>(a, bf16, device)); break;
+      case 2: VB_TRY(sm90::start<2>(a, bf16, device)); break;
+      case 3: VB_TRY(sm90::start<3>(a, bf16, device)); break;
+      default: VB_TRY(sm90::start<4>(a, bf16, device));
     }
   }
   return nullptr;

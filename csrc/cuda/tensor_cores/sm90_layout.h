@@ -78,7 +78,7 @@ constexpr int kMostStages = 8;                  // of the ring
 constexpr int kMostShared = 227 << 10;
 constexpr int kAlignment = 1024;  // where the 128-byte swizzle repeats
 
-struct ColumnTerms {  // what stands beside a tile's columns, as in OperandColumns
+struct TileTerms {  // what stands beside a tile's columns, as in ColumnTerms
   float start[kColumns], bound[kColumns], lift[kColumns];
 };
 
@@ -100,7 +100,7 @@ VB_INLINE constexpr SharedMap shared_map(int blocks) {
     m.queries = 0;
     m.ring = m.queries + queries;
     m.columns = m.ring + m.stages * kBankBox;
-    m.lists = m.columns + m.tiles * static_cast<int>(sizeof(ColumnTerms));
+    m.lists = m.columns + m.tiles * static_cast<int>(sizeof(TileTerms));
     m.slacks = m.lists + lists;
     m.barriers = m.slacks + slacks;
     m.bytes = m.barriers + barriers + kAlignment;  // the start may lie anywhere

@@ -91,19 +91,19 @@ __device__ __forceinline__ void load_bytes(const void* global, uint64_t* barrier
 
 // acc[64][kColumns] += a[64][16] b[kColumns][16]^T over a warpgroup, both sides in shared memory; the accumulators
 // belong to the hardware until they are waited for.
-template <bool Brain, size_t... I>
+template <bool Bf16, size_t... I>
 __device__ __forceinline__ void multiply_indices(float (&acc)[kScores], uint64_t a, uint64_t b,
                                                  std::index_sequence<I...>) {
   using namespace cute::SM90::GMMA;
   static_assert(kColumns == 128);
-  if constexpr (Brain)
+  if constexpr (Bf16)
     MMA_64x128x16_F32BF16BF16_SS<Major::K, Major::K>::fma(a, b, acc[I]...);
   else
     MMA_64x128x16_F32F16F16_SS<Major::K, Major::K>::fma(a, b, acc[I]...);
 }
-template <bool Brain>
+template <bool Bf16>
 __device__ __forceinline__ void multiply(float (&acc)[kScores], uint64_t a, uint64_t b) {
-  multiply_indices<Brain>(acc, a, b, std::make_index_sequence<kScores>{});
+  multiply_indices<Bf16>(acc, a, b, std::make_index_sequence<kScores>{});
 }
 // Orders what this thread wrote into its accumulators before the products that follow; and keeps the compiler from
 // moving reads and writes of them across.
