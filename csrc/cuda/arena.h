@@ -1,4 +1,4 @@
-// The workspace, handed out piece by piece.
+// The workspace and how it is divided.
 #pragma once
 
 #include "../core/parallel.h"
@@ -8,7 +8,7 @@ namespace vecbank::cuda {
 
 constexpr Error kTooSmall = "the workspace is smaller than what was asked for";
 
-// Hands out pieces of the workspace; on a null base it only counts.
+// Gives out pieces of the workspace one after the other. With a null base it only counts the bytes.
 class Arena {
  public:
   explicit Arena(void* base) : base_(static_cast<char*>(base)) {}

@@ -1,13 +1,13 @@
-// Which path answers: the one table, with the measurement behind each row. Plain functions of the problem,
-// tested on the host.
+// The one table that says which path computes project, with the measurement behind each row. Plain functions of the
+// problem, tested on the host.
 #pragma once
 
 #include "library/rules.h"
 
 namespace vecbank::cuda {
 
-// kernel: project.cu, tiles of our own with the store inside. library: a product of somebody else's (cuBLAS, through
-// ATen) and one pass that finishes it, library/project.cu.
+// kernel: project.cu computes tiles and stores them. library: cuBLAS computes the product, called through ATen, and one
+// pass finishes it (library/project.cu).
 enum class ProjectPath : int32_t { kernel = 0, library = 1 };
 
 struct ProjectRule {
@@ -17,7 +17,7 @@ struct ProjectRule {
   const char* measured;  // on which GPU, when, how much faster: bench/results
 };
 
-// The first row that holds decides. A row that names the library needs a measurement of the bench's project rows.
+// The first row that holds decides. A row that names the library must name a measurement of the bench's project rows.
 constexpr ProjectRule kProjectRules[] = {
     {"everything else", [](const ProjectProblem&, int) { return true; }, ProjectPath::kernel, "never measured"},
 };

@@ -25,8 +25,7 @@ namespace {
 
 constexpr int kSample = 255;
 
-// ---- The frame
-// -------------------------------------------------------------------------------------------------------
+// ---- The frame -----------------------------------------------------------------------------------------------------
 
 struct FrameArgs {
   Rows bank;
@@ -143,8 +142,7 @@ __global__ void __launch_bounds__(kThreads) frame_finish(const FrameArgs a) {
     for (int64_t k = threadIdx.x; k < a.bank.width; k += kThreads) a.centre[k] = 0.0;
 }
 
-// ---- Bank panels
-// -----------------------------------------------------------------------------------------------------
+// ---- Bank panels ---------------------------------------------------------------------------------------------------
 
 template <class T>
 struct PanelShared {
@@ -207,8 +205,7 @@ __global__ void __launch_bounds__(kPanelThreads) write_bank_panels(const BankPan
   }
 }
 
-// ---- Query panels
-// ----------------------------------------------------------------------------------------------------
+// ---- Query panels --------------------------------------------------------------------------------------------------
 
 template <class T>
 __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryPanels a) {
@@ -305,8 +302,7 @@ Error widen(const Rows& one, double* to, const Device& device) {
   return launch(widen_kernel, grid_for(ceil_div(one.width, kThreads)), kThreads, 0, device, WidenArgs{one, to});
 }
 
-// ---- The op
-// ----------------------------------------------------------------------------------------------------------
+// ---- The op --------------------------------------------------------------------------------------------------------
 
 int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biased) {
   return pack_header(rows, width, metric, DType::f32, 4, biased).bytes;

@@ -1,5 +1,5 @@
-// Everything the host decides before it launches: which screen, chunk sizes, how the workspace is shared out. Plain
-// functions of the problem, tested on the host.
+// What the host decides before it launches: which screen runs, chunk sizes, shares of the workspace. Plain functions of
+// the problem, tested on the host.
 #pragma once
 
 #include <algorithm>
@@ -12,38 +12,39 @@
 
 namespace vecbank::cuda {
 
-constexpr int64_t kMostListed = 32;          // up to this k a block keeps each row's best bounds itself
-constexpr int64_t kMostScreened = 1024;      // larger k is refined outright: 64 KiB sort no more candidates
+constexpr int64_t kMostListed = 32;          // up to this k a block lists the best bounds of each row
+constexpr int64_t kMostScreened = 1024;      // above this k there is no screen: 64 KiB hold no more candidates
 constexpr int64_t kMostSorted = 4096;        // entries that a block sorts in shared memory: 64 KiB
 constexpr int64_t kWidestScreen = 1 << 14;   // a panel of 16 rows is then 1 MiB
 constexpr int64_t kWidestProduct = 1 << 18;  // a float64 panel of 16 rows is then 32 MiB
 
 // Shares of the workspace, together below 64 MiB (a test adds them up).
 constexpr int64_t kCandidateShare = int64_t{24} << 20;
-constexpr int64_t kPieceShare = int64_t{16} << 20;  // packed bank in flight, unless the bank came packed
+constexpr int64_t kPieceShare = int64_t{16} << 20;  // packed part of the bank, unless the caller packed it
 constexpr int64_t kQueryShare = int64_t{8} << 20;
 constexpr int64_t kPartialShare = int64_t{8} << 20;  // best rows of the parts of a split bank
 constexpr int64_t kMostRows = 1 << 16;               // query rows of a chunk
 
 struct SearchPlan {
   bool operands = false;  // the screen takes 16-bit operands rather than float32 panels
-  bool hopper = false;    // and is screen_sm90
+  bool hopper = false;    // the screen is screen_sm90
   ListPlan lists;         // of each row's candidates; empty if direct
   DType operand_type = DType::bf16;
-  bool direct = false;       // no screen: k is large, or float32 panels make no sense
+  bool direct = false;       // no screen, every row is refined: k is large, or panels are too wide
   int64_t rows = 0;          // query rows per chunk
   int64_t piece_panels = 0;  // bank panels packed at a time
   int64_t splits = 1;        // parts of the bank, for rows refined against everything
-  int64_t list = 0;          // entries a block sorts when it refines against everything: twice what it keeps
+  int64_t list = 0;          // entries that a block sorts when it refines against everything: twice what it keeps
   Schedule schedule;
 };
 
-// Fused lists keep about k, and k ln 2 more with every doubling; without them everything in the first range is kept.
+// Fused lists keep about k candidates, and k ln 2 more with every doubling of the columns seen. Without fused lists the
+// whole first range is kept.
 inline int64_t candidate_capacity(int64_t k, bool fused) {
   if (fused) return std::max<int64_t>(64, power_of_two_from(16 * k));
   return std::min(kMostSorted, std::max<int64_t>(2 * kTile, power_of_two_from(8 * k)));
 }
-constexpr int64_t kFewCapacity = 1024;  // what lists may grow to where rows are few and blocks many
+constexpr int64_t kFewCapacity = 1024;  // the capacity of lists may grow to this where rows are few and blocks many
 
 inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path = Path::simt) {
   SearchPlan plan;
@@ -51,7 +52,7 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
   const bool both_16 = p.queries.dtype == p.bank.dtype && size_of(p.bank.dtype) == 2;
   plan.operands = path == Path::mma16 || path == Path::sm90 || (path == Path::mma && both_16);
   plan.hopper = path == Path::sm90 && d <= kWidestSm90;
-  plan.lists.fused = p.k <= kMostListed && !(plan.hopper && p.k > 1);  // Hopper's kernel lists a single best
+  plan.lists.fused = p.k <= kMostListed && !(plan.hopper && p.k > 1);  // Hopper's kernel lists one entry
   plan.operand_type = both_16 ? p.bank.dtype : DType::bf16;            // bf16 has float32's range
   const int64_t query_bytes = plan.operands ? operand_pitch(d) * 2 : (d + 1) * 4;
   plan.direct = p.k > kMostScreened || (p.k > 1 && p.k * 8 >= m) || d > kWidestScreen || m >= kMostColumns;
@@ -80,7 +81,7 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
 
   const int64_t kept = std::min(power_of_two_from(p.k), kMostSorted / 2);
   plan.list = std::max<int64_t>(512, 2 * kept);
-  if (p.k <= kept) {  // more than one pass over the ranks cannot be split
+  if (p.k <= kept) {  // the bank is split only where one pass finds all ranks
     const int64_t slots = std::min(plan.rows, n);
     const int64_t wanted = ceil_div(2 * processors, slots), affordable = kPartialShare / (slots * (p.k * 16 + 8));
     plan.splits = std::clamp<int64_t>(std::min({wanted, affordable, m / std::max<int64_t>(1024, 4 * p.k)}), 1, 1024);
@@ -88,17 +89,17 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
   return plan;
 }
 
-// ---- All stages of a cascade ----------------------------------------------------------------------------------------
+// ---- All stages of a cascade ---------------------------------------------------------------------------------------
 
-constexpr int kStageRows = 64;                 // of a block
-constexpr int kResidualLine = kStageRows + 1;  // a coordinate of all of them; odd, for the banks of shared memory
-constexpr int64_t kStageFixed = 40 << 10;      // shared memory whatever the width
-constexpr int64_t kStageSums = 4 << 20;        // bytes of per-block, per-stage sums
-constexpr int64_t kMostStageBlocks = 1 << 16;  // likewise
-constexpr int64_t kStepRows = 1 << 16;         // rows of a chunk that goes stage by stage
-constexpr int64_t kFewColumns = 4096;          // that one block walks without regret when there are few
+constexpr int kStageRows = 64;                 // rows of a block
+constexpr int kResidualLine = kStageRows + 1;  // floats of a coordinate; odd, so that rows lie in different banks
+constexpr int64_t kStageFixed = 40 << 10;      // bytes of shared memory that do not depend on the width
+constexpr int64_t kStageSums = 4 << 20;        // bytes of the sums, one for each block and stage
+constexpr int64_t kMostStageBlocks = 1 << 16;  // blocks whose sums are kept apart
+constexpr int64_t kStepRows = 1 << 16;         // rows of a chunk where each stage is a search
+constexpr int64_t kFewColumns = 4096;          // a codebook this long is not split, however few the blocks
 
-// What a block may have; a device not known gets what every listed one has.
+// Bytes of shared memory that a block may have. A device not listed gets the smallest of the limits.
 inline int64_t shared_limit(int capability) {
   switch (capability) {
     case 80:
@@ -112,12 +113,13 @@ inline int64_t shared_limit(int capability) {
 inline int64_t stage_shared(int64_t width) { return kStageFixed + width * (kResidualLine + 1) * 4; }
 
 struct StagesPlan {
-  bool on_chip = true;  // all stages in one kernel; else a search a stage
-  int64_t blocks = 1;   // whose sums are kept apart
-  int64_t rows = 0;     // of a chunk, stage by stage
+  bool on_chip = true;  // one kernel computes all stages; otherwise each stage is a search
+  int64_t blocks = 1;   // blocks whose sums are kept apart
+  int64_t rows = 0;     // rows of a chunk where each stage is a search
 };
 
-// Codebooks of one width. `cascade`: each on what the one before left over; else side by side.
+// The codebooks have one width. `cascade`: each codebook quantizes the residual of the one before; otherwise each
+// quantizes columns of its own.
 inline StagesPlan plan_stages(const Rows& x, const std::vector<PackedBook>& codebooks, bool cascade,
                               const Device& device) {
   StagesPlan plan;
@@ -128,13 +130,13 @@ inline StagesPlan plan_stages(const Rows& x, const std::vector<PackedBook>& code
     longest = std::max(longest, codebook.bank.count);
     plan.on_chip = plan.on_chip && codebook.bank.dtype == DType::f32;
   }
-  // Few blocks over a long codebook leave the machine idle; a search splits the codebook.
+  // Few blocks over a long codebook would leave multiprocessors idle; a search splits the codebook.
   const int64_t at_once = cascade ? tiles : tiles * stages;
   const bool few = 4 * at_once < device.processors && longest > kFewColumns;
   plan.on_chip = plan.on_chip && width > 0 && stage_shared(width) <= shared_limit(device.capability) && !few &&
                  longest < (int64_t{1} << 31) && stages < 65536;
   const int64_t element = !codebooks.empty() && codebooks[0].bank.dtype == DType::f64 ? 8 : 4;
-  // What is left over, and the rows found, live in the share that a search leaves alone when its bank comes packed.
+  // The residuals and the rows found use the share that a search does not need when its bank comes packed.
   const int64_t most = cascade ? kPieceShare / 2 / std::max<int64_t>(width * element, 1) : kStepRows;
   plan.rows = std::clamp<int64_t>(most < kStageRows ? most : most / kStageRows * kStageRows, 1, kStepRows);
   const int64_t affordable = std::max<int64_t>(1, kStageSums / (16 * std::max<int64_t>(stages, 1)));

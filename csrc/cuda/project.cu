@@ -1,4 +1,4 @@
-// project: the whole similarity matrix, written once. float64 in, float64 tiles; everything else, float32 tiles.
+// project: the whole similarity matrix, written once. Tiles are float64 for a float64 bank, and float32 otherwise.
 #include "arena.h"
 #include "mainloop_simt.cuh"
 #include "plan.h"
@@ -7,8 +7,8 @@
 namespace vecbank::cuda {
 namespace {
 
-constexpr int64_t kProjectPiece = int64_t{24} << 20;    // packed bank in flight
-constexpr int64_t kProjectQueries = int64_t{24} << 20;  // packed queries in flight
+constexpr int64_t kProjectPiece = int64_t{24} << 20;    // packed part of the bank
+constexpr int64_t kProjectQueries = int64_t{24} << 20;  // packed part of the queries
 
 template <class T>
 struct Store {
@@ -70,8 +70,8 @@ __global__ void __launch_bounds__(kThreads, 2) store_kernel(const __grid_constan
   }
 }
 
-// Rows and columns that tiles cannot carry (not finite, or out of all proportion) are scored in float64, by eight lanes
-// each. blockIdx.x walks the rows.
+// Fallback rows and columns, which tiles cannot carry (not finite, or of extreme scale), are scored in float64 by eight
+// lanes each. blockIdx.x walks the rows.
 template <class T>
 __global__ void __launch_bounds__(kThreads) rescore_kernel(const __grid_constant__ Store<T> a) {
   const bool fallback_columns = a.header->special != 0;
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) rescore_kernel(const __grid_constant
     if (!fallback && !fallback_columns) continue;
     rescore_row(
         a.query_rows, row, a.bank_rows, a.first_column, a.columns, a.metric,
-        [&](int64_t column) {  // a column that panels cannot carry starts a screen at +inf
+        [&](int64_t column) {  // the upper start of a fallback column is +inf
           const T* panel = a.panels + column / kPanel * (d + 3) * kPanel;
           return fallback || panel[(d + 2) * kPanel + column % kPanel] == static_cast<T>(HUGE_VAL);
         },
@@ -197,7 +197,7 @@ Error project_as(const ProjectProblem& p, const Device& device) {
   return nullptr;
 }
 
-// Eight lanes per pair, whatever the metric.
+// Eight lanes score a pair, whatever the metric.
 struct ExactArgs {
   ProjectProblem p;
   int64_t columns;

@@ -1,11 +1,15 @@
-// What both paths of project share: the last step of a score, and rows and columns that have to be scored one by one.
+// What both paths of project share: the last step of a score, and the fallback rows and columns.
 #pragma once
 
 #include "rows.cuh"
 
 namespace vecbank::cuda {
 
-enum class Finish : int32_t { linear, squared, rooted };  // as it is; clamped at 0; square root of that
+enum class Finish : int32_t {
+  linear,
+  squared,
+  rooted
+};  // the score; clamped at 0; the square root of the clamped score
 
 inline Finish finish_of(Metric metric) {
   return !is_distance(metric) ? Finish::linear : metric == Metric::l2 ? Finish::rooted : Finish::squared;
@@ -17,8 +21,8 @@ VB_INLINE T last_step(T v, Finish finish) {
   return finish == Finish::rooted ? sqrt(v) : v;
 }
 
-// One row's scores in float64, for those of its `columns` columns that are wanted, by eight lanes each. Column 0 is
-// bank row `first_column`. The whole block takes part.
+// Scores one row in float64, eight lanes a score, for those of its `columns` columns that `wanted_at` names. Column 0
+// is bank row `first_column`. All threads of the block take part.
 template <class Wanted, class Write>
 __device__ __forceinline__ void rescore_row(const Rows& queries, int64_t row, const Rows& bank, int64_t first_column,
                                             int64_t columns, Metric metric, Wanted&& wanted_at, Write&& write) {

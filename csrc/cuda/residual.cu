@@ -1,5 +1,6 @@
-// residual_quantize, product_quantize: all stages in one kernel (stages.cu), or a search a stage where that kernel does
-// not go: float64 codebooks, rows too wide for the chip, few rows against long codebooks. Only launches: nothing waits.
+// residual_quantize, product_quantize: all stages run in one kernel (stages.cu) where plan_stages() allows it.
+// Otherwise each stage is a search: for float64 codebooks, rows too wide for the chip, and few rows against long
+// codebooks. The driver only launches and never waits for the device.
 #include "arena.h"
 #include "plan.h"
 #include "rows.cuh"
@@ -8,11 +9,11 @@
 namespace vecbank::cuda {
 namespace {
 
-struct StageWork {  // one workspace, cut up; on a null base it only counts
+struct StageWork {  // the parts of one workspace; with a null base only their bytes count
   Stage* codebooks;
   double* squares;  // [stages][blocks]
   int64_t* valid;
-  void *residual, *row;  // stage by stage, of a chunk
+  void *residual, *row;  // of a chunk, where each stage is a search
   int64_t* found;
   int64_t bytes;
 };
@@ -37,7 +38,7 @@ StageWork cut(const StagesPlan& plan, int64_t rows, int64_t stages, int64_t row_
   return w;
 }
 
-// What is left of the workspace, for the searches.
+// The device with the part of the workspace after `used` bytes, for the searches.
 Device remaining_workspace(const Device& device, int64_t used) {
   Device d = device;
   d.workspace = static_cast<char*>(device.workspace) + used;
@@ -45,20 +46,19 @@ Device remaining_workspace(const Device& device, int64_t used) {
   return d;
 }
 
-// ---- A stage at a time
-// -------------------------------------------------------------------------------------------------
+// ---- A stage at a time ---------------------------------------------------------------------------------------------
 
 struct Step {
-  Rows x;  // of the chunk; the first stage's
+  Rows x;  // the chunk's inputs, which are the residuals of the first stage
   void* residual;
-  const void* row;       // what the search found; of the codebooks' dtype, like residual and total
+  const void* row;       // the bank rows that the search found; in the codebooks' dtype, like residual and total
   const int64_t* found;  // [rows]
   int64_t rows, width, stage, stages;
   int64_t* codes;  // [rows][stages]
   void* total;
   double* squares;  // [blocks] of this stage
   int64_t* valid;
-  bool fresh;  // the first chunk
+  bool fresh;  // in the first chunk, whose sums replace what the memory holds
 };
 
 template <class T>
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads) widen_rows_kernel(const Step a) {
       static_cast<T*>(a.residual)[r * a.width + k] = static_cast<T>(at(a.x, r, k));
 }
 
-// Takes a stage's rows from what is left over: eight lanes a row, 64 rows at a time.
+// Subtracts a stage's rows from the residuals: eight lanes a row, 64 rows at a time.
 template <class T>
 __global__ void __launch_bounds__(kThreads) step_kernel(const Step a) {
   double* squares = reinterpret_cast<double*>(shared_memory());
@@ -125,7 +125,7 @@ SearchProblem search_of(const Rows& queries, const PackedBook& codebook, Metric 
   return p;
 }
 
-// The most that any stage's search of a chunk wants.
+// The largest workspace that a stage's search of a chunk needs.
 int64_t searches_workspace(const Rows& x, const std::vector<PackedBook>& codebooks, Metric metric, int64_t rows,
                            const Device& device) {
   int64_t most = 0;

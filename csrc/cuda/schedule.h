@@ -1,5 +1,5 @@
-// Tiles, and the order in which they visit a bank: which panel comes when, and how many panels each launch takes. Plain
-// functions, tested on the host.
+// The size of a tile, and the order in which tiles visit a bank: which panel each slot holds, and how many slots a
+// launch screens. Plain functions, tested on the host.
 #pragma once
 
 #include <algorithm>
@@ -12,10 +12,11 @@ namespace vecbank::cuda {
 
 constexpr int kTile = 128;  // query rows and bank columns of a float32 tile
 constexpr int kTilePanels = kTile / kPanel;
-constexpr int kThreads = 256;  // of a tile's block
+constexpr int kThreads = 256;  // threads of a tile's block
 
-// Panels are visited in a scattered order: a bank sorted by score would otherwise beat its own threshold with every
-// row. Slot s holds panel s * step mod panels; step is prime to panels, near the golden ratio of it.
+// Panels are visited in a scattered order: in a bank sorted by score, every row would otherwise exceed the threshold of
+// the rows before. Slot s holds panel s * step mod panels; step has no common divisor with panels and is about 0.618 of
+// panels (the golden ratio).
 struct Schedule {
   int64_t panels = 0, step = 1;
   VB_SHARED int64_t panel(int64_t slot) const {
@@ -31,27 +32,28 @@ inline Schedule make_schedule(int64_t rows) {
   return s;
 }
 
-// What a row's candidate list allows a range to be.
+// How many candidates a row can hold, which limits the length of a range.
 struct ListPlan {
-  bool fused = false;    // thresholds rise inside the screen, from lists of each row's k best
+  bool fused = false;    // thresholds rise while the screen runs, from lists of each row's k best
   int64_t capacity = 0;  // candidates of a row
   int64_t growth = 0;    // not fused: a range of columns is at most this many times what was seen before it
 };
 
-// How many blocks share a range, so that few query tiles still fill the machine.
+// How many blocks share a range, so that few query tiles still use every multiprocessor.
 inline int64_t column_blocks(int64_t row_tiles, int64_t column_tiles, int processors) {
   return std::clamp<int64_t>(ceil_div(4 * processors, std::max<int64_t>(row_tiles, 1)), 1,
                              std::max<int64_t>(column_tiles, 1));
 }
 
-// Slots up to `end` come next, with at most `blocks` blocks to a row tile. The schedule scatters panels, so what was
-// seen before is a sample of what comes, and its k-th best lower bound a threshold that few of them reach.
+// The next launch screens the slots up to `end`, with at most `blocks` blocks to a row tile. The schedule scatters
+// panels, so the columns seen before are a sample of the columns to come, and the k-th best lower bound of the sample
+// is a threshold that few of these reach.
 struct Range {
   int64_t end, blocks;
 };
 
-// Candidates that a row may expect to keep of `columns`, over blocks that all start from the k-th best of `seen` and
-// learn nothing from each other (they do, by way of the shared threshold: this is the worst case of timing).
+// How many of `columns` a row is expected to keep, over blocks that all start from the k-th best of `seen` columns and
+// never read each other's thresholds. (Blocks do share thresholds; this is the worst case of timing.)
 inline double expected_survivors(int64_t k, int64_t seen, int64_t columns, int64_t blocks) {
   const double each = static_cast<double>(columns) / static_cast<double>(blocks);
   const double from = static_cast<double>(seen == 0 ? kTile : seen);  // a first tile keeps its own k best
@@ -68,11 +70,12 @@ inline Range next_range(const ListPlan& lists, int64_t k, int64_t row_tiles, int
     const int64_t end = std::min(piece_end, begin + panels);
     return {end, blocks_for(end - begin)};
   };
-  const int64_t left = piece_end - begin, budget = lists.capacity / 2;
+  const int64_t remaining = piece_end - begin, budget = lists.capacity / 2;
   if (!lists.fused)  // everything is kept while there is no threshold
     return up_to(begin == 0 ? budget / kPanel : std::max<int64_t>(kTilePanels, begin * lists.growth));
-  const int64_t all = blocks_for(left);
-  if (expected_survivors(k, begin * kPanel, left * kPanel, all) <= static_cast<double>(budget)) return {piece_end, all};
+  const int64_t all = blocks_for(remaining);
+  if (expected_survivors(k, begin * kPanel, remaining * kPanel, all) <= static_cast<double>(budget))
+    return {piece_end, all};
   if (begin > 0) return up_to(std::max<int64_t>(kTilePanels, begin * (budget / k) / kTilePanels * kTilePanels));
   const int64_t blocks = std::max<int64_t>(1, budget / (2 * k));  // two tiles each: k (1 + ln 2)
   const int64_t end = std::min(piece_end, blocks * 2 * kTilePanels);

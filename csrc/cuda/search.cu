@@ -1,5 +1,6 @@
-// topk, nearest, quantize: chunks of queries, pieces of the bank, ranges of columns; screen, compact, refine, repeat
-// what overflowed. Only launches: nothing waits for the device, so the whole can be captured into a CUDA graph.
+// topk, nearest, quantize: the driver walks chunks of queries, pieces of the bank and ranges of columns. It screens,
+// compacts, refines the candidates, and refines fallback rows against everything. It only launches and never waits for
+// the device, so that a CUDA graph can capture it.
 #include <cstring>
 
 #include "arena.h"
@@ -10,10 +11,10 @@
 namespace vecbank::cuda {
 namespace {
 
-struct Work {  // one workspace, cut up; on a null base it only counts
+struct Work {  // the parts of one workspace; with a null base only their bytes count
   PackHeader* header;
   double *centre, *sample_scale;
-  float *piece, *queries, *norms, *thresholds;  // piece, queries: panels; with operands instead:
+  float *piece, *queries, *norms, *thresholds;  // piece, queries: panels; operands replace them:
   uint16_t *piece_rows, *query_rows;
   ColumnTerms terms;
   double* slacks;
@@ -35,7 +36,7 @@ Work cut(const SearchProblem& p, const SearchPlan& plan, void* base) {
       w.centre = arena.take<double>(d);
       w.sample_scale = arena.take<double>(kThreads);
     }
-    if (plan.operands) {  // whatever the caller packed: its panels are float32
+    if (plan.operands) {  // even where the caller packed the bank, since those panels are float32
       const int64_t rows = plan.piece_panels * kPanel;
       w.piece_rows = arena.take<uint16_t>(rows * operand_pitch(d));
       for (float** term : {&w.terms.start, &w.terms.bound, &w.terms.lift}) *term = arena.take<float>(rows);
@@ -113,7 +114,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   if (plan.direct) return refine_all(all, device);
 
   const PackHeader host = pack_header(p.bank.count, p.bank.width, p.metric, p.bank.dtype, 4, p.bias != nullptr);
-  char* packed = const_cast<char*>(reinterpret_cast<const char*>(p.pack));  // read only, unless it is our own
+  char* packed = const_cast<char*>(reinterpret_cast<const char*>(p.pack));  // not written
   PackHeader* header = packed != nullptr ? reinterpret_cast<PackHeader*>(packed) : w.header;
   const double* centre = packed != nullptr ? reinterpret_cast<const double*>(packed + host.centre_at) : w.centre;
 
@@ -166,7 +167,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   s.capacity = static_cast<int32_t>(plan.lists.capacity);
   const Compact c{count, p.k, w.thresholds, w.counts, w.candidates, s.capacity};
 
-  const bool ready = packed != nullptr && !plan.operands;  // the caller's panels serve as they are
+  const bool ready = packed != nullptr && !plan.operands;  // the screen reads the caller's panels
   const int64_t panels = plan.schedule.panels, piece = ready ? panels : plan.piece_panels;
   for (int64_t at = 0; at < panels; at += piece) {
     const int64_t stop = std::min(panels, at + piece);
@@ -194,8 +195,8 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
       s.end = range.end;
       s.blocks = range.blocks;
       VB_TRY(screen(s, device));
-      // The k-th best over all blocks is a better threshold than any block's own, and the same whatever the timing; a
-      // single best is published as it is found.
+      // The k-th best over all blocks is a better threshold than that of one block, and does not depend on timing. For
+      // k = 1 the blocks publish their best as they find it.
       if (p.k > 1 || s.end < stop) VB_TRY(compact(c, device));
     }
   }
@@ -214,7 +215,7 @@ struct ClearArgs {
 __global__ void __launch_bounds__(32) clear_kernel(const ClearArgs a) {
   if (threadIdx.x == 0) *a.counter = 0;
 }
-Error clear(int32_t* counter, const Device& device) {  // a kernel, not cudaMemsetAsync: one way to start work
+Error clear(int32_t* counter, const Device& device) {  // a kernel, so that launch() starts all work
   return launch(clear_kernel, dim3(1), 32, 0, device, ClearArgs{counter});
 }
 

@@ -1,11 +1,10 @@
-// Codes of several codebooks in one kernel. A block keeps 64 rows of what is left over on the chip through all stages:
-// it screens them against a codebook's panels in float32, lists per row what may still be the nearest, lets float64
-// decide among those, subtracts the winner and goes on to the next codebook. Only codes, sums and the total leave the
-// chip.
+// Codes of several codebooks in one kernel. A block keeps the residuals of 64 rows on the chip through all stages. In
+// each stage it screens them against a codebook's panels in float32, lists for each row the columns that may be the
+// nearest, refines these in float64, and subtracts the winner. Only codes, sums and the total leave the chip.
 //
-// The screen is screen.cu's: accumulators start at the column's upper start and carry the bound line, so they are upper
-// bounds (core/bounds.h). A row's sixteen threads hold all of a tile's columns, so its threshold lives in their
-// registers.
+// The screen is that of screen.cu: accumulators start at the column's upper start and take the bound line, so they are
+// upper bounds (core/bounds.h). A row's sixteen threads hold all columns of a tile, so the row's threshold stays in
+// their registers.
 #include "stages.h"
 
 #include "mainloop_simt.cuh"
@@ -17,7 +16,7 @@ namespace vecbank::cuda {
 namespace {
 
 using S = Simt<float>;
-constexpr int kGroups = kThreads / kLanes;  // eight lanes each
+constexpr int kGroups = kThreads / kLanes;  // groups of eight lanes
 constexpr int kRowSide = kStageRows / 16;   // rows of a thread
 constexpr int kListed = 16;                 // candidates of a row
 constexpr int kStepLines = S::kDepth * kStageRows;
@@ -25,24 +24,24 @@ static_assert(S::kSize == kTile && kGroups * 2 == kStageRows);
 
 struct Block {  // shared memory; after kStageFixed bytes come residual[width][kResidualLine] and centre[width]
   float bank[2 * S::kBuffer];
-  float x[2 * kStepLines];  // the packed rows, a step at a time: converted from `residual` when they are needed
-  float low[kStageRows], high[kStageRows];  // the row's power of two, in two factors that float32 has; 0: not screened
-  float norms[kStageRows];                  // what multiplies the bound line
+  float x[2 * kStepLines];                  // the packed rows of a step, converted from `residual` just before
+  float low[kStageRows], high[kStageRows];  // the row's power of two as two float32 factors; 0: not screened
+  float norms[kStageRows];                  // multiply the bound line
   float slacks[kStageRows];                 // twice the slack, rounded up
   float thresholds[kStageRows];
   float uppers[kStageRows][kListed];
   int columns[kStageRows][kListed];
-  int counts[kStageRows];  // of the list; more than kListed: against everything; -1: no such row, or lost before
+  int counts[kStageRows];  // of the list; above kListed: a fallback row; -1: no such row, or it lost its code before
   int64_t codes[kStageRows];
   double squares[kStageRows];
   Entry best[kGroups];
-  const float* panels[2][kTilePanels];  // of this tile and the one before
+  const float* panels[2][kTilePanels];  // of this tile and of the tile before
   int firsts[2][kTilePanels];
   unsigned long long asked, refined, repeated;
 };
 static_assert(sizeof(Block) <= kStageFixed);
 
-// What is left over of a row: coordinate k of row r lies at residual[k * kResidualLine + r].
+// The residuals as rows: coordinate k of row r lies at residual[k * kResidualLine + r].
 VB_INLINE Rows view_of(const float* residual, int64_t width) {
   return {residual, DType::f32, kStageRows, width, 1, kResidualLine};
 }
@@ -60,7 +59,7 @@ __device__ __forceinline__ void load_rows(const Stages& a, int64_t first, int64_
   });
 }
 
-// Brings the rows into the codebook's frame, as pack.cu does with queries: their bounds, and empty lists.
+// Finds how the rows meet the codebook's frame, as pack.cu does for queries, and empties their lists.
 __device__ __forceinline__ void begin_screen(const Stages& a, const Stage& codebook, const float* residual,
                                              float* centre, Block& b) {
   const bool distance = is_distance(a.metric), shifted = distance && codebook.centre != nullptr;
@@ -91,7 +90,7 @@ __device__ __forceinline__ void begin_screen(const Stages& a, const Stage& codeb
 
 // ---- The screen ----------------------------------------------------------------------------------------------------
 
-// A step's lines of the packed rows, and after the last coordinate the line that multiplies the bank's bound line.
+// Writes a step's lines of the packed rows. The line after the last coordinate multiplies the bank's bound line.
 __device__ __forceinline__ void convert(const float* residual, const float* centre, int64_t width, int from,
                                         const Block& b, float* to) {
   const int r = threadIdx.x % kStageRows;
@@ -105,7 +104,7 @@ __device__ __forceinline__ void convert(const float* residual, const float* cent
   }
 }
 
-// acc[i][j] += row i . column j over all lines; ends with a barrier, after which the step buffers are free.
+// acc[i][j] += row i . column j over all lines. Ends with a barrier, after which the step buffers may be overwritten.
 __device__ __forceinline__ void multiply_residual(const float* residual, const float* centre, Side<float> bank,
                                                   const Stage& codebook, int64_t width, Block& b,
                                                   float (&acc)[kRowSide][S::kSide]) {
@@ -148,7 +147,7 @@ __device__ __forceinline__ void multiply_residual(const float* residual, const f
   }
 }
 
-// Lists, per row, the columns whose upper bound reaches the best lower bound seen so far.
+// Lists, for each row, the columns whose upper bound reaches the best lower bound seen so far.
 __device__ __forceinline__ void screen_codebook(const Stages& a, const Stage& codebook, const float* residual,
                                                 const float* centre, Block& b) {
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
@@ -157,7 +156,7 @@ __device__ __forceinline__ void screen_codebook(const Stages& a, const Stage& co
 #pragma unroll
   for (int i = 0; i < kRowSide; ++i) thresholds[i] = b.thresholds[ty * kRowSide + i];
   int turn = 0;
-  const int panels = static_cast<int>(codebook.schedule.panels);  // of at most 2^31 rows
+  const int panels = static_cast<int>(codebook.schedule.panels);  // fits: a codebook has fewer than 2^31 rows
   for (int slot = 0; slot < panels; slot += kTilePanels, turn ^= 1) {
     if (threadIdx.x < kTilePanels) {
       const int at = slot + static_cast<int>(threadIdx.x);
@@ -195,7 +194,8 @@ __device__ __forceinline__ void screen_codebook(const Stages& a, const Stage& co
 #pragma unroll
       for (int j = 0; j < S::kSide; ++j) {
         const float gap = column_gap(twice_norm, bounds[j], twice_start);
-        const float lower = acc[i][j] < HUGE_VALF ? acc[i][j] - gap : -HUGE_VALF;  // a special column promises nothing
+        const float lower =
+            acc[i][j] < HUGE_VALF ? acc[i][j] - gap : -HUGE_VALF;  // a fallback column has no lower bound
         best = lower > best ? lower : best;
         most = acc[i][j] > most ? acc[i][j] : most;
       }
@@ -223,9 +223,9 @@ __device__ __forceinline__ void screen_codebook(const Stages& a, const Stage& co
   __syncthreads();
 }
 
-// ---- The last word -------------------------------------------------------------------------------------------------
+// ---- Refinement ----------------------------------------------------------------------------------------------------
 
-// The contract's key of a row and a bank row, by eight lanes; the whole warp calls it.
+// The contract's key of a row and a bank row. Eight lanes compute it, and the whole warp calls this function.
 __device__ __forceinline__ double key_by_8(const Stages& a, const Stage& codebook, const float* residual, int r,
                                            int64_t j, bool valid, double query_norm) {
   const float* row = static_cast<const float*>(codebook.bank.data) + j * codebook.bank.row_stride;
@@ -236,7 +236,7 @@ __device__ __forceinline__ double key_by_8(const Stages& a, const Stage& codeboo
   return key_of(a.metric, raw, query_norm, bank_norm);
 }
 
-// Every row with a list: one candidate is the answer, more are scored.
+// Refines every row that has a list. A single candidate is the answer; several are scored.
 __device__ __noinline__ void refine_lists(const Stages& a, const Stage& codebook, const float* residual, Block& b) {
   for (int r = threadIdx.x / kLanes; r < kStageRows; r += kGroups) {
     const bool listed = b.counts[r] >= 0 && b.counts[r] <= kListed;
@@ -267,7 +267,8 @@ __device__ __noinline__ void refine_lists(const Stages& a, const Stage& codebook
   __syncthreads();
 }
 
-// Rows that float32 cannot carry, or whose list overflowed: the whole block, against the whole codebook, one by one.
+// Refines fallback rows (float32 cannot carry them, or their list overflowed) one by one: the whole block scores the
+// row against the whole codebook.
 __device__ __noinline__ void refine_others(const Stages& a, const Stage& codebook, const float* residual, Block& b) {
   const int group = threadIdx.x / kLanes;
   for (int r = 0; r < kStageRows; ++r) {
@@ -300,7 +301,7 @@ __device__ __forceinline__ void write_codes(const Stages& a, int64_t s, int64_t 
     a.codes[(first + threadIdx.x) * a.count + s] = b.codes[threadIdx.x];
 }
 
-// Takes the winners from what is left over, and adds up its squares.
+// Subtracts the winners from the residuals, and adds up the squares of the result.
 __device__ __forceinline__ void subtract(const Stages& a, const Stage& codebook, int64_t s, bool fresh, float* residual,
                                          Block& b) {
   const int lane = threadIdx.x % kLanes;
@@ -332,7 +333,7 @@ __device__ __forceinline__ void subtract(const Stages& a, const Stage& codebook,
   a.valid[at] = fresh ? valid : a.valid[at] + valid;
 }
 
-// The stages' rows, added in their order.
+// Adds up the rows of the stages in the order of the stages.
 __device__ __forceinline__ void write_total(const Stages& a, int64_t first) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   for (int r = warp; r < kStageRows && first + r < a.x.count; r += kThreads / 32)
@@ -349,7 +350,7 @@ __device__ __forceinline__ void write_total(const Stages& a, int64_t first) {
     }
 }
 
-// blockIdx.x walks tiles of rows; blockIdx.y is the codebook, where codebooks are side by side.
+// blockIdx.x walks tiles of rows. Without a cascade, blockIdx.y is the codebook.
 template <bool Cascade>
 __global__ void __launch_bounds__(kThreads, 2) stages_kernel(const __grid_constant__ Stages a) {
   Block& b = *reinterpret_cast<Block*>(shared_memory());
@@ -387,8 +388,7 @@ __global__ void __launch_bounds__(kThreads, 2) stages_kernel(const __grid_consta
                static_cast<int64_t>(b.repeated));
 }
 
-// ---- Codebooks
-// ---------------------------------------------------------------------------------------------------------
+// ---- Codebooks -----------------------------------------------------------------------------------------------------
 
 constexpr int kCodebooksAtOnce = 16;  // kernel arguments are at most 4 KiB
 

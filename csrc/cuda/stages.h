@@ -1,19 +1,19 @@
-// Codes of several codebooks for one vector, a stage a codebook: what the drivers (residual.cu) tell the kernel that
-// does all stages on the chip (stages.cu). The plan (plan_stages) is in plan.h.
+// Codes of several codebooks for one vector, one stage for each codebook: the arguments of the kernel that computes all
+// stages on the chip (stages.cu), which residual.cu drives. The plan (plan_stages) is in plan.h.
 #pragma once
 
 #include "kernels.h"
 
 namespace vecbank::cuda {
 
-// A codebook in device memory, its pack checked.
+// A codebook in device memory, with its pack checked.
 struct Stage {
   Rows bank;
   const float* panels;
   const double* centre;  // null: at the origin
   Schedule schedule;
   int exponent;
-  bool good;  // false: the pack is not one, and every row is refined against everything
+  bool good;  // false: the pack is not valid, and every row is refined against everything
 };
 
 struct Stages {

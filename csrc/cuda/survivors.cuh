@@ -1,6 +1,6 @@
-// What a screen does with a finished tile: gate it against its rows' thresholds, and keep what may still be among the
-// best. Shared by every screen. A few hits are queued straight from the accumulators; a tile with many is laid out in
-// shared memory and looked through there: indexing accumulators at run time would put them into local memory.
+// What every screen does with a finished tile: it compares the tile with its rows' thresholds and keeps the columns
+// that may still be among the best. A few hits are queued directly from the accumulators. A tile with many hits is
+// first written to shared memory, because indexing accumulators at run time would put them into local memory.
 #pragma once
 
 #include "kernels.h"
@@ -15,13 +15,13 @@ struct Hit {
   int position;  // row * kTile + column, within the tile
 };
 
-struct TileState {                   // shared memory of a block, beside its buffers
-  const float* panels[kTilePanels];  // of the tile in hand (with operands: their starts); null past the end
+struct TileState {                   // shared memory of a block, after its buffers
+  const float* panels[kTilePanels];  // of the current tile (with operands: their starts); null past the end
   int64_t columns[kTilePanels];      // the bank row each panel begins with
   float thresholds[kTile];
-  int hits;  // in the queue, or beyond it
+  int hits;  // may exceed kQueue; the queue holds the first of them
   Hit queue[kQueue];
-  // [kTile][listed], behind this: each row's best lower bounds among this block's columns, best first.
+  // [kTile][listed], behind this struct: each row's best lower bounds among this block's columns, best first.
   VB_INLINE float* lists() { return reinterpret_cast<float*>(this + 1); }
 };
 inline int64_t tile_state_bytes(const Screen& a) {
@@ -29,7 +29,7 @@ inline int64_t tile_state_bytes(const Screen& a) {
 }
 
 // Which rows and which slots a block screens. blockIdx.x: query tile. blockIdx.y: a run of tiles_per_block column
-// tiles. Slots fit 32 bits, since columns do: the product has no registers to spare.
+// tiles. Slots fit 32 bits, since columns do, and 64 bits would cost registers that the product needs.
 struct TileRun {
   int64_t first_row;
   int begin, end;
@@ -62,8 +62,8 @@ __device__ __forceinline__ void find_panels(const Screen& a, int slot, int end, 
   __syncthreads();
 }
 
-// What others have published of a row's threshold. Not through a cached read-only path: they write it while we run.
-// Stale is only slower.
+// A row's threshold as other blocks have published it. The load avoids the cached read-only path, because those blocks
+// write while this one runs. A stale threshold costs time and changes no answer.
 __device__ __forceinline__ float published(const Screen& a, int64_t row) {
   return *static_cast<volatile const float*>(a.thresholds + row);
 }
@@ -77,7 +77,7 @@ __device__ __forceinline__ void begin_rows(const Screen& a, int64_t first_row, T
   }
 }
 
-struct Survivor {  // a survivor, looked up
+struct Survivor {  // a hit with its bank row and lower bound; not valid: no such row, or masked out
   int64_t row, column;
   float lower;
   bool valid;
@@ -104,15 +104,15 @@ __device__ __forceinline__ Survivor look_up(const Screen& a, float upper, int64_
   return survivor;
 }
 
-// A row's list, one entry a lane, best first, in the hands of the warp that owns the row: k <= 32 lower bounds of this
-// block's columns. Its k-th is a threshold: that many columns are at least as good.
+// A row's list of k <= 32 lower bounds of this block's columns, best first, one entry a lane of the warp that owns the
+// row. The k-th entry is a threshold, since k columns are at least as good.
 struct RowList {
-  float entry, last;  // this lane's; the k-th
+  float entry, last;  // the entry of this lane; the k-th entry
   __device__ __forceinline__ RowList(const Screen& a, TileState& state, int row, int lane) {
     entry = lane < a.listed ? state.lists()[row * a.listed + lane] : -HUGE_VALF;
     last = __shfl_sync(kAllLanes, entry, a.listed - 1);
   }
-  // What falls off the end is lost. The value is the same in every lane.
+  // The last entry is dropped. `value` is the same in every lane.
   __device__ __forceinline__ void push(const Screen& a, float value, int lane) {
     if (!(value > last)) return;
     const int rank = __popc(__ballot_sync(kAllLanes, entry >= value));
@@ -120,7 +120,7 @@ struct RowList {
     if (lane >= rank) entry = lane == rank ? value : before;
     last = __shfl_sync(kAllLanes, entry, a.listed - 1);
   }
-  // Returns the row's threshold, which other blocks learn if it has risen.
+  // Returns the row's threshold, and publishes it to other blocks if it has risen.
   __device__ __forceinline__ float close(const Screen& a, TileState& state, int64_t first_row, int row, float threshold,
                                          int lane) const {
     if (lane < a.listed) state.lists()[row * a.listed + lane] = entry;
@@ -130,23 +130,23 @@ struct RowList {
   }
 };
 
-// The better of the block's own threshold and what others have published; lanes may read different values, so one's
-// counts.
+// The better of the block's own threshold and the published one. Lanes may read different values, so the value of lane
+// 0 counts.
 __device__ __forceinline__ float shared_threshold(const Screen& a, int64_t row, float threshold) {
   const float elsewhere = __shfl_sync(kAllLanes, published(a, row), 0);
   return elsewhere > threshold ? elsewhere : threshold;
 }
 
-// Reserves `count` places among a row's candidates; one lane calls it. More than full already: refined against
-// everything later.
+// Reserves `count` places among a row's candidates; one lane calls it. A row with more candidates than its capacity is
+// a fallback row.
 __device__ __forceinline__ int reserve(const Screen& a, int64_t row, int count) {
   int32_t* counter = a.counts + row;
   return *static_cast<volatile int32_t*>(counter) > a.capacity ? a.capacity : atomicAdd(counter, count);
 }
 
-// The queued hits. A row belongs to a warp: its hits go through the row's list one by one and are appended to its
-// candidates if they still reach the threshold. The whole block calls it, after a barrier; it ends with one. Rare
-// enough to be a call: inlined, it would take registers from the product.
+// Keeps the queued hits. Each row belongs to a warp, which passes the row's hits through the row's list one by one and
+// appends those that still reach the threshold to the row's candidates. The whole block calls this function after a
+// barrier, and it ends with a barrier. It is not inlined, because it is rare and would take registers from the product.
 static __device__ __noinline__ void keep_hits(const Screen& a, int64_t first_row, TileState& state) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, count = state.hits;
   for (int base = 0; base < count; base += 32) {
@@ -159,7 +159,7 @@ static __device__ __noinline__ void keep_hits(const Screen& a, int64_t first_row
       const int from = __ffs(static_cast<int>(left)) - 1, r = __shfl_sync(kAllLanes, row, from);
       const float upper = __shfl_sync(kAllLanes, hit.upper, from), lower = __shfl_sync(kAllLanes, survivor.lower, from);
       float threshold = state.thresholds[r];
-      if (!(threshold < HUGE_VALF)) continue;  // +inf: the row was given up
+      if (!(threshold < HUGE_VALF)) continue;  // +inf: a fallback row
       threshold = shared_threshold(a, first_row + r, threshold);
       const bool keep = !(upper < threshold);
       if (keep && a.listed > 0) {
@@ -179,8 +179,8 @@ static __device__ __noinline__ void keep_hits(const Screen& a, int64_t first_row
   __syncthreads();
 }
 
-// Many hits: uppers[rows][128], whose row 0 is the tile's row `from`. All of a row's hits enter its list before any is
-// appended, so a block's first tile leaves each row about k. As keep_hits otherwise.
+// Keeps many hits: uppers[rows][128], whose row 0 is the tile's row `from`. All hits of a row enter its list before any
+// is appended, so the first tile of a block gives each row about k candidates. The rest is as in keep_hits.
 static __device__ __noinline__ void keep_survivors(const Screen& a, const float* uppers, int64_t first_row, int from,
                                                    int rows, TileState& state) {
   constexpr int kEach = kTile / 32;  // columns of a lane
@@ -238,9 +238,9 @@ static __device__ __noinline__ void keep_survivors(const Screen& a, const float*
   __syncthreads();
 }
 
-// Gates a finished tile and keeps its survivors. `each(f)` calls f(upper, row, column) for this thread's accumulators,
-// in a loop that is unrolled. Where hits are too many for the queue the tile passes through `dump`, `Rows` rows at a
-// time, after the whole block has called `make_room`. Returns whether it did.
+// Compares a finished tile with the thresholds and keeps its survivors. `each(f)` calls f(upper, row, column) for this
+// thread's accumulators in an unrolled loop. A tile with more hits than the queue holds passes through `dump`, `Rows`
+// rows at a time, after the whole block has called `make_room`. Returns whether the tile passed through `dump`.
 template <int Rows, class Each, class MakeRoom>
 __device__ __forceinline__ bool finish_tile(const Screen& a, Each&& each, int64_t first_row, int slot, int end,
                                             float* dump, TileState& state, MakeRoom&& make_room) {

@@ -234,8 +234,7 @@ inline const uint64_t* lane_slots(unsigned set, int lane) {
 
 }  // namespace emulator
 
-// ---- What CUDA C++ has built in
-// ----------------------------------------------------------------------------------------
+// ---- What CUDA C++ has built in ------------------------------------------------------------------------------------
 
 inline void __syncthreads() {
   ++emulator::self().barriers;
@@ -324,8 +323,7 @@ inline float __uint_as_float(unsigned bits) { return __int_as_float(static_cast<
 
 namespace vecbank::cuda {
 
-// ---- launch.h and ptx.h
-// ------------------------------------------------------------------------------------------------
+// ---- launch.h, async_copy.h and tensor_cores/ptx.h -----------------------------------------------------------------
 
 inline char* shared_memory() { return emulator::block().shared; }
 
@@ -387,7 +385,7 @@ inline uint32_t round_tf32(float x) {
   return bits & 0xffffe000u;
 }
 
-// One step of a tensor core as the unkindest models have it: every term is cut, towards zero, to a unit 2^-24 below the
+// One step of a tensor core by the worst of the models: every term is cut, towards zero, to a unit 2^-24 below the
 // largest, and the sum is rounded towards zero.
 template <size_t N>
 float worst_case_step(float start, const double (&products)[N]) {

@@ -139,8 +139,7 @@ inline Error encode(const TensorSpec& spec, TensorMap* map) {
   return tensor_spec_fault(spec);
 }
 
-// ---- Barriers
-// ------------------------------------------------------------------------------------------------------------
+// ---- Barriers ------------------------------------------------------------------------------------------------------
 
 inline emulator::Barrier& real(uint64_t* barrier) { return *reinterpret_cast<emulator::Barrier*>(barrier); }
 inline void barrier_init(uint64_t* barrier, int arrivals) {
@@ -175,8 +174,7 @@ inline void turn_wait(int group) {
   emulator::progress();
 }
 
-// ---- Copies
-// ------------------------------------------------------------------------------------------------------------
+// ---- Copies --------------------------------------------------------------------------------------------------------
 
 inline void copy_line(emulator::Landing& landing, char* to, const void* from, size_t bytes) {
   std::vector<char> line(bytes);
@@ -207,8 +205,7 @@ inline void load_box(const TensorMap& map, uint64_t* barrier, void* shared, int6
   emulator::hopper().landings.push_back(std::move(landing));
 }
 
-// ---- Products
-// ------------------------------------------------------------------------------------------------------------
+// ---- Products ------------------------------------------------------------------------------------------------------
 
 template <bool Bf16>
 void multiply(float (&acc)[kScores], uint64_t a, uint64_t b) {

@@ -1,6 +1,5 @@
 // Searches through Hopper's kernel (cuda_cases.h includes this): every width it takes and one it does not, tiles and
-// chunks that are not whole, 16-bit inputs as they are and others rounded, adversarial inputs. NEVER RUN on a GPU so
-// far.
+// chunks that are not whole, 16-bit inputs as they are and others rounded, adversarial inputs.
 #pragma once
 
 namespace {

@@ -250,7 +250,7 @@ TEST(cuda_tensor_bound_covers_the_plain_one) {
   }
 }
 
-// The floor that the cascade takes from registers never exceeds the one that the screens compute column by column.
+// The threshold that the cascade takes from registers never exceeds the one that the screens compute column by column.
 TEST(cuda_row_threshold_is_below_every_lower_bound) {
   std::mt19937 random(4);
   std::uniform_real_distribution<double> exponent(-40.0, 40.0), part(-1.0, 1.0);
@@ -262,11 +262,11 @@ TEST(cuda_row_threshold_is_below_every_lower_bound) {
     const float upper = size * static_cast<float>(std::exp2(exponent(random)));
     const double c = start_bound_per_r2(metric, d), slack = i % 3 ? std::exp2(exponent(random) - 60.0) : 0x1p-100;
     const float gap = cuda::column_gap(2.0f * norm, r, 2.0f * above(c));
-    const float floor = cuda::row_threshold(upper - gap, cuda::twice_above(slack));
+    const float threshold = cuda::row_threshold(upper - gap, cuda::twice_above(slack));
     const double exact = static_cast<double>(upper) - 2.0 * (static_cast<double>(norm) * r + c * r * r + slack);
-    CHECK(static_cast<double>(floor) <= exact);
+    CHECK(static_cast<double>(threshold) <= exact);
     // And it gives little away.
-    CHECK(exact - floor <= 0x1p-18 * (std::fabs(static_cast<double>(upper)) + std::fabs(exact)) + 0x1p-120);
+    CHECK(exact - threshold <= 0x1p-18 * (std::fabs(static_cast<double>(upper)) + std::fabs(exact)) + 0x1p-120);
   }
 }
 

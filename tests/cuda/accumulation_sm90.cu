@@ -1,6 +1,6 @@
-// The first thing to run on a Hopper GPU, and NEVER RUN so far: one wgmma of sm90_ptx.h. On small integers it must be
-// exact, which holds descriptors, swizzle and fragments to the hardware's meaning of them; on adversarial sums it shows
-// how far it is from the exact sum, which bounds.h assumes to be at most kTensorUnit.
+// The first test to run on a Hopper GPU: one wgmma of sm90_ptx.h. On small integers it must be exact, which checks that the
+// hardware reads descriptors, swizzle and fragments as the kernel writes them. On adversarial sums it measures the error,
+// which bounds.h assumes to be at most kTensorUnit.
 #if __has_include(<cute/arch/mma_sm90_gmma.hpp>)
 #include "cuda/tensor_cores/bounds.h"
 #include "cuda/tensor_cores/sm90_ptx.h"

@@ -1,6 +1,6 @@
-// project through a product of somebody else's: norms, the product block by block, and one pass over each block that is
-// still in L2: scale or combine, last step, dtype. Rows and columns whose products could overflow or vanish are scored
-// in float64, as in project.cu.
+// project through a library's product: first the norms, then the product block by block. One pass finishes each block
+// while L2 still holds it: it scales or combines, takes the last step and converts to the output's dtype. Fallback rows
+// and columns, whose products could overflow or vanish, are rescored in float64, as in project.cu.
 #include "../arena.h"
 #include "../panels.cuh"
 #include "../project.cuh"
@@ -9,7 +9,7 @@
 namespace vecbank::cuda {
 namespace {
 
-// A norm outside of these makes its row (or column) fallback: between them a product of two rows keeps its digits.
+// A row (or column) whose norm is outside of these limits is rescored; within them a product keeps its digits.
 template <class T>
 struct Extent {
   static constexpr double least = sizeof(T) == 4 ? 0x1p-40 : 0x1p-400, most = sizeof(T) == 4 ? 0x1p60 : 0x1p500;
@@ -23,7 +23,7 @@ struct RowFactors {
   unsigned char* fallback;
 };
 
-// Sixteen threads a row.
+// Sixteen threads share a row.
 template <class T>
 __global__ void __launch_bounds__(kPanelThreads) row_factor_kernel(const __grid_constant__ RowFactors<T> a) {
   constexpr int64_t step = kPanelThreads / 16;
@@ -61,14 +61,14 @@ struct ProductBlock {
   const T *row_factor, *column_factor;
   const unsigned char *row_fallback, *column_fallback;
   const int32_t* any_column_fallback;
-  const T* product;  // may be where `out` is
+  const T* product;  // may be the memory of `out`
   int64_t product_stride;
   void* out;
   DType out_dtype;
   int64_t out_stride;
 };
 
-// A thread a column, so that a warp's loads and stores are neighbours; blockIdx.y: rows, kRowsPerFinish at a time.
+// Each thread has a column, so that a warp loads and stores neighbours. blockIdx.y: kRowsPerFinish rows at a time.
 template <class T>
 __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ ProductBlock<T> a) {
   const int64_t column = int64_t{blockIdx.x} * kThreads + threadIdx.x;
@@ -126,7 +126,7 @@ Error find_factors(const Rows& rows, Metric metric, T* factor, unsigned char* fa
                 args);
 }
 
-// Columns outside, rows inside: a column's factors are found once.
+// The outer loop walks columns and the inner loop rows, so that the factors of a column are computed once.
 template <class T>
 Error by_library(const ProjectProblem& p, const Multiply& multiply, const Device& device) {
   const LibraryPlan plan = plan_library(p);
@@ -180,7 +180,7 @@ int64_t project_library_workspace(const ProjectProblem& p) {
 
 Error project_by_library(const ProjectProblem& p, const Multiply& multiply, const Device& device) {
   if (p.queries.count == 0 || p.bank.count == 0) return nullptr;
-  if (!library_can(p)) return "this projection is not one for a library's product";
+  if (!library_can(p)) return "the library's product cannot carry this projection (library_can is false)";
   return product_dtype(p) == DType::f64 ? by_library<double>(p, multiply, device)
                                         : by_library<float>(p, multiply, device);
 }

@@ -10,15 +10,15 @@
 
 namespace vecbank::cuda {
 
-// What the library's product is kept in: 16-bit inputs are multiplied exactly and added in float32.
+// The dtype of the library's product: 16-bit inputs are multiplied exactly and added in float32.
 inline DType product_dtype(const ProjectProblem& p) { return p.bank.dtype == DType::f64 ? DType::f64 : DType::f32; }
 
-// A plain product is the answer itself, written by the library in the dtype asked for.
+// Whether the library's product is the answer itself: a dot product in the dtype of its inputs.
 inline bool plain_product(const ProjectProblem& p) { return p.metric == Metric::dot && p.out_dtype == p.queries.dtype; }
 
-// Can the library's product carry this one? Both sides of one dtype, rows as it reads them without a copy; and
-// distances only where what cancels in |x|^2 + |b|^2 - 2 x.b is far below the answer's own rounding, whatever torch's
-// flags let a float32 product become: float64, or 16-bit in and out.
+// Whether the library's product can carry this problem. Both sides must have one dtype and rows that the library reads
+// without a copy. Distances cancel in |x|^2 + |b|^2 - 2 x.b: the loss must stay far below the rounding of the answer,
+// whatever torch's flags allow a float32 product to be, so distances need float64, or 16 bits in and out.
 inline bool library_can(const ProjectProblem& p) {
   const auto readable = [](const Rows& r) { return r.col_stride == 1 && r.row_stride >= r.width; };
   if (p.queries.dtype != p.bank.dtype || p.bank.width == 0) return false;
@@ -27,15 +27,15 @@ inline bool library_can(const ProjectProblem& p) {
   return size_of(p.bank.dtype) == 2 && size_of(p.out_dtype) == 2;
 }
 
-// How the library's product is cut: blocks small enough that a finishing pass finds them in L2, and that the workspace
-// holds one where the answer itself cannot (another dtype).
+// How the library's product is cut into blocks. The finishing pass finds a block of this size in L2, and the workspace
+// holds one block where the answer cannot hold the product (another dtype).
 constexpr int64_t kProductShare = int64_t{32} << 20;
 constexpr int64_t kProductColumns = 8192;
 constexpr int64_t kRowsPerFinish = 32;  // of a block of the finishing pass
 constexpr int64_t kMostGridRows = 65535;
 
 struct LibraryPlan {
-  bool in_place = false;  // the product goes where the answer goes
+  bool in_place = false;  // the product is written where the answer belongs
   int64_t rows = 0, columns = 0;
 };
 inline LibraryPlan plan_library(const ProjectProblem& p) {

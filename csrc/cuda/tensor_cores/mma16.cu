@@ -1,6 +1,7 @@
-// The tensor-core screen on 16-bit operands (operands.h), for sm_80 and later: NEVER RUN on a GPU, so reached only with
-// VECBANK_CUDA_PATH=mma (16-bit inputs) or mma16 (others, rounded to bf16). Tiles of 128 x 128 in steps of 64
-// coordinates, two steps in flight; a step's loads run under the product before it, across tiles too. Bounds: bounds.h.
+// The tensor-core screen on 16-bit operands (operands.h), for sm_80 and later. Only VECBANK_CUDA_PATH selects it: mma
+// for 16-bit inputs, mma16 for others, which are rounded to bf16. A tile of 128 x 128 is computed in steps of 64
+// coordinates. Two steps have buffers, and the loads of a step overlap the product of the step before, across tiles
+// too. The proof of the bounds is in bounds.h.
 #include "../plan.h"
 #include "mma_tile.cuh"
 
@@ -14,24 +15,25 @@ constexpr int kStageBytes = 2 * kSideBytes;         // query rows, then bank row
 constexpr int kLoads = kTile * kChunks / kThreads;  // 16-byte loads per thread, side and step
 static_assert(dump_bytes(kTile) <= 2 * kStageBytes && kLoads * kThreads == kTile * kChunks);
 
-struct TileTerms {  // of the tile in hand and the next one
+struct TileTerms {  // the column terms of the current tile and of the next
   float starts[2][kTile], bounds[2][kTile];
   float norms[kTile];
 };
 constexpr int64_t kBytes = 2 * kStageBytes + static_cast<int64_t>(sizeof(TileTerms));
 
-// Where chunk c of row r lies within a side: swizzled, so that the eight rows of a matrix lie in different banks.
+// The offset of chunk c of row r within a side. The swizzle puts the eight rows of a matrix into different banks.
 VB_INLINE int chunk_offset(int r, int c) { return r * kDepth * 2 + ((c ^ (r % kChunks)) * 16); }
 
-// This block's steps in order. Offsets within a piece, or within the queries, fit 32 bits: both are at most 16 MiB.
+// Loads this block's steps in order. Offsets within a piece or within the queries fit 32 bits, since both are at most
+// 16 MiB.
 struct Loader {
-  int x, mine;            // elements before this thread's first chunk of the query tile; of a tile
-  int column, tiles;      // of the piece, where the block's first tile begins; how many there are
+  int x, mine;            // elements before the query tile; elements before this thread's first chunk of a tile
+  int column, tiles;      // the column of the piece where the block's first tile begins; the number of tiles
   int depth;              // steps of a tile
   int tile = 0, k = 0;    // the next step
-  unsigned resident = 0;  // stages that hold the query step they will need again
+  unsigned resident = 0;  // a bit for each stage that already holds its query step
 
-  // Starts copying the next step, if there is one, into stage s.
+  // Starts to copy the next step, if any, into stage s.
   __device__ __forceinline__ void next(const Screen& a, char* stages, int s, TileTerms& terms) {
     if (tile < tiles) {
       char* stage = stages + s * kStageBytes;
@@ -104,9 +106,9 @@ __global__ void __launch_bounds__(kThreads, 2) mma16_kernel(const __grid_constan
     Accumulators acc;
     for (int k = 0; k < loader.depth; ++k, stage ^= 1) {
       wait_copies<0>();
-      __syncthreads();  // this step has arrived, and nobody reads the other stage any more
+      __syncthreads();  // this step has arrived, and no thread still reads the other stage
       loader.next(a, stages, stage ^ 1, terms);
-      if (k == 0)  // upper bounds from the start
+      if (k == 0)  // accumulators include the bound, so they end as upper bounds
 #pragma unroll
         for (int i = 0; i < kRowTiles; ++i)
 #pragma unroll
@@ -119,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, 2) mma16_kernel(const __grid_constan
             }
       multiply_step<Bf16>(stages + stage * kStageBytes, w, acc);
     }
-    // Many hits take the room of both stages, the one being filled included: its step is loaded again.
+    // Many hits overwrite both stages, also the one that is being filled, whose step is then loaded again.
     const auto each = [&](auto&& f) { each_accumulator(acc, w, f); };
     const auto make_room = [] {
       wait_copies<0>();

@@ -1,4 +1,4 @@
-// The instructions of mma.sync, one function each. The tests' block emulator has its own versions.
+// The instructions of mma.sync, one function for each. The tests' block emulator has its own versions.
 #pragma once
 
 #include "../async_copy.h"
@@ -24,8 +24,8 @@ __device__ __forceinline__ void mma_tf32(float (&c)[4], const uint32_t (&a)[4], 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Four 8 x 8 matrices of 16-bit elements: lane 8 m + i says where row i of matrix m lies in shared memory (16 bytes,
-// aligned), lane l receives elements (l / 4, 2 (l % 4)) and the next of each matrix.
+// Four 8 x 8 matrices of 16-bit elements: lane 8 m + i gives the address of row i of matrix m in shared memory (16
+// bytes, aligned), and lane l receives elements (l / 4, 2 (l % 4)) and the next of each matrix.
 __device__ __forceinline__ void load_matrices(uint32_t (&m)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
