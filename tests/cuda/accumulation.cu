@@ -1,6 +1,7 @@
-// Measures what tensor_cores/bounds.h assumes of the tensor cores: how far one mma.sync is from the exact sum, relative to the sum of
-// the magnitudes of what it adds. Adversarial sums: large beside tiny, cancelling, many halves of the last bit, every
-// exponent, fp16 subnormals. Until this has passed on an architecture, no tensor-core screen may be a default there.
+// Measures what tensor_cores/bounds.h assumes of the tensor cores: how far one mma.sync is from the exact sum,
+// relative to the sum of the magnitudes of what it adds. Adversarial sums: large beside tiny, cancelling, many halves
+// of the last bit, every exponent, fp16 subnormals. Until this has passed on an architecture, no tensor-core screen
+// may be a default there.
 #include <cuda_runtime.h>
 
 #include <cmath>

@@ -1,6 +1,6 @@
-// The first test to run on a Hopper GPU: one wgmma of sm90_ptx.h. On small integers it must be exact, which checks that the
-// hardware reads descriptors, swizzle and fragments as the kernel writes them. On adversarial sums it measures the error,
-// which bounds.h assumes to be at most kTensorUnit.
+// The first test to run on a Hopper GPU: one wgmma of sm90_ptx.h. On small integers it must be exact, which checks
+// that the hardware reads descriptors, swizzle and fragments as the kernel writes them. On adversarial sums it
+// measures the error, which bounds.h assumes to be at most kTensorUnit.
 #if __has_include(<cute/arch/mma_sm90_gmma.hpp>)
 #include "cuda/tensor_cores/bounds.h"
 #include "cuda/tensor_cores/sm90_ptx.h"
