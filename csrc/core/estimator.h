@@ -20,8 +20,6 @@ struct PassBackProblem {
   void* out = nullptr;
 };
 
-Status pass_back(const PassBackProblem& problem, const Parallel& parallel);
-
 // ---- The formula, once for host and device; A is float64 for float64 rows, else float32. Sums over a row run in eight
 // lanes, coordinate k in lane k mod 8, each ascending; then ((0+4)+(1+5))+((2+6)+(3+7)).
 

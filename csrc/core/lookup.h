@@ -1,7 +1,7 @@
 // Gathers and deterministic scatter-adds: the other half of a codebook.
 #pragma once
 
-#include "types.h"
+#include "metric.h"
 
 namespace vecbank {
 
@@ -59,11 +59,5 @@ struct LookupDotProblem {
   Rows x, bank;
   void* out = nullptr;  // [x rows][k] in the bank's dtype
 };
-
-Status lookup(const LookupProblem& problem, const Parallel& parallel);
-Status lookup_dot(const LookupDotProblem& problem, const Parallel& parallel);
-Status segment_sum(const SegmentSumProblem& problem, const Parallel& parallel);
-Status quantize_loss(QuantizeLossProblem& problem, const Parallel& parallel);
-Status pair_gradients(const PairProblem& problem, const Parallel& parallel);
 
 }  // namespace vecbank

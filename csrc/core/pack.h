@@ -14,7 +14,7 @@
 
 #include <cstring>
 
-#include "types.h"
+#include "metric.h"
 
 namespace vecbank {
 
@@ -68,19 +68,6 @@ struct Panels {  // a view; lines are kPanel wide
   const T* panel(int64_t p) const { return data + p * stride(); }
   const T* line(int64_t p, int64_t l) const { return panel(p) + l * kPanel; }
 };
-
-int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biased = false);
-
-// Writes the whole pack to `out` (pack_bytes long, 64-byte aligned). `bias`: one per row, added to dot products.
-Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias = nullptr);
-
-// Writes the rows again that have changed in the bank since it was packed, in the frame that the pack has; biases stay.
-// Not `fit`: the pack no longer suits such a bank, and is to be made anew.
-Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int64_t count, const Parallel& parallel,
-                   bool* fit);
-
-// Null when `pack` is no pack of such a bank: the header is checked before anything is read through it.
-const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, Metric metric, bool biased = false);
 
 VB_INLINE const double* pack_centre(const PackHeader* h) {
   return reinterpret_cast<const double*>(reinterpret_cast<const char*>(h) + h->centre_at);

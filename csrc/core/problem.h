@@ -2,8 +2,8 @@
 #pragma once
 
 #include "mask.h"
+#include "metric.h"
 #include "pack.h"
-#include "types.h"
 
 namespace vecbank {
 
@@ -31,15 +31,5 @@ struct ProjectProblem {
   const int64_t* indices = nullptr;  // with exact: [queries][k] bank rows instead of all; -1 scores 0
   int64_t k = 0;
 };
-
-Status search(const SearchProblem& problem, const Parallel& parallel);
-Status project(const ProjectProblem& problem, const Parallel& parallel);
-
-// What search() did, summed over calls; read and cleared from Python.
-struct Counters {
-  int64_t queries, refined, repeated;  // rows asked; rows scored in float64; queries that fell to the last resort
-};
-Counters read_counters();
-void reset_counters();
 
 }  // namespace vecbank

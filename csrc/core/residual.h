@@ -32,7 +32,4 @@ struct ProductProblem {
   int64_t* codes = nullptr;  // [queries][books]; -1: no valid row
 };
 
-Status product_quantize(const ProductProblem& problem, const Parallel& parallel);
-Status residual_quantize(const ResidualProblem& problem, const Parallel& parallel);
-
 }  // namespace vecbank

@@ -1,13 +1,12 @@
 // pass_back(): three passes over a row while it is in L1, sums in eight lanes.
-#include "../core/estimator.h"
+#include "api.h"
 
 #include <algorithm>
 #include <type_traits>
 
 #include "../core/half.h"
-#include "../core/parallel.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 namespace {
 
 constexpr int64_t kLanes = 8;
@@ -92,4 +91,4 @@ Status pass_back(const PassBackProblem& p, const Parallel& parallel) {
   });
 }
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

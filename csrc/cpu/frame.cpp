@@ -6,7 +6,7 @@
 #include <limits>
 #include <new>
 
-namespace vecbank {
+namespace vecbank::cpu {
 namespace {
 
 double median(double* values, int64_t count) {  // the lower one: an element, so that integers stay integers
@@ -152,4 +152,4 @@ Status revise_exponent(const Rows& bank, Metric metric, const double* centre, co
   return Status::ok;
 }
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

@@ -8,7 +8,7 @@
 #include "kernels.h"
 #include "reader.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 
 inline double floored(double norm) { return norm < kNormFloor ? kNormFloor : norm; }  // NaN stays
 
@@ -53,4 +53,4 @@ Status revise_exponent(const Rows& bank, Metric metric, const double* centre, co
 constexpr int kMaxPackedExponent = 38;  // norms below 2^39 leave room under kMaxBankNorm
 constexpr int kNegligible = 64;         // a row 2^-64 of the largest cannot be told from zero beside it
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

@@ -6,7 +6,7 @@
 
 #include "kernels.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 
 const char* const kIsaNames[kIsaCount] = {"scalar", "avx2", "avx512"};
 
@@ -72,4 +72,4 @@ bool set_isa(const char* name) {
 
 const Kernels& kernels() { return *table(isa_in_use()); }
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

@@ -1,7 +1,7 @@
 // Which instruction set runs: the best this processor has, or what VECBANK_ISA or set_isa() asks for.
 #pragma once
 
-namespace vecbank {
+namespace vecbank::cpu {
 
 struct Kernels;  // kernels.h
 
@@ -14,4 +14,4 @@ bool set_isa(const char* name);      // false: unknown, or not on this processor
 const char* isa_override_problem();  // null, or why VECBANK_ISA was ignored
 const Kernels& kernels();
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

@@ -1,6 +1,6 @@
 #include "simd_avx2.h"
 #include "table.inl.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 constinit const Kernels kernels_avx2 = make_table<Avx2>("avx2");
 }

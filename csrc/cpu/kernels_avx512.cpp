@@ -1,6 +1,6 @@
 #include "simd_avx512.h"
 #include "table.inl.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 constinit const Kernels kernels_avx512 = make_table<Avx512>("avx512");
 }

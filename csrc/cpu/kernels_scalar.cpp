@@ -1,6 +1,6 @@
 #include "simd_scalar.h"
 #include "table.inl.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 constinit const Kernels kernels_scalar = make_table<Scalar>("scalar");
 }

@@ -1,6 +1,6 @@
 // Gathers, segment sums and the gradients of selected pairs. Sums run in float64, in a fixed order, and round once:
 // the same bits for any thread count.
-#include "../core/lookup.h"
+#include "api.h"
 
 #include <cmath>
 #include <cstring>
@@ -10,7 +10,7 @@
 #include "kernels.h"
 #include "reader.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 namespace {
 
 // Rows widened to float64, and an accumulator, for one worker.
@@ -356,4 +356,4 @@ Status pair_gradients(const PairProblem& p, const Parallel& parallel) {
   });
 }
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

@@ -6,10 +6,11 @@
 #include <new>
 
 #include "../core/bounds.h"
-#include "../core/pack_internal.h"
+#include "api.h"
 #include "frame.h"
+#include "pack.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 namespace {
 
 PackHeader layout(int64_t rows, int64_t width, Metric metric, DType dtype, int64_t element, bool biased) {
@@ -314,4 +315,4 @@ const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, 
   return same && sound && bytes >= h->bytes ? h : nullptr;
 }
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

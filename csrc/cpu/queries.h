@@ -8,7 +8,7 @@
 #include "kernels.h"
 #include "reader.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 
 template <class T>
 class QueryBlock {
@@ -93,4 +93,4 @@ class QueryBlock {
   Buffer<bool> usable_;
 };
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

@@ -3,9 +3,9 @@
 
 #include <cstring>
 
-#include "../core/parallel.h"
+#include "parallel.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 
 class RowReader {
  public:
@@ -29,4 +29,4 @@ class RowReader {
   Buffer<char> copies_;
 };
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

@@ -4,12 +4,12 @@
 #include <cmath>
 
 #include "../core/pack.h"
-#include "../core/topk_list.h"
 #include "isa.h"
 #include "kernels.h"
 #include "reader.h"
+#include "topk_list.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 
 class Refiner {
  public:
@@ -149,4 +149,4 @@ inline double value_of(Metric metric, double key) {
   return metric == Metric::l2 ? std::sqrt(-key) : -key;
 }
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

@@ -3,7 +3,7 @@
 
 #include "kernels.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 namespace {
 
 // Eight elements from `p`, of which only `left` exist; the rest are zeros.
@@ -157,4 +157,4 @@ void score(const ScoreArgs& a) {
 }
 
 }  // namespace
-}  // namespace vecbank
+}  // namespace vecbank::cpu

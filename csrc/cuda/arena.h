@@ -1,7 +1,7 @@
 // The workspace and how it is divided.
 #pragma once
 
-#include "../core/parallel.h"
+#include "../core/types.h"
 #include "api.h"
 
 namespace vecbank::cuda {

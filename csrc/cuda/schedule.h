@@ -6,7 +6,6 @@
 #include <cmath>
 
 #include "../core/pack.h"
-#include "../core/parallel.h"
 
 namespace vecbank::cuda {
 

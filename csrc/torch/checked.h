@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "../core/pack.h"
+#include "../cpu/api.h"
 #include "common.h"
 
 namespace vecbank::ops {
@@ -73,7 +73,7 @@ struct PackView {
   const PackHeader* of(const Rows& bank, Metric metric, int64_t b, bool biased = false) const {
     if (!tensor || bank.count == 0) return nullptr;
     const PackHeader* header =
-        check_pack(static_cast<const char*>(tensor->const_data_ptr()) + b * bytes, bytes, bank, metric, biased);
+        cpu::check_pack(static_cast<const char*>(tensor->const_data_ptr()) + b * bytes, bytes, bank, metric, biased);
     STD_TORCH_CHECK(header != nullptr,
                     "vecbank: pack does not belong to a bank of this shape, dtype, metric and bias; repack it");
     return header;

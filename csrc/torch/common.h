@@ -14,8 +14,8 @@
 
 #include "../core/half.h"
 #include "../core/mask.h"
-#include "../core/parallel.h"
 #include "../core/types.h"
+#include "../cpu/parallel.h"
 
 namespace vecbank {
 
@@ -126,8 +126,8 @@ inline void check_status(Status status) {
 }
 
 // torch's own threads, so torch.set_num_threads is obeyed and no second pool exists.
-inline Parallel torch_threads(Stop stop) {
-  Parallel parallel;
+inline cpu::Parallel torch_threads(cpu::Stop stop) {
+  cpu::Parallel parallel;
   parallel.stop = stop;
   parallel.workers = static_cast<int>(torch::stable::get_num_threads());
   parallel.run = [](void*, int workers, void (*body)(void*, int), void* arg) {

@@ -2,7 +2,7 @@
 // Python and no torch here.
 #pragma once
 
-#include "../core/types.h"
+#include "../cpu/parallel.h"
 
 namespace vecbank {
 
@@ -28,10 +28,10 @@ class InterruptibleCall {
   InterruptibleCall(const InterruptibleCall&) = delete;
   InterruptibleCall& operator=(const InterruptibleCall&) = delete;
 
-  Stop stop() const { return stop_; }
+  cpu::Stop stop() const { return stop_; }
 
  private:
-  Stop stop_;
+  cpu::Stop stop_;
   bool listens_ = false;  // false too where an op calls another one
 };
 

@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../core/problem.h"
+#include "../cpu/api.h"
 #include "../cpu/isa.h"
 #include "interrupt.h"
 
@@ -45,25 +45,26 @@ PYBIND11_MODULE(_C, m) {
   sigint = py::object(signals.attr("SIGINT")).release().ptr();
   m.attr("call") =
       py::reinterpret_steal<py::object>(PyCFunction_NewEx(&call_method, nullptr, m.attr("__name__").ptr()));
-  m.def("isa", [] { return vecbank::kIsaNames[vecbank::isa_in_use()]; }, "The instruction set in use.");
+  m.def("isa", [] { return vecbank::cpu::kIsaNames[vecbank::cpu::isa_in_use()]; }, "The instruction set in use.");
   m.def("available_isas", [] {
     py::list names;
-    for (int isa = 0; isa < vecbank::kIsaCount; ++isa)
-      if (vecbank::isa_available(isa)) names.append(vecbank::kIsaNames[isa]);
+    for (int isa = 0; isa < vecbank::cpu::kIsaCount; ++isa)
+      if (vecbank::cpu::isa_available(isa)) names.append(vecbank::cpu::kIsaNames[isa]);
     return names;
   });
   m.def("set_isa", [](const std::string& name) {
-    if (!vecbank::set_isa(name.c_str()))
+    if (!vecbank::cpu::set_isa(name.c_str()))
       throw py::value_error(
           "vecbank: name must be an instruction set this processor has (see available_isas()), got '" + name + "'");
   });
   m.def(
-      "isa_override_problem", [] { return vecbank::isa_override_problem(); }, "Why VECBANK_ISA was ignored, or None.");
+      "isa_override_problem", [] { return vecbank::cpu::isa_override_problem(); },
+      "Why VECBANK_ISA was ignored, or None.");
   m.def("counters", [] {
-    const vecbank::Counters c = vecbank::read_counters();
+    const vecbank::cpu::Counters c = vecbank::cpu::read_counters();
     return py::dict(py::arg("queries") = c.queries, py::arg("refined") = c.refined, py::arg("repeated") = c.repeated);
   });
-  m.def("reset_counters", &vecbank::reset_counters);
+  m.def("reset_counters", &vecbank::cpu::reset_counters);
   m.def("build_info", [] {
     return py::dict(py::arg("version") = VECBANK_VERSION, py::arg("compiler") = VECBANK_BUILD_COMPILER,
                     py::arg("flags") = VECBANK_BUILD_FLAGS, py::arg("cuda") = static_cast<bool>(VECBANK_HAS_CUDA));

@@ -2,8 +2,6 @@
 // through.
 #include <algorithm>
 
-#include "../core/lookup.h"
-#include "../core/problem.h"
 #include "checked.h"
 #include "interrupt.h"
 
@@ -54,14 +52,14 @@ Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>
   const RowsView view = rows_of(bank, "bank");
   const int64_t batches = bank.dim() == 3 ? bank.size(0) : 1, m = bank.size(bank.dim() - 2);
   const std::vector<double> biases = bias_of(bias, bank, metric);
-  const int64_t bytes = round_up_to(pack_bytes(m, view.rows.width, metric, bias.has_value()), 64);
+  const int64_t bytes = round_up_to(cpu::pack_bytes(m, view.rows.width, metric, bias.has_value()), 64);
   Tensor out =
       empty_cpu(bank.dim() == 3 ? std::vector<int64_t>{batches, bytes} : std::vector<int64_t>{bytes}, ScalarType::Byte);
   const InterruptibleCall call(10.0 * static_cast<double>(bank.numel()));
   for (int64_t b = 0; b < batches; ++b)
-    check_status(pack_bank(batch_of(view.rows, batches, b), metric,
-                           static_cast<char*>(out.mutable_data_ptr()) + b * bytes, torch_threads(call.stop()),
-                           bias ? biases.data() : nullptr));
+    check_status(cpu::pack_bank(batch_of(view.rows, batches, b), metric,
+                                static_cast<char*>(out.mutable_data_ptr()) + b * bytes, torch_threads(call.stop()),
+                                bias ? biases.data() : nullptr));
   if (stamp && batches > 0) write_stamp(out, bank, bias);
   return out;
 }
@@ -85,12 +83,12 @@ void repack_(Tensor& packed, const Tensor& bank, int64_t metric_code, const Tens
   Status status = Status::ok;
   if (fit) {
     const InterruptibleCall call(10.0 * static_cast<double>(written.numel() * view.rows.width));
-    status = repack_rows(view.rows, header, at, written.numel(), torch_threads(call.stop()), &fit);
+    status = cpu::repack_rows(view.rows, header, at, written.numel(), torch_threads(call.stop()), &fit);
   }
   if (status == Status::ok && !fit) {
     const InterruptibleCall call(10.0 * static_cast<double>(bank.numel()));
     const std::vector<double> biases = bias_of(bias, bank, metric);
-    status = pack_bank(view.rows, metric, header, torch_threads(call.stop()), bias ? biases.data() : nullptr);
+    status = cpu::pack_bank(view.rows, metric, header, torch_threads(call.stop()), bias ? biases.data() : nullptr);
   }
   if (status != Status::ok) header->magic = 0;  // half written, and good for nothing
   check_status(status);
@@ -117,7 +115,7 @@ Tensor project(const Tensor& x, const Tensor& bank, const std::optional<Tensor>&
     p.pack = p.bank.dtype == DType::f64 ? nullptr : packs.of(p.bank, metric, b);  // float64 has no screen to share
     p.out = static_cast<char*>(out.mutable_data_ptr()) +
             b * p.queries.count * p.bank.count * static_cast<int64_t>(size_of(p.out_dtype));
-    check_status(vecbank::project(p, torch_threads(call.stop())));
+    check_status(cpu::project(p, torch_threads(call.stop())));
   }
   return out;
 }
@@ -146,7 +144,7 @@ Tensor exact_scores(const Tensor& x, const Tensor& bank, int64_t metric, std::op
     p.bank = pair.bank_batch(b);
     p.out = static_cast<char*>(out.mutable_data_ptr()) +
             b * p.queries.count * p.bank.count * static_cast<int64_t>(size_of(p.out_dtype));
-    check_status(vecbank::project(p, torch_threads(call.stop())));
+    check_status(cpu::project(p, torch_threads(call.stop())));
   }
   return out;
 }
@@ -193,7 +191,7 @@ Found search(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& p
     if (want & kGathered)
       p.gathered = static_cast<char*>(found.gathered.mutable_data_ptr()) +
                    first * p.bank.width * static_cast<int64_t>(size_of(p.bank.dtype));
-    check_status(vecbank::search(p, torch_threads(call.stop())));
+    check_status(cpu::search(p, torch_threads(call.stop())));
   }
   return found;
 }
@@ -246,7 +244,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& 
   l.quantized = rows_of(found.gathered, "quantized").rows;
   l.keep = keep ? static_cast<const bool*>(keep->const_data_ptr()) : nullptr;
   const InterruptibleCall call(2.0 * static_cast<double>(x.numel()));
-  check_status(vecbank::quantize_loss(l, torch_threads(call.stop())));
+  check_status(cpu::quantize_loss(l, torch_threads(call.stop())));
   set(loss, 0, l.squares / std::max(1.0, static_cast<double>(l.valid) * static_cast<double>(l.x.width)));
 
   for (int64_t b = 0; b < pair.batches; ++b) {
@@ -259,7 +257,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& 
     s.out = static_cast<char*>(sums.mutable_data_ptr()) +
             b * pair.m * l.x.width * static_cast<int64_t>(size_of(sums_dtype));
     s.counts = static_cast<float*>(counts.mutable_data_ptr()) + b * pair.m;
-    check_status(vecbank::segment_sum(s, torch_threads(call.stop())));
+    check_status(cpu::segment_sum(s, torch_threads(call.stop())));
   }
   return {found.gathered, found.indices, loss, counts, sums};
 }
@@ -292,7 +290,7 @@ std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, co
         static_cast<const char*>(grads.const_data_ptr()) + first * p.k * static_cast<int64_t>(size_of(p.grad_dtype));
     p.grad_queries = at(grad_x, first * p.queries.width, static_cast<int64_t>(size_of(p.queries.dtype)));
     p.grad_bank = at(grad_bank, b * p.bank.count * p.bank.width, static_cast<int64_t>(size_of(p.bank.dtype)));
-    check_status(pair_gradients(p, torch_threads(call.stop())));
+    check_status(cpu::pair_gradients(p, torch_threads(call.stop())));
   }
   return {grad_x, grad_bank};
 }

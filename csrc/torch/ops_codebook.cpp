@@ -1,7 +1,4 @@
 // torch.ops.vecbank.*, the codebook's half: codes of several books, gathers, sums by code, and what goes back to x.
-#include "../core/estimator.h"
-#include "../core/lookup.h"
-#include "../core/residual.h"
 #include "checked.h"
 #include "interrupt.h"
 
@@ -54,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor> residual_quantize(const Tensor& x, const std:
   p.squares = squares.data();
   p.valid = valid.data();
   const InterruptibleCall call(work);
-  check_status(vecbank::residual_quantize(p, torch_threads(call.stop())));
+  check_status(cpu::residual_quantize(p, torch_threads(call.stop())));
   for (size_t s = 0; s < books.size(); ++s)
     set(losses, static_cast<int64_t>(s),
         squares[s] / std::max(1.0, static_cast<double>(valid[s]) * static_cast<double>(p.queries.width)));
@@ -82,7 +79,7 @@ Tensor product_quantize(const Tensor& x, const Tensor& books, const std::optiona
   Tensor codes = empty_cpu(shape, ScalarType::Long);
   p.codes = static_cast<int64_t*>(codes.mutable_data_ptr());
   const InterruptibleCall call(work_of(queries.rows.count, rows.rows.count, rows.rows.width));
-  check_status(vecbank::product_quantize(p, torch_threads(call.stop())));
+  check_status(cpu::product_quantize(p, torch_threads(call.stop())));
   return codes;
 }
 
@@ -111,7 +108,7 @@ Tensor quantize_backward(const Tensor& grad, const Tensor& x, const Tensor& quan
   p.estimator = static_cast<Estimator>(estimator);
   p.out = out.mutable_data_ptr();
   const InterruptibleCall call(4.0 * static_cast<double>(x.numel()));
-  check_status(pass_back(p, torch_threads(call.stop())));
+  check_status(cpu::pass_back(p, torch_threads(call.stop())));
   return out;
 }
 
@@ -137,7 +134,7 @@ Tensor lookup(const Tensor& codes_in, const Tensor& bank, const std::optional<Te
   p.weights = weights ? weights->const_data_ptr() : nullptr;
   p.out = out.mutable_data_ptr();
   const InterruptibleCall call(work_of(p.count, p.k, p.bank.width));
-  check_status(vecbank::lookup(p, torch_threads(call.stop())));
+  check_status(cpu::lookup(p, torch_threads(call.stop())));
   return out;
 }
 
@@ -159,7 +156,7 @@ Tensor segment_sum(const Tensor& src, const Tensor& codes_in, int64_t num_codes,
   p.out_dtype = view.rows.dtype;
   p.out = out.mutable_data_ptr();
   const InterruptibleCall call(work_of(p.count + p.segments, 1, p.source.width));
-  check_status(vecbank::segment_sum(p, torch_threads(call.stop())));
+  check_status(cpu::segment_sum(p, torch_threads(call.stop())));
   return out;
 }
 
@@ -177,7 +174,7 @@ Tensor lookup_dot(const Tensor& x, const Tensor& codes_in, const Tensor& bank) {
   p.bank = rows.rows;
   p.out = out.mutable_data_ptr();
   const InterruptibleCall call(work_of(codes.numel(), 1, p.x.width));
-  check_status(vecbank::lookup_dot(p, torch_threads(call.stop())));
+  check_status(cpu::lookup_dot(p, torch_threads(call.stop())));
   return out;
 }
 

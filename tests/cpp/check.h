@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "core/types.h"
+#include "cpu/api.h"
 #include "cpu/isa.h"
 
 struct TestCase {
@@ -34,8 +34,8 @@ inline int64_t checks_done = 0, checks_failed = 0;
   } while (0)
 
 // Plain std::thread workers: the torch-free layer must run under any caller's threads.
-inline vecbank::Parallel threads(int workers) {
-  vecbank::Parallel p;
+inline vecbank::cpu::Parallel threads(int workers) {
+  vecbank::cpu::Parallel p;
   p.workers = workers;
   p.run = [](void*, int count, void (*body)(void*, int), void* arg) {
     std::vector<std::thread> crew;
@@ -46,13 +46,13 @@ inline vecbank::Parallel threads(int workers) {
 }
 
 inline void for_each_isa(const std::function<void()>& f) {
-  const std::string before = vecbank::kIsaNames[vecbank::isa_in_use()];
-  for (int isa = 0; isa < vecbank::kIsaCount; ++isa)
-    if (vecbank::isa_available(isa)) {
-      vecbank::set_isa(vecbank::kIsaNames[isa]);
+  const std::string before = vecbank::cpu::kIsaNames[vecbank::cpu::isa_in_use()];
+  for (int isa = 0; isa < vecbank::cpu::kIsaCount; ++isa)
+    if (vecbank::cpu::isa_available(isa)) {
+      vecbank::cpu::set_isa(vecbank::cpu::kIsaNames[isa]);
       f();
     }
-  vecbank::set_isa(before.c_str());
+  vecbank::cpu::set_isa(before.c_str());
 }
 
 template <class T>

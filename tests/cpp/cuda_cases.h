@@ -5,13 +5,13 @@
 #pragma once
 
 #include "check.h"
-#include "core/lookup.h"
 #include "cuda/api.h"
 #include "cuda/plan.h"
 
 namespace {
 
 using namespace vecbank;
+using namespace vecbank::cpu;
 
 template <class T>
 Vec<T> normal(int64_t count, uint32_t seed, double scale = 1.0, double offset = 0.0) {

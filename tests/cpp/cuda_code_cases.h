@@ -3,9 +3,7 @@
 
 #include <algorithm>
 
-#include "core/estimator.h"
 #include "core/pack.h"
-#include "core/residual.h"
 #include "cuda_cases.h"
 
 namespace {

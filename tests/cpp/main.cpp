@@ -27,8 +27,8 @@ int main(int argc, char** argv) {
     std::fflush(stdout);  // a crash in the next test must not swallow this line
   }
   std::string isas;
-  for (int isa = 0; isa < vecbank::kIsaCount; ++isa)
-    if (vecbank::isa_available(isa)) isas += std::string(" ") + vecbank::kIsaNames[isa];
+  for (int isa = 0; isa < vecbank::cpu::kIsaCount; ++isa)
+    if (vecbank::cpu::isa_available(isa)) isas += std::string(" ") + vecbank::cpu::kIsaNames[isa];
   std::printf("%d tests, %lld checks, %lld failed; instruction sets:%s\n", ran, static_cast<long long>(checks_done),
               static_cast<long long>(checks_failed), isas.c_str());
   return checks_failed != 0 || ran == 0;

@@ -12,6 +12,7 @@
 namespace {
 
 using namespace vecbank;
+using namespace vecbank::cpu;
 
 struct Screened {
   std::vector<cuda::Candidate> candidates;  // [query][bank row], in any order

@@ -11,6 +11,7 @@
 namespace {
 
 using namespace vecbank;
+using namespace vecbank::cpu;
 using cuda::Candidate;
 
 struct Setup {

@@ -1,8 +1,8 @@
 // What the host decides before it launches CUDA kernels: schedules, ranges, workspace, bounds. No kernel runs here.
 #include "check.h"
-#include "core/topk_list.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/topk_list.h"
 #include "cuda/heuristics.h"
 #include "cuda/plan.h"
 #include "cuda/tensor_cores/bounds.h"
@@ -10,6 +10,7 @@
 namespace {
 
 using namespace vecbank;
+using namespace vecbank::cpu;
 
 TEST(cuda_schedule_visits_every_panel_once) {
   for (const int64_t rows : {1, 15, 16, 17, 100, 1000, 12345, 100000}) {

@@ -2,9 +2,9 @@
 #include <cmath>
 
 #include "check.h"
-#include "core/estimator.h"
 
 using namespace vecbank;
+using namespace vecbank::cpu;
 
 namespace {
 

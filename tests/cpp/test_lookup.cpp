@@ -1,8 +1,8 @@
 // Gathers and scatter-adds: order, skipped codes, bad codes.
 #include "check.h"
-#include "core/lookup.h"
 
 using namespace vecbank;
+using namespace vecbank::cpu;
 
 TEST(segment_sums_run_in_order_and_round_once) {
   const int64_t d = 5, n = 200, m = 13;

@@ -3,9 +3,9 @@
 #include <numeric>
 
 #include "check.h"
-#include "core/problem.h"
 
 using namespace vecbank;
+using namespace vecbank::cpu;
 
 namespace {
 

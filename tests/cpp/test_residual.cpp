@@ -3,11 +3,10 @@
 #include <limits>
 
 #include "check.h"
-#include "core/parallel.h"
-#include "core/problem.h"
-#include "core/residual.h"
+#include "cpu/parallel.h"
 
 using namespace vecbank;
+using namespace vecbank::cpu;
 
 namespace {
 

@@ -4,12 +4,12 @@
 
 #include "check.h"
 #include "core/bounds.h"
-#include "core/pack_internal.h"
-#include "core/problem.h"
-#include "core/topk_list.h"
 #include "cpu/kernels.h"
+#include "cpu/pack.h"
+#include "cpu/topk_list.h"
 
 using namespace vecbank;
+using namespace vecbank::cpu;
 
 namespace {
 

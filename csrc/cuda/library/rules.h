@@ -4,7 +4,6 @@
 
 #include <algorithm>
 
-#include "../../core/parallel.h"
 #include "../../core/problem.h"
 #include "../schedule.h"
 

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "../../core/parallel.h"
+#include "../../core/types.h"
 #include "../candidates.h"
 #include "operands.h"
 

@@ -1,18 +1,36 @@
-// Tasks over the caller's threads, and memory that fails with a status rather than an exception.
+// The caller's threads, tasks over them, and memory that fails with a status rather than an exception.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <memory>
+#include <new>
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
 
-#include "types.h"
+#include "../core/types.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
+
+// A flag that the caller raises, from any thread, to have a long call given up. Kernels look at it often enough to
+// return within a tenth of a second or so, and never write it. What a stopped call has written is worth nothing.
+struct Stop {
+  const std::atomic<bool>* flag = nullptr;  // null: nobody can stop this call
+
+  bool asked() const { return flag != nullptr && flag->load(std::memory_order_relaxed); }
+};
+
+// Threads belong to the caller: `run` calls body(arg, w) for every w in [0, workers), in any order, and returns
+// when all are done. Nothing may throw inside.
+struct Parallel {
+  int workers = 1;
+  void* context = nullptr;
+  void (*run)(void* context, int workers, void (*body)(void* arg, int worker), void* arg) = nullptr;
+  Stop stop;
+};
 
 // Subnormals count (an exact answer may hang on one), so flush-to-zero is off while a kernel runs and as it was after.
 class KeepSubnormals {
@@ -97,7 +115,26 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
-VB_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-VB_INLINE int64_t round_up_to(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+// One T for each worker of a call.
+template <class T>
+class PerWorker {
+ public:
+  explicit PerWorker(int64_t workers) : list_(new (std::nothrow) T[static_cast<size_t>(workers)]), count_(workers) {}
 
-}  // namespace vecbank
+  // False: there is no memory for the workers, or `prepare(T&)` says so of one.
+  template <class F>
+  [[nodiscard]] bool each(F&& prepare) {
+    bool good = list_ != nullptr;
+    for (int64_t w = 0; good && w < count_; ++w) good = prepare(list_[w]);
+    return good;
+  }
+  T& operator[](int64_t worker) { return list_[worker]; }
+  T* begin() { return list_.get(); }
+  T* end() { return list_.get() + count_; }
+
+ private:
+  std::unique_ptr<T[]> list_;
+  int64_t count_;
+};
+
+}  // namespace vecbank::cpu

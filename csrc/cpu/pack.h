@@ -1,9 +1,10 @@
 // Packs of either precision. float32 panels screen; float64 panels exist only while a float64 product runs.
 #pragma once
 
-#include "pack.h"
+#include "../core/pack.h"
+#include "parallel.h"
 
-namespace vecbank {
+namespace vecbank::cpu {
 
 template <class T>
 Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias = nullptr);
@@ -14,4 +15,4 @@ Panels<T> panels_as(const PackHeader* h) {
   return {reinterpret_cast<const T*>(reinterpret_cast<const char*>(h) + h->panels_at), h->rows, h->width};
 }
 
-}  // namespace vecbank
+}  // namespace vecbank::cpu

@@ -1,0 +1,41 @@
+// What a metric is: one record, the same for both backends. Code asks the record for the property that it needs and
+// never for the metric's name, so that a new metric is a new record.
+#pragma once
+
+#include "types.h"
+
+namespace vecbank {
+
+enum class Metric : int32_t { dot = 0, cosine = 1, l2 = 2, sqeuclidean = 3 };  // the codes that the torch ops take
+
+// What a pair of coordinates adds to the raw score.
+enum class Term : int32_t { product, square };  // x b, and (x - b)^2
+
+// Metrics of one family share a pack.
+enum class PackFamily : int32_t { dot, cosine, euclidean };
+
+struct MetricRecord {
+  Term term;
+  bool smaller_is_better;  // a distance: its key is the negated raw score
+  bool unit_rows;          // the raw score is divided by both norms, each at least kNormFloor
+  bool root;               // the value is the square root of the raw score, which alone ranks
+  bool shares_frame;       // a screen moves and scales queries as the bank is moved and scaled
+  PackFamily family;
+};
+
+VB_INLINE constexpr MetricRecord record(Metric metric) {
+  switch (metric) {
+    case Metric::cosine: return {Term::product, false, true, false, false, PackFamily::cosine};
+    case Metric::l2: return {Term::square, true, false, true, true, PackFamily::euclidean};
+    case Metric::sqeuclidean: return {Term::square, true, false, false, true, PackFamily::euclidean};
+    default: return {Term::product, false, false, false, false, PackFamily::dot};
+  }
+}
+constexpr int kMetrics = 4;
+
+VB_INLINE constexpr bool is_distance(Metric m) { return record(m).smaller_is_better; }
+
+// A norm below this counts as this constant (cosine of a zero vector is 0, not NaN).
+constexpr double kNormFloor = 1e-8;
+
+}  // namespace vecbank
