@@ -103,7 +103,7 @@ __device__ double middle_norm(const double* squares, const FrameArgs& a, double*
   return middle;
 }
 
-// One block: is the centre worth it, and which power of two brings the typical norm to about 1?
+// One block decides whether to centre, and finds the power of two that brings the typical norm to about 1.
 __global__ void __launch_bounds__(kThreads) frame_finish(const FrameArgs a) {
   double* plain = reinterpret_cast<double*>(shared_memory());
   double *shifted = plain + kThreads, *norms = shifted + kThreads;  // kThreads + 1

@@ -43,7 +43,7 @@ __device__ __forceinline__ double squares_of(const Rows& rows, int64_t i, bool v
 
 VB_INLINE double least(double a, double b) { return a < b ? a : b; }
 
-// A pack that the caller handed in is believed only if it says what it must.
+// Whether the header of a caller's pack holds what this call expects.
 VB_INLINE bool trusted(const PackHeader& h, const PackHeader& e) {
   const Metric metric = static_cast<Metric>(h.metric), wanted = static_cast<Metric>(e.metric);
   const bool kin = metric == wanted || (is_distance(metric) && is_distance(wanted));  // l2 and sqeuclidean share a pack
@@ -71,7 +71,7 @@ __device__ __forceinline__ double norm_of(const Rows& rows, int64_t i, bool vali
   return floored(sqrt(sum_of_8(valid ? self_lane(rows, i, static_cast<int>(threadIdx.x % kLanes)) : 0.0)));
 }
 
-// ---- What is known of a row before its coordinates are written, whatever they are written as
+// ---- Rows before their coordinates are written ---------------------------------------------------------------------
 
 // The norms of a panel's rows, eight threads a row; the upper half of the block repeats the lower half's rows. A
 // barrier must follow.
@@ -101,7 +101,7 @@ __device__ __forceinline__ ColumnFacts column_facts(const BankPanels& a, int64_t
   return f;
 }
 
-// A pack that the caller handed in is believed only if it says what it must; the flag is raised if not.
+// Whether the header of a caller's pack holds what this call expects; the sticky flag is raised if not.
 __device__ __forceinline__ bool trusted(const QueryPanels& a) {
   const bool good = trusted(*a.header, a.expected);
   if (!good && blockIdx.x == 0 && threadIdx.x == 0) atomicAdd(&a.state->bad_codes, 1u);
@@ -132,7 +132,7 @@ __device__ __forceinline__ QueryFacts query_facts(const QueryPanels& a, int64_t 
   return f;
 }
 
-// What a screen keeps of a query beside its coordinates; one thread.
+// Writes what a screen keeps of a query besides its coordinates; one thread calls it.
 __device__ __forceinline__ void begin_query(const QueryPanels& a, int64_t q, const QueryFacts& f, bool usable,
                                             float norm) {
   a.norms[q] = norm;
