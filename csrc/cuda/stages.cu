@@ -269,7 +269,8 @@ __device__ __noinline__ void refine_lists(const Stages& a, const Stage& codebook
 
 // Refines fallback rows (float32 cannot carry them, or their list overflowed) one by one: the whole block scores the
 // row against the whole codebook.
-__device__ __noinline__ void refine_others(const Stages& a, const Stage& codebook, const float* residual, Block& b) {
+__device__ __noinline__ void refine_fallback_rows(const Stages& a, const Stage& codebook, const float* residual,
+                                                  Block& b) {
   const int group = threadIdx.x / kLanes;
   for (int r = 0; r < kStageRows; ++r) {
     if (b.counts[r] <= kListed) continue;
@@ -369,7 +370,7 @@ __global__ void __launch_bounds__(kThreads, 2) stages_kernel(const __grid_consta
         begin_screen(a, codebook, residual, centre, b);
         if (codebook.good) screen_codebook(a, codebook, residual, centre, b);
         refine_lists(a, codebook, residual, b);
-        refine_others(a, codebook, residual, b);
+        refine_fallback_rows(a, codebook, residual, b);
       } else {
         if (threadIdx.x < kStageRows) b.codes[threadIdx.x] = -1;
         __syncthreads();
