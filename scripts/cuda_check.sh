@@ -8,10 +8,10 @@ cmake=${1:-cmake}
 ninja=${2:-ninja}
 python=${3:-python3} # through which CUTLASS's headers are found
 
-shopt -s nullglob
-sources=(csrc/cuda/*.cu)
+shopt -s nullglob globstar
+sources=(csrc/cuda/**/*.cu)
 if ((${#sources[@]} == 0)); then
-  echo "cuda-check: nothing to compile: this version has no csrc/cuda/*.cu"
+  echo "cuda-check: nothing to compile: this version has no .cu file under csrc/cuda"
   exit 0
 fi
 nvcc=${CUDACXX:-$(command -v nvcc || true)}

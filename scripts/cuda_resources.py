@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes docs/cuda_resources.md: registers, shared memory and spills of every kernel for every architecture.
 
-Compiles each csrc/cuda/*.cu once per architecture with `ptxas -v`; needs nvcc, no GPU. Shared memory is given
+Compiles each .cu file under csrc/cuda once per architecture with `ptxas -v`; needs nvcc, no GPU. Shared memory is given
 at launch, so a second table says what each launcher asks for.
 """
 
@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+CUDA = ROOT / "csrc" / "cuda"
 ARCHITECTURES = ("80", "86", "89", "90a", "100")
 HOT = {
     *("screen_kernel", "mma_kernel", "mma16_kernel<bf16>", "mma16_kernel<fp16>", "sm90_kernel"),
@@ -31,7 +32,7 @@ SHARED = """
 | screen_kernel | 256, at least 2 blocks an SM | 39,560 bytes: two steps, also dumps; 512 k more up to k 32 |
 | mma_kernel | 256 | 37,512 bytes, likewise |
 | mma16_kernel | 256, at least 2 blocks an SM | 70,792 bytes: two steps of 64 coordinates, likewise; 512 k more |
-| sm90_kernel (9.0a only, NEVER RUN) | 384, one block an SM | 195 to 221 KiB by width: queries, a ring of tiles |
+| sm90_kernel (9.0a only) | 384, one block an SM | 195 to 221 KiB by width: queries, a ring of tiles |
 | store_kernel | 256, at least 2 blocks an SM | 36,864 bytes |
 | compact_kernel | 128 | 16 bytes a candidate + 16: 1 to 16 KiB for k up to 32, 64 KiB for k 512 and up |
 | stages_kernel | 256, at least 2 blocks an SM where they fit | 40 KiB + 264 bytes a coordinate: 73 KiB for d 128 |
@@ -88,7 +89,7 @@ def compile_one(nvcc: str, source: Path, arch: str) -> list[tuple[str, str, str,
         elif match := SPILLS.search(line):
             stack, spill = int(match[1]), int(match[2]) + int(match[3])
         elif (match := re.search(r"Used (\d+) registers", line)) and name is not None:
-            rows.append((source.name, name, arch, int(match[1]), stack, spill))
+            rows.append((source.relative_to(CUDA).as_posix(), name, arch, int(match[1]), stack, spill))
     return rows
 
 
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--nvcc", default=os.environ.get("CUDACXX", "nvcc"))
     parser.add_argument("--check", action="store_true", help="fail if a hot kernel spills; write nothing")
     arguments = parser.parse_args()
-    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    sources = sorted(CUDA.rglob("*.cu"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [pool.submit(compile_one, arguments.nvcc, s, a) for s in sources for a in ARCHITECTURES]
         rows = [row for job in jobs for row in job.result()]

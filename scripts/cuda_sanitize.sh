@@ -7,7 +7,7 @@ tests=$1
 limit=${2:-60}
 log=${3:-/dev/null}
 # One test of each kind of kernel, chosen for few launches: a tool makes each many times slower.
-reduced="cuda_search_masks_and_large_k cuda_search_tensor_cores cuda_search_bad_pack cuda_residual_hostile cuda_search_sm90_hostile
+reduced="cuda_search_masks_and_large_k cuda_search_tensor_cores cuda_search_bad_pack cuda_residual_adversarial cuda_search_sm90_adversarial
   cuda_product cuda_project_close cuda_codebook cuda_gradients cuda_pass_back cuda_bad"
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 if [[ -z $sanitizer ]]; then

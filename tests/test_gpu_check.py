@@ -6,6 +6,7 @@ What the scripts say, whichever part of a machine is missing or failing. **Neith
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -181,3 +182,17 @@ def test_sanitize_alone(machine: Path, setting: str, status: int, said: str) -> 
     (machine / "bin" / "compute-sanitizer").unlink()
     done = subprocess.run(command, env=settings, capture_output=True, text=True)
     assert done.returncode == 0 and "no compute-sanitizer" in done.stdout
+
+
+def test_each_cuda_folder_says_once_what_has_run() -> None:
+    """The README of a folder is the one place that says so; sources do not repeat it, and docs/cuda.md agrees."""
+    cuda = ROOT / "csrc" / "cuda"
+    readmes = sorted(cuda.rglob("README.md"))
+    folders = {path.parent.name for path in cuda.rglob("*.cu")}
+    assert [path.parent.name for path in readmes] == sorted(folders) == ["cuda", "library", "tensor_cores"]
+    said = [line for path in readmes for line in path.read_text().splitlines() if line.startswith("**What has run:**")]
+    assert len(said) == len(readmes) and all("no kernel of this folder has run on a GPU" in line for line in said)
+    sources = [path for path in cuda.rglob("*") if path.suffix in (".cu", ".cuh", ".h")]
+    assert sources and not [p.name for p in sources if re.search(r"(?i)never (been )?run|has run\b", p.read_text())]
+    table = (ROOT / "docs" / "cuda.md").read_text().split("| on a GPU |\n|---|---|---|---|\n")[1].split("\n\n")[0]
+    assert table.count("| never |") == len(table.splitlines()) > 0

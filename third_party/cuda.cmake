@@ -3,12 +3,12 @@
 set(VECBANK_NVCC_FOUND OFF)
 set(VECBANK_LEAST_NVCC 12.8)  # the first that knows 10.0
 set(VECBANK_CUDA_LEFT_OUT "")
-file(GLOB VECBANK_CUDA_SOURCES CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/cuda/*.cu")
+file(GLOB_RECURSE VECBANK_CUDA_SOURCES CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/cuda/*.cu")
 file(GLOB VECBANK_CUDA_REGISTRATION CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/torch/*_cuda.cpp")
 if(NOT VECBANK_CUDA)
   message(STATUS "vecbank: CUDA left out (VECBANK_CUDA=OFF)")
 elseif(NOT VECBANK_CUDA_SOURCES)
-  message(STATUS "vecbank: CUDA left out (this version has no csrc/cuda/*.cu)")
+  message(STATUS "vecbank: CUDA left out (this version has no .cu file under csrc/cuda)")
 elseif(VECBANK_TORCH AND NOT VECBANK_CUDA_REGISTRATION)
   # Kernels that nothing registers would only cost the Python build minutes; cuda-check compiles them.
   message(STATUS "vecbank: CUDA left out (this version has no csrc/torch/*_cuda.cpp to register its kernels)")

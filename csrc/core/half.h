@@ -8,10 +8,10 @@
 
 namespace vecbank {
 
-struct Brain16 {
+struct BFloat16 {
   uint16_t bits;
 };
-struct Half16 {
+struct Float16 {
   uint16_t bits;
 };
 
@@ -26,8 +26,8 @@ VB_INLINE uint32_t to_bits(float x) {
   return bits;
 }
 
-VB_INLINE float widened_f32(Brain16 h) { return from_bits(static_cast<uint32_t>(h.bits) << 16); }
-VB_INLINE float widened_f32(Half16 h) {
+VB_INLINE float widened_f32(BFloat16 h) { return from_bits(static_cast<uint32_t>(h.bits) << 16); }
+VB_INLINE float widened_f32(Float16 h) {
   const uint32_t sign = static_cast<uint32_t>(h.bits & 0x8000u) << 16;
   const uint32_t rest = h.bits & 0x7fffu;
   if (rest >= 0x7c00u)
@@ -45,12 +45,12 @@ VB_INLINE double widened(S x) {
 }
 
 // Round to nearest, ties to even; NaN stays NaN.
-VB_INLINE Brain16 to_brain16(float x) {
+VB_INLINE BFloat16 to_bfloat16(float x) {
   const uint32_t b = to_bits(x);
   if ((b & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((b >> 16) | 0x40u)};
   return {static_cast<uint16_t>((b + 0x7fffu + ((b >> 16) & 1u)) >> 16)};
 }
-VB_INLINE Half16 to_half16(float x) {
+VB_INLINE Float16 to_float16(float x) {
   const uint32_t b = to_bits(x);
   const uint16_t sign = static_cast<uint16_t>((b >> 16) & 0x8000u);
   const uint32_t a = b & 0x7fffffffu;
@@ -77,8 +77,8 @@ template <class F>
 VB_INLINE decltype(auto) with_dtype(DType dtype, F&& f) {
   switch (dtype) {
     case DType::f64: return f(static_cast<const double*>(nullptr));
-    case DType::bf16: return f(static_cast<const Brain16*>(nullptr));
-    case DType::f16: return f(static_cast<const Half16*>(nullptr));
+    case DType::bf16: return f(static_cast<const BFloat16*>(nullptr));
+    case DType::f16: return f(static_cast<const Float16*>(nullptr));
     default: return f(static_cast<const float*>(nullptr));
   }
 }
@@ -86,7 +86,7 @@ VB_INLINE decltype(auto) with_dtype(DType dtype, F&& f) {
 // float64 -> any element type; 16-bit types round through float32 as torch does.
 VB_INLINE void narrow(double x, double* out) { *out = x; }
 VB_INLINE void narrow(double x, float* out) { *out = static_cast<float>(x); }
-VB_INLINE void narrow(double x, Brain16* out) { *out = to_brain16(static_cast<float>(x)); }
-VB_INLINE void narrow(double x, Half16* out) { *out = to_half16(static_cast<float>(x)); }
+VB_INLINE void narrow(double x, BFloat16* out) { *out = to_bfloat16(static_cast<float>(x)); }
+VB_INLINE void narrow(double x, Float16* out) { *out = to_float16(static_cast<float>(x)); }
 
 }  // namespace vecbank

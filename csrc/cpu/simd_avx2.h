@@ -74,10 +74,10 @@ struct Avx2F64 {
 
 // Eight float32 values from any element type; narrower ones widen exactly.
 VB_INLINE __m256 load8_f32(const float* p) { return _mm256_loadu_ps(p); }
-VB_INLINE __m256 load8_f32(const Half16* p) {
+VB_INLINE __m256 load8_f32(const Float16* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-VB_INLINE __m256 load8_f32(const Brain16* p) {
+VB_INLINE __m256 load8_f32(const BFloat16* p) {
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }

@@ -11,20 +11,20 @@ namespace vecbank::cuda {
 
 using Error = const char*;  // null: fine
 
-// Which screen; simt until another has proved itself on a GPU. mma: 16-bit inputs as they are, others split in two for
-// tf32. mma16: float32 and float64 inputs are rounded to bf16 for the screen. sm90: the same operands, Hopper's kernel
-// up to width 256 (NEVER RUN).
+// Which screen runs; simt is the default, and VECBANK_CUDA_PATH selects another. mma: 16-bit inputs as they are, others
+// split in two for tf32. mma16: float32 and float64 inputs are rounded to bf16 for the screen. sm90: the operands are
+// the same, and Hopper's kernel screens them up to width 256.
 enum class Path : int32_t { simt = 0, mma = 1, mma16 = 2, sm90 = 3 };
 
-// What a kernel leaves behind for the host to read when it likes. One per device.
+// What the kernels count, for the host to read at any time. There is one State for each device.
 struct State {
   unsigned long long queries, refined, repeated;  // as in core/problem.h
-  unsigned int bad_codes;                         // sticky: some code was out of range, or a pack was not one
+  unsigned int bad_codes;                         // sticky: a code was out of range, or a pack was not valid
 };
 
 struct Device {
   void* stream = nullptr;  // cudaStream_t
-  int processors = 1;      // multiprocessors, for filling the machine
+  int processors = 1;      // multiprocessors: the plans count blocks by them
   int capability = 80;     // 10 * major + minor
   Path path = Path::simt;
   State* state = nullptr;  // device memory, see use_device()
@@ -34,13 +34,13 @@ struct Device {
 
 constexpr int64_t kMostWorkspace = int64_t{64} << 20;
 
-// Makes a device current and finds its facts and State; stream and workspace are left to the caller.
+// Makes a device current and finds its properties and State; the caller sets stream and workspace.
 Error use_device(int number, Device* device);
-// These two make it current too, and wait for it.
+// These two make the device current too, and wait until it is idle.
 Error read_state(int number, int64_t (&counters)[4]);  // queries, refined, repeated, bad_codes
 Error clear_state(int number, bool counters, bool flag);
 
-// Workspace an operation wants, in bytes.
+// The workspace that an operation needs, in bytes.
 int64_t search_workspace(const SearchProblem& problem, const Device& device);
 int64_t project_workspace(const ProjectProblem& problem, const Device& device);
 int64_t pack_workspace();
@@ -59,8 +59,8 @@ Error widen(const Rows& one, double* to, const Device& device);  // one row to f
 Error search(const SearchProblem& problem, const Device& device);
 Error search_fault(const Device& device);  // why device.path cannot search there or in this build; null: it can
 Error project(const ProjectProblem& problem, const Device& device);
-// The same through a product of somebody else's, which the caller provides: out[i * stride + j] = queries[i] . bank[j]
-// in `dtype`, in the stream's order. For what heuristics.h says a library can do.
+// The same through a library's product, which the caller provides: out[i * stride + j] = queries[i] . bank[j] in
+// `dtype`, in the stream's order. library_can() (library/rules.h) says which problems it serves.
 struct Multiply {
   void* context;
   Error (*run)(void* context, const Rows& queries, const Rows& bank, void* out, DType dtype, int64_t stride);
@@ -73,8 +73,8 @@ Error segment_sum(const SegmentSumProblem& problem, const Device& device);
 Error pair_gradients(const PairProblem& problem, const Device& device);
 // As the CPU's, but the scale is one number in device memory; the problem's own is not read.
 Error pass_back(const PassBackProblem& problem, const void* scale, DType scale_dtype, const Device& device);
-// As the CPU's, but the losses (mean squares, in the books' dtype) go to device memory, one a stage, and the problem's
-// own sums stay unset. Books that have rows come with their packs, which are checked as search()'s is.
+// As the CPU's, but the losses (mean squares, in the codebooks' dtype) go to device memory, one a stage, and the
+// problem's own sums stay unset. Codebooks that have rows come with their packs, which are checked as search()'s is.
 Error residual_quantize(const ResidualProblem& problem, void* losses, const Device& device);
 Error product_quantize(const ProductProblem& problem, const Device& device);
 // As the CPU's, but the mean goes to device memory, in `dtype` (f32 or f64), and the problem's own sums stay unset.

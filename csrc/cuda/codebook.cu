@@ -1,7 +1,8 @@
 // Gathers, deterministic scatter-adds, and the gradients of selected pairs. Scatter-adds sort the codes and walk each
-// segment in ascending order of position: float64 sums, rounded once, no float atomics, the same bits every time. A
-// code out of range is never read: its row becomes NaN (or is left out of sums) and a sticky flag tells the host.
-// NEVER RUN on a GPU: docs/cuda.md.
+// segment in ascending order of position. Sums are float64 and rounded once; without float atomics the bits are the
+// same every time. A code out of range reads nothing: its row becomes NaN (or does not enter the sums), and a sticky
+// flag tells the host.
+#include "arena.h"
 #include "rows.cuh"
 #include "sort.h"
 
@@ -10,15 +11,14 @@ namespace {
 
 constexpr int kRowThreads = 128;
 
-// ---- lookup
-// ----------------------------------------------------------------------------------------------------------
+// ---- lookup --------------------------------------------------------------------------------------------------------
 
 struct LookupArgs {
   LookupProblem p;
   State* state;
 };
 
-// A block walks output rows; its threads, a row's coordinates.
+// A block walks output rows, and its threads walk a row's coordinates.
 __global__ void __launch_bounds__(kRowThreads) lookup_kernel(const LookupArgs a) {
   const LookupProblem& p = a.p;
   const int64_t d = p.bank.width;
@@ -54,7 +54,7 @@ struct LookupDotArgs {
   State* state;
 };
 
-// Eight lanes per code.
+// Eight lanes share a code.
 __global__ void __launch_bounds__(kRowThreads) lookup_dot_kernel(const LookupDotArgs a) {
   const LookupDotProblem& p = a.p;
   const int64_t pairs = p.x.count * p.k, groups = int64_t{gridDim.x} * (kRowThreads / kLanes);
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kRowThreads) lookup_dot_kernel(const LookupDot
     const int64_t code = i < pairs ? p.codes[i] : -1;
     const bool bad = code < -1 || code >= p.bank.count, there = !bad && code >= 0;
     double sum = 0.0;
-    if (there)  // x and bank may differ in dtype in any way here
+    if (there)  // x and bank may have any two dtypes here
       for (int64_t k = threadIdx.x % kLanes; k < p.x.width; k += kLanes)
         sum = add_rn(sum, mul_rn(at(p.x, i / p.k, k), at(p.bank, code, k)));
     sum = sum_of_8(sum);
@@ -73,8 +73,7 @@ __global__ void __launch_bounds__(kRowThreads) lookup_dot_kernel(const LookupDot
   }
 }
 
-// ---- Sorted segments
-// -------------------------------------------------------------------------------------------------
+// ---- Sorted segments -----------------------------------------------------------------------------------------------
 
 struct Segments {  // 16 bytes a code
   Sorted pairs;    // of (code, position)
@@ -97,7 +96,7 @@ struct KeysArgs {
   uint32_t *keys, *positions;
   State* state;
 };
-// Codes that are left out get the key after the last.
+// A code that enters no sum gets the key after the last segment.
 __global__ void __launch_bounds__(kThreads) keys_kernel(const KeysArgs a) {
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < a.count; i += int64_t{gridDim.x} * kThreads) {
     const int64_t code = a.codes[i];
@@ -115,7 +114,7 @@ Error sort_codes(const int64_t* codes, int64_t count, int64_t segments, Segments
   return sort_pairs(s->scratch, s->scratch_bytes, &s->pairs, count, segments, device);
 }
 
-// First position whose key is at least `key`.
+// The first position whose key is at least `key`.
 VB_INLINE int64_t lower_position(const uint32_t* keys, int64_t count, uint32_t key) {
   int64_t low = 0, high = count;
   while (low < high) {
@@ -133,7 +132,7 @@ struct SumArgs {
   const uint32_t *keys, *positions;  // sorted
 };
 
-// A block walks segments; its threads, their coordinates.
+// A block walks segments, and its threads walk the coordinates.
 __global__ void __launch_bounds__(kRowThreads) segment_sum_kernel(const SumArgs a) {
   const SegmentSumProblem& p = a.p;
   const int64_t d = p.source.width;
@@ -153,11 +152,10 @@ __global__ void __launch_bounds__(kRowThreads) segment_sum_kernel(const SumArgs 
   }
 }
 
-// ---- Gradients of selected pairs
-// ---------------------------------------------------------------------------------------
+// ---- Gradients of selected pairs -----------------------------------------------------------------------------------
 
-// d value / d x = along * b - own_query * x (similarities), or along * (x - b) (distances); the bank's side alike. The
-// query's own part is summed at once, so only `along` and the bank's own part are kept: 16 bytes a pair.
+// d value / d x = along * b - own_query * x (similarities), or along * (x - b) (distances); the bank's gradient has the
+// same form. The query's own part is summed at once, so a pair stores only `along` and the bank's own part: 16 bytes.
 struct PairArgs {
   PairProblem p;
   double *along, *own_bank;          // [pairs]
@@ -179,7 +177,7 @@ VB_INLINE Factors pair_factors(Metric metric, double grad, double raw, double qu
           nb < kNormFloor ? 0.0 : grad * score / (nb * nb)};
 }
 
-// A block walks queries: the factors of its pairs, eight lanes each, then the query's gradient.
+// A block walks queries: it finds the factors of the pairs, eight lanes a pair, then the query's gradient.
 __global__ void __launch_bounds__(kRowThreads) pair_queries_kernel(const PairArgs a) {
   const PairProblem& p = a.p;
   constexpr int groups = kRowThreads / kLanes;
@@ -224,7 +222,7 @@ __global__ void __launch_bounds__(kRowThreads) pair_queries_kernel(const PairArg
   }
 }
 
-// A block walks bank rows: the pairs that chose this row, in ascending order.
+// A block walks bank rows, and adds up the pairs that chose a row in ascending order.
 __global__ void __launch_bounds__(kRowThreads) pair_bank_kernel(const PairArgs a) {
   const PairProblem& p = a.p;
   const int64_t d = p.queries.width, pairs = p.queries.count * p.k;
@@ -247,8 +245,7 @@ __global__ void __launch_bounds__(kRowThreads) pair_bank_kernel(const PairArgs a
   }
 }
 
-// ---- The loss of a quantisation
-// --------------------------------------------------------------------------------------
+// ---- The loss of a quantisation ------------------------------------------------------------------------------------
 
 struct LossArgs {
   QuantizeLossProblem p;
@@ -256,7 +253,7 @@ struct LossArgs {
   int64_t* valid;   // [blocks]
   int64_t blocks;
 };
-constexpr int kLossRows = 256;  // of a block; fixed, like everything about the order of these sums
+constexpr int kLossRows = 256;  // of a block; fixed, because the order of the sums is
 
 __global__ void __launch_bounds__(kThreads) loss_kernel(const LossArgs a) {
   const QuantizeLossProblem& p = a.p;
@@ -293,7 +290,7 @@ __global__ void __launch_bounds__(kThreads) loss_kernel(const LossArgs a) {
 
 constexpr int64_t kSumsBytes = kThreads * static_cast<int64_t>(sizeof(double) + sizeof(int64_t));
 
-// A block per mean.
+// Each block has a mean.
 __global__ void __launch_bounds__(kThreads) mean_kernel(const Means a) {
   double* squares = reinterpret_cast<double*>(shared_memory());
   int64_t* valid = reinterpret_cast<int64_t*>(squares + kThreads);

@@ -1,8 +1,11 @@
-// The launchers that drivers (search.cu, project.cu) string together. Each starts one or a few kernels.
+// The launchers that the drivers (search.cu, project.cu, residual.cu) call in turn. Each starts one or a few kernels.
 #pragma once
 
+#include "candidates.h"
 #include "launch.h"
-#include "plan.h"
+#include "order.h"
+#include "schedule.h"
+#include "tensor_cores/operands.h"
 
 namespace vecbank::cuda {
 
@@ -15,12 +18,12 @@ Error choose_frame(const Rows& bank, const PackHeader& host_header, PackHeader* 
 struct BankPanels {
   Rows bank;
   Metric metric;
-  PackHeader* header;  // frame in, count of special columns out
+  PackHeader* header;  // the frame is read, the count of fallback columns is written
   const double* centre;
-  double* norms = nullptr;       // [bank rows] for cosine; null: not wanted
+  double* norms = nullptr;       // [bank rows] for cosine; null: not stored
   const double* bias = nullptr;  // [bank rows]; null: none
   void* panels;                  // of T, [count][width + 3][16]
-  Schedule schedule;             // which panel lies in which slot
+  Schedule schedule;             // which panel each slot holds
   int64_t first_slot = 0, count = 0;
 };
 template <class T>
@@ -30,25 +33,25 @@ struct QueryPanels {
   Rows queries;
   Metric metric;
   double factor = 1.0;  // of the float32 screen's error bound
-  bool tensor = false;  // inputs below 2^-126 may be lost
+  bool tensor = false;  // inputs below 2^-126 may count as zero
   PackHeader* header;   // the bank's frame
   const double* centre;
   PackHeader expected;  // what a caller's pack must say about itself
   State* state;
   void* panels;  // of T, [ceil(rows / 16)][width + 1][16]; the last line multiplies the bank's bound line
-  // A screen wants these:
+  // Only a screen needs these:
   float* norms = nullptr;
   double* slacks = nullptr;
   float* thresholds = nullptr;
   int32_t* counts = nullptr;
-  // A dense product wants these: value = score * scale + term; odd rows are scored in float64 one by one.
+  // Only a dense product needs these: value = score * scale + term; fallback (odd) rows are scored in float64.
   void *scale = nullptr, *term = nullptr;  // of T
   unsigned char* odd = nullptr;
 };
 template <class T>
 Error pack_queries(const QueryPanels& args, const Device& device);
 
-// ---- operands.cu ---------------------------------------------------------------------------------------------------
+// ---- tensor_cores/operands.cu --------------------------------------------------------------------------------------
 
 struct QueryOperands {  // layout: operands.h
   QueryPanels common;   // without panels, factor and dense outputs
@@ -60,15 +63,14 @@ struct BankOperands {
   BankPanels common;  // without panels and norms; `count` panels of 16 rows, padded to whole tiles
   DType queries;      // of the queries to come
   Operand to;
-  OperandColumns columns;
+  ColumnTerms terms;
 };
 Error pack_bank_operands(const BankOperands& args, const Device& device);
 
-// ---- screen.cu, screen_mma.cu, screen_mma16.cu, screen_sm90.cu
-// --------------------------------------------------------------------------------------
+// ---- screen.cu, tensor_cores/mma.cu, mma16.cu, sm90.cu -------------------------------------------------------------
 
-// A chunk's part of a mask. A mask of several strides comes with the beginnings of its rows: the divisions that find
-// one would make the screens spill.
+// A chunk's part of a mask. A mask of several strides comes with the offset of each of its rows: a screen that computed
+// the offsets itself would spill registers in their divisions.
 struct MaskRows {
   const bool* data;       // null: all rows may be returned
   const int64_t* starts;  // one per query, in elements; null: row_stride apart
@@ -82,8 +84,8 @@ struct Screen {
   const float* queries;  // panels
   int64_t rows, width;
   const float* panels;                  // of the bank
-  Operand query_operand, bank_operand;  // instead of panels: for screen_mma16 and screen_sm90
-  OperandColumns beside;
+  Operand query_operand, bank_operand;  // replace panels for screen_mma16 and screen_sm90
+  ColumnTerms terms;
   int64_t first_slot;  // slot of the first panel; -1: the panels lie in their natural order
   Schedule schedule;
   int64_t begin, end;  // slots to screen
@@ -94,20 +96,20 @@ struct Screen {
   const float* norms;
   const double* slacks;
   double start_per_r2;
-  double factor;   // of the float32 screen's error bound; already in norms
-  int32_t listed;  // k, if thresholds rise while the screen runs: each block lists its rows' k best; 0: they do not
+  double factor;   // times the float32 screen's error bound; norms include it
+  int32_t listed;  // k where thresholds rise while the screen runs: a block lists its rows' k best; 0: no lists
   float* thresholds;
   int32_t* counts;
   Candidate* candidates;
   int32_t capacity;
-  int64_t blocks;           // at most so many share the columns of a row tile
-  int64_t tiles_per_block;  // for the launcher
+  int64_t blocks;           // at most this many blocks share the columns of a row tile
+  int64_t tiles_per_block;  // set by the launcher
 };
 Error screen_simt(const Screen& args, const Device& device);
 Error screen_mma(const Screen& args, const Device& device);
 Error screen_mma16(const Screen& args, const Device& device);
 Error screen_sm90(const Screen& args, const Device& device);  // width up to kWidestSm90; `listed` 0 or 1
-Error sm90_fault(const Device& device);                       // null where it can run; else why not
+Error sm90_fault(const Device& device);                       // null where it can run, otherwise the reason
 
 struct Compact {
   int64_t rows, k;
@@ -140,7 +142,7 @@ struct Refine {
   const int32_t* counts;
   const Candidate* candidates;
   int32_t capacity;
-  int32_t *left_count, *left;  // rows that must be refined against everything
+  int32_t *left_count, *left;  // the fallback rows, which are refined against everything
 };
 Error refine(const Refine& args, const Device& device);
 
@@ -157,10 +159,10 @@ Error refine_all(const RefineAll& args, const Device& device);
 // ---- codebook.cu ---------------------------------------------------------------------------------------------------
 
 struct Means {
-  const double* squares;  // [count][parts]: sums over rows of `width` numbers,
-  const int64_t* valid;   // [count][parts]: of which there were so many
+  const double* squares;  // [count][parts]: sums of squares over rows of `width` numbers
+  const int64_t* valid;   // [count][parts]: the number of these rows
   int64_t count, parts, width;
-  void* out;  // [count]; 0 where there was no row
+  void* out;  // [count]; 0 where no row counts
   DType dtype;
 };
 Error means(const Means& args, const Device& device);

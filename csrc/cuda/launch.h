@@ -1,4 +1,4 @@
-// How a kernel is started, and the few words that CUDA C++ spells differently from a test's block emulator
+// How a kernel is started, and the few functions that differ between CUDA C++ and the tests' block emulator
 // (tests/cpp/cuda_emulator.h compiles these same files for the host and runs every block there).
 #pragma once
 
@@ -9,8 +9,8 @@
 
 namespace vecbank::cuda {
 
-// Lets a kernel have all the shared memory that a block can have. The exact need of a launch would be a race: another
-// thread's smaller launch could lower it before this one starts.
+// Allows a kernel all the shared memory that a block can have. Setting the exact size of a launch would be a race:
+// another thread's smaller launch could lower the size before this launch starts.
 template <class Args>
 cudaError_t raise_shared(void (*kernel)(Args)) {
   int number = 0, most = 0;
@@ -28,7 +28,7 @@ Error launch(void (*kernel)(Args), dim3 grid, int threads, int64_t shared_bytes,
   if (shared_bytes > (48 << 10)) {
     const cudaError_t raised = raise_shared(kernel);
     if (raised != cudaSuccess) {
-      (void)cudaGetLastError();  // told here, and not again by the next launch
+      (void)cudaGetLastError();  // clears the error, which the next launch would report again
       return cudaGetErrorString(raised);
     }
   }

@@ -1,9 +1,9 @@
-// The portable mainloop: a tile of query rows x bank columns on ordinary multiply-adds, float32 (128 x 128) or float64
-// (64 x 64), double-buffered through shared memory. Both sides come as panels, so every load is a run of 16 elements.
+// The portable mainloop: a tile of query rows x bank columns by ordinary multiply-adds, in float32 (128 x 128) or
+// float64 (64 x 64), with two buffers in shared memory. Both sides are panels, so every load is a run of 16 elements.
 #pragma once
 
+#include "async_copy.h"
 #include "kernels.h"
-#include "ptx.h"
 
 namespace vecbank::cuda {
 
@@ -31,14 +31,14 @@ struct Simt {
   }
 };
 
-// One side of a tile: where this thread's own loads begin; null where there is nothing. (An array of all the tile's
-// panels, indexed at run time, would live in local memory.)
+// One side of a tile: where this thread's own loads begin; null where no panel is. (An array of all panels of the tile,
+// indexed at run time, would be in local memory.)
 template <class T>
 struct Side {
   const T* mine[Simt<T>::kVectors];
 };
 
-// `panel(p)`: where line 0 of the tile's panel p is, or null past the end.
+// `panel(p)`: the address of line 0 of the tile's panel p, or null past the end.
 template <class T, class F>
 __device__ __forceinline__ Side<T> make_side(F&& panel) {
   using S = Simt<T>;
@@ -46,31 +46,32 @@ __device__ __forceinline__ Side<T> make_side(F&& panel) {
   Side<T> side;
 #pragma unroll
   for (int u = 0; u < S::kVectors; ++u) {
-    const int at = u * kThreads + threadIdx.x, rest = at % per_panel;
+    const int at = u * kThreads + threadIdx.x, within = at % per_panel;
     const T* p = panel(at / per_panel);
-    side.mine[u] = p == nullptr ? nullptr : p + rest / per_line * kPanel + rest % per_line * S::kVector;
+    side.mine[u] = p == nullptr ? nullptr : p + within / per_line * kPanel + within % per_line * S::kVector;
   }
   return side;
 }
 
-// Starts copying the next kDepth lines of each panel into `buffer`, of which `left` exist; zeros beyond. `some`: any
-// readable address.
+// Starts copying the next kDepth lines of each panel into `buffer`; lines beyond the `remaining` ones become zeros.
+// `some`: any readable address.
 template <class T, int Line = Simt<T>::kLine>
-__device__ __forceinline__ void fetch(Side<T>& side, int left, const T* some, T* buffer) {
+__device__ __forceinline__ void fetch(Side<T>& side, int remaining, const T* some, T* buffer) {
   using S = Simt<T>;
   constexpr int per_line = kPanel / S::kVector, per_panel = per_line * S::kDepth;
 #pragma unroll
   for (int u = 0; u < S::kVectors; ++u) {
-    const int at = u * kThreads + threadIdx.x, panel = at / per_panel, rest = at % per_panel, line = rest / per_line;
-    const bool valid = side.mine[u] != nullptr && line < left;
-    copy_async(buffer + line * Line + panel * kPanel + rest % per_line * S::kVector, valid ? side.mine[u] : some,
+    const int at = u * kThreads + threadIdx.x, panel = at / per_panel, within = at % per_panel,
+              line = within / per_line;
+    const bool valid = side.mine[u] != nullptr && line < remaining;
+    copy_async(buffer + line * Line + panel * kPanel + within % per_line * S::kVector, valid ? side.mine[u] : some,
                valid);
     side.mine[u] += valid ? S::kDepth * kPanel : 0;
   }
 }
 
-// acc[i][j] += sum over `lines` lines of x[row i] * b[column j]. All threads of the block take part; shared memory is
-// free again on return.
+// acc[i][j] += sum over `lines` lines of x[row i] * b[column j]. All threads of the block take part; on return shared
+// memory may be overwritten.
 template <class T>
 __device__ __forceinline__ void multiply(Side<T> x, Side<T> b, int lines, const T* some, T* shared,
                                          T (&acc)[Simt<T>::kSide][Simt<T>::kSide]) {

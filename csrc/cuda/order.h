@@ -28,8 +28,8 @@ template <class F>
 VB_INLINE double with_pair(DType x, DType b, F&& f) {
   if (x == b) return with_dtype(x, [&](auto t) { return f(t, t); });
   const float* wide = nullptr;
-  return x == DType::bf16 ? f(static_cast<const Brain16*>(nullptr), wide)
-                          : f(static_cast<const Half16*>(nullptr), wide);
+  return x == DType::bf16 ? f(static_cast<const BFloat16*>(nullptr), wide)
+                          : f(static_cast<const Float16*>(nullptr), wide);
 }
 
 VB_INLINE double pair_lane(const Rows& x, int64_t i, const Rows& b, int64_t j, int lane, Term term) {

@@ -1,5 +1,4 @@
 // Preparing a bank and its queries on the device: the layout and the map of core/pack.h and cpu/queries.h.
-// NEVER RUN on a GPU: docs/cuda.md.
 #include "panels.cuh"
 
 namespace vecbank::cuda {
@@ -8,7 +7,7 @@ namespace {
 
 constexpr int kSample = 255;
 
-// ---- The frame ------------------------------------------------------------------------------------------------------
+// ---- The frame -----------------------------------------------------------------------------------------------------
 
 struct FrameArgs {
   Rows bank;
@@ -86,7 +85,7 @@ __device__ double middle_norm(const double* squares, const FrameArgs& a, double*
   return middle;
 }
 
-// One block: is the centre worth it, and which power of two brings the typical norm to about 1?
+// One block decides whether to centre, and finds the power of two that brings the typical norm to about 1.
 __global__ void __launch_bounds__(kThreads) frame_finish(const FrameArgs a) {
   double* plain = reinterpret_cast<double*>(shared_memory());
   double *shifted = plain + kThreads, *norms = shifted + kThreads;  // kThreads + 1
@@ -125,7 +124,7 @@ __global__ void __launch_bounds__(kThreads) frame_finish(const FrameArgs a) {
     for (int64_t k = threadIdx.x; k < a.bank.width; k += kThreads) a.centre[k] = 0.0;
 }
 
-// ---- Bank panels ----------------------------------------------------------------------------------------------------
+// ---- Bank panels ---------------------------------------------------------------------------------------------------
 
 template <class T>
 struct PanelShared {
@@ -188,7 +187,7 @@ __global__ void __launch_bounds__(kPanelThreads) write_bank_panels(const BankPan
   }
 }
 
-// ---- Query panels ---------------------------------------------------------------------------------------------------
+// ---- Query panels --------------------------------------------------------------------------------------------------
 
 template <class T>
 __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryPanels a) {
@@ -276,7 +275,7 @@ Error widen(const Rows& one, double* to, const Device& device) {
   return launch(widen_kernel, grid_for(ceil_div(one.width, kThreads)), kThreads, 0, device, WidenArgs{one, to});
 }
 
-// ---- The op ---------------------------------------------------------------------------------------------------------
+// ---- The op --------------------------------------------------------------------------------------------------------
 
 int64_t pack_workspace() { return round_up_to(kThreads * static_cast<int64_t>(sizeof(double)), 256); }
 

@@ -4,6 +4,7 @@
 
 #include "../core/frame.h"
 #include "kernels.h"
+#include "tensor_cores/bounds.h"
 
 namespace vecbank::cuda {
 
@@ -40,7 +41,7 @@ __device__ __forceinline__ double norm_of(const Rows& rows, int64_t i, bool vali
   return floored(sqrt(sum_of_8(valid ? self_lane(rows, i, static_cast<int>(threadIdx.x % kLanes)) : 0.0)));
 }
 
-// ---- What is known of a row before its coordinates are written, whatever they are written as ------------------------
+// ---- Rows before their coordinates are written ---------------------------------------------------------------------
 
 // The norms of a panel's rows, eight threads a row; the upper half of the block repeats the lower half's rows. A
 // barrier must follow.
@@ -59,7 +60,7 @@ __device__ __forceinline__ ColumnFacts facts_of_column(const BankPanels& a, int6
   return column_facts(a.metric, squares, whole, norm, a.bias != nullptr ? a.bias[column] : 0.0, post);
 }
 
-// A pack that the caller handed in is believed only if it says what it must; the flag is raised if not.
+// Whether the header of a caller's pack holds what this call expects; the sticky flag is raised if not.
 __device__ __forceinline__ bool trusted(const QueryPanels& a) {
   const bool good = is_pack_of(*a.header, a.expected);
   if (!good && blockIdx.x == 0 && threadIdx.x == 0) atomicAdd(&a.state->bad_codes, 1u);
@@ -84,7 +85,7 @@ __device__ __forceinline__ QueryFacts query_facts(const QueryPanels& a, int64_t 
   return f;
 }
 
-// What a screen keeps of a query beside its coordinates; one thread.
+// Writes what a screen keeps of a query besides its coordinates; one thread calls it.
 __device__ __forceinline__ void begin_query(const QueryPanels& a, int64_t q, const QueryFacts& f, bool usable,
                                             float norm) {
   a.norms[q] = norm;
@@ -95,7 +96,7 @@ __device__ __forceinline__ void begin_query(const QueryPanels& a, int64_t q, con
   }
   a.slacks[q] = slack;
   a.thresholds[q] = usable ? -HUGE_VALF : HUGE_VALF;
-  a.counts[q] = usable ? 0 : kGivenUp;
+  a.counts[q] = usable ? 0 : kFellBack;
 }
 
 // Writes `width` lines of 16 mapped rows; rows that are not `written` become zeros. Reads run along rows, writes along

@@ -1,13 +1,14 @@
-// project: the whole similarity matrix, written once. float64 in, float64 tiles; everything else, float32 tiles.
-// NEVER RUN on a GPU: docs/cuda.md.
+// project: the whole similarity matrix, written once. Tiles are float64 for a float64 bank, and float32 otherwise.
+#include "arena.h"
 #include "mainloop_simt.cuh"
+#include "plan.h"
 #include "project.cuh"
 
 namespace vecbank::cuda {
 namespace {
 
-constexpr int64_t kProjectPiece = int64_t{24} << 20;    // packed bank in flight
-constexpr int64_t kProjectQueries = int64_t{24} << 20;  // packed queries in flight
+constexpr int64_t kProjectPiece = int64_t{24} << 20;    // packed part of the bank
+constexpr int64_t kProjectQueries = int64_t{24} << 20;  // packed part of the queries
 
 template <class T>
 struct Store {
@@ -15,7 +16,7 @@ struct Store {
   const T* panels;   // of this piece of the bank, in natural order
   int64_t first_column, columns;
   const T *scale, *term;  // value = score * scale + term, then finish
-  const unsigned char* odd;
+  const unsigned char* fallback;
   const PackHeader* header;
   Finish finish;
   Metric metric;
@@ -69,20 +70,20 @@ __global__ void __launch_bounds__(kThreads, 2) store_kernel(const __grid_constan
   }
 }
 
-// Rows and columns that tiles cannot carry (not finite, or out of all proportion) are scored in float64, by eight lanes
-// each. blockIdx.x walks the rows.
+// Fallback rows and columns, which tiles cannot carry (not finite, or of extreme scale), are scored in float64 by eight
+// lanes each. blockIdx.x walks the rows.
 template <class T>
-__global__ void __launch_bounds__(kThreads) mend_kernel(const __grid_constant__ Store<T> a) {
-  const bool specials = a.header->special != 0;
+__global__ void __launch_bounds__(kThreads) rescore_kernel(const __grid_constant__ Store<T> a) {
+  const bool fallback_columns = a.header->special != 0;
   const int64_t d = a.query_rows.width;
   for (int64_t row = blockIdx.x; row < a.query_rows.count; row += gridDim.x) {
-    const bool odd = a.odd[row] != 0;
-    if (!odd && !specials) continue;
-    mend_row(
+    const bool fallback = a.fallback[row] != 0;
+    if (!fallback && !fallback_columns) continue;
+    rescore_row(
         a.query_rows, row, a.bank_rows, a.first_column, a.columns, a.metric,
-        [&](int64_t column) {  // a column that panels cannot carry starts a screen at +inf
+        [&](int64_t column) {  // the upper start of a fallback column is +inf
           const T* panel = a.panels + column / kPanel * (d + 3) * kPanel;
-          return odd || panel[(d + 2) * kPanel + column % kPanel] == static_cast<T>(HUGE_VAL);
+          return fallback || panel[(d + 2) * kPanel + column % kPanel] == static_cast<T>(HUGE_VAL);
         },
         [&](int64_t column, double v) { emit<T>(a, row, column, v); });
   }
@@ -106,7 +107,7 @@ struct ProjectWork {
   PackHeader* header;
   double *centre, *sample_scale;
   T *piece, *queries, *scale, *term;
-  unsigned char* odd;
+  unsigned char* fallback;
   int64_t bytes;
 };
 template <class T>
@@ -123,7 +124,7 @@ ProjectWork<T> cut_project(const ProjectProblem& p, const ProjectPlan& plan, boo
   w.queries = arena.take<T>(plan.rows * (d + 1));
   w.scale = arena.take<T>(plan.rows);
   w.term = arena.take<T>(plan.rows);
-  w.odd = arena.take<unsigned char>(plan.rows);
+  w.fallback = arena.take<unsigned char>(plan.rows);
   w.bytes = arena.used();
   return w;
 }
@@ -154,7 +155,7 @@ Error project_as(const ProjectProblem& p, const Device& device) {
     q.panels = w.queries;
     q.scale = w.scale;
     q.term = w.term;
-    q.odd = w.odd;
+    q.odd = w.fallback;
     VB_TRY(pack_queries<T>(q, device));
     for (int64_t at = 0; at < panels; at += piece) {
       const int64_t count = std::min(piece, panels - at);
@@ -177,7 +178,7 @@ Error project_as(const ProjectProblem& p, const Device& device) {
       s.columns = std::min(count * kPanel, p.bank.count - at * kPanel);
       s.scale = w.scale;
       s.term = w.term;
-      s.odd = w.odd;
+      s.fallback = w.fallback;
       s.header = header;
       s.metric = p.metric;
       s.finish = finish_of(p.metric);
@@ -190,13 +191,13 @@ Error project_as(const ProjectProblem& p, const Device& device) {
                       static_cast<unsigned>(ceil_div(q.queries.count, Simt<T>::kSize)));  // at most 1024
       VB_TRY(launch(store_kernel<T>, grid, kThreads, Simt<T>::kSharedBytes, device, s));
       const int64_t most = int64_t{8} * device.processors;
-      VB_TRY(launch(mend_kernel<T>, grid_for(std::min(q.queries.count, most)), kThreads, 0, device, s));
+      VB_TRY(launch(rescore_kernel<T>, grid_for(std::min(q.queries.count, most)), kThreads, 0, device, s));
     }
   }
   return nullptr;
 }
 
-// Eight lanes per pair, whatever the metric.
+// Eight lanes score a pair, whatever the metric.
 struct ExactArgs {
   ProjectProblem p;
   int64_t columns;

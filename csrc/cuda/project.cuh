@@ -1,4 +1,4 @@
-// What both paths of project share: the last step of a score, and rows and columns that have to be scored one by one.
+// What both paths of project share: the last step of a score, and the fallback rows and columns.
 #pragma once
 
 #include "rows.cuh"
@@ -11,11 +11,11 @@ VB_INLINE T last_step(T v, Finish finish) {
   return finish == Finish::rooted ? sqrt(v) : v;
 }
 
-// One row's scores in float64, for those of its `columns` columns that are wanted, by eight lanes each. Column 0 is
-// bank row `first_column`. The whole block takes part.
+// Scores one row in float64, eight lanes a score, for those of its `columns` columns that `wanted_at` names. Column 0
+// is bank row `first_column`. All threads of the block take part.
 template <class Wanted, class Write>
-__device__ __forceinline__ void mend_row(const Rows& queries, int64_t row, const Rows& bank, int64_t first_column,
-                                         int64_t columns, Metric metric, Wanted&& wanted_at, Write&& write) {
+__device__ __forceinline__ void rescore_row(const Rows& queries, int64_t row, const Rows& bank, int64_t first_column,
+                                            int64_t columns, Metric metric, Wanted&& wanted_at, Write&& write) {
   constexpr int groups = kThreads / kLanes;
   const MetricRecord m = record(metric);
   const int lane = threadIdx.x % kLanes;

@@ -1,6 +1,5 @@
-// The last word on every answer: float64 scores in the contract's order, sorted by (score, lower index).
+// The refinement of every answer: float64 scores in the contract's order, sorted by (score, lower index).
 // refine: a row's candidates. refine_all: a row against every bank row, with a list that cannot overflow.
-// NEVER RUN on a GPU: docs/cuda.md.
 #include "rows.cuh"
 
 namespace vecbank::cuda {
@@ -44,7 +43,7 @@ __device__ void sort_scored(Scored* list, int size) {
     }
 }
 
-// ---- Results --------------------------------------------------------------------------------------------------------
+// ---- Results -------------------------------------------------------------------------------------------------------
 
 template <class T>
 __device__ __forceinline__ void copy_row(const Rows& bank, int64_t j, void* out, int64_t row) {
@@ -87,7 +86,7 @@ __device__ void write_ranks(const Result& r, int64_t q, const Scored* list, int6
   }
 }
 
-// ---- A row's candidates ---------------------------------------------------------------------------------------------
+// ---- A row's candidates --------------------------------------------------------------------------------------------
 
 // A block per row. Shared memory: `capacity` entries, two counters.
 __global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Refine a) {
@@ -115,7 +114,7 @@ __global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Refine a) 
       }
     __syncthreads();
     const int n = kept[0];
-    if (n == 1 && r.values == nullptr && kept[2] == 0) {  // nobody asked for the score
+    if (n == 1 && r.values == nullptr && kept[2] == 0) {  // the answer needs no score
       if (threadIdx.x == 0) count_work(r.state, 1, 0, 0);
       write_ranks(r, q, list, 1, 0, r.k);
       __syncthreads();
@@ -149,7 +148,7 @@ __global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Refine a) 
   }
 }
 
-// ---- Everything -----------------------------------------------------------------------------------------------------
+// ---- Everything ----------------------------------------------------------------------------------------------------
 
 // The best `take` of a stream of entries, in shared memory. Pushes come from any thread between two calls of settle().
 struct BlockList {
@@ -170,7 +169,7 @@ struct BlockList {
   __device__ void settle(int room) {
     __syncthreads();
     const int n = *count;
-    __syncthreads();  // nobody pushes before everybody has read the count
+    __syncthreads();  // no thread pushes before all have read the count
     if (n + room > size) finish(n);
   }
   // Sorts and cuts; returns how many there are.

@@ -1,17 +1,19 @@
-// residual_quantize, product_quantize: all stages in one kernel (stages.cu), or a search a stage where that kernel does
-// not go: float64 books, rows too wide for the chip, few rows against long books. Only launches: nothing waits.
-// NEVER RUN on a GPU: docs/cuda.md.
+// residual_quantize, product_quantize: all stages run in one kernel (stages.cu) where plan_stages() allows it.
+// Otherwise each stage is a search: for float64 codebooks, rows too wide for the chip, and few rows against long
+// codebooks. The driver only launches and never waits for the device.
+#include "arena.h"
+#include "plan.h"
 #include "rows.cuh"
 #include "stages.h"
 
 namespace vecbank::cuda {
 namespace {
 
-struct StageWork {  // one workspace, cut up; on a null base it only counts
-  Stage* books;
+struct StageWork {  // the parts of one workspace; with a null base only their bytes count
+  Stage* codebooks;
   double* squares;  // [stages][blocks]
   int64_t* valid;
-  void *rest, *row;  // stage by stage, of a chunk
+  void *residual, *row;  // of a chunk, where each stage is a search
   int64_t* found;
   int64_t bytes;
 };
@@ -19,7 +21,7 @@ struct StageWork {  // one workspace, cut up; on a null base it only counts
 StageWork cut(const StagesPlan& plan, int64_t rows, int64_t stages, int64_t row_bytes, bool cascade, void* base) {
   Arena arena(base);
   StageWork w{};
-  if (plan.on_chip) w.books = arena.take<Stage>(stages);
+  if (plan.on_chip) w.codebooks = arena.take<Stage>(stages);
   if (cascade) {
     w.squares = arena.take<double>(stages * plan.blocks);
     w.valid = arena.take<int64_t>(stages * plan.blocks);
@@ -28,7 +30,7 @@ StageWork cut(const StagesPlan& plan, int64_t rows, int64_t stages, int64_t row_
     const int64_t chunk = std::min(plan.rows, rows);
     w.found = arena.take<int64_t>(chunk);
     if (cascade) {
-      w.rest = arena.take<char>(chunk * row_bytes);
+      w.residual = arena.take<char>(chunk * row_bytes);
       w.row = arena.take<char>(chunk * row_bytes);
     }
   }
@@ -36,38 +38,37 @@ StageWork cut(const StagesPlan& plan, int64_t rows, int64_t stages, int64_t row_
   return w;
 }
 
-// What is left of the workspace, for the searches.
-Device rest_of(const Device& device, int64_t used) {
+// The device with the part of the workspace after `used` bytes, for the searches.
+Device remaining_workspace(const Device& device, int64_t used) {
   Device d = device;
   d.workspace = static_cast<char*>(device.workspace) + used;
   d.workspace_bytes = device.workspace_bytes - used;
   return d;
 }
 
-// ---- A stage at a time
-// -------------------------------------------------------------------------------------------------
+// ---- A stage at a time ---------------------------------------------------------------------------------------------
 
 struct Step {
-  Rows x;  // of the chunk; the first stage's
-  void* rest;
-  const void* row;       // what the search found; of the books' dtype, like rest and total
+  Rows x;  // the chunk's inputs, which are the residuals of the first stage
+  void* residual;
+  const void* row;       // the bank rows that the search found; in the codebooks' dtype, like residual and total
   const int64_t* found;  // [rows]
   int64_t rows, width, stage, stages;
   int64_t* codes;  // [rows][stages]
   void* total;
   double* squares;  // [blocks] of this stage
   int64_t* valid;
-  bool fresh;  // the first chunk
+  bool fresh;  // in the first chunk, whose sums replace what the memory holds
 };
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) widen_rows_kernel(const Step a) {
   for (int64_t r = blockIdx.x; r < a.rows; r += gridDim.x)
     for (int64_t k = threadIdx.x; k < a.width; k += kThreads)
-      static_cast<T*>(a.rest)[r * a.width + k] = static_cast<T>(at(a.x, r, k));
+      static_cast<T*>(a.residual)[r * a.width + k] = static_cast<T>(at(a.x, r, k));
 }
 
-// Takes a stage's rows from what is left over: eight lanes a row, 64 rows at a time.
+// Subtracts a stage's rows from the residuals: eight lanes a row, 64 rows at a time.
 template <class T>
 __global__ void __launch_bounds__(kThreads) step_kernel(const Step a) {
   double* squares = reinterpret_cast<double*>(shared_memory());
@@ -83,12 +84,12 @@ __global__ void __launch_bounds__(kThreads) step_kernel(const Step a) {
       const int64_t code = a.found[r];
       if (lane == 0) a.codes[r * a.stages + a.stage] = code;
       const T* row = static_cast<const T*>(a.row) + r * a.width;
-      T *rest = static_cast<T*>(a.rest) + r * a.width, *total = static_cast<T*>(a.total) + r * a.width;
+      T *residual = static_cast<T*>(a.residual) + r * a.width, *total = static_cast<T*>(a.total) + r * a.width;
       for (int64_t k = lane; k < a.width; k += kLanes) {
-        const T left = rest[k] - row[k];
-        rest[k] = left;
+        const T value = residual[k] - row[k];
+        residual[k] = value;
         total[k] = a.stage == 0 ? row[k] : total[k] + row[k];
-        if (code >= 0) sum = add_rn(sum, mul_rn(left, left));
+        if (code >= 0) sum = add_rn(sum, mul_rn(value, value));
       }
       rows += lane == 0 && code >= 0;
     }
@@ -114,23 +115,23 @@ __global__ void __launch_bounds__(kThreads) spread_codes_kernel(const Spread a) 
     a.codes[r * a.parts + a.part] = a.found[r];
 }
 
-SearchProblem search_of(const Rows& queries, const PackedBook& book, Metric metric, int64_t* found) {
+SearchProblem search_of(const Rows& queries, const PackedBook& codebook, Metric metric, int64_t* found) {
   SearchProblem p;
   p.queries = queries;
-  p.bank = book.bank;
-  p.pack = book.pack;
+  p.bank = codebook.bank;
+  p.pack = codebook.pack;
   p.metric = metric;
   p.indices = found;
   return p;
 }
 
-// The most that any stage's search of a chunk wants.
-int64_t searches_workspace(const Rows& x, const std::vector<PackedBook>& books, Metric metric, int64_t rows,
+// The largest workspace that a stage's search of a chunk needs.
+int64_t searches_workspace(const Rows& x, const std::vector<PackedBook>& codebooks, Metric metric, int64_t rows,
                            const Device& device) {
   int64_t most = 0;
-  for (const PackedBook& book : books) {
-    const Rows queries = part_of(x, 0, std::min(rows, x.count), 0, book.bank.width);
-    most = std::max(most, search_workspace(search_of(queries, book, metric, nullptr), device));
+  for (const PackedBook& codebook : codebooks) {
+    const Rows queries = part_of(x, 0, std::min(rows, x.count), 0, codebook.bank.width);
+    most = std::max(most, search_workspace(search_of(queries, codebook, metric, nullptr), device));
   }
   return most;
 }
@@ -138,12 +139,12 @@ int64_t searches_workspace(const Rows& x, const std::vector<PackedBook>& books, 
 template <class T>
 Error by_stages(const ResidualProblem& p, const StagesPlan& plan, const StageWork& w, const Device& device) {
   const int64_t d = p.queries.width, stages = static_cast<int64_t>(p.stages.size());
-  const Device searching = rest_of(device, w.bytes);
+  const Device searching = remaining_workspace(device, w.bytes);
   for (int64_t first = 0; first < p.queries.count; first += plan.rows) {
     Step a{};
     a.rows = std::min(plan.rows, p.queries.count - first);
     a.x = part_of(p.queries, first, a.rows, 0, d);
-    a.rest = w.rest;
+    a.residual = w.residual;
     a.row = w.row;
     a.found = w.found;
     a.width = d;
@@ -153,8 +154,8 @@ Error by_stages(const ResidualProblem& p, const StagesPlan& plan, const StageWor
     a.fresh = first == 0;
     VB_TRY(launch(widen_rows_kernel<T>, grid_for(a.rows), kThreads, 0, device, a));
     for (a.stage = 0; a.stage < stages; ++a.stage) {
-      const PackedBook& book = p.stages[static_cast<size_t>(a.stage)];
-      SearchProblem s = search_of({w.rest, book.bank.dtype, a.rows, d, d, 1}, book, p.metric, w.found);
+      const PackedBook& codebook = p.stages[static_cast<size_t>(a.stage)];
+      SearchProblem s = search_of({w.residual, codebook.bank.dtype, a.rows, d, d, 1}, codebook, p.metric, w.found);
       s.gathered = w.row;
       VB_TRY(search(s, searching));
       a.squares = w.squares + a.stage * plan.blocks;
@@ -191,9 +192,9 @@ Error residual_quantize(const ResidualProblem& p, void* losses, const Device& de
   const bool wide = p.stages[0].bank.dtype == DType::f64;
   if (residual_workspace(p, device) > device.workspace_bytes) return kTooSmall;
   if (p.queries.count > 0 && plan.on_chip) {
-    VB_TRY(describe(p.stages.data(), stages, p.metric, w.books, device));
-    Stages a{p.queries, w.books, stages,      p.queries.width, p.metric, p.codes, static_cast<float*>(p.quantized),
-             w.squares, w.valid, plan.blocks, device.state};
+    VB_TRY(describe(p.stages.data(), stages, p.metric, w.codebooks, device));
+    Stages a{p.queries, w.codebooks, stages,      p.queries.width, p.metric, p.codes, static_cast<float*>(p.quantized),
+             w.squares, w.valid,     plan.blocks, device.state};
     VB_TRY(all_stages(a, device));
   } else if (p.queries.count > 0) {
     VB_TRY(wide ? by_stages<double>(p, plan, w, device) : by_stages<float>(p, plan, w, device));
@@ -217,10 +218,10 @@ Error product_quantize(const ProductProblem& p, const Device& device) {
   const int64_t d = p.books[0].bank.width;
   if (product_workspace(p, device) > device.workspace_bytes) return kTooSmall;
   if (plan.on_chip) {
-    VB_TRY(describe(p.books.data(), parts, Metric::sqeuclidean, w.books, device));
+    VB_TRY(describe(p.books.data(), parts, Metric::sqeuclidean, w.codebooks, device));
     Stages a{};
     a.x = p.queries;
-    a.books = w.books;
+    a.codebooks = w.codebooks;
     a.count = parts;
     a.width = d;
     a.metric = Metric::sqeuclidean;
@@ -228,7 +229,7 @@ Error product_quantize(const ProductProblem& p, const Device& device) {
     a.state = device.state;
     return all_stages(a, device);
   }
-  const Device searching = rest_of(device, w.bytes);
+  const Device searching = remaining_workspace(device, w.bytes);
   for (int64_t first = 0; first < p.queries.count; first += plan.rows) {
     const int64_t rows = std::min(plan.rows, p.queries.count - first);
     for (int64_t part = 0; part < parts; ++part) {

@@ -1,4 +1,4 @@
-// Device code shared by whatever walks rows one by one: their elements, sums over a block, the counters.
+// Device code of the kernels that walk rows one by one: their elements, sums over a block, the counters.
 #pragma once
 
 #include "kernels.h"
@@ -15,7 +15,7 @@ __device__ __forceinline__ void store(double value, void* out, DType dtype, int6
   with_dtype(dtype, [&](auto type) { narrow(value, static_cast<Element<decltype(type)>*>(out) + i); });
 }
 
-// Rows [first, first + count), as far as there are any, and `width` of their columns.
+// Rows [first, first + count), cut at the last row of x, and `width` columns from `column`.
 inline Rows part_of(const Rows& x, int64_t first, int64_t count, int64_t column, int64_t width) {
   Rows rows = x;
   rows.data = row_of(x, first) + column * x.col_stride * static_cast<int64_t>(size_of(x.dtype));
@@ -24,7 +24,8 @@ inline Rows part_of(const Rows& x, int64_t first, int64_t count, int64_t column,
   return rows;
 }
 
-// Sums over the block's kThreads in a fixed tree; thread 0 gets them. Shared memory: one of each per thread.
+// Adds up over the block's kThreads threads in a fixed tree; element 0 holds the sums. Both arrays lie in shared memory
+// and hold one element a thread.
 __device__ __forceinline__ void block_sums(double* squares, int64_t* valid) {
   for (int gap = kThreads / 2; gap > 0; gap /= 2) {
     __syncthreads();

@@ -1,6 +1,6 @@
-// The portable screen: float32 tiles whose accumulators start at the column's upper start and carry the bound line as
-// one more coordinate, so an accumulator is an upper bound of the score. And the compaction between ranges of columns.
-// NEVER RUN on a GPU: docs/cuda.md.
+// The portable screen, and the compaction between ranges of columns. The accumulators of its float32 tiles start at the
+// column's upper start and take the bound line as one more coordinate, so an accumulator is an upper bound of the
+// score.
 #include "mainloop_simt.cuh"
 #include "survivors.cuh"
 
@@ -53,8 +53,7 @@ __global__ void __launch_bounds__(kThreads, 2) screen_kernel(const __grid_consta
   }
 }
 
-// ---- Compaction
-// ------------------------------------------------------------------------------------------------------
+// ---- Compaction ----------------------------------------------------------------------------------------------------
 
 // Sorts `size` (a power of two) floats in shared memory, largest first; all threads of the block take part.
 __device__ void sort_floats(float* values, int size) {
@@ -72,7 +71,7 @@ __device__ void sort_floats(float* values, int size) {
 
 constexpr int kCompactThreads = 128;
 
-// A block per row.
+// Each block has a row.
 __global__ void __launch_bounds__(kCompactThreads) compact_kernel(const Compact a) {
   Candidate* held = reinterpret_cast<Candidate*>(shared_memory());
   float* lowers = reinterpret_cast<float*>(held + a.capacity);  // a power of two: capacity is one
@@ -80,10 +79,10 @@ __global__ void __launch_bounds__(kCompactThreads) compact_kernel(const Compact 
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
     const int32_t count = a.counts[row];
     Candidate* list = a.candidates + row * a.capacity;
-    __syncthreads();  // everyone has read the count, and is done with the row before
+    __syncthreads();  // all threads have read the count and have finished the row before
     if (count > a.capacity) {
       if (threadIdx.x == 0) {
-        a.counts[row] = kGivenUp;
+        a.counts[row] = kFellBack;
         a.thresholds[row] = HUGE_VALF;
       }
       continue;

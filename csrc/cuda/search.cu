@@ -1,19 +1,22 @@
-// topk, nearest, quantize: chunks of queries, pieces of the bank, ranges of columns; screen, compact, refine, repeat
-// what overflowed. Only launches: nothing waits for the device, so the whole can be captured into a CUDA graph.
-// NEVER RUN on a GPU: docs/cuda.md.
+// topk, nearest, quantize: the driver walks chunks of queries, pieces of the bank and ranges of columns. It screens,
+// compacts, refines the candidates, and refines fallback rows against everything. It only launches and never waits for
+// the device, so that a CUDA graph can capture it.
 #include <cstring>
 
+#include "arena.h"
 #include "kernels.h"
+#include "plan.h"
+#include "tensor_cores/bounds.h"
 
 namespace vecbank::cuda {
 namespace {
 
-struct Work {  // one workspace, cut up; on a null base it only counts
+struct Work {  // the parts of one workspace; with a null base only their bytes count
   PackHeader* header;
   double *centre, *sample_scale;
-  float *piece, *queries, *norms, *thresholds;  // piece, queries: panels; with operands instead:
+  float *piece, *queries, *norms, *thresholds;  // piece, queries: panels; operands replace them:
   uint16_t *piece_rows, *query_rows;
-  OperandColumns beside;
+  ColumnTerms terms;
   double* slacks;
   int32_t *counts, *left, *left_count;
   Candidate* candidates;
@@ -33,10 +36,10 @@ Work cut(const SearchProblem& p, const SearchPlan& plan, void* base) {
       w.centre = arena.take<double>(d);
       w.sample_scale = arena.take<double>(kThreads);
     }
-    if (plan.operands) {  // whatever the caller packed: its panels are float32
+    if (plan.operands) {  // even where the caller packed the bank, since those panels are float32
       const int64_t rows = plan.piece_panels * kPanel;
       w.piece_rows = arena.take<uint16_t>(rows * operand_pitch(d));
-      for (float** beside : {&w.beside.start, &w.beside.bound, &w.beside.lift}) *beside = arena.take<float>(rows);
+      for (float** term : {&w.terms.start, &w.terms.bound, &w.terms.lift}) *term = arena.take<float>(rows);
       w.query_rows = arena.take<uint16_t>(operand_rows(n) * operand_pitch(d));
     } else {
       if (p.pack == nullptr) w.piece = arena.take<float>(plan.piece_panels * (d + 3) * kPanel);
@@ -48,7 +51,7 @@ Work cut(const SearchProblem& p, const SearchPlan& plan, void* base) {
     w.counts = arena.take<int32_t>(n);
     w.left = arena.take<int32_t>(n);
     w.left_count = arena.take<int32_t>(1);
-    w.candidates = arena.take<Candidate>(n * plan.capacity);
+    w.candidates = arena.take<Candidate>(n * plan.lists.capacity);
   }
   if (plan.splits > 1) {
     w.partial = arena.take<Scored>(n * plan.splits * p.k);
@@ -111,7 +114,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   if (plan.direct) return refine_all(all, device);
 
   const PackHeader host = pack_layout(p.bank.count, p.bank.width, p.metric, p.bank.dtype, 4, p.bias != nullptr);
-  char* packed = const_cast<char*>(reinterpret_cast<const char*>(p.pack));  // read only, unless it is our own
+  char* packed = const_cast<char*>(reinterpret_cast<const char*>(p.pack));  // not written
   PackHeader* header = packed != nullptr ? reinterpret_cast<PackHeader*>(packed) : w.header;
   const double* centre = packed != nullptr ? reinterpret_cast<const double*>(packed + host.centre_at) : w.centre;
 
@@ -139,7 +142,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   if (plan.operands) {
     s.query_operand = query_operand;
     s.bank_operand = {plan.operand_type, w.piece_rows, query_operand.pitch};
-    s.beside = w.beside;
+    s.terms = w.terms;
   }
   const auto screen = plan.hopper                ? screen_sm90
                       : plan.operands            ? screen_mma16
@@ -157,14 +160,14 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   s.slacks = w.slacks;
   s.factor = q.factor;
   s.start_per_r2 = start_bound_per_r2(p.metric, p.bank.width) * q.factor;
-  s.listed = plan.lists ? static_cast<int32_t>(p.k) : 0;
+  s.listed = plan.lists.fused ? static_cast<int32_t>(p.k) : 0;
   s.thresholds = w.thresholds;
   s.counts = w.counts;
   s.candidates = w.candidates;
-  s.capacity = static_cast<int32_t>(plan.capacity);
+  s.capacity = static_cast<int32_t>(plan.lists.capacity);
   const Compact c{count, p.k, w.thresholds, w.counts, w.candidates, s.capacity};
 
-  const bool ready = packed != nullptr && !plan.operands;  // the caller's panels serve as they are
+  const bool ready = packed != nullptr && !plan.operands;  // the screen reads the caller's panels
   const int64_t panels = plan.schedule.panels, piece = ready ? panels : plan.piece_panels;
   for (int64_t at = 0; at < panels; at += piece) {
     const int64_t stop = std::min(panels, at + piece);
@@ -183,17 +186,17 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
       b.first_slot = at;
       b.count = stop - at;
       if (plan.operands)
-        VB_TRY(pack_bank_operands({b, p.queries.dtype, s.bank_operand, w.beside}, device));
+        VB_TRY(pack_bank_operands({b, p.queries.dtype, s.bank_operand, w.terms}, device));
       else
         VB_TRY(pack_panels<float>(b, device));
     }
     for (s.begin = at; s.begin < stop; s.begin = s.end) {
-      const Range range = next_range(plan, p.k, ceil_div(count, kTile), device.processors, s.begin, stop);
+      const Range range = next_range(plan.lists, p.k, ceil_div(count, kTile), device.processors, s.begin, stop);
       s.end = range.end;
       s.blocks = range.blocks;
       VB_TRY(screen(s, device));
-      // The k-th best over all blocks is a better threshold than any block's own, and the same whatever the timing; a
-      // single best is published as it is found.
+      // The k-th best over all blocks is a better threshold than that of one block, and does not depend on timing. For
+      // k = 1 the blocks publish their best as they find it.
       if (p.k > 1 || s.end < stop) VB_TRY(compact(c, device));
     }
   }
@@ -212,7 +215,7 @@ struct ClearArgs {
 __global__ void __launch_bounds__(32) clear_kernel(const ClearArgs a) {
   if (threadIdx.x == 0) *a.counter = 0;
 }
-Error clear(int32_t* counter, const Device& device) {  // a kernel, not cudaMemsetAsync: one way to start work
+Error clear(int32_t* counter, const Device& device) {  // a kernel, so that launch() starts all work
   return launch(clear_kernel, dim3(1), 32, 0, device, ClearArgs{counter});
 }
 

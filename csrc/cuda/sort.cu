@@ -1,5 +1,4 @@
 // CUB's radix sort, behind the two functions of sort.h.
-// NEVER RUN on a GPU: docs/cuda.md.
 #include "sort.h"
 
 #include <cub/device/device_radix_sort.cuh>

@@ -7,13 +7,12 @@ namespace vecbank::cuda {
 
 int64_t sort_scratch_bytes(int64_t count, int64_t segments);
 
-// Two halves of each, between which the sort moves to and fro.
+// Two buffers each for keys and values; the sort writes to both in turn.
 struct Sorted {
   uint32_t *keys, *other_keys, *values, *other_values;
 };
 
-// Keys lie in [0, segments]. What `pairs` calls keys and values is sorted afterwards; which half that is the host
-// knows.
+// Keys lie in [0, segments]. Afterwards `pairs->keys` and `pairs->values` point to the sorted buffers.
 Error sort_pairs(void* scratch, int64_t scratch_bytes, Sorted* pairs, int64_t count, int64_t segments,
                  const Device& device);
 

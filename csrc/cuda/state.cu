@@ -1,5 +1,4 @@
-// The device, and what kernels leave behind on it: counters, and the flag that some code was out of range.
-// NEVER RUN on a GPU: docs/cuda.md.
+// The properties of a device, and its State: counters, and the flag that a code was out of range.
 #include <cuda_runtime.h>
 
 #include <atomic>
@@ -23,11 +22,12 @@ Error message(cudaError_t status) { return status == cudaSuccess ? nullptr : cud
 }  // namespace
 
 Error use_device(int number, Device* device) {
-  // torch has made it current already, through another copy of the runtime; this copy is told as well.
+  // torch has made the device current in its own copy of the CUDA runtime; this copy needs the call too.
   if (const Error e = message(cudaSetDevice(number))) return e;
-  if (number >= kMostDevices) return "more CUDA devices than this build counts on";
+  if (number >= kMostDevices) return "this build supports at most 64 CUDA devices";
   Facts& f = facts[number];
-  if (f.state.load(std::memory_order_acquire) == nullptr) {  // asked once; a race asks twice and finds the same
+  if (f.state.load(std::memory_order_acquire) ==
+      nullptr) {  // queried once; two threads at once query twice and find the same
     int major = 0, minor = 0;
     void* address = nullptr;
     if (const Error e = message(cudaDeviceGetAttribute(&f.processors, cudaDevAttrMultiProcessorCount, number)))

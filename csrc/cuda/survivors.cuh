@@ -1,6 +1,6 @@
-// What a screen does with a finished tile: gate it against its rows' thresholds, and keep what may still be among the
-// best. Shared by every screen. A few hits are queued straight from the accumulators; a tile with many is laid out in
-// shared memory and looked through there: indexing accumulators at run time would put them into local memory.
+// What every screen does with a finished tile: it compares the tile with its rows' thresholds and keeps the columns
+// that may still be among the best. A few hits are queued directly from the accumulators. A tile with many hits is
+// first written to shared memory, because indexing accumulators at run time would put them into local memory.
 #pragma once
 
 #include "kernels.h"
@@ -12,16 +12,16 @@ constexpr int kQueue = 256;
 
 struct Hit {
   float upper;
-  int place;  // row * kTile + column, within the tile
+  int position;  // row * kTile + column, within the tile
 };
 
-struct TileState {                   // shared memory of a block, beside its buffers
-  const float* panels[kTilePanels];  // of the tile in hand (with operands: their starts); null past the end
+struct TileState {                   // shared memory of a block, after its buffers
+  const float* panels[kTilePanels];  // of the current tile (with operands: their starts); null past the end
   int64_t columns[kTilePanels];      // the bank row each panel begins with
   float thresholds[kTile];
-  int hits;  // in the queue, or beyond it
+  int hits;  // may exceed kQueue; the queue holds the first of them
   Hit queue[kQueue];
-  // [kTile][listed], behind this: each row's best lower bounds among this block's columns, best first.
+  // [kTile][listed], behind this struct: each row's best lower bounds among this block's columns, best first.
   VB_INLINE float* lists() { return reinterpret_cast<float*>(this + 1); }
 };
 inline int64_t tile_state_bytes(const Screen& a) {
@@ -29,7 +29,7 @@ inline int64_t tile_state_bytes(const Screen& a) {
 }
 
 // Which rows and which slots a block screens. blockIdx.x: query tile. blockIdx.y: a run of tiles_per_block column
-// tiles. Slots fit 32 bits, since columns do: the product has no registers to spare.
+// tiles. Slots fit 32 bits, since columns do, and 64 bits would cost registers that the product needs.
 struct TileRun {
   int64_t first_row;
   int begin, end;
@@ -53,17 +53,17 @@ inline Error launch_tiles(void (*kernel)(Screen), Screen a, int64_t shared_bytes
 __device__ __forceinline__ void find_panels(const Screen& a, int slot, int end, TileState& state) {
   if (threadIdx.x < kTilePanels) {
     const int64_t at = slot + static_cast<int>(threadIdx.x), panel = a.schedule.panel(at);
-    const int64_t place = a.first_slot < 0 ? panel : at - a.first_slot;
+    const int64_t stored = a.first_slot < 0 ? panel : at - a.first_slot;
     const float* where =
-        a.beside.start != nullptr ? a.beside.start + place * kPanel : a.panels + place * (a.width + 3) * kPanel;
+        a.terms.start != nullptr ? a.terms.start + stored * kPanel : a.panels + stored * (a.width + 3) * kPanel;
     state.panels[threadIdx.x] = at < end ? where : nullptr;
     state.columns[threadIdx.x] = panel * kPanel;
   }
   __syncthreads();
 }
 
-// What others have published of a row's threshold. Not through a cached read-only path: they write it while we run.
-// Stale is only slower.
+// A row's threshold as other blocks have published it. The load avoids the cached read-only path, because those blocks
+// write while this one runs. A stale threshold costs time and changes no answer.
 __device__ __forceinline__ float published(const Screen& a, int64_t row) {
   return *static_cast<volatile const float*>(a.thresholds + row);
 }
@@ -77,49 +77,50 @@ __device__ __forceinline__ void begin_rows(const Screen& a, int64_t first_row, T
   }
 }
 
-struct Spot {  // a survivor, looked up
+struct Survivor {  // a hit with its bank row and lower bound; not valid: no such row, or masked out
   int64_t row, column;
   float lower;
   bool valid;
 };
 
-__device__ __forceinline__ Spot look_up(const Screen& a, float upper, int64_t row, int column, const TileState& state) {
-  Spot spot{row, 0, -HUGE_VALF, false};
+__device__ __forceinline__ Survivor look_up(const Screen& a, float upper, int64_t row, int column,
+                                            const TileState& state) {
+  Survivor survivor{row, 0, -HUGE_VALF, false};
   const float* panel = state.panels[column / kPanel];
-  if (row >= a.rows || panel == nullptr) return spot;
-  spot.column = state.columns[column / kPanel] + column % kPanel;
-  spot.valid = spot.column < a.columns && a.mask.allows(row, spot.column);
-  if (!spot.valid) return spot;
-  double r = 0.0, rest = a.slacks[row];
-  if (a.beside.start != nullptr) {
-    const int64_t at = panel - a.beside.start + column % kPanel;
-    r = a.beside.bound[at], rest += a.beside.lift[at];
+  if (row >= a.rows || panel == nullptr) return survivor;
+  survivor.column = state.columns[column / kPanel] + column % kPanel;
+  survivor.valid = survivor.column < a.columns && a.mask.allows(row, survivor.column);
+  if (!survivor.valid) return survivor;
+  double r = 0.0, slack = a.slacks[row];
+  if (a.terms.start != nullptr) {
+    const int64_t at = panel - a.terms.start + column % kPanel;
+    r = a.terms.bound[at], slack += a.terms.lift[at];
   } else {
     r = panel[(a.width + 1) * kPanel + column % kPanel];
-    if (a.biased) rest += a.factor * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
-    rest += a.start_per_r2 * r * r;
+    if (a.biased) slack += a.factor * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
+    slack += a.start_per_r2 * r * r;
   }
-  spot.lower = lower_bound(upper, a.norms[row], r, rest);
-  return spot;
+  survivor.lower = lower_bound(upper, a.norms[row], r, slack);
+  return survivor;
 }
 
-// A row's list, one entry a lane, best first, in the hands of the warp that owns the row: k <= 32 lower bounds of this
-// block's columns. Its k-th is a threshold: that many columns are at least as good.
+// A row's list of k <= 32 lower bounds of this block's columns, best first, one entry a lane of the warp that owns the
+// row. The k-th entry is a threshold, since k columns are at least as good.
 struct RowList {
-  float entry, last;  // this lane's; the k-th
+  float entry, last;  // the entry of this lane; the k-th entry
   __device__ __forceinline__ RowList(const Screen& a, TileState& state, int row, int lane) {
     entry = lane < a.listed ? state.lists()[row * a.listed + lane] : -HUGE_VALF;
     last = __shfl_sync(kAllLanes, entry, a.listed - 1);
   }
-  // What falls off the end is lost. The value is the same in every lane.
-  __device__ __forceinline__ void offer(const Screen& a, float value, int lane) {
+  // The last entry is dropped. `value` is the same in every lane.
+  __device__ __forceinline__ void push(const Screen& a, float value, int lane) {
     if (!(value > last)) return;
-    const int place = __popc(__ballot_sync(kAllLanes, entry >= value));
+    const int rank = __popc(__ballot_sync(kAllLanes, entry >= value));
     const float before = __shfl_up_sync(kAllLanes, entry, 1);
-    if (lane >= place) entry = lane == place ? value : before;
+    if (lane >= rank) entry = lane == rank ? value : before;
     last = __shfl_sync(kAllLanes, entry, a.listed - 1);
   }
-  // Returns the row's threshold, which other blocks learn if it has risen.
+  // Returns the row's threshold, and publishes it to other blocks if it has risen.
   __device__ __forceinline__ float close(const Screen& a, TileState& state, int64_t first_row, int row, float threshold,
                                          int lane) const {
     if (lane < a.listed) state.lists()[row * a.listed + lane] = entry;
@@ -129,46 +130,47 @@ struct RowList {
   }
 };
 
-// The better of the block's own threshold and what others have published; lanes may read different values, so one's
-// counts.
+// The better of the block's own threshold and the published one. Lanes may read different values, so the value of lane
+// 0 counts.
 __device__ __forceinline__ float shared_threshold(const Screen& a, int64_t row, float threshold) {
   const float elsewhere = __shfl_sync(kAllLanes, published(a, row), 0);
   return elsewhere > threshold ? elsewhere : threshold;
 }
 
-// Reserves `count` places among a row's candidates; one lane calls it. More than full already: refined against
-// everything later.
+// Reserves `count` places among a row's candidates; one lane calls it. A row with more candidates than its capacity is
+// a fallback row.
 __device__ __forceinline__ int reserve(const Screen& a, int64_t row, int count) {
   int32_t* counter = a.counts + row;
   return *static_cast<volatile int32_t*>(counter) > a.capacity ? a.capacity : atomicAdd(counter, count);
 }
 
-// The queued hits. A row belongs to a warp: its hits go through the row's list one by one and are appended to its
-// candidates if they still reach the threshold. The whole block calls it, after a barrier; it ends with one. Rare
-// enough to be a call: inlined, it would take registers from the product.
+// Keeps the queued hits. Each row belongs to a warp, which passes the row's hits through the row's list one by one and
+// appends those that still reach the threshold to the row's candidates. The whole block calls this function after a
+// barrier, and it ends with a barrier. It is not inlined, because it is rare and would take registers from the product.
 static __device__ __noinline__ void keep_hits(const Screen& a, int64_t first_row, TileState& state) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, count = state.hits;
   for (int base = 0; base < count; base += 32) {
     const Hit hit = base + lane < count ? state.queue[base + lane] : Hit{0.0f, -1};
-    const int row = hit.place / kTile;
-    Spot spot{0, 0, -HUGE_VALF, false};
-    if (hit.place >= 0 && row % warps == warp) spot = look_up(a, hit.upper, first_row + row, hit.place % kTile, state);
-    for (unsigned left = __ballot_sync(kAllLanes, spot.valid); left != 0; left &= left - 1) {
+    const int row = hit.position / kTile;
+    Survivor survivor{0, 0, -HUGE_VALF, false};
+    if (hit.position >= 0 && row % warps == warp)
+      survivor = look_up(a, hit.upper, first_row + row, hit.position % kTile, state);
+    for (unsigned left = __ballot_sync(kAllLanes, survivor.valid); left != 0; left &= left - 1) {
       const int from = __ffs(static_cast<int>(left)) - 1, r = __shfl_sync(kAllLanes, row, from);
-      const float upper = __shfl_sync(kAllLanes, hit.upper, from), lower = __shfl_sync(kAllLanes, spot.lower, from);
+      const float upper = __shfl_sync(kAllLanes, hit.upper, from), lower = __shfl_sync(kAllLanes, survivor.lower, from);
       float threshold = state.thresholds[r];
-      if (!(threshold < HUGE_VALF)) continue;  // +inf: the row was given up
+      if (!(threshold < HUGE_VALF)) continue;  // +inf: a fallback row
       threshold = shared_threshold(a, first_row + r, threshold);
       const bool keep = !(upper < threshold);
       if (keep && a.listed > 0) {
         RowList list(a, state, r, lane);
-        list.offer(a, lower, lane);
+        list.push(a, lower, lane);
         threshold = list.close(a, state, first_row, r, threshold, lane);
       }
       if (keep && lane == from) {
         const int at = reserve(a, first_row + r, 1);
         if (at < a.capacity)
-          a.candidates[(first_row + r) * a.capacity + at] = {upper, lower, static_cast<uint32_t>(spot.column)};
+          a.candidates[(first_row + r) * a.capacity + at] = {upper, lower, static_cast<uint32_t>(survivor.column)};
       }
       if (lane == 0) state.thresholds[r] = threshold;
       __syncwarp();
@@ -177,8 +179,8 @@ static __device__ __noinline__ void keep_hits(const Screen& a, int64_t first_row
   __syncthreads();
 }
 
-// Many hits: uppers[rows][128], whose row 0 is the tile's row `from`. All of a row's hits enter its list before any is
-// appended, so a block's first tile leaves each row about k. As keep_hits otherwise.
+// Keeps many hits: uppers[rows][128], whose row 0 is the tile's row `from`. All hits of a row enter its list before any
+// is appended, so the first tile of a block gives each row about k candidates. The rest is as in keep_hits.
 static __device__ __noinline__ void keep_survivors(const Screen& a, const float* uppers, int64_t first_row, int from,
                                                    int rows, TileState& state) {
   constexpr int kEach = kTile / 32;  // columns of a lane
@@ -203,7 +205,7 @@ static __device__ __noinline__ void keep_survivors(const Screen& a, const float*
     for (int c = 0; c < kEach; ++c) {
       keep[c] = !(upper[c] < threshold);
       if (!keep[c]) continue;
-      const Spot s = look_up(a, upper[c], row, c * 32 + lane, state);
+      const Survivor s = look_up(a, upper[c], row, c * 32 + lane, state);
       keep[c] = s.valid, lower[c] = s.lower, column[c] = static_cast<uint32_t>(s.column);
     }
     if (a.listed > 0) {
@@ -211,7 +213,7 @@ static __device__ __noinline__ void keep_survivors(const Screen& a, const float*
 #pragma unroll
       for (int c = 0; c < kEach; ++c)
         for (unsigned left = __ballot_sync(kAllLanes, keep[c] && lower[c] > list.last); left != 0; left &= left - 1)
-          list.offer(a, __shfl_sync(kAllLanes, lower[c], __ffs(static_cast<int>(left)) - 1), lane);
+          list.push(a, __shfl_sync(kAllLanes, lower[c], __ffs(static_cast<int>(left)) - 1), lane);
       threshold = list.close(a, state, first_row, from + i, threshold, lane);
     }
     if (lane == 0) state.thresholds[from + i] = threshold;
@@ -236,9 +238,9 @@ static __device__ __noinline__ void keep_survivors(const Screen& a, const float*
   __syncthreads();
 }
 
-// Gates a finished tile and keeps its survivors. `each(f)` calls f(upper, row, column) for this thread's accumulators,
-// in a loop that is unrolled. Where hits are too many for the queue the tile passes through `dump`, `Rows` rows at a
-// time, after the whole block has called `make_room`. Returns whether it did.
+// Compares a finished tile with the thresholds and keeps its survivors. `each(f)` calls f(upper, row, column) for this
+// thread's accumulators in an unrolled loop. A tile with more hits than the queue holds passes through `dump`, `Rows`
+// rows at a time, after the whole block has called `make_room`. Returns whether the tile passed through `dump`.
 template <int Rows, class Each, class MakeRoom>
 __device__ __forceinline__ bool finish_tile(const Screen& a, Each&& each, int64_t first_row, int slot, int end,
                                             float* dump, TileState& state, MakeRoom&& make_room) {

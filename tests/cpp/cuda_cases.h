@@ -187,7 +187,7 @@ TEST(cuda_search_equals_cpu) {
   compare(x, b, {Metric::dot, 10}, "tiles", 40);
 }
 
-TEST(cuda_search_hostile_data) {
+TEST(cuda_search_adversarial_inputs) {
   const int64_t d = 9, n = 6, m = 400;
   const auto all = [&](const Vec<double>& xs, const Vec<double>& bs, DType dtype, const char* what) {
     const Matrix x(xs, d, dtype), b(bs, d, dtype);

@@ -1,4 +1,4 @@
-// More of what the CUDA kernels must answer, after cuda_cases.h: codes of several books, and what goes back to x.
+// More of what the CUDA kernels must answer, after cuda_cases.h: codes of several codebooks, and what goes back to x.
 #pragma once
 
 #include <algorithm>
@@ -48,8 +48,8 @@ TEST(cuda_pass_back_equals_cpu) {
       }
 }
 
-// ---- Cascades, and books side by side
-// ----------------------------------------------------------------------------------
+// ---- Cascades, and codebooks side by side
+// ------------------------------------------------------------------------------
 
 struct Coded {
   Vec<int64_t> codes;
@@ -57,15 +57,17 @@ struct Coded {
   Vec<double> losses;
 };
 
-// The books' packs, by whoever is asked; books without rows have none.
+// The codebooks' packs, by whoever is asked; codebooks without rows have none.
 template <class Pack>
-std::vector<PackedBook> packed(const std::vector<Matrix>& books, std::vector<Vec<uint64_t>>& memory, Metric metric,
+std::vector<PackedBook> packed(const std::vector<Matrix>& codebooks, std::vector<Vec<uint64_t>>& memory, Metric metric,
                                Pack&& pack) {
   std::vector<PackedBook> all;
-  for (const Matrix& book : books) {
-    memory.emplace_back(static_cast<size_t>(cuda::pack_bytes(book.rows.count, book.rows.width, metric, false) / 8 + 8));
-    if (book.rows.count > 0) pack(book.rows, metric, memory.back().data());
-    all.push_back({book.rows, book.rows.count > 0 ? reinterpret_cast<PackHeader*>(memory.back().data()) : nullptr});
+  for (const Matrix& codebook : codebooks) {
+    memory.emplace_back(
+        static_cast<size_t>(cuda::pack_bytes(codebook.rows.count, codebook.rows.width, metric, false) / 8 + 8));
+    if (codebook.rows.count > 0) pack(codebook.rows, metric, memory.back().data());
+    all.push_back(
+        {codebook.rows, codebook.rows.count > 0 ? reinterpret_cast<PackHeader*>(memory.back().data()) : nullptr});
   }
   return all;
 }
@@ -73,62 +75,62 @@ void pack_on_cpu(const Rows& bank, Metric metric, void* out) {
   CHECK(pack_bank(bank, metric, out, Parallel{}) == Status::ok);
 }
 
-ResidualProblem problem_of(const Matrix& x, const std::vector<PackedBook>& books, Metric metric, Coded& out) {
+ResidualProblem problem_of(const Matrix& x, const std::vector<PackedBook>& codebooks, Metric metric, Coded& out) {
   ResidualProblem p;
   p.queries = x.rows;
-  p.stages = books;
+  p.stages = codebooks;
   p.metric = metric;
-  out.codes.assign(static_cast<size_t>(x.rows.count) * books.size(), -7);
-  out.quantized.assign(static_cast<size_t>(x.rows.count * x.rows.width) * size_of(books[0].bank.dtype), 1);
-  out.losses.assign(books.size(), -7.0);
+  out.codes.assign(static_cast<size_t>(x.rows.count) * codebooks.size(), -7);
+  out.quantized.assign(static_cast<size_t>(x.rows.count * x.rows.width) * size_of(codebooks[0].bank.dtype), 1);
+  out.losses.assign(codebooks.size(), -7.0);
   p.codes = out.codes.data();
   p.quantized = out.quantized.data();
   return p;
 }
 
-Coded cascade_on_cpu(const Matrix& x, const std::vector<Matrix>& books, Metric metric) {
+Coded cascade_on_cpu(const Matrix& x, const std::vector<Matrix>& codebooks, Metric metric) {
   std::vector<Vec<uint64_t>> memory;
   Coded c;
-  ResidualProblem p = problem_of(x, packed(books, memory, metric, pack_on_cpu), metric, c);
-  std::vector<int64_t> valid(books.size());
+  ResidualProblem p = problem_of(x, packed(codebooks, memory, metric, pack_on_cpu), metric, c);
+  std::vector<int64_t> valid(codebooks.size());
   p.squares = c.losses.data();
   p.valid = valid.data();
   CHECK(residual_quantize(p, Parallel{}) == Status::ok);
-  for (size_t s = 0; s < books.size(); ++s) {
+  for (size_t s = 0; s < codebooks.size(); ++s) {
     c.losses[s] /= std::max(1.0, static_cast<double>(valid[s]) * static_cast<double>(x.rows.width));
-    if (books[0].rows.dtype == DType::f32) c.losses[s] = static_cast<float>(c.losses[s]);
+    if (codebooks[0].rows.dtype == DType::f32) c.losses[s] = static_cast<float>(c.losses[s]);
   }
   return c;
 }
 
-Coded cascade_on_device(const Matrix& x, const std::vector<Matrix>& books, Metric metric, Bench& bench,
+Coded cascade_on_device(const Matrix& x, const std::vector<Matrix>& codebooks, Metric metric, Bench& bench,
                         bool spoil = false) {
   std::vector<Vec<uint64_t>> memory;
   Coded c;
   ResidualProblem p = problem_of(x,
-                                 packed(books, memory, metric,
+                                 packed(codebooks, memory, metric,
                                         [&](const Rows& bank, Metric m, void* out) {
                                           bench.provide(cuda::pack_workspace());
                                           CHECK(ran(cuda::pack_bank(bank, m, out, bench.device)));
                                         }),
                                  metric, c);
   if (spoil) memory[0].assign(memory[0].size(), ~0ull);
-  const DType dtype = books[0].rows.dtype;
-  Vec<char> losses(books.size() * size_of(dtype), 1);
+  const DType dtype = codebooks[0].rows.dtype;
+  Vec<char> losses(codebooks.size() * size_of(dtype), 1);
   bench.provide(cuda::residual_workspace(p, bench.device));
   CHECK(ran(cuda::residual_quantize(p, losses.data(), bench.device)));
-  for (size_t s = 0; s < books.size(); ++s)
+  for (size_t s = 0; s < codebooks.size(); ++s)
     c.losses[s] = with_dtype(dtype, [&](auto t) { return widened(reinterpret_cast<decltype(t)>(losses.data())[s]); });
   return c;
 }
 
-void compare_cascades(const Matrix& x, const std::vector<Matrix>& books, Metric metric, const char* what,
+void compare_cascades(const Matrix& x, const std::vector<Matrix>& codebooks, Metric metric, const char* what,
                       int processors = 3, int capability = 80) {
   Bench bench(processors);
   bench.device.capability = capability;
-  const Coded ours = cascade_on_device(x, books, metric, bench), theirs = cascade_on_cpu(x, books, metric);
-  bool same = ours.codes == theirs.codes && same_numbers(ours.quantized, theirs.quantized, books[0].rows.dtype);
-  for (size_t s = 0; s < books.size(); ++s) {
+  const Coded ours = cascade_on_device(x, codebooks, metric, bench), theirs = cascade_on_cpu(x, codebooks, metric);
+  bool same = ours.codes == theirs.codes && same_numbers(ours.quantized, theirs.quantized, codebooks[0].rows.dtype);
+  for (size_t s = 0; s < codebooks.size(); ++s) {
     const double a = ours.losses[s], b = theirs.losses[s];
     same = same && (std::abs(a - b) <= 1e-6 * b || a == b || (std::isnan(a) && std::isnan(b)));
   }
@@ -143,20 +145,20 @@ void compare_cascades(const Matrix& x, const std::vector<Matrix>& books, Metric 
 }
 
 template <class... More>
-std::vector<Matrix> list(More... books) {
+std::vector<Matrix> list(More... codebooks) {
   std::vector<Matrix> all;
-  (all.push_back(std::move(books)), ...);
+  (all.push_back(std::move(codebooks)), ...);
   return all;
 }
-std::vector<Matrix> books_of(const std::vector<int64_t>& sizes, int64_t d, DType dtype, uint32_t seed,
-                             bool odd_strides = false) {
-  std::vector<Matrix> books;
+std::vector<Matrix> codebooks_of(const std::vector<int64_t>& sizes, int64_t d, DType dtype, uint32_t seed,
+                                 bool odd_strides = false) {
+  std::vector<Matrix> codebooks;
   double scale = 1.0;
   for (const int64_t m : sizes) {
-    books.emplace_back(normal<double>(m * d, ++seed, scale), d, dtype, odd_strides);
+    codebooks.emplace_back(normal<double>(m * d, ++seed, scale), d, dtype, odd_strides);
     scale *= 0.6;
   }
-  return books;
+  return codebooks;
 }
 
 TEST(cuda_residual_equals_cpu) {
@@ -166,24 +168,25 @@ TEST(cuda_residual_equals_cpu) {
       const int64_t d = dtype == DType::bf16 ? 31 : dtype == DType::f64 ? 3 : 9, n = dtype == DType::f16 ? 3 : 70;
       const DType wide = dtype == DType::f64 ? DType::f64 : DType::f32;  // float64 goes stage by stage
       const Matrix x(normal<double>(n * d, ++seed), d, dtype, dtype == DType::bf16);
-      compare_cascades(x, books_of({40, 1, 150}, d, wide, seed += 5, dtype == DType::f16), metric, "gaussian");
+      compare_cascades(x, codebooks_of({40, 1, 150}, d, wide, seed += 5, dtype == DType::f16), metric, "gaussian");
     }
-  // Several tiles of rows, of columns, and of lines; one block that walks tiles; more books than one launch describes.
+  // Several tiles of rows, of columns, and of lines; one block that walks tiles; more codebooks than one launch
+  // describes.
   const Matrix x(normal<double>(200 * 50, 601), 50, DType::f32);
-  compare_cascades(x, books_of({700, 130}, 50, DType::f32, 610), Metric::l2, "tiles");
+  compare_cascades(x, codebooks_of({700, 130}, 50, DType::f32, 610), Metric::l2, "tiles");
   compare_cascades(Matrix(normal<double>(9 * 4, 620), 4, DType::f32),
-                   books_of(std::vector<int64_t>(19, 12), 4, DType::f32, 630), Metric::sqeuclidean, "many stages");
-  // Too wide for the chip, and few rows against a long book: a search a stage.
-  compare_cascades(Matrix(normal<double>(5 * 300, 660), 300, DType::f32), books_of({30, 20}, 300, DType::f32, 670),
+                   codebooks_of(std::vector<int64_t>(19, 12), 4, DType::f32, 630), Metric::sqeuclidean, "many stages");
+  // Too wide for the chip, and few rows against a long codebook: a search a stage.
+  compare_cascades(Matrix(normal<double>(5 * 300, 660), 300, DType::f32), codebooks_of({30, 20}, 300, DType::f32, 670),
                    Metric::cosine, "wide", 3, 86);
-  compare_cascades(Matrix(normal<double>(2 * 5, 680), 5, DType::bf16), books_of({4200, 20}, 5, DType::f32, 690),
+  compare_cascades(Matrix(normal<double>(2 * 5, 680), 5, DType::bf16), codebooks_of({4200, 20}, 5, DType::f32, 690),
                    Metric::l2, "few rows", 100);
 }
 
-TEST(cuda_residual_hostile_data) {
+TEST(cuda_residual_adversarial_inputs) {
   const int64_t d = 6, n = 20;
-  const auto all = [&](const Vec<double>& xs, const std::vector<Matrix>& books, const char* what) {
-    for (const Metric metric : kMetrics) compare_cascades(Matrix(xs, d, DType::f32), books, metric, what);
+  const auto all = [&](const Vec<double>& xs, const std::vector<Matrix>& codebooks, const char* what) {
+    for (const Metric metric : kMetrics) compare_cascades(Matrix(xs, d, DType::f32), codebooks, metric, what);
   };
   const Vec<double> xs = normal<double>(n * d, 700), bs = normal<double>(90 * d, 701);
   all(xs, list(Matrix(Vec<double>(static_cast<size_t>(90 * d), 0.5), d, DType::f32), Matrix(bs, d, DType::f32)),
@@ -202,13 +205,13 @@ TEST(cuda_residual_hostile_data) {
   for (int64_t i = 0; i < d; ++i) broken_x[static_cast<size_t>(3 * d + i)] = 0.0;
   all(broken_x, list(Matrix(bs, d, DType::f32), Matrix(broken, d, DType::f32)), "NaN and infinities");
   all(broken_x, list(Matrix(bs, d, DType::f32), Matrix(Vec<double>{}, d, DType::f32), Matrix(bs, d, DType::f32)),
-      "empty book");
-  for (const double scale : {1e-42, 1e-25, 1e30, 1e38}) {  // of rows, of books, of both
-    Vec<double> sized = xs, sized_book = bs;
+      "empty codebook");
+  for (const double scale : {1e-42, 1e-25, 1e30, 1e38}) {  // of rows, of codebooks, of both
+    Vec<double> sized = xs, sized_codebook = bs;
     for (double& v : sized) v *= scale;
-    for (double& v : sized_book) v *= scale;
-    all(sized, list(Matrix(sized_book, d, DType::f32), Matrix(bs, d, DType::f32)), "all sizes");
-    all(xs, list(Matrix(sized_book, d, DType::f32), Matrix(sized_book, d, DType::f32)), "sized books");
+    for (double& v : sized_codebook) v *= scale;
+    all(sized, list(Matrix(sized_codebook, d, DType::f32), Matrix(bs, d, DType::f32)), "all sizes");
+    all(xs, list(Matrix(sized_codebook, d, DType::f32), Matrix(sized_codebook, d, DType::f32)), "sized codebooks");
   }
   Vec<double> sorted = bs;  // every column beats those before it
   for (int64_t j = 0; j < 90; ++j)
@@ -228,19 +231,19 @@ TEST(cuda_residual_rounding_at_its_worst) {
   best[0] = second[0] = 1.0;
   for (int64_t k = 1; k < d; ++k) best[k] = 0x1p-12, second[k] = k < 190 ? 0x1p-12 * (1.0 + 0x1p-20) : 0.0;
   const Matrix x(xs, d, DType::f32);
-  const std::vector<Matrix> books = list(Matrix(bs, d, DType::f32));
-  CHECK(cascade_on_cpu(x, books, Metric::dot).codes[0] == 30);
-  compare_cascades(x, books, Metric::dot, "rounding");
+  const std::vector<Matrix> codebooks = list(Matrix(bs, d, DType::f32));
+  CHECK(cascade_on_cpu(x, codebooks, Metric::dot).codes[0] == 30);
+  compare_cascades(x, codebooks, Metric::dot, "rounding");
 }
 
 TEST(cuda_residual_counts_and_bad_packs) {
   const Matrix x(normal<double>(130 * 8, 710), 8, DType::f32);
-  const std::vector<Matrix> books = books_of({64, 33}, 8, DType::f32, 711);
+  const std::vector<Matrix> codebooks = codebooks_of({64, 33}, 8, DType::f32, 711);
   Bench good, bad;
-  const Coded want = cascade_on_cpu(x, books, Metric::cosine);
-  CHECK(cascade_on_device(x, books, Metric::cosine, good).codes == want.codes);
+  const Coded want = cascade_on_cpu(x, codebooks, Metric::cosine);
+  CHECK(cascade_on_device(x, codebooks, Metric::cosine, good).codes == want.codes);
   CHECK(good.state.queries == 260 && good.state.repeated == 0 && good.state.refined < 260);
-  const Coded got = cascade_on_device(x, books, Metric::cosine, bad, true);
+  const Coded got = cascade_on_device(x, codebooks, Metric::cosine, bad, true);
   CHECK(got.codes == want.codes && got.quantized == want.quantized);
   CHECK(bad.state.bad_codes != 0 && bad.state.repeated == 130);
 }
@@ -254,15 +257,15 @@ TEST(cuda_product_equals_cpu) {
       Vec<double> xs = normal<double>(n * parts * w, ++seed);
       xs[static_cast<size_t>(parts * w + w)] = NAN;
       const Matrix x(xs, parts * w, dtype, w == 5);
-      std::vector<Matrix> books;
-      for (int64_t b = 0; b < parts; ++b) books.emplace_back(normal<double>(150 * w, ++seed), w, wide, w == 1);
+      std::vector<Matrix> codebooks;
+      for (int64_t b = 0; b < parts; ++b) codebooks.emplace_back(normal<double>(150 * w, ++seed), w, wide, w == 1);
       Vec<int64_t> codes[2];
       for (const bool device : {false, true}) {
         Bench bench;
         std::vector<Vec<uint64_t>> memory;
         ProductProblem p;
         p.queries = x.rows;
-        p.books = packed(books, memory, Metric::sqeuclidean, [&](const Rows& bank, Metric m, void* out) {
+        p.books = packed(codebooks, memory, Metric::sqeuclidean, [&](const Rows& bank, Metric m, void* out) {
           if (!device) return pack_on_cpu(bank, m, out);
           bench.provide(cuda::pack_workspace());
           CHECK(ran(cuda::pack_bank(bank, m, out, bench.device)));

@@ -234,8 +234,7 @@ inline const uint64_t* lane_slots(unsigned set, int lane) {
 
 }  // namespace emulator
 
-// ---- What CUDA C++ has built in
-// ----------------------------------------------------------------------------------------
+// ---- What CUDA C++ has built in ------------------------------------------------------------------------------------
 
 inline void __syncthreads() {
   ++emulator::self().barriers;
@@ -324,8 +323,7 @@ inline float __uint_as_float(unsigned bits) { return __int_as_float(static_cast<
 
 namespace vecbank::cuda {
 
-// ---- launch.h and ptx.h
-// ------------------------------------------------------------------------------------------------
+// ---- launch.h, async_copy.h and tensor_cores/ptx.h -----------------------------------------------------------------
 
 inline char* shared_memory() { return emulator::block().shared; }
 
@@ -387,10 +385,10 @@ inline uint32_t round_tf32(float x) {
   return bits & 0xffffe000u;
 }
 
-// One step of a tensor core as the unkindest models have it: every term is cut, towards zero, to a unit 2^-24 below the
+// One step of a tensor core by the worst of the models: every term is cut, towards zero, to a unit 2^-24 below the
 // largest, and the sum is rounded towards zero.
 template <size_t N>
-float unkind_step(float start, const double (&products)[N]) {
+float worst_case_step(float start, const double (&products)[N]) {
   double terms[N + 1] = {static_cast<double>(start)}, largest = 0.0, sum = 0.0;
   std::copy_n(products, N, terms + 1);
   for (const double term : terms) largest = std::max(largest, std::fabs(term));  // a NaN is found below
@@ -406,11 +404,11 @@ float unkind_step(float start, const double (&products)[N]) {
 }
 // An instruction of two steps.
 template <size_t N>
-float unkind_sum(float start, const double (&products)[N]) {
+float worst_case_sum(float start, const double (&products)[N]) {
   double low[N / 2], high[N / 2];
   std::copy_n(products, N / 2, low);
   std::copy_n(products + N / 2, N / 2, high);
-  return unkind_step(unkind_step(start, low), high);
+  return worst_case_step(worst_case_step(start, low), high);
 }
 inline uint64_t word_pair(uint32_t low, uint32_t high) { return static_cast<uint64_t>(high) << 32 | low; }
 
@@ -429,7 +427,7 @@ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
     // + k % 4.
     for (int k = 0; k < 8; ++k)
       products[k] = at(row % 8 * 4 + k % 4, row / 8 + 2 * (k / 4)) * at(column * 4 + k % 4, 4 + k / 4);
-    c[e] = unkind_sum(c[e], products);
+    c[e] = worst_case_sum(c[e], products);
   }
 }
 
@@ -442,14 +440,14 @@ inline void load_matrices(uint32_t (&m)[4], const void* row) {
   for (int i = 0; i < 4; ++i) m[i] = static_cast<uint32_t>(emulator::lane_slots(set, 8 * i + g)[t / 2] >> (t % 2 * 32));
 }
 
-template <bool Brain>
+template <bool Bf16>
 void mma_16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const uint64_t words[3] = {word_pair(a[0], a[1]), word_pair(a[2], a[3]), word_pair(b0, b1)};
   const unsigned set = emulator::meet(words, 3);
   const auto at = [&](int lane, int word, int high) {
     const uint16_t bits =
         static_cast<uint16_t>(emulator::lane_slots(set, lane)[word / 2] >> (word % 2 * 32 + high * 16));
-    return static_cast<double>(Brain ? widened_f32(Brain16{bits}) : widened_f32(Half16{bits}));
+    return static_cast<double>(Bf16 ? widened_f32(BFloat16{bits}) : widened_f32(Float16{bits}));
   };
   const int lane = emulator::block().now % 32, g = lane / 4, t = lane % 4;
   for (int e = 0; e < 4; ++e) {
@@ -459,7 +457,7 @@ void mma_16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     for (int k = 0; k < 16; ++k)
       products[k] =
           at(row % 8 * 4 + k % 8 / 2, row / 8 + 2 * (k / 8), k % 2) * at(column * 4 + k % 8 / 2, 4 + k / 8, k % 2);
-    c[e] = unkind_sum(c[e], products);
+    c[e] = worst_case_sum(c[e], products);
   }
 }
 

@@ -6,7 +6,8 @@
 
 #include "cuda_emulator.h"  // first: it says what __device__ means
 
-#include "cuda/sm90_layout.h"
+#include "cuda/tensor_cores/bounds.h"
+#include "cuda/tensor_cores/sm90_layout.h"
 
 #define VECBANK_SM90_CODE 1
 
@@ -86,7 +87,7 @@ inline const char* element(uint64_t descriptor, int row, int k) {
 inline float number(const char* at, bool half) {
   uint16_t bits;
   std::memcpy(&bits, at, 2);
-  return half ? vecbank::widened_f32(vecbank::Half16{bits}) : vecbank::widened_f32(vecbank::Brain16{bits});
+  return half ? vecbank::widened_f32(vecbank::Float16{bits}) : vecbank::widened_f32(vecbank::BFloat16{bits});
 }
 inline uint64_t digest(const Product& p, int columns) {
   uint64_t sum = 0;
@@ -138,8 +139,7 @@ inline Error encode(const TensorSpec& spec, TensorMap* map) {
   return tensor_spec_fault(spec);
 }
 
-// ---- Barriers
-// ------------------------------------------------------------------------------------------------------------
+// ---- Barriers ------------------------------------------------------------------------------------------------------
 
 inline emulator::Barrier& real(uint64_t* barrier) { return *reinterpret_cast<emulator::Barrier*>(barrier); }
 inline void barrier_init(uint64_t* barrier, int arrivals) {
@@ -174,8 +174,7 @@ inline void turn_wait(int group) {
   emulator::progress();
 }
 
-// ---- Copies
-// ------------------------------------------------------------------------------------------------------------
+// ---- Copies --------------------------------------------------------------------------------------------------------
 
 inline void copy_line(emulator::Landing& landing, char* to, const void* from, size_t bytes) {
   std::vector<char> line(bytes);
@@ -206,14 +205,13 @@ inline void load_box(const TensorMap& map, uint64_t* barrier, void* shared, int6
   emulator::hopper().landings.push_back(std::move(landing));
 }
 
-// ---- Products
-// ------------------------------------------------------------------------------------------------------------
+// ---- Products ------------------------------------------------------------------------------------------------------
 
-template <bool Brain>
+template <bool Bf16>
 void multiply(float (&acc)[kScores], uint64_t a, uint64_t b) {
   emulator::Hopper& h = emulator::hopper();
   const size_t thread = static_cast<size_t>(emulator::block().now);
-  emulator::Product p{acc, a, b, 0, !Brain, h.batches[thread]};
+  emulator::Product p{acc, a, b, 0, !Bf16, h.batches[thread]};
   if (thread % 128 == 0) p.seen = emulator::digest(p, kColumns);
   h.products[thread].push_back(p);
 }

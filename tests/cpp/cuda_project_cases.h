@@ -143,7 +143,7 @@ TEST(cuda_project_by_library_close_to_cpu) {
         compare_by_library(x, b, metric, DType::f32, 1e-6, "float32 out");
       if (dtype == DType::f32) compare_by_library(x, b, metric, DType::bf16, 8e-3, "bfloat16 out");
     }
-  // What a product cannot carry: rows and columns are mended, but for a plain product, which is the library's own
+  // What a product cannot carry: rows and columns are rescored, but for a plain product, which is the library's own
   // answer.
   Vec<double> xs = normal<double>(70, 1), bs = normal<double>(210, 2);
   xs[3] = NAN, xs[15] = INFINITY, bs[8] = NAN, bs[30] = -INFINITY;

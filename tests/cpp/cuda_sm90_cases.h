@@ -1,5 +1,5 @@
 // Searches through Hopper's kernel (cuda_cases.h includes this): every width it takes and one it does not, tiles and
-// chunks that are not whole, 16-bit inputs as they are and others rounded, hostile data. NEVER RUN on a GPU so far.
+// chunks that are not whole, 16-bit inputs as they are and others rounded, adversarial inputs.
 #pragma once
 
 namespace {
@@ -24,7 +24,7 @@ TEST(cuda_search_sm90_equals_cpu) {
   compare(x, b, {Metric::cosine, 1}, "a 16-bit query with a float32 bank");
 }
 
-TEST(cuda_search_sm90_hostile_data) {
+TEST(cuda_search_sm90_adversarial_inputs) {
   if (!has_sm90()) return;
   const OnPath on(cuda::Path::sm90);
   const int64_t d = 9, n = 6, m = 400;

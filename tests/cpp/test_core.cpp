@@ -13,28 +13,28 @@ using namespace vecbank::cpu;
 
 TEST(half_conversions_round_trip_every_value) {
   for (uint32_t bits = 0; bits < 65536; ++bits) {
-    const Half16 h{static_cast<uint16_t>(bits)};
-    const Brain16 b{static_cast<uint16_t>(bits)};
+    const Float16 h{static_cast<uint16_t>(bits)};
+    const BFloat16 b{static_cast<uint16_t>(bits)};
     const float wide = widened_f32(h), brain = widened_f32(b);
     if (std::isnan(wide)) {
-      CHECK(std::isnan(widened_f32(to_half16(wide))));
+      CHECK(std::isnan(widened_f32(to_float16(wide))));
     } else {
-      CHECK(to_half16(wide).bits == bits);
+      CHECK(to_float16(wide).bits == bits);
     }
-    if (!std::isnan(brain)) CHECK(to_brain16(brain).bits == bits);
+    if (!std::isnan(brain)) CHECK(to_bfloat16(brain).bits == bits);
   }
 }
 
 TEST(half_rounds_to_nearest_even) {
-  CHECK(to_half16(1.0f + 0x1p-11f).bits == 0x3c00);      // tie: to even, down
-  CHECK(to_half16(1.0f + 3 * 0x1p-11f).bits == 0x3c02);  // tie: to even, up
-  CHECK(to_half16(65519.0f).bits == 0x7bff);
-  CHECK(to_half16(65520.0f).bits == 0x7c00);
-  CHECK(to_half16(0x1p-25f).bits == 0);  // tie with the smallest subnormal
-  CHECK(to_half16(0x1.8p-25f).bits == 1);
-  CHECK(to_half16(-0x1p-14f).bits == 0x8400);
-  CHECK(to_brain16(1.0f + 0x1p-8f).bits == 0x3f80);
-  CHECK(to_brain16(1.0f + 3 * 0x1p-8f).bits == 0x3f82);
+  CHECK(to_float16(1.0f + 0x1p-11f).bits == 0x3c00);      // tie: to even, down
+  CHECK(to_float16(1.0f + 3 * 0x1p-11f).bits == 0x3c02);  // tie: to even, up
+  CHECK(to_float16(65519.0f).bits == 0x7bff);
+  CHECK(to_float16(65520.0f).bits == 0x7c00);
+  CHECK(to_float16(0x1p-25f).bits == 0);  // tie with the smallest subnormal
+  CHECK(to_float16(0x1.8p-25f).bits == 1);
+  CHECK(to_float16(-0x1p-14f).bits == 0x8400);
+  CHECK(to_bfloat16(1.0f + 0x1p-8f).bits == 0x3f80);
+  CHECK(to_bfloat16(1.0f + 3 * 0x1p-8f).bits == 0x3f82);
 }
 
 TEST(sizes_and_addresses_pass_2_to_the_31) {

@@ -6,9 +6,9 @@
 
 #include "cuda/codebook.cu"
 #include "cuda/estimator.cu"
+#include "cuda/library/project.cu"
 #include "cuda/pack.cu"
 #include "cuda/project.cu"
-#include "cuda/project_library.cu"
 #include "cuda/refine.cu"
 #include "cuda/residual.cu"
 #include "cuda/screen.cu"

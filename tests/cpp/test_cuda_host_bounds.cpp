@@ -6,6 +6,8 @@
 
 #include "check.h"
 #include "cuda/kernels.h"
+#include "cuda/plan.h"
+#include "cuda/tensor_cores/bounds.h"
 
 namespace {
 
@@ -53,7 +55,7 @@ Screened screen_everything(const Rows& x, const Rows& b, Metric metric, const do
   const auto floats = [](int64_t count) { return std::make_unique<float[]>(static_cast<size_t>(count)); };
   const int64_t pitch = cuda::operand_pitch(d), rows = cuda::operand_rows(m);
   const auto queries = floats(std::max(round_up_to(n, kPanel) * (d + 1), cuda::operand_rows(n) * pitch / 2));
-  const auto held = floats(std::max(panels * (d + 3) * kPanel, rows * pitch / 2)), beside = floats(3 * rows);
+  const auto held = floats(std::max(panels * (d + 3) * kPanel, rows * pitch / 2)), terms = floats(3 * rows);
   cuda::Screen s{};
   s.rows = n, s.width = d, s.schedule = bank.schedule, s.end = panels, s.columns = m, s.metric = metric;
   s.biased = bias != nullptr;
@@ -66,9 +68,9 @@ Screened screen_everything(const Rows& x, const Rows& b, Metric metric, const do
   if (plan.operands) {
     s.query_operand = {plan.operand_type, reinterpret_cast<uint16_t*>(queries.get()), pitch};
     s.bank_operand = {plan.operand_type, reinterpret_cast<uint16_t*>(held.get()), pitch};
-    s.beside = {beside.get(), beside.get() + rows, beside.get() + 2 * rows};
+    s.terms = {terms.get(), terms.get() + rows, terms.get() + 2 * rows};
     CHECK(cuda::pack_query_operands({q, s.query_operand}, device) == nullptr);
-    CHECK(cuda::pack_bank_operands({bank, x.dtype, s.bank_operand, s.beside}, device) == nullptr);
+    CHECK(cuda::pack_bank_operands({bank, x.dtype, s.bank_operand, s.terms}, device) == nullptr);
     CHECK((plan.hopper ? cuda::screen_sm90(s, device) : cuda::screen_mma16(s, device)) == nullptr);
   } else {
     q.panels = queries.get(), bank.panels = held.get();
@@ -142,8 +144,8 @@ struct Data {
     rows = {nullptr, dtype, static_cast<int64_t>(v.size()) / width, width, width, 1};
     for (const double value : v) {
       if (dtype == DType::f32) floats.push_back(static_cast<float>(value));
-      if (dtype == DType::bf16) bits.push_back(to_brain16(static_cast<float>(value)).bits);
-      if (dtype == DType::f16) bits.push_back(to_half16(static_cast<float>(value)).bits);
+      if (dtype == DType::bf16) bits.push_back(to_bfloat16(static_cast<float>(value)).bits);
+      if (dtype == DType::f16) bits.push_back(to_float16(static_cast<float>(value)).bits);
     }
     rows.data = dtype == DType::f32 ? static_cast<const void*>(floats.data()) : bits.data();
   }
@@ -190,8 +192,8 @@ TEST(cuda_bounds_hold_where_roundings_add_up) {
   }
 }
 
-// A large start, and products that each fall just below what the accumulator keeps (plan.h assumes as much): every
-// instruction loses all sixteen.
+// A large start, and products that each fall just below what the accumulator keeps (tensor_cores/bounds.h assumes as
+// much): every instruction loses all sixteen.
 TEST(cuda_bounds_hold_where_sums_lose) {
   for (const auto& [path, d] : {std::pair<cuda::Path, int64_t>{cuda::Path::mma, 512}, {cuda::Path::sm90, 256}})
     for (const DType dtype : {DType::bf16, DType::f16}) {

@@ -2,4 +2,4 @@
 #define VECBANK_EMULATE 1
 #include "cuda_emulator.h"
 
-#include "cuda/screen_mma.cu"
+#include "cuda/tensor_cores/mma.cu"

@@ -2,5 +2,5 @@
 #define VECBANK_EMULATE 1
 #include "cuda_emulator.h"
 
-#include "cuda/operands.cu"
-#include "cuda/screen_mma16.cu"
+#include "cuda/tensor_cores/mma16.cu"
+#include "cuda/tensor_cores/operands.cu"

@@ -1,12 +1,12 @@
-// The Hopper screen, screen_sm90.cu as nvcc compiles it, on the emulator (cuda_emulator_sm90.h): ring, barriers, turns,
-// descriptors, accumulators, survivors. Its operands are made here, in float64. NEVER RUN on a GPU.
+// The Hopper screen, sm90.cu as nvcc compiles it, on the emulator (cuda_emulator_sm90.h): ring, barriers, turns,
+// descriptors, accumulators, survivors. Its operands are made here, in float64.
 #define VECBANK_EMULATE 1
 #include "cuda_emulator_sm90.h"
 
 #include "check.h"
 #include "core/problem.h"
 #include "cuda/order.h"
-#include "cuda/screen_sm90.cu"
+#include "cuda/tensor_cores/sm90.cu"
 
 namespace {
 
@@ -27,10 +27,10 @@ struct Setup {
 struct Trial {
   Setup setup;
   std::vector<float> x, b;
-  std::vector<unsigned char> mask;  // [n][m]; empty: none
-  std::vector<char> special;        // of the bank: must always be kept
-  std::vector<char> given_up;       // of the queries
-  std::vector<float> thresholds;    // before and after
+  std::vector<unsigned char> mask;     // [n][m]; empty: none
+  std::vector<char> fallback_columns;  // of the bank: must always be kept
+  std::vector<char> fallback_rows;     // of the queries
+  std::vector<float> thresholds;       // before and after
   std::vector<int32_t> counts;
   std::vector<Candidate> candidates;
   std::vector<float> norms;
@@ -38,8 +38,8 @@ struct Trial {
   Trial(const Setup& s, uint32_t seed) : setup(s) {
     x = gaussian<float>(s.n * s.d, seed);
     b = gaussian<float>(s.m * s.d, seed + 1000);
-    special.assign(static_cast<size_t>(s.m), 0);
-    given_up.assign(static_cast<size_t>(s.n), 0);
+    fallback_columns.assign(static_cast<size_t>(s.m), 0);
+    fallback_rows.assign(static_cast<size_t>(s.n), 0);
     thresholds.assign(static_cast<size_t>(s.n), -HUGE_VALF);
   }
 
@@ -62,7 +62,7 @@ struct Trial {
   }
   void write(const float* v, uint16_t* to) const {
     for (int64_t k = 0; k < setup.d; ++k)
-      to[k] = setup.type == DType::bf16 ? to_brain16(v[k]).bits : to_half16(v[k]).bits;
+      to[k] = setup.type == DType::bf16 ? to_bfloat16(v[k]).bits : to_float16(v[k]).bits;
   }
 
   void run() {
@@ -79,8 +79,8 @@ struct Trial {
     candidates.assign(static_cast<size_t>(n * setup.capacity), {NAN, NAN, 0xffffffffu});
     for (int64_t i = 0; i < n; ++i) {
       const size_t at = static_cast<size_t>(i);
-      if (given_up[at]) {
-        counts[at] = cuda::kGivenUp, thresholds[at] = HUGE_VALF;
+      if (fallback_rows[at]) {
+        counts[at] = cuda::kFellBack, thresholds[at] = HUGE_VALF;
         continue;
       }
       const double size = norm(&x[static_cast<size_t>(i * setup.d)], setup.d);
@@ -93,7 +93,7 @@ struct Trial {
       const int64_t j = schedule.panel(slot / kPanel) * kPanel + slot % kPanel;
       const size_t at = static_cast<size_t>(slot);
       if (j >= m) continue;
-      if (special[static_cast<size_t>(j)]) {
+      if (fallback_columns[static_cast<size_t>(j)]) {
         start[at] = HUGE_VALF;
         continue;
       }
@@ -107,7 +107,7 @@ struct Trial {
     cuda::Screen s{};
     s.query_operand = {setup.type, queries.data(), pitch};
     s.bank_operand = {setup.type, bank.data(), pitch};
-    s.beside = {start.data(), bound.data(), lift.data()};
+    s.terms = {start.data(), bound.data(), lift.data()};
     s.rows = n;
     s.width = setup.d;
     s.columns = m;
@@ -136,8 +136,8 @@ struct Trial {
     bool complete = true, once = true, bounded = true, honest = true, sparse = true;
     for (int64_t i = 0; i < setup.n; ++i) {
       const size_t at = static_cast<size_t>(i);
-      if (given_up[at]) {
-        CHECK(counts[at] == cuda::kGivenUp && thresholds[at] == HUGE_VALF);
+      if (fallback_rows[at]) {
+        CHECK(counts[at] == cuda::kFellBack && thresholds[at] == HUGE_VALF);
         continue;
       }
       if (counts[at] > setup.capacity) {
@@ -153,7 +153,7 @@ struct Trial {
           continue;
         }
         once = once && ++listed[held.column] == 1;
-        if (special[held.column]) {
+        if (fallback_columns[held.column]) {
           bounded = bounded && held.upper == HUGE_VALF && held.lower == -HUGE_VALF;
           continue;
         }
@@ -163,11 +163,11 @@ struct Trial {
       }
       double best = -HUGE_VAL;
       for (int64_t j = 0; j < setup.m; ++j)
-        if (allowed(i, j) && !special[static_cast<size_t>(j)]) best = std::max(best, score(i, j));
+        if (allowed(i, j) && !fallback_columns[static_cast<size_t>(j)]) best = std::max(best, score(i, j));
       honest = honest && (!setup.raise || thresholds[at] <= best);
       const double needed = setup.raise ? best : thresholds[at];
       for (int64_t j = 0; j < setup.m; ++j)
-        if (allowed(i, j) && (special[static_cast<size_t>(j)] || !(score(i, j) < needed)))
+        if (allowed(i, j) && (fallback_columns[static_cast<size_t>(j)] || !(score(i, j) < needed)))
           complete = complete && listed[static_cast<size_t>(j)] == 1;
       if (setup.raise) sparse = sparse && reach < 12;
     }
@@ -236,12 +236,12 @@ TEST(sm90_screen_equals_nearest) {
   }
 }
 
-TEST(sm90_screen_hostile_data) {
-  Trial specials({70, 400, 20, DType::f16, Metric::dot, 3}, 200);
-  for (const size_t j : {0u, 17u, 399u}) specials.special[j] = 1;
-  specials.given_up[3] = specials.given_up[69] = 1;
-  specials.run();
-  CHECK(specials.verify() == 0);
+TEST(sm90_screen_adversarial_inputs) {
+  Trial fallbacks({70, 400, 20, DType::f16, Metric::dot, 3}, 200);
+  for (const size_t j : {0u, 17u, 399u}) fallbacks.fallback_columns[j] = 1;
+  fallbacks.fallback_rows[3] = fallbacks.fallback_rows[69] = 1;
+  fallbacks.run();
+  CHECK(fallbacks.verify() == 0);
 
   Trial equal({20, 600, 20, DType::bf16, Metric::sqeuclidean, 3}, 201);  // overflows every list
   std::fill(equal.b.begin(), equal.b.end(), 0.5f);

@@ -4,6 +4,8 @@
 #include "cpu/kernels.h"
 #include "cpu/topk_list.h"
 #include "cuda/heuristics.h"
+#include "cuda/plan.h"
+#include "cuda/tensor_cores/bounds.h"
 
 namespace {
 
@@ -46,17 +48,18 @@ void check_ranges(const cuda::SearchPlan& plan, int64_t n, int64_t k, int proces
   const int64_t tiles = ceil_div(std::min(n, plan.rows), cuda::kTile);
   int64_t ranges = 0;
   for (int64_t at = 0; at < end; ++ranges) {
-    const cuda::Range next = cuda::next_range(plan, k, tiles, processors, at, end);
+    const cuda::Range next = cuda::next_range(plan.lists, k, tiles, processors, at, end);
     CHECK(next.end > at && next.end <= end && next.blocks >= 1 && next.blocks <= 65535);
     CHECK(next.end == end || next.end % cuda::kTilePanels == 0);
     const int64_t columns = (next.end - at) * kPanel;
-    if (!plan.lists)
-      CHECK(at == 0 ? columns <= plan.capacity : columns <= std::max<int64_t>(8 * at * kPanel, cuda::kTile));
+    if (!plan.lists.fused)
+      CHECK(at == 0 ? columns <= plan.lists.capacity : columns <= std::max<int64_t>(8 * at * kPanel, cuda::kTile));
     else
-      CHECK(cuda::expected_survivors(k, at * kPanel, columns, next.blocks) <= static_cast<double>(plan.capacity) / 2);
+      CHECK(cuda::expected_survivors(k, at * kPanel, columns, next.blocks) <=
+            static_cast<double>(plan.lists.capacity) / 2);
     at = next.end;
   }
-  CHECK(!plan.lists || ranges <= 6);
+  CHECK(!plan.lists.fused || ranges <= 6);
 }
 
 TEST(cuda_plans_fit_the_workspace) {
@@ -79,9 +82,9 @@ TEST(cuda_plans_fit_the_workspace) {
               if (plan.direct) continue;
               CHECK(plan.operands == (path != cuda::Path::simt));
               CHECK(plan.hopper == (path == cuda::Path::sm90 && d <= cuda::kWidestSm90));
-              CHECK(plan.lists == (k <= cuda::kMostListed && (!plan.hopper || k == 1)));
-              CHECK(plan.capacity >= k && plan.capacity <= cuda::kMostSorted);
-              CHECK(cuda::power_of_two_from(plan.capacity) == plan.capacity);
+              CHECK(plan.lists.fused == (k <= cuda::kMostListed && (!plan.hopper || k == 1)));
+              CHECK(plan.lists.capacity >= k && plan.lists.capacity <= cuda::kMostSorted);
+              CHECK(cuda::power_of_two_from(plan.lists.capacity) == plan.lists.capacity);
               CHECK(plan.piece_panels >= 1);
               check_ranges(plan, n, k, processors);
               const int64_t rows = plan.piece_panels * kPanel;
@@ -89,8 +92,8 @@ TEST(cuda_plans_fit_the_workspace) {
               const int64_t sides = plan.operands ? cuda::operand_rows(plan.rows) * cuda::operand_pitch(d) * 2 +
                                                         rows * cuda::operand_bytes(d)
                                                   : plan.rows * (d + 1) * 4 + rows * (d + 3) * 4;
-              const int64_t bytes = plan.rows * plan.capacity * static_cast<int64_t>(sizeof(cuda::Candidate)) + sides +
-                                    plan.rows * 32 + d * 8 +
+              const int64_t bytes = plan.rows * plan.lists.capacity * static_cast<int64_t>(sizeof(cuda::Candidate)) +
+                                    sides + plan.rows * 32 + d * 8 +
                                     (plan.splits > 1 ? std::min(n, plan.rows) * plan.splits * (k * 16 + 8) : 0);
               CHECK(bytes + (1 << 16) <= cuda::kMostWorkspace);
             }
@@ -124,11 +127,12 @@ TEST(cuda_ranges_follow_the_number_of_queries) {
     p.queries = {nullptr, DType::f32, n, 128, 128, 1};
     const cuda::SearchPlan plan = cuda::plan_search(p, 132);
     const int64_t tiles = ceil_div(std::min(n, plan.rows), cuda::kTile);
-    const cuda::Range first = cuda::next_range(plan, p.k, tiles, 132, 0, plan.schedule.panels);
+    const cuda::Range first = cuda::next_range(plan.lists, p.k, tiles, 132, 0, plan.schedule.panels);
     CHECK(first.end < plan.schedule.panels / 10);
-    const cuda::Range only = cuda::next_range(plan, p.k, 4 * 132, 132, 0, plan.schedule.panels);
+    const cuda::Range only = cuda::next_range(plan.lists, p.k, 4 * 132, 132, 0, plan.schedule.panels);
     CHECK(only.end == plan.schedule.panels && only.blocks == 1);  // a block to every row tile
-    const cuda::Range later = cuda::next_range(plan, p.k, tiles, 132, plan.schedule.panels / 2, plan.schedule.panels);
+    const cuda::Range later =
+        cuda::next_range(plan.lists, p.k, tiles, 132, plan.schedule.panels / 2, plan.schedule.panels);
     CHECK(later.end == plan.schedule.panels);
   }
 }
@@ -152,9 +156,9 @@ TEST(cuda_heuristics_name_a_measurement_or_stay_with_the_kernel) {
     CHECK(rule.what != nullptr && rule.measured != nullptr && *rule.measured != 0);
     CHECK(rule.path == ProjectPath::kernel || std::string(rule.measured).find("never") == std::string::npos);
   }
-  CHECK(project_path(any, 90, Wish::none) == ProjectPath::kernel);  // until a row says otherwise
-  CHECK(project_path(any, 90, Wish::kernel) == ProjectPath::kernel);
-  CHECK(project_path(any, 90, Wish::library) == ProjectPath::library);
+  CHECK(project_path(any, 90, ProjectOverride::none) == ProjectPath::kernel);  // until a row says otherwise
+  CHECK(project_path(any, 90, ProjectOverride::kernel) == ProjectPath::kernel);
+  CHECK(project_path(any, 90, ProjectOverride::library) == ProjectPath::library);
 }
 
 TEST(cuda_library_takes_what_it_can_carry) {
@@ -167,7 +171,7 @@ TEST(cuda_library_takes_what_it_can_carry) {
   CHECK(!library_can(projection(Metric::dot, bf16, f32, bf16)));  // two dtypes
   ProjectProblem p = projection(Metric::dot, f32, f32, f32);
   p.queries.col_stride = 2;
-  CHECK(!library_can(p) && project_path(p, 80, Wish::library) == ProjectPath::kernel);
+  CHECK(!library_can(p) && project_path(p, 80, ProjectOverride::library) == ProjectPath::kernel);
   p = projection(Metric::dot, f32, f32, f32);
   p.bank.row_stride = 0;  // an expanded row
   CHECK(!library_can(p));
@@ -243,8 +247,8 @@ TEST(cuda_tensor_bound_covers_the_plain_one) {
   }
 }
 
-// The floor that the cascade takes from registers never exceeds the one that the screens compute column by column.
-TEST(cuda_row_floor_is_below_every_lower_bound) {
+// The threshold that the cascade takes from registers never exceeds the one that the screens compute column by column.
+TEST(cuda_row_threshold_is_below_every_lower_bound) {
   std::mt19937 random(4);
   std::uniform_real_distribution<double> exponent(-40.0, 40.0), part(-1.0, 1.0);
   for (int i = 0; i < 200000; ++i) {
@@ -255,11 +259,11 @@ TEST(cuda_row_floor_is_below_every_lower_bound) {
     const float upper = size * static_cast<float>(std::exp2(exponent(random)));
     const double c = start_bound_per_r2(metric, d), slack = i % 3 ? std::exp2(exponent(random) - 60.0) : 0x1p-100;
     const float gap = cuda::column_gap(2.0f * norm, r, 2.0f * above(c));
-    const float floor = cuda::row_floor(upper - gap, cuda::twice_above(slack));
+    const float threshold = cuda::row_threshold(upper - gap, cuda::twice_above(slack));
     const double exact = static_cast<double>(upper) - 2.0 * (static_cast<double>(norm) * r + c * r * r + slack);
-    CHECK(static_cast<double>(floor) <= exact);
+    CHECK(static_cast<double>(threshold) <= exact);
     // And it gives little away.
-    CHECK(exact - floor <= 0x1p-18 * (std::fabs(static_cast<double>(upper)) + std::fabs(exact)) + 0x1p-120);
+    CHECK(exact - threshold <= 0x1p-18 * (std::fabs(static_cast<double>(upper)) + std::fabs(exact)) + 0x1p-120);
   }
 }
 

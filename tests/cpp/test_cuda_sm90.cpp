@@ -1,10 +1,9 @@
-// The arithmetic of the Hopper screen (csrc/cuda/sm90_layout.h) against what PTX and the driver's documentation say,
-// written down again here. The kernel has NEVER RUN on a GPU. CuTe's own answers to the same questions are asked where
-// its headers are: tests/cuda/sm90_layouts.cu.
+// The arithmetic of the Hopper screen (csrc/cuda/tensor_cores/sm90_layout.h) against the documentation of PTX and the
+// driver, written down again here. tests/cuda/sm90_layouts.cu compares it with CuTe where CuTe's headers are installed.
 #include <set>
 
 #include "check.h"
-#include "cuda/sm90_layout.h"
+#include "cuda/tensor_cores/sm90_layout.h"
 
 namespace {
 

@@ -1,6 +1,7 @@
-// Measures what plan.h assumes of the tensor cores: how far one mma.sync is from the exact sum, relative to the sum of
-// the magnitudes of what it adds. Adversarial sums: large beside tiny, cancelling, many halves of the last bit, every
-// exponent, fp16 subnormals. Until this has passed on an architecture, no tensor-core screen may be a default there.
+// Measures what tensor_cores/bounds.h assumes of the tensor cores: how far one mma.sync is from the exact sum,
+// relative to the sum of the magnitudes of what it adds. Adversarial sums: large beside tiny, cancelling, many halves
+// of the last bit, every exponent, fp16 subnormals. Until this has passed on an architecture, no tensor-core screen
+// may be a default there.
 #include <cuda_runtime.h>
 
 #include <cmath>
@@ -8,8 +9,8 @@
 
 #include "../cpp/check.h"
 #include "core/half.h"
-#include "cuda/plan.h"
-#include "cuda/ptx.h"
+#include "cuda/tensor_cores/bounds.h"
+#include "cuda/tensor_cores/ptx.h"
 
 namespace {
 
@@ -33,15 +34,15 @@ struct Bf16 {
   static constexpr const char* name = "bf16";
   static constexpr int depth = 16;
   static constexpr double unit = cuda::kTensorUnit;
-  static float held(double x) { return widened_f32(to_brain16(static_cast<float>(x))); }
-  __device__ static uint32_t bits(float x) { return to_brain16(x).bits; }
+  static float held(double x) { return widened_f32(to_bfloat16(static_cast<float>(x))); }
+  __device__ static uint32_t bits(float x) { return to_bfloat16(x).bits; }
 };
 struct F16 {
   static constexpr const char* name = "fp16";
   static constexpr int depth = 16;
   static constexpr double unit = cuda::kTensorUnit;
-  static float held(double x) { return widened_f32(to_half16(static_cast<float>(x))); }
-  __device__ static uint32_t bits(float x) { return to_half16(x).bits; }
+  static float held(double x) { return widened_f32(to_float16(static_cast<float>(x))); }
+  __device__ static uint32_t bits(float x) { return to_float16(x).bits; }
 };
 
 struct Sums {

@@ -1,8 +1,9 @@
-// The first thing to run on a Hopper GPU, and NEVER RUN so far: one wgmma of sm90_ptx.h. On small integers it must be
-// exact, which holds descriptors, swizzle and fragments to the hardware's meaning of them; on adversarial sums it shows
-// how far it is from the exact sum, which plan.h assumes to be at most kTensorUnit.
+// The first test to run on a Hopper GPU: one wgmma of sm90_ptx.h. On small integers it must be exact, which checks
+// that the hardware reads descriptors, swizzle and fragments as the kernel writes them. On adversarial sums it
+// measures the error, which bounds.h assumes to be at most kTensorUnit.
 #if __has_include(<cute/arch/mma_sm90_gmma.hpp>)
-#include "cuda/sm90_ptx.h"
+#include "cuda/tensor_cores/bounds.h"
+#include "cuda/tensor_cores/sm90_ptx.h"
 
 #include <cmath>
 #include <cstdio>
@@ -20,7 +21,7 @@ struct Product {
   float* c;               // [trial][128][128]: in and out
 };
 
-template <bool Brain>
+template <bool Bf16>
 __global__ void __launch_bounds__(128) one_product_kernel(const __grid_constant__ Product p) {
 #if defined(VECBANK_SM90_CODE)
   char* base = cuda::shared_memory();
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(128) one_product_kernel(const __grid_constant_
   const uint64_t b = tile_descriptor(cuda::shared_address(base + kBankBox));
   products_begin(acc);
 #pragma unroll
-  for (int h = 0; h < kHalves; ++h) multiply<Brain>(acc[h], x + h * kHalfOffset, b);
+  for (int h = 0; h < kHalves; ++h) multiply<Bf16>(acc[h], x + h * kHalfOffset, b);
   products_commit();
   products_wait_all(acc);
 #pragma unroll
@@ -68,7 +69,7 @@ T* managed(int64_t count) {
 // The worst error of a kind of sums, relative to the magnitudes summed; 0 where all are exact.
 template <class T, class Make>
 double worst_error(Make&& make) {
-  constexpr bool brain = std::is_same_v<T, Brain16>;
+  constexpr bool bf16 = std::is_same_v<T, BFloat16>;
   constexpr int trials = 16, side = kSide * kStep, out = kSide * kSide;
   uint16_t *x = managed<uint16_t>(trials * side), *b = managed<uint16_t>(trials * side);
   float* c = managed<float>(trials * out);
@@ -81,7 +82,7 @@ double worst_error(Make&& make) {
   for (int i = 0; i < trials * side; ++i) x[i] = held(make(0, i % kStep)), b[i] = held(make(1, i % kStep));
   for (int i = 0; i < trials * out; ++i) c[i] = static_cast<float>(make(2, 0));
   const std::vector<float> before(c, c + trials * out);
-  CHECK(cuda::launch(one_product_kernel<brain>, dim3(trials), 128, 2 * kBankBox + kAlignment, cuda::Device{},
+  CHECK(cuda::launch(one_product_kernel<bf16>, dim3(trials), 128, 2 * kBankBox + kAlignment, cuda::Device{},
                      Product{x, b, c}) == nullptr);
   CHECK(cudaDeviceSynchronize() == cudaSuccess);
   double worst = 0.0;
@@ -132,8 +133,8 @@ TEST(tensor_core_accumulation_wgmma) {
     std::printf("     wgmma not measured: compute capability %d.%d\n", major, minor);
     return;
   }
-  measure<Brain16>("bf16");
-  measure<Half16>("fp16");
+  measure<BFloat16>("bf16");
+  measure<Float16>("fp16");
 }
 
 }  // namespace

@@ -1,13 +1,13 @@
-// CuTe's own answers to what csrc/cuda/sm90_layout.h works out for itself, compared while this compiles: which thread
-// holds which score, where the 128-byte swizzle puts a coordinate, what the fields of a descriptor are. Compiling it is
-// the test; it needs no GPU, and nothing of it runs.
+// CuTe's own answers to what csrc/cuda/tensor_cores/sm90_layout.h works out for itself, compared while this compiles:
+// which thread holds which score, where the 128-byte swizzle puts a coordinate, what the fields of a descriptor are.
+// Compiling it is the test; it needs no GPU, and nothing of it runs.
 #if !defined(__CUDA_ARCH__) && __has_include(<cute/atom/mma_traits_sm90_gmma.hpp>)  // once, not per architecture
 #include <cuda.h>
 
 #include <cute/atom/mma_traits_sm90_gmma.hpp>
 #include <cute/tensor.hpp>
 
-#include "cuda/sm90_layout.h"
+#include "cuda/tensor_cores/sm90_layout.h"
 
 namespace {
 

@@ -1,15 +1,15 @@
-// project through a product of somebody else's: norms, the product block by block, and one pass over each block that is
-// still in L2: scale or combine, last step, dtype. Rows and columns whose products could overflow or vanish are scored
-// in float64, as in project.cu.
-// NEVER RUN on a GPU: docs/cuda.md.
-#include "heuristics.h"
-#include "panels.cuh"
-#include "project.cuh"
+// project through a library's product: first the norms, then the product block by block. One pass finishes each block
+// while L2 still holds it: it scales or combines, takes the last step and converts to the output's dtype. Fallback rows
+// and columns, whose products could overflow or vanish, are rescored in float64, as in project.cu.
+#include "../arena.h"
+#include "../panels.cuh"
+#include "../project.cuh"
+#include "rules.h"
 
 namespace vecbank::cuda {
 namespace {
 
-// A norm outside of these makes its row (or column) odd: between them a product of two rows keeps its digits.
+// A row (or column) whose norm is outside of these limits is rescored; within them a product keeps its digits.
 template <class T>
 struct Extent {
   static constexpr double least = sizeof(T) == 4 ? 0x1p-40 : 0x1p-400, most = sizeof(T) == 4 ? 0x1p60 : 0x1p500;
@@ -20,10 +20,10 @@ struct RowFactors {
   Rows rows;
   Metric metric;
   T* factor;  // cosine: 1 / norm; distances: norm squared
-  unsigned char* odd;
+  unsigned char* fallback;
 };
 
-// Sixteen threads a row.
+// Sixteen threads share a row.
 template <class T>
 __global__ void __launch_bounds__(kPanelThreads) row_factor_kernel(const __grid_constant__ RowFactors<T> a) {
   constexpr int64_t step = kPanelThreads / 16;
@@ -32,24 +32,24 @@ __global__ void __launch_bounds__(kPanelThreads) row_factor_kernel(const __grid_
     const bool valid = i < a.rows.count;
     const double squares = squares_of(a.rows, i, valid, {}), norm = sqrt(squares);
     if (!valid || threadIdx.x % 16 != 0) continue;
-    const bool odd = !(norm <= Extent<T>::most) || (norm > 0.0 && norm < Extent<T>::least);
-    a.odd[i] = odd;
+    const bool fallback = !(norm <= Extent<T>::most) || (norm > 0.0 && norm < Extent<T>::least);
+    a.fallback[i] = fallback;
     const MetricRecord m = record(a.metric);
-    a.factor[i] = odd                      ? T(0)
+    a.factor[i] = fallback                 ? T(0)
                   : m.unit_rows            ? static_cast<T>(1.0 / floored(norm))
                   : m.term == Term::square ? static_cast<T>(squares)
                                            : T(1);
   }
 }
 
-struct AnyOdd {
-  const unsigned char* odd;
+struct AnyFallback {
+  const unsigned char* fallback;
   int64_t count;
   int32_t* any;
 };
-__global__ void __launch_bounds__(kThreads) any_odd_kernel(const AnyOdd a) {  // one block
+__global__ void __launch_bounds__(kThreads) any_fallback_kernel(const AnyFallback a) {  // one block
   int found = 0;
-  for (int64_t i = threadIdx.x; i < a.count; i += kThreads) found |= a.odd[i];
+  for (int64_t i = threadIdx.x; i < a.count; i += kThreads) found |= a.fallback[i];
   const int any = __syncthreads_or(found);
   if (threadIdx.x == 0) *a.any = any;
 }
@@ -60,16 +60,16 @@ struct ProductBlock {
   Metric metric;
   Finish finish;
   const T *row_factor, *column_factor;
-  const unsigned char *row_odd, *column_odd;
-  const int32_t* any_column_odd;
-  const T* product;  // may be where `out` is
+  const unsigned char *row_fallback, *column_fallback;
+  const int32_t* any_column_fallback;
+  const T* product;  // may be the memory of `out`
   int64_t product_stride;
   void* out;
   DType out_dtype;
   int64_t out_stride;
 };
 
-// A thread a column, so that a warp's loads and stores are neighbours; blockIdx.y: rows, kRowsPerFinish at a time.
+// Each thread has a column, so that a warp loads and stores neighbours. blockIdx.y: kRowsPerFinish rows at a time.
 template <class T>
 __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ ProductBlock<T> a) {
   const int64_t column = int64_t{blockIdx.x} * kThreads + threadIdx.x;
@@ -86,14 +86,14 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant_
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) mend_block_kernel(const __grid_constant__ ProductBlock<T> a) {
-  const bool columns = *a.any_column_odd != 0;
+__global__ void __launch_bounds__(kThreads) rescore_block_kernel(const __grid_constant__ ProductBlock<T> a) {
+  const bool columns = *a.any_column_fallback != 0;
   for (int64_t row = blockIdx.x; row < a.queries.count; row += gridDim.x) {
-    const bool odd = a.row_odd[row] != 0;
-    if (!odd && !columns) continue;
-    mend_row(
+    const bool fallback = a.row_fallback[row] != 0;
+    if (!fallback && !columns) continue;
+    rescore_row(
         a.queries, row, a.bank, 0, a.bank.count, a.metric,
-        [&](int64_t column) { return odd || a.column_odd[column] != 0; },
+        [&](int64_t column) { return fallback || a.column_fallback[column] != 0; },
         [&](int64_t column, double v) { store(v, a.out, a.out_dtype, row * a.out_stride + column); });
   }
 }
@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(kThreads) mend_block_kernel(const __grid_const
 template <class T>
 struct LibraryWork {
   T *product, *row_factor, *column_factor;
-  unsigned char *row_odd, *column_odd;
-  int32_t* any_column_odd;
+  unsigned char *row_fallback, *column_fallback;
+  int32_t* any_column_fallback;
   int64_t bytes;
 };
 template <class T>
@@ -113,21 +113,21 @@ LibraryWork<T> cut_library(const ProjectProblem& p, const LibraryPlan& plan, voi
   if (!plan.in_place) w.product = arena.take<T>(plan.rows * plan.columns);
   w.row_factor = arena.take<T>(plan.rows);
   w.column_factor = arena.take<T>(plan.columns);
-  w.row_odd = arena.take<unsigned char>(plan.rows);
-  w.column_odd = arena.take<unsigned char>(plan.columns);
-  w.any_column_odd = arena.take<int32_t>(1);
+  w.row_fallback = arena.take<unsigned char>(plan.rows);
+  w.column_fallback = arena.take<unsigned char>(plan.columns);
+  w.any_column_fallback = arena.take<int32_t>(1);
   w.bytes = arena.used();
   return w;
 }
 
 template <class T>
-Error find_factors(const Rows& rows, Metric metric, T* factor, unsigned char* odd, const Device& device) {
-  const RowFactors<T> args{rows, metric, factor, odd};
+Error find_factors(const Rows& rows, Metric metric, T* factor, unsigned char* fallback, const Device& device) {
+  const RowFactors<T> args{rows, metric, factor, fallback};
   return launch(row_factor_kernel<T>, grid_for(ceil_div(rows.count, kPanelThreads / 16)), kPanelThreads, 0, device,
                 args);
 }
 
-// Columns outside, rows inside: a column's factors are found once.
+// The outer loop walks columns and the inner loop rows, so that the factors of a column are computed once.
 template <class T>
 Error by_library(const ProjectProblem& p, const Multiply& multiply, const Device& device) {
   const LibraryPlan plan = plan_library(p);
@@ -140,14 +140,15 @@ Error by_library(const ProjectProblem& p, const Multiply& multiply, const Device
     b.metric = p.metric;
     b.finish = finish_of(p.metric);
     b.row_factor = w.row_factor, b.column_factor = w.column_factor;
-    b.row_odd = w.row_odd, b.column_odd = w.column_odd, b.any_column_odd = w.any_column_odd;
+    b.row_fallback = w.row_fallback, b.column_fallback = w.column_fallback,
+    b.any_column_fallback = w.any_column_fallback;
     b.out_dtype = p.out_dtype;
     b.out_stride = p.bank.count;
     const bool plain = plain_product(p);
     if (!plain) {
-      VB_TRY(find_factors(b.bank, p.metric, w.column_factor, w.column_odd, device));
-      VB_TRY(
-          launch(any_odd_kernel, dim3(1), kThreads, 0, device, AnyOdd{w.column_odd, b.bank.count, w.any_column_odd}));
+      VB_TRY(find_factors(b.bank, p.metric, w.column_factor, w.column_fallback, device));
+      VB_TRY(launch(any_fallback_kernel, dim3(1), kThreads, 0, device,
+                    AnyFallback{w.column_fallback, b.bank.count, w.any_column_fallback}));
     }
     for (int64_t row = 0; row < p.queries.count; row += plan.rows) {
       b.queries = part_of(p.queries, row, plan.rows, 0, p.queries.width);
@@ -155,7 +156,7 @@ Error by_library(const ProjectProblem& p, const Multiply& multiply, const Device
       void* product = plan.in_place ? b.out : w.product;
       b.product = static_cast<const T*>(product);
       b.product_stride = plan.in_place ? b.out_stride : b.bank.count;
-      if (!plain) VB_TRY(find_factors(b.queries, p.metric, w.row_factor, w.row_odd, device));
+      if (!plain) VB_TRY(find_factors(b.queries, p.metric, w.row_factor, w.row_fallback, device));
       VB_TRY(multiply.run(multiply.context, b.queries, b.bank, product, plain ? p.out_dtype : product_dtype(p),
                           b.product_stride));
       if (plain) continue;
@@ -163,7 +164,7 @@ Error by_library(const ProjectProblem& p, const Multiply& multiply, const Device
                       static_cast<unsigned>(ceil_div(b.queries.count, kRowsPerFinish)));
       VB_TRY(launch(finish_kernel<T>, grid, kThreads, 0, device, b));
       const int64_t most = int64_t{8} * device.processors;
-      VB_TRY(launch(mend_block_kernel<T>, grid_for(std::min(b.queries.count, most)), kThreads, 0, device, b));
+      VB_TRY(launch(rescore_block_kernel<T>, grid_for(std::min(b.queries.count, most)), kThreads, 0, device, b));
     }
   }
   return nullptr;
@@ -180,7 +181,7 @@ int64_t project_library_workspace(const ProjectProblem& p) {
 
 Error project_by_library(const ProjectProblem& p, const Multiply& multiply, const Device& device) {
   if (p.queries.count == 0 || p.bank.count == 0) return nullptr;
-  if (!library_can(p)) return "this projection is not one for a library's product";
+  if (!library_can(p)) return "the library's product cannot carry this projection (library_can is false)";
   return product_dtype(p) == DType::f64 ? by_library<double>(p, multiply, device)
                                         : by_library<float>(p, multiply, device);
 }

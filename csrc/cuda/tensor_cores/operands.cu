@@ -1,7 +1,7 @@
-// Writes 16-bit operands (operands.h): the same frame, map and exceptions as float32 panels, another rounding and
-// layout.
-// NEVER RUN on a GPU: docs/cuda.md.
-#include "panels.cuh"
+// Writes 16-bit operands (operands.h). Frame, map and fallback rows are those of float32 panels; rounding and layout
+// differ.
+#include "../panels.cuh"
+#include "bounds.h"
 
 namespace vecbank::cuda {
 namespace {
@@ -13,15 +13,15 @@ struct alignas(16) Chunk {
 };
 
 __device__ __forceinline__ uint16_t rounded_bits(double v, DType type) {
-  if (type == DType::bf16) return to_brain16(static_cast<float>(v)).bits;
-  return to_half16(static_cast<float>(v)).bits;
+  if (type == DType::bf16) return to_bfloat16(static_cast<float>(v)).bits;
+  return to_float16(static_cast<float>(v)).bits;
 }
 __device__ __forceinline__ double value_of_bits(uint16_t bits, DType type) {
-  return type == DType::bf16 ? widened(Brain16{bits}) : widened(Half16{bits});
+  return type == DType::bf16 ? widened(BFloat16{bits}) : widened(Float16{bits});
 }
 
-// Writes row `to` of the operand from row i, zeros unless `written`; returns the sum of squares of what rounding lost.
-// The sixteen threads that share the row call it.
+// Writes row `row` of the operand from row i, or zeros unless `written`. Returns the sum of squares that rounding lost.
+// The sixteen threads that share the row call this function.
 __device__ __forceinline__ double write_row(const Rows& rows, int64_t i, bool written, const Affine& map,
                                             const Operand& to, int64_t row) {
   double lost = 0.0;
@@ -44,7 +44,7 @@ __device__ __forceinline__ double write_row(const Rows& rows, int64_t i, bool wr
   return sum_of_16(lost);
 }
 
-// A block per 16 rows.
+// Each block has 16 rows.
 __global__ void __launch_bounds__(kPanelThreads, 4)
     write_query_operands_kernel(const __grid_constant__ QueryOperands args) {
   const QueryPanels& a = args.common;
@@ -55,14 +55,14 @@ __global__ void __launch_bounds__(kPanelThreads, 4)
     const bool valid = q < a.queries.count;
     const QueryFacts f = query_facts(a, q, valid, good);
     const double lost = sqrt(write_row(a.queries, q, f.usable, f.map, args.to, q)) * (1.0 + 0x1p-20);
-    const bool usable = f.usable && lost <= kMaxQueryNorm;  // not if something overflowed
+    const bool usable = f.usable && lost <= kMaxQueryNorm;  // false if a coordinate overflowed
     if (f.usable && !usable) write_row(a.queries, q, false, f.map, args.to, q);
     if (valid && threadIdx.x % 16 == 0)
       begin_query(a, q, f, usable, usable ? operand_norm(f.frame.packed, lost, share) : 0.0f);
   }
 }
 
-// A block per 16 rows, those of the padding included.
+// Each block has 16 rows, the padding included.
 __global__ void __launch_bounds__(kPanelThreads, 4)
     write_bank_operands_kernel(const __grid_constant__ BankOperands args) {
   double* norms = reinterpret_cast<double*>(shared_memory());  // 16
@@ -94,11 +94,11 @@ __global__ void __launch_bounds__(kPanelThreads, 4)
     if (threadIdx.x % 16 == 0) {
       const bool usual = valid && f.fits;
       const float start = usual ? operand_start(f.start, pitch) : 0.0f;
-      args.columns.start[to] = usual ? start : valid ? HUGE_VALF : -HUGE_VALF;
-      args.columns.bound[to] = usual ? operand_bound(a.metric, d, pitch, f.packed, lost, share, f.whole) : 0.0f;
-      args.columns.lift[to] = round_up(static_cast<double>(start) - (usual ? f.start : 0.0));
+      args.terms.start[to] = usual ? start : valid ? HUGE_VALF : -HUGE_VALF;
+      args.terms.bound[to] = usual ? operand_bound(a.metric, d, pitch, f.packed, lost, share, f.whole) : 0.0f;
+      args.terms.lift[to] = round_up(static_cast<double>(start) - (usual ? f.start : 0.0));
     }
-    __syncthreads();  // the norms are read
+    __syncthreads();  // all threads have read the norms
   }
 }
 

@@ -1,5 +1,5 @@
-// What the Hopper kernel says to the machine, one function each; CUTLASS's headers hold the instructions themselves.
-// The tests' emulator has its own versions (tests/cpp/cuda_emulator_sm90.h). NEVER RUN on a GPU.
+// The instructions of the Hopper kernel, one function for each; CUTLASS's headers contain the assembly. The tests'
+// emulator has its own versions (tests/cpp/cuda_emulator_sm90.h).
 #pragma once
 
 #include "sm90_layout.h"
@@ -13,7 +13,7 @@
 #include <cute/arch/mma_sm90_gmma.hpp>
 #include <utility>
 
-#include "ptx.h"
+#include "../async_copy.h"
 
 namespace vecbank::cuda::sm90 {
 
@@ -21,8 +21,7 @@ namespace vecbank::cuda::sm90 {
 #define VECBANK_SM90_CODE 1  // this pass compiles for sm_90a
 #endif
 
-// ---- Tensor maps, made on the host
-// ------------------------------------------------------------------------------------------------------------
+// ---- Tensor maps, made on the host ---------------------------------------------------------------------------------
 
 using TensorMap = CUtensorMap;
 
@@ -45,18 +44,17 @@ inline Error encode(const TensorSpec& s, TensorMap* map) {
 
 #if defined(VECBANK_SM90_CODE)
 
-// ---- Barriers in shared memory
-// ------------------------------------------------------------------------------------------------------------
+// ---- Barriers in shared memory -------------------------------------------------------------------------------------
 
 using Transactions = cutlass::arch::ClusterTransactionBarrier;
 
 __device__ __forceinline__ void barrier_init(uint64_t* barrier, int arrivals) {
   Transactions::init(barrier, static_cast<uint32_t>(arrivals));
 }
-// Makes fresh barriers known to the copy engine; a __syncthreads() follows.
+// Makes fresh barriers visible to the copy engine; a __syncthreads() must follow.
 __device__ __forceinline__ void barrier_init_done() { cutlass::arch::fence_barrier_init(); }
 __device__ __forceinline__ void barrier_arrive(uint64_t* barrier) { Transactions::arrive(barrier); }
-// Arrives, and says how many bytes the barrier must still see land.
+// Arrives, and adds `bytes` to the bytes that the barrier waits for.
 __device__ __forceinline__ void barrier_expect(uint64_t* barrier, int bytes) {
   Transactions::arrive_and_expect_tx(barrier, static_cast<uint32_t>(bytes));
 }
@@ -64,8 +62,8 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, unsigned parity)
   Transactions::wait(barrier, parity);
 }
 
-// The two consumer groups take turns at the matrix units: named barriers 1 and 2 (0 is __syncthreads), which one group
-// waits at and the other arrives at.
+// The two consumer groups use the matrix units in turn, through the named barriers 1 and 2 (0 is __syncthreads): one
+// group waits at a barrier, and the other arrives at it.
 __device__ __forceinline__ void turn_wait(int group) {
   asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(128 * kGroups) : "memory");
 }
@@ -73,10 +71,9 @@ __device__ __forceinline__ void turn_pass(int group) {
   asm volatile("bar.arrive %0, %1;" ::"r"(1 + group), "n"(128 * kGroups) : "memory");
 }
 
-// ---- Copies
-// ------------------------------------------------------------------------------------------------------------
+// ---- Copies --------------------------------------------------------------------------------------------------------
 
-// A box whose corner is (coordinate, row) of the mapped matrix; its bytes count towards the barrier.
+// Copies a box whose corner is (coordinate, row) of the mapped matrix. Its bytes count for the barrier.
 __device__ __forceinline__ void load_box(const TensorMap& map, uint64_t* barrier, void* shared, int64_t coordinate,
                                          int64_t row) {
   cute::SM90_TMA_LOAD_2D::copy(&map, barrier, static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL), shared,
@@ -86,27 +83,26 @@ __device__ __forceinline__ void load_bytes(const void* global, uint64_t* barrier
   cute::SM90_BULK_COPY_G2S::copy(global, barrier, shared, bytes);
 }
 
-// ---- Products
-// ------------------------------------------------------------------------------------------------------------
+// ---- Products ------------------------------------------------------------------------------------------------------
 
-// acc[64][kColumns] += a[64][16] b[kColumns][16]^T over a warpgroup, both sides in shared memory; the accumulators
-// belong to the hardware until they are waited for.
-template <bool Brain, size_t... I>
+// acc[64][kColumns] += a[64][16] b[kColumns][16]^T over a warpgroup, both sides in shared memory. The accumulators must
+// not be used before products_wait_all().
+template <bool Bf16, size_t... I>
 __device__ __forceinline__ void multiply_indices(float (&acc)[kScores], uint64_t a, uint64_t b,
                                                  std::index_sequence<I...>) {
   using namespace cute::SM90::GMMA;
   static_assert(kColumns == 128);
-  if constexpr (Brain)
+  if constexpr (Bf16)
     MMA_64x128x16_F32BF16BF16_SS<Major::K, Major::K>::fma(a, b, acc[I]...);
   else
     MMA_64x128x16_F32F16F16_SS<Major::K, Major::K>::fma(a, b, acc[I]...);
 }
-template <bool Brain>
+template <bool Bf16>
 __device__ __forceinline__ void multiply(float (&acc)[kScores], uint64_t a, uint64_t b) {
-  multiply_indices<Brain>(acc, a, b, std::make_index_sequence<kScores>{});
+  multiply_indices<Bf16>(acc, a, b, std::make_index_sequence<kScores>{});
 }
-// Orders what this thread wrote into its accumulators before the products that follow; and keeps the compiler from
-// moving reads and writes of them across.
+// Orders this thread's writes to its accumulators before the products that follow, and keeps the compiler from moving
+// reads and writes of the accumulators across.
 __device__ __forceinline__ void products_begin(float (&acc)[kHalves][kScores]) {
 #pragma unroll
   for (int h = 0; h < kHalves; ++h)
@@ -116,7 +112,7 @@ __device__ __forceinline__ void products_begin(float (&acc)[kHalves][kScores]) {
 }
 __device__ __forceinline__ void products_go_on() { cute::warpgroup_arrive(); }
 __device__ __forceinline__ void products_commit() { cute::warpgroup_commit_batch(); }
-// All but the last `Pending` batches are done; their operands may be overwritten.
+// Waits until at most `Pending` batches are incomplete; the operands of the others may be overwritten.
 template <int Pending>
 __device__ __forceinline__ void products_wait() {
   cute::warpgroup_wait<Pending>();
@@ -129,8 +125,7 @@ __device__ __forceinline__ void products_wait_all(float (&acc)[kHalves][kScores]
     for (int e = 0; e < kScores; ++e) cute::warpgroup_fence_operand(acc[h][e]);
 }
 
-// ---- The rest
-// ------------------------------------------------------------------------------------------------------------
+// ---- Registers, and a maximum --------------------------------------------------------------------------------------
 
 template <int Count>
 __device__ __forceinline__ void give_registers() {
@@ -141,7 +136,7 @@ __device__ __forceinline__ void take_registers() {
   cutlass::arch::warpgroup_reg_alloc<Count>();
 }
 
-// NaN if either is: a NaN score must be seen.
+// The maximum, or NaN if either is NaN, so that a NaN score counts as a hit.
 __device__ __forceinline__ float max_nan(float a, float b) {
   float larger;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));

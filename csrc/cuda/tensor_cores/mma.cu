@@ -1,15 +1,15 @@
-// The tensor-core screen, for sm_80 and later: NEVER RUN on a GPU, so reached only with VECBANK_CUDA_PATH=mma.
-// The same panels, tiles and survivors as the portable screen; each float32 is split into two of 11 bits, and three
-// mma.sync give the product to about 2^-20. Its error bound is the float32 screen's times tensor_factor() (plan.h),
-// which rests on an assumed constant of the hardware: see there before making this a default anywhere.
-#include "mainloop_simt.cuh"
+// The tensor-core screen on float32 panels, for sm_80 and later. Only VECBANK_CUDA_PATH=mma selects it.
+// Panels, tiles and survivors are those of the portable screen. Each float32 is split into two numbers of 11 bits, and
+// three mma.sync give the product to about 2^-20. Its error bound is the float32 screen's times tensor_factor(), which
+// rests on an assumed constant of the hardware: bounds.h must be measured before this screen becomes a default.
+#include "../mainloop_simt.cuh"
 #include "mma_tile.cuh"
 
 namespace vecbank::cuda {
 namespace {
 
 using S = Simt<float>;
-constexpr int kLine = kTile + 8;  // the four lines a fragment reads at once lie in different banks
+constexpr int kLine = kTile + 8;  // padded: a fragment reads four lines at once, from different banks
 constexpr int kBuffer = S::kDepth * kLine;
 constexpr int64_t kBytes = int64_t{4} * kBuffer * 4;
 constexpr int kDumped = kTile / 2;  // rows at a time
@@ -83,7 +83,8 @@ __global__ void __launch_bounds__(kThreads, 1) mma_kernel(const __grid_constant_
         float start = -HUGE_VALF;
         if (panel != nullptr) {
           start = panel[(a.width + 2) * kPanel + column % kPanel];
-          // The panel's start carries the float32 screen's share of the bound; the rest of ours comes on top.
+          // The panel's start includes the float32 screen's share of the bound; this adds the remainder of this
+          // screen's.
           const double r = panel[(a.width + 1) * kPanel + column % kPanel];
           double more = a.start_per_r2 * (1.0 - 1.0 / a.factor) * r * r;
           if (a.biased)

@@ -1,28 +1,10 @@
-// The few instructions that need PTX, one function each. (The block emulator of the tests has its own versions.)
+// The instructions of mma.sync, one function for each. The tests' block emulator has its own versions.
 #pragma once
 
-#include "launch.h"
+#include "../async_copy.h"
 
 #if defined(__CUDACC__)
 namespace vecbank::cuda {
-
-__device__ __forceinline__ unsigned shared_address(const void* p) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
-
-// 16 bytes from global to shared memory without passing through registers; zeros where `valid` is false (then nothing
-// is read, but the address must still be one of ours). Both sides 16-byte aligned.
-__device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
-               "r"(valid ? 16 : 0)
-               : "memory");
-}
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most `Pending` of this thread's groups are under way; others' copies need a barrier as well.
-template <int Pending>
-__device__ __forceinline__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
-}
 
 // The nearest float with 11 significant bits, ties away from zero, as the bits that mma_tf32 takes.
 __device__ __forceinline__ uint32_t round_tf32(float x) {
@@ -42,8 +24,8 @@ __device__ __forceinline__ void mma_tf32(float (&c)[4], const uint32_t (&a)[4], 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Four 8 x 8 matrices of 16-bit elements: lane 8 m + i says where row i of matrix m lies in shared memory (16 bytes,
-// aligned), lane l receives elements (l / 4, 2 (l % 4)) and the next of each matrix.
+// Four 8 x 8 matrices of 16-bit elements: lane 8 m + i gives the address of row i of matrix m in shared memory (16
+// bytes, aligned), and lane l receives elements (l / 4, 2 (l % 4)) and the next of each matrix.
 __device__ __forceinline__ void load_matrices(uint32_t (&m)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
@@ -54,9 +36,9 @@ __device__ __forceinline__ void load_matrices(uint32_t (&m)[4], const void* row)
 // c[16][8] += a[16][16] * b[16][8] over a warp, bf16 or fp16. With g = lane / 4, t = lane % 4, two neighbours in k a
 // word, the lower one first: a holds (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8); b holds (2t, g), (2t + 8, g)
 // as (k, column); c as in mma_tf32.
-template <bool Brain>
+template <bool Bf16>
 __device__ __forceinline__ void mma_16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  if constexpr (Brain)
+  if constexpr (Bf16)
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
         "%2, %3};"

@@ -1,55 +1,59 @@
-// The arithmetic of the Hopper screen, without a GPU instruction in it: tiles, who works on which, where things lie in
-// shared memory, what a TMA descriptor and a wgmma descriptor say, which thread holds which score. Plain functions,
-// tested on the host (tests/cpp/test_cuda_sm90.cpp). The kernel they serve, screen_sm90.cu, has NEVER RUN on a GPU.
+// The arithmetic of the Hopper screen, without a GPU instruction: tiles, which block computes which, the map of shared
+// memory, the fields of TMA and wgmma descriptors, and which thread holds which score. Plain functions for sm90.cu,
+// tested on the host (tests/cpp/test_cuda_sm90.cpp).
 #pragma once
 
-#include "plan.h"
+#include <algorithm>
+
+#include "../../core/types.h"
+#include "../candidates.h"
+#include "operands.h"
 
 namespace vecbank::cuda::sm90 {
 
-// ---- Tiles
-// ------------------------------------------------------------------------------------------------------------
+// ---- Tiles ---------------------------------------------------------------------------------------------------------
 
 constexpr int kGroups = 2;                    // consumer warpgroups
-constexpr int kGroupRows = 128;               // query rows each of them holds: two halves of 64, wgmma's M
+constexpr int kGroupRows = 128;               // query rows of a group: two halves of 64, wgmma's M
 constexpr int kHalves = kGroupRows / 64;      // accumulator blocks of a thread
-constexpr int kRows = kGroups * kGroupRows;   // query rows of a block: as many share one streamed bank tile
+constexpr int kRows = kGroups * kGroupRows;   // query rows of a block, which share each bank tile
 constexpr int kColumns = 128;                 // bank rows of a tile, wgmma's N
 constexpr int kScores = 64 * kColumns / 128;  // scores of a thread in one accumulator block
 constexpr int kStep = 16;                     // coordinates of a wgmma
 constexpr int kLine = 128;                    // bytes of a row in shared memory: kOperandDepth 16-bit coordinates
 constexpr int kMostBlocks = kWidestSm90 / kOperandDepth;
-constexpr int kBankBox = kColumns * kLine;     // bytes that one TMA load brings of the bank
-constexpr int kQueryBox = kGroupRows * kLine;  // and of the queries
-constexpr int kThreads = 128 * (kGroups + 1);  // and a warpgroup whose first thread is the producer
+constexpr int kBankBox = kColumns * kLine;     // bytes of the bank that one TMA load copies
+constexpr int kQueryBox = kGroupRows * kLine;  // bytes of the queries that one TMA load copies
+constexpr int kThreads = 128 * (kGroups + 1);  // one more warpgroup, whose first thread is the producer
 static_assert(kOperandTile % kColumns == 0 && kOperandTile % kRows == 0 && kOperandDepth * 2 == kLine);
 
-// Registers: a block starts with an equal share for all, then the producer hands most of its own over.
+// Registers: a block starts with an equal share for each thread, then the producer's warpgroup releases most of its
+// own.
 constexpr int kRegisters = 168, kProducerRegisters = 24, kConsumerRegisters = 240;
 static_assert(kThreads * kRegisters <= 65536 && kRegisters % 8 == 0);
 static_assert(128 * (kProducerRegisters + kGroups * kConsumerRegisters) <= kThreads * kRegisters);
-static_assert(kHalves * kScores + 64 <= kConsumerRegisters, "accumulators, and room to work");
+static_assert(kHalves * kScores + 64 <= kConsumerRegisters, "the accumulators and 64 further registers must fit");
 
 VB_INLINE constexpr int blocks_of(int64_t pitch) { return static_cast<int>(pitch / kOperandDepth); }
 
-// ---- The schedule: all pairs of a query tile and a bank tile in one line, cut into equal runs, one for each block of
-// threads. A run is a few segments, each of one query tile.
-// ------------------------------------------------------------------------------------------------------------
+// ---- The schedule --------------------------------------------------------------------------------------------------
+// All pairs of a query tile and a bank tile form one sequence, which is cut into equal runs, one for each block of
+// threads. A run consists of segments, each of one query tile.
 
 struct Segment {
   int row_tile, begin, end;  // bank tiles [begin, end)
 };
-struct Work {  // less than 2^31 pairs
+struct Work {  // of less than 2^31 pairs
   int row_tiles = 0, column_tiles = 0, blocks = 1;
   VB_HOST_DEVICE int pairs() const { return row_tiles * column_tiles; }
-  // Where block `b` begins: the first pairs() % blocks blocks take one pair more than the others.
+  // The first pair of block `b`. The first pairs() % blocks blocks take one pair more than the others.
   VB_HOST_DEVICE int begin(int b) const {
     const int each = pairs() / blocks, more = pairs() % blocks;
     return b * each + (b < more ? b : more);
   }
-  VB_HOST_DEVICE Segment segment(int at, int end) const {  // the one that holds pair `at`
-    const int row_tile = at / column_tiles, first = at - row_tile * column_tiles, left = first + end - at;
-    return {row_tile, first, left < column_tiles ? left : column_tiles};
+  VB_HOST_DEVICE Segment segment(int at, int end) const {  // the segment that begins with pair `at`
+    const int row_tile = at / column_tiles, first = at - row_tile * column_tiles, last = first + end - at;
+    return {row_tile, first, last < column_tiles ? last : column_tiles};
   }
 };
 inline Work make_work(int64_t rows, int64_t columns, int processors, int64_t blocks_per_row_tile) {
@@ -60,26 +64,25 @@ inline Work make_work(int64_t rows, int64_t columns, int processors, int64_t blo
       std::max<int64_t>(1, std::min({int64_t{processors}, int64_t{w.pairs()}, w.row_tiles * blocks_per_row_tile})));
   return w;
 }
-// Columns that one launch may take, a multiple of the tile.
+// The most columns that one launch may take, a multiple of the tile.
 inline int64_t most_columns(int64_t rows) { return ((int64_t{1} << 31) - 1) / ceil_div(rows, kRows) * kColumns; }
 
-// ---- Shared memory
-// ------------------------------------------------------------------------------------------------------------
+// ---- Shared memory -------------------------------------------------------------------------------------------------
 
 constexpr int kConsumerWarps = kGroups * 4;
-constexpr int kListed = 6;  // candidates of a row that wait in shared memory
-constexpr int kBunch = 8;   // scores of a thread that are looked at together: with its quad's, 32 columns of a row
+constexpr int kListed = 6;  // candidates of a row's list in shared memory
+constexpr int kBunch = 8;   // scores of a thread that are compared together; a quad's are 32 columns of a row
 constexpr int kBunches = kScores / 2 / kBunch;  // of a thread's row
 constexpr int kMostStages = 8;                  // of the ring
 constexpr int kMostShared = 227 << 10;
 constexpr int kAlignment = 1024;  // where the 128-byte swizzle repeats
 
-struct ColumnTerms {  // what stands beside a tile's columns, as in OperandColumns
+struct TileTerms {  // the column terms of a tile
   float start[kColumns], bound[kColumns], lift[kColumns];
 };
 
 struct SharedMap {    // byte offsets from a multiple of kAlignment
-  int stages, tiles;  // stages of the ring; tiles whose columns are kept
+  int stages, tiles;  // stages of the ring; tiles whose column terms are kept
   int queries, ring, columns, lists, slacks, barriers, bytes;
 };
 VB_INLINE constexpr SharedMap shared_map(int blocks) {
@@ -89,17 +92,17 @@ VB_INLINE constexpr SharedMap shared_map(int blocks) {
   const int slacks = kRows * 8;
   const int barriers = (2 * kMostStages + 2) * 8;
   for (m.stages = kMostStages;; --m.stages) {
-    // The columns of tile t may be overwritten when all its scores were looked at. A block of tile t + tiles is loaded
-    // only when both groups have given back that stage's block before, `stages` earlier; a group gives back a block of
-    // tile s only after it has looked at tile s - 1.
+    // The column terms of tile t may be overwritten after all its scores were compared. A block of tile t + tiles is
+    // loaded only after both groups have released the block that this stage held before, `stages` blocks earlier. A
+    // group releases a block of tile s only after it has compared the scores of tile s - 1.
     m.tiles = (m.stages + blocks - 1) / blocks + 1;
     m.queries = 0;
     m.ring = m.queries + queries;
     m.columns = m.ring + m.stages * kBankBox;
-    m.lists = m.columns + m.tiles * static_cast<int>(sizeof(ColumnTerms));
+    m.lists = m.columns + m.tiles * static_cast<int>(sizeof(TileTerms));
     m.slacks = m.lists + lists;
     m.barriers = m.slacks + slacks;
-    m.bytes = m.barriers + barriers + kAlignment;  // the start may lie anywhere
+    m.bytes = m.barriers + barriers + kAlignment;  // the base may have any alignment
     if (m.bytes <= kMostShared || m.stages == 1) return m;
   }
 }
@@ -112,8 +115,8 @@ VB_INLINE constexpr bool map_is_sound(int blocks) {
 static_assert(map_is_sound(1) && map_is_sound(2) && map_is_sound(3) && map_is_sound(4));
 static_assert(shared_map(1).stages == kMostStages && shared_map(2).stages >= 6 && shared_map(4).stages >= 4);
 
-// Which stage of a ring, and which of a barrier's two phases: a full barrier is waited for with this parity, an empty
-// one with the other, which a fresh barrier passes.
+// A stage of the ring, and the phase of its barriers: threads wait for a full barrier with this parity and for an empty
+// barrier with the other one, which a fresh barrier passes.
 struct Turn {
   int stage = 0;
   unsigned parity = 0;
@@ -122,11 +125,10 @@ struct Turn {
   }
 };
 
-// ---- Descriptors
-// ------------------------------------------------------------------------------------------------------------
+// ---- Descriptors ---------------------------------------------------------------------------------------------------
 
-// A tile of 128-byte rows in shared memory as wgmma sees it: rows in groups of eight, 1024 bytes apart (the stride
-// field); the leading field is not read under this swizzle. All sizes are in units of 16 bytes.
+// The descriptor of a tile of 128-byte rows in shared memory. Rows lie in groups of eight that are 1024 bytes apart
+// (the stride field); wgmma does not read the leading field under this swizzle. All sizes are in units of 16 bytes.
 VB_INLINE constexpr uint64_t tile_descriptor(unsigned address) {
   constexpr uint64_t leading = 1, stride = kAlignment >> 4, swizzle_128 = 1;
   return static_cast<uint64_t>((address & 0x3ffff) >> 4) | leading << 16 | stride << 32 | swizzle_128 << 62;
@@ -136,8 +138,8 @@ constexpr uint64_t kHalfOffset = 64 * kLine >> 4;  // the next 64 rows
 constexpr uint64_t kQueryOffset = kQueryBox >> 4;  // the next block of a group's coordinates
 constexpr uint64_t kStageOffset = kBankBox >> 4;   // the next stage
 
-// What cuTensorMapEncodeTiled is told: a matrix of 16-bit rows, read in boxes of one 128-byte line a row. Rows beyond
-// the last come as zeros.
+// The arguments of cuTensorMapEncodeTiled: a matrix of 16-bit rows, read in boxes of one 128-byte line a row. Rows
+// beyond the last are read as zeros.
 struct TensorSpec {
   const void* base;
   DType type;
@@ -157,7 +159,7 @@ inline TensorSpec tensor_spec(const Operand& operand, int64_t rows, int box_rows
   s.step[0] = s.step[1] = 1;
   return s;
 }
-// The limits that the driver's documentation states, so that a refusal can say which.
+// Checks the limits that the driver's documentation states, so that an error can name the limit.
 inline const char* tensor_spec_fault(const TensorSpec& s) {
   if (s.base == nullptr || reinterpret_cast<uintptr_t>(s.base) % 16 != 0) return "tensor map: base not 16-byte aligned";
   if (s.stride[0] % 16 != 0 || s.stride[0] >= uint64_t{1} << 40) return "tensor map: bad row stride";
@@ -170,8 +172,8 @@ inline const char* tensor_spec_fault(const TensorSpec& s) {
   return nullptr;
 }
 
-// ---- Accumulators of wgmma m64nNk16: score e of thread t of a warpgroup.
-// ------------------------------------------------------------------------------------------------------------
+// ---- Accumulators --------------------------------------------------------------------------------------------------
+// Row and column of score e of thread t of a warpgroup, as wgmma m64nNk16 defines them.
 
 VB_INLINE constexpr int score_row(int thread, int e) { return thread / 32 * 16 + thread % 32 / 4 + e / 2 % 2 * 8; }
 VB_INLINE constexpr int score_column(int thread, int e) { return e / 4 * 8 + thread % 4 * 2 + e % 2; }

@@ -1,9 +1,9 @@
-// What the tensor-core screens share: eight warps of 64 x 32 on a tile of 128 x 128, and the end of a tile.
-// Accumulators lie as mma.sync leaves them, which is the same for tf32 and 16-bit operands.
+// What the screens with mma.sync share: eight warps of 64 x 32 on a tile of 128 x 128, and the end of a tile. The
+// layout of the accumulators is that of mma.sync, which is the same for tf32 and 16-bit operands.
 #pragma once
 
+#include "../survivors.cuh"
 #include "ptx.h"
-#include "survivors.cuh"
 
 namespace vecbank::cuda {
 
@@ -12,8 +12,8 @@ constexpr int kRowTiles = kWarpRows / 16, kColumnTiles = kWarpColumns / 8;
 using Accumulators = float[kRowTiles][kColumnTiles][4];
 
 struct WarpPlace {
-  int row, column;  // of the tile, where this warp's part begins
-  int g, t;         // this lane's group and place in it
+  int row, column;  // where this warp's part of the tile begins
+  int g, t;         // the group of this lane, and the lane's number in the group
 };
 __device__ __forceinline__ WarpPlace warp_place() {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -24,7 +24,7 @@ __device__ __forceinline__ WarpPlace warp_place() {
 VB_INLINE int fragment_row(const WarpPlace& w, int i, int e) { return w.row + 16 * i + w.g + 8 * (e / 2); }
 VB_INLINE int fragment_column(const WarpPlace& w, int j, int e) { return w.column + 8 * j + 2 * w.t + e % 2; }
 
-// For finish_tile: every accumulator with its place in the tile.
+// For finish_tile: calls f(upper, row, column) for every accumulator of this thread.
 template <class F>
 __device__ __forceinline__ void each_accumulator(const Accumulators& acc, const WarpPlace& w, F&& f) {
 #pragma unroll

@@ -1,6 +1,8 @@
-// The tensor-core screen on 16-bit operands (operands.h), for sm_80 and later: NEVER RUN on a GPU, so reached only with
-// VECBANK_CUDA_PATH=mma (16-bit inputs) or mma16 (others, rounded to bf16). Tiles of 128 x 128 in steps of 64
-// coordinates, two steps in flight; a step's loads run under the product before it, across tiles too. Bounds: plan.h.
+// The tensor-core screen on 16-bit operands (operands.h), for sm_80 and later. Only VECBANK_CUDA_PATH selects it: mma
+// for 16-bit inputs, mma16 for others, which are rounded to bf16. A tile of 128 x 128 is computed in steps of 64
+// coordinates. Two steps have buffers, and the loads of a step overlap the product of the step before, across tiles
+// too. The proof of the bounds is in bounds.h.
+#include "../plan.h"
 #include "mma_tile.cuh"
 
 namespace vecbank::cuda {
@@ -13,25 +15,26 @@ constexpr int kStageBytes = 2 * kSideBytes;         // query rows, then bank row
 constexpr int kLoads = kTile * kChunks / kThreads;  // 16-byte loads per thread, side and step
 static_assert(dump_bytes(kTile) <= 2 * kStageBytes && kLoads * kThreads == kTile * kChunks);
 
-struct Beside {  // of the tile in hand and the next one
+struct TileTerms {  // the column terms of the current tile and of the next
   float starts[2][kTile], bounds[2][kTile];
   float norms[kTile];
 };
-constexpr int64_t kBytes = 2 * kStageBytes + static_cast<int64_t>(sizeof(Beside));
+constexpr int64_t kBytes = 2 * kStageBytes + static_cast<int64_t>(sizeof(TileTerms));
 
-// Where chunk c of row r lies within a side: swizzled, so that the eight rows of a matrix lie in different banks.
-VB_INLINE int place(int r, int c) { return r * kDepth * 2 + ((c ^ (r % kChunks)) * 16); }
+// The offset of chunk c of row r within a side. The swizzle puts the eight rows of a matrix into different banks.
+VB_INLINE int chunk_offset(int r, int c) { return r * kDepth * 2 + ((c ^ (r % kChunks)) * 16); }
 
-// This block's steps in order. Offsets within a piece, or within the queries, fit 32 bits: both are at most 16 MiB.
+// Loads this block's steps in order. Offsets within a piece or within the queries fit 32 bits, since both are at most
+// 16 MiB.
 struct Loader {
-  int x, mine;            // elements before this thread's first chunk of the query tile; of a tile
-  int column, tiles;      // of the piece, where the block's first tile begins; how many there are
+  int x, mine;            // elements before the query tile; elements before this thread's first chunk of a tile
+  int column, tiles;      // the column of the piece where the block's first tile begins; the number of tiles
   int depth;              // steps of a tile
   int tile = 0, k = 0;    // the next step
-  unsigned resident = 0;  // stages that hold the query step they will need again
+  unsigned resident = 0;  // a bit for each stage that already holds its query step
 
-  // Starts copying the next step, if there is one, into stage s.
-  __device__ __forceinline__ void next(const Screen& a, char* stages, int s, Beside& beside) {
+  // Starts to copy the next step, if any, into stage s.
+  __device__ __forceinline__ void next(const Screen& a, char* stages, int s, TileTerms& terms) {
     if (tile < tiles) {
       char* stage = stages + s * kStageBytes;
       const int row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks, pitch = depth * kDepth;
@@ -40,16 +43,16 @@ struct Loader {
 #pragma unroll
       for (int u = 0; u < kLoads; ++u) {
         const int r = row + u * (kThreads / kChunks), skip = mine + u * (kThreads / kChunks) * pitch + k * kDepth;
-        if (with_x) copy_async(stage + place(r, chunk), a.query_operand.rows + (x + skip), true);
-        copy_async(stage + kSideBytes + place(r, chunk), a.bank_operand.rows + (from * pitch + skip), true);
+        if (with_x) copy_async(stage + chunk_offset(r, chunk), a.query_operand.rows + (x + skip), true);
+        copy_async(stage + kSideBytes + chunk_offset(r, chunk), a.bank_operand.rows + (from * pitch + skip), true);
       }
       if (depth <= 2) resident |= 1u << s;
       if (k == 0 && threadIdx.x < 2 * kTile / 4) {
         const int at = threadIdx.x % (kTile / 4) * 4;
         if (threadIdx.x < kTile / 4)
-          copy_async(&beside.starts[tile % 2][at], a.beside.start + (from + at), true);
+          copy_async(&terms.starts[tile % 2][at], a.terms.start + (from + at), true);
         else
-          copy_async(&beside.bounds[tile % 2][at], a.beside.bound + (from + at), true);
+          copy_async(&terms.bounds[tile % 2][at], a.terms.bound + (from + at), true);
       }
       if (++k == depth) k = 0, ++tile;
     }
@@ -59,7 +62,7 @@ struct Loader {
 static_assert(kPieceShare <= INT32_MAX && kQueryShare <= INT32_MAX);
 
 // acc += x * b over one step, for this warp's part of the tile.
-template <bool Brain>
+template <bool Bf16>
 __device__ __forceinline__ void multiply_step(const char* stage, const WarpPlace& w, Accumulators& acc) {
   const int lane = threadIdx.x % 32, row = lane % 8;
 #pragma unroll
@@ -67,27 +70,27 @@ __device__ __forceinline__ void multiply_step(const char* stage, const WarpPlace
     uint32_t b[kColumnTiles / 2][4];  // two column tiles a load: rows 0-7 and 8-15, each with both halves of k
 #pragma unroll
     for (int j = 0; j < kColumnTiles / 2; ++j)
-      load_matrices(b[j], stage + kSideBytes + place(w.column + 16 * j + row + lane / 16 * 8, k + lane / 8 % 2));
+      load_matrices(b[j], stage + kSideBytes + chunk_offset(w.column + 16 * j + row + lane / 16 * 8, k + lane / 8 % 2));
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
       uint32_t x[4];
-      load_matrices(x, stage + place(w.row + 16 * i + row + lane / 8 % 2 * 8, k + lane / 16));
+      load_matrices(x, stage + chunk_offset(w.row + 16 * i + row + lane / 8 % 2 * 8, k + lane / 16));
 #pragma unroll
-      for (int j = 0; j < kColumnTiles; ++j) mma_16<Brain>(acc[i][j], x, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+      for (int j = 0; j < kColumnTiles; ++j) mma_16<Bf16>(acc[i][j], x, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
     }
   }
 }
 
-template <bool Brain>
+template <bool Bf16>
 __global__ void __launch_bounds__(kThreads, 2) mma16_kernel(const __grid_constant__ Screen a) {
   char* stages = shared_memory();
-  Beside& beside = *reinterpret_cast<Beside*>(stages + 2 * kStageBytes);
+  TileTerms& terms = *reinterpret_cast<TileTerms*>(stages + 2 * kStageBytes);
   TileState& state = *reinterpret_cast<TileState*>(stages + kBytes);
   const WarpPlace w = warp_place();
   const auto [first_row, begin, end] = tile_run(a);
   begin_rows(a, first_row, state);
   if (threadIdx.x < kTile)
-    beside.norms[threadIdx.x] = first_row + threadIdx.x < a.rows ? a.norms[first_row + threadIdx.x] : 0.0f;
+    terms.norms[threadIdx.x] = first_row + threadIdx.x < a.rows ? a.norms[first_row + threadIdx.x] : 0.0f;
 
   const int pitch = static_cast<int>(a.bank_operand.pitch);
   Loader loader;
@@ -96,16 +99,16 @@ __global__ void __launch_bounds__(kThreads, 2) mma16_kernel(const __grid_constan
   loader.column = static_cast<int>(begin - a.first_slot) * kPanel;
   loader.tiles = (end - begin + kTilePanels - 1) / kTilePanels;
   loader.depth = pitch / kDepth;
-  loader.next(a, stages, 0, beside);
+  loader.next(a, stages, 0, terms);
 
   int stage = 0;
   for (int tile = 0; tile < loader.tiles; ++tile) {
     Accumulators acc;
     for (int k = 0; k < loader.depth; ++k, stage ^= 1) {
       wait_copies<0>();
-      __syncthreads();  // this step has arrived, and nobody reads the other stage any more
-      loader.next(a, stages, stage ^ 1, beside);
-      if (k == 0)  // upper bounds from the start
+      __syncthreads();  // this step has arrived, and no thread still reads the other stage
+      loader.next(a, stages, stage ^ 1, terms);
+      if (k == 0)  // accumulators include the bound, so they end as upper bounds
 #pragma unroll
         for (int i = 0; i < kRowTiles; ++i)
 #pragma unroll
@@ -113,12 +116,12 @@ __global__ void __launch_bounds__(kThreads, 2) mma16_kernel(const __grid_constan
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
               const int column = fragment_column(w, j, e);
-              acc[i][j][e] = fused(beside.norms[fragment_row(w, i, e)], beside.bounds[tile % 2][column],
-                                   beside.starts[tile % 2][column]);
+              acc[i][j][e] = fused(terms.norms[fragment_row(w, i, e)], terms.bounds[tile % 2][column],
+                                   terms.starts[tile % 2][column]);
             }
-      multiply_step<Brain>(stages + stage * kStageBytes, w, acc);
+      multiply_step<Bf16>(stages + stage * kStageBytes, w, acc);
     }
-    // Many hits take the room of both stages, the one being filled included: its step is loaded again.
+    // Many hits overwrite both stages, also the one that is being filled, whose step is then loaded again.
     const auto each = [&](auto&& f) { each_accumulator(acc, w, f); };
     const auto make_room = [] {
       wait_copies<0>();
@@ -127,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, 2) mma16_kernel(const __grid_constan
     if (finish_tile<kTile>(a, each, first_row, begin + tile * kTilePanels, end, reinterpret_cast<float*>(stages), state,
                            make_room)) {
       loader.tile = tile + 1, loader.k = 0, loader.resident = 0;
-      loader.next(a, stages, stage, beside);
+      loader.next(a, stages, stage, terms);
     }
   }
 }
