@@ -56,33 +56,6 @@ VB_HOST_DEVICE inline float bank_bound(Metric metric, int64_t width, double pack
   return round_up(r * (1.0 + 0x1p-18));
 }
 
-// The fixed-point screen. A query row is scaled by its unit s, a bank row by 1 / step, both are rounded to 16 bits, and
-// the products are summed in int32, which is exact: |sums| <= (|x~| s + |e_x|) (|b~| / step + |e_b|) < kFixedX kFixedB
-// < 2^31 by Cauchy and Schwarz, with |e| <= 0.51 sqrt(d) (half a step a coordinate, and float32 scaling). In units of
-// s,
-//     |S - T| <= |e_x| |b~| + (|x~| s + |e_x|) |e_b| step + kFixedX r_b + four roundings of the float32 that follows,
-// so the margin is a constant times the step, plus a constant times r_b: no query appears in it. Every query row uses
-// nearly the whole of kFixedQuery, so little is lost; r_b stays for the packing and the refinement.
-constexpr int64_t kMaxFixedWidth = 1 << 14;                    // 0.51 sqrt(d) < 66
-constexpr double kFixedQuery = 65400.0, kFixedBank = 32600.0;  // norms aimed at
-constexpr double kFixedX = 65500.0, kFixedB = 32700.0;         // and not exceeded; kFixedB bounds a coordinate too
-static_assert(kFixedX * kFixedB < 2147483647.0 && kFixedB < 32767.0);
-
-struct FixedBound {
-  float step_per_r, least_step, margin_per_step, margin_per_r;
-  VB_INLINE float step(float r) const { return r * step_per_r > least_step ? r * step_per_r : least_step; }
-  VB_INLINE float margin(float r) const { return step(r) * margin_per_step + r * margin_per_r; }
-};
-VB_HOST_DEVICE inline FixedBound fixed_bound(int64_t width) {
-  const double error = 0.51 * std::sqrt(static_cast<double>(width)) * (1.0 + 0x1p-20);
-  FixedBound f;
-  f.step_per_r = static_cast<float>(1.0 / (screen_unit(width) * kFixedBank));  // r_b >= screen_unit |b~|
-  f.least_step = 0x1p-110f;
-  f.margin_per_step = round_up((error * (kFixedX + kFixedB) + 0x1p-22 * kFixedX * kFixedB) * (1.0 + 0x1p-20));
-  f.margin_per_r = round_up(kFixedX * (1.0 + 0x1p-20));
-  return f;
-}
-
 // beta_b, from |b~|^2; and from r_b, which is all that the survivors' path has at hand.
 VB_HOST_DEVICE inline double start_bound(int64_t width, double squares) {
   return screen_unit(width) * squares * 0.5 * (1.0 + 0x1p-16);

@@ -40,8 +40,6 @@ VB_INLINE constexpr Finish finish_of(Metric metric) {
   return m.root ? Finish::rooted : m.smaller_is_better ? Finish::squared : Finish::linear;
 }
 
-VB_INLINE constexpr bool is_distance(Metric m) { return record(m).smaller_is_better; }
-
 // A norm below this counts as this constant (cosine of a zero vector is 0, not NaN).
 constexpr double kNormFloor = 1e-8;
 

@@ -1,31 +1,31 @@
-// What happens to a finished tile: gate it against the rows' thresholds (top-k), note each lane's leader (nearest), or
-// store it (project).
+// What happens to a finished tile: the gate against the rows' thresholds (top-k), the running argmax of each lane
+// (nearest), or the store (project).
 #pragma once
 
-#include "fixed.inl.h"
+#include "search/screens/float32.inl.h"
+#include "search/screens/int16.inl.h"
 
 namespace vecbank::cpu {
 namespace {
 
 // Rare path, out of line so that the hot loop keeps its registers.
 template <class V, int Height, int PanelCount, class Tiles>
-__attribute__((noinline)) void offer_survivors(const ScanArgs<Tiles>& s, const float* upper, int64_t row, int64_t panel,
-                                               int valid) {
+__attribute__((noinline)) void push_survivors(const ScanArgs<Tiles>& s, const float* upper, int64_t row, int64_t panel,
+                                              int valid) {
   for (int r = 0; r < Height && row + r < s.tile.rows; ++r) {
     for (int p = 0; p < valid; ++p) {
       const float* u = upper + (r * PanelCount + p) * kPanel;
-      const auto threshold = V::fill(s.thresholds[row + r]);  // re-read: an offer may have raised it
+      const auto threshold = V::fill(s.thresholds[row + r]);  // read again: a survivor may have raised it
       uint32_t lanes = 0;
       for (int w = 0; w < kPanel; w += V::width) lanes |= V::not_less(V::load(u + w), threshold) << w;
-      if (lanes != 0) s.offer(s.context, row + r, panel + p, u, lanes);
+      if (lanes != 0) s.push(s.context, row + r, panel + p, u, lanes);
     }
   }
 }
 
-template <class Isa, int Height, int PanelCount, class Tiles>
+template <class V, class Product, int Height, int PanelCount, class Tiles>
 void scan_tiles(const ScanArgs<Tiles>& s) {
-  using V = typename Isa::F32;
-  screen_tiles<Isa, Height, PanelCount>(
+  bound_tiles<V, Product, Height, PanelCount>(
       s.tile, [&](const auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
         typename V::Gate gate;
         unroll<Height>([&](auto r) __attribute__((always_inline)) {
@@ -36,18 +36,17 @@ void scan_tiles(const ScanArgs<Tiles>& s) {
         if (__builtin_expect(gate.any(), 0)) {
           alignas(64) float upper[Height * PanelCount * kPanel];
           tile.spill(upper);
-          offer_survivors<V, Height, PanelCount>(s, upper, row, panel, valid);
+          push_survivors<V, Height, PanelCount>(s, upper, row, panel, valid);
         }
       });
 }
 
-// No branch at all: with few columns nearly every tile would have a survivor to offer.
-template <class Isa, int Height, int PanelCount, class Tiles>
-void lead_tiles(const LeadArgs<Tiles>& s) {
-  using V = typename Isa::F32;
+// There is no branch at all: with few columns nearly every tile would have a survivor to push.
+template <class V, class Product, int Height, int PanelCount, class Tiles>
+void argmax_tiles(const ArgmaxArgs<Tiles>& s) {
   const int64_t first_panel = s.first_panel;
-  float* const leaders = s.leaders;  // copies: a store to a leader could change what `s` says
-  screen_tiles<Isa, Height, PanelCount>(
+  float* const running = s.running;  // copies: a store to the running argmax could change what `s` says
+  bound_tiles<V, Product, Height, PanelCount>(
       s.tile, [&](const auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
         typename V::Reg number[PanelCount];
         unroll<PanelCount>([&](auto p) __attribute__((always_inline)) {
@@ -55,16 +54,16 @@ void lead_tiles(const LeadArgs<Tiles>& s) {
         });
         unroll<Height>([&](auto r) __attribute__((always_inline)) {
           unroll<tile.per_panel>([&](auto w) __attribute__((always_inline)) {
-            float* at = leaders + (row + r.value) * kLeaderFloats + w.value * V::width;
-            auto leader = V::load(at), second = V::load(at + kPanel), place = V::load(at + 2 * kPanel);
+            float* at = running + (row + r.value) * kArgmaxFloats + w.value * V::width;
+            auto largest = V::load(at), second = V::load(at + kPanel), place = V::load(at + 2 * kPanel);
             unroll<PanelCount>([&](auto p) __attribute__((always_inline)) {
               if (p.value >= valid) return;
               const auto a = tile.acc[r.value][p.value * tile.per_panel + w.value];
-              second = V::max(second, V::min(leader, a));
-              place = V::if_greater(a, leader, number[p.value], place);
-              leader = V::max(leader, a);
+              second = V::max(second, V::min(largest, a));
+              place = V::if_greater(a, largest, number[p.value], place);
+              largest = V::max(largest, a);
             });
-            V::store(at, leader);
+            V::store(at, largest);
             V::store(at + kPanel, second);
             V::store(at + 2 * kPanel, place);
           });
@@ -73,25 +72,25 @@ void lead_tiles(const LeadArgs<Tiles>& s) {
 }
 
 template <class V>
-void find_peaks(const float* leaders, int64_t rows, Peak* out) {
+void reduce_argmax(const float* running, int64_t rows, RowArgmax* out) {
   constexpr int vectors = kPanel / V::width;
   const auto none = V::fill(-__builtin_inff());
-  for (int64_t r = 0; r < rows; ++r, leaders += kLeaderFloats) {
-    auto top = none, rest = none;
+  for (int64_t r = 0; r < rows; ++r, running += kArgmaxFloats) {
+    auto top = none, others = none;
     for (int v = 0; v < vectors; ++v) {
-      top = V::max(top, V::load(leaders + v * V::width));
-      rest = V::max(rest, V::load(leaders + kPanel + v * V::width));
+      top = V::max(top, V::load(running + v * V::width));
+      others = V::max(others, V::load(running + kPanel + v * V::width));
     }
     const float most = V::largest(top);
-    const auto bar = V::fill(most);
+    const auto threshold = V::fill(most);
     uint32_t lanes = 0;
     for (int v = 0; v < vectors; ++v) {
-      const auto leader = V::load(leaders + v * V::width);
-      lanes |= V::not_less(leader, bar) << (v * V::width);
-      rest = V::max(rest, V::if_greater(bar, leader, leader, none));
+      const auto largest = V::load(running + v * V::width);
+      lanes |= V::not_less(largest, threshold) << (v * V::width);
+      others = V::max(others, V::if_greater(threshold, largest, largest, none));
     }
-    out[r].most = most;
-    out[r].next = (lanes & (lanes - 1)) != 0 ? most : V::largest(rest);
+    out[r].largest = most;
+    out[r].next = (lanes & (lanes - 1)) != 0 ? most : V::largest(others);
     out[r].lane = __builtin_ctz(lanes);
   }
 }

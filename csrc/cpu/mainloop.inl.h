@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../core/pack.h"
-#include "kernels.h"
+#include "tiles.h"
 
 namespace vecbank::cpu {
 namespace {
@@ -116,18 +116,18 @@ VB_INLINE void for_each_tile(const TileArgs<typename V::T>& t, int64_t start_lin
   const int64_t panel_count = (t.columns + kPanel - 1) / kPanel;
   const int64_t groups = (t.rows + Height - 1) / Height;
   Ahead ahead;
-  if (t.stream != nullptr)
-    ahead = {static_cast<const char*>(t.stream), t.stream_bytes / (panel_count * groups * steps + 1) + 1};
+  if (t.prefetch_range != nullptr)
+    ahead = {static_cast<const char*>(t.prefetch_range), t.prefetch_bytes / (panel_count * groups * steps + 1) + 1};
   for (int64_t p = 0; p < panel_count; p += PanelCount) {
     const typename V::T* panels[PanelCount];
     for (int i = 0; i < PanelCount; ++i)  // past the end: the last panel again, its results ignored
       panels[i] = t.panels + (p + i < panel_count ? p + i : panel_count - 1) * t.panel_stride;
     const int valid = static_cast<int>(panel_count - p < PanelCount ? panel_count - p : PanelCount);
     const typename V::T* after = p + PanelCount < panel_count ? t.panels + (p + PanelCount) * t.panel_stride : t.next;
-    if (t.stream == nullptr && after != nullptr) {
+    if (t.prefetch_range == nullptr && after != nullptr) {
       const int64_t bytes = PanelCount * t.panel_stride * static_cast<int64_t>(sizeof(*after));
       ahead = {reinterpret_cast<const char*>(after), bytes / (groups * steps + 1) + 1};
-    } else if (t.stream == nullptr) {
+    } else if (t.prefetch_range == nullptr) {
       ahead = {reinterpret_cast<const char*>(panels[0]), 0};
     }
     for (int64_t g = 0; g < groups; ++g) {

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <memory>
+#include <new>
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -112,6 +113,28 @@ class Buffer {
   };
   std::unique_ptr<T, Free> data_;
   size_t bytes_ = 0;
+};
+
+// One T for each worker of a call.
+template <class T>
+class PerWorker {
+ public:
+  explicit PerWorker(int64_t workers) : list_(new (std::nothrow) T[static_cast<size_t>(workers)]), count_(workers) {}
+
+  // False: there is no memory for the workers, or `prepare(T&)` says so of one.
+  template <class F>
+  [[nodiscard]] bool each(F&& prepare) {
+    bool good = list_ != nullptr;
+    for (int64_t w = 0; good && w < count_; ++w) good = prepare(list_[w]);
+    return good;
+  }
+  T& operator[](int64_t worker) { return list_[worker]; }
+  T* begin() { return list_.get(); }
+  T* end() { return list_.get() + count_; }
+
+ private:
+  std::unique_ptr<T[]> list_;
+  int64_t count_;
 };
 
 }  // namespace vecbank::cpu

@@ -1,13 +1,10 @@
 // product_quantize(): all parts of a block of rows before the next block, read in place.
-#include <new>
-
-#include "api.h"
-#include "search.h"
+#include "search/worker.h"
 
 namespace vecbank::cpu {
 namespace {
 
-constexpr int64_t kBlockRows = 1008;  // whole groups of queries on every instruction set
+constexpr int64_t kBlockRows = 24 * kAnyTileRows;
 
 struct Worker {
   SearchWorker search;
@@ -36,15 +33,13 @@ Status code_part(const ProductProblem& p, int64_t part, int64_t first, int64_t r
 }  // namespace
 
 Status product_quantize(const ProductProblem& p, const Parallel& parallel) {
-  std::unique_ptr<Worker[]> crew(new (std::nothrow) Worker[parallel.workers]);
-  if (!crew) return Status::out_of_memory;
-  for (int w = 0; w < parallel.workers; ++w)
-    if (!crew[w].codes.reserve(kBlockRows)) return Status::out_of_memory;
+  PerWorker<Worker> workers(parallel.workers);
+  if (!workers.each([](Worker& worker) { return worker.codes.reserve(kBlockRows); })) return Status::out_of_memory;
   std::atomic<Status> failed{Status::ok};
   const Status all = for_each_task(parallel, ceil_div(p.queries.count, kBlockRows), [&](int worker, int64_t block) {
     const int64_t first = block * kBlockRows, rows = std::min(kBlockRows, p.queries.count - first);
     for (int64_t part = 0; part < static_cast<int64_t>(p.books.size()); ++part) {
-      const Status status = code_part(p, part, first, rows, crew[worker], parallel.stop);
+      const Status status = code_part(p, part, first, rows, workers[worker], parallel.stop);
       if (status != Status::ok) failed = status;
     }
   });

@@ -2,10 +2,9 @@
 // Its exact form: refined scores alone, of all pairs or of listed ones.
 #include <atomic>
 #include <limits>
-#include <new>
 
 #include "api.h"
-#include "pack.h"
+#include "pieces.h"
 #include "queries.h"
 #include "refine.h"
 
@@ -14,16 +13,7 @@ namespace {
 
 constexpr int64_t kBlockBytes = 192 << 10;  // packed queries of a block: part of L2
 constexpr int64_t kPieceBytes = 24 << 20;   // a plain tensor is packed in pieces of this size
-constexpr int kMaxScaleExponent = 120;      // what a float32 scale can undo
 constexpr int64_t kStretch = 1 << 27;       // products between two looks at the flag: at most a tenth of a second
-
-template <class T>
-void store(const StoreArgs<T>& args) {
-  if constexpr (sizeof(T) == 4)
-    kernels().store_f32(args);
-  else
-    kernels().store_f64(args);
-}
 
 // Products so small that packing would cost more than they do: every score is refined, to the last bit.
 constexpr double kSmall = 1 << 16;
@@ -84,19 +74,19 @@ struct Scorer {
 Status project_exact(const ProjectProblem& p, const Parallel& parallel) {
   KeepSubnormals keep;
   Buffer<double> norms;
-  std::unique_ptr<Scorer[]> crew(new (std::nothrow) Scorer[parallel.workers]);
-  if (!crew || !norms.reserve(p.bank.count)) return Status::out_of_memory;
-  for (int w = 0; w < parallel.workers; ++w)
-    if (!crew[w].reserve(p, norms.get(), parallel.stop)) return Status::out_of_memory;
-  if (p.metric == Metric::cosine) crew[0].refiner.bank_norms(norms.get());
+  PerWorker<Scorer> workers(parallel.workers);
+  if (!norms.reserve(p.bank.count) ||
+      !workers.each([&](Scorer& scorer) { return scorer.reserve(p, norms.get(), parallel.stop); }))
+    return Status::out_of_memory;
+  if (record(p.metric).unit_rows) workers[0].refiner.bank_norms(norms.get());
   const int64_t n = p.queries.count, m = p.bank.count;
   if (p.indices == nullptr) {
     const int64_t parts = ceil_div(m, Refiner::kBlock);
     return for_each_task(parallel, ceil_div(n, Scorer::kRows) * parts, [&](int worker, int64_t task) {
       const int64_t first = task / parts * Scorer::kRows, from = task % parts * Refiner::kBlock;
       with_dtype(p.out_dtype, [&](auto type) {
-        crew[worker].all<Element<decltype(type)>>(p, first, std::min(Scorer::kRows, n - first), from,
-                                                  std::min(Refiner::kBlock, m - from));
+        workers[worker].all<Element<decltype(type)>>(p, first, std::min(Scorer::kRows, n - first), from,
+                                                     std::min(Refiner::kBlock, m - from));
       });
     });
   }
@@ -105,7 +95,7 @@ Status project_exact(const ProjectProblem& p, const Parallel& parallel) {
   const Status scored = for_each_task(parallel, ceil_div(n, rows), [&](int worker, int64_t task) {
     with_dtype(p.out_dtype, [&](auto type) {
       for (int64_t i = task * rows; i < std::min(n, (task + 1) * rows); ++i)
-        if (!crew[worker].listed<Element<decltype(type)>>(p, i)) bad = true;
+        if (!workers[worker].listed<Element<decltype(type)>>(p, i)) bad = true;
     });
   });
   return bad ? Status::bad_index : scored;
@@ -118,15 +108,20 @@ class Projector {
     stop_ = stop;
     refiner_.set_stop(stop);
     return queries_.reserve(p.queries, rows, group) && scale_.reserve(rows + 16) && term_.reserve(rows + 16) &&
-           refiner_.reserve(p.bank, p.bank.width) && odd_.reserve(rows);
+           refiner_.reserve(p.bank, p.bank.width) && fallback_.reserve(rows);
   }
 
-  // Rows [first, first + count) against panels [from, to) of the piece that starts at bank row `offset`.
-  void run(const ProjectProblem& p, const PackHeader& h, int64_t offset, int64_t first, int64_t count, int64_t from,
-           int64_t to) {
+  // A block of queries against a part of the piece that starts at bank row `offset`.
+  void run(const ProjectProblem& p, const PackHeader& h, int64_t offset, const GridTask& task) {
+    const auto [first, count, from, to, part] = task;
     queries_.pack(p.queries, h, first, count);
     for (int64_t r = 0; r < count + 16; ++r) scale_[r] = term_[r] = 0;
-    for (int64_t r = 0; r < count; ++r) odd_[r] = !frame(p, h, r);
+    for (int64_t r = 0; r < count; ++r) {
+      const auto back = dense_factors<T>(p.metric, queries_.frame(r), queries_.centre_dot(r), h.exponent);
+      scale_[r] = back.scale;
+      term_[r] = back.term;
+      fallback_[r] = !back.fits;
+    }
     const Panels<T> panels = panels_as<T>(&h);
     StoreArgs<T> args;
     args.tile = {queries_.data(), queries_.stride(), queries_.group(), count};
@@ -134,7 +129,7 @@ class Projector {
     args.tile.width = h.width;
     args.scale = scale_.get();
     args.term = term_.get();
-    args.finish = !is_distance(p.metric) ? Finish::linear : p.metric == Metric::l2 ? Finish::rooted : Finish::squared;
+    args.finish = finish_of(p.metric);
     const int64_t size = static_cast<int64_t>(size_of(p.out_dtype));
     args.out_dtype = p.out_dtype;
     args.out_stride = p.out_columns;
@@ -144,35 +139,18 @@ class Projector {
       args.tile.columns = std::min(h.rows, end * kPanel) - begin * kPanel;
       args.tile.next = end < to ? panels.panel(end) : nullptr;
       args.out = static_cast<char*>(p.out) + (first * p.out_columns + begin * kPanel + offset) * size;
-      store(args);
+      if constexpr (sizeof(T) == 4)
+        kernels().store_f32(args);
+      else
+        kernels().store_f64(args);
     });
-    mend(p, h, offset, first, count, from * kPanel, std::min(h.rows, to * kPanel));
+    rescore(p, h, offset, first, count, from * kPanel, std::min(h.rows, to * kPanel));
   }
 
  private:
-  // value = score * scale + term brings a tile back from the packed frame. False: float cannot hold the factors.
-  bool frame(const ProjectProblem& p, const PackHeader& h, int64_t r) {
-    const int shift = queries_.exponent(r) + h.exponent;
-    if (!queries_.usable(r) || (sizeof(T) == 4 && std::abs(shift) > kMaxScaleExponent)) return false;
-    const double unit = std::ldexp(1.0, -shift);
-    double scale = unit, term = queries_.centre_dot(r);
-    if (is_distance(p.metric)) {
-      scale = -2.0 * unit;
-      term = queries_.squares(r) * unit;
-    } else if (p.metric == Metric::cosine) {
-      const double norm = std::sqrt(queries_.squares(r));
-      const double inverse = 1.0 / (norm < kNormFloor ? kNormFloor : norm);
-      scale *= inverse;
-      term *= inverse;
-    }
-    scale_[r] = static_cast<T>(scale);
-    term_[r] = static_cast<T>(term);
-    return true;
-  }
-
   // Rows and columns that the tiles cannot carry (not finite, or out of all proportion) are scored in float64.
-  void mend(const ProjectProblem& p, const PackHeader& h, int64_t offset, int64_t first, int64_t count, int64_t begin,
-            int64_t end) {
+  void rescore(const ProjectProblem& p, const PackHeader& h, int64_t offset, int64_t first, int64_t count,
+               int64_t begin, int64_t end) {
     refiner_.set_frame(h);
     const auto write = [&](int64_t r, int64_t j, double key) {
       with_dtype(p.out_dtype, [&](auto type) {
@@ -181,7 +159,7 @@ class Projector {
       });
     };
     for (int64_t r = 0; r < count && !stop_.asked(); ++r) {
-      if (!odd_[r]) continue;
+      if (!fallback_[r]) continue;
       refiner_.load(0, queries_.original(first + r), p.queries.dtype);
       refiner_.for_each_key(1, nullptr, begin, end - begin, [&](int, double key, int64_t j) { write(r, j, key); });
     }
@@ -208,60 +186,42 @@ class Projector {
 
   QueryBlock<T> queries_;
   Buffer<T> scale_, term_;
-  Buffer<bool> odd_;
+  Buffer<bool> fallback_;
   Refiner refiner_;
   Stop stop_;
 };
 
 template <class T>
-Status project_piece(const ProjectProblem& whole, const PackHeader& h, int64_t offset, const Parallel& parallel) {
-  ProjectProblem p = whole;
-  p.bank.data = whole.bank.row(offset);
-  p.bank.count = h.rows;
-  const Kernels& table = kernels();
-  const int64_t n = p.queries.count;
-  int group = table.height_f64;
-  if constexpr (sizeof(T) == 4)
-    group = n <= 1 ? table.heights[2] : n <= table.heights[1] ? table.heights[1] : table.heights[0];
-  const int64_t most = std::max<int64_t>(group, kBlockBytes / ((h.width + 1) * static_cast<int64_t>(sizeof(T))));
-  int64_t blocks = ceil_div(n, most / group * group);
-  blocks = std::min(ceil_div(n, group), round_up_to(blocks, std::min<int64_t>(parallel.workers, 64)));
-  const int64_t rows = round_up_to(ceil_div(n, blocks), group);
-  blocks = ceil_div(n, rows);
-  const int64_t panels = ceil_div(h.rows, kPanel);
+Grid plan_grid(int64_t queries, const PackHeader& h, int group, int workers) {
+  Grid grid;
+  grid.set_blocks(queries, kBlockBytes / ((h.width + 1) * static_cast<int64_t>(sizeof(T))), group);
+  grid.blocks = std::min(ceil_div(queries, group), round_up_to(grid.blocks, std::min<int64_t>(workers, 64)));
+  grid.even_blocks(group);
   // With few blocks the panels are split too; each part packs the queries again, so parts stay large.
-  const int64_t parts = std::clamp<int64_t>(2 * parallel.workers / blocks, 1, ceil_div(panels, 64));
-  const int64_t per_part = ceil_div(panels, parts);
+  const int64_t panels = ceil_div(h.rows, kPanel);
+  grid.set_parts(panels, std::min<int64_t>(2 * workers / grid.blocks, ceil_div(panels, 64)));
+  return grid;
+}
 
-  const int workers = static_cast<int>(std::min<int64_t>(parallel.workers, blocks * parts));
-  std::unique_ptr<Projector<T>[]> crew(new (std::nothrow) Projector<T>[workers]);
-  if (!crew) return Status::out_of_memory;
-  for (int w = 0; w < workers; ++w)
-    if (!crew[w].reserve(p, rows, group, parallel.stop)) return Status::out_of_memory;
-  return for_each_task(parallel, blocks * parts, [&](int worker, int64_t task) {
-    const int64_t first = task / parts * rows, from = task % parts * per_part;
-    if (from < panels)
-      crew[worker].run(p, h, offset, first, std::min(rows, n - first), from, std::min(panels, from + per_part));
+template <class T>
+Status project_piece(const ProjectProblem& whole, const Piece& piece, const Parallel& parallel) {
+  ProjectProblem p = whole;
+  p.bank = piece.bank;
+  const int group = sizeof(T) == 4 ? kernels().height_for(p.queries.count) : kernels().height_f64;
+  const Grid grid = plan_grid<T>(p.queries.count, piece.header, group, parallel.workers);
+  PerWorker<Projector<T>> workers(std::min<int64_t>(parallel.workers, grid.tasks()));
+  if (!workers.each([&](auto& worker) { return worker.reserve(p, grid.rows_per_block, group, parallel.stop); }))
+    return Status::out_of_memory;
+  return for_each_task(grid, parallel, [&](int worker, const GridTask& task) {
+    workers[worker].run(p, piece.header, piece.offset, task);
   });
 }
 
 template <class T>
 Status project_as(const ProjectProblem& p, const Parallel& parallel) {
-  if (sizeof(T) == 4 && p.pack != nullptr) return project_piece<T>(p, *p.pack, 0, parallel);
-  const int64_t element = sizeof(T);
-  const int64_t piece = std::max<int64_t>(1, kPieceBytes / ((p.bank.width + 3) * kPanel * element)) * kPanel;
-  Buffer<char> pack;
-  for (int64_t at = 0; at < p.bank.count; at += piece) {
-    Rows rows = p.bank;
-    rows.data = p.bank.row(at);
-    rows.count = std::min(piece, p.bank.count - at);
-    if (!pack.reserve(pack_bytes_as(rows.count, rows.width, p.metric, element))) return Status::out_of_memory;
-    Status status = pack_as<T>(rows, p.metric, pack.get(), parallel);
-    if (status == Status::ok)
-      status = project_piece<T>(p, *reinterpret_cast<const PackHeader*>(pack.get()), at, parallel);
-    if (status != Status::ok) return status;
-  }
-  return Status::ok;
+  const PackHeader* pack = sizeof(T) == 4 ? p.pack : nullptr;
+  return for_each_piece<T>(p.bank, pack, p.metric, nullptr, rows_of_piece(kPieceBytes, p.bank.width, sizeof(T)),
+                           parallel, [&](const Piece& piece) { return project_piece<T>(p, piece, parallel); });
 }
 
 }  // namespace
@@ -271,10 +231,9 @@ Status project(const ProjectProblem& problem, const Parallel& parallel) {
   ProjectProblem p = problem;
   p.out_columns = p.bank.count;
   const double columns = static_cast<double>(p.indices == nullptr ? p.bank.count : p.k);
-  const double work = static_cast<double>(p.queries.count) * columns * static_cast<double>(p.bank.width + 8);
-  Parallel chosen = parallel;
-  if (work < 2e5) chosen.workers = 1;
-  if (p.exact || work < kSmall) return project_exact(p, chosen);
+  const double queries = static_cast<double>(p.queries.count), width = static_cast<double>(p.bank.width);
+  const Parallel chosen = workers_for(parallel, queries, columns, width);
+  if (p.exact || queries * columns * (width + 8) < kSmall) return project_exact(p, chosen);
   return p.bank.dtype == DType::f64 ? project_as<double>(p, chosen) : project_as<float>(p, chosen);
 }
 

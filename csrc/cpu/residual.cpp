@@ -1,20 +1,14 @@
-// residual_quantize(): all stages for a block of rows before the next block, so that what is left over stays in L2.
-#include "api.h"
-
-#include <cmath>
-#include <new>
-
-#include "search.h"
+// residual_quantize(): all stages for a block of rows before the next block, so that the residual stays in L2.
+#include "search/worker.h"
 
 namespace vecbank::cpu {
 namespace {
 
-// Rows of a block: whole groups of queries on every instruction set, and enough blocks for any number of threads. It
+// Rows of a block: whole register tiles on every instruction set, and enough blocks for any number of threads. It
 // depends on the problem alone, since the order of the sums over rows does.
 int64_t rows_of_block(int64_t count, int64_t width) {
-  constexpr int64_t kGroups = 42;
-  const int64_t cached = std::max(kQueryBytes / ((width + 1) * 4) / kGroups * kGroups, kGroups);
-  return std::min(cached, round_up_to(std::max<int64_t>(1, ceil_div(count, 16)), kGroups));
+  const int64_t cached = std::max(kQueryBytes / ((width + 1) * 4) / kAnyTileRows, int64_t{1}) * kAnyTileRows;
+  return std::min(cached, round_up_to(std::max<int64_t>(1, ceil_div(count, 16)), kAnyTileRows));
 }
 
 struct Sum {
@@ -27,8 +21,8 @@ class Worker {
  public:
   bool reserve(const ResidualProblem& p, int64_t rows) {
     const int64_t d = p.queries.width;
-    return reader_.reserve(p.queries, 1) && rest_.reserve(rows * d) && row_.reserve(rows * d) && codes_.reserve(rows) &&
-           wide_.reserve(round_up_to(d, 8));
+    return reader_.reserve(p.queries, 1) && residual_.reserve(rows * d) && row_.reserve(rows * d) &&
+           codes_.reserve(rows) && wide_.reserve(round_up_to(d, 8));
   }
 
   Status run(const ResidualProblem& p, int64_t first, int64_t rows, Sum* sums, Stop stop) {
@@ -36,7 +30,7 @@ class Worker {
     T* total = static_cast<T*>(p.quantized) + first * d;
     for (int64_t r = 0; r < rows; ++r) {
       kernels().widen(reader_.row(first + r), p.queries.dtype, d, wide_.get());
-      for (int64_t k = 0; k < d; ++k) rest_[r * d + k] = static_cast<T>(wide_[k]);
+      for (int64_t k = 0; k < d; ++k) residual_[r * d + k] = static_cast<T>(wide_[k]);
     }
     for (int64_t s = 0; s < stages; ++s) {
       const Status status = nearest(p, p.stages[s], rows, stop);
@@ -46,10 +40,10 @@ class Worker {
         std::copy_n(row_.get(), rows * d, total);
       else
         for (int64_t i = 0; i < rows * d; ++i) total[i] += row_[i];
-      for (int64_t i = 0; i < rows * d; ++i) rest_[i] -= row_[i];
+      for (int64_t i = 0; i < rows * d; ++i) residual_[i] -= row_[i];
       for (int64_t r = 0; r < rows; ++r) {
         if (codes_[r] < 0) continue;
-        sums[s].squares += squares(rest_.get() + r * d, d);
+        sums[s].squares += squares(residual_.get() + r * d, d);
         ++sums[s].valid;
       }
     }
@@ -60,14 +54,14 @@ class Worker {
   // Codes and rows of one stage for the rows at hand.
   Status nearest(const ResidualProblem& whole, const PackedBook& stage, int64_t rows, Stop stop) {
     SearchProblem p;
-    p.queries = {rest_.get(), stage.bank.dtype, rows, whole.queries.width, whole.queries.width, 1};
+    p.queries = {residual_.get(), stage.bank.dtype, rows, whole.queries.width, whole.queries.width, 1};
     p.bank = stage.bank;
     p.pack = stage.pack;
     p.metric = whole.metric;
     p.indices = codes_.get();
     p.gathered = row_.get();
     if (p.bank.count == 0) {
-      for (int64_t r = 0; r < rows; ++r) write_result(p, r, nullptr, 0, 0);
+      for (int64_t r = 0; r < rows; ++r) write_result(p, r, nullptr, 0);
       return Status::ok;
     }
     return search_alone(p, search_, stop);
@@ -81,7 +75,7 @@ class Worker {
 
   SearchWorker search_;
   RowReader reader_;
-  Buffer<T> rest_, row_;
+  Buffer<T> residual_, row_;
   Buffer<int64_t> codes_;
   Buffer<double> wide_;
 };
@@ -91,16 +85,15 @@ Status run_all(const ResidualProblem& p, const Parallel& parallel) {
   const int64_t n = p.queries.count, stages = static_cast<int64_t>(p.stages.size());
   const int64_t rows = rows_of_block(n, p.queries.width), blocks = ceil_div(n, rows);
   Buffer<Sum> sums;
-  std::unique_ptr<Worker<T>[]> crew(new (std::nothrow) Worker<T>[parallel.workers]);
-  if (!crew || !sums.reserve(blocks * stages)) return Status::out_of_memory;
-  for (int w = 0; w < parallel.workers; ++w)
-    if (!crew[w].reserve(p, rows)) return Status::out_of_memory;
+  PerWorker<Worker<T>> workers(parallel.workers);
+  if (!sums.reserve(blocks * stages) || !workers.each([&](Worker<T>& worker) { return worker.reserve(p, rows); }))
+    return Status::out_of_memory;
   std::fill_n(sums.get(), blocks * stages, Sum{});
   std::atomic<Status> failed{Status::ok};
   const Status all = for_each_task(parallel, blocks, [&](int worker, int64_t block) {
     const int64_t first = block * rows;
     const Status status =
-        crew[worker].run(p, first, std::min(rows, n - first), sums.get() + block * stages, parallel.stop);
+        workers[worker].run(p, first, std::min(rows, n - first), sums.get() + block * stages, parallel.stop);
     if (status != Status::ok) failed = status;
   });
   for (int64_t s = 0; s < stages; ++s) {

@@ -39,10 +39,11 @@ struct Avx2F32 {
   };
 };
 
-struct Avx2Fixed {  // an element is two int16; a register holds eight int32 sums or eight such pairs
+struct Avx2Int16 {  // an element is two int16; a register holds eight int32 sums or eight such pairs
   using T = int32_t;
   using Reg = __m256i;
   static constexpr int width = 8;
+  static constexpr int panels = 1;  // of a register tile
   static VB_INLINE Reg load(const T* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static VB_INLINE Reg fill(T x) { return _mm256_set1_epi32(x); }
   static VB_INLINE void store(T* p, Reg a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
@@ -141,8 +142,7 @@ VB_INLINE void transpose8(const float* in, float* out, int64_t step) {
 struct Avx2 {
   using F32 = Avx2F32;
   using F64 = Avx2F64;
-  using Fixed = Avx2Fixed;
-  static constexpr bool has_fixed = true;
+  using Int16 = Avx2Int16;
   using Lanes = Avx2Lanes;
   // Twelve accumulators, two bank vectors and a broadcast fill the sixteen registers.
   static constexpr int full = 6, full_panels = 1;

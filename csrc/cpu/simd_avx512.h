@@ -67,7 +67,7 @@ struct Avx512Lanes {
 struct Avx512 {
   using F32 = Avx512F32;
   using F64 = Avx512F64;
-  static constexpr bool has_fixed = false;
+  using Int16 = void;
   using Lanes = Avx512Lanes;
   // Twenty-eight accumulators, two bank vectors and a broadcast: thirty-one of thirty-two registers.
   static constexpr int full = 14, full_panels = 2;

@@ -98,7 +98,7 @@ VB_INLINE void transpose8(const float* in, float* out, int64_t step) {
 struct Scalar {
   using F32 = Portable<float>;
   using F64 = Portable<double>;
-  static constexpr bool has_fixed = false;
+  using Int16 = void;
   using Lanes = PortableLanes;
   static constexpr int full = 2, full_panels = 1;
   static constexpr int mid = 2, mid_panels = 1;

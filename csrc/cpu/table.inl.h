@@ -1,6 +1,8 @@
 // Assembles an instruction set's table from its vocabulary.
 #pragma once
 
+#include <type_traits>
+
 #include "epilogues.inl.h"
 #include "rows.inl.h"
 
@@ -25,12 +27,14 @@ void with_shape(int group, F&& f) {
 
 template <class Isa>
 void scan(const ScanArgs<TileArgs<float>>& s) {
-  with_shape<Isa>(s.tile.group, [&](auto t) { scan_tiles<Isa, t.height, t.panels>(s); });
+  using V = typename Isa::F32;
+  with_shape<Isa>(s.tile.group, [&](auto t) { scan_tiles<V, V, t.height, t.panels>(s); });
 }
 
 template <class Isa>
-void lead(const LeadArgs<TileArgs<float>>& s) {
-  with_shape<Isa>(s.tile.group, [&](auto t) { lead_tiles<Isa, t.height, t.panels>(s); });
+void argmax(const ArgmaxArgs<TileArgs<float>>& s) {
+  using V = typename Isa::F32;
+  with_shape<Isa>(s.tile.group, [&](auto t) { argmax_tiles<V, V, t.height, t.panels>(s); });
 }
 
 template <class Isa>
@@ -38,29 +42,37 @@ void store_f32(const StoreArgs<float>& s) {
   with_shape<Isa>(s.tile.group, [&](auto t) { store_tiles<typename Isa::F32, t.height, t.panels>(s); });
 }
 
-template <class Isa>
+// The int16 screen's loops: none without a vocabulary for products of pairs.
+template <class Isa, class Int16>
+constexpr int16::Kernels int16_kernels() {
+  using V = typename Isa::F32;
+  int16::Kernels kernels;
+  if constexpr (!std::is_void_v<Int16>) {
+    kernels.scan = scan_tiles<V, Int16, Isa::full, Int16::panels, int16::Tiles>;
+    kernels.argmax = argmax_tiles<V, Int16, Isa::full, Int16::panels, int16::Tiles>;
+    kernels.quantize_queries = quantize_queries<V, Int16>;
+    kernels.quantize_panels = quantize_panels<V, Int16>;
+  }
+  return kernels;
+}
+
+template <class Isa, class Int16 = typename Isa::Int16>
 constexpr Kernels make_table(const char* name) {
   using Lanes = typename Isa::Lanes;
-  Kernels table = {name,
-                   {Isa::full, Isa::mid, 1},
-                   Isa::full_f64,
-                   stats<Lanes>,
-                   interleave<Lanes, float>,
-                   interleave<Lanes, double>,
-                   widen<Lanes>,
-                   scan<Isa>,
-                   lead<Isa>,
-                   find_peaks<typename Isa::F32>,
-                   store_f32<Isa>,
-                   store_tiles<typename Isa::F64, Isa::full_f64, 1>,
-                   score<Lanes>};
-  if constexpr (Isa::has_fixed) {
-    table.scan_fixed = scan_tiles<Isa, Isa::full, 1, FixedTiles>;
-    table.lead_fixed = lead_tiles<Isa, Isa::full, 1, FixedTiles>;
-    table.fix_rows = fix_rows<Isa>;
-    table.fix_panels = fix_panels<Isa>;
-  }
-  return table;
+  static_assert(kAnyTileRows % Isa::full == 0);
+  return {name,
+          {Isa::full, Isa::mid, 1},
+          Isa::full_f64,
+          stats<Lanes>,
+          interleave<Lanes, float>,
+          interleave<Lanes, double>,
+          widen<Lanes>,
+          reduce_argmax<typename Isa::F32>,
+          store_f32<Isa>,
+          store_tiles<typename Isa::F64, Isa::full_f64, 1>,
+          score<Lanes>,
+          {scan<Isa>, argmax<Isa>},
+          int16_kernels<Isa, Int16>()};
 }
 
 }  // namespace

@@ -28,10 +28,10 @@ class TopKList {
   }
   void clear() {
     count_ = 0;
-    bar_ = -std::numeric_limits<double>::infinity();
+    threshold_ = -std::numeric_limits<double>::infinity();
   }
   void push(double key, int64_t index) {
-    if (std::isnan(key) || (count_ >= k_ && !(key > bar_))) return;  // an equal key with a later index never wins
+    if (std::isnan(key) || (count_ >= k_ && !(key > threshold_))) return;  // an equal key with a later index never wins
     list_[count_++] = {key, index};
     if (count_ == capacity_) shrink();
   }
@@ -42,11 +42,11 @@ class TopKList {
   void shrink() {
     std::nth_element(list_.get(), list_.get() + (k_ - 1), list_.get() + count_, better);
     count_ = k_;
-    bar_ = list_[k_ - 1].key;
+    threshold_ = list_[k_ - 1].key;
   }
   Buffer<Scored> list_;
   int64_t k_ = 0, capacity_ = 0, count_ = 0;
-  double bar_ = 0.0;
+  double threshold_ = 0.0;
 };
 
 struct Candidate {  // a screened row: the refined score lies in [lower, upper] (screen units)
@@ -79,18 +79,19 @@ class CandidateLists {
     counts_[row] = 0;
     if (k_ <= kSorted) std::fill_n(best_.get() + row * k_, k_, -HUGE_VALF);
   }
-  void give_up(int64_t row) {
+  // From here on the row takes no candidates: it is refined against everything.
+  void fall_back(int64_t row) {
     thresholds_[row] = HUGE_VALF;
-    counts_[row] = kGaveUp;
+    counts_[row] = kFellBack;
   }
-  bool gave_up(int64_t row) const { return counts_[row] == kGaveUp; }
-  void close(int64_t row) { counts_[row] = kClosed; }  // it has its answer already
+  bool fell_back(int64_t row) const { return counts_[row] == kFellBack; }
+  void close(int64_t row) { counts_[row] = kClosed; }  // the row has its answer already
   bool closed(int64_t row) const { return counts_[row] == kClosed; }
   const float* thresholds() const { return thresholds_.get(); }
   float threshold(int64_t row) const { return thresholds_[row]; }
 
   void add(int64_t row, float upper, float lower, int32_t column) {
-    if (upper < thresholds_[row] || counts_[row] < 0) return;  // given up, or closed
+    if (upper < thresholds_[row] || counts_[row] < 0) return;  // fallback rows, and closed ones
     if (k_ <= kSorted) insert(row, lower);
     candidates_[row * capacity_ + counts_[row]++] = {upper, lower, column};
     if (counts_[row] == capacity_) compact(row);
@@ -103,7 +104,7 @@ class CandidateLists {
   }
 
  private:
-  static constexpr int32_t kGaveUp = -1, kClosed = -2;
+  static constexpr int32_t kFellBack = -1, kClosed = -2;
 
   void insert(int64_t row, float lower) {
     float* best = best_.get() + row * k_;
@@ -114,7 +115,7 @@ class CandidateLists {
     if (best[k_ - 1] > thresholds_[row]) thresholds_[row] = best[k_ - 1];
   }
   void compact(int64_t row) {
-    if (gave_up(row)) return;
+    if (fell_back(row)) return;
     Candidate* c = candidates_.get() + row * capacity_;
     int64_t n = counts_[row];
     if (k_ > kSorted && n >= k_) {
@@ -125,7 +126,7 @@ class CandidateLists {
     const float threshold = thresholds_[row];
     n = std::remove_if(c, c + n, [threshold](const Candidate& a) { return a.upper < threshold; }) - c;
     counts_[row] = static_cast<int32_t>(n);
-    if (n > capacity_ - 4) give_up(row);  // nothing to gain from compacting at every step
+    if (n > capacity_ - 4) fall_back(row);  // nothing to gain from compacting at every step
   }
 
   Buffer<float> thresholds_, best_;

@@ -217,21 +217,18 @@ __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryP
     if (threadIdx.x % 16 == 0) {
       float rider = 0.0f;  // multiplies the bank's bound line
       if (valid && a.norms != nullptr) {
-        if (f.usable) rider = round_up(f.frame.packed * a.factor);
-        begin_query(a, q, f, f.usable, rider);
+        if (f.frame.usable) rider = round_up(f.frame.packed * a.factor);
+        begin_query(a, q, f, f.frame.usable, rider);
       }
       if (valid && a.scale != nullptr) {
-        const int undo = f.frame.exponent + shift;
-        const bool odd = !f.usable || (sizeof(T) == 4 && (undo > 120 || undo < -120));
-        DenseFactors back{0.0, 0.0};
-        if (!odd) back = dense_factors(a.metric, f.frame, along_centre, shift);
-        static_cast<T*>(a.scale)[q] = static_cast<T>(back.scale);
-        static_cast<T*>(a.term)[q] = static_cast<T>(back.term);
-        a.odd[q] = odd;
+        const DenseFactors<T> back = dense_factors<T>(a.metric, f.frame, along_centre, shift);
+        static_cast<T*>(a.scale)[q] = back.scale;
+        static_cast<T*>(a.term)[q] = back.term;
+        a.odd[q] = !back.fits;
       }
       lines[d * kPanel + row] = static_cast<T>(rider);
     }
-    write_lines<T>(a.queries, q, f.usable, f.map, lines, shared.turn);
+    write_lines<T>(a.queries, q, f.frame.usable, f.map, lines, shared.turn);
   }
 }
 

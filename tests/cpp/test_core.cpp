@@ -81,7 +81,7 @@ TEST(candidate_lists_never_lose_a_possible_winner) {
     }
     int64_t count;
     const Candidate* kept = lists.finish(0, &count);
-    if (lists.gave_up(0)) continue;  // allowed, and the caller then refines everything
+    if (lists.fell_back(0)) continue;  // allowed, and the caller then refines everything
     std::vector<float> lower;
     for (const auto& c : all) lower.push_back(c.lower);
     std::nth_element(lower.begin(), lower.begin() + (k - 1), lower.end(), std::greater<float>());

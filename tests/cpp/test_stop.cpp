@@ -2,7 +2,7 @@
 #include "check.h"
 #include "core/pack.h"
 #include "cpu/refine.h"
-#include "cpu/search.h"
+#include "cpu/search/worker.h"
 #include "cpu/topk_list.h"
 
 using namespace vecbank;
@@ -77,12 +77,11 @@ TEST(stop_is_seen_inside_a_task_of_a_search) {
       SearchProblem p = search_problem(d, k);
       p.pack = d.pack(p.metric);
       std::atomic<bool> raised{true};
-      SearchJob job{p, *p.pack, pack_panels(p.pack), plan_search(p, *p.pack, 1)};
-      job.stop.flag = &raised;
+      const SearchJob job{p, *p.pack, plan_search(p, *p.pack, 1), {&raised}};
       SearchWorker worker;
       CHECK(worker.reserve(p, job.plan));
       reset_counters();
-      worker.run(job, 0, 0);
+      worker.run(job, {0, job.plan.grid.rows_per_block, 0, job.plan.grid.panels, 0});
       CHECK(read_counters().refined == 0 && d.untouched());
       CHECK(search_alone(p, worker, job.stop) == Status::stopped);
       CHECK(search_alone(p, worker, {}) == Status::ok);  // and the worker can go on to other things

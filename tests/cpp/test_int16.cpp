@@ -1,10 +1,9 @@
-// The 16 bit fixed-point screen: its bounds enclose the refined score, its sums fit, and what it cannot tell apart
+// The int16 screen: its bounds enclose the refined score, its sums fit, and what it cannot tell apart
 // float32 is asked about.
 #include <cmath>
 
 #include "check.h"
 #include "core/bounds.h"
-#include "cpu/isa.h"
 #include "cpu/queries.h"
 
 using namespace vecbank;
@@ -28,7 +27,7 @@ double check_bounds(const std::vector<float>& x, const std::vector<float>& b, in
   const Kernels& table = kernels();
   const int64_t n = static_cast<int64_t>(x.size()) / d, m = static_cast<int64_t>(b.size()) / d;
   const int group = table.heights[0];
-  const int64_t pairs = fixed_pairs(d), panels = ceil_div(m, kPanel);
+  const int64_t pairs = int16::pairs_of(d), panels = ceil_div(m, kPanel);
   Buffer<char> memory;
   CHECK(memory.reserve(pack_bytes(m, d, metric)));
   CHECK(pack_bank(rows(b, d), metric, memory.get(), threads(1)) == Status::ok);
@@ -42,38 +41,37 @@ double check_bounds(const std::vector<float>& x, const std::vector<float>& b, in
   queries.pack(rows(x, d), h, 0, n);
   std::vector<float> units(static_cast<size_t>(padded + 16), 1.0f);
   std::vector<int32_t> codes(static_cast<size_t>(padded * pairs + 16)),
-      bank(static_cast<size_t>(panels * fixed_stride(d)));
+      bank(static_cast<size_t>(panels * int16::panel_stride(d)));
   std::vector<double> norms;
   for (int64_t r = 0; r < n; ++r) {
-    const double own = record(metric).shares_frame ? 1.0 : std::ldexp(1.0, queries.exponent(r));
-    norms.push_back(static_cast<double>(above(std::sqrt(queries.squares(r)) * own * (1.0 + 0x1p-20))));
-    units[static_cast<size_t>(r)] = static_cast<float>(std::min(kFixedQuery / norms.back(), 0x1p40));
+    norms.push_back(static_cast<double>(above(queries.frame(r).packed)));
+    units[static_cast<size_t>(r)] = static_cast<float>(std::min(int16::kQueryTarget / norms.back(), 0x1p40));
   }
   for (int64_t g = 0; g < padded; g += group)
-    table.fix_rows(queries.data() + g / group * queries.stride(), group, d, &units[static_cast<size_t>(g)],
-                   &codes[static_cast<size_t>(g * pairs)]);
-  const FixedBound fixed = fixed_bound(d);
-  table.fix_panels(pack_panels(&h).panel(0), panels, d, fixed, bank.data());
+    table.int16.quantize_queries(queries.data() + g / group * queries.stride(), group, d,
+                                 &units[static_cast<size_t>(g)], &codes[static_cast<size_t>(g * pairs)]);
+  const int16::Bound bound = int16::bound_of(d);
+  table.int16.quantize_panels(pack_panels(&h).panel(0), panels, d, bound, bank.data());
 
   Seen seen{std::vector<float>(static_cast<size_t>(n * panels * kPanel)), panels * kPanel};
   const std::vector<float> open(static_cast<size_t>(padded), -HUGE_VALF);
-  ScanArgs<FixedTiles> scan;
+  ScanArgs<int16::Tiles> scan;
   scan.tile.queries = codes.data();
   scan.tile.query_stride = group * pairs;
   scan.tile.group = group;
   scan.tile.rows = n;
   scan.tile.panels = bank.data();
-  scan.tile.panel_stride = fixed_stride(d);
+  scan.tile.panel_stride = int16::panel_stride(d);
   scan.tile.width = d;
   scan.tile.columns = m;
   scan.tile.units = units.data();
   scan.thresholds = open.data();
   scan.context = &seen;
-  scan.offer = [](void* context, int64_t row, int64_t panel, const float* upper, uint32_t) {
+  scan.push = [](void* context, int64_t row, int64_t panel, const float* upper, uint32_t) {
     Seen& s = *static_cast<Seen*>(context);
     std::copy_n(upper, kPanel, &s.upper[static_cast<size_t>(row * s.columns + panel * kPanel)]);
   };
-  table.scan_fixed(scan);
+  table.int16.scan(scan);
 
   double used = 0.0;
   for (int64_t i = 0; i < n; ++i) {
@@ -90,7 +88,7 @@ double check_bounds(const std::vector<float>& x, const std::vector<float>& b, in
           return static_cast<int64_t>(reinterpret_cast<const int16_t*>(at + k / 2 * lanes + lane)[k % 2]);
         };
         sum += code(&codes[static_cast<size_t>(i / group * group * pairs)], group, i % group) *
-               code(&bank[static_cast<size_t>(j / kPanel * fixed_stride(d))], kPanel, j % kPanel);
+               code(&bank[static_cast<size_t>(j / kPanel * int16::panel_stride(d))], kPanel, j % kPanel);
         most = std::max(most, std::abs(sum));
       }
       CHECK(most < (int64_t{1} << 31));
@@ -106,7 +104,7 @@ double check_bounds(const std::vector<float>& x, const std::vector<float>& b, in
       }
       const float r = pack_panels(&h).line(j / kPanel, d + 1)[j % kPanel];
       const double upper = static_cast<double>(seen.upper[static_cast<size_t>(i * seen.columns + j)]);
-      const double margin = static_cast<double>(fixed.margin(r)) * (1.0 + 0x1p-20);
+      const double margin = static_cast<double>(bound.margin(r)) * (1.0 + 0x1p-20);
       const double start = start_bound_per_r2(metric, d) * static_cast<double>(r) * static_cast<double>(r);
       CHECK(upper + unit * slack >= unit * target);
       CHECK(upper - 2.0 * margin - unit * (2.0 * start + slack) <= unit * target);
@@ -138,16 +136,16 @@ std::vector<float> halfway(int64_t count, int64_t d, double aim, uint32_t seed) 
 }
 
 template <class F>
-void for_each_fixed_isa(F&& f) {
+void for_each_int16_isa(F&& f) {
   for_each_isa([&] {
-    if (kernels().scan_fixed != nullptr) f();
+    if (kernels().int16.scan != nullptr) f();
   });
 }
 
 }  // namespace
 
-TEST(fixed_bounds_hold) {
-  for_each_fixed_isa([] {
+TEST(int16_bounds_hold) {
+  for_each_int16_isa([] {
     const int64_t n = 2 * kernels().heights[0] - 1, m = 20;
     for (const Metric metric : {Metric::dot, Metric::cosine, Metric::sqeuclidean})
       for (const int64_t d : {1, 2, 16, 17, 301, 4096})
@@ -175,23 +173,23 @@ TEST(fixed_bounds_hold) {
   });
 }
 
-TEST(fixed_bounds_at_their_worst) {
-  for_each_fixed_isa([] {
+TEST(int16_bounds_at_their_worst) {
+  for_each_int16_isa([] {
     for (const int64_t d : {32, 64, 256}) {
-      const auto x = halfway(6, d, kFixedQuery / (1.0 + 0x1.ep-21), 1);
-      auto b = halfway(32, d, kFixedBank / (1.0 + 0x1.3p-18), 2);
+      const auto x = halfway(6, d, int16::kQueryTarget / (1.0 + 0x1.ep-21), 1);
+      auto b = halfway(32, d, int16::kBankTarget / (1.0 + 0x1.3p-18), 2);
       for (size_t i = 0; i < b.size(); ++i)  // no common centre to take away
         if (i / static_cast<size_t>(d) % 2 == 1) b[i] = -b[i];
       const double used = check_bounds(x, b, d, Metric::dot);
       CHECK(used <= 1.0);
-      CHECK(used > 0.6);  // or the bound has slack that nobody asked for
+      CHECK(used > 0.6);  // or the bound is looser than it has to be
     }
   });
 }
 
 // Two clusters far apart, tight inside: 16 bits cannot tell their members apart, float32 can.
-TEST(fixed_gives_way_to_float32) {
-  for_each_fixed_isa([] {
+TEST(int16_gives_way_to_float32) {
+  for_each_int16_isa([] {
     const int64_t d = 32, m = 2000, n = 300;
     auto b = gaussian<float>(m * d, 5, 0.3), x = gaussian<float>(n * d, 6, 0.3);
     for (size_t i = 0; i < b.size(); ++i) b[i] += i / static_cast<size_t>(d) % 2 == 0 ? 8.0f : -8.0f;

@@ -1,0 +1,93 @@
+// How a call over a whole bank is cut up: a plain tensor into pieces that are packed one after another, and the work on
+// a piece into blocks of queries x parts of the bank, shared out over the workers. Search, project and whatever else
+// streams a bank cut it here.
+#pragma once
+
+#include <algorithm>
+
+#include "pack.h"
+
+namespace vecbank::cpu {
+
+// Bank rows of a piece whose panels take about so many bytes: whole panels, at least one.
+inline int64_t rows_of_piece(int64_t bytes, int64_t width, int64_t element) {
+  return std::max<int64_t>(1, bytes / ((width + 3) * kPanel * element)) * kPanel;
+}
+
+// A packed piece of the bank; the bank itself where it came packed.
+struct Piece {
+  const PackHeader& header;
+  Rows bank;       // the rows of the piece
+  int64_t offset;  // of its first row in the whole bank
+  bool first, last;
+};
+
+// f(piece) for every piece of `rows` bank rows, in ascending order, packed with elements of T. One pack is in memory at
+// a time. A bank that came packed is one piece.
+template <class T, class F>
+[[nodiscard]] Status for_each_piece(const Rows& bank, const PackHeader* pack, Metric metric, const double* bias,
+                                    int64_t rows, const Parallel& parallel, F&& f) {
+  if (pack != nullptr) return f(Piece{*pack, bank, 0, true, true});
+  Buffer<char> memory;
+  Status status = Status::ok;
+  for (int64_t at = 0; at < bank.count && status == Status::ok; at += rows) {
+    Rows part = bank;
+    part.data = bank.row(at);
+    part.count = std::min(rows, bank.count - at);
+    if (!memory.reserve(pack_bytes_as(part.count, part.width, metric, sizeof(T), bias != nullptr)))
+      return Status::out_of_memory;
+    status = pack_as<T>(part, metric, memory.get(), parallel, bias != nullptr ? bias + at : nullptr);
+    const auto* header = reinterpret_cast<const PackHeader*>(memory.get());
+    if (status == Status::ok) status = f(Piece{*header, part, at, at == 0, at + rows >= bank.count});
+  }
+  return status;
+}
+
+// Blocks of queries x parts of a piece. A block is a whole number of register tiles high.
+struct Grid {
+  int64_t queries = 0, panels = 0;  // all of them
+  int64_t rows_per_block = 1, blocks = 1;
+  int64_t panels_per_part = 1, parts = 1;
+
+  // At most `most` queries to a block, a multiple of `group` where that is smaller.
+  void set_blocks(int64_t count, int64_t most, int64_t group) {
+    queries = count;
+    blocks = ceil_div(count, std::max(most / group, int64_t{1}) * group);
+    even_blocks(group);
+  }
+  void even_blocks(int64_t group) {
+    rows_per_block = round_up_to(ceil_div(queries, blocks), group);
+    blocks = ceil_div(queries, rows_per_block);
+  }
+  void set_parts(int64_t count, int64_t wanted) {
+    panels = count;
+    panels_per_part = ceil_div(panels, std::max<int64_t>(wanted, 1));
+    parts = ceil_div(panels, panels_per_part);
+  }
+  int64_t tasks() const { return blocks * parts; }
+};
+
+// A task of a grid: queries [first, first + rows) against panels [from, to), which are part `part`.
+struct GridTask {
+  int64_t first, rows, from, to, part;
+};
+
+// f(worker, task) for the whole grid. Neighbouring tasks share a part, so that its panels are read from memory once.
+template <class F>
+[[nodiscard]] Status for_each_task(const Grid& grid, const Parallel& parallel, F&& f) {
+  return for_each_task(parallel, grid.tasks(), [&](int worker, int64_t task) {
+    const int64_t first = task % grid.blocks * grid.rows_per_block, part = task / grid.blocks;
+    const int64_t from = part * grid.panels_per_part;
+    f(worker, GridTask{first, std::min(grid.rows_per_block, grid.queries - first), from,
+                       std::min(grid.panels, from + grid.panels_per_part), part});
+  });
+}
+
+// How many workers a call over so many products is worth waking.
+inline Parallel workers_for(const Parallel& parallel, double queries, double rows, double width) {
+  Parallel chosen = parallel;
+  if (queries * rows * (width + 8) < 2e5) chosen.workers = 1;
+  return chosen;
+}
+
+}  // namespace vecbank::cpu

@@ -1,0 +1,133 @@
+#include "finalize.h"
+
+namespace vecbank::cpu {
+
+bool Finalizer::reserve(const SearchProblem& p, const SearchPlan& plan) {
+  slots_ = p.k > 65536 ? 1 : Refiner::kQueries;
+  for (int s = 0; s < slots_; ++s)
+    if (!lists_[s].reserve(p.k)) return false;
+  return refiner_.reserve(p.bank, p.bank.width) && original_.reserve(p.queries, 1) &&
+         (plan.refined_only || refined_.reserve(CandidateLists::capacity_for(p.k) + p.k));
+}
+
+void Finalizer::begin(const SearchTask& task) {
+  task_ = &task;
+  refined_count_ = 0;
+  refiner_.set_frame(task.job->header);
+  refiner_.set_stop(task.job->stop);
+}
+
+bool Finalizer::finalize_row(int64_t row, const Candidate* candidates, int64_t count, bool negligible_may_win) {
+  const SearchJob& job = *task_->job;
+  const SearchProblem& p = job.problem;
+  if (job.header.far > 0 && !beats_far(candidates, count)) return false;
+  if (count == 1 && p.values == nullptr && job.partial == nullptr && candidates[0].upper < HUGE_VALF &&
+      !negligible_may_win) {
+    const Scored only{0.0, task_->begin + candidates[0].column};  // the score is not asked for
+    task_->report(row, &only, 1);
+    return true;
+  }
+  refiner_.load(0, original_.row(task_->first + row), p.queries.dtype);
+  int64_t kept = 0;
+  for (int64_t at = 0; at < count; at += Refiner::kBlock) {
+    const int64_t n = std::min(Refiner::kBlock, count - at);
+    for (int64_t i = 0; i < n; ++i) refiner_.indices()[i] = task_->begin + candidates[at + i].column;
+    refiner_.for_each_key(1, refiner_.indices(), 0, n, [&](int, double key, int64_t index) {
+      if (!std::isnan(key)) refined_[kept++] = {key, index};
+    });
+  }
+  refined_count_ += count;
+  if (negligible_may_win && !add_negligible(row, &kept)) return false;
+  task_->report(row, refined_.get(), select_best(refined_.get(), kept, p.k));
+  return true;
+}
+
+// Far rows lose to k rows that are bounded from below. Without so many, a special row may be farther still.
+bool Finalizer::beats_far(const Candidate* candidates, int64_t count) const {
+  int64_t bounded = 0;
+  for (int64_t i = 0; i < count; ++i) bounded += candidates[i].lower > -HUGE_VALF;
+  return bounded >= task_->job->problem.k;
+}
+
+// The first negligible row may win, and then the others may as well, which were not screened. Where float64 cannot
+// tell them apart, the first k are enough. False: each has to be scored.
+bool Finalizer::add_negligible(int64_t row, int64_t* kept) {
+  const SearchProblem& p = task_->job->problem;
+  if (!refiner_.cannot_tell(task_->job->header.negligible_size)) return false;
+  double key = 0.0;
+  refiner_.for_each_key(1, &task_->negligible, 0, 1, [&](int, double found, int64_t) { key = found; });
+  int64_t stride;
+  const bool* allowed = task_->allowed(row, &stride);
+  const auto may = [&](int64_t j) { return allowed == nullptr || allowed[j * stride]; };
+  int64_t wanted = p.k - may(task_->negligible);
+  for (int64_t j = next_negligible(&task_->job->header, task_->negligible + 1); j >= 0 && wanted > 0;
+       j = next_negligible(&task_->job->header, j + 1)) {
+    if (!may(j)) continue;
+    refined_[(*kept)++] = {key, j};
+    --wanted;
+  }
+  return true;
+}
+
+// Refines what `allowed` lets through of this part's rows for the queries in the refiner's first slots, into the lists
+// from `list` on. `apart`: negligible rows belong to the part that screens the first of them, wherever they lie.
+template <class F>
+void Finalizer::refine_chosen(int list, int slots, bool apart, F&& allowed) {
+  const RowKind* kinds = pack_kinds(&task_->job->header);
+  int64_t n = 0;
+  const auto flush = [&] {
+    refiner_.for_each_key(slots, refiner_.indices(), 0, n,
+                          [&](int s, double key, int64_t index) { lists_[list + s].push(key, index); });
+    refined_count_ += slots * n;
+    n = 0;
+  };
+  const auto take = [&](int64_t j) {
+    if (!allowed(j)) return;
+    refiner_.indices()[n++] = j;
+    if (n == Refiner::kBlock) flush();
+  };
+  for (int64_t j = task_->begin; j < task_->end; ++j)
+    if (!apart || task_->negligible >= 0 || kinds[j] != RowKind::negligible) take(j);
+  if (apart && task_->negligible >= 0)
+    for (int64_t j = next_negligible(&task_->job->header, task_->end); j >= 0;
+         j = next_negligible(&task_->job->header, j + 1))
+      take(j);
+  flush();
+}
+
+void Finalizer::refine_all(const int64_t* rows, int64_t count) {
+  for (int64_t i = 0; i < count && !task_->job->stop.asked(); i += slots_)
+    refine_together(rows + i, static_cast<int>(std::min<int64_t>(slots_, count - i)));
+}
+
+// Rows that are refined together share the conversion of the bank.
+void Finalizer::refine_together(const int64_t* rows, int slots) {
+  const SearchJob& job = *task_->job;
+  const DType dtype = job.problem.queries.dtype;
+  for (int s = 0; s < slots; ++s) {
+    lists_[s].clear();
+    refiner_.load(s, original_.row(task_->first + rows[s]), dtype);
+  }
+  const bool apart = !job.plan.refined_only && job.header.negligible > 1, masked = job.problem.mask.data != nullptr;
+  if (masked) {
+    for (int s = 0; s < slots; ++s) {
+      if (s != 0) refiner_.load(0, original_.row(task_->first + rows[s]), dtype);
+      int64_t stride;
+      const bool* allowed = task_->allowed(rows[s], &stride);
+      refine_chosen(s, 1, apart, [&](int64_t j) { return allowed[j * stride]; });
+    }
+  } else if (apart) {
+    refine_chosen(0, slots, apart, [](int64_t) { return true; });
+  } else {
+    const int64_t count = task_->end - task_->begin;
+    refiner_.for_each_key(slots, nullptr, task_->begin, count,
+                          [&](int s, double key, int64_t index) { lists_[s].push(key, index); });
+    refined_count_ += slots * count;
+  }
+  for (int s = 0; s < slots; ++s) {
+    const int64_t count = lists_[s].finish();
+    task_->report(rows[s], lists_[s].data(), count);
+  }
+}
+
+}  // namespace vecbank::cpu

@@ -1,0 +1,66 @@
+// The float32 screen: queries and panels as they were packed. Its proof is in core/bounds.h.
+#include <new>
+
+#include "screen.h"
+
+namespace vecbank::cpu {
+namespace {
+
+class Float32Screen final : public Screen {
+ public:
+  bool reserve(const SearchProblem&, const SearchPlan&) override { return true; }
+
+  void begin(ScreenQueries& queries, const SearchJob& job) override {
+    queries_ = &queries;
+    header_ = &job.header;
+    // The norm multiplies the bank's bound line as one more coordinate.
+    for (int64_t r = 0; r < queries.rows; ++r)
+      if (queries.packed.usable(r)) queries.packed.set_bound(r, queries.norms[r], job.header.width);
+  }
+
+  int64_t panels_per_visit() const override {
+    return cpu::panels_per_visit(queries_->rows <= 4 ? kLongVisitBytes : kVisitBytes, header_->width);
+  }
+
+  void scan(const Visit& visit, int64_t row, int64_t rows, const ScanTarget& target) override {
+    kernels().float32.scan({tile(visit, row, rows), target.thresholds, target.push, target.context});
+  }
+
+  void argmax(const Visit& visit, float* running) override {
+    kernels().float32.argmax({tile(visit, 0, queries_->rows), running, visit.from});
+  }
+
+  double unit(int64_t) const override { return 1.0; }
+
+  double margin(int64_t row, double r, double slack) const override {
+    return slack + static_cast<double>(queries_->norms[row]) * r;
+  }
+
+ private:
+  TileArgs<float> tile(const Visit& visit, int64_t row, int64_t rows) const {
+    const QueryBlock<float>& packed = queries_->packed;
+    const Panels<float> panels = pack_panels(header_);
+    TileArgs<float> t;
+    t.group = packed.group();
+    t.rows = rows;
+    t.width = header_->width;
+    t.columns = std::min(header_->rows, visit.to * kPanel) - visit.from * kPanel;
+    t.queries = packed.data() + row / t.group * packed.stride();
+    t.query_stride = packed.stride();
+    t.panels = panels.panel(visit.from);
+    t.panel_stride = panels.stride();
+    t.next = panels.panel(visit.next);
+    return t;
+  }
+
+  const ScreenQueries* queries_ = nullptr;
+  const PackHeader* header_ = nullptr;
+};
+
+}  // namespace
+
+constinit const ScreenEntry float32_screen = {
+    4, [](const PackHeader&, int) { return true; },
+    []() -> std::unique_ptr<Screen> { return std::unique_ptr<Screen>(new (std::nothrow) Float32Screen); }};
+
+}  // namespace vecbank::cpu

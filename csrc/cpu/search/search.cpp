@@ -1,0 +1,168 @@
+// search(): pieces of a plain tensor, parts of a piece, and the merge that makes of them one answer.
+#include <cstring>
+#include <limits>
+#include <new>
+
+#include "worker.h"
+
+namespace vecbank::cpu {
+
+constexpr int64_t kPackBytes = 6 << 20;  // a plain tensor is packed in pieces of this size
+
+void write_result(const SearchProblem& p, int64_t query, const Scored* best, int64_t count) {
+  const double worst = worst_value(p.metric);
+  for (int64_t i = 0; i < p.k; ++i) {
+    const int64_t at = query * p.k + i;
+    if (p.indices != nullptr) p.indices[at] = i < count ? best[i].index : -1;
+    if (p.values == nullptr) continue;
+    const double value = i < count ? value_of(p.metric, best[i].key) : worst;
+    if (p.values_dtype == DType::f64)
+      static_cast<double*>(p.values)[at] = value;
+    else
+      static_cast<float*>(p.values)[at] = static_cast<float>(value);
+  }
+  if (p.gathered == nullptr) return;
+  const int64_t d = p.bank.width, size = static_cast<int64_t>(size_of(p.bank.dtype));
+  char* out = static_cast<char*>(p.gathered) + query * d * size;
+  if (count > 0) {
+    const char* row = static_cast<const char*>(p.bank.row(best[0].index));
+    if (p.bank.col_stride == 1)
+      std::memcpy(out, row, static_cast<size_t>(d * size));
+    else
+      for (int64_t k = 0; k < d; ++k) std::memcpy(out + k * size, row + k * p.bank.col_stride * size, size);
+    return;
+  }
+  with_dtype(p.bank.dtype, [&](auto type) {
+    auto* values = reinterpret_cast<Element<decltype(type)>*>(out);
+    for (int64_t k = 0; k < d; ++k) narrow(std::numeric_limits<double>::quiet_NaN(), values + k);
+  });
+}
+
+void SearchTask::report(int64_t row, const Scored* best, int64_t count) const {
+  const int64_t query = first + row, k = job->problem.k;
+  if (job->partial == nullptr) return write_result(job->problem, query, best, count);
+  const int64_t at = part * job->problem.queries.count + query;
+  job->partial_counts[at] = count;
+  Scored* out = job->partial + at * k;
+  for (int64_t i = 0; i < count; ++i) out[i] = {best[i].key, best[i].index + job->offset};
+}
+
+namespace {
+
+// Slot 0 of the partial lists accumulates over pieces; slots 1.. are the parts of the current piece.
+struct Partials {
+  Buffer<Scored> lists;
+  Buffer<int64_t> counts;
+  // Slot 0 survives growing: a later, smaller piece can have more parts than the first.
+  bool reserve(int64_t slots, int64_t queries, int64_t k) {
+    if (slots <= slots_) return true;
+    Partials more;
+    if (!more.lists.reserve(slots * queries * k) || !more.counts.reserve(slots * queries)) return false;
+    if (slots_ > 0) {
+      std::copy_n(lists.get(), queries * k, more.lists.get());
+      std::copy_n(counts.get(), queries, more.counts.get());
+    }
+    more.slots_ = slots;
+    *this = std::move(more);
+    return true;
+  }
+
+ private:
+  int64_t slots_ = 0;
+};
+
+Status merge(const SearchProblem& p, int64_t slots, bool last, Partials& partials, const Parallel& parallel) {
+  const int64_t n = p.queries.count, batch = 64;
+  PerWorker<Buffer<Scored>> scratch(parallel.workers);
+  if (!scratch.each([&](Buffer<Scored>& list) { return list.reserve(2 * p.k); })) return Status::out_of_memory;
+  return for_each_task(parallel, ceil_div(n, batch), [&](int worker, int64_t task) {
+    Scored* list = scratch[worker].get();
+    for (int64_t q = task * batch; q < std::min(n, (task + 1) * batch) && !parallel.stop.asked(); ++q) {
+      int64_t count = 0, fresh = 0;
+      for (int64_t s = 0; s < slots; ++s) {  // every list comes sorted
+        const int64_t at = s * n + q, more = partials.counts[at];
+        if (s > 0) fresh += more;
+        std::memcpy(list + count, partials.lists.get() + at * p.k, static_cast<size_t>(more) * sizeof(Scored));
+        std::inplace_merge(list, list + count, list + count + more, better);
+        count = std::min(count + more, p.k);
+      }
+      if (!last && fresh == 0) continue;
+      if (last) {
+        write_result(p, q, list, count);
+      } else {
+        partials.counts[q] = count;
+        std::memcpy(partials.lists.get() + q * p.k, list, static_cast<size_t>(count) * sizeof(Scored));
+      }
+    }
+  });
+}
+
+Status search_piece(const SearchProblem& whole, const Piece& piece, Partials& partials, const Parallel& parallel) {
+  SearchProblem p = whole;
+  p.bank = piece.bank;
+  SearchJob job{p, piece.header, plan_search(p, piece.header, parallel.workers), parallel.stop};
+  const int64_t n = p.queries.count, parts = job.plan.grid.parts;
+  const bool merging = !(piece.first && piece.last) || parts > 1;
+  Buffer<std::atomic<float>> shared;
+  if (merging) {
+    if (!partials.reserve(parts + 1, n, p.k) || !shared.reserve(n)) return Status::out_of_memory;
+    if (piece.first) std::fill_n(partials.counts.get(), n, int64_t{0});
+    for (int64_t i = 0; i < n; ++i) new (&shared[i]) std::atomic<float>(-HUGE_VALF);
+    job.shared = shared.get();
+    if (!piece.first) job.earlier = partials.lists.get(), job.earlier_counts = partials.counts.get();
+    job.partial = partials.lists.get() + n * p.k;
+    job.partial_counts = partials.counts.get() + n;
+    job.offset = piece.offset;
+  }
+  PerWorker<SearchWorker> workers(std::min<int64_t>(parallel.workers, job.plan.grid.tasks()));
+  if (!workers.each([&](SearchWorker& worker) { return worker.reserve(p, job.plan); })) return Status::out_of_memory;
+  const Status found =
+      for_each_task(job.plan.grid, parallel, [&](int worker, const GridTask& task) { workers[worker].run(job, task); });
+  return merging && found == Status::ok ? merge(whole, parts + 1, piece.last, partials, parallel) : found;
+}
+
+}  // namespace
+
+Status search_alone(const SearchProblem& p, SearchWorker& worker, Stop stop) {
+  Parallel alone;
+  alone.stop = stop;
+  const SearchJob job{p, *p.pack, plan_search(p, *p.pack, 1), stop};
+  if (job.plan.grid.parts != 1) return search(p, alone);  // a bank beyond 2^30 rows
+  if (!worker.reserve(p, job.plan)) return Status::out_of_memory;
+  return for_each_task(job.plan.grid, alone, [&](int, const GridTask& task) { worker.run(job, task); });
+}
+
+Status search(const SearchProblem& p, const Parallel& parallel) {
+  if (p.queries.count == 0) return Status::ok;
+  if (p.bank.count == 0) {
+    for (int64_t q = 0; q < p.queries.count; ++q) write_result(p, q, nullptr, 0);
+    return Status::ok;
+  }
+  const Parallel chosen = workers_for(parallel, static_cast<double>(p.queries.count), static_cast<double>(p.bank.count),
+                                      static_cast<double>(p.bank.width));
+  // Pieces are even: a small last one would be refined whole, for want of rows to screen.
+  const int64_t most = rows_of_piece(kPackBytes, p.bank.width, sizeof(float));
+  const int64_t rows = round_up_to(ceil_div(p.bank.count, ceil_div(p.bank.count, most)), kPanel);
+  // Several pieces keep their best rows between them, so bound how many queries are in flight.
+  const bool pieces = p.pack == nullptr && rows < p.bank.count;
+  const int64_t step =
+      pieces ? std::max<int64_t>(1024, kPartialBytes / (p.k * static_cast<int64_t>(sizeof(Scored)))) : p.queries.count;
+  Status status = Status::ok;
+  for (int64_t q = 0; q < p.queries.count && status == Status::ok; q += step) {
+    SearchProblem slice = p;
+    slice.queries.data = p.queries.row(q);
+    slice.queries.count = std::min(step, p.queries.count - q);
+    slice.mask = p.mask.from(q);
+    if (p.indices != nullptr) slice.indices = p.indices + q * p.k;
+    if (p.values != nullptr)
+      slice.values = static_cast<char*>(p.values) + q * p.k * static_cast<int64_t>(size_of(p.values_dtype));
+    if (p.gathered != nullptr)
+      slice.gathered = static_cast<char*>(p.gathered) + q * p.bank.width * static_cast<int64_t>(size_of(p.bank.dtype));
+    Partials partials;
+    status = for_each_piece<float>(p.bank, p.pack, p.metric, p.bias, rows, chosen,
+                                   [&](const Piece& piece) { return search_piece(slice, piece, partials, chosen); });
+  }
+  return status;
+}
+
+}  // namespace vecbank::cpu

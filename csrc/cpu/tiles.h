@@ -1,0 +1,72 @@
+// What a hot loop over tiles is told: register tiles of query rows x panels of the bank, and what becomes of the
+// scores. Drivers fill these in and each instruction set's loops read them.
+#pragma once
+
+#include "../core/half.h"
+#include "../core/pack.h"
+
+namespace vecbank::cpu {
+
+template <class T>
+struct TileArgs {
+  const T* queries = nullptr;  // groups of `group` rows, interleaved: [group][line][row in group]
+  int64_t query_stride = 0;    // elements between groups
+  int group = 0;               // rows per group: one of Kernels::heights
+  int64_t rows = 0;            // valid rows
+  const T* panels = nullptr;   // first panel
+  int64_t panel_stride = 0;
+  int64_t width = 0;
+  int64_t columns = 0;                   // valid columns, counted from the first panel
+  const T* next = nullptr;               // the panel wanted after the last of these; null: nobody knows
+  const void* prefetch_range = nullptr;  // or: what to fetch while all of these are multiplied, so many bytes
+  int64_t prefetch_bytes = 0;
+};
+
+// Called with the 16 upper bounds of one row and panel, and the lanes that reach the row's threshold.
+using PushSurvivors = void (*)(void* context, int64_t row, int64_t panel, const float* upper, uint32_t lanes);
+
+template <class Tiles>
+struct ScanArgs {
+  Tiles tile;
+  const float* thresholds = nullptr;  // per row, padded to whole groups with +inf; may rise under the scan
+  PushSurvivors push = nullptr;
+  void* context = nullptr;
+};
+
+// The running argmax. Per row and lane of a panel (16 columns that meet the same vector lane): the largest upper bound
+// so far, the second largest, and the panel of the largest, as a float: [rows, padded to whole groups][largest | second
+// | panel][16].
+constexpr int kArgmaxFloats = 3 * kPanel;
+
+template <class Tiles>
+struct ArgmaxArgs {
+  Tiles tile;
+  float* running = nullptr;
+  int64_t first_panel = 0;  // the number of the tile's first panel; below 2^24
+};
+
+// A row's running argmax over all lanes: the largest bound, its lane, and the largest of all the other bounds.
+struct RowArgmax {
+  float largest, next;
+  int32_t lane;
+};
+
+template <class T>
+struct StoreArgs {
+  TileArgs<T> tile;
+  const T* scale = nullptr;  // per row: value = score * scale + term, then finish
+  const T* term = nullptr;
+  Finish finish = Finish::linear;
+  void* out = nullptr;
+  DType out_dtype = DType::f32;
+  int64_t out_stride = 0;  // elements between rows
+};
+
+// The loops of a screen on one instruction set.
+template <class Tiles>
+struct ScreenKernels {
+  void (*scan)(const ScanArgs<Tiles>&) = nullptr;
+  void (*argmax)(const ArgmaxArgs<Tiles>&) = nullptr;
+};
+
+}  // namespace vecbank::cpu
