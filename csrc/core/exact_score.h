@@ -39,6 +39,12 @@ VB_INLINE double term_of(Term term, double x, double b) {
   return mul_rn(gap, gap);
 }
 
+// The derivative of a term in x, but for the factor 2 of a square. The derivative in b is slope_of(term, b, x).
+VB_INLINE double slope_of(Term term, double x, double b) {
+  if (term == Term::product) return b;
+  return add_rn(x, -b);
+}
+
 // One lane of a row x and a row b, whose coordinates lie `x_step` and `b_step` elements apart.
 template <class X, class B>
 VB_INLINE double lane_sum(const X* x, int64_t x_step, const B* b, int64_t b_step, int64_t width, int lane, Term term) {

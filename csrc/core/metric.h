@@ -11,8 +11,9 @@ enum class Metric : int32_t { dot = 0, cosine = 1, l2 = 2, sqeuclidean = 3 };  /
 // What a pair of coordinates adds to the raw score.
 enum class Term : int32_t { product, square };  // x b, and (x - b)^2
 
-// Metrics of one family share a pack.
-enum class PackFamily : int32_t { dot, cosine, euclidean };
+// Metrics of one family share a pack. Those of none have no screen: they are refined only, and their packs are headers
+// without panels. Unit rows need a family, as the refinement reads their norms from the pack.
+enum class PackFamily : int32_t { none, dot, cosine, euclidean };
 
 struct MetricRecord {
   Term term;
@@ -39,6 +40,8 @@ VB_INLINE constexpr Finish finish_of(Metric metric) {
   const MetricRecord m = record(metric);
   return m.root ? Finish::rooted : m.smaller_is_better ? Finish::squared : Finish::linear;
 }
+
+VB_INLINE constexpr bool refined_only(Metric metric) { return record(metric).family == PackFamily::none; }
 
 // A norm below this counts as this constant (cosine of a zero vector is 0, not NaN).
 constexpr double kNormFloor = 1e-8;

@@ -34,7 +34,7 @@ struct PackHeader {
   int32_t metric, dtype;
   int32_t exponent;                                         // power of two that every coordinate was scaled by
   int32_t centred;                                          // 0: centre is all zero
-  int32_t screenable;                                       // 0: width beyond what the float32 bound covers
+  int32_t screenable;                                       // 0: no screen, or too wide for the float32 bound
   int32_t biased;                                           // dot products carry a bias per row, as an encoder's
   int64_t special;                                          // columns that always go to refinement
   int64_t odd, far, negligible;                             // rows of any kind but ordinary, and of these two kinds
@@ -67,10 +67,11 @@ inline PackHeader pack_layout(int64_t rows, int64_t width, Metric metric, DType 
   h.width = width;
   h.metric = static_cast<int32_t>(metric);
   h.dtype = static_cast<int32_t>(dtype);
-  h.screenable = width <= kMaxScreenWidth;
+  h.screenable = width <= kMaxScreenWidth && !refined_only(metric);
   h.biased = biased;
   h.first_negligible = -1;
-  h.centre_at = kCentreAt;
+  h.centre_at = h.norms_at = h.kinds_at = h.panels_at = h.bytes = kCentreAt;
+  if (refined_only(metric)) return h;
   h.norms_at = h.centre_at + round_up_to(width * 8, 64);
   h.kinds_at = h.norms_at + (record(metric).unit_rows || biased ? round_up_to(rows * 8, 64) : 0);
   h.panels_at = h.kinds_at + round_up_to(rows, 64);

@@ -233,7 +233,7 @@ Status project(const ProjectProblem& problem, const Parallel& parallel) {
   const double columns = static_cast<double>(p.indices == nullptr ? p.bank.count : p.k);
   const double queries = static_cast<double>(p.queries.count), width = static_cast<double>(p.bank.width);
   const Parallel chosen = workers_for(parallel, queries, columns, width);
-  if (p.exact || queries * columns * (width + 8) < kSmall) return project_exact(p, chosen);
+  if (p.exact || refined_only(p.metric) || queries * columns * (width + 8) < kSmall) return project_exact(p, chosen);
   return p.bank.dtype == DType::f64 ? project_as<double>(p, chosen) : project_as<float>(p, chosen);
 }
 

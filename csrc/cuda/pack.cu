@@ -280,10 +280,13 @@ int64_t pack_workspace() { return round_up_to(kThreads * static_cast<int64_t>(si
 Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device, const double* bias) {
   const PackHeader h = pack_layout(bank.count, bank.width, metric, bank.dtype, 4, bias != nullptr);
   char* base = static_cast<char*>(out);
+  PackHeader* header = reinterpret_cast<PackHeader*>(base);
+  if (refined_only(metric))
+    return launch(frame_begin, dim3(1), kThreads, 0, device, FrameArgs{bank, h, header, nullptr, nullptr, 0});
   BankPanels a;
   a.bank = bank;
   a.metric = metric;
-  a.header = reinterpret_cast<PackHeader*>(base);
+  a.header = header;
   double* centre = reinterpret_cast<double*>(base + h.centre_at);
   a.centre = centre;
   a.norms = record(metric).unit_rows ? reinterpret_cast<double*>(base + h.norms_at) : nullptr;

@@ -158,7 +158,8 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
   plan.lists = p.k <= kMostListed && !(plan.hopper && p.k > 1);  // Hopper's kernel lists a single best
   plan.operand_type = both_16 ? p.bank.dtype : DType::bf16;      // bf16 has float32's range
   const int64_t query_bytes = plan.operands ? operand_pitch(d) * 2 : (d + 1) * 4;
-  plan.direct = p.k > kMostScreened || (p.k > 1 && p.k * 8 >= m) || d > kWidestScreen || m >= kMostColumns;
+  plan.direct = refined_only(p.metric) || p.k > kMostScreened || (p.k > 1 && p.k * 8 >= m) || d > kWidestScreen ||
+                m >= kMostColumns;
   plan.schedule = make_schedule(m);
   plan.capacity = plan.direct ? 0 : candidate_capacity(p.k, plan.lists);
   plan.growth = std::clamp<int64_t>((plan.capacity - 2 * p.k) / (2 * p.k), 1, 8);
@@ -265,11 +266,13 @@ struct StagesPlan {
 };
 
 // Books of one width. `cascade`: each on what the one before left over; else side by side.
-inline StagesPlan plan_stages(const Rows& x, const std::vector<PackedBook>& books, bool cascade, const Device& device) {
+inline StagesPlan plan_stages(const Rows& x, const std::vector<PackedBook>& books, Metric metric, bool cascade,
+                              const Device& device) {
   StagesPlan plan;
   const int64_t stages = static_cast<int64_t>(books.size());
   const int64_t width = books.empty() ? 0 : books[0].bank.width, tiles = ceil_div(x.count, kStageRows);
   int64_t longest = 0;
+  plan.on_chip = !refined_only(metric);
   for (const PackedBook& book : books) {
     longest = std::max(longest, book.bank.count);
     plan.on_chip = plan.on_chip && book.bank.dtype == DType::f32;
