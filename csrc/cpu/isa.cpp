@@ -8,10 +8,11 @@
 
 namespace vecbank::cpu {
 
-const char* const kIsaNames[kIsaCount] = {"scalar", "avx2", "avx512"};
+const char* const kIsaNames[kIsaCount] = {"scalar", "avx2", "avx512", "avx512vnni"};
 
 static const Kernels* table(int isa) {
 #if defined(__x86_64__)
+  if (isa == 3) return &kernels_avx512vnni;
   if (isa == 2) return &kernels_avx512;
   if (isa == 1) return &kernels_avx2;
 #endif
@@ -24,9 +25,10 @@ bool isa_available(int isa) {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (isa == 1) return avx2;
-  if (isa == 2)
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (isa == 2) return avx512;
+  if (isa == 3) return avx512 && __builtin_cpu_supports("avx512vnni");
 #endif
   return false;
 }
@@ -47,7 +49,7 @@ static int initial() {
   if (wanted == nullptr || *wanted == '\0') return best;
   const int isa = find(wanted);
   if (isa >= 0 && isa_available(isa)) return isa;
-  override_problem = isa < 0 ? "unknown name, expected scalar, avx2 or avx512" : "this processor does not have it";
+  override_problem = isa < 0 ? "unknown name, expected scalar, avx2, avx512 or avx512vnni" : "this processor does not have it";
   return best;
 }
 

@@ -35,6 +35,34 @@ struct Avx512F32 {
   };
 };
 
+struct Avx512Int16 {
+  using T = int32_t;
+  using Reg = __m512i;
+  static constexpr int width = 16;
+  static constexpr int panels = 1;
+  static VB_INLINE Reg load(const T* p) { return _mm512_loadu_si512(p); }
+  static VB_INLINE Reg fill(T x) { return _mm512_set1_epi32(x); }
+  static VB_INLINE void store(T* p, Reg a) { _mm512_storeu_si512(p, a); }
+  static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) {  // as one piece, for the reason given in simd_avx2.h
+    Reg product;
+    asm("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+v"(c), "=&v"(product) : "v"(a), "v"(b));
+    return c;
+  }
+  static VB_INLINE __m512 to_float(Reg a) { return _mm512_cvtepi32_ps(a); }
+  static VB_INLINE Reg pair(__m512 even, __m512 odd) {
+    return _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_cvtps_epi32(even),
+                                   _mm512_slli_epi32(_mm512_cvtps_epi32(odd), 16));
+  }
+};
+
+// VNNI multiplies pairs and adds them to the sum in one instruction.
+struct Avx512VnniInt16 : Avx512Int16 {
+  static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    return c;
+  }
+};
+
 struct Avx512F64 {
   using T = double;
   using Reg = __m512d;
@@ -67,7 +95,7 @@ struct Avx512Lanes {
 struct Avx512 {
   using F32 = Avx512F32;
   using F64 = Avx512F64;
-  using Int16 = void;
+  using Int16 = Avx512Int16;
   using Lanes = Avx512Lanes;
   // Twenty-eight accumulators, two bank vectors and a broadcast: thirty-one of thirty-two registers.
   static constexpr int full = 14, full_panels = 2;
