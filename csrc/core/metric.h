@@ -31,7 +31,8 @@ VB_INLINE constexpr MetricRecord record(Metric metric) {
     default: return {Term::product, false, false, false, false, PackFamily::dot};
   }
 }
-constexpr int kMetrics = 4;
+constexpr const char* kMetricNames[] = {"dot", "cosine", "l2", "sqeuclidean"};  // by code, as Python writes them
+constexpr int kMetrics = sizeof kMetricNames / sizeof *kMetricNames;
 
 VB_INLINE constexpr bool is_distance(Metric m) { return record(m).smaller_is_better; }
 

@@ -19,6 +19,7 @@
 namespace vecbank {
 
 constexpr int kPanel = 16;
+constexpr int64_t kCentreAt = 192;  // behind the header and the stamp
 
 enum class RowKind : uint8_t {
   ordinary,
@@ -44,6 +45,22 @@ struct PackHeader {
   int64_t centre_at, norms_at, kinds_at, panels_at, bytes;  // offsets from the header, and the whole size
 };
 
+// Where the parts of a pack begin, and its size, which is a multiple of 64. `element`: bytes of a panel's numbers. Int
+// is int64_t, or a number with +, * and a division that rounds down: the sizes of a traced program are symbolic.
+template <class Int>
+struct PackParts {
+  Int norms_at, kinds_at, panels_at, bytes;
+};
+template <class Int>
+PackParts<Int> pack_parts(const Int& rows, const Int& width, Metric metric, bool biased, int64_t element) {
+  const auto padded = [](const Int& bytes) -> Int { return (bytes + 63) / 64 * 64; };
+  const bool numbered = record(metric).unit_rows || biased;
+  const Int norms_at = padded(width * 8) + kCentreAt;
+  const Int kinds_at = numbered ? norms_at + padded(rows * 8) : norms_at;
+  const Int panels_at = kinds_at + padded(rows);
+  return {norms_at, kinds_at, panels_at, panels_at + (rows + (kPanel - 1)) / kPanel * (width + 3) * (kPanel * element)};
+}
+
 // Which tensor a pack was made of, as the binding saw it then. It lies behind the header. All zero: the caller vouches
 // for the pack. Anything else is compared with the tensor that the pack is used with, and a stale pack is not used.
 struct PackStamp {
@@ -53,7 +70,6 @@ struct PackStamp {
   uint64_t bias;    // the same of the bias
   int64_t bias_version;
 };
-constexpr int64_t kCentreAt = 192;
 static_assert(sizeof(PackHeader) + sizeof(PackStamp) <= kCentreAt);
 
 constexpr uint64_t kPackMagic = 0x314b4e4142434556ull;  // "VECBANK1", little-endian

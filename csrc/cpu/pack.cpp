@@ -24,10 +24,11 @@ PackHeader layout(int64_t rows, int64_t width, Metric metric, DType dtype, int64
   h.biased = biased;
   h.first_negligible = -1;
   h.centre_at = kCentreAt;
-  h.norms_at = h.centre_at + round_up_to(width * 8, 64);
-  h.kinds_at = h.norms_at + (metric == Metric::cosine || biased ? round_up_to(rows * 8, 64) : 0);
-  h.panels_at = h.kinds_at + round_up_to(rows, 64);
-  h.bytes = h.panels_at + ceil_div(rows, kPanel) * (width + 3) * kPanel * element;
+  const PackParts<int64_t> parts = pack_parts(rows, width, metric, biased, element);
+  h.norms_at = parts.norms_at;
+  h.kinds_at = parts.kinds_at;
+  h.panels_at = parts.panels_at;
+  h.bytes = parts.bytes;
   return h;
 }
 
