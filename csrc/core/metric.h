@@ -32,7 +32,8 @@ VB_INLINE constexpr MetricRecord record(Metric metric) {
     default: return {Term::product, false, false, false, false, PackFamily::dot};
   }
 }
-constexpr int kMetrics = 4;
+constexpr const char* kMetricNames[] = {"dot", "cosine", "l2", "sqeuclidean"};  // by code, as Python writes them
+constexpr int kMetrics = sizeof kMetricNames / sizeof *kMetricNames;
 
 // The last step of a dense product: none; clamped at 0; the square root of that.
 enum class Finish : int32_t { linear, squared, rooted };
@@ -41,6 +42,10 @@ VB_INLINE constexpr Finish finish_of(Metric metric) {
   return m.root ? Finish::rooted : m.smaller_is_better ? Finish::squared : Finish::linear;
 }
 
+// May a search by one metric use a pack that was made for the other?
+VB_INLINE constexpr bool share_a_pack(Metric a, Metric b) {
+  return a == b || (record(a).family == record(b).family && record(a).family != PackFamily::none);
+}
 VB_INLINE constexpr bool refined_only(Metric metric) { return record(metric).family == PackFamily::none; }
 
 // A norm below this counts as this constant (cosine of a zero vector is 0, not NaN).
