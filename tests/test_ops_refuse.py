@@ -84,7 +84,7 @@ ROWS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "residual_quantize: batched book": ("residual_quantize", (X, [gauss(2, 5, 3)], [], 2)),
     "residual_quantize: dtypes": ("residual_quantize", (X, [BANK, BANK.double()], [], 2)),
     "residual_quantize: 16-bit books": ("residual_quantize", (X.half(), [BANK.half()], [], 2)),
-    "residual_quantize: metric": ("residual_quantize", (X, [BANK], [], 4)),
+    "residual_quantize: metric": ("residual_quantize", (X, [BANK], [], 9)),
     "product_quantize: a flat book": ("product_quantize", (X, BANK, op("pack")(BANK, 3))),
     "product_quantize: widths": ("product_quantize", (X, gauss(2, 5, 3), op("pack")(gauss(2, 5, 3), 3))),
     "product_quantize: float pack": ("product_quantize", (X, gauss(3, 5, 1), gauss(3, 5))),
@@ -193,7 +193,7 @@ def test_bad_metric(name: str) -> None:
         "project_backward": lambda code: (gauss(4, 5), X, BANK, code),
     }
     row = rows.get(name, lambda code: (X, BANK, None, code))
-    for code in (-1, 4, 2**40, -(2**63)):
+    for code in (-1, len(CODE), 2**40, -(2**63)):
         with pytest.raises(ERRORS):
             op(name)(*row(code))
 
@@ -213,7 +213,7 @@ GARBAGE = {
     "of fewer rows": lambda good, bank, code: op("pack")(bank[:69], code),
     "of narrower rows": lambda good, bank, code: op("pack")(bank[:, :19], code),
     "of another dtype": lambda good, bank, code: op("pack")(bank.half(), code),
-    "of another metric": lambda good, bank, code: op("pack")(bank, (code + 2) % 4),
+    "of another metric": lambda good, bank, code: op("pack")(bank, (code + 2) % len(CODE)),
 }
 
 
@@ -252,7 +252,7 @@ def test_codes_out_of_range(bad: int) -> None:
         op("segment_sum")(gauss(2, 2, 3), codes, 5, None)
     with pytest.raises(RuntimeError):
         op("lookup_dot")(gauss(2, 3), codes, BANK)
-    for metric in range(4):
+    for metric in CODE.values():
         with pytest.raises(RuntimeError):
             op("topk_backward")(gauss(2, 2), X[:2], BANK, codes, metric)
 

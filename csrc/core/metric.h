@@ -6,10 +6,16 @@
 
 namespace vecbank {
 
-enum class Metric : int32_t { dot = 0, cosine = 1, l2 = 2, sqeuclidean = 3 };  // the codes that the torch ops take
+enum class Metric : int32_t {
+  dot = 0,
+  cosine = 1,
+  l2 = 2,
+  sqeuclidean = 3,
+  l1 = 4
+};  // the codes that the torch ops take
 
 // What a pair of coordinates adds to the raw score.
-enum class Term : int32_t { product, square };  // x b, and (x - b)^2
+enum class Term : int32_t { product, square, absolute };  // x b, (x - b)^2, and |x - b|
 
 // Metrics of one family share a pack. Those of none have no screen: they are refined only, and their packs are headers
 // without panels. Unit rows need a family, as the refinement reads their norms from the pack.
@@ -29,10 +35,11 @@ VB_INLINE constexpr MetricRecord record(Metric metric) {
     case Metric::cosine: return {Term::product, false, true, false, false, PackFamily::cosine};
     case Metric::l2: return {Term::square, true, false, true, true, PackFamily::euclidean};
     case Metric::sqeuclidean: return {Term::square, true, false, false, true, PackFamily::euclidean};
+    case Metric::l1: return {Term::absolute, true, false, false, false, PackFamily::none};
     default: return {Term::product, false, false, false, false, PackFamily::dot};
   }
 }
-constexpr const char* kMetricNames[] = {"dot", "cosine", "l2", "sqeuclidean"};  // by code, as Python writes them
+constexpr const char* kMetricNames[] = {"dot", "cosine", "l2", "sqeuclidean", "l1"};  // by code, as Python writes them
 constexpr int kMetrics = sizeof kMetricNames / sizeof *kMetricNames;
 
 // The last step of a dense product: none; clamped at 0; the square root of that.
