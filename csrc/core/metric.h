@@ -6,13 +6,8 @@
 
 namespace vecbank {
 
-enum class Metric : int32_t {
-  dot = 0,
-  cosine = 1,
-  l2 = 2,
-  sqeuclidean = 3,
-  l1 = 4
-};  // the codes that the torch ops take
+// The codes are those that the torch ops take.
+enum class Metric : int32_t { dot = 0, cosine = 1, l2 = 2, sqeuclidean = 3, l1 = 4 };
 
 // What a pair of coordinates adds to the raw score.
 enum class Term : int32_t { product, square, absolute };  // x b, (x - b)^2, and |x - b|

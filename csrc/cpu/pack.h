@@ -8,9 +8,6 @@ namespace vecbank::cpu {
 
 template <class T>
 Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias = nullptr);
-inline int64_t pack_bytes_as(int64_t rows, int64_t width, Metric metric, int64_t element, bool biased) {
-  return pack_layout(rows, width, metric, DType::f32, element, biased).bytes;
-}
 
 template <class T>
 Panels<T> panels_as(const PackHeader* h) {

@@ -34,8 +34,8 @@ template <class T, class F>
     Rows part = bank;
     part.data = bank.row(at);
     part.count = std::min(rows, bank.count - at);
-    if (!memory.reserve(pack_bytes_as(part.count, part.width, metric, sizeof(T), bias != nullptr)))
-      return Status::out_of_memory;
+    const PackHeader layout = pack_layout(part.count, part.width, metric, part.dtype, sizeof(T), bias != nullptr);
+    if (!memory.reserve(layout.bytes)) return Status::out_of_memory;
     status = pack_as<T>(part, metric, memory.get(), parallel, bias != nullptr ? bias + at : nullptr);
     const auto* header = reinterpret_cast<const PackHeader*>(memory.get());
     if (status == Status::ok) status = f(Piece{*header, part, at, at == 0, at + rows >= bank.count});

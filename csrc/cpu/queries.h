@@ -18,7 +18,7 @@ class QueryBlock {
     group_ = group;
     stride_ = (queries.width + 1) * group;
     return reader_.reserve(queries, group) && packed_.reserve(ceil_div(rows, group) * stride_ + 16) &&
-           centre_.reserve(rows) && frames_.reserve(rows);
+           frames_.reserve(rows) && centre_.reserve(rows);
   }
 
   // Packs rows [first, first + count) for the frame of `bank`.
@@ -36,9 +36,8 @@ class QueryBlock {
         const int64_t r = g * group_ + i;
         rows[i] = reader_.row(first + r, i);
         const double squares = kernels().stats(rows[i], queries.dtype, d, frame).squares;
-        const QueryFrame f = query_frame(metric, d, squares, bank.exponent, bank.biased);
-        frames_[r] = f;
-        maps[i] = shared ? frame : Affine{nullptr, 1.0, std::ldexp(1.0, f.exponent)};
+        frames_[r] = query_frame(metric, d, squares, bank.exponent, bank.biased);
+        maps[i] = shared ? frame : Affine{nullptr, 1.0, std::ldexp(1.0, frames_[r].exponent)};
         centre_[r] =
             shared || centre == nullptr ? 0.0 : kernels().stats(rows[i], queries.dtype, d, {centre, 1.0, 1.0}).centre;
       }
@@ -49,7 +48,7 @@ class QueryBlock {
         kernels().interleave_f64(rows, n, group_, queries.dtype, d, maps, out);
       for (int i = 0; i < group_; ++i) out[d * group_ + i] = 0;
       for (int i = 0; i < n; ++i)
-        if (!usable(g * group_ + i))
+        if (!frames_[g * group_ + i].usable)
           for (int64_t k = 0; k < d; ++k) out[k * group_ + i] = 0;
     }
   }
@@ -58,13 +57,9 @@ class QueryBlock {
   void set_bound(int64_t row, float norm, int64_t width) {
     packed_[(row / group_) * stride_ + width * group_ + row % group_] = norm;
   }
+  // Not usable: float32 cannot carry this row; its coordinates are zeroed, and float64 must answer.
   const QueryFrame& frame(int64_t row) const { return frames_[row]; }
-  // False: float32 cannot carry this row; its coordinates were zeroed and float64 must answer.
-  bool usable(int64_t row) const { return frames_[row].usable; }
-  // Packed units for distances, the row's own for similarities; NaN or inf where the row is not finite.
-  double squares(int64_t row) const { return frames_[row].squares; }
   double centre_dot(int64_t row) const { return centre_[row]; }
-  int exponent(int64_t row) const { return frames_[row].exponent; }
   const T* data() const { return packed_.get(); }
   int64_t stride() const { return stride_; }
   int group() const { return group_; }
@@ -75,8 +70,8 @@ class QueryBlock {
   int group_ = 1;
   int64_t stride_ = 0;
   Buffer<T> packed_;
-  Buffer<double> centre_;
   Buffer<QueryFrame> frames_;
+  Buffer<double> centre_;
 };
 
 }  // namespace vecbank::cpu

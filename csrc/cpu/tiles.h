@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../core/half.h"
+#include "../core/metric.h"
 #include "../core/pack.h"
 
 namespace vecbank::cpu {

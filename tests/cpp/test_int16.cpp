@@ -44,7 +44,8 @@ double check_bounds(const std::vector<float>& x, const std::vector<float>& b, in
       bank(static_cast<size_t>(panels * int16::panel_stride(d)));
   std::vector<double> norms;
   for (int64_t r = 0; r < n; ++r) {
-    norms.push_back(static_cast<double>(above(queries.frame(r).packed)));
+    const double own = record(metric).shares_frame ? 1.0 : std::ldexp(1.0, queries.frame(r).exponent);
+    norms.push_back(static_cast<double>(above(std::sqrt(queries.frame(r).squares) * own * (1.0 + 0x1p-20))));
     units[static_cast<size_t>(r)] = static_cast<float>(std::min(int16::kQueryTarget / norms.back(), 0x1p40));
   }
   for (int64_t g = 0; g < padded; g += group)
@@ -77,8 +78,8 @@ double check_bounds(const std::vector<float>& x, const std::vector<float>& b, in
   for (int64_t i = 0; i < n; ++i) {
     const float* xi = &x[static_cast<size_t>(i * d)];
     const double unit = static_cast<double>(units[static_cast<size_t>(i)]), norm = norms[static_cast<size_t>(i)];
-    const double own = std::ldexp(1.0, queries.exponent(i));
-    const double slack = query_slack(metric, d, queries.exponent(i), h.exponent).at(norm);
+    const double own = std::ldexp(1.0, queries.frame(i).exponent);
+    const double slack = query_slack(metric, d, queries.frame(i).exponent, h.exponent).at(norm);
     for (int64_t j = 0; j < m; ++j) {
       if (pack_kinds(&h)[j] == RowKind::negligible && j != h.first_negligible) continue;  // the first stands for it
       const float* bj = &b[static_cast<size_t>(j * d)];

@@ -65,13 +65,13 @@ void ScreenQueries::pack(const SearchTask& task) {
   const PackHeader& h = task.job->header;
   rows = task.rows;
   packed.pack(p.queries, h, task.first, rows);
-  int known = packed.exponent(0);
+  int known = packed.frame(0).exponent;
   QuerySlack slack = query_slack(p.metric, h.width, known, h.exponent);
   for (int64_t r = 0; r < rows; ++r) {
-    const int exponent = packed.exponent(r);
-    if (exponent != known) slack = query_slack(p.metric, h.width, known = exponent, h.exponent);
-    norms[r] = above(packed.frame(r).packed);
-    slacks[r] = slack.at(packed.frame(r).packed);
+    const QueryFrame& frame = packed.frame(r);
+    if (frame.exponent != known) slack = query_slack(p.metric, h.width, known = frame.exponent, h.exponent);
+    norms[r] = above(frame.packed);
+    slacks[r] = slack.at(frame.packed);
   }
 }
 
@@ -144,7 +144,7 @@ void SearchWorker::start_lists() {
   std::fill_n(negligible_may_win_.get(), task_.rows, false);
   fallbacks_ = 0;
   for (int64_t r = 0; r < task_.rows; ++r) {
-    if (!queries_.packed.usable(r) || job.stop.asked() || few_allowed(r)) {
+    if (!queries_.packed.frame(r).usable || job.stop.asked() || few_allowed(r)) {
       lists_.fall_back(r);
       ++fallbacks_;
     } else if (job.shared != nullptr) {
@@ -163,7 +163,7 @@ double SearchWorker::earlier_threshold(int64_t row) const {
   const MetricRecord metric = record(p.metric);
   const int64_t query = task_.first + row;
   if (job.earlier == nullptr || job.earlier_counts[query] < p.k) return -HUGE_VAL;
-  const double key = job.earlier[query * p.k + p.k - 1].key, squares = queries_.packed.squares(row);
+  const double key = job.earlier[query * p.k + p.k - 1].key, squares = queries_.packed.frame(row).squares;
   double score, rounding;  // of the arithmetic here; slacks has that of the refinement
   if (metric.shares_frame) {
     const double distance = std::ldexp(-key, 2 * h.exponent);
@@ -172,7 +172,7 @@ double SearchWorker::earlier_threshold(int64_t row) const {
   } else {
     if (h.centred) return -HUGE_VAL;
     const double norm = metric.unit_rows ? floored(std::sqrt(squares)) : 1.0;
-    score = std::ldexp(key * norm, queries_.packed.exponent(row) + h.exponent);
+    score = std::ldexp(key * norm, queries_.packed.frame(row).exponent + h.exponent);
     rounding = std::fabs(score);
   }
   const double threshold = score - 4.0 * refine_unit(h.width) * rounding - queries_.slacks[row];

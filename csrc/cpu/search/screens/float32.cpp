@@ -15,7 +15,7 @@ class Float32Screen final : public Screen {
     header_ = &job.header;
     // The norm multiplies the bank's bound line as one more coordinate.
     for (int64_t r = 0; r < queries.rows; ++r)
-      if (queries.packed.usable(r)) queries.packed.set_bound(r, queries.norms[r], job.header.width);
+      if (queries.packed.frame(r).usable) queries.packed.set_bound(r, queries.norms[r], job.header.width);
   }
 
   int64_t panels_per_visit() const override {

@@ -26,7 +26,7 @@ class Int16Screen final : public Screen {
     const double most = record(job.problem.metric).shares_frame ? 0x1p40 : 0x1p80;
     std::fill_n(units_.get(), round_up_to(rows_, group_), 1.0f);
     for (int64_t r = 0; r < rows_; ++r)
-      if (queries.packed.usable(r))
+      if (queries.packed.frame(r).usable)
         units_[r] = static_cast<float>(std::min(int16::kQueryTarget / static_cast<double>(queries.norms[r]), most));
     for (int64_t r = 0; r < rows_; r += group_)
       kernels().int16.quantize_queries(queries.packed.data() + r / group_ * queries.packed.stride(), group_,
