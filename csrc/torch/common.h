@@ -55,6 +55,13 @@ inline std::vector<int64_t> sizes_of(const Tensor& t) {
   return sizes;
 }
 
+// t's shape with another last dimension.
+inline std::vector<int64_t> resized(const Tensor& t, int64_t last) {
+  std::vector<int64_t> sizes = sizes_of(t);
+  sizes.back() = last;
+  return sizes;
+}
+
 inline Tensor dense(const Tensor& t) {  // on t's own device
   if (t.is_contiguous()) return t;
   const std::vector<int64_t> sizes = sizes_of(t);
@@ -70,6 +77,7 @@ inline char* at(const Tensor& t, int64_t i, DType dtype) {
 inline const char* const_at(const Tensor& t, int64_t i, DType dtype) {
   return static_cast<const char*>(t.const_data_ptr()) + i * static_cast<int64_t>(size_of(dtype));
 }
+inline int64_t* codes_out(const Tensor& t) { return static_cast<int64_t*>(t.mutable_data_ptr()); }
 inline const int64_t* codes_in(const Tensor& t) { return static_cast<const int64_t*>(t.const_data_ptr()); }
 
 // A tensor (..., d) seen as rows; keeps a copy alive where the leading dimensions have no common stride.

@@ -125,6 +125,7 @@ inline PackStamp stamp_of(const Tensor& bank, const std::optional<Tensor>& bias)
 }
 
 inline void CpuScope::stamp(Tensor& pack, const Tensor& bank, const std::optional<Tensor>& bias) const {
+  if (pack.numel() == 0) return;  // no batches
   const PackStamp made = stamp_of(bank, bias);
   std::memcpy(static_cast<char*>(pack.mutable_data_ptr()) + sizeof(PackHeader), &made, sizeof made);
 }

@@ -42,11 +42,10 @@ std::tuple<Tensor, Tensor, Tensor> residual_quantize(const Tensor& x, const std:
     work += pairs.back().work(rows.count);
   }
   p.queries = pairs[0].x.rows;
-  std::vector<int64_t> shape = sizes_of(x);
-  Tensor quantized = scope.empty(shape, dtype);
-  shape.back() = static_cast<int64_t>(codebooks.size());
-  Tensor codes = scope.empty(shape, ScalarType::Long), losses = scope.empty({shape.back()}, dtype);
-  p.codes = static_cast<int64_t*>(codes.mutable_data_ptr());
+  const int64_t stages = static_cast<int64_t>(codebooks.size());
+  Tensor quantized = scope.empty(sizes_of(x), dtype), losses = scope.empty({stages}, dtype);
+  Tensor codes = scope.empty(resized(x, stages), ScalarType::Long);
+  p.codes = codes_out(codes);
   p.quantized = quantized.mutable_data_ptr();
   scope.begin(work);
   scope.residual_quantize(p, losses);
@@ -71,10 +70,8 @@ Tensor product_quantize(const Tensor& x, const Tensor& codebooks, const std::opt
     const Rows codebook = batch_of(rows.rows, parts, part);
     p.books.push_back({codebook, packs.of(codebook, part)});
   }
-  std::vector<int64_t> shape = sizes_of(x);
-  shape.back() = parts;
-  Tensor codes = scope.empty(shape, ScalarType::Long);
-  p.codes = static_cast<int64_t*>(codes.mutable_data_ptr());
+  Tensor codes = scope.empty(resized(x, parts), ScalarType::Long);
+  p.codes = codes_out(codes);
   scope.begin(work_of(queries.rows.count, rows.rows.count, rows.rows.width));
   scope.product_quantize(p);
   return codes;

@@ -1,6 +1,5 @@
 // torch.ops.vecbank.*, the searches: a bank's pack, scores, the best rows, and what goes back through them. Each op
-// once, for every Scope. Order of checks: the metric and what its numbers say first, then what x and the bank must
-// share.
+// once, for every Scope.
 #pragma once
 
 #include "checked.h"
@@ -21,17 +20,15 @@ Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>
   for (int64_t b = 0; b < shape.batches; ++b)
     scope.pack_bank(batch_of(view.rows, shape.batches, b), metric,
                     static_cast<char*>(out.mutable_data_ptr()) + b * bytes, biases_in(wide));
-  if (stamp && shape.batches > 0) scope.stamp(out, bank, bias);
+  if (stamp) scope.stamp(out, bank, bias);
   return out;
 }
 
 // Scores (..., columns): against every row of the bank, or exact ones against those that p lists.
 template <class Scope>
-Tensor scores_of(Scope& scope, ProjectProblem& p, const Pairing& pair, int64_t columns, ScalarType dtype,
-                 const typename Scope::Packs* packs) {
-  std::vector<int64_t> shape = pair.leading;
-  shape.push_back(columns);
-  Tensor out = scope.empty(shape, dtype);
+Tensor scores_of(Scope& scope, ProjectProblem& p, const Tensor& x, const Pairing& pair, int64_t columns,
+                 std::optional<ScalarType> dtype, const typename Scope::Packs* packs) {
+  Tensor out = scope.empty(resized(x, columns), dtype.value_or(x.scalar_type()));
   p.out_dtype = dtype_of(out, "out_dtype");
   if (columns == 0) return out;  // an empty list of indices has no address, as no list has
   scope.begin(pair.work(columns));
@@ -54,7 +51,7 @@ Tensor project(const Tensor& x, const Tensor& bank, const std::optional<Tensor>&
   Scope scope(x, "x");
   const Pairing pair = pair_rows(scope, x, bank);
   const typename Scope::Packs packs(scope, packed, bank, p.metric, std::nullopt);
-  return scores_of(scope, p, pair, pair.m, out_dtype.value_or(x.scalar_type()), &packs);
+  return scores_of(scope, p, x, pair, pair.m, out_dtype, &packs);
 }
 
 template <class Scope>
@@ -68,43 +65,33 @@ Tensor exact_scores(const Tensor& x, const Tensor& bank, int64_t metric, std::op
   std::optional<Tensor> listed;
   if (indices) {
     listed = checked_codes(scope, *indices);
-    std::vector<int64_t> rows = sizes_of(*indices);
-    if (!rows.empty()) rows.pop_back();
-    STD_TORCH_CHECK(bank.dim() == 2 && indices->dim() >= 1 && rows == pair.leading,
+    STD_TORCH_CHECK(bank.dim() == 2 && indices->dim() == x.dim() && resized(*indices, pair.x.rows.width) == sizes_of(x),
                     "vecbank: indices go with a bank (M, d), and must be (..., k) for x (..., d), got ",
                     shape_of(*indices));
     p.indices = codes_in(*listed);
     p.k = listed->size(listed->dim() - 1);
   }
-  return scores_of<Scope>(scope, p, pair, listed ? p.k : pair.m, out_dtype.value_or(x.scalar_type()), nullptr);
+  return scores_of<Scope>(scope, p, x, pair, listed ? p.k : pair.m, out_dtype, nullptr);
 }
 
-struct Found {
-  Tensor values, indices, gathered;
-};
-enum Want { kValues = 1, kGathered = 2 };
-
-// The best k rows: (..., k) if `listed`, else (...) for k = 1.
+// The k best rows of each query: their values and indices, (..., k). Without k the best row alone: its value, or a copy
+// of it if `gather`, and its index, (...).
 template <class Scope>
-Found search(Scope& scope, const Pairing& pair, const Tensor& x, const Tensor& bank,
-             const std::optional<Tensor>& packed, int64_t k, bool listed, Metric metric,
-             const std::optional<Tensor>& mask, int want, const std::optional<Tensor>& bias = std::nullopt) {
+std::tuple<Tensor, Tensor> best_rows(Scope& scope, const Pairing& pair, const Tensor& x, const Tensor& bank,
+                                     const std::optional<Tensor>& packed, Metric metric, std::optional<int64_t> k,
+                                     bool gather, const std::optional<Tensor>& mask,
+                                     const std::optional<Tensor>& bias) {
   const typename Scope::Packs packs(scope, packed, bank, metric, bias);
   const std::optional<Tensor> wide = widened_bias(scope, bias, bank, metric);
-  std::vector<int64_t> shape = pair.leading;
-  if (listed) shape.push_back(k);
-  Found found;
+  const MaskView masks(scope, mask, x, pair.m);
   SearchProblem p;
   p.metric = metric;
-  p.k = k;
+  p.k = k.value_or(1);
   p.bias = biases_in(wide);
-  found.indices = scope.empty(shape, ScalarType::Long);
-  if (want & kValues) {
-    p.values_dtype = pair.x.rows.dtype == DType::f64 ? DType::f64 : DType::f32;
-    found.values = scope.empty(shape, scalar_type(p.values_dtype));
-  }
-  if (want & kGathered) found.gathered = scope.empty(sizes_of(x), bank.scalar_type());
-  const MaskView masks(scope, mask, x, pair.m);
+  p.values_dtype = pair.x.rows.dtype == DType::f64 ? DType::f64 : DType::f32;
+  const std::vector<int64_t> shape = k ? resized(x, *k) : pair.leading;
+  Tensor indices = scope.empty(shape, ScalarType::Long);
+  Tensor best = gather ? scope.empty(sizes_of(x), bank.scalar_type()) : scope.empty(shape, scalar_type(p.values_dtype));
   scope.begin(pair.work(pair.m));
   for (int64_t b = 0; b < pair.batches; ++b) {
     p.queries = pair.x_batch(b);
@@ -112,47 +99,45 @@ Found search(Scope& scope, const Pairing& pair, const Tensor& x, const Tensor& b
     p.pack = packs.of(p.bank, b);
     const int64_t first = b * p.queries.count;
     p.mask = masks.mask.from(first);
-    p.indices = static_cast<int64_t*>(found.indices.mutable_data_ptr()) + first * k;
-    if (want & kValues) p.values = at(found.values, first * k, p.values_dtype);
-    if (want & kGathered) p.gathered = at(found.gathered, first * p.bank.width, p.bank.dtype);
+    p.indices = codes_out(indices) + first * p.k;
+    if (gather)
+      p.gathered = at(best, first * p.bank.width, p.bank.dtype);
+    else
+      p.values = at(best, first * p.k, p.values_dtype);
     scope.search(p);
   }
-  return found;
+  return {best, indices};
 }
 
-// The best row of each query.
 template <class Scope>
-Found search_one(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed, int64_t metric_code,
-                 int want) {
+std::tuple<Tensor, Tensor> search(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed,
+                                  int64_t metric_code, std::optional<int64_t> k, bool gather,
+                                  const std::optional<Tensor>& mask = std::nullopt,
+                                  const std::optional<Tensor>& bias = std::nullopt) {
   const Metric metric = metric_of(metric_code);
   Scope scope(x, "x");
-  return search(scope, pair_rows(scope, x, bank), x, bank, packed, 1, false, metric, std::nullopt, want);
+  return best_rows(scope, pair_rows(scope, x, bank), x, bank, packed, metric, k, gather, mask, bias);
 }
 
 template <class Scope>
 std::tuple<Tensor, Tensor> topk(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed, int64_t k,
-                                int64_t metric_code, const std::optional<Tensor>& mask, bool /*exact*/,
+                                int64_t metric, const std::optional<Tensor>& mask, bool /*exact*/,
                                 const std::optional<Tensor>& bias) {
   STD_TORCH_CHECK(bank.dim() >= 2 && k >= 1 && k <= bank.size(bank.dim() - 2),
                   "vecbank: k must lie between 1 and M, got k = ", k, " with bank ", shape_of(bank));
-  const Metric metric = metric_of(metric_code);
-  Scope scope(x, "x");
-  Found f = search(scope, pair_rows(scope, x, bank), x, bank, packed, k, true, metric, mask, kValues, bias);
-  return {f.values, f.indices};
+  return search<Scope>(x, bank, packed, metric, k, false, mask, bias);
 }
 
 template <class Scope>
 std::tuple<Tensor, Tensor> nearest(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed,
                                    int64_t metric, bool /*exact*/) {
-  Found f = search_one<Scope>(x, bank, packed, metric, kValues);
-  return {f.values, f.indices};
+  return search<Scope>(x, bank, packed, metric, std::nullopt, false);
 }
 
 template <class Scope>
 std::tuple<Tensor, Tensor> quantize(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& packed,
                                     int64_t metric) {
-  Found f = search_one<Scope>(x, bank, packed, metric, kGathered);
-  return {f.gathered, f.indices};
+  return search<Scope>(x, bank, packed, metric, std::nullopt, true);
 }
 
 template <class Scope>
@@ -170,16 +155,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& 
                     "vecbank: mask must be bool with x's shape less the last dimension, got ", shape_of(*mask));
     keep = dense(*mask);
   }
-  Found found = search(scope, pair, x, bank, packed, 1, false, metric, std::nullopt, kGathered);
+  auto [quantized, codes] =
+      best_rows(scope, pair, x, bank, packed, metric, std::nullopt, true, std::nullopt, std::nullopt);
   const DType wide = pair.bank.rows.dtype == DType::f64 ? DType::f64 : DType::f32;
   std::vector<int64_t> shape = sizes_of(bank);
-  Tensor sums = scope.empty(shape, scalar_type(wide));
+  Tensor sums = scope.empty(shape, scalar_type(wide)), loss = scope.empty({}, scalar_type(wide));
   shape.pop_back();
-  Tensor counts = scope.empty(shape, ScalarType::Float), loss = scope.empty({}, scalar_type(wide));
+  Tensor counts = scope.empty(shape, ScalarType::Float);
   QuantizeLossProblem l;
   l.x = pair.x.rows;
-  l.codes = static_cast<int64_t*>(found.indices.mutable_data_ptr());
-  l.quantized = rows_of(found.gathered, "quantized").rows;
+  l.codes = codes_out(codes);
+  l.quantized = rows_of(quantized, "quantized").rows;
   l.keep = static_cast<const bool*>(data_of(keep));
   scope.begin(2.0 * static_cast<double>(x.numel()));
   scope.quantize_loss(l, loss);
@@ -194,7 +180,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize_train(const Tensor& 
     s.counts = static_cast<float*>(counts.mutable_data_ptr()) + b * pair.m;
     scope.segment_sum(s);
   }
-  return {found.gathered, found.indices, loss, counts, sums};
+  return {quantized, codes, loss, counts, sums};
 }
 
 template <class Scope>
