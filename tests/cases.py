@@ -16,7 +16,7 @@ import torch
 from data import KINDS, fill
 from torch import Tensor
 
-METRICS = ("dot", "cosine", "l2", "sqeuclidean")
+METRICS = ("dot", "cosine", "l2", "sqeuclidean", "l1")  # similarities first; by code
 DTYPES = {
     "f32": (torch.float32, torch.float32),
     "f64": (torch.float64, torch.float64),

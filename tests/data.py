@@ -103,6 +103,8 @@ def fill(
         score = bank @ target[0]
         if metric == "cosine":
             score = score / bank.norm(dim=-1)
+        elif metric == "l1":
+            score = -(bank - target).abs().sum(-1)
         elif metric != "dot":
             score = -(bank - target).square().sum(-1)
         bank = bank[torch.sort(score, descending=kind == "descending", stable=True).indices]
@@ -115,6 +117,8 @@ def fill(
         x = torch.where(uniform(n, 1) < 0.7, point, x)
         if metric in ("l2", "sqeuclidean"):  # on a sphere around the query
             bank = point + 3 * bank / bank.norm(dim=-1, keepdim=True).clamp(min=1e-3)
+        elif metric == "l1":
+            bank = point + 3 * bank / bank.abs().sum(-1, keepdim=True).clamp(min=1e-3)
         else:  # on a plane across it, on a cone around it
             across = bank - (bank @ point.T) / length**2 * point
             along = point / length
@@ -127,7 +131,7 @@ def fill(
         # A first term makes the running sum about 1 (a half, for distances: their sum starts at -|b|^2 / 2). The
         # others add 0.49 of its last bit (and are lost) or 0.51 (and count double). The true order is the other way
         # round; the screen's bound is nearly used up.
-        distance = metric in ("l2", "sqeuclidean")
+        distance = metric in ("l2", "sqeuclidean", "l1")
         rest = 2.0**-8 if distance else 0.25 / max(1, d) ** 0.5
         first, bit = (1.01, 2.0**-24) if distance else (1.0, 2.0**-23)
         query = torch.full((d,), rest, dtype=torch.float64)

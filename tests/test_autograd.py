@@ -283,7 +283,7 @@ def test_indices_carry_no_gradient(device: str) -> None:
         assert result[0].requires_grad and not result[1].requires_grad
 
 
-@pytest.mark.parametrize("metric", ["l2", "sqeuclidean"])
+@pytest.mark.parametrize("metric", METRICS[2:])
 def test_distance_zero_has_gradient_zero(metric: str, device: str) -> None:
     # Whole numbers: `project` is exact on them, so that its zero is a zero.
     bank = ints(5, 3, dtype=F64).to(device).requires_grad_()

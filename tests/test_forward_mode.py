@@ -183,7 +183,7 @@ def test_product_with_the_gradient(dtype: torch.dtype, metric: str, device: str)
         assert size > 0 and (left - right).abs() <= size * (1e-3 if dtype == torch.float32 else 1e-9)
 
 
-@pytest.mark.parametrize("metric", ["l2", "sqeuclidean"])
+@pytest.mark.parametrize("metric", METRICS[2:])
 def test_distance_zero_has_tangent_zero(metric: str, device: str) -> None:
     bank = gauss(5, 30).to(device)
     functions: list[Callable[[Tensor], Tensor]] = [

@@ -9,13 +9,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cases import METRICS
 from helpers import seeded
 from torch import Tensor
 
 import vecbank
 from vecbank.nn import RelativeProjection, anchors
-
-METRICS = ("dot", "cosine", "l2", "sqeuclidean")
 
 
 def rotation(d: int, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
+from cases import METRICS
 from export_cases import CASES, DIM, built, tokens
 from helpers import all_ops, assert_same, gauss, op
 from op_samples import samples
@@ -63,7 +64,7 @@ def test_plain_forms_of_the_ops(name: str) -> None:
             assert_alike(OURS[name](*arguments), op(name)(*arguments))
 
 
-@pytest.mark.parametrize("metric", ["dot", "cosine", "l2", "sqeuclidean"])
+@pytest.mark.parametrize("metric", METRICS)
 def test_edges(metric: str) -> None:
     """NaN and infinity on either side, and a k that finds too few."""
     x, bank = gauss(6, DIM), gauss(9, DIM)

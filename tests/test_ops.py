@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from helpers import CODE, all_ops, gauss, op, same
 from op_samples import samples
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vecbank
 
@@ -68,6 +71,45 @@ def test_a_pack_changes_no_bit() -> None:
             extra = (7,) if name == "topk" else ()
             with_pack, without = (op(name)(x, bank, p, *extra, code) for p in (packed, None))
             assert all(same(a, b) for a, b in zip(with_pack, without, strict=True))
+
+
+def test_the_metrics_are_those_of_the_table() -> None:
+    assert vecbank.METRICS == CODE  # by name and code, as C++ has them
+
+
+def test_a_fake_pack_is_as_long_as_the_real_one() -> None:
+    for rows, width, (metric, code), biased in product((0, 1, 16, 17, 64, 65), (0, 1, 8, 9), CODE.items(), (0, 1)):
+        if biased and metric != "dot":
+            continue
+        bank, bias = gauss(rows, width), gauss(rows) if biased else None
+        with FakeTensorMode() as mode:
+            fake = op("pack")(mode.from_tensor(bank), code, None if bias is None else mode.from_tensor(bias))
+        assert fake.shape == op("pack")(bank, code, bias).shape
+
+
+class PackAndSearch(torch.nn.Module):
+    def forward(self, bank: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        packed = op("pack")(bank, CODE["cosine"])
+        return packed, op("topk")(x, bank, packed, 2, CODE["cosine"])[1]
+
+
+@pytest.mark.parametrize("how", ["compile", "export"])
+def test_one_program_packs_banks_of_any_shape(how: str) -> None:
+    """The size of the pack is a formula of the bank's shape in the program, not a number."""
+    program: torch.nn.Module = PackAndSearch()
+    if how == "export":
+        rows, width = torch.export.Dim("rows", min=2), torch.export.Dim("width", min=2)
+        shapes = ({0: rows, 1: width}, {1: width})
+        program = torch.export.export(program, (gauss(40, 8), gauss(4, 8)), dynamic_shapes=shapes).module()
+    else:
+        program.compile(fullgraph=True, dynamic=True)
+    torch._dynamo.utils.counters.clear()
+    for rows_now, width_now in ((5, 3), (133, 9), (64, 64)):
+        bank, x = gauss(rows_now, width_now), gauss(4, width_now)
+        packed, indices = program(bank, x)
+        assert packed.shape == op("pack")(bank, CODE["cosine"]).shape
+        assert same(indices, op("topk")(x, bank, None, 2, CODE["cosine"])[1])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (how == "compile")
 
 
 def test_no_op_writes_to_its_inputs() -> None:

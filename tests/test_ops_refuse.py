@@ -84,7 +84,7 @@ ROWS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "residual_quantize: batched book": ("residual_quantize", (X, [gauss(2, 5, 3)], [], 2)),
     "residual_quantize: dtypes": ("residual_quantize", (X, [BANK, BANK.double()], [], 2)),
     "residual_quantize: 16-bit books": ("residual_quantize", (X.half(), [BANK.half()], [], 2)),
-    "residual_quantize: metric": ("residual_quantize", (X, [BANK], [], 4)),
+    "residual_quantize: metric": ("residual_quantize", (X, [BANK], [], len(CODE))),
     "product_quantize: a flat book": ("product_quantize", (X, BANK, op("pack")(BANK, 3))),
     "product_quantize: widths": ("product_quantize", (X, gauss(2, 5, 3), op("pack")(gauss(2, 5, 3), 3))),
     "product_quantize: float pack": ("product_quantize", (X, gauss(3, 5, 1), gauss(3, 5))),
@@ -193,9 +193,75 @@ def test_bad_metric(name: str) -> None:
         "project_backward": lambda code: (gauss(4, 5), X, BANK, code),
     }
     row = rows.get(name, lambda code: (X, BANK, None, code))
-    for code in (-1, 4, 2**40, -(2**63)):
-        with pytest.raises(ERRORS):
+    for code in (-1, len(CODE), 2**40, -(2**63)):
+        with pytest.raises(ERRORS, match="^[^\n]*metric must be 0") as caught:
             op(name)(*row(code))
+        if name != "project_backward":  # whose checks are the fake's
+            choices = [f"{number} ({metric})" for metric, number in CODE.items()]
+            text = f"metric must be {', '.join(choices[:-1])} or {choices[-1]}, got {code}"
+            assert text in str(caught.value)
+
+
+FLAT_INDICES = torch.zeros(4, 2, dtype=INT64)
+ONE = torch.tensor(1.0)
+TEXTS: dict[str, tuple[str, tuple[Any, ...], str]] = {
+    "scalar x with a mask": (
+        "quantize_train",
+        (ONE, BANK, None, 2, torch.tensor(True)),
+        "x must have at least one dimension, got a scalar",
+    ),
+    "bank": ("pack", (BANK[0], 0), "bank must be (M, d) or (B, M, d), got (3)"),
+    "dtypes": (
+        "nearest",
+        (X.double(), BANK, None, 0),
+        "x and bank must share a dtype (or x be bfloat16/float16 with a float32 bank)",
+    ),
+    "widths": ("nearest", (X, gauss(5, 2), None, 0), "x (4, 3) and bank (5, 2) differ in their last dimension"),
+    "pack of another kind": (
+        "nearest",
+        (X, BANK, BANK, 0),
+        "pack must be what vecbank::pack returned (a contiguous uint8 tensor)",
+    ),
+    "pack of another bank": (
+        "nearest",
+        (X, BANK, torch.zeros(64, dtype=torch.uint8), 0),
+        "pack does not belong to a bank of this shape, dtype, metric and bias; repack it",
+    ),
+    "bias": (
+        "topk",
+        (X, BANK, None, 2, 0, None, True, gauss(4)),
+        "bias must be (M,) in the bank's dtype, got (4) for bank (5, 3)",
+    ),
+    "mask": (
+        "topk",
+        (X, BANK, None, 2, 0, FULL.float()),
+        "mask must be bool and expanded to (..., M), got (4, 5)",
+    ),
+    "codes": ("lookup", (CODES.int(), BANK, None, 0), "codes must be int64"),
+    "weights": (
+        "lookup",
+        (CODES, BANK, CODES, 1),
+        "weights must have the dtype of the rows they weigh",
+    ),
+    "indices": (
+        "exact_scores",
+        (X, BANK, 0, None, FLAT_INDICES[:3]),
+        "indices go with a bank (M, d), and must be (..., k) for x (..., d), got (3, 2)",
+    ),
+    "gradients": (
+        "quantize_backward",
+        (X, X, X[:2], ONE, 1),
+        "grad, x and quantized must share device, dtype and shape, got (2, 3) for x (4, 3)",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TEXTS)
+def test_one_refusal_has_one_wording(what: str, device: str) -> None:
+    name, row, text = TEXTS[what]
+    with pytest.raises(RuntimeError) as caught:
+        op(name)(*tree_map_only(Tensor, lambda t: t.to(device), row))
+    assert str(caught.value).split("vecbank: ", 1)[1].splitlines()[0] == text
 
 
 GARBAGE = {
@@ -213,7 +279,7 @@ GARBAGE = {
     "of fewer rows": lambda good, bank, code: op("pack")(bank[:69], code),
     "of narrower rows": lambda good, bank, code: op("pack")(bank[:, :19], code),
     "of another dtype": lambda good, bank, code: op("pack")(bank.half(), code),
-    "of another metric": lambda good, bank, code: op("pack")(bank, (code + 2) % 4),
+    "of another metric": lambda good, bank, code: op("pack")(bank, (code + 2) % len(CODE)),
 }
 
 
@@ -252,7 +318,7 @@ def test_codes_out_of_range(bad: int) -> None:
         op("segment_sum")(gauss(2, 2, 3), codes, 5, None)
     with pytest.raises(RuntimeError):
         op("lookup_dot")(gauss(2, 3), codes, BANK)
-    for metric in range(4):
+    for metric in CODE.values():
         with pytest.raises(RuntimeError):
             op("topk_backward")(gauss(2, 2), X[:2], BANK, codes, metric)
 

@@ -14,7 +14,7 @@ import vecbank
 from vecbank import Bank, TopK
 
 ROWS, MORE = 5, 3
-WORST = {"dot": -torch.inf, "cosine": -torch.inf, "l2": torch.inf, "sqeuclidean": torch.inf}
+WORST = {"dot": -torch.inf, "cosine": -torch.inf, "l2": torch.inf, "sqeuclidean": torch.inf, "l1": torch.inf}
 
 
 def padded(found: TopK, metric: str) -> tuple[Tensor, Tensor]:

@@ -27,9 +27,9 @@ def aten(x: Tensor, bank: Tensor, metric: str, out_dtype: torch.dtype) -> Tensor
     if x.dtype in (torch.bfloat16, torch.float16):  # cdist has no 16-bit kernel on the CPU
         x, bank = x.float(), bank.float()
     flat = x if bank.dim() == 3 else x.reshape(-1, x.shape[-1])
-    distance = torch.cdist(flat, bank, compute_mode="use_mm_for_euclid_dist")
+    distance = torch.cdist(flat, bank, 1.0 if metric == "l1" else 2.0, compute_mode="use_mm_for_euclid_dist")
     distance = distance.reshape(*x.shape[:-1], bank.shape[-2])
-    return (distance if metric == "l2" else distance.square()).to(out_dtype)
+    return (distance.square() if metric == "sqeuclidean" else distance).to(out_dtype)
 
 
 def truth(x: Tensor, bank: Tensor, metric: str) -> Tensor:
@@ -42,6 +42,8 @@ def truth(x: Tensor, bank: Tensor, metric: str) -> Tensor:
         score = np.sqrt(((a - b) ** 2).sum(-1))
     elif metric == "sqeuclidean":
         score = ((a - b) ** 2).sum(-1)
+    elif metric == "l1":
+        score = np.abs(a - b).sum(-1)
     else:
         score = (a * b).sum(-1)
         if metric == "cosine":
@@ -81,14 +83,14 @@ def test_table(case: Case, target: Target) -> None:
     got = vecbank.project(*on, case.metric)
     assert got.dtype == x.dtype
     assert_within_contract(got.cpu(), x, bank, case.metric, target.device)
-    if case.data == "ints" and case.metric in ("dot", "sqeuclidean"):
+    if case.data == "ints" and case.metric in ("dot", "sqeuclidean", "l1"):
         assert_same(got, reference.project(x, bank, case.metric))
     if not case.batched:
         prepared = vecbank.project(on[0], vecbank.Bank(on[1], metric=case.metric))
         assert_within_contract(prepared.cpu(), x, bank, case.metric, target.device)
 
 
-@pytest.mark.parametrize("metric", ["dot", "sqeuclidean"])
+@pytest.mark.parametrize("metric", ["dot", "sqeuclidean", "l1"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_integers_are_exact(dtype: str, metric: str, target: Target) -> None:
     x_dtype, bank_dtype = DTYPES[dtype]
@@ -128,7 +130,7 @@ def test_short_norms_count_as_the_constant(device: str) -> None:
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("metric", ["l2", "sqeuclidean"])
+@pytest.mark.parametrize("metric", METRICS[2:])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_distances_are_never_negative_or_nan(dtype: torch.dtype, metric: str, device: str) -> None:
     bank = (gauss(40, 30) * 1e-3 + 7).to(dtype).to(device)

@@ -101,12 +101,12 @@ def test_cosine_does_not_see_scale(size, seed, a, b) -> None:
 
 
 @SETTINGS
-@given(sizes, seeds, st.sampled_from(["dot", "l2", "sqeuclidean"]), st.integers(-30, 30))
+@given(sizes, seeds, st.sampled_from(["dot", "l2", "sqeuclidean", "l1"]), st.integers(-30, 30))
 def test_powers_of_two_scale_the_values(size, seed, metric, a) -> None:
     x, bank = draw("gauss", size, metric, torch.float32, seed)
     want, got = vecbank.topk(x, bank, 1, metric), vecbank.topk(x * 2.0**a, bank * 2.0**a, 1, metric)
     assert torch.equal(got.indices, want.indices)
-    assert torch.equal(got.values, want.values * 2.0 ** (a if metric == "l2" else 2 * a))
+    assert torch.equal(got.values, want.values * 2.0 ** (a if metric in ("l2", "l1") else 2 * a))
 
 
 @SETTINGS
@@ -135,7 +135,7 @@ def test_segment_sum_equals_the_reference(size, seed, dtype, weighted) -> None:
 
 
 @SETTINGS
-@given(sizes, seeds, st.sampled_from(["l2", "sqeuclidean", "cosine"]))
+@given(sizes, seeds, st.sampled_from(["l2", "sqeuclidean", "l1", "cosine"]))
 def test_a_row_is_its_own_nearest(size, seed, metric) -> None:
     _, bank = draw("gauss", size, metric, torch.float32, seed)
     near = vecbank.nearest(bank, bank, metric)

@@ -21,6 +21,8 @@ def ordered(terms: list[float]) -> float:
 
 
 def score(x: list[float], b: list[float], metric: str) -> float:
+    if metric == "l1":
+        return ordered([abs(p - q) for p, q in zip(x, b, strict=True)])
     if metric in ("l2", "sqeuclidean"):
         square = ordered([(p - q) * (p - q) for p, q in zip(x, b, strict=True)])
         return math.sqrt(square) if metric == "l2" else square

@@ -27,7 +27,7 @@ def test_several_threads_at_once(threads: int) -> None:
 
     def job(i: int) -> tuple[torch.Tensor, ...]:
         torch.set_num_threads(threads)  # torch keeps this per thread
-        x, own = gauss(60, 24, seed=i), bank[METRICS[i % 4]]
+        x, own = gauss(60, 24, seed=i), bank[METRICS[i % len(METRICS)]]
         summed = vecbank.segment_sum(gauss(500, 24, seed=i), codes, 3000)
         return (*own.topk(x, 12), *own.nearest(x), *vecbank.quantize(x, own.vectors), own.project(x), summed)
 

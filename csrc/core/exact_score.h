@@ -36,7 +36,15 @@ constexpr int kLanes = 8;
 VB_INLINE double term_of(Term term, double x, double b) {
   if (term == Term::product) return mul_rn(x, b);
   const double gap = add_rn(x, -b);
-  return mul_rn(gap, gap);
+  return term == Term::absolute ? std::fabs(gap) : mul_rn(gap, gap);
+}
+
+// The derivative of a term in x, but for the factor 2 of a square; 0 where |x - b| has none. The derivative in b is
+// slope_of(term, b, x).
+VB_INLINE double slope_of(Term term, double x, double b) {
+  if (term == Term::product) return b;
+  const double gap = add_rn(x, -b);
+  return term == Term::square ? gap : gap > 0.0 ? 1.0 : gap < 0.0 ? -1.0 : 0.0;
 }
 
 // One lane of a row x and a row b, whose coordinates lie `x_step` and `b_step` elements apart.

@@ -41,17 +41,24 @@ VB_INLINE QueryFrame query_frame(Metric metric, int64_t width, double squares, i
   return {exponent, squares, norm * std::ldexp(1.0, exponent) * kNormRoom, squares <= limit * limit};
 }
 
-// How a dense product comes back from packed units: value = score * scale + term, before the finish.
+// How a row of a dense product comes back from packed units: value = score * scale + term, before the finish.
+template <class T>
 struct DenseFactors {
-  double scale, term;
+  T scale = 0, term = 0;
+  bool fits = false;  // false: the row is a fallback row, whose values are scored in float64
 };
+constexpr int kMaxScaleExponent = 120;  // what a float32 scale can undo
+
 // `centre_dot`: the query's product with the bank's centre, which a similarity adds back.
-VB_INLINE DenseFactors dense_factors(Metric metric, const QueryFrame& query, double centre_dot, int shift) {
+template <class T>
+VB_INLINE DenseFactors<T> dense_factors(Metric metric, const QueryFrame& query, double centre_dot, int shift) {
   const MetricRecord m = record(metric);
-  const double unit = std::ldexp(1.0, -(query.exponent + shift));
-  if (m.term == Term::square) return {-2.0 * unit, query.squares * unit};
+  const int undo = query.exponent + shift;
+  if (!query.usable || (sizeof(T) == 4 && (undo > kMaxScaleExponent || undo < -kMaxScaleExponent))) return {};
+  const double unit = std::ldexp(1.0, -undo);
+  if (m.term == Term::square) return {static_cast<T>(-2.0 * unit), static_cast<T>(query.squares * unit), true};
   const double inverse = m.unit_rows ? 1.0 / floored(std::sqrt(query.squares)) : 1.0;
-  return {unit * inverse, centre_dot * inverse};
+  return {static_cast<T>(unit * inverse), static_cast<T>(centre_dot * inverse), true};
 }
 
 // ---- Bank rows -----------------------------------------------------------------------------------------------------

@@ -6,13 +6,15 @@
 
 namespace vecbank {
 
-enum class Metric : int32_t { dot = 0, cosine = 1, l2 = 2, sqeuclidean = 3 };  // the codes that the torch ops take
+// The codes are those that the torch ops take.
+enum class Metric : int32_t { dot = 0, cosine = 1, l2 = 2, sqeuclidean = 3, l1 = 4 };
 
 // What a pair of coordinates adds to the raw score.
-enum class Term : int32_t { product, square };  // x b, and (x - b)^2
+enum class Term : int32_t { product, square, absolute };  // x b, (x - b)^2, and |x - b|
 
-// Metrics of one family share a pack.
-enum class PackFamily : int32_t { dot, cosine, euclidean };
+// Metrics of one family share a pack. Those of none have no screen: they are refined only, and their packs are headers
+// without panels. Unit rows need a family, as the refinement reads their norms from the pack.
+enum class PackFamily : int32_t { none, dot, cosine, euclidean };
 
 struct MetricRecord {
   Term term;
@@ -28,10 +30,12 @@ VB_INLINE constexpr MetricRecord record(Metric metric) {
     case Metric::cosine: return {Term::product, false, true, false, false, PackFamily::cosine};
     case Metric::l2: return {Term::square, true, false, true, true, PackFamily::euclidean};
     case Metric::sqeuclidean: return {Term::square, true, false, false, true, PackFamily::euclidean};
+    case Metric::l1: return {Term::absolute, true, false, false, false, PackFamily::none};
     default: return {Term::product, false, false, false, false, PackFamily::dot};
   }
 }
-constexpr int kMetrics = 4;
+constexpr const char* kMetricNames[] = {"dot", "cosine", "l2", "sqeuclidean", "l1"};  // by code, as Python writes them
+constexpr int kMetrics = sizeof kMetricNames / sizeof *kMetricNames;
 
 // The last step of a dense product: none; clamped at 0; the square root of that.
 enum class Finish : int32_t { linear, squared, rooted };
@@ -39,6 +43,12 @@ VB_INLINE constexpr Finish finish_of(Metric metric) {
   const MetricRecord m = record(metric);
   return m.root ? Finish::rooted : m.smaller_is_better ? Finish::squared : Finish::linear;
 }
+
+// May a search by one metric use a pack that was made for the other?
+VB_INLINE constexpr bool share_a_pack(Metric a, Metric b) {
+  return a == b || (record(a).family == record(b).family && record(a).family != PackFamily::none);
+}
+VB_INLINE constexpr bool refined_only(Metric metric) { return record(metric).family == PackFamily::none; }
 
 // A norm below this counts as this constant (cosine of a zero vector is 0, not NaN).
 constexpr double kNormFloor = 1e-8;

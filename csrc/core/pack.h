@@ -19,6 +19,7 @@
 namespace vecbank {
 
 constexpr int kPanel = 16;
+constexpr int64_t kCentreAt = 192;  // behind the header and the stamp
 
 enum class RowKind : uint8_t {
   ordinary,
@@ -34,7 +35,7 @@ struct PackHeader {
   int32_t metric, dtype;
   int32_t exponent;                                         // power of two that every coordinate was scaled by
   int32_t centred;                                          // 0: centre is all zero
-  int32_t screenable;                                       // 0: width beyond what the float32 bound covers
+  int32_t screenable;                                       // 0: no screen, or too wide for the float32 bound
   int32_t biased;                                           // dot products carry a bias per row, as an encoder's
   int64_t special;                                          // columns that always go to refinement
   int64_t odd, far, negligible;                             // rows of any kind but ordinary, and of these two kinds
@@ -43,6 +44,24 @@ struct PackHeader {
   int64_t rewritten;                                        // rows written again since the frame was chosen
   int64_t centre_at, norms_at, kinds_at, panels_at, bytes;  // offsets from the header, and the whole size
 };
+
+// Where the parts of a pack begin, and its size, which is a multiple of 64. `element`: bytes of a panel's numbers. Int
+// is int64_t, or a number with +, * and a division that rounds down: the sizes of a traced program are symbolic.
+template <class Int>
+struct PackParts {
+  Int norms_at, kinds_at, panels_at, bytes;
+};
+template <class Int>
+PackParts<Int> pack_parts(const Int& rows, const Int& width, Metric metric, bool biased, int64_t element) {
+  const auto padded = [](const Int& bytes) -> Int { return (bytes + 63) / 64 * 64; };
+  const Int none = width * 0 + kCentreAt;
+  if (refined_only(metric)) return {none, none, none, none};
+  const bool numbered = record(metric).unit_rows || biased;
+  const Int norms_at = padded(width * 8) + kCentreAt;
+  const Int kinds_at = numbered ? norms_at + padded(rows * 8) : norms_at;
+  const Int panels_at = kinds_at + padded(rows);
+  return {norms_at, kinds_at, panels_at, panels_at + (rows + (kPanel - 1)) / kPanel * (width + 3) * (kPanel * element)};
+}
 
 // Which tensor a pack was made of, as the binding saw it then. It lies behind the header. All zero: the caller vouches
 // for the pack. Anything else is compared with the tensor that the pack is used with, and a stale pack is not used.
@@ -53,7 +72,6 @@ struct PackStamp {
   uint64_t bias;    // the same of the bias
   int64_t bias_version;
 };
-constexpr int64_t kCentreAt = 192;
 static_assert(sizeof(PackHeader) + sizeof(PackStamp) <= kCentreAt);
 
 constexpr uint64_t kPackMagic = 0x314b4e4142434556ull;  // "VECBANK1", little-endian
@@ -67,14 +85,15 @@ inline PackHeader pack_layout(int64_t rows, int64_t width, Metric metric, DType 
   h.width = width;
   h.metric = static_cast<int32_t>(metric);
   h.dtype = static_cast<int32_t>(dtype);
-  h.screenable = width <= kMaxScreenWidth;
+  h.screenable = width <= kMaxScreenWidth && !refined_only(metric);
   h.biased = biased;
   h.first_negligible = -1;
+  const PackParts<int64_t> parts = pack_parts(rows, width, metric, biased, element);
   h.centre_at = kCentreAt;
-  h.norms_at = h.centre_at + round_up_to(width * 8, 64);
-  h.kinds_at = h.norms_at + (record(metric).unit_rows || biased ? round_up_to(rows * 8, 64) : 0);
-  h.panels_at = h.kinds_at + round_up_to(rows, 64);
-  h.bytes = h.panels_at + ceil_div(rows, kPanel) * (width + 3) * kPanel * element;
+  h.norms_at = parts.norms_at;
+  h.kinds_at = parts.kinds_at;
+  h.panels_at = parts.panels_at;
+  h.bytes = parts.bytes;
   return h;
 }
 
@@ -83,12 +102,11 @@ inline int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biase
   return pack_layout(rows, width, metric, DType::f32, 4, biased).bytes;
 }
 
-// Is `h`, which may hold anything, the header of a pack of the bank that `expected` was laid out for? Metrics of one
-// family may use each other's packs: the header keeps the metric that the pack was made for.
+// Is `h`, which may hold anything, the header of a pack of the bank that `expected` was laid out for? The header
+// keeps the metric that the pack was made for.
 VB_INLINE bool is_pack_of(const PackHeader& h, const PackHeader& expected) {
-  const bool known = h.metric >= 0 && h.metric < kMetrics;
-  const bool kin =
-      known && record(static_cast<Metric>(h.metric)).family == record(static_cast<Metric>(expected.metric)).family;
+  const bool kin = h.metric >= 0 && h.metric < kMetrics &&
+                   share_a_pack(static_cast<Metric>(h.metric), static_cast<Metric>(expected.metric));
   const bool same = h.magic == expected.magic && h.rows == expected.rows && h.width == expected.width &&
                     h.dtype == expected.dtype && h.screenable == expected.screenable && h.biased == expected.biased;
   const bool placed = h.centre_at == expected.centre_at && h.norms_at == expected.norms_at &&

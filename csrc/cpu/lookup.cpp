@@ -290,10 +290,15 @@ Status quantize_loss(QuantizeLossProblem& p, const Parallel& parallel) {
 
 namespace {
 
-// d value / d x = along * b - own_query * x (similarities), or along * (x - b) (distances); b's side alike.
+// d value / d x = along * slope_of(term, x, b) - own_query * x, and b's side alike. Distances have no own part.
 struct PairFactors {
   double along, own_query, own_bank;
 };
+
+VB_INLINE double pair_gradient(Term term, double along, double own, double x, double b) {
+  const double across = along * slope_of(term, x, b);
+  return term == Term::product ? across - own * x : across;
+}
 
 PairFactors pair_factors(Metric metric, double grad, const double* x, const double* b, int64_t d) {
   const MetricRecord m = record(metric);
@@ -319,7 +324,7 @@ Status pair_gradients(const PairProblem& p, const Parallel& parallel) {
   if (!crew.ok() || !factors.reserve(pairs)) return Status::out_of_memory;
   const Status built = segments.build(p.indices, pairs, p.bank.count, parallel.stop);
   if (built != Status::ok) return built;
-  const bool distance = record(p.metric).term == Term::square;
+  const Term term = record(p.metric).term;
 
   const Status paired = for_each_row(parallel, n, d * p.k, [&](int worker, int64_t q) {
     Scratch& s = crew[worker];
@@ -331,8 +336,7 @@ Status pair_gradients(const PairProblem& p, const Parallel& parallel) {
       kernels().widen(s.second.row(p.indices[i]), p.bank.dtype, d, s.b.get());
       const PairFactors f = factors[i] =
           pair_factors(p.metric, element(p.grad, p.grad_dtype, i), s.a.get(), s.b.get(), d);
-      for (int64_t k = 0; k < d; ++k)
-        s.sum[k] += distance ? f.along * (s.a[k] - s.b[k]) : f.along * s.b[k] - f.own_query * s.a[k];
+      for (int64_t k = 0; k < d; ++k) s.sum[k] += pair_gradient(term, f.along, f.own_query, s.a[k], s.b[k]);
     }
     if (p.grad_queries != nullptr) write_row(s.sum.get(), d, p.queries.dtype, p.grad_queries, q);
   });
@@ -348,8 +352,7 @@ Status pair_gradients(const PairProblem& p, const Parallel& parallel) {
         const int64_t i = segments.order[o];
         const PairFactors& f = factors[i];
         kernels().widen(s.first.row(i / p.k), p.queries.dtype, d, s.a.get());
-        for (int64_t k = 0; k < d; ++k)
-          s.sum[k] += distance ? f.along * (s.b[k] - s.a[k]) : f.along * s.a[k] - f.own_bank * s.b[k];
+        for (int64_t k = 0; k < d; ++k) s.sum[k] += pair_gradient(term, f.along, f.own_bank, s.b[k], s.a[k]);
       }
     });
     write_row(s.sum.get(), d, p.bank.dtype, p.grad_bank, j);

@@ -181,6 +181,7 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   std::memset(base, 0, static_cast<size_t>(planned.panels_at));  // gaps too: equal banks have equal packs
   PackHeader& h = *static_cast<PackHeader*>(out);
   h = planned;
+  if (refined_only(metric)) return Status::ok;
   double* centre = reinterpret_cast<double*>(base + h.centre_at);
   const Status framed = choose_frame(bank, metric, centre, &h.exponent, &h.centred, parallel.stop);
   if (framed != Status::ok) return framed;
@@ -216,6 +217,8 @@ Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int6
   KeepSubnormals keep;
   const Parallel alone, &parallel = count * bank.width < (1 << 14) ? alone : threads;  // not worth waking them for
   PackHeader& h = *pack;
+  *fit = true;
+  if (refined_only(static_cast<Metric>(h.metric))) return Status::ok;
   h.rewritten += count;
   *fit = h.rewritten <= h.rows;  // else the frame was chosen for other rows
   if (!*fit) return Status::ok;

@@ -13,7 +13,6 @@ namespace {
 
 constexpr int64_t kBlockBytes = 192 << 10;  // packed queries of a block: part of L2
 constexpr int64_t kPieceBytes = 24 << 20;   // a plain tensor is packed in pieces of this size
-constexpr int kMaxScaleExponent = 120;      // what a float32 scale can undo
 constexpr int64_t kStretch = 1 << 27;       // products between two looks at the flag: at most a tenth of a second
 
 // Products so small that packing would cost more than they do: every score is refined, to the last bit.
@@ -117,7 +116,12 @@ class Projector {
     const auto [first, count, from, to, part] = task;
     queries_.pack(p.queries, h, first, count);
     for (int64_t r = 0; r < count + 16; ++r) scale_[r] = term_[r] = 0;
-    for (int64_t r = 0; r < count; ++r) fallback_[r] = !bring_back(p, h, r);
+    for (int64_t r = 0; r < count; ++r) {
+      const auto back = dense_factors<T>(p.metric, queries_.frame(r), queries_.centre_dot(r), h.exponent);
+      scale_[r] = back.scale;
+      term_[r] = back.term;
+      fallback_[r] = !back.fits;
+    }
     const Panels<T> panels = panels_as<T>(&h);
     StoreArgs<T> args;
     args.tile = {queries_.data(), queries_.stride(), queries_.group(), count};
@@ -144,16 +148,6 @@ class Projector {
   }
 
  private:
-  // value = score * scale + term brings a tile back from the packed frame. False: float cannot hold the factors.
-  bool bring_back(const ProjectProblem& p, const PackHeader& h, int64_t r) {
-    const QueryFrame& frame = queries_.frame(r);
-    if (!frame.usable || (sizeof(T) == 4 && std::abs(frame.exponent + h.exponent) > kMaxScaleExponent)) return false;
-    const auto [scale, term] = dense_factors(p.metric, frame, queries_.centre_dot(r), h.exponent);
-    scale_[r] = static_cast<T>(scale);
-    term_[r] = static_cast<T>(term);
-    return true;
-  }
-
   // Rows and columns that the tiles cannot carry (not finite, or out of all proportion) are scored in float64.
   void rescore(const ProjectProblem& p, const PackHeader& h, int64_t offset, int64_t first, int64_t count,
                int64_t begin, int64_t end) {
@@ -239,7 +233,7 @@ Status project(const ProjectProblem& problem, const Parallel& parallel) {
   const double columns = static_cast<double>(p.indices == nullptr ? p.bank.count : p.k);
   const double queries = static_cast<double>(p.queries.count), width = static_cast<double>(p.bank.width);
   const Parallel chosen = workers_for(parallel, queries, columns, width);
-  if (p.exact || queries * columns * (width + 8) < kSmall) return project_exact(p, chosen);
+  if (p.exact || refined_only(p.metric) || queries * columns * (width + 8) < kSmall) return project_exact(p, chosen);
   return p.bank.dtype == DType::f64 ? project_as<double>(p, chosen) : project_as<float>(p, chosen);
 }
 

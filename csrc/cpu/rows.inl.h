@@ -110,6 +110,8 @@ VB_INLINE void score_some(const double* queries, int64_t query_stride, const S* 
         if constexpr (term == Term::square) {
           const Lanes gap = x - b[i];
           sum[q][i] = sum[q][i] + gap * gap;
+        } else if constexpr (term == Term::absolute) {
+          sum[q][i] = sum[q][i] + (x - b[i]).abs();
         } else {
           sum[q][i] = sum[q][i] + x * b[i];
         }
@@ -151,6 +153,7 @@ void score(const ScoreArgs& a) {
     switch (a.term) {
       case Term::product: return score_rows<Lanes, Term::product, S>(a);
       case Term::square: return score_rows<Lanes, Term::square, S>(a);
+      case Term::absolute: return score_rows<Lanes, Term::absolute, S>(a);
     }
   });
 }

@@ -115,6 +115,10 @@ struct Avx2Lanes {
   friend VB_INLINE Avx2Lanes operator*(Avx2Lanes a, Avx2Lanes b) {
     return {_mm256_mul_pd(a.low, b.low), _mm256_mul_pd(a.high, b.high)};
   }
+  VB_INLINE Avx2Lanes abs() const {
+    const __m256d sign = _mm256_set1_pd(-0.0);
+    return {_mm256_andnot_pd(sign, low), _mm256_andnot_pd(sign, high)};
+  }
   VB_INLINE double sum() const { return sum_tree(low, high); }
 };
 

@@ -89,6 +89,7 @@ struct Avx512Lanes {
   friend VB_INLINE Avx512Lanes operator+(Avx512Lanes a, Avx512Lanes b) { return {_mm512_add_pd(a.v, b.v)}; }
   friend VB_INLINE Avx512Lanes operator-(Avx512Lanes a, Avx512Lanes b) { return {_mm512_sub_pd(a.v, b.v)}; }
   friend VB_INLINE Avx512Lanes operator*(Avx512Lanes a, Avx512Lanes b) { return {_mm512_mul_pd(a.v, b.v)}; }
+  VB_INLINE Avx512Lanes abs() const { return {_mm512_abs_pd(v)}; }
   VB_INLINE double sum() const { return sum_tree(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1)); }
 };
 

@@ -87,6 +87,9 @@ struct PortableLanes {
   friend VB_INLINE PortableLanes operator*(const PortableLanes& a, const PortableLanes& b) {
     return map(a, b, [](double x, double y) { return x * y; });
   }
+  VB_INLINE PortableLanes abs() const {
+    return map(*this, *this, [](double x, double) { return std::fabs(x); });
+  }
   VB_INLINE double sum() const { return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7])); }
 };
 

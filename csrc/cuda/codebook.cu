@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(kRowThreads) pair_queries_kernel(const PairArg
           const int64_t j = p.indices[q * p.k + t];
           if (j < 0 || j >= p.bank.count) continue;
           const double b = at(p.bank, j, c);
-          sum = add_rn(sum, mul_rn(a.along[q * p.k + t], m.term == Term::square ? add_rn(x, -b) : b));
+          sum = add_rn(sum, mul_rn(a.along[q * p.k + t], slope_of(m.term, x, b)));
         }
         if (m.unit_rows) sum = add_rn(sum, -mul_rn(own[groups], x));
         store(sum, p.grad_queries, p.queries.dtype, q * d + c);
@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kRowThreads) pair_bank_kernel(const PairArgs a
       for (int64_t o = begin; o < end; ++o) {
         const int64_t i = a.positions[o];
         const double x = at(p.queries, i / p.k, c);
-        double step = mul_rn(a.along[i], m.term == Term::square ? add_rn(b, -x) : x);
+        double step = mul_rn(a.along[i], slope_of(m.term, b, x));
         if (m.unit_rows) step = add_rn(step, -mul_rn(a.own_bank[i], b));
         sum = add_rn(sum, step);
       }

@@ -24,7 +24,6 @@ constexpr ProjectRule kProjectRules[] = {
 
 // What VECBANK_CUDA_PROJECT asks for.
 enum class ProjectOverride : int32_t { none = 0, kernel = 1, library = 2 };
-using Wish = ProjectOverride;  // the name that csrc/torch still uses
 
 // The override counts where the library can carry the projection; the kernel answers everything else.
 inline ProjectPath project_path(const ProjectProblem& p, int capability, ProjectOverride wanted) {

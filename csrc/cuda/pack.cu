@@ -216,21 +216,18 @@ __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryP
     if (threadIdx.x % 16 == 0) {
       float rider = 0.0f;  // multiplies the bank's bound line
       if (valid && a.norms != nullptr) {
-        if (f.usable) rider = round_up(f.frame.packed * a.factor);
-        begin_query(a, q, f, f.usable, rider);
+        if (f.frame.usable) rider = round_up(f.frame.packed * a.factor);
+        begin_query(a, q, f, f.frame.usable, rider);
       }
       if (valid && a.scale != nullptr) {
-        const int undo = f.frame.exponent + shift;
-        const bool odd = !f.usable || (sizeof(T) == 4 && (undo > 120 || undo < -120));
-        DenseFactors back{0.0, 0.0};
-        if (!odd) back = dense_factors(a.metric, f.frame, along_centre, shift);
-        static_cast<T*>(a.scale)[q] = static_cast<T>(back.scale);
-        static_cast<T*>(a.term)[q] = static_cast<T>(back.term);
-        a.odd[q] = odd;
+        const DenseFactors<T> back = dense_factors<T>(a.metric, f.frame, along_centre, shift);
+        static_cast<T*>(a.scale)[q] = back.scale;
+        static_cast<T*>(a.term)[q] = back.term;
+        a.odd[q] = !back.fits;
       }
       lines[d * kPanel + row] = static_cast<T>(rider);
     }
-    write_lines<T>(a.queries, q, f.usable, f.map, lines, shared.turn);
+    write_lines<T>(a.queries, q, f.frame.usable, f.map, lines, shared.turn);
   }
 }
 
@@ -282,10 +279,13 @@ int64_t pack_workspace() { return round_up_to(kThreads * static_cast<int64_t>(si
 Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device, const double* bias) {
   const PackHeader h = pack_layout(bank.count, bank.width, metric, bank.dtype, 4, bias != nullptr);
   char* base = static_cast<char*>(out);
+  PackHeader* header = reinterpret_cast<PackHeader*>(base);
+  if (refined_only(metric))
+    return launch(frame_begin, dim3(1), kThreads, 0, device, FrameArgs{bank, h, header, nullptr, nullptr, 0});
   BankPanels a;
   a.bank = bank;
   a.metric = metric;
-  a.header = reinterpret_cast<PackHeader*>(base);
+  a.header = header;
   double* centre = reinterpret_cast<double*>(base + h.centre_at);
   a.centre = centre;
   a.norms = record(metric).unit_rows ? reinterpret_cast<double*>(base + h.norms_at) : nullptr;

@@ -69,8 +69,7 @@ __device__ __forceinline__ bool trusted(const QueryPanels& a) {
 
 struct QueryFacts {
   Affine map;
-  QueryFrame frame;
-  bool usable;  // the frame's word, for a row that exists and a pack that is trusted
+  QueryFrame frame;  // not usable without a row, or a pack that is trusted
 };
 // The sixteen threads of row q call it.
 __device__ __forceinline__ QueryFacts query_facts(const QueryPanels& a, int64_t q, bool valid, bool good) {
@@ -81,7 +80,7 @@ __device__ __forceinline__ QueryFacts query_facts(const QueryPanels& a, int64_t 
   const double squares = squares_of(a.queries, q, valid, f.map);
   f.frame = query_frame(a.metric, a.queries.width, squares, shift, a.expected.biased);
   if (!shared) f.map.post = ldexp(1.0, f.frame.exponent);
-  f.usable = valid && good && f.frame.usable;
+  f.frame.usable = f.frame.usable && valid && good;
   return f;
 }
 

@@ -55,7 +55,8 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
   plan.lists.fused = p.k <= kMostListed && !(plan.hopper && p.k > 1);  // Hopper's kernel lists one entry
   plan.operand_type = both_16 ? p.bank.dtype : DType::bf16;            // bf16 has float32's range
   const int64_t query_bytes = plan.operands ? operand_pitch(d) * 2 : (d + 1) * 4;
-  plan.direct = p.k > kMostScreened || (p.k > 1 && p.k * 8 >= m) || d > kWidestScreen || m >= kMostColumns;
+  plan.direct = refined_only(p.metric) || p.k > kMostScreened || (p.k > 1 && p.k * 8 >= m) || d > kWidestScreen ||
+                m >= kMostColumns;
   plan.schedule = make_schedule(m);
   plan.lists.capacity = plan.direct ? 0 : candidate_capacity(p.k, plan.lists.fused);
   plan.lists.growth = std::clamp<int64_t>((plan.lists.capacity - 2 * p.k) / (2 * p.k), 1, 8);
@@ -120,12 +121,13 @@ struct StagesPlan {
 
 // The codebooks have one width. `cascade`: each codebook quantizes the residual of the one before; otherwise each
 // quantizes columns of its own.
-inline StagesPlan plan_stages(const Rows& x, const std::vector<PackedBook>& codebooks, bool cascade,
+inline StagesPlan plan_stages(const Rows& x, const std::vector<PackedBook>& codebooks, Metric metric, bool cascade,
                               const Device& device) {
   StagesPlan plan;
   const int64_t stages = static_cast<int64_t>(codebooks.size());
   const int64_t width = codebooks.empty() ? 0 : codebooks[0].bank.width, tiles = ceil_div(x.count, kStageRows);
   int64_t longest = 0;
+  plan.on_chip = !refined_only(metric);
   for (const PackedBook& codebook : codebooks) {
     longest = std::max(longest, codebook.bank.count);
     plan.on_chip = plan.on_chip && codebook.bank.dtype == DType::f32;

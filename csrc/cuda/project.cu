@@ -235,14 +235,14 @@ Error project_exact(const ProjectProblem& p, const Device& device) {
 }  // namespace
 
 int64_t project_workspace(const ProjectProblem& p, const Device&) {
-  if (p.queries.count == 0 || p.bank.count == 0) return 0;
+  if (p.queries.count == 0 || p.bank.count == 0 || refined_only(p.metric)) return 0;
   if (p.bank.dtype == DType::f64) return cut_project<double>(p, plan_of<double>(p), false, nullptr).bytes;
   return cut_project<float>(p, plan_of<float>(p), p.pack != nullptr, nullptr).bytes;
 }
 
 Error project(const ProjectProblem& p, const Device& device) {
   if (p.queries.count == 0 || (p.bank.count == 0 && p.indices == nullptr)) return nullptr;
-  if (p.exact) return project_exact(p, device);
+  if (p.exact || refined_only(p.metric)) return project_exact(p, device);
   if (p.bank.width > kWidestProduct) return "vectors this wide are not supported on CUDA";
   return p.bank.dtype == DType::f64 ? project_as<double>(p, device) : project_as<float>(p, device);
 }

@@ -180,14 +180,14 @@ StageWork cut(const ProductProblem& p, const StagesPlan& plan, void* base) {
 }  // namespace
 
 int64_t residual_workspace(const ResidualProblem& p, const Device& device) {
-  const StagesPlan plan = plan_stages(p.queries, p.stages, true, device);
+  const StagesPlan plan = plan_stages(p.queries, p.stages, p.metric, true, device);
   const int64_t own = cut(p, plan, nullptr).bytes;
   return plan.on_chip ? own : own + searches_workspace(p.queries, p.stages, p.metric, plan.rows, device);
 }
 
 Error residual_quantize(const ResidualProblem& p, void* losses, const Device& device) {
   const int64_t stages = static_cast<int64_t>(p.stages.size());
-  const StagesPlan plan = plan_stages(p.queries, p.stages, true, device);
+  const StagesPlan plan = plan_stages(p.queries, p.stages, p.metric, true, device);
   const StageWork w = cut(p, plan, device.workspace);
   const bool wide = p.stages[0].bank.dtype == DType::f64;
   if (residual_workspace(p, device) > device.workspace_bytes) return kTooSmall;
@@ -204,7 +204,7 @@ Error residual_quantize(const ResidualProblem& p, void* losses, const Device& de
 }
 
 int64_t product_workspace(const ProductProblem& p, const Device& device) {
-  const StagesPlan plan = plan_stages(p.queries, p.books, false, device);
+  const StagesPlan plan = plan_stages(p.queries, p.books, Metric::sqeuclidean, false, device);
   const int64_t own = cut(p, plan, nullptr).bytes;
   if (plan.on_chip) return own;
   return own + searches_workspace(p.queries, p.books, Metric::sqeuclidean, plan.rows, device);
@@ -213,7 +213,7 @@ int64_t product_workspace(const ProductProblem& p, const Device& device) {
 Error product_quantize(const ProductProblem& p, const Device& device) {
   const int64_t parts = static_cast<int64_t>(p.books.size());
   if (p.queries.count == 0 || parts == 0) return nullptr;
-  const StagesPlan plan = plan_stages(p.queries, p.books, false, device);
+  const StagesPlan plan = plan_stages(p.queries, p.books, Metric::sqeuclidean, false, device);
   const StageWork w = cut(p, plan, device.workspace);
   const int64_t d = p.books[0].bank.width;
   if (product_workspace(p, device) > device.workspace_bytes) return kTooSmall;

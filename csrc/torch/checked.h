@@ -1,113 +1,147 @@
-// What the CPU ops check about their arguments before a kernel sees them.
+// What the ops check about their arguments before a kernel sees them. The Python layer says it more kindly; this one
+// lets nothing through. A Scope is the device that an op runs on: CpuScope (device_cpu.h) or CudaScope (device_cuda.h).
 #pragma once
 
-#include <cstring>
-
-#include "../cpu/api.h"
 #include "common.h"
 
 namespace vecbank::ops {
 
-Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias, bool stamp);
-
-inline Pairing pair_up(const Tensor& x, const Tensor& bank) {
-  check_cpu(x, "x");
-  check_cpu(bank, "bank");
-  return pair_rows(x, bank);
-}
-
-// How often torch has seen this tensor written to.
-inline int64_t version_of(const Tensor& t) {
-  StableIValue stack[] = {torch::stable::detail::from(t)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_version", "", stack, TORCH_ABI_VERSION));
-  return torch::stable::detail::to<int64_t>(stack[0]);
-}
-
-inline PackStamp stamp_of(const Tensor& bank, const std::optional<Tensor>& bias) {
-  PackStamp stamp{};
-  stamp.data = reinterpret_cast<uintptr_t>(bank.const_data_ptr());
-  const auto mix = [&](int64_t number) {
-    stamp.layout = (stamp.layout ^ static_cast<uint64_t>(number)) * 0x100000001b3ull;
+inline Metric metric_of(int64_t metric) {
+  const auto choices = [] {  // "0 (dot), 1 (cosine) or 2 (l2)"
+    std::string text;
+    for (int i = 0; i < kMetrics; ++i)
+      text += (i == 0 ? "" : i + 1 == kMetrics ? " or " : ", ") + std::to_string(i) + " (" + kMetricNames[i] + ")";
+    return text;
   };
-  mix(static_cast<int64_t>(bank.scalar_type()));
-  for (int64_t i = 0; i < bank.dim(); ++i) mix(bank.size(i)), mix(bank.stride(i));
-  if (bias) mix(bias->size(0)), mix(bias->stride(0));
-  stamp.version = version_of(bank);
-  if (bias) {
-    stamp.bias = reinterpret_cast<uintptr_t>(bias->const_data_ptr());
-    stamp.bias_version = version_of(*bias);
-  }
-  return stamp;
+  STD_TORCH_CHECK(metric >= 0 && metric < kMetrics, "vecbank: metric must be ", choices(), ", got ", metric);
+  return static_cast<Metric>(metric);
 }
 
-// The pack of batch b, or null when there is none or the bank has changed since it was made; a pack of something else
-// is an error, never read.
-struct PackView {
-  std::optional<Tensor> tensor;
-  int64_t bytes = 0;
+// About how many elements are read or multiplied where each of so many rows meets `each` rows of this width.
+inline double work_of(int64_t rows, int64_t each, int64_t width) {
+  return static_cast<double>(rows) * static_cast<double>(each) * static_cast<double>(width + 8);
+}
 
-  PackView(const std::optional<Tensor>& pack, const Tensor& bank, const std::optional<Tensor>& bias, int64_t batches)
-      : PackView(pack, batches) {
-    if (tensor && stale(bank, bias)) tensor.reset();
-  }
-  // Whatever the bank has become since.
-  explicit PackView(const std::optional<Tensor>& pack, int64_t batches = 1) : tensor(pack) {
-    if (!tensor) return;
-    check_cpu(*tensor, "pack");
-    STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Byte && tensor->is_contiguous(),
-                    "vecbank: pack must be what vecbank::pack returned (a contiguous uint8 tensor)");
-    bytes = batches == 0 ? 0 : tensor->numel() / batches;
-  }
-  // One stamp, in the first batch's pack, speaks for all.
-  bool stale(const Tensor& bank, const std::optional<Tensor>& bias) const {
-    if (bytes < static_cast<int64_t>(sizeof(PackHeader) + sizeof(PackStamp))) return false;
-    PackHeader header{};
-    PackStamp made{};
-    std::memcpy(&header, tensor->const_data_ptr(), sizeof header);
-    std::memcpy(&made, static_cast<const char*>(tensor->const_data_ptr()) + sizeof header, sizeof made);
-    if (header.magic != kPackMagic || made.data == 0) return false;
-    if (made.data != reinterpret_cast<uintptr_t>(bank.const_data_ptr())) return true;
-    const PackStamp now = stamp_of(bank, bias);
-    return std::memcmp(&made, &now, sizeof made) != 0;
-  }
-  const PackHeader* of(const Rows& bank, Metric metric, int64_t b, bool biased = false) const {
-    if (!tensor || bank.count == 0) return nullptr;
-    const PackHeader* header =
-        cpu::check_pack(static_cast<const char*>(tensor->const_data_ptr()) + b * bytes, bytes, bank, metric, biased);
-    STD_TORCH_CHECK(header != nullptr,
-                    "vecbank: pack does not belong to a bank of this shape, dtype, metric and bias; repack it");
-    return header;
-  }
+// A 16-bit x may meet a float32 bank; any other mix is a mistake.
+inline void check_mix(DType x, DType bank) {
+  STD_TORCH_CHECK(x == bank || ((x == DType::bf16 || x == DType::f16) && bank == DType::f32),
+                  "vecbank: x and bank must share a dtype (or x be bfloat16/float16 with a float32 bank)");
+}
+
+// x (..., N, d) against bank (M, d), or x (B, N, d) against bank (B, M, d).
+struct Pairing {
+  RowsView x, bank;
+  int64_t batches = 1, m = 0;
+  std::vector<int64_t> leading;  // x's shape without d
+
+  Rows x_batch(int64_t b) const { return batch_of(x.rows, batches, b); }
+  Rows bank_batch(int64_t b) const { return batch_of(bank.rows, batches, b); }
+  double work(int64_t each) const { return work_of(x.rows.count, each, x.rows.width); }
 };
 
-inline Tensor checked_codes(const Tensor& codes) {
-  check_cpu(codes, "codes");
+template <class Scope>
+Pairing pair_rows(const Scope& scope, const Tensor& x, const Tensor& bank) {
+  scope.same(bank, "bank");
+  const BankShape shape = bank_shape(bank);
+  Pairing p{rows_of(x, "x"), rows_of(bank, "bank"), shape.batches, shape.m, sizes_of(x)};
+  STD_TORCH_CHECK(p.x.rows.width == shape.width, "vecbank: x ", shape_of(x), " and bank ", shape_of(bank),
+                  " differ in their last dimension");
+  STD_TORCH_CHECK(bank.dim() == 2 || (x.dim() == 3 && x.size(0) == shape.batches), "vecbank: a batched bank ",
+                  shape_of(bank), " needs x (B, N, d) of the same B, got ", shape_of(x));
+  check_mix(p.x.rows.dtype, p.bank.rows.dtype);
+  p.leading.pop_back();
+  return p;
+}
+
+template <class Scope>
+RowsView checked_bank(const Scope& scope, const Tensor& bank) {
+  scope.same(bank, "bank");
+  STD_TORCH_CHECK(bank.dim() == 2, "vecbank: bank must be (M, d), got ", shape_of(bank));
+  return rows_of(bank, "bank");
+}
+
+template <class Scope>
+Tensor checked_codes(const Scope& scope, const Tensor& codes) {
+  scope.same(codes, "codes");
   STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Long, "vecbank: codes must be int64");
   return dense(codes);
 }
 
-inline RowsView checked_bank(const Tensor& bank, const char* name) {
-  check_cpu(bank, name);
-  STD_TORCH_CHECK(bank.dim() == 2, "vecbank: ", name, " must be (M, d), got ", shape_of(bank));
-  return rows_of(bank, name);
-}
-
-inline std::optional<Tensor> checked_weights(const std::optional<Tensor>& weights, const Tensor& codes,
-                                             ScalarType dtype) {
+template <class Scope>
+std::optional<Tensor> checked_weights(const Scope& scope, const std::optional<Tensor>& weights, const Tensor& codes,
+                                      ScalarType dtype) {
   if (!weights) return std::nullopt;
-  check_cpu(*weights, "weights");
+  scope.same(*weights, "weights");
   STD_TORCH_CHECK(weights->scalar_type() == dtype, "vecbank: weights must have the dtype of the rows they weigh");
   STD_TORCH_CHECK(sizes_of(*weights) == sizes_of(codes), "vecbank: weights ", shape_of(*weights),
                   " must have the shape of codes ", shape_of(codes));
   return dense(*weights);
 }
+inline const void* data_of(const std::optional<Tensor>& t) { return t ? t->const_data_ptr() : nullptr; }
 
-// Element i of a float32 or float64 tensor.
-inline void set(Tensor& t, int64_t i, double value) {
-  if (t.scalar_type() == ScalarType::Double)
-    static_cast<double*>(t.mutable_data_ptr())[i] = value;
-  else
-    static_cast<float*>(t.mutable_data_ptr())[i] = static_cast<float>(value);
+template <class Scope>
+void check_bias(const Scope& scope, const std::optional<Tensor>& bias, const Tensor& bank, Metric metric) {
+  if (!bias) return;
+  scope.same(*bias, "bias");
+  STD_TORCH_CHECK(metric == Metric::dot && bank.dim() == 2,
+                  "vecbank: a bias goes with the dot metric and a bank (M, d)");
+  STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == bank.size(0) && bias->scalar_type() == bank.scalar_type(),
+                  "vecbank: bias must be (M,) in the bank's dtype, got ", shape_of(*bias), " for bank ",
+                  shape_of(bank));
+}
+
+// One float64 bias per bank row.
+template <class Scope>
+std::optional<Tensor> widened_bias(const Scope& scope, const std::optional<Tensor>& bias, const Tensor& bank,
+                                   Metric metric) {
+  check_bias(scope, bias, bank, metric);
+  if (!bias) return std::nullopt;
+  Tensor wide = scope.empty({bias->size(0)}, ScalarType::Double);
+  const Rows one{bias->const_data_ptr(), dtype_of(*bias, "bias"), 1, bias->size(0), 0, bias->stride(0)};
+  scope.widen(one, static_cast<double*>(wide.mutable_data_ptr()));
+  return wide;
+}
+inline const double* biases_in(const std::optional<Tensor>& wide) { return static_cast<const double*>(data_of(wide)); }
+
+// A mask expanded to (..., M) beside x (..., d), read where it lies.
+struct MaskView {
+  std::optional<Tensor> owner;
+  Mask mask;
+
+  template <class Scope>
+  MaskView(const Scope& scope, const std::optional<Tensor>& given, const Tensor& x, int64_t m) : owner(given) {
+    if (!given) return;
+    scope.same(*given, "mask");
+    STD_TORCH_CHECK(
+        given->scalar_type() == ScalarType::Bool && given->dim() == x.dim() && given->size(given->dim() - 1) == m,
+        "vecbank: mask must be bool and expanded to (..., M), got ", shape_of(*given));
+    for (int64_t i = 0; i + 1 < x.dim(); ++i)
+      STD_TORCH_CHECK(given->size(i) == x.size(i), "vecbank: mask ", shape_of(*given), " does not match x ",
+                      shape_of(x));
+    if (!view()) {
+      owner = dense(*given);
+      view();
+    }
+  }
+
+ private:
+  bool view() {  // false: too many dimensions that no common stride walks
+    mask = Mask{static_cast<const bool*>(owner->const_data_ptr()), owner->stride(owner->dim() - 1)};
+    for (int64_t i = owner->dim() - 2; i >= 0; --i)
+      if (!mask.add_dim(owner->size(i), owner->stride(i))) return false;
+    return true;
+  }
+};
+
+// src (..., d) with codes (...) or (..., k): every code takes its row's whole vector.
+inline RowsView checked_source(const Tensor& src, const Tensor& codes, int64_t* k) {
+  RowsView view = rows_of(src, "src");
+  const std::vector<int64_t> rows = sizes_of(src), shape = sizes_of(codes);
+  bool fits = shape.size() + 1 == rows.size() || shape.size() == rows.size();
+  for (size_t i = 0; fits && i + 1 < rows.size(); ++i) fits = shape[i] == rows[i];
+  STD_TORCH_CHECK(fits, "vecbank: codes ", shape_of(codes), " must be (...) or (..., k) for src ", shape_of(src));
+  *k = shape.size() == rows.size() ? shape.back() : 1;
+  return view;
 }
 
 }  // namespace vecbank::ops

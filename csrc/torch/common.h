@@ -1,4 +1,4 @@
-// The only file that knows torch::stable: tensors in, views out, errors as exceptions.
+// Tensors in, views out, errors as exceptions: what the ops share wherever they run.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -14,11 +14,11 @@
 
 #include "../core/half.h"
 #include "../core/mask.h"
-#include "../core/types.h"
-#include "../cpu/parallel.h"
+#include "../core/metric.h"
 
 namespace vecbank {
 
+using torch::headeronly::IntHeaderOnlyArrayRef;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -49,27 +49,36 @@ inline ScalarType scalar_type(DType t) {
   }
 }
 
-inline Tensor empty_cpu(const std::vector<int64_t>& sizes, ScalarType dtype) {
-  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), dtype);
-}
-
 inline std::vector<int64_t> sizes_of(const Tensor& t) {
   std::vector<int64_t> sizes;
   for (int64_t i = 0; i < t.dim(); ++i) sizes.push_back(t.size(i));
   return sizes;
 }
 
-inline void check_cpu(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.is_cpu(), "vecbank: ", name, " must be on the CPU, like the other arguments");
+// t's shape with another last dimension.
+inline std::vector<int64_t> resized(const Tensor& t, int64_t last) {
+  std::vector<int64_t> sizes = sizes_of(t);
+  sizes.back() = last;
+  return sizes;
 }
 
 inline Tensor dense(const Tensor& t) {  // on t's own device
   if (t.is_contiguous()) return t;
   const std::vector<int64_t> sizes = sizes_of(t);
-  Tensor copy = torch::stable::new_empty(t, torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()));
+  Tensor copy = torch::stable::new_empty(t, IntHeaderOnlyArrayRef(sizes.data(), sizes.size()));
   torch::stable::copy_(copy, t);
   return copy;
 }
+
+// Element `i` of a contiguous tensor.
+inline char* at(const Tensor& t, int64_t i, DType dtype) {
+  return static_cast<char*>(t.mutable_data_ptr()) + i * static_cast<int64_t>(size_of(dtype));
+}
+inline const char* const_at(const Tensor& t, int64_t i, DType dtype) {
+  return static_cast<const char*>(t.const_data_ptr()) + i * static_cast<int64_t>(size_of(dtype));
+}
+inline int64_t* codes_out(const Tensor& t) { return static_cast<int64_t*>(t.mutable_data_ptr()); }
+inline const int64_t* codes_in(const Tensor& t) { return static_cast<const int64_t*>(t.const_data_ptr()); }
 
 // A tensor (..., d) seen as rows; keeps a copy alive where the leading dimensions have no common stride.
 struct RowsView {
@@ -113,111 +122,37 @@ inline Rows batch_of(const Rows& all, int64_t batches, int64_t b) {
   return rows;
 }
 
-inline Metric metric_of(int64_t metric) {
-  STD_TORCH_CHECK(metric >= 0 && metric <= 3,
-                  "vecbank: metric must be 0 (dot), 1 (cosine), 2 (l2) or 3 (sqeuclidean), got ", metric);
-  return static_cast<Metric>(metric);
+// A bank (M, d), or (B, M, d) for B of them.
+struct BankShape {
+  int64_t batches, m, width;
+};
+inline BankShape bank_shape(const Tensor& bank) {
+  const int64_t dim = bank.dim();
+  STD_TORCH_CHECK(dim == 2 || dim == 3, "vecbank: bank must be (M, d) or (B, M, d), got ", shape_of(bank));
+  return {dim == 3 ? bank.size(0) : 1, bank.size(dim - 2), bank.size(dim - 1)};
 }
 
-inline void check_status(Status status) {
-  STD_TORCH_CHECK(status != Status::out_of_memory, "vecbank: out of memory for the workspace");
-  STD_TORCH_CHECK(status != Status::stopped, "vecbank: interrupted");
-  STD_TORCH_CHECK(status != Status::bad_index, "vecbank: codes must lie between -1 and the number of bank rows - 1");
-}
+// The packs of a bank's batches, one behind the other.
+struct PackBytes {
+  std::optional<Tensor> tensor;
+  int64_t bytes = 0;  // of one batch
 
-// torch's own threads, so torch.set_num_threads is obeyed and no second pool exists.
-inline cpu::Parallel torch_threads(cpu::Stop stop) {
-  cpu::Parallel parallel;
-  parallel.stop = stop;
-  parallel.workers = static_cast<int>(torch::stable::get_num_threads());
-  parallel.run = [](void*, int workers, void (*body)(void*, int), void* arg) {
-    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t w = begin; w < end; ++w) body(arg, static_cast<int>(w));
-    });
-  };
-  return parallel;
-}
-
-// x (..., N, d) against bank (M, d), or x (B, N, d) against bank (B, M, d).
-struct Pairing {
-  RowsView x, bank;
-  int64_t batches = 1, m = 0;
-  std::vector<int64_t> leading;  // x's shape without d
-
-  Rows x_batch(int64_t b) const { return batch_of(x.rows, batches, b); }
-  Rows bank_batch(int64_t b) const { return batch_of(bank.rows, batches, b); }
+  const char* batch(int64_t b) const { return static_cast<const char*>(tensor->const_data_ptr()) + b * bytes; }
 };
 
-// A 16-bit x may meet a float32 bank; any other mix is a mistake.
-inline void check_mix(DType x, DType bank) {
-  STD_TORCH_CHECK(x == bank || ((x == DType::bf16 || x == DType::f16) && bank == DType::f32),
-                  "vecbank: x and bank must share a dtype (or x be bfloat16/float16 with a float32 bank)");
+// ---- Refusals that more than one file makes, in one wording ---------------------------------------------------------
+
+inline void check_place(bool there, const char* name, const char* where) {
+  STD_TORCH_CHECK(there, "vecbank: ", name, " must be on ", where, ", like the other arguments");
 }
 
-inline Pairing pair_rows(const Tensor& x, const Tensor& bank) {  // wherever they are
-  STD_TORCH_CHECK(bank.dim() == 2 || bank.dim() == 3, "vecbank: bank must be (M, d) or (B, M, d), got ",
-                  shape_of(bank));
-  Pairing p{rows_of(x, "x"), rows_of(bank, "bank"), 1, 0, {}};
-  STD_TORCH_CHECK(p.x.rows.width == p.bank.rows.width, "vecbank: x ", shape_of(x), " and bank ", shape_of(bank),
-                  " differ in their last dimension");
-  p.m = bank.size(bank.dim() - 2);
-  if (bank.dim() == 3) {
-    STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == bank.size(0), "vecbank: a batched bank ", shape_of(bank),
-                    " needs x (B, N, d) of the same B, got ", shape_of(x));
-    p.batches = bank.size(0);
-  }
-  check_mix(p.x.rows.dtype, p.bank.rows.dtype);
-  p.leading = sizes_of(x);
-  p.leading.pop_back();
-  return p;
+inline void check_is_pack(const Tensor& pack) {
+  STD_TORCH_CHECK(pack.scalar_type() == ScalarType::Byte && pack.is_contiguous(),
+                  "vecbank: pack must be what vecbank::pack returned (a contiguous uint8 tensor)");
 }
 
-// A mask expanded to (..., M) beside x (..., d), read where it lies.
-struct MaskView {
-  std::optional<Tensor> owner;
-  Mask mask;
-
-  MaskView(const std::optional<Tensor>& given, const Tensor& x, int64_t m) : owner(given) {
-    if (!given) return;
-    STD_TORCH_CHECK(
-        given->scalar_type() == ScalarType::Bool && given->dim() == x.dim() && given->size(given->dim() - 1) == m,
-        "vecbank: mask must be bool and expanded to (..., M), got ", shape_of(*given));
-    for (int64_t i = 0; i + 1 < x.dim(); ++i)
-      STD_TORCH_CHECK(given->size(i) == x.size(i), "vecbank: mask ", shape_of(*given), " does not match x ",
-                      shape_of(x));
-    if (!view()) {
-      owner = dense(*given);
-      view();
-    }
-  }
-
- private:
-  bool view() {  // false: too many dimensions that no common stride walks
-    mask = Mask{static_cast<const bool*>(owner->const_data_ptr()), owner->stride(owner->dim() - 1)};
-    for (int64_t i = owner->dim() - 2; i >= 0; --i)
-      if (!mask.add_dim(owner->size(i), owner->stride(i))) return false;
-    return true;
-  }
-};
-
-// The indices (..., k) of exact_scores for x (..., d).
-inline void check_listed(const Pairing& pair, const Tensor& bank, const Tensor& indices) {
-  std::vector<int64_t> rows = sizes_of(indices);
-  if (!rows.empty()) rows.pop_back();
-  STD_TORCH_CHECK(bank.dim() == 2 && indices.dim() >= 1 && rows == pair.leading,
-                  "vecbank: indices go with a bank (M, d), and must be (..., k) for x (..., d), got ",
-                  shape_of(indices));
-}
-
-// src (..., d) with codes (...) or (..., k): every code takes its row's whole vector.
-inline RowsView checked_source(const Tensor& src, const Tensor& codes, int64_t* k) {
-  RowsView view = rows_of(src, "src");
-  const std::vector<int64_t> rows = sizes_of(src), shape = sizes_of(codes);
-  bool fits = shape.size() + 1 == rows.size() || shape.size() == rows.size();
-  for (size_t i = 0; fits && i + 1 < rows.size(); ++i) fits = shape[i] == rows[i];
-  STD_TORCH_CHECK(fits, "vecbank: codes ", shape_of(codes), " must be (...) or (..., k) for src ", shape_of(src));
-  *k = shape.size() == rows.size() ? shape.back() : 1;
-  return view;
+inline void check_pack_fits(bool fits) {
+  STD_TORCH_CHECK(fits, "vecbank: pack does not belong to a bank of this shape, dtype, metric and bias; repack it");
 }
 
 }  // namespace vecbank

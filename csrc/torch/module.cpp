@@ -3,6 +3,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "../cpu/api.h"
 #include "../cpu/isa.h"
@@ -36,6 +37,21 @@ PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 PyMethodDef call_method = {"call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL,
                            "call(op, *arguments): the op's result, or KeyboardInterrupt soon after Ctrl-C."};
 
+// A size as Python has it: an int, or a symbol while a program is traced. The formula of the pack's layout runs on it.
+struct Size {
+  py::object value;
+
+  Size(py::object of) : value(std::move(of)) {}
+  Size(int64_t of) : value(py::int_(of)) {}
+  friend Size operator+(const Size& a, const Size& b) { return a.value + b.value; }
+  friend Size operator*(const Size& a, const Size& b) { return a.value * b.value; }
+  friend Size operator/(const Size& a, const Size& b) {
+    PyObject* quotient = PyNumber_FloorDivide(a.value.ptr(), b.value.ptr());
+    if (quotient == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(quotient);
+  }
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -45,6 +61,18 @@ PYBIND11_MODULE(_C, m) {
   sigint = py::object(signals.attr("SIGINT")).release().ptr();
   m.attr("call") =
       py::reinterpret_steal<py::object>(PyCFunction_NewEx(&call_method, nullptr, m.attr("__name__").ptr()));
+  m.def("metrics", [] {  // by name, the codes that the ops take
+    py::dict codes;
+    for (int code = 0; code < vecbank::kMetrics; ++code) codes[vecbank::kMetricNames[code]] = code;
+    return codes;
+  });
+  m.def(
+      "pack_bytes",
+      [](py::object rows, py::object width, int metric, bool biased) {
+        const Size m(std::move(rows)), d(std::move(width));
+        return vecbank::pack_parts(m, d, static_cast<vecbank::Metric>(metric), biased, sizeof(float)).bytes.value;
+      },
+      "The size of a pack in bytes; symbolic where rows or width are.");
   m.def("isa", [] { return vecbank::cpu::kIsaNames[vecbank::cpu::isa_in_use()]; }, "The instruction set in use.");
   m.def("available_isas", [] {
     py::list names;

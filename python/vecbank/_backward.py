@@ -205,6 +205,15 @@ class _Distance:
             self.grad_bank.add_(backward(g.T.contiguous(), bank, x, 2.0, score.T.contiguous()), alpha=self.factor)
 
 
+def _absolute(grad: Tensor, x: Tensor, bank: Tensor, grad_x: Tensor, grad_bank: Tensor) -> None:
+    """Gradients of l1: sums of sign(x - b), which is 0 where they are equal."""
+    x, bank = x.contiguous(), bank.contiguous()
+    for out, g, rows, others in ((grad_x, grad, x, bank), (grad_bank, grad.T, bank, x)):
+        if out.numel() > 0:
+            g = g.contiguous()
+            out.copy_(torch.ops.aten._cdist_backward(g, rows, others, 1.0, g))  # reads no distances
+
+
 def _blocks(n: int, most: int, row_bytes: int) -> Iterator[slice]:
     step = max(64, most // max(row_bytes, 1))
     return (slice(i, min(n, i + step)) for i in range(0, n, step))
@@ -239,6 +248,8 @@ def project_backward(
         if metric in (METRICS["l2"], METRICS["sqeuclidean"]):
             least = None if row_least is None else row_least.reshape(b, -1)[i]
             _Distance(one_x, one_bank, metric == METRICS["l2"], gx, gb).run(one_grad, least)
+        elif metric == METRICS["l1"]:
+            _absolute(one_grad, one_x, one_bank, gx, gb)
         else:
             assert metric in (METRICS["dot"], METRICS["cosine"]), metric  # a new metric needs its own derivative here
             _similarity(one_grad, one_x, one_bank, metric == METRICS["cosine"], gx, gb)

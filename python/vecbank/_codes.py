@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-METRICS: dict[str, int] = {"dot": 0, "cosine": 1, "l2": 2, "sqeuclidean": 3}
+from . import _C
+
+METRICS: dict[str, int] = _C.metrics()  # the names and codes of core/metric.h
 REDUCTIONS: dict[str, int] = {"none": 0, "sum": 1, "mean": 2}
 ESTIMATORS: dict[str, int] = {"none": 0, "straight": 1, "rotation": 2}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import _C
 from ._codes import ESTIMATORS, METRICS, REDUCTIONS
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -28,7 +29,7 @@ def _same_device(first: Tensor, *others: Tensor | None) -> None:
 def _check_bank(bank: Tensor, metric: int) -> None:
     _check(bank.dim() in (2, 3), f"bank must be (M, d) or (B, M, d), got {tuple(bank.shape)}")
     _check(bank.dtype in _FLOATS, f"bank must be floating point, got {bank.dtype}")
-    _check(0 <= metric <= 3, f"metric must be 0 to 3, got {metric}")
+    _check(0 <= metric < len(METRICS), f"metric must be 0 to {len(METRICS) - 1}, got {metric}")
 
 
 def _check_pair(x: Tensor, bank: Tensor, metric: int, pack: Tensor | None = None) -> None:
@@ -94,9 +95,7 @@ def _value_dtype(x: Tensor) -> torch.dtype:
 def _(bank: Tensor, metric: int, bias: Tensor | None = None, stamp: bool = False) -> Tensor:
     _check_bank(bank, metric)
     _check_bias(bias, bank, metric)
-    m, d = bank.shape[-2], bank.shape[-1]
-    extra = (8 * m + 63) // 64 * 64 if metric == METRICS["cosine"] or bias is not None else 0
-    size = 192 + (8 * d + 63) // 64 * 64 + extra + (m + 63) // 64 * 64 + (m + 15) // 16 * (d + 3) * 64
+    size = _C.pack_bytes(bank.shape[-2], bank.shape[-1], metric, bias is not None)  # symbolic where the shape is
     return bank.new_empty((*bank.shape[:-2], size), dtype=torch.uint8)
 
 

@@ -61,6 +61,8 @@ def _project(
     metric: int,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
+    if metric == METRICS["l1"]:
+        return _all_pairs(tangents, out, x, bank, metric)
     if metric >= METRICS["l2"]:
         return _distances(tangents, out, x, bank, metric)
     sums = torch.float64 if bank.dtype == torch.float64 else torch.float32
@@ -116,6 +118,21 @@ def _distances(tangents: Tangents, out: Tensor, x: Tensor, bank: Tensor, metric:
     return torch.cat(pieces, -2).reshape(shape)
 
 
+def _all_pairs(tangents: Tangents, out: Tensor, x: Tensor, bank: Tensor, metric: int) -> Tensor:
+    """Of all pairs by direct differences, on blocks of rows."""
+    x, bank, tx, tb = _wide(torch.float64, x, bank, *tangents[:2])
+    if out.numel() == 0 or bank.shape[-1] == 0:
+        return torch.zeros_like(out)
+    if bank.dim() == 2:
+        x, tx = _flat(x, tx)
+    step, pieces = max(1, BLOCK_BYTES // (8 * bank.numel())), []
+    bank, tb = bank.unsqueeze(-3), None if tb is None else tb.unsqueeze(-3)
+    for a, ta in zip(x.split(step, -2), _split(tx, step, -2), strict=False):
+        ta = None if ta is None else ta.unsqueeze(-2)
+        pieces.append(_pair_terms(metric, a.unsqueeze(-2), bank, ta, tb)[0].to(out.dtype))
+    return torch.cat(pieces, -2).reshape(out.shape)
+
+
 def _chosen(
     tangents: Tangents, values: Tensor, x: Tensor, bank: Tensor, indices: Tensor, metric: int, tbias: Tensor | None
 ) -> Tensor:
@@ -149,6 +166,8 @@ def _pair_terms(metric: int, x: Tensor, b: Tensor, tx: Tensor | None, tb: Tensor
     if metric >= METRICS["l2"]:
         apart = x - b
         change = tx - tb if tx is not None and tb is not None else tx if tx is not None else -tb  # type: ignore[operator]
+        if metric == METRICS["l1"]:
+            return [(apart.sign() * change).sum(-1)]
         along = (apart * change).sum(-1)
         if metric == METRICS["sqeuclidean"]:
             return [along * 2]

@@ -1,6 +1,6 @@
 """What every dispatcher op needs beside its kernel: autograd here, a fake (meta) kernel in `_fakes.py`.
 
-The schemas and CPU kernels are in csrc/torch/ops.cpp; loading `_C` registers them as `torch.ops.vecbank.*`.
+The schemas are in csrc/torch/register_cpu.cpp; loading `_C` registers them as `torch.ops.vecbank.*`.
 """
 
 from __future__ import annotations

@@ -44,10 +44,10 @@ class Bank(nn.Module):
             buffers are (`update_` writes into it). It is copied where torch cannot see who else writes into it: memory
             that came from numpy or a file, and tensors made in inference mode. A learnable bank makes a copy of its
             own.
-        metric: "cosine", "dot", "l2" or "sqeuclidean". With None (default) each verb uses its own default: "cosine" for
-            `project`, "dot" for `topk`, "l2" for `nearest` and `quantize`. Then the vectors are prepared when a
-            verb first asks, once for each metric that is asked for. Name the metric where the first to ask is a
-            compiled program, which would pack at every call.
+        metric: "cosine", "dot", "l2", "sqeuclidean" or "l1" (which needs no copy). With None (default) each verb uses
+            its own default: "cosine" for `project`, "dot" for `topk`, "l2" for `nearest` and `quantize`. Then the
+            vectors are prepared when a verb first asks, once for each metric that is asked for. Name the metric where
+            the first to ask is a compiled program, which would pack at every call.
         learnable: hold the vectors as a Parameter (then packed at every call, because it changes) rather than a buffer.
         bias: (M,) in the vectors' dtype, added to dot products by `topk` and `project` (metric "dot" and (M, d) only):
             with it the Bank is an encoder, as of a sparse autoencoder (`sparse_encode` takes it). Held as the vectors

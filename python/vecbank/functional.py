@@ -1,6 +1,7 @@
 """The verbs. Every function takes a bank as a plain tensor (packed on the fly) or as a prepared `vecbank.Bank`.
 
-Metrics: ``dot`` x.b; ``cosine`` x.b / (max(|x|, 1e-8) max(|b|, 1e-8)); ``l2`` |x - b|; ``sqeuclidean`` |x - b|^2.
+Metrics: ``dot`` x.b; ``cosine`` x.b / (max(|x|, 1e-8) max(|b|, 1e-8)); ``l2`` |x - b|; ``sqeuclidean`` |x - b|^2;
+``l1`` the sum of |x_i - b_i|, which has no faster screen: every pair is scored in float64, by `project` too.
 Similarities are better when larger, distances when smaller. `topk`, `nearest` and `quantize` rank by the float64 score,
 computed in a fixed order, ties to the lower index: the answer depends on neither processor nor thread count.
 `project` is held to a tolerance instead.
@@ -22,7 +23,7 @@ from .bank import Bank
 
 _project, _topk, _nearest = _ops.project, _ops.topk, _ops.nearest
 _quantize, _quantize_train, _lookup, _segment_sum = _ops.quantize, _ops.quantize_train, _ops.lookup, _ops.segment_sum
-_DISTANCES = (METRICS["l2"], METRICS["sqeuclidean"])
+_SIMILARITIES = (METRICS["dot"], METRICS["cosine"])
 
 
 def _resolve(
@@ -57,12 +58,12 @@ def project(
     Args:
         x: (..., d) float32, float64, bfloat16 or float16.
         bank: (M, d), or (B, M, d) with x (B, N, d), of x's dtype (or float32 with a 16-bit x); or a Bank.
-        metric: "cosine", "dot", "l2" or "sqeuclidean". None (default): what a Bank names, else "cosine".
+        metric: "cosine", "dot", "l2", "sqeuclidean" or "l1". None (default): what a Bank names, else "cosine".
         out_dtype: dtype of the result; x's by default. Sums run in float32 (float64 for float64) and round once.
 
     Returns:
         (..., M). Differentiable once in x and in a tensor bank; a norm under 1e-8 counts as that constant, and an
-        l2 distance of 0 has gradient 0.
+        l2 distance of 0 has gradient 0, as has a coordinate of l1 where both are equal.
 
     Raises:
         TypeError: dtypes that do not go together. ValueError: shapes, devices or a metric that do not.
@@ -97,7 +98,7 @@ def topk(
         x: (..., d).
         bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
         k: 1 to M; any number from 1 with ``pad``.
-        metric: "dot", "cosine", "l2" or "sqeuclidean". None (default): what a Bank names, else "dot".
+        metric: "dot", "cosine", "l2", "sqeuclidean" or "l1". None (default): what a Bank names, else "dot".
         mask: bool, broadcastable to (..., M); True = may be returned.
         bias: (M,) in the bank's dtype, added to dot products (with a tensor bank; a Bank brings its own): the encoder
             of a sparse autoencoder.
@@ -143,7 +144,7 @@ def _padded(
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         values = _project(x, vectors, None, code, wide)  # (..., 0), and known to autograd
         indices = values.detach().long()
-    worst = torch.inf if code in _DISTANCES else -torch.inf
+    worst = -torch.inf if code in _SIMILARITIES else torch.inf
     more, pad = (0, k - rows), torch.nn.functional.pad
     return TopK(pad(values, more, value=worst), pad(indices, more, value=-1))
 
@@ -170,7 +171,7 @@ def nearest(x: Tensor, bank: Tensor | Bank, metric: str | None = None, *, exact:
     Args:
         x: (..., d).
         bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
-        metric: "l2", "sqeuclidean", "dot" or "cosine". None (default): what a Bank names, else "l2".
+        metric: "l2", "sqeuclidean", "l1", "dot" or "cosine". None (default): what a Bank names, else "l2".
 
     Returns:
         Nearest(values, indices), both (...): dtypes and gradients as in `topk`; index -1 where M = 0 or every score
@@ -189,7 +190,7 @@ def quantize(x: Tensor, bank: Tensor | Bank, metric: str | None = None) -> Quant
     Args:
         x: (..., d).
         bank: the codebook, (M, d), (B, M, d) with x (B, N, d), or a Bank.
-        metric: "l2", "sqeuclidean", "dot" or "cosine". None (default): what a Bank names, else "l2".
+        metric: "l2", "sqeuclidean", "l1", "dot" or "cosine". None (default): what a Bank names, else "l2".
 
     Returns:
         Quantized(quantized, codes): (..., d) in the bank's dtype and (...) int64. Straight-through: the gradient of
@@ -211,7 +212,7 @@ def quantize_train(
     Args:
         x: (..., d).
         bank: the codebook, (M, d), (B, M, d) with x (B, N, d), or a Bank.
-        metric: "l2", "sqeuclidean", "dot" or "cosine". None (default): what a Bank names, else "l2".
+        metric: "l2", "sqeuclidean", "l1", "dot" or "cosine". None (default): what a Bank names, else "l2".
         mask: bool (...), True = the row counts. Rows left out get code -1 and come back as they were.
 
     Returns:

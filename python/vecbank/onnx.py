@@ -4,11 +4,13 @@
 program of torch's own ops, for any other consumer of exported programs.
 
 ONNX has no certificate of a search. A nearest row is the best of a float64 product: ``x b'`` for "dot" and "cosine",
-``|b|^2 - 2 x b'`` for distances. Equal scores go to the lower index, by ONNX's rule (`torch.topk` has none). Where two
-scores lie within float64 rounding of each other (about 1e-15 of those terms), the code may be another than vecbank's.
+``|b|^2 - 2 x b'`` for Euclidean distances; or of the sums of differences themselves for "l1". Equal scores go to the
+lower index, by ONNX's rule (`torch.topk` has none). Where two scores lie within float64 rounding of each other (about
+1e-15 of those terms), the code may be another than vecbank's.
 The values returned are scored again from the chosen pairs and rounded once; sums may differ in their last bits, and
 16-bit results by one rounding. The edges are vecbank's: a row of NaN has code -1 and comes out as NaN, code -1 reads a
-zero row. A code out of range, an error in vecbank, is not looked for. The float64 scores of all pairs are in memory.
+zero row. A code out of range, an error in vecbank, is not looked for. The float64 scores of all pairs are in memory,
+for "l1" their differences too.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from ._ops import TopK
 
 _ops = torch.ops.vecbank
 _SHORTEST = 1e-8  # a norm below this counts as this
-_DOT, _COSINE, _L2 = METRICS["dot"], METRICS["cosine"], METRICS["l2"]
+_DOT, _COSINE, _L2, _L1 = METRICS["dot"], METRICS["cosine"], METRICS["l2"], METRICS["l1"]
 
 
 def export(
@@ -122,8 +124,10 @@ def _unit(t: Tensor) -> Tensor:
 
 
 def _all_scores(x: Tensor, bank: Tensor, metric: int) -> Tensor:
-    """(..., M) float64: similarities, or the squares of distances."""
+    """(..., M) float64: similarities, or distances: Euclidean ones squared."""
     x, bank = x.double(), bank.double()
+    if metric == _L1:
+        return (x.unsqueeze(-2) - (bank if bank.dim() == 2 else bank.unsqueeze(-3))).abs().sum(-1)
     if metric == _COSINE:
         x, bank = _unit(x), _unit(bank)
     products = x @ bank.mT
@@ -139,6 +143,8 @@ def _pair_scores(x: Tensor, rows: Tensor, metric: int) -> Tensor:
         x, rows = _unit(x), _unit(rows)
     if metric in (_DOT, _COSINE):
         return (x * rows).sum(-1)
+    if metric == _L1:
+        return (x - rows).abs().sum(-1)
     squares = _squares(x - rows)
     return squares.sqrt() if metric == _L2 else squares
 
@@ -150,6 +156,8 @@ def _best(x: Tensor, bank: Tensor, k: int, metric: int, mask: Tensor | None, bia
     x, bank = x.double(), bank.double()
     if metric in (_DOT, _COSINE):
         keys = _all_scores(x, bank, metric)
+    elif metric == _L1:
+        keys = -_all_scores(x, bank, metric)
     else:
         keys = 2 * (x @ bank.mT) - _row_squares(bank)
     if bias is not None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 EPS = 1e-8  # a norm below this counts as this
 SIMILARITIES = ("dot", "cosine")
-DISTANCES = ("l2", "sqeuclidean")
+DISTANCES = ("l2", "sqeuclidean", "l1")
 
 _LANES = 8
 _BLOCK = 1 << 17  # elements held per lane step: small enough to stay in cache
@@ -218,6 +218,10 @@ def _squared_difference(a: Tensor, b: Tensor) -> Tensor:
     return difference * difference
 
 
+def _absolute_difference(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).abs()
+
+
 class _Sqrt(torch.autograd.Function):
     """Square root rounded to nearest, with gradient zero at zero.
 
@@ -267,7 +271,8 @@ def _scores(x: Tensor, bank: Tensor, metric: str) -> Tensor:
 def _tile(queries: Tensor, rows: Tensor, metric: str) -> Tensor:
     shape = (queries.shape[1], queries.shape[2], rows.shape[3])
     if metric in DISTANCES:
-        return _ordered_sum(queries, rows, _squared_difference).expand(shape)
+        term = _absolute_difference if metric == "l1" else _squared_difference
+        return _ordered_sum(queries, rows, term).expand(shape)
     dot = _ordered_sum(queries, rows, _product).expand(shape)
     if metric == "dot":
         return dot

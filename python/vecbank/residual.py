@@ -84,8 +84,8 @@ def residual_quantize(
         x: (..., d) float32, float64, bfloat16 or float16.
         books: (S, M, d); or a sequence of (M_s, d) tensors or Banks (packed once); or one (M, d) book for all stages,
             with ``num_stages``. Of x's dtype, or float32 with a 16-bit x (16-bit books are read as float32).
-        metric: what "nearest" means at each stage: "l2", "sqeuclidean", "cosine" or "dot". None (default) is the
-            metric that the Banks name (one for all of them), and else "l2".
+        metric: what "nearest" means at each stage: "l2", "sqeuclidean", "l1", "cosine" or "dot". None (default) is
+            the metric that the Banks name (one for all of them), and else "l2".
         num_stages: run only the first so many stages (quantise dropout, or fewer bits at run time).
         beam: keep so many sequences of codes from stage to stage, those with the smallest squared error so far (ties
             to the sequence that is ahead, then to the better code), instead of one. Distances only.

@@ -23,7 +23,7 @@ Rows view(const Vec<float>& v, int64_t width) {
 }
 
 const DType kDTypes[] = {DType::f32, DType::f64, DType::bf16, DType::f16};
-const Metric kMetrics[] = {Metric::dot, Metric::cosine, Metric::l2, Metric::sqeuclidean};
+const Metric kMetrics[] = {Metric::dot, Metric::cosine, Metric::l2, Metric::sqeuclidean, Metric::l1};
 
 cuda::Path& path() {
   static cuda::Path p = cuda::Path::simt;

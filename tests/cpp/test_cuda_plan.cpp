@@ -280,7 +280,7 @@ TEST(cuda_stage_plans_fit) {
               cuda::Device device;
               device.processors = 132;
               device.capability = capability;
-              const cuda::StagesPlan plan = cuda::plan_stages(p.queries, p.stages, true, device);
+              const cuda::StagesPlan plan = cuda::plan_stages(p.queries, p.stages, p.metric, true, device);
               CHECK(plan.blocks >= 1 && plan.blocks <= cuda::kMostStageBlocks);
               CHECK(plan.rows >= 1 && plan.rows <= cuda::kStepRows);
               if (plan.on_chip) CHECK(dtype == DType::f32 && d > 0 && cuda::stage_shared(d) <= (227 << 10));

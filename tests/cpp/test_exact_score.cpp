@@ -14,7 +14,7 @@ using namespace vecbank::cpu;
 
 namespace {
 
-constexpr Term kTerms[] = {Term::product, Term::square};
+constexpr Term kTerms[] = {Term::product, Term::square, Term::absolute};
 
 bool same_bits(double a, double b) {
   return (std::isnan(a) && std::isnan(b)) || std::bit_cast<uint64_t>(a) == std::bit_cast<uint64_t>(b);
@@ -38,7 +38,7 @@ double spelled_out(const double* x, const double* b, int64_t d, Term term) {
   double lane[8] = {};
   for (int64_t i = 0; i < d; ++i) {
     const double gap = x[i] - b[i];
-    const double added = term == Term::product ? x[i] * b[i] : gap * gap;
+    const double added = term == Term::product ? x[i] * b[i] : term == Term::square ? gap * gap : std::fabs(gap);
     lane[i % 8] = lane[i % 8] + added;
   }
   return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
@@ -106,6 +106,7 @@ TEST(keys_sort_best_first_and_values_undo_them) {
   CHECK(key_of(Metric::cosine, 3.0, 2.0, 4.0) == 3.0 / 8.0);
   CHECK(value_of(Metric::l2, key_of(Metric::l2, 9.0, 1.0, 1.0)) == 3.0 && value_of(Metric::sqeuclidean, -9.0) == 9.0);
   CHECK(value_of(Metric::dot, -9.0) == -9.0 && value_of(Metric::cosine, 0.5) == 0.5);
+  CHECK(value_of(Metric::l1, key_of(Metric::l1, 9.0, 1.0, 1.0)) == 9.0);
   CHECK(worst_value(Metric::l2) == HUGE_VAL && worst_value(Metric::dot) == -HUGE_VAL);
   CHECK(better({2.0, 7}, {1.0, 3}) && better({1.0, 3}, {1.0, 7}) && !better({1.0, 3}, {1.0, 3}));
   CHECK(better({0.0, 3}, {-0.0, 7}) && better({-0.0, 3}, {0.0, 7}) && better({-1.0, 9}, {-HUGE_VAL, 0}));

@@ -114,7 +114,7 @@ TEST(search_under_a_mask_of_any_strides) {
 
 TEST(vectors_of_no_width_have_score_zero) {
   for_each_isa([] {
-    for (const Metric metric : {Metric::dot, Metric::cosine, Metric::l2, Metric::sqeuclidean})
+    for (const Metric metric : {Metric::dot, Metric::cosine, Metric::l2, Metric::sqeuclidean, Metric::l1})
       for (const int64_t n : {1, 3, 200}) {
         const int64_t m = 500;
         const float nothing = 0;

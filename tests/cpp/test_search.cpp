@@ -13,21 +13,23 @@ using namespace vecbank::cpu;
 
 namespace {
 
-double ordered(const float* x, const float* b, int64_t d, bool distance) {
+double ordered(const float* x, const float* b, int64_t d, Term term) {
   double lane[8] = {};
   for (int64_t i = 0; i < d; ++i) {
     const double p = static_cast<double>(x[i]), q = static_cast<double>(b[i]);
-    const double term = distance ? (p - q) * (p - q) : p * q;
-    lane[i % 8] = lane[i % 8] + term;
+    const double added = term == Term::product ? p * q : term == Term::square ? (p - q) * (p - q) : std::fabs(p - q);
+    lane[i % 8] = lane[i % 8] + added;
   }
   return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
 }
 
 double key_of(const float* x, const float* b, int64_t d, Metric metric) {
-  if (record(metric).smaller_is_better) return -ordered(x, b, d, true);
-  const double dot = ordered(x, b, d, false);
+  if (metric == Metric::l1) return -ordered(x, b, d, Term::absolute);
+  if (record(metric).smaller_is_better) return -ordered(x, b, d, Term::square);
+  const double dot = ordered(x, b, d, Term::product);
   if (metric == Metric::dot) return dot;
-  return dot / (floored(std::sqrt(ordered(x, x, d, false))) * floored(std::sqrt(ordered(b, b, d, false))));
+  return dot /
+         (floored(std::sqrt(ordered(x, x, d, Term::product))) * floored(std::sqrt(ordered(b, b, d, Term::product))));
 }
 
 struct Answer {
@@ -79,8 +81,12 @@ Answer ours(const std::vector<float>& x, const std::vector<float>& b, int64_t d,
   return a;
 }
 
-void compare(const std::vector<float>& x, const std::vector<float>& b, int64_t d) {
-  for (const Metric metric : {Metric::dot, Metric::cosine, Metric::l2, Metric::sqeuclidean})
+const std::vector<Metric> kScreened = {Metric::dot, Metric::cosine, Metric::l2, Metric::sqeuclidean};
+const std::vector<Metric> kAll = {Metric::dot, Metric::cosine, Metric::l2, Metric::sqeuclidean, Metric::l1};
+
+void compare(const std::vector<float>& x, const std::vector<float>& b, int64_t d,
+             const std::vector<Metric>& metrics = kAll) {
+  for (const Metric metric : metrics)
     for (const int64_t k : {1, 4}) {
       const Answer expected = brute(x, b, d, k, metric);
       for (const int workers : {1, 3}) {
@@ -202,7 +208,7 @@ TEST(a_lane_with_two_winners_is_looked_at_again) {
       copy(x, i, b, 70 * i);
     }
     reset_counters();
-    compare(x, b, d);
+    compare(x, b, d, kScreened);
     CHECK(read_counters().repeated == 0);
   });
 }
@@ -237,7 +243,7 @@ TEST(pieces_of_different_scale_agree_with_one_pack) {
     const size_t at = static_cast<size_t>(i);
     b[at] = i < 2 * m / 3 * d ? b[at] * 0.05f + 3.0f : b[at] * 40.0f;
   }
-  for (const Metric metric : {Metric::dot, Metric::cosine, Metric::l2, Metric::sqeuclidean})
+  for (const Metric metric : kAll)
     for (const int64_t k : {1, 10, 100}) {
       const Answer pieces = ours(x, b, d, k, metric, 2, false), whole = ours(x, b, d, k, metric, 2, true);
       CHECK(pieces.indices == whole.indices);
@@ -290,7 +296,7 @@ TEST(screen_bounds_hold) {
               else if (metric == Metric::dot)
                 target = (key - centre_dot) * scale;
               else
-                target = (key * floored(std::sqrt(ordered(xr, xr, d, false))) - centre_dot) * scale;
+                target = (key * floored(std::sqrt(ordered(xr, xr, d, Term::product))) - centre_dot) * scale;
               const double r = static_cast<double>(panels.line(p, d + 1)[c]);
               const double lower =
                   static_cast<double>(upper) - 2.0 * (norm * r + start_bound_per_r2(metric, d) * r * r + slack);
@@ -311,7 +317,7 @@ TEST(project_is_exact_on_integers_and_mends_the_rest) {
     x[0] = std::numeric_limits<float>::infinity();
     b[static_cast<size_t>(3 * d)] = std::numeric_limits<float>::quiet_NaN();
     b[static_cast<size_t>(4 * d)] = 2e30f;
-    for (const Metric metric : {Metric::dot, Metric::sqeuclidean, Metric::l2}) {
+    for (const Metric metric : {Metric::dot, Metric::sqeuclidean, Metric::l2, Metric::l1}) {
       std::vector<float> out(static_cast<size_t>(n * m));
       ProjectProblem p;
       p.queries = rows(x, d);
@@ -343,6 +349,24 @@ TEST(foreign_packs_are_refused) {
   CHECK(check_pack(memory.get(), 16, rows(b, d), Metric::dot) == nullptr);
   const auto other = gaussian<float>(41 * d, 1);
   CHECK(check_pack(memory.get(), bytes, rows(other, d), Metric::dot) == nullptr);
+  CHECK(check_pack(memory.get(), bytes, rows(b, d), Metric::l1) == nullptr);
   reinterpret_cast<PackHeader*>(memory.get())->panels_at += 64;
   CHECK(check_pack(memory.get(), bytes, rows(b, d), Metric::dot) == nullptr);
+}
+
+TEST(a_metric_without_a_screen_has_a_header_for_a_pack) {
+  CHECK(pack_bytes(1 << 20, 100, Metric::l1) == kCentreAt);
+  const int64_t d = 5;
+  auto b = gaussian<float>(40 * d, 1);
+  Buffer<char> memory;
+  CHECK(memory.reserve(kCentreAt));
+  auto* header = reinterpret_cast<PackHeader*>(memory.get());
+  CHECK(pack_bank(rows(b, d), Metric::l1, header, threads(2)) == Status::ok);
+  CHECK(check_pack(header, kCentreAt, rows(b, d), Metric::l1) == header);
+  CHECK(check_pack(header, kCentreAt, rows(b, d), Metric::l2) == nullptr);
+  const int64_t changed[] = {3, 39};
+  bool fit = false;
+  CHECK(repack_rows(rows(b, d), header, changed, 2, threads(1), &fit) == Status::ok && fit);
+  header->metric = static_cast<int32_t>(Metric::sqeuclidean);
+  CHECK(check_pack(header, kCentreAt, rows(b, d), Metric::l1) == nullptr);
 }

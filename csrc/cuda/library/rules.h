@@ -22,8 +22,9 @@ inline bool library_can(const ProjectProblem& p) {
   const auto readable = [](const Rows& r) { return r.col_stride == 1 && r.row_stride >= r.width; };
   if (p.queries.dtype != p.bank.dtype || p.bank.width == 0) return false;
   if (!readable(p.queries) || !readable(p.bank)) return false;
-  if (record(p.metric).term == Term::product || p.bank.dtype == DType::f64) return true;
-  return size_of(p.bank.dtype) == 2 && size_of(p.out_dtype) == 2;
+  const Term term = record(p.metric).term;
+  if (term == Term::product || (term == Term::square && p.bank.dtype == DType::f64)) return true;
+  return term == Term::square && size_of(p.bank.dtype) == 2 && size_of(p.out_dtype) == 2;
 }
 
 // How the library's product is cut into blocks. The finishing pass finds a block of this size in L2, and the workspace

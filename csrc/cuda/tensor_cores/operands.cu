@@ -54,9 +54,9 @@ __global__ void __launch_bounds__(kPanelThreads, 4)
     const int64_t q = p * kPanel + threadIdx.x / 16;
     const bool valid = q < a.queries.count;
     const QueryFacts f = query_facts(a, q, valid, good);
-    const double lost = sqrt(write_row(a.queries, q, f.usable, f.map, args.to, q)) * (1.0 + 0x1p-20);
-    const bool usable = f.usable && lost <= kMaxQueryNorm;  // false if a coordinate overflowed
-    if (f.usable && !usable) write_row(a.queries, q, false, f.map, args.to, q);
+    const double lost = sqrt(write_row(a.queries, q, f.frame.usable, f.map, args.to, q)) * (1.0 + 0x1p-20);
+    const bool usable = f.frame.usable && lost <= kMaxQueryNorm;  // false if a coordinate overflowed
+    if (f.frame.usable && !usable) write_row(a.queries, q, false, f.map, args.to, q);
     if (valid && threadIdx.x % 16 == 0)
       begin_query(a, q, f, usable, usable ? operand_norm(f.frame.packed, lost, share) : 0.0f);
   }

@@ -1,0 +1,158 @@
+// A CUDA device as an op sees it: where the arguments must lie, how results are allocated, and the kernels on torch's
+// current stream, with a workspace from torch's caching allocator. The twin of device_cpu.h. Nothing here waits for the
+// device, so every op can be captured into a CUDA graph.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "../cuda/api.h"
+#include "../cuda/heuristics.h"
+#include "aten_product.h"
+#include "common.h"
+
+namespace vecbank {
+
+class CudaPacks;
+
+// The device of an op's first tensor, made current for as long as this lives.
+class CudaScope {
+ public:
+  using Packs = CudaPacks;
+
+  CudaScope(const Tensor& first, const char* name)
+      : index_(checked_index(first, name)), where_(torch::headeronly::DeviceType::CUDA, index_), guard_(index_) {
+    check(cuda::use_device(index_, &device_));
+    device_.path = path_override();
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &device_.stream));
+  }
+
+  void same(const Tensor& t, const char* name) const {
+    const bool there = t.is_cuda() && t.get_device_index() == index_;
+    if (!there) check_place(false, name, ("cuda:" + std::to_string(index_)).c_str());
+  }
+  Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) const {
+    return torch::stable::empty(IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), dtype, std::nullopt, where_);
+  }
+  void widen(const Rows& one, double* to) const { check(cuda::widen(one, to, device_)); }  // one row to float64
+  static int64_t pack_bytes(const BankShape& bank, Metric metric, bool biased) {
+    return cuda::pack_bytes(bank.m, bank.width, metric, biased);
+  }
+  void stamp(Tensor&, const Tensor&, const std::optional<Tensor>&) const {
+    STD_TORCH_CHECK(false,
+                    "vecbank: a pack on a CUDA device carries no stamp; call pack() again when the bank changes");
+  }
+
+  // ---- The kernels --------------------------------------------------------------------------------------------------
+
+  void begin(double) {}  // a launch returns at once: there is no call for Ctrl-C to stop
+
+  void pack_bank(const Rows& bank, Metric metric, void* out, const double* bias) {
+    check(cuda::pack_bank(bank, metric, out, with_workspace(cuda::pack_workspace()), bias));
+  }
+  void search(const SearchProblem& p) { check(cuda::search(p, with_workspace(cuda::search_workspace(p, device_)))); }
+  void project(const ProjectProblem& p) {
+    if (p.exact)
+      check(cuda::project(p, device_));  // no workspace
+    else if (cuda::project_path(p, device_.capability, project_override()) == cuda::ProjectPath::library)
+      project_by_library(p);
+    else
+      check(cuda::project(p, with_workspace(cuda::project_workspace(p, device_))));
+  }
+  void pair_gradients(const PairProblem& p) {
+    check(cuda::pair_gradients(p, with_workspace(cuda::pair_workspace(p.queries.count * p.k, p.bank.count))));
+  }
+  void lookup(const LookupProblem& p) const { check(cuda::lookup(p, device_)); }
+  void lookup_dot(const LookupDotProblem& p) const { check(cuda::lookup_dot(p, device_)); }
+  void segment_sum(const SegmentSumProblem& p) {
+    check(cuda::segment_sum(p, with_workspace(cuda::segment_sum_workspace(p.count, p.segments))));
+  }
+  void product_quantize(const ProductProblem& p) {
+    check(cuda::product_quantize(p, with_workspace(cuda::product_workspace(p, device_))));
+  }
+  void quantize_loss(const QuantizeLossProblem& p, Tensor& loss) {
+    check(cuda::quantize_loss(p, loss.mutable_data_ptr(), dtype_of(loss, "loss"),
+                              with_workspace(cuda::quantize_loss_workspace(p.x.count))));
+  }
+  void residual_quantize(const ResidualProblem& p, Tensor& losses) {
+    check(cuda::residual_quantize(p, losses.mutable_data_ptr(), with_workspace(cuda::residual_workspace(p, device_))));
+  }
+  void pass_back(const PassBackProblem& p, const Tensor& scale) const {
+    check(cuda::pass_back(p, scale.const_data_ptr(), dtype_of(scale, "scale"), device_));
+  }
+
+ private:
+  static void check(cuda::Error error) {
+    STD_TORCH_CHECK(error == nullptr, "vecbank: CUDA: ", error == nullptr ? "" : error);
+  }
+  static int32_t checked_index(const Tensor& t, const char* name) {
+    check_place(t.is_cuda(), name, "a CUDA device");
+    return t.get_device_index();
+  }
+  static cuda::Path path_override() {
+    const char* name = std::getenv("VECBANK_CUDA_PATH");
+    if (name == nullptr || *name == 0 || std::strcmp(name, "simt") == 0) return cuda::Path::simt;
+    if (std::strcmp(name, "mma16") == 0) return cuda::Path::mma16;
+    if (std::strcmp(name, "sm90") == 0) return cuda::Path::sm90;  // NEVER RUN
+    STD_TORCH_CHECK(std::strcmp(name, "mma") == 0, "vecbank: VECBANK_CUDA_PATH must be simt, mma, mma16 or sm90, got ",
+                    name);
+    return cuda::Path::mma;
+  }
+  static cuda::ProjectOverride project_override() {
+    const char* name = std::getenv("VECBANK_CUDA_PROJECT");
+    if (name == nullptr || *name == 0) return cuda::ProjectOverride::none;
+    if (std::strcmp(name, "kernel") == 0) return cuda::ProjectOverride::kernel;
+    STD_TORCH_CHECK(std::strcmp(name, "library") == 0, "vecbank: VECBANK_CUDA_PROJECT must be kernel or library, got ",
+                    name);
+    return cuda::ProjectOverride::library;
+  }
+  // The workspace lives until the next call of this, or the op's end; the allocator knows the stream.
+  const cuda::Device& with_workspace(int64_t bytes) {
+    if (bytes > device_.workspace_bytes) {
+      workspace_ = empty({bytes}, ScalarType::Byte);
+      device_.workspace = workspace_->mutable_data_ptr();
+      device_.workspace_bytes = bytes;
+    }
+    return device_;
+  }
+  void project_by_library(const ProjectProblem& p) {
+    const auto multiply = [](void* where, const Rows& x, const Rows& bank, void* out, DType dtype, int64_t stride) {
+      aten_product(x, bank, out, dtype, stride, *static_cast<const torch::stable::Device*>(where));
+      return cuda::Error{nullptr};
+    };
+    check(cuda::project_by_library(p, {&where_, multiply}, with_workspace(cuda::project_library_workspace(p))));
+  }
+
+  int32_t index_;
+  torch::stable::Device where_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cuda::Device device_;
+  std::optional<Tensor> workspace_;
+};
+
+// Only the size of a pack can be checked on the host; what it says about itself is checked on the device.
+class CudaPacks : public PackBytes {
+ public:
+  CudaPacks(const CudaScope& scope, const std::optional<Tensor>& pack, const Tensor& bank, Metric metric,
+            const std::optional<Tensor>& bias)
+      : PackBytes{pack, 0} {
+    if (!tensor) return;
+    scope.same(*tensor, "pack");
+    check_is_pack(*tensor);
+    const BankShape shape = bank_shape(bank);
+    if (shape.m == 0) return;
+    bytes = CudaScope::pack_bytes(shape, metric, bias.has_value());
+    check_pack_fits(tensor->numel() == bytes * shape.batches);
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(tensor->const_data_ptr()) % 64 == 0,
+                    "vecbank: pack must begin at a multiple of 64 bytes, as vecbank::pack() makes it");
+  }
+
+  const PackHeader* of(const Rows& bank, int64_t b) const {
+    return !tensor || bank.count == 0 ? nullptr : reinterpret_cast<const PackHeader*>(batch(b));
+  }
+};
+
+}  // namespace vecbank

@@ -1,0 +1,76 @@
+// torch.ops.vecbank.*: the schemas, the CPU's ops, and the one op that only the CPU has.
+#include "device_cpu.h"
+#include "ops_codebook.h"
+#include "ops_search.h"
+
+namespace vecbank::ops {
+namespace {
+
+// The pack of a bank whose `rows` have been written to since, in place.
+void repack_(Tensor& packed, const Tensor& bank, int64_t metric_code, const Tensor& rows,
+             const std::optional<Tensor>& bias, bool stamp) {
+  const Metric metric = metric_of(metric_code);
+  CpuScope scope(bank, "bank");
+  const RowsView view = checked_bank(scope, bank);
+  check_bias(scope, bias, bank, metric);
+  STD_TORCH_CHECK(rows.dim() == 1, "vecbank: rows must be (R,), got ", shape_of(rows));
+  const Tensor written = checked_codes(scope, rows);
+  const int64_t* row = codes_in(written);
+  for (int64_t i = 0; i < written.numel(); ++i)
+    STD_TORCH_CHECK(row[i] >= 0 && row[i] < view.rows.count, "vecbank: rows must lie between 0 and ",
+                    view.rows.count - 1, ", got ", row[i]);
+  const CpuPacks packs(scope, packed, bank, metric, bias, /*even_if_stale=*/true);
+  if (packs.of(view.rows, 0) == nullptr) return;  // no rows at all
+  PackHeader* header = static_cast<PackHeader*>(packed.mutable_data_ptr());
+  bool fit = written.numel() <= view.rows.count / 16;  // else in one go
+  Status status = Status::ok;
+  if (fit) {
+    scope.begin(10.0 * static_cast<double>(written.numel() * view.rows.width));
+    status = cpu::repack_rows(view.rows, header, row, written.numel(), scope.threads(), &fit);
+  }
+  if (status == Status::ok && !fit) {
+    scope.begin(10.0 * static_cast<double>(bank.numel()));
+    const std::optional<Tensor> wide = widened_bias(scope, bias, bank, metric);
+    status = cpu::pack_bank(view.rows, metric, header, scope.threads(), biases_in(wide));
+  }
+  if (status != Status::ok) header->magic = 0;  // half written, and good for nothing
+  CpuScope::check(status);
+  if (stamp) scope.stamp(packed, bank, bias);
+}
+
+}  // namespace
+}  // namespace vecbank::ops
+
+// topk and nearest once took `exact`; the argument is ignored, and stays because schemas only grow.
+STABLE_TORCH_LIBRARY(vecbank, m) {
+  m.def("pack(Tensor bank, int metric, Tensor? bias=None, bool stamp=False) -> Tensor");
+  m.def("repack_(Tensor(a!) pack, Tensor bank, int metric, Tensor rows, Tensor? bias=None, bool stamp=False) -> ()");
+  m.def("project(Tensor x, Tensor bank, Tensor? pack, int metric, ScalarType? out_dtype=None) -> Tensor");
+  m.def("exact_scores(Tensor x, Tensor bank, int metric, ScalarType? out_dtype=None, Tensor? indices=None) -> Tensor");
+  m.def(
+      "project_backward(Tensor grad, Tensor x, Tensor bank, int metric, bool need_x=True, bool need_bank=True, "
+      "Tensor? row_least=None) -> (Tensor, Tensor)");
+  m.def(
+      "topk(Tensor x, Tensor bank, Tensor? pack, int k, int metric, Tensor? mask=None, bool exact=True, "
+      "Tensor? bias=None) -> (Tensor values, Tensor indices)");
+  m.def("topk_backward(Tensor grad, Tensor x, Tensor bank, Tensor indices, int metric) -> (Tensor, Tensor)");
+  m.def("nearest(Tensor x, Tensor bank, Tensor? pack, int metric, bool exact=True) -> (Tensor values, Tensor indices)");
+  m.def("quantize(Tensor x, Tensor bank, Tensor? pack, int metric) -> (Tensor quantized, Tensor codes)");
+  m.def(
+      "quantize_train(Tensor x, Tensor bank, Tensor? pack, int metric, Tensor? mask=None) -> (Tensor quantized, Tensor "
+      "codes, Tensor loss, Tensor counts, Tensor sums)");
+  m.def(
+      "residual_quantize(Tensor x, Tensor[] books, Tensor[] packs, int metric) -> (Tensor quantized, Tensor codes, "
+      "Tensor losses)");
+  m.def("product_quantize(Tensor x, Tensor books, Tensor? pack) -> Tensor");
+  m.def("quantize_backward(Tensor grad, Tensor x, Tensor quantized, Tensor scale, int estimator) -> Tensor");
+  m.def("lookup(Tensor codes, Tensor bank, Tensor? weights, int reduce) -> Tensor");
+  m.def("lookup_dot(Tensor x, Tensor codes, Tensor bank) -> Tensor");
+  m.def("segment_sum(Tensor src, Tensor codes, int num_codes, Tensor? weights) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vecbank, CPU, m) {
+  vecbank::ops::register_searches<vecbank::CpuScope>(m);
+  vecbank::ops::register_codebook_ops<vecbank::CpuScope>(m);
+  m.impl("repack_", TORCH_BOX(&vecbank::ops::repack_));
+}
