@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vecbank
+
+
+def holds_nan(out: Any) -> bool:
+    parts = out if isinstance(out, (tuple, list)) else (out,)
+    return any(isinstance(part, Tensor) and part.is_floating_point() and bool(part.isnan().any()) for part in parts)
 
 
 @pytest.mark.parametrize("name", all_ops())
@@ -24,7 +30,8 @@ def test_opcheck(name: str) -> None:
         # AOT dispatch traces and compiles: on a few rows only, the cheap checks on all.
         checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
         if i % 7 == 0 or any(isinstance(a, Tensor) and a.requires_grad for a in row) and i < 12:
-            checks.append("test_aot_dispatch_dynamic")
+            if not holds_nan(overload(*row)):  # torch compares by value, and NaN equals nothing
+                checks.append("test_aot_dispatch_dynamic")
         torch.library.opcheck(overload, row, test_utils=tuple(checks))
 
 
