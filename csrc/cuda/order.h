@@ -6,16 +6,13 @@
 
 namespace vecbank::cuda {
 
-VB_INLINE float fused(float a, float b, float c) {
+template <class T>
+VB_INLINE T fused(T a, T b, T c) {
 #if defined(__CUDA_ARCH__)
-  return __fmaf_rn(a, b, c);
-#else
-  return std::fma(a, b, c);
-#endif
-}
-VB_INLINE double fused(double a, double b, double c) {
-#if defined(__CUDA_ARCH__)
-  return __fma_rn(a, b, c);
+  if constexpr (sizeof(T) == 4)
+    return __fmaf_rn(a, b, c);
+  else
+    return __fma_rn(a, b, c);
 #else
   return std::fma(a, b, c);
 #endif

@@ -1,5 +1,6 @@
 // The refinement of every answer: float64 scores in the contract's order, sorted by (score, lower index).
 // refine: a row's candidates. refine_all: a row against every bank row, with a list that cannot overflow.
+#include "block_sort.cuh"
 #include "rows.cuh"
 
 namespace vecbank::cuda {
@@ -29,18 +30,9 @@ __device__ __forceinline__ double group_norm(const Result& r, int64_t q) {
 
 __device__ __forceinline__ bool allowed(const Result& r, int64_t q, int64_t j) { return r.mask.allows(q, j); }
 
-// Sorts `size` (a power of two) entries in shared memory, best first; all threads of the block take part.
+// Best first.
 __device__ void sort_scored(Scored* list, int size) {
-  for (int run = 2; run <= size; run *= 2)
-    for (int gap = run / 2; gap > 0; gap /= 2) {
-      for (int i = threadIdx.x; i < size; i += blockDim.x) {
-        const int j = i ^ gap;
-        if (j <= i) continue;
-        const Scored a = list[i], b = list[j];
-        if ((i & run) == 0 ? better(b, a) : better(a, b)) list[i] = b, list[j] = a;
-      }
-      __syncthreads();
-    }
+  sort_in_block(list, size, [](const Scored& a, const Scored& b) { return better(a, b); });
 }
 
 // ---- Results -------------------------------------------------------------------------------------------------------

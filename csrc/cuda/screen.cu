@@ -1,6 +1,7 @@
 // The portable screen, and the compaction between ranges of columns. The accumulators of its float32 tiles start at the
 // column's upper start and take the bound line as one more coordinate, so an accumulator is an upper bound of the
 // score.
+#include "block_sort.cuh"
 #include "mainloop_simt.cuh"
 #include "survivors.cuh"
 
@@ -55,20 +56,6 @@ __global__ void __launch_bounds__(kThreads, 2) screen_kernel(const __grid_consta
 
 // ---- Compaction ----------------------------------------------------------------------------------------------------
 
-// Sorts `size` (a power of two) floats in shared memory, largest first; all threads of the block take part.
-__device__ void sort_floats(float* values, int size) {
-  for (int run = 2; run <= size; run *= 2)
-    for (int gap = run / 2; gap > 0; gap /= 2) {
-      for (int i = threadIdx.x; i < size; i += blockDim.x) {
-        const int j = i ^ gap;
-        if (j <= i) continue;
-        const float a = values[i], b = values[j];
-        if ((i & run) == 0 ? b > a : a > b) values[i] = b, values[j] = a;
-      }
-      __syncthreads();
-    }
-}
-
 constexpr int kCompactThreads = 128;
 
 // Each block has a row.
@@ -97,7 +84,7 @@ __global__ void __launch_bounds__(kCompactThreads) compact_kernel(const Compact 
     __syncthreads();
     float threshold = a.thresholds[row];
     if (count >= a.k) {
-      sort_floats(lowers, size);
+      sort_in_block(lowers, size, [](float x, float y) { return x > y; });
       if (lowers[a.k - 1] > threshold) threshold = lowers[a.k - 1];
     }
     for (int i = threadIdx.x; i < count; i += blockDim.x)
