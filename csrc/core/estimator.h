@@ -1,4 +1,4 @@
-// What a quantising step passes back to its input.
+// The gradient that a quantising step passes back to its input.
 #pragma once
 
 #include <cmath>
@@ -7,7 +7,8 @@
 
 namespace vecbank {
 
-// none: the loss alone; straight: the gradient unchanged; rotation: turned and scaled as x was to become its code.
+// none: the gradient of the loss alone. straight: the gradient of the output too, unchanged. rotation: the gradient of
+// the output, rotated and scaled by the map that takes x to its code.
 enum class Estimator : int32_t { none = 0, straight = 1, rotation = 2 };
 
 // out = estimator(grad) + scale (x - quantized). All [rows][width], contiguous, of one dtype.
@@ -20,8 +21,10 @@ struct PassBackProblem {
   void* out = nullptr;
 };
 
-// ---- The formula, once for host and device; A is float64 for float64 rows, else float32. Sums over a row run in eight
-// lanes, coordinate k in lane k mod 8, each ascending; then ((0+4)+(1+5))+((2+6)+(3+7)).
+// ---- The formula, once for host and device -------------------------------------------------------------------------
+
+// A is float64 for float64 rows, else float32. Sums over a row run in eight lanes: lane k mod 8 adds coordinate k, in
+// ascending order; then ((0+4)+(1+5))+((2+6)+(3+7)).
 
 template <class A>
 struct RotationSums {
@@ -35,7 +38,7 @@ struct RotationSums {
 };
 
 template <class A>
-VB_INLINE A inverse_unit(A squares) {  // norms below 1e-6 count as that
+VB_INLINE A inverse_unit(A squares) {  // a norm below 1e-6 counts as 1e-6
   const A norm = std::sqrt(squares), floor = static_cast<A>(1e-6);
   return 1 / (norm < floor ? floor : norm);
 }
@@ -47,8 +50,8 @@ VB_INLINE A bisector_term(A x, A t, A inverse_x, A inverse_t) {
   return w * w;
 }
 
-// With u, q the unit vectors of x and t, and w that of u + q: R = I - 2 w w' + 2 q u' turns u into q, s = |t| / |x|;
-// R's transpose sends g to s (g - 2 (w.g) w + 2 (q.g) u) = s (g + a x - b t). Source: Fifty et al., 2025.
+// Let u, q and w be the unit vectors of x, t and u + q, and s = |t| / |x|. R = I - 2 w w' + 2 q u' rotates u to q, and
+// s times the transpose of R takes g to s (g - 2 (w.g) w + 2 (q.g) u) = s (g + a x - b t). Source: Fifty et al., 2025.
 template <class A>
 struct Rotation {
   A g, x, t;  // out = g * grad + x * source + t * target

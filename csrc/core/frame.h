@@ -1,5 +1,6 @@
-// How rows meet the frame of a pack, on either device. The frame is a centre, which is taken from every bank row, and a
-// power of two that scales it; the backends choose it (cpu/frame.cpp, cuda/pack.cu), and write panels in it.
+// How rows enter the frame of a pack, on both devices. The frame is a centre, which is subtracted from every bank row,
+// and a power of two, which scales the difference. The backends choose the frame (cpu/frame.cpp, cuda/pack.cu) and
+// write panels in it.
 #pragma once
 
 #include "bounds.h"
@@ -13,43 +14,44 @@ struct Affine {
   double pre = 1.0, post = 1.0;
 };
 
-constexpr double kNormRoom = 1.0 + 0x1p-20;  // a norm times this is at least the exact one, however it was summed
+constexpr double kNormRoom = 1.0 + 0x1p-20;  // a norm times this is at least the exact norm, for any order of the sum
 
 VB_INLINE double least(double a, double b) { return a < b ? a : b; }
 
 // ---- Queries -------------------------------------------------------------------------------------------------------
 
-// Where the metric shares the frame, a query is moved and scaled as the bank's rows are; elsewhere a query keeps its
-// own origin and, unless it is extreme, its own scale.
+// Where the metric shares the frame, a query is moved and scaled as the bank's rows are; otherwise a query keeps its
+// origin and, unless its norm is extreme, its scale.
 struct QueryFrame {
   int exponent;    // power of two on the query
-  double squares;  // at least the square of its norm, in packed units where the frame is shared, else before the scale
-  double packed;   // at least the norm that the packed query has
-  bool usable;     // false: float32 cannot carry it
+  double squares;  // at least the squared norm, in packed units where the frame is shared, else before scaling
+  double packed;   // at least the norm of the packed query
+  bool usable;     // false: float32 cannot represent the query
 };
 
-// `squares`: of the query, moved and scaled already where the frame is shared. `shift`: the bank's power of two.
+// `squares`: the query's squared norm, after moving and scaling where the frame is shared. `shift`: the bank's
+// exponent.
 VB_INLINE QueryFrame query_frame(Metric metric, int64_t width, double squares, int shift, bool biased) {
   if (record(metric).shares_frame) {
     const double limit = least(kMaxQueryNorm, std::ldexp(kMaxNorm, shift));
     return {shift, squares, std::sqrt(squares) * kNormRoom, squares <= limit * limit};
   }
-  if (squares > 0.0) squares += static_cast<double>(width) * 0x1p-1074;  // squares that underflowed
+  if (squares > 0.0) squares += static_cast<double>(width) * 0x1p-1074;  // room for squares that underflowed
   const double norm = std::sqrt(squares), limit = biased ? kMaxQueryNorm : kMaxNorm;
   const bool extreme = norm > 0.0 && norm <= kMaxNorm && !(norm >= 0x1p-60 && norm <= kMaxQueryNorm);
   const int exponent = extreme && !biased ? -std::ilogb(norm) : 0;  // a bias fixes the scale
   return {exponent, squares, norm * std::ldexp(1.0, exponent) * kNormRoom, squares <= limit * limit};
 }
 
-// How a row of a dense product comes back from packed units: value = score * scale + term, before the finish.
+// How a row of a dense product is converted from packed units: value = score * scale + term, before the finish.
 template <class T>
 struct DenseFactors {
   T scale = 0, term = 0;
   bool fits = false;  // false: the row is a fallback row, whose values are scored in float64
 };
-constexpr int kMaxScaleExponent = 120;  // what a float32 scale can undo
+constexpr int kMaxScaleExponent = 120;  // the largest that a float32 scale can undo
 
-// `centre_dot`: the query's product with the bank's centre, which a similarity adds back.
+// `centre_dot`: the query's dot product with the bank's centre, which a similarity adds back.
 template <class T>
 VB_INLINE DenseFactors<T> dense_factors(Metric metric, const QueryFrame& query, double centre_dot, int shift) {
   const MetricRecord m = record(metric);
@@ -63,16 +65,17 @@ VB_INLINE DenseFactors<T> dense_factors(Metric metric, const QueryFrame& query, 
 
 // ---- Bank rows -----------------------------------------------------------------------------------------------------
 
-// What a panel says of a bank row beside its coordinates. A row that does not fit is a fallback row (RowKind::special):
-// a screen lets it through to every query's refinement. The kinds never, far and negligible (pack.h), which spare rows
-// that work, are found by the CPU's packing alone; a pack of a CUDA device has none of them.
+// What a panel holds of a bank row besides the coordinates. A row that does not fit is a fallback row
+// (RowKind::fallback), which every query refines. The kinds never, far and negligible (pack.h), which avoid that work,
+// are found by the CPU's packing alone; a pack made on a CUDA device has none of them.
 struct ColumnFacts {
   double packed;  // at least the norm of the packed row
   double whole;   // about the norm of the row before the centre is taken, in packed units
-  double start;   // what a dense product starts from
-  bool fits;      // false: a screen cannot carry the row
+  double start;   // the start of a dense product's sum
+  bool fits;      // false: a screen cannot represent the row
 };
-// `squares`: of the packed row. `norm`: floored, where the metric has unit rows. `bias`: 0 without one.
+// `squares`: the packed row's squared norm. `norm`: the floored norm, where the metric has unit rows. `bias`: 0 if
+// there is none.
 VB_INLINE ColumnFacts column_facts(Metric metric, double squares, double whole, double norm, double bias, double post) {
   const MetricRecord m = record(metric);
   ColumnFacts f{};

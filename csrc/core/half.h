@@ -29,11 +29,11 @@ VB_INLINE uint32_t to_bits(float x) {
 VB_INLINE float widened_f32(BFloat16 h) { return from_bits(static_cast<uint32_t>(h.bits) << 16); }
 VB_INLINE float widened_f32(Float16 h) {
   const uint32_t sign = static_cast<uint32_t>(h.bits & 0x8000u) << 16;
-  const uint32_t rest = h.bits & 0x7fffu;
-  if (rest >= 0x7c00u)
-    return from_bits(sign | 0x7f800000u | ((rest & 0x3ffu) << 13) | ((rest & 0x3ffu) ? 0x400000u : 0u));
-  if (rest >= 0x400u) return from_bits(sign | ((rest << 13) + (112u << 23)));
-  const float tiny = static_cast<float>(rest) * 0x1p-24f;  // exact: at most ten bits
+  const uint32_t magnitude = h.bits & 0x7fffu;
+  if (magnitude >= 0x7c00u)
+    return from_bits(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13) | ((magnitude & 0x3ffu) ? 0x400000u : 0u));
+  if (magnitude >= 0x400u) return from_bits(sign | ((magnitude << 13) + (112u << 23)));
+  const float tiny = static_cast<float>(magnitude) * 0x1p-24f;  // exact: at most ten bits
   return sign ? -tiny : tiny;
 }
 VB_INLINE float widened_f32(float x) { return x; }
@@ -63,7 +63,7 @@ VB_INLINE Float16 to_float16(float x) {
   return {static_cast<uint16_t>(sign | ((a + 0xfffu + ((a >> 13) & 1u) - (112u << 23)) >> 13))};
 }
 
-// Call f with a typed null pointer of the element type; Element<decltype(pointer)> names the type.
+// Calls f with a typed null pointer of the element type; Element<decltype(pointer)> names the type.
 template <class P>
 struct ElementOf;
 template <class S>

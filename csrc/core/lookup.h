@@ -1,4 +1,4 @@
-// Gathers and deterministic scatter-adds: the other half of a codebook.
+// Gathers and deterministic scatter-adds, which decode and update a codebook.
 #pragma once
 
 #include "metric.h"
@@ -16,7 +16,7 @@ struct LookupProblem {
   void* out = nullptr;  // [count][width] in the bank's dtype
 };
 
-// out[c] = sum over i ascending of weight[i] * source[i / k], for codes[i] == c; code -1 is left out.
+// out[c] = sum over i ascending of weight[i] * source[i / k], for codes[i] == c; code -1 is skipped.
 struct SegmentSumProblem {
   const int64_t* codes = nullptr;  // [count], contiguous
   int64_t count = 0, k = 1;        // source has count / k rows
@@ -29,8 +29,8 @@ struct SegmentSumProblem {
   float* counts = nullptr;  // [segments]: members of each; null: not wanted
 };
 
-// Mean squared distance between rows and what they were quantised to, over the rows that have a code.
-// Rows that `keep` leaves out lose their code, and their quantised row becomes the row itself.
+// The mean squared distance between rows and their quantised rows, over the rows that have a code. Where `keep` is
+// false, the row's code becomes -1 and its quantised row becomes the row itself.
 struct QuantizeLossProblem {
   Rows x;
   int64_t* codes = nullptr;  // [x rows]
@@ -40,7 +40,7 @@ struct QuantizeLossProblem {
   int64_t valid = 0;     // out: rows that counted
 };
 
-// Gradient of topk's values (sqeuclidean, l2, cosine, dot) with respect to both sides, through the selected pairs.
+// The gradient of topk's values with respect to queries and bank, through the selected pairs.
 struct PairProblem {
   Rows queries, bank;
   const int64_t* indices = nullptr;  // [queries][k]; -1: no pair
@@ -52,7 +52,7 @@ struct PairProblem {
   void* grad_bank = nullptr;     // [bank][width] in the bank's dtype; null: not wanted
 };
 
-// out[i][t] = x[i] . bank[codes[i][t]]; 0 where the code is -1. What lookup's weights receive as gradient.
+// out[i][t] = x[i] . bank[codes[i][t]]; 0 where the code is -1. This is the gradient of lookup's weights.
 struct LookupDotProblem {
   const int64_t* codes = nullptr;  // [x rows][k]
   int64_t k = 1;

@@ -1,5 +1,5 @@
-// What a metric is: one record, the same for both backends. Code asks the record for the property that it needs and
-// never for the metric's name, so that a new metric is a new record.
+// What a metric is: one record, the same for both backends. Code depends on the properties in the record and never on
+// the metric's name, so that a new metric is a new record.
 #pragma once
 
 #include "types.h"
@@ -12,15 +12,15 @@ enum class Metric : int32_t { dot = 0, cosine = 1, l2 = 2, sqeuclidean = 3, l1 =
 // What a pair of coordinates adds to the raw score.
 enum class Term : int32_t { product, square, absolute };  // x b, (x - b)^2, and |x - b|
 
-// Metrics of one family share a pack. Those of none have no screen: they are refined only, and their packs are headers
-// without panels. Unit rows need a family, as the refinement reads their norms from the pack.
+// Metrics of one family share a pack. Metrics without a family have no screen: they are refined only, and their packs
+// are headers without panels. A metric with unit rows needs a family, as the refinement reads the norms from the pack.
 enum class PackFamily : int32_t { none, dot, cosine, euclidean };
 
 struct MetricRecord {
   Term term;
   bool smaller_is_better;  // a distance: its key is the negated raw score
   bool unit_rows;          // the raw score is divided by both norms, each at least kNormFloor
-  bool root;               // the value is the square root of the raw score, which alone ranks
+  bool root;               // the value is the square root of the raw score; the raw score decides the order
   bool shares_frame;       // a screen moves and scales queries as the bank is moved and scaled
   PackFamily family;
 };
@@ -44,7 +44,7 @@ VB_INLINE constexpr Finish finish_of(Metric metric) {
   return m.root ? Finish::rooted : m.smaller_is_better ? Finish::squared : Finish::linear;
 }
 
-// May a search by one metric use a pack that was made for the other?
+// Whether a search by one metric may use a pack that was made for the other.
 VB_INLINE constexpr bool share_a_pack(Metric a, Metric b) {
   return a == b || (record(a).family == record(b).family && record(a).family != PackFamily::none);
 }

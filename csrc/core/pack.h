@@ -1,4 +1,4 @@
-// The packed bank: what a Bank prepares once and every op then streams.
+// The packed bank, which a Bank prepares once and every op then streams.
 //
 //   header | centre f64[width] | norms f64[rows] (cosine) or biases (if any) | kinds u8[rows]
 //          | panels f32[ceil(rows/16)][width + 3][16]
@@ -8,8 +8,8 @@
 //   lines 1..width    coordinates of (b * unit - centre) * 2^exponent, rounded once to float32
 //   line width + 1    how far one float32 score can be off, per unit of query norm (see bounds.h)
 //   line width + 2    what a screen's accumulators start from: line 0 plus its own error bound
-// A column that starts its screen at -inf never survives it, as padding; one that starts at +inf always does, which
-// hands it to the float64 refinement. The kinds say which rows are screened so, and why.
+// A column whose screen starts at -inf never survives the screen; padding starts there. A column whose screen starts at
+// +inf always survives, so float64 refinement scores it. A row's kind says whether it starts at either, and why.
 #pragma once
 
 #include <cstring>
@@ -19,14 +19,14 @@
 namespace vecbank {
 
 constexpr int kPanel = 16;
-constexpr int64_t kCentreAt = 192;  // behind the header and the stamp
+constexpr int64_t kCentreAt = 192;  // after the header and the stamp
 
 enum class RowKind : uint8_t {
   ordinary,
-  special,     // float32 cannot represent it: refined for every query
-  never,       // it holds a NaN, so no score of it counts: not screened
-  far,         // so far from the others that it is the worst for every query that is screened: not screened
-  negligible,  // zero, or so small beside the others that a float64 distance seldom tells: only the first is screened
+  fallback,    // float32 cannot represent the row: refined for every query
+  never,       // the row holds a NaN, so it is never a result: not screened
+  far,         // so far that the row is the worst for every screened query: not screened
+  negligible,  // the row is zero, or so small that float64 distances seldom differ: only the first is screened
 };
 
 struct PackHeader {
@@ -36,11 +36,11 @@ struct PackHeader {
   int32_t exponent;                                         // power of two that every coordinate was scaled by
   int32_t centred;                                          // 0: centre is all zero
   int32_t screenable;                                       // 0: no screen, or too wide for the float32 bound
-  int32_t biased;                                           // dot products carry a bias per row, as an encoder's
-  int64_t special;                                          // columns that always go to refinement
-  int64_t odd, far, negligible;                             // rows of any kind but ordinary, and of these two kinds
-  int64_t first_negligible;                                 // it stands for the others; -1: there is none
-  double negligible_size;                                   // the largest of their coordinates, by magnitude
+  int32_t biased;                                           // dot products add a bias per row, as an encoder's do
+  int64_t fallbacks;                                        // fallback rows
+  int64_t exceptional, far, negligible;                     // rows of any kind but ordinary; of these two kinds
+  int64_t first_negligible;                                 // the negligible row that is screened for all; -1: none
+  double negligible_size;                                   // the largest magnitude of negligible rows' coordinates
   int64_t rewritten;                                        // rows written again since the frame was chosen
   int64_t centre_at, norms_at, kinds_at, panels_at, bytes;  // offsets from the header, and the whole size
 };
@@ -63,21 +63,22 @@ PackParts<Int> pack_parts(const Int& rows, const Int& width, Metric metric, bool
   return {norms_at, kinds_at, panels_at, panels_at + (rows + (kPanel - 1)) / kPanel * (width + 3) * (kPanel * element)};
 }
 
-// Which tensor a pack was made of, as the binding saw it then. It lies behind the header. All zero: the caller vouches
-// for the pack. Anything else is compared with the tensor that the pack is used with, and a stale pack is not used.
+// The tensor that a pack was made from, as it was then. The stamp lies after the header. A stamp of zeros is not
+// checked: the caller is responsible for the pack. Any other stamp is compared with the tensor that the pack is used
+// with, and a stale pack is not used.
 struct PackStamp {
   uint64_t data;    // where the bank's rows lie
-  uint64_t layout;  // and how: type, sizes and strides, in one number
-  int64_t version;  // how often they had been written to
-  uint64_t bias;    // the same of the bias
+  uint64_t layout;  // a hash of their type, sizes and strides
+  int64_t version;  // how often the tensor had been written to
+  uint64_t bias;    // the same for the bias
   int64_t bias_version;
 };
 static_assert(sizeof(PackHeader) + sizeof(PackStamp) <= kCentreAt);
 
 constexpr uint64_t kPackMagic = 0x314b4e4142434556ull;  // "VECBANK1", little-endian
 
-// The header of a pack before anything is known of the rows: where its parts lie, and its size. `element`: bytes of a
-// panel's numbers.
+// The header of a pack before anything is known about the rows: where its parts lie, and its size. `element`: bytes of
+// a panel's numbers.
 inline PackHeader pack_layout(int64_t rows, int64_t width, Metric metric, DType dtype, int64_t element, bool biased) {
   PackHeader h{};
   h.magic = kPackMagic;
@@ -102,8 +103,8 @@ inline int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biase
   return pack_layout(rows, width, metric, DType::f32, 4, biased).bytes;
 }
 
-// Is `h`, which may hold anything, the header of a pack of the bank that `expected` was laid out for? The header
-// keeps the metric that the pack was made for.
+// Whether `h`, which may hold arbitrary bytes, is the header of a pack of the bank that `expected` was laid out for.
+// The two metrics may differ where they share a pack.
 VB_INLINE bool is_pack_of(const PackHeader& h, const PackHeader& expected) {
   const bool kin = h.metric >= 0 && h.metric < kMetrics &&
                    share_a_pack(static_cast<Metric>(h.metric), static_cast<Metric>(expected.metric));

@@ -1,4 +1,4 @@
-// What is asked of the kernels: plain views in, plain pointers out, a status back.
+// The problems that the kernels solve: plain views of the inputs, and plain pointers to the outputs.
 #pragma once
 
 #include "mask.h"
@@ -12,7 +12,7 @@ struct SearchProblem {
   const PackHeader* pack = nullptr;  // null: packed on the fly, a bounded piece at a time
   Metric metric = Metric::dot;
   int64_t k = 1;
-  const double* bias = nullptr;  // [bank rows], added to dot products; null: none. A pack must carry the same
+  const double* bias = nullptr;  // [bank rows], added to dot products; null: none. A pack must be of the same bias
   Mask mask;
   void* values = nullptr;  // [queries][k] in values_dtype (f32 or f64); null: not wanted
   DType values_dtype = DType::f32;

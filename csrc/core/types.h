@@ -1,10 +1,10 @@
-// The nouns that every layer shares: element types, statuses, strided views.
+// The types that every layer shares: element types, statuses, strided views.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-// Small functions that a CUDA kernel needs too are written once, for both sides.
+// Small functions that a CUDA kernel needs too are written once, for host and device.
 #if defined(__CUDACC__)
 #define VB_HOST_DEVICE __host__ __device__
 #else

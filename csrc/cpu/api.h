@@ -1,4 +1,5 @@
-// The CPU backend as its callers see it: plain pointers and the caller's threads in, a status back. Twin of cuda/api.h.
+// The interface of the CPU backend: functions take plain pointers and the caller's threads, and return a status. The
+// counterpart of cuda/api.h.
 #pragma once
 
 #include "../core/estimator.h"
@@ -14,12 +15,12 @@ using vecbank::pack_bytes;  // the layout of core/pack.h
 // Writes the whole pack to `out` (pack_bytes long, 64-byte aligned). `bias`: one per row, added to dot products.
 Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias = nullptr);
 
-// Writes the rows again that have changed in the bank since it was packed, in the frame that the pack has; biases stay.
-// Not `fit`: the pack no longer suits such a bank, and is to be made anew.
+// Packs again the rows that have changed since the bank was packed, in the pack's frame; biases stay. `fit` becomes
+// false where the frame no longer suits the bank, which must then be packed anew.
 Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int64_t count, const Parallel& parallel,
                    bool* fit);
 
-// Null when `pack` is no pack of such a bank: the header is checked before anything is read through it.
+// Returns null unless `pack` is a pack of such a bank. The header is checked before anything is read through it.
 const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, Metric metric, bool biased = false);
 
 Status search(const SearchProblem& problem, const Parallel& parallel);
@@ -33,9 +34,9 @@ Status pass_back(const PassBackProblem& problem, const Parallel& parallel);
 Status product_quantize(const ProductProblem& problem, const Parallel& parallel);
 Status residual_quantize(const ResidualProblem& problem, const Parallel& parallel);
 
-// What search() did, summed over calls; Python reads and clears it.
+// What search() did, summed over calls; Python reads and clears the counters.
 struct Counters {
-  int64_t queries, refined, repeated;  // rows asked; rows scored in float64; queries that fell to the last resort
+  int64_t queries, refined, repeated;  // query rows; bank rows scored in float64; query rows that fell back
 };
 Counters read_counters();
 void reset_counters();

@@ -7,14 +7,14 @@
 namespace vecbank::cpu {
 namespace {
 
-// Rare path, out of line so that the hot loop keeps its registers.
+// This path is rare, and out of line so that the hot loop keeps its registers.
 template <class V, int Height, int PanelCount, class Tiles>
 __attribute__((noinline)) void push_survivors(const ScanArgs<Tiles>& s, const float* upper, int64_t row, int64_t panel,
                                               int valid) {
   for (int r = 0; r < Height && row + r < s.tile.rows; ++r) {
     for (int p = 0; p < valid; ++p) {
       const float* u = upper + (r * PanelCount + p) * kPanel;
-      const auto threshold = V::fill(s.thresholds[row + r]);  // read again: a survivor may have raised it
+      const auto threshold = V::fill(s.thresholds[row + r]);  // read again: a survivor may have raised the threshold
       uint32_t lanes = 0;
       for (int w = 0; w < kPanel; w += V::width) lanes |= V::not_less(V::load(u + w), threshold) << w;
       if (lanes != 0) s.push(s.context, row + r, panel + p, u, lanes);
@@ -40,11 +40,11 @@ void scan_tiles(const ScanArgs<Tiles>& s) {
       });
 }
 
-// There is no branch at all: with few columns nearly every tile would have a survivor to push.
+// The loop has no branch: with few columns nearly every tile would have a survivor to push.
 template <class V, class Product, int Height, int PanelCount, class Tiles>
 void argmax_tiles(const ArgmaxArgs<Tiles>& s) {
   const int64_t first_panel = s.first_panel;
-  float* const running = s.running;  // copies: a store to the running argmax could change what `s` says
+  float* const running = s.running;  // a copy, since a store to the running argmax could change `s`
   bound_tiles<V, Product, Height, PanelCount>(
       s.tile, [&](const auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
         typename V::Reg number[PanelCount];
@@ -116,8 +116,8 @@ void store_tiles(const StoreArgs<typename V::T>& s) {
           });
         });
         const int64_t column = panel * kPanel;
-        const int64_t left = s.tile.columns - column;
-        if (same && left >= PanelCount * kPanel) {
+        const int64_t remaining = s.tile.columns - column;
+        if (same && remaining >= PanelCount * kPanel) {
           unroll<Height>([&](auto r) __attribute__((always_inline)) {
             if (row + r.value < s.tile.rows) {
               T* out = static_cast<T*>(s.out) + (row + r.value) * s.out_stride + column;
@@ -130,7 +130,7 @@ void store_tiles(const StoreArgs<typename V::T>& s) {
         }
         alignas(64) T values[Height * PanelCount * kPanel];
         tile.spill(values);
-        const int64_t count = left < valid * kPanel ? left : valid * kPanel;
+        const int64_t count = remaining < valid * kPanel ? remaining : valid * kPanel;
         with_dtype(s.out_dtype, [&](auto type) {
           using Out = Element<decltype(type)>;
           for (int r = 0; r < Height && row + r < s.tile.rows; ++r)

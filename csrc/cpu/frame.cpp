@@ -4,18 +4,17 @@
 #include <algorithm>
 #include <functional>
 #include <limits>
-#include <new>
 
 namespace vecbank::cpu {
 namespace {
 
-double median(double* values, int64_t count) {  // the lower one: an element, so that integers stay integers
+double median(double* values, int64_t count) {  // the lower median: an element, so that integers stay integers
   if (count == 0) return 0.0;
   std::nth_element(values, values + (count - 1) / 2, values + count);
   return values[(count - 1) / 2];
 }
 
-constexpr int kReach = 74;  // distances: how many powers of two a frame can span, and screen all that lies in it
+constexpr int kReach = 74;  // distances: the powers of two that a frame can span and screen all rows in it
 
 double norm_of(const double* row, const double* shift, int64_t width) {
   double squares = 0.0;
@@ -26,8 +25,8 @@ double norm_of(const double* row, const double* shift, int64_t width) {
   return std::sqrt(squares);
 }
 
-// Rows that are as good as zero beside the larger ones of the sample have no say in its frame. Returns how many stay,
-// at the front; a few ruined ones do not count as the larger ones.
+// Drops the sample's rows that are negligible next to its larger rows, since the frame must not depend on them. Returns
+// how many rows stay, at the front. The larger rows are the largest sixteenth, so that a few ruined rows do not decide.
 int64_t drop_negligible(double* sample, int64_t count, int64_t width, int64_t stride, double* norms) {
   int64_t finite = 0, kept = 0;
   for (int64_t s = 0; s < count; ++s) {
@@ -69,12 +68,12 @@ Status choose_frame(const Rows& bank, Metric metric, double* centre, int32_t* ex
   }
   count = drop_negligible(sample.get(), count, d, stride, column.get());
   for (int64_t k = 0; k < d; ++k) {
-    if (k % 65536 == 0 && stop.asked()) return Status::stopped;
+    if (k % 65536 == 0 && stop.requested()) return Status::stopped;
     int64_t finite = 0;
     for (int64_t s = 0; s < count; ++s)
       if (std::isfinite(sample[s * stride + k])) column[finite++] = sample[s * stride + k];
     centre[k] = median(column.get(), finite);
-    // Cosine's unit rows are rounded anyway; a short centre keeps x . centre cheap to get right.
+    // A centre of float32 values keeps the products of x . centre exact; the unit rows of cosine are rounded anyway.
     if (bank.dtype != DType::f64) centre[k] = static_cast<double>(static_cast<float>(centre[k]));
   }
   const auto median_norm = [&](const double* shift) {
@@ -91,7 +90,8 @@ Status choose_frame(const Rows& bank, Metric metric, double* centre, int32_t* ex
   if (!*centred) std::fill_n(centre, d, 0.0);
   const double norm = *centred ? shifted : plain;
   if (norm == 0.0) return Status::ok;
-  // Room for the largest of the sample too, unless it is a ruined one; for the rest there is revise_exponent().
+  // The exponent leaves room for the largest row of the sample too, unless that row is ruined; revise_exponent() deals
+  // with rows outside the sample.
   const double* shift = *centred ? centre : nullptr;
   int middle = std::ilogb(norm), top = middle;
   for (int64_t s = 0; s < count; ++s) {
@@ -109,13 +109,11 @@ Status revise_exponent(const Rows& bank, Metric metric, const double* centre, co
     RowReader reader;
     int64_t counts[kBins] = {};
   };
-  std::unique_ptr<Worker[]> crew(new (std::nothrow) Worker[parallel.workers]);
-  if (!crew) return Status::out_of_memory;
-  for (int w = 0; w < parallel.workers; ++w)
-    if (!crew[w].reader.reserve(bank, 1)) return Status::out_of_memory;
+  PerWorker<Worker> workers(parallel.workers);
+  if (!workers.each([&](Worker& worker) { return worker.reader.reserve(bank, 1); })) return Status::out_of_memory;
   constexpr int64_t kBatch = 1024;
   const Status counted = for_each_task(parallel, ceil_div(bank.count, kBatch), [&](int worker, int64_t task) {
-    Worker& mine = crew[worker];
+    Worker& mine = workers[worker];
     for (int64_t i = task * kBatch; i < std::min(bank.count, (task + 1) * kBatch); ++i) {
       const double norm =
           std::sqrt(kernels().stats(mine.reader.row(i), bank.dtype, bank.width, {centre, 1.0, 1.0}).squares);
@@ -123,9 +121,9 @@ Status revise_exponent(const Rows& bank, Metric metric, const double* centre, co
     }
   });
   if (counted != Status::ok) return counted;
-  int64_t* counts = crew[0].counts;
+  int64_t* counts = workers[0].counts;
   for (int w = 1; w < parallel.workers; ++w)
-    for (int e = 0; e < kBins; ++e) counts[e] += crew[w].counts[e];
+    for (int e = 0; e < kBins; ++e) counts[e] += workers[w].counts[e];
   const auto between = [&](int from, int to) {  // [from, to)
     int64_t sum = 0;
     for (int e = std::max(from, 0); e < to; ++e) sum += counts[e];
@@ -137,7 +135,8 @@ Status revise_exponent(const Rows& bank, Metric metric, const double* centre, co
     return e;
   };
   const bool shared = record(metric).shares_frame;
-  // A few rows beyond all reach of the others, a ruined one say, must not decide: they count as far, or as special.
+  // A few rows far beyond the others, such as ruined rows, must not decide the exponent: they become far rows or
+  // fallback rows.
   int top = largest_below(kBins), bottom = 0;
   if (top < 0) return Status::ok;
   for (const int reach = shared ? kReach : 100;;) {

@@ -1,4 +1,4 @@
-// The frame of a pack: the centre that is taken from every row, and the power of two that scales it.
+// The frame of a pack: the centre that is subtracted from every row, and the power of two that scales the difference.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,7 @@
 
 namespace vecbank::cpu {
 
-// The refinement's own norms, in its own order: cosine divides by exactly these.
+// Norms to the last bit as the refinement sums them, since cosine divides by exactly these.
 struct NormScratch {
   RowReader reader;
   Buffer<double> wide;
@@ -39,17 +39,17 @@ struct NormScratch {
   }
 };
 
-// Centre: the component-wise median of a sample where that makes rows much shorter, else zero. Any centre is right;
-// this one makes bounds tight for data far from the origin, and no outlier can drag it.
-// Exponent: brings the sample's median norm to about 1, or less where its largest needs the room.
+// Centre: the component-wise median of a sample where that makes rows much shorter, else zero. Any centre is correct;
+// the median makes bounds tight for data far from the origin, and outliers do not move it.
+// Exponent: the sample's median norm becomes about 1, or less where the sample's largest row needs the room.
 Status choose_frame(const Rows& bank, Metric metric, double* centre, int32_t* exponent, int32_t* centred, Stop stop);
 
-// Rows of very different scale: an exponent chosen from the norms of all of them, so that as many as possible can be
-// screened. A row whose norm is below `negligible_below` (packed units) is as good as zero beside the others.
+// For rows of very different scales: chooses the exponent from the norms of all rows, so that as many as possible can
+// be screened. Rows whose norm is below `negligible_below` (packed units) are negligible.
 Status revise_exponent(const Rows& bank, Metric metric, const double* centre, const Parallel& parallel,
                        int32_t* exponent, double* negligible_below);
 
 constexpr int kMaxPackedExponent = 38;  // norms below 2^39 leave room under kMaxBankNorm
-constexpr int kNegligible = 64;         // a row 2^-64 of the largest cannot be told from zero beside it
+constexpr int kNegligible = 64;         // a row is negligible next to rows 2^64 times as large
 
 }  // namespace vecbank::cpu

@@ -1,4 +1,4 @@
-// Which instruction set runs: the best this processor has, or what VECBANK_ISA or set_isa() asks for.
+// Which instruction set runs: the best that this processor has, or the one that VECBANK_ISA or set_isa() names.
 #pragma once
 
 namespace vecbank::cpu {

@@ -45,7 +45,7 @@ struct Kernels {
   ScreenKernels<TileArgs<float>> float32;
   int16::Kernels int16;  // of full tiles; all null where float32 is as fast
 
-  // The float32 tile for so many query rows.
+  // The height of the float32 tile for so many query rows.
   int height_for(int64_t rows) const { return rows <= 1 ? heights[2] : rows <= heights[1] ? heights[1] : heights[0]; }
 };
 

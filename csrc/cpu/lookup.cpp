@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <cstring>
-#include <new>
 
 #include "../core/exact_score.h"
 #include "isa.h"
@@ -24,19 +23,9 @@ struct Scratch {
   }
 };
 
-class Crew {
- public:
-  Crew(const Parallel& parallel, const Rows& x, const Rows& y) : list_(new (std::nothrow) Scratch[parallel.workers]) {
-    ok_ = list_ != nullptr;
-    for (int w = 0; ok_ && w < parallel.workers; ++w) ok_ = list_[w].reserve(x, y);
-  }
-  bool ok() const { return ok_; }
-  Scratch& operator[](int worker) { return list_[worker]; }
-
- private:
-  std::unique_ptr<Scratch[]> list_;
-  bool ok_ = false;
-};
+bool reserve(PerWorker<Scratch>& workers, const Rows& x, const Rows& y) {
+  return workers.each([&](Scratch& scratch) { return scratch.reserve(x, y); });
+}
 
 double element(const void* data, DType dtype, int64_t i) {
   return with_dtype(dtype, [&](auto type) { return widened(static_cast<decltype(type)>(data)[i]); });
@@ -49,7 +38,7 @@ void write_row(const double* values, int64_t width, DType dtype, void* out, int6
   });
 }
 
-// How often each code of [0, segments) occurs; -1 is left out, anything else is an error.
+// Counts each code of [0, segments); -1 is skipped, and any other code is an error.
 Status count_codes(const int64_t* codes, int64_t count, int64_t segments, int64_t* counts, Stop stop) {
   std::fill_n(counts, segments, int64_t{0});
   bool bad = false;
@@ -64,7 +53,7 @@ Status count_codes(const int64_t* codes, int64_t count, int64_t segments, int64_
   return bad ? Status::bad_index : done ? Status::ok : Status::stopped;
 }
 
-// Positions of `codes`, grouped by code and ascending within each; code -1 is left out.
+// Positions of `codes`, grouped by code and ascending within each; code -1 is skipped.
 struct Segments {
   Buffer<int64_t> start, order;
   Status build(const int64_t* codes, int64_t count, int64_t segments, Stop stop) {
@@ -95,7 +84,7 @@ double dot(const double* a, const double* b, int64_t n) {
 }
 
 double squared_distance(const double* a, const double* b, int64_t n) {
-  double lane[4] = {};  // four chains: one would wait for itself
+  double lane[4] = {};  // four sums, because an addition waits for the one before it in its sum
   int64_t k = 0;
   for (; k + 4 <= n; k += 4)
     for (int l = 0; l < 4; ++l) lane[l] += (a[k + l] - b[k + l]) * (a[k + l] - b[k + l]);
@@ -103,7 +92,7 @@ double squared_distance(const double* a, const double* b, int64_t n) {
   return (lane[0] + lane[1]) + (lane[2] + lane[3]);
 }
 
-// A few rows per task: enough to be worth taking, few enough to balance.
+// Calls f(worker, row) for every row. A task has a few rows: enough to outweigh its overhead, few enough to balance.
 template <class F>
 [[nodiscard]] Status for_each_row(const Parallel& parallel, int64_t rows, int64_t width, F&& f) {
   const int64_t batch = std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1));
@@ -116,12 +105,12 @@ template <class F>
 
 Status lookup(const LookupProblem& p, const Parallel& parallel) {
   const int64_t d = p.bank.width, size = static_cast<int64_t>(size_of(p.bank.dtype));
-  Crew crew(parallel, p.bank, p.bank);
-  if (!crew.ok()) return Status::out_of_memory;
+  PerWorker<Scratch> workers(parallel.workers);
+  if (!reserve(workers, p.bank, p.bank)) return Status::out_of_memory;
   std::atomic<bool> bad{false};
   const int64_t stretch = stretch_of(d);
   const Status done = for_each_row(parallel, p.count, d * p.k, [&](int worker, int64_t r) {
-    Scratch& s = crew[worker];
+    Scratch& s = workers[worker];
     const int64_t* codes = p.codes + r * p.k;
     for (int64_t t = 0; t < p.k; ++t)
       if (codes[t] < -1 || codes[t] >= p.bank.count) {
@@ -156,13 +145,13 @@ Status lookup(const LookupProblem& p, const Parallel& parallel) {
 
 Status lookup_dot(const LookupDotProblem& p, const Parallel& parallel) {
   const int64_t d = p.x.width;
-  Crew crew(parallel, p.x, p.bank);
-  if (!crew.ok()) return Status::out_of_memory;
+  PerWorker<Scratch> workers(parallel.workers);
+  if (!reserve(workers, p.x, p.bank)) return Status::out_of_memory;
   std::atomic<bool> bad{false};
   const Status done = for_each_row(parallel, p.x.count, d * p.k, [&](int worker, int64_t r) {
-    Scratch& s = crew[worker];
+    Scratch& s = workers[worker];
     kernels().widen(s.first.row(r), p.x.dtype, d, s.a.get());
-    for (int64_t t = 0; t < p.k && !parallel.stop.asked(); ++t) {
+    for (int64_t t = 0; t < p.k && !parallel.stop.requested(); ++t) {
       const int64_t code = p.codes[r * p.k + t];
       if (code < -1 || code >= p.bank.count) {
         bad = true;
@@ -179,8 +168,9 @@ Status lookup_dot(const LookupDotProblem& p, const Parallel& parallel) {
   return bad ? Status::bad_index : done;
 }
 
-// Rows in the order they lie in, for a slice of the columns at a time: memory is read as a stream and the sums stay in
-// L2. Every sum has the same terms in the same order as below, so nobody can tell the two apart.
+// Adds the rows in memory order, for a slice of the columns at a time, so that memory is read as a stream and the sums
+// stay in L2. Every sum has the same terms in the same order as in segment_sum() below, so the results are the same
+// bits.
 struct StreamedSum {
   static constexpr int64_t kBytes = 1 << 20, kLeast = 16;
 
@@ -194,10 +184,10 @@ struct StreamedSum {
   static Status run(const SegmentSumProblem& p, int64_t columns, const Parallel& parallel) {
     const int64_t d = p.source.width;
     Buffer<int64_t> counts;
-    std::unique_ptr<Buffer<double>[]> sums(new (std::nothrow) Buffer<double>[parallel.workers]);
-    if (!sums || !counts.reserve(p.segments)) return Status::out_of_memory;
-    for (int w = 0; w < parallel.workers; ++w)
-      if (!sums[w].reserve(p.segments * columns)) return Status::out_of_memory;
+    PerWorker<Buffer<double>> sums(parallel.workers);
+    if (!sums.each([&](Buffer<double>& sum) { return sum.reserve(p.segments * columns); }) ||
+        !counts.reserve(p.segments))
+      return Status::out_of_memory;
     const Status counted = count_codes(p.codes, p.count, p.segments, counts.get(), parallel.stop);
     if (counted != Status::ok) return counted;
     const Status summed = for_each_task(parallel, ceil_div(d, columns), [&](int worker, int64_t task) {
@@ -231,14 +221,14 @@ Status segment_sum(const SegmentSumProblem& p, const Parallel& parallel) {
   const int64_t d = p.source.width;
   if (const int64_t columns = StreamedSum::columns(p, parallel.workers); columns > 0 && d > 0)
     return StreamedSum::run(p, columns, parallel);
-  Crew crew(parallel, p.source, p.source);
+  PerWorker<Scratch> workers(parallel.workers);
   Segments segments;
-  if (!crew.ok()) return Status::out_of_memory;
+  if (!reserve(workers, p.source, p.source)) return Status::out_of_memory;
   const Status built = segments.build(p.codes, p.count, p.segments, parallel.stop);
   if (built != Status::ok) return built;
   const int64_t stretch = stretch_of(d), members = 1 + p.count / std::max<int64_t>(p.segments, 1);
   return for_each_row(parallel, p.segments, d * members, [&](int worker, int64_t c) {
-    Scratch& s = crew[worker];
+    Scratch& s = workers[worker];
     std::fill_n(s.sum.get(), d, 0.0);
     in_stretches(parallel.stop, segments.begin(c), segments.end(c), stretch, [&](int64_t from, int64_t to) {
       for (int64_t o = from; o < to; ++o) {
@@ -256,12 +246,13 @@ Status segment_sum(const SegmentSumProblem& p, const Parallel& parallel) {
 Status quantize_loss(QuantizeLossProblem& p, const Parallel& parallel) {
   constexpr int64_t block = 256;  // fixed, so that the sum does not depend on the thread count
   const int64_t d = p.x.width, blocks = ceil_div(p.x.count, block);
-  Crew crew(parallel, p.x, p.quantized);
+  PerWorker<Scratch> workers(parallel.workers);
   Buffer<double> partial;
   Buffer<int64_t> valid;
-  if (!crew.ok() || !partial.reserve(blocks) || !valid.reserve(blocks)) return Status::out_of_memory;
+  if (!reserve(workers, p.x, p.quantized) || !partial.reserve(blocks) || !valid.reserve(blocks))
+    return Status::out_of_memory;
   const Status done = for_each_task(parallel, blocks, [&](int worker, int64_t task) {
-    Scratch& s = crew[worker];
+    Scratch& s = workers[worker];
     double squares = 0.0;
     int64_t rows = 0;
     for (int64_t r = task * block; r < std::min(p.x.count, (task + 1) * block); ++r) {
@@ -290,7 +281,7 @@ Status quantize_loss(QuantizeLossProblem& p, const Parallel& parallel) {
 
 namespace {
 
-// d value / d x = along * slope_of(term, x, b) - own_query * x, and b's side alike. Distances have no own part.
+// d value / d x = along * slope_of(term, x, b) - own_query * x, and likewise for b. Distances have no own part.
 struct PairFactors {
   double along, own_query, own_bank;
 };
@@ -309,7 +300,7 @@ PairFactors pair_factors(Metric metric, double grad, const double* x, const doub
   if (!m.unit_rows) return {m.term == Term::square ? 2.0 * grad : grad, 0.0, 0.0};
   const double nx = std::sqrt(dot(x, x, d)), nb = std::sqrt(dot(b, b, d)), fx = floored(nx), fb = floored(nb);
   const double score = dot(x, b, d) / (fx * fb);
-  // A norm under the floor counts as that constant, so it has no gradient of its own.
+  // A norm below the floor counts as a constant, which has no gradient.
   return {grad / (fx * fb), nx < kNormFloor ? 0.0 : grad * score / (nx * nx),
           nb < kNormFloor ? 0.0 : grad * score / (nb * nb)};
 }
@@ -318,19 +309,19 @@ PairFactors pair_factors(Metric metric, double grad, const double* x, const doub
 
 Status pair_gradients(const PairProblem& p, const Parallel& parallel) {
   const int64_t d = p.queries.width, n = p.queries.count, pairs = n * p.k;
-  Crew crew(parallel, p.queries, p.bank);
+  PerWorker<Scratch> workers(parallel.workers);
   Segments segments;
   Buffer<PairFactors> factors;
-  if (!crew.ok() || !factors.reserve(pairs)) return Status::out_of_memory;
+  if (!reserve(workers, p.queries, p.bank) || !factors.reserve(pairs)) return Status::out_of_memory;
   const Status built = segments.build(p.indices, pairs, p.bank.count, parallel.stop);
   if (built != Status::ok) return built;
   const Term term = record(p.metric).term;
 
   const Status paired = for_each_row(parallel, n, d * p.k, [&](int worker, int64_t q) {
-    Scratch& s = crew[worker];
+    Scratch& s = workers[worker];
     std::fill_n(s.sum.get(), d, 0.0);
     kernels().widen(s.first.row(q), p.queries.dtype, d, s.a.get());
-    for (int64_t t = 0; t < p.k && !parallel.stop.asked(); ++t) {
+    for (int64_t t = 0; t < p.k && !parallel.stop.requested(); ++t) {
       const int64_t i = q * p.k + t;
       if (p.indices[i] < 0) continue;
       kernels().widen(s.second.row(p.indices[i]), p.bank.dtype, d, s.b.get());
@@ -344,7 +335,7 @@ Status pair_gradients(const PairProblem& p, const Parallel& parallel) {
 
   const int64_t stretch = stretch_of(d);
   return for_each_row(parallel, p.bank.count, d, [&](int worker, int64_t j) {
-    Scratch& s = crew[worker];
+    Scratch& s = workers[worker];
     std::fill_n(s.sum.get(), d, 0.0);
     if (segments.begin(j) < segments.end(j)) kernels().widen(s.second.row(j), p.bank.dtype, d, s.b.get());
     in_stretches(parallel.stop, segments.begin(j), segments.end(j), stretch, [&](int64_t from, int64_t to) {

@@ -1,5 +1,5 @@
-// The one mainloop: a register tile of query rows x bank panels, over the whole width. No intrinsics here.
-// Included once per instruction set, into that unit's anonymous namespace, after its vocabulary.
+// The one mainloop: a register tile of query rows x bank panels, over the whole width. It has no intrinsics. The unit
+// of each instruction set includes this file once, after its vocabulary, into its anonymous namespace.
 #pragma once
 
 #include "../core/pack.h"
@@ -30,9 +30,9 @@ VB_INLINE void unroll(F&& f) {
   unroll_each(typename MakeIndices<N>::type{}, f);
 }
 
-// Panels come from far away, and the hardware loses track where they end: while one is multiplied, the next is fetched
-// into L2, its bytes spread evenly over all the steps of all the tiles that the one takes part in.
-struct Ahead {
+// Fetches the next panels into L2 while the current ones are multiplied, because hardware prefetching stops where a
+// panel ends. The bytes are spread evenly over all steps of all tiles of the current panels.
+struct Prefetcher {
   const char* at = nullptr;
   int64_t step = 0;
   VB_INLINE void fetch() {
@@ -47,17 +47,18 @@ struct Tile {
   static constexpr int vectors = PanelCount * per_panel;
   typename V::Reg acc[Height][vectors];
 
-  // As multiply(), but in runs of kRun lines whose sums are then added up: rounding errors grow with the run and the
-  // number of runs instead of with the width. What a dense product owes its reader; a screen has its bound instead.
+  // As multiply(), but in runs of kRun lines whose sums are then added up, so that rounding errors grow with the run
+  // and the number of runs instead of with the width. A dense product needs this accuracy; a screen has its bound
+  // instead.
   static constexpr int64_t kRun = 32;
   VB_INLINE void multiply_in_runs(const typename V::T* query, const typename V::T* const (&panels)[PanelCount],
-                                  int64_t start_line, int64_t first, int64_t steps, Ahead& ahead) {
-    if (steps <= kRun) return multiply(query, panels, start_line, first, steps, ahead);
+                                  int64_t start_line, int64_t first, int64_t steps, Prefetcher& prefetcher) {
+    if (steps <= kRun) return multiply(query, panels, start_line, first, steps, prefetcher);
     alignas(64) typename V::T total[Height * vectors * V::width];
-    multiply(query, panels, start_line, first, kRun, ahead);
+    multiply(query, panels, start_line, first, kRun, prefetcher);
     for (int64_t at = kRun; at < steps; at += kRun) {
       spill(total);
-      multiply(query + at * Height, panels, -1, first + at, at + kRun < steps ? kRun : steps - at, ahead);
+      multiply(query + at * Height, panels, -1, first + at, at + kRun < steps ? kRun : steps - at, prefetcher);
       unroll<Height>([&](auto r) __attribute__((always_inline)) {
         unroll<vectors>([&](auto v) __attribute__((always_inline)) {
           auto& a = acc[r.value][v.value];
@@ -69,7 +70,7 @@ struct Tile {
 
   // acc[r][v] = start line (-1: zero) + sum over `steps` lines of query[r] * bank[v], the lines following `first`.
   VB_INLINE void multiply(const typename V::T* query, const typename V::T* const (&panels)[PanelCount],
-                          int64_t start_line, int64_t first, int64_t steps, Ahead& ahead) {
+                          int64_t start_line, int64_t first, int64_t steps, Prefetcher& prefetcher) {
     unroll<vectors>([&](auto v) __attribute__((always_inline)) {
       const auto start =
           start_line < 0
@@ -82,10 +83,10 @@ struct Tile {
     for (int p = 0; p < PanelCount; ++p) line[p] = panels[p] + first * kPanel;
     for (int64_t step = 0; step < steps; ++step) {
       typename V::Reg bank[vectors];
-      if constexpr (Height == 1)  // bound by memory: every line of every panel, at every step
+      if constexpr (Height == 1)  // limited by memory: every line of every panel, at every step
         for (int p = 0; p < PanelCount; ++p) __builtin_prefetch(line[p] + further, 0, 2);
       else
-        ahead.fetch();
+        prefetcher.fetch();
       unroll<vectors>([&](auto v) __attribute__((always_inline)) {
         bank[v.value] = V::load(line[v.value / per_panel] + (v.value % per_panel) * V::width);
       });
@@ -109,33 +110,34 @@ struct Tile {
   }
 };
 
-// Walk all tiles: a few panels stay in L1 while every group of query rows passes over them.
+// Walks all tiles. A few panels stay in L1 while every group of query rows is multiplied with them.
 template <class V, int Height, int PanelCount, bool InRuns, class Epilogue>
 VB_INLINE void for_each_tile(const TileArgs<typename V::T>& t, int64_t start_line, int64_t first, int64_t steps,
                              Epilogue&& epilogue) {
   const int64_t panel_count = (t.columns + kPanel - 1) / kPanel;
   const int64_t groups = (t.rows + Height - 1) / Height;
-  Ahead ahead;
+  Prefetcher prefetcher;
   if (t.prefetch_range != nullptr)
-    ahead = {static_cast<const char*>(t.prefetch_range), t.prefetch_bytes / (panel_count * groups * steps + 1) + 1};
+    prefetcher = {static_cast<const char*>(t.prefetch_range),
+                  t.prefetch_bytes / (panel_count * groups * steps + 1) + 1};
   for (int64_t p = 0; p < panel_count; p += PanelCount) {
     const typename V::T* panels[PanelCount];
-    for (int i = 0; i < PanelCount; ++i)  // past the end: the last panel again, its results ignored
+    for (int i = 0; i < PanelCount; ++i)  // past the end, the last panel again, whose results are ignored
       panels[i] = t.panels + (p + i < panel_count ? p + i : panel_count - 1) * t.panel_stride;
     const int valid = static_cast<int>(panel_count - p < PanelCount ? panel_count - p : PanelCount);
     const typename V::T* after = p + PanelCount < panel_count ? t.panels + (p + PanelCount) * t.panel_stride : t.next;
     if (t.prefetch_range == nullptr && after != nullptr) {
       const int64_t bytes = PanelCount * t.panel_stride * static_cast<int64_t>(sizeof(*after));
-      ahead = {reinterpret_cast<const char*>(after), bytes / (groups * steps + 1) + 1};
+      prefetcher = {reinterpret_cast<const char*>(after), bytes / (groups * steps + 1) + 1};
     } else if (t.prefetch_range == nullptr) {
-      ahead = {reinterpret_cast<const char*>(panels[0]), 0};
+      prefetcher = {reinterpret_cast<const char*>(panels[0]), 0};
     }
     for (int64_t g = 0; g < groups; ++g) {
       Tile<V, Height, PanelCount> tile;
       if constexpr (InRuns)
-        tile.multiply_in_runs(t.queries + g * t.query_stride, panels, start_line, first, steps, ahead);
+        tile.multiply_in_runs(t.queries + g * t.query_stride, panels, start_line, first, steps, prefetcher);
       else
-        tile.multiply(t.queries + g * t.query_stride, panels, start_line, first, steps, ahead);
+        tile.multiply(t.queries + g * t.query_stride, panels, start_line, first, steps, prefetcher);
       epilogue(tile, g * Height, p, valid);
     }
   }

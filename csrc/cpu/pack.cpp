@@ -1,9 +1,8 @@
-// Preparing a bank: panels, norms, kinds and bounds in one pass, in a frame chosen from a sample (frame.cpp).
+// Packs a bank: panels, norms, kinds and bounds in one pass, in a frame chosen from a sample (frame.cpp).
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <new>
 
 #include "../core/bounds.h"
 #include "api.h"
@@ -23,18 +22,18 @@ void interleave(const void* const* rows, int count, DType dtype, int64_t width, 
 
 // What a worker found in the rows that it packed.
 struct Tally {
-  int64_t special = 0, odd = 0, far = 0, negligible = 0;
+  int64_t fallbacks = 0, exceptional = 0, far = 0, negligible = 0;
   double size = 0.0;                  // the largest coordinate of a negligible row
-  double most = 0.0, least = kNoRow;  // the largest packed norm, and the smallest, from the origin, but 0
+  double most = 0.0, least = kNoRow;  // the largest packed norm; the smallest from the origin but 0
   static constexpr double kNoRow = std::numeric_limits<double>::infinity();
   void count(RowKind kind) {
-    special += kind == RowKind::special;
+    fallbacks += kind == RowKind::fallback;
     far += kind == RowKind::far;
     negligible += kind == RowKind::negligible;
-    odd += kind != RowKind::ordinary;
+    exceptional += kind != RowKind::ordinary;
   }
   void add(const Tally& t) {
-    special += t.special, odd += t.odd, far += t.far, negligible += t.negligible;
+    fallbacks += t.fallbacks, exceptional += t.exceptional, far += t.far, negligible += t.negligible;
     size = std::max(size, t.size), most = std::max(most, t.most), least = std::min(least, t.least);
   }
 };
@@ -44,7 +43,10 @@ struct PanelScratch {
   NormScratch norms;
   Tally tally;
   Stop stop{};
-  bool reserve(const Rows& bank) { return reader.reserve(bank, kPanel) && norms.reserve(bank); }
+  bool reserve(const Rows& bank, Stop flag) {
+    stop = flag;
+    return reader.reserve(bank, kPanel) && norms.reserve(bank);
+  }
 };
 
 // A pack that is being written.
@@ -55,7 +57,7 @@ struct Packing {
   double* norms = nullptr;
   RowKind* kinds = nullptr;
   T* panels = nullptr;
-  double negligible_below = 0.0;  // packed norm, for distances; zero rows always are
+  double negligible_below = 0.0;  // packed norm, for distances; a zero row is always negligible
 
   Packing(const Rows& rows, PackHeader& header) : bank(rows), h(header) {
     char* base = reinterpret_cast<char*>(&h);
@@ -72,15 +74,16 @@ struct Packing {
     if (facts.packed < std::numeric_limits<double>::infinity()) tally.most = std::max(tally.most, facts.packed);
     if (facts.whole > 0.0) tally.least = std::min(tally.least, facts.whole);
     if (m.shares_frame && !(facts.packed * (1.0 - 0x1p-19) <= kFarNorm)) return RowKind::far;
-    if (!facts.fits) return RowKind::special;
+    if (!facts.fits) return RowKind::fallback;
     if (h.biased || (facts.whole > 0.0 && !(facts.whole < negligible_below))) return RowKind::ordinary;
     const double size = scratch.norms.largest(bank, j);
-    if (!m.shares_frame && size > 0.0) return RowKind::ordinary;  // its norm was too small for float64
+    if (!m.shares_frame && size > 0.0) return RowKind::ordinary;  // the squares of its coordinates underflow
     tally.size = std::max(tally.size, size);
     return RowKind::negligible;
   }
 
-  // Panel p. `fresh`: kinds are to be found; else negligible rows stay so, and no others become it.
+  // Writes panel p. `fresh`: every row's kind is determined; else negligible rows stay negligible, and no other row
+  // becomes negligible.
   void write(int64_t p, PanelScratch& scratch, bool fresh) {
     const Metric metric = static_cast<Metric>(h.metric);
     const MetricRecord m = record(metric);
@@ -97,7 +100,7 @@ struct Packing {
     Affine maps[kPanel];
     bool blank[kPanel] = {}, any_blank = false;
     for (int c = 0; c < count; ++c) {
-      if (scratch.stop.asked()) return;
+      if (scratch.stop.requested()) return;
       const int64_t j = p * kPanel + c;
       rows[c] = scratch.reader.row(j, c);
       maps[c] = {centre, 1.0, post};
@@ -119,15 +122,16 @@ struct Packing {
         kind = kinds[j] == RowKind::negligible ? RowKind::negligible : RowKind::ordinary;
       kinds[j] = kind;
       scratch.tally.count(kind);
-      blank[c] = kind == RowKind::special || kind == RowKind::never || kind == RowKind::far;
+      blank[c] = kind == RowKind::fallback || kind == RowKind::never || kind == RowKind::far;
       any_blank = any_blank || blank[c];
       if (blank[c]) {
-        upper[c] = kind == RowKind::special ? inf : -inf;
+        upper[c] = kind == RowKind::fallback ? inf : -inf;
         continue;
       }
       double r = bank_bound(metric, d, f.packed, f.whole), beta = start_bound(d, 2.0 * std::fabs(f.start));
       if (kind == RowKind::negligible && m.shares_frame) {
-        // The first stands for all: they are no farther than this from it, so none of their scores is above its bound.
+        // The first negligible row stands for all: the others are at most this far from it, so none of their scores
+        // exceeds its bound.
         const double apart = 2.0 * h.negligible_size * std::sqrt(static_cast<double>(d)) * post * kNormRoom;
         r += apart;
         beta += apart * (f.packed + apart);
@@ -143,28 +147,28 @@ struct Packing {
           if (blank[c]) coordinates[k * kPanel + c] = 0;
   }
 
-  // All panels; what was found of the rows goes into the header.
-  Status write_all(PanelScratch* scratch, const Parallel& parallel, Tally& all) {
+  // Writes all panels, and into the header what was found about the rows.
+  Status write_all(PerWorker<PanelScratch>& workers, const Parallel& parallel, Tally& all) {
     const int64_t count = ceil_div(bank.count, kPanel);
-    const int64_t batch = std::max<int64_t>(1, (1 << 16) / ((bank.width + 3) * kPanel));  // a task worth handing out
+    const int64_t batch = std::max<int64_t>(1, (1 << 16) / ((bank.width + 3) * kPanel));  // enough work for a task
     h.first_negligible = -1;
     const Status done = for_each_task(parallel, ceil_div(count, batch), [&](int worker, int64_t task) {
-      for (int64_t p = task * batch; p < std::min(count, (task + 1) * batch); ++p) write(p, scratch[worker], true);
+      for (int64_t p = task * batch; p < std::min(count, (task + 1) * batch); ++p) write(p, workers[worker], true);
     });
     if (done != Status::ok) return done;
     all = {};
-    for (int w = 0; w < parallel.workers; ++w) {
-      all.add(scratch[w].tally);
-      scratch[w].tally = {};
+    for (PanelScratch& scratch : workers) {
+      all.add(scratch.tally);
+      scratch.tally = {};
     }
-    h.special = all.special, h.odd = all.odd, h.far = all.far, h.negligible = all.negligible;
+    h.fallbacks = all.fallbacks, h.exceptional = all.exceptional, h.far = all.far, h.negligible = all.negligible;
     h.negligible_size = all.size;
-    show_first(0, scratch[0]);
-    return parallel.stop.asked() ? Status::stopped : Status::ok;
+    screen_first_negligible(0, workers[0]);
+    return parallel.stop.requested() ? Status::stopped : Status::ok;
   }
 
   // The first negligible row from `from` on is screened for all of them.
-  void show_first(int64_t from, PanelScratch& scratch) {
+  void screen_first_negligible(int64_t from, PanelScratch& scratch) {
     h.first_negligible = h.negligible == 0 ? -1 : next_negligible(&h, from);
     if (h.first_negligible >= 0) write(h.first_negligible / kPanel, scratch, false);
     scratch.tally = {};
@@ -178,7 +182,7 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   KeepSubnormals keep;
   const PackHeader planned = pack_layout(bank.count, bank.width, metric, bank.dtype, sizeof(T), bias != nullptr);
   char* base = static_cast<char*>(out);
-  std::memset(base, 0, static_cast<size_t>(planned.panels_at));  // gaps too: equal banks have equal packs
+  std::memset(base, 0, static_cast<size_t>(planned.panels_at));  // gaps too, so that equal banks have equal packs
   PackHeader& h = *static_cast<PackHeader*>(out);
   h = planned;
   if (refined_only(metric)) return Status::ok;
@@ -186,28 +190,25 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   const Status framed = choose_frame(bank, metric, centre, &h.exponent, &h.centred, parallel.stop);
   if (framed != Status::ok) return framed;
 
-  std::unique_ptr<PanelScratch[]> scratch(new (std::nothrow) PanelScratch[parallel.workers]);
-  if (!scratch) return Status::out_of_memory;
-  for (int w = 0; w < parallel.workers; ++w) {
-    if (!scratch[w].reserve(bank)) return Status::out_of_memory;
-    scratch[w].stop = parallel.stop;
-  }
+  PerWorker<PanelScratch> workers(parallel.workers);
+  if (!workers.each([&](PanelScratch& scratch) { return scratch.reserve(bank, parallel.stop); }))
+    return Status::out_of_memory;
   Packing<T> packing(bank, h);
   if (bias != nullptr) std::copy_n(bias, bank.count, packing.norms);
   Tally found;
-  const Status written = packing.write_all(scratch.get(), parallel, found);
+  const Status written = packing.write_all(workers, parallel, found);
   if (written != Status::ok) return written;
   const bool far_apart = record(metric).shares_frame && found.least < std::ldexp(found.most, -kNegligible);
   if (record(metric).unit_rows || (found.most <= kMaxBankNorm && !far_apart)) return Status::ok;
 
-  // The sample spoke for some of the rows alone.
+  // The sample was not representative of all rows.
   const int32_t before = h.exponent;
   const Status revised =
       revise_exponent(bank, metric, h.centred ? centre : nullptr, parallel, &h.exponent, &packing.negligible_below);
   if (revised != Status::ok) return revised;
   const double least = std::ldexp(found.least, h.exponent - before);
   if (h.exponent == before && !(least < packing.negligible_below)) return Status::ok;
-  return packing.write_all(scratch.get(), parallel, found);
+  return packing.write_all(workers, parallel, found);
 }
 template Status pack_as<float>(const Rows&, Metric, void*, const Parallel&, const double*);
 template Status pack_as<double>(const Rows&, Metric, void*, const Parallel&, const double*);
@@ -215,19 +216,18 @@ template Status pack_as<double>(const Rows&, Metric, void*, const Parallel&, con
 Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int64_t count, const Parallel& threads,
                    bool* fit) {
   KeepSubnormals keep;
-  const Parallel alone, &parallel = count * bank.width < (1 << 14) ? alone : threads;  // not worth waking them for
+  const Parallel alone, &parallel = count * bank.width < (1 << 14) ? alone : threads;  // too little work to share
   PackHeader& h = *pack;
   *fit = true;
   if (refined_only(static_cast<Metric>(h.metric))) return Status::ok;
   h.rewritten += count;
-  *fit = h.rewritten <= h.rows;  // else the frame was chosen for other rows
+  *fit = h.rewritten <= h.rows;  // else the frame was chosen for other rows than these
   if (!*fit) return Status::ok;
   Packing<float> packing(bank, h);
   Buffer<int64_t> touched;
-  std::unique_ptr<PanelScratch[]> scratch(new (std::nothrow) PanelScratch[parallel.workers]);
-  if (!scratch || !touched.reserve(count)) return Status::out_of_memory;
-  for (int w = 0; w < parallel.workers; ++w)
-    if (!scratch[w].reserve(bank)) return Status::out_of_memory;
+  PerWorker<PanelScratch> workers(parallel.workers);
+  if (!workers.each([&](PanelScratch& scratch) { return scratch.reserve(bank, {}); }) || !touched.reserve(count))
+    return Status::out_of_memory;
   int64_t* panels = touched.get();
   for (int64_t i = 0; i < count; ++i) panels[i] = rows[i] / kPanel;
   std::sort(panels, panels + count);
@@ -243,14 +243,14 @@ Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int6
     packing.kinds[rows[i]] = RowKind::ordinary;
   }
   const Status written =
-      for_each_task(parallel, tasks, [&](int worker, int64_t i) { packing.write(panels[i], scratch[worker], false); });
+      for_each_task(parallel, tasks, [&](int worker, int64_t i) { packing.write(panels[i], workers[worker], false); });
   if (written != Status::ok) return written;
-  for (int w = 0; w < parallel.workers; ++w) after.add(scratch[w].tally);
-  h.special += after.special - before.special, h.far += after.far - before.far;
-  h.negligible += after.negligible - before.negligible, h.odd += after.odd - before.odd;
-  if (first_gone) packing.show_first(h.first_negligible, scratch[0]);
-  *fit = h.special <= std::max(h.special + before.special - after.special, h.rows / 256);
-  return parallel.stop.asked() ? Status::stopped : Status::ok;
+  for (const PanelScratch& scratch : workers) after.add(scratch.tally);
+  h.fallbacks += after.fallbacks - before.fallbacks, h.far += after.far - before.far;
+  h.negligible += after.negligible - before.negligible, h.exceptional += after.exceptional - before.exceptional;
+  if (first_gone) packing.screen_first_negligible(h.first_negligible, workers[0]);
+  *fit = h.fallbacks <= std::max(h.fallbacks + before.fallbacks - after.fallbacks, h.rows / 256);
+  return parallel.stop.requested() ? Status::stopped : Status::ok;
 }
 
 Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias) {

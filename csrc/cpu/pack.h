@@ -1,4 +1,4 @@
-// Packs of either precision. float32 panels screen; float64 panels exist only while a float64 product runs.
+// Packs of either precision. Screens use float32 panels; float64 panels exist only while a float64 product runs.
 #pragma once
 
 #include "../core/pack.h"

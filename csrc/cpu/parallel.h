@@ -15,12 +15,12 @@
 
 namespace vecbank::cpu {
 
-// A flag that the caller raises, from any thread, to have a long call given up. Kernels look at it often enough to
-// return within a tenth of a second or so, and never write it. What a stopped call has written is worth nothing.
+// A flag that the caller raises, from any thread, to stop a long call. Kernels check the flag often enough to return
+// within about a tenth of a second, and never write it. The outputs of a stopped call are not valid.
 struct Stop {
-  const std::atomic<bool>* flag = nullptr;  // null: nobody can stop this call
+  const std::atomic<bool>* flag = nullptr;  // null: the call cannot be stopped
 
-  bool asked() const { return flag != nullptr && flag->load(std::memory_order_relaxed); }
+  bool requested() const { return flag != nullptr && flag->load(std::memory_order_relaxed); }
 };
 
 // Threads belong to the caller: `run` calls body(arg, w) for every w in [0, workers), in any order, and returns
@@ -32,7 +32,7 @@ struct Parallel {
   Stop stop;
 };
 
-// Subnormals count (an exact answer may hang on one), so flush-to-zero is off while a kernel runs and as it was after.
+// An exact answer may depend on a subnormal, so flush-to-zero is off while a kernel runs, and restored afterwards.
 class KeepSubnormals {
 #if defined(__x86_64__)
  public:
@@ -54,8 +54,8 @@ class KeepSubnormals {
 #endif
 };
 
-// Runs f(worker, task) for every task; workers take the next task when they are free. `stopped`: the caller's flag was
-// raised, and some tasks may not have run, or not to their end.
+// Runs f(worker, task) for every task; a worker that is free takes the next task. Status::stopped: the caller's flag
+// was raised, and some tasks may not have run, or not to completion.
 template <class F>
 [[nodiscard]] Status for_each_task(const Parallel& parallel, int64_t tasks, F&& f) {
   struct Shared {
@@ -70,30 +70,31 @@ template <class F>
   const auto body = [](void* arg, int worker) {
     Shared& s = *static_cast<Shared*>(arg);
     KeepSubnormals keep;
-    for (int64_t t = s.next.fetch_add(1); t < s.tasks && !s.stop.asked(); t = s.next.fetch_add(1)) (*s.f)(worker, t);
+    for (int64_t t = s.next.fetch_add(1); t < s.tasks && !s.stop.requested(); t = s.next.fetch_add(1))
+      (*s.f)(worker, t);
   };
   const int64_t workers = tasks < parallel.workers ? tasks : parallel.workers;
   if (workers <= 1 || parallel.run == nullptr)
     body(&shared, 0);
   else
     parallel.run(parallel.context, static_cast<int>(workers), body, &shared);
-  return parallel.stop.asked() ? Status::stopped : Status::ok;
+  return parallel.stop.requested() ? Status::stopped : Status::ok;
 }
 
-// How many items, of `width` elements each, are worked on between two looks at the flag: some milliseconds' worth.
+// The number of items, of `width` elements each, between two checks of the flag: a few milliseconds of work.
 inline int64_t stretch_of(int64_t width) { return std::max<int64_t>(1, (1 << 22) / std::max<int64_t>(width, 1)); }
 
-// f(from, to) for stretches of [begin, end). False: stopped on the way.
+// Calls f(from, to) for stretches of [begin, end). False: the flag was raised before the end.
 template <class F>
 bool in_stretches(Stop stop, int64_t begin, int64_t end, int64_t stretch, F&& f) {
   for (; begin < end; begin += stretch) {
-    if (stop.asked()) return false;
+    if (stop.requested()) return false;
     f(begin, std::min(end, begin + stretch));
   }
   return true;
 }
 
-// Uninitialised, 64-byte aligned, with room for one stray vector store past the end. Growing loses the contents.
+// An uninitialised array, 64-byte aligned, with room for one vector store past its end. Growing it loses the contents.
 template <class T>
 class Buffer {
  public:
@@ -121,7 +122,7 @@ class PerWorker {
  public:
   explicit PerWorker(int64_t workers) : list_(new (std::nothrow) T[static_cast<size_t>(workers)]), count_(workers) {}
 
-  // False: there is no memory for the workers, or `prepare(T&)` says so of one.
+  // False: there is no memory for the workers, or `prepare(T&)` returned false.
   template <class F>
   [[nodiscard]] bool each(F&& prepare) {
     bool good = list_ != nullptr;

@@ -1,6 +1,6 @@
-// How a call over a whole bank is cut up: a plain tensor into pieces that are packed one after another, and the work on
-// a piece into blocks of queries x parts of the bank, shared out over the workers. Search, project and whatever else
-// streams a bank cut it here.
+// How a call over a whole bank is divided: a plain tensor into pieces, which are packed one after another, and the work
+// on a piece into blocks of queries x parts of the piece, which the workers share. Every op that streams a bank uses
+// this file.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@ inline int64_t rows_of_piece(int64_t bytes, int64_t width, int64_t element) {
   return std::max<int64_t>(1, bytes / ((width + 3) * kPanel * element)) * kPanel;
 }
 
-// A packed piece of the bank; the bank itself where it came packed.
+// A packed piece of the bank, or the whole bank where the caller has packed it.
 struct Piece {
   const PackHeader& header;
   Rows bank;       // the rows of the piece
@@ -22,8 +22,8 @@ struct Piece {
   bool first, last;
 };
 
-// f(piece) for every piece of `rows` bank rows, in ascending order, packed with elements of T. One pack is in memory at
-// a time. A bank that came packed is one piece.
+// Calls f(piece) for every piece of `rows` bank rows, in ascending order, packed with elements of T. One pack is in
+// memory at a time. A bank that the caller has packed is one piece.
 template <class T, class F>
 [[nodiscard]] Status for_each_piece(const Rows& bank, const PackHeader* pack, Metric metric, const double* bias,
                                     int64_t rows, const Parallel& parallel, F&& f) {
@@ -49,7 +49,7 @@ struct Grid {
   int64_t rows_per_block = 1, blocks = 1;
   int64_t panels_per_part = 1, parts = 1;
 
-  // At most `most` queries to a block, a multiple of `group` where that is smaller.
+  // At most `most` queries to a block, or `group` where that is more.
   void set_blocks(int64_t count, int64_t most, int64_t group) {
     queries = count;
     blocks = ceil_div(count, std::max(most / group, int64_t{1}) * group);
@@ -72,7 +72,8 @@ struct GridTask {
   int64_t first, rows, from, to, part;
 };
 
-// f(worker, task) for the whole grid. Neighbouring tasks share a part, so that its panels are read from memory once.
+// Calls f(worker, task) for the whole grid. Neighbouring tasks share a part, so that its panels are read from memory
+// once.
 template <class F>
 [[nodiscard]] Status for_each_task(const Grid& grid, const Parallel& parallel, F&& f) {
   return for_each_task(parallel, grid.tasks(), [&](int worker, int64_t task) {
@@ -83,7 +84,7 @@ template <class F>
   });
 }
 
-// How many workers a call over so many products is worth waking.
+// The caller's threads, or one worker where there is too little work to share.
 inline Parallel workers_for(const Parallel& parallel, double queries, double rows, double width) {
   Parallel chosen = parallel;
   if (queries * rows * (width + 8) < 2e5) chosen.workers = 1;

@@ -1,4 +1,4 @@
-// product_quantize(): all parts of a block of rows before the next block, read in place.
+// product_quantize() codes all parts of a block of rows, which are read in place, before the next block.
 #include "search/worker.h"
 
 namespace vecbank::cpu {
@@ -12,20 +12,20 @@ struct Worker {
 };
 
 Status code_part(const ProductProblem& p, int64_t part, int64_t first, int64_t rows, Worker& worker, Stop stop) {
-  const PackedBook& book = p.books[static_cast<size_t>(part)];
+  const PackedCodebook& codebook = p.codebooks[static_cast<size_t>(part)];
   SearchProblem s;
   s.queries = p.queries;
   s.queries.data = static_cast<const char*>(p.queries.row(first)) +
-                   part * book.bank.width * p.queries.col_stride * static_cast<int64_t>(size_of(p.queries.dtype));
+                   part * codebook.bank.width * p.queries.col_stride * static_cast<int64_t>(size_of(p.queries.dtype));
   s.queries.count = rows;
-  s.queries.width = book.bank.width;
-  s.bank = book.bank;
-  s.pack = book.pack;
+  s.queries.width = codebook.bank.width;
+  s.bank = codebook.bank;
+  s.pack = codebook.pack;
   s.metric = Metric::sqeuclidean;
   s.indices = worker.codes.get();
   const Status status = search_alone(s, worker.search, stop);
   if (status != Status::ok) return status;
-  const int64_t parts = static_cast<int64_t>(p.books.size());
+  const int64_t parts = static_cast<int64_t>(p.codebooks.size());
   for (int64_t r = 0; r < rows; ++r) p.codes[(first + r) * parts + part] = worker.codes[r];
   return Status::ok;
 }
@@ -38,7 +38,7 @@ Status product_quantize(const ProductProblem& p, const Parallel& parallel) {
   std::atomic<Status> failed{Status::ok};
   const Status all = for_each_task(parallel, ceil_div(p.queries.count, kBlockRows), [&](int worker, int64_t block) {
     const int64_t first = block * kBlockRows, rows = std::min(kBlockRows, p.queries.count - first);
-    for (int64_t part = 0; part < static_cast<int64_t>(p.books.size()); ++part) {
+    for (int64_t part = 0; part < static_cast<int64_t>(p.codebooks.size()); ++part) {
       const Status status = code_part(p, part, first, rows, workers[worker], parallel.stop);
       if (status != Status::ok) failed = status;
     }

@@ -1,5 +1,5 @@
-// project(): the whole similarity matrix, written once. float64 in, float64 tiles; everything else, float32 tiles.
-// Its exact form: refined scores alone, of all pairs or of listed ones.
+// project() writes the whole similarity matrix, from float64 tiles for float64 inputs and from float32 tiles for all
+// others. Its exact form refines every score, of all pairs or of listed ones.
 #include <atomic>
 #include <limits>
 
@@ -13,9 +13,9 @@ namespace {
 
 constexpr int64_t kBlockBytes = 192 << 10;  // packed queries of a block: part of L2
 constexpr int64_t kPieceBytes = 24 << 20;   // a plain tensor is packed in pieces of this size
-constexpr int64_t kStretch = 1 << 27;       // products between two looks at the flag: at most a tenth of a second
+constexpr int64_t kStretch = 1 << 27;  // multiplications between two checks of the flag: at most a tenth of a second
 
-// Products so small that packing would cost more than they do: every score is refined, to the last bit.
+// In a smaller product packing would cost more than the multiplications, so every score is refined.
 constexpr double kSmall = 1 << 16;
 
 // What a worker needs to score pairs in float64.
@@ -23,7 +23,7 @@ struct Scorer {
   static constexpr int64_t kRows = 64;  // queries against one block of the bank, which stays in L2 meanwhile
   RowReader queries;
   Refiner refiner;
-  int64_t place[Refiner::kBlock];
+  int64_t ranks[Refiner::kBlock];
 
   bool reserve(const ProjectProblem& p, const double* norms, Stop stop) {
     if (!queries.reserve(p.queries, 1) || !refiner.reserve(p.bank, p.bank.width)) return false;
@@ -58,12 +58,12 @@ struct Scorer {
           continue;
         }
         refiner.indices()[found] = indices[t];
-        place[found++] = t;
+        ranks[found++] = t;
       }
       if (found == 0) continue;
       if (!loaded) refiner.load(0, queries.row(row), p.queries.dtype);
       loaded = true;
-      const int64_t* at = place;
+      const int64_t* at = ranks;
       refiner.for_each_key(1, refiner.indices(), 0, found,
                            [&](int, double key, int64_t) { narrow(value_of(p.metric, key), out + *at++); });
     }
@@ -111,7 +111,7 @@ class Projector {
            refiner_.reserve(p.bank, p.bank.width) && fallback_.reserve(rows);
   }
 
-  // A block of queries against a part of the piece that starts at bank row `offset`.
+  // Multiplies a block of queries with a part of the piece that starts at bank row `offset`.
   void run(const ProjectProblem& p, const PackHeader& h, int64_t offset, const GridTask& task) {
     const auto [first, count, from, to, part] = task;
     queries_.pack(p.queries, h, first, count);
@@ -148,7 +148,7 @@ class Projector {
   }
 
  private:
-  // Rows and columns that the tiles cannot carry (not finite, or out of all proportion) are scored in float64.
+  // Fallback rows and columns, which tiles cannot carry (not finite, or of extreme scale), are scored in float64.
   void rescore(const ProjectProblem& p, const PackHeader& h, int64_t offset, int64_t first, int64_t count,
                int64_t begin, int64_t end) {
     refiner_.set_frame(h);
@@ -158,12 +158,12 @@ class Projector {
                static_cast<Element<decltype(type)>*>(p.out) + (first + r) * p.out_columns + offset + j);
       });
     };
-    for (int64_t r = 0; r < count && !stop_.asked(); ++r) {
+    for (int64_t r = 0; r < count && !stop_.requested(); ++r) {
       if (!fallback_[r]) continue;
       refiner_.load(0, queries_.original(first + r), p.queries.dtype);
       refiner_.for_each_key(1, nullptr, begin, end - begin, [&](int, double key, int64_t j) { write(r, j, key); });
     }
-    if (h.odd == h.negligible) return;
+    if (h.exceptional == h.negligible) return;
     const RowKind* kinds = pack_kinds(&h);
     int64_t scored = 0;
     const auto flush = [&] {
@@ -176,7 +176,7 @@ class Projector {
       scored = 0;
     };
     for (int64_t j = begin; j < end; ++j) {
-      if (kinds[j] == RowKind::special || kinds[j] == RowKind::far) refiner_.indices()[scored++] = j;
+      if (kinds[j] == RowKind::fallback || kinds[j] == RowKind::far) refiner_.indices()[scored++] = j;
       if (scored == Refiner::kBlock) flush();
       if (kinds[j] == RowKind::never)
         for (int64_t r = 0; r < count; ++r) write(r, j, std::numeric_limits<double>::quiet_NaN());

@@ -1,4 +1,4 @@
-// A block of query rows, packed the way the panels of a bank expect them.
+// A block of query rows, packed in the layout that register tiles need.
 #pragma once
 
 #include <cmath>
@@ -53,11 +53,12 @@ class QueryBlock {
     }
   }
 
-  // The coordinate that multiplies the bank's bound line: the row's norm where a screen wants a certificate.
+  // Sets the coordinate that multiplies the bank's bound line: the row's norm, for a screen.
   void set_bound(int64_t row, float norm, int64_t width) {
     packed_[(row / group_) * stride_ + width * group_ + row % group_] = norm;
   }
-  // Not usable: float32 cannot carry this row; its coordinates are zeroed, and float64 must answer.
+  // Where the frame is not usable, float32 cannot represent the row: its coordinates are zero, and float64 must score
+  // it.
   const QueryFrame& frame(int64_t row) const { return frames_[row]; }
   double centre_dot(int64_t row) const { return centre_[row]; }
   const T* data() const { return packed_.get(); }

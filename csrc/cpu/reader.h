@@ -1,4 +1,4 @@
-// Row access for kernels that want unit stride: hands out the row itself, or a contiguous copy of it.
+// Row access for kernels that need unit stride: returns the row itself, or a contiguous copy of it.
 #pragma once
 
 #include <cstring>

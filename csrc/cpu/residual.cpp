@@ -1,11 +1,11 @@
-// residual_quantize(): all stages for a block of rows before the next block, so that the residual stays in L2.
+// residual_quantize() runs all stages for a block of rows before the next block, so that the residual stays in L2.
 #include "search/worker.h"
 
 namespace vecbank::cpu {
 namespace {
 
-// Rows of a block: whole register tiles on every instruction set, and enough blocks for any number of threads. It
-// depends on the problem alone, since the order of the sums over rows does.
+// Rows of a block: whole register tiles on every instruction set, and enough blocks for any number of threads. The size
+// depends on the problem alone, since the order of the sums over rows depends on the size.
 int64_t rows_of_block(int64_t count, int64_t width) {
   const int64_t cached = std::max(kQueryBytes / ((width + 1) * 4) / kAnyTileRows, int64_t{1}) * kAnyTileRows;
   return std::min(cached, round_up_to(std::max<int64_t>(1, ceil_div(count, 16)), kAnyTileRows));
@@ -51,8 +51,8 @@ class Worker {
   }
 
  private:
-  // Codes and rows of one stage for the rows at hand.
-  Status nearest(const ResidualProblem& whole, const PackedBook& stage, int64_t rows, Stop stop) {
+  // Codes and rows of one stage for the rows of the block.
+  Status nearest(const ResidualProblem& whole, const PackedCodebook& stage, int64_t rows, Stop stop) {
     SearchProblem p;
     p.queries = {residual_.get(), stage.bank.dtype, rows, whole.queries.width, whole.queries.width, 1};
     p.bank = stage.bank;

@@ -32,7 +32,7 @@ struct Avx2F32 {
   static VB_INLINE uint32_t not_less(Reg a, Reg b) {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLT_UQ)));
   }
-  struct Gate {  // "does any lane reach its threshold?", gathered over a tile
+  struct Gate {  // whether any lane of a tile reaches its threshold
     Reg hit = _mm256_setzero_ps();
     VB_INLINE void add(Reg a, Reg b) { hit = _mm256_or_ps(hit, _mm256_cmp_ps(a, b, _CMP_NLT_UQ)); }
     VB_INLINE bool any() const { return _mm256_movemask_ps(hit) != 0; }
@@ -47,7 +47,7 @@ struct Avx2Int16 {  // an element is two int16; a register holds eight int32 sum
   static VB_INLINE Reg load(const T* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static VB_INLINE Reg fill(T x) { return _mm256_set1_epi32(x); }
   static VB_INLINE void store(T* p, Reg a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
-  // As one piece, as a fused multiply-add is: left to itself, gcc computes all products of a step first, and spills.
+  // The asm keeps both instructions together: gcc would otherwise compute all products of a step first, and spill.
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) {
     Reg product;
     asm("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(c), "=&x"(product) : "x"(a), "x"(b));
@@ -148,7 +148,7 @@ struct Avx2 {
   using F64 = Avx2F64;
   using Int16 = Avx2Int16;
   using Lanes = Avx2Lanes;
-  // Twelve accumulators, two bank vectors and a broadcast fill the sixteen registers.
+  // Twelve accumulators, two bank vectors and a broadcast: fifteen of sixteen registers.
   static constexpr int full = 6, full_panels = 1;
   static constexpr int mid = 3, mid_panels = 2;
   static constexpr int one_panels = 4;

@@ -1,4 +1,4 @@
-// The AVX-512 vocabulary. Row conversion and transposition are the AVX2 ones: they are not where the time goes.
+// The AVX-512 vocabulary. Row conversion and transposition are those of AVX2, since they take little of the time.
 #pragma once
 
 // gcc 11-13 warn about the deliberately undefined operand inside their own AVX-512 headers (GCC bug 105593).
@@ -43,7 +43,7 @@ struct Avx512Int16 {
   static VB_INLINE Reg load(const T* p) { return _mm512_loadu_si512(p); }
   static VB_INLINE Reg fill(T x) { return _mm512_set1_epi32(x); }
   static VB_INLINE void store(T* p, Reg a) { _mm512_storeu_si512(p, a); }
-  static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) {  // as one piece, for the reason given in simd_avx2.h
+  static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) {  // asm for the reason given in simd_avx2.h
     Reg product;
     asm("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+v"(c), "=&v"(product) : "v"(a), "v"(b));
     return c;

@@ -1,4 +1,4 @@
-// The portable vocabulary: plain C++ that any compiler turns into whatever the baseline has (SSE2, NEON).
+// The portable vocabulary: plain C++ that a compiler maps to the vectors of the baseline (SSE2, NEON).
 #pragma once
 
 #include <cmath>

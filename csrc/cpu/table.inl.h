@@ -17,7 +17,7 @@ struct Shape {
   static constexpr int height = H, panels = P;
 };
 
-// f with the register tile that groups of this many query rows were packed for.
+// Calls f with the register tile that groups of this many query rows were packed for.
 template <class Isa, class F>
 void with_shape(int group, F&& f) {
   if (group == 1)
@@ -45,7 +45,7 @@ void store_f32(const StoreArgs<float>& s) {
   with_shape<Isa>(s.tile.group, [&](auto t) { store_tiles<typename Isa::F32, t.height, t.panels>(s); });
 }
 
-// The int16 screen's loops: none without a vocabulary for products of pairs.
+// The int16 screen's loops; all null where the instruction set has no vocabulary for products of pairs.
 template <class Isa, class Int16>
 constexpr int16::Kernels int16_kernels() {
   using V = typename Isa::F32;

@@ -1,5 +1,5 @@
-// What a hot loop over tiles is told: register tiles of query rows x panels of the bank, and what becomes of the
-// scores. Drivers fill these in and each instruction set's loops read them.
+// The arguments of the hot loops over tiles: register tiles of query rows x panels of the bank, and what is done with
+// the scores. Drivers fill in the arguments, and each instruction set's loops read them.
 #pragma once
 
 #include "../core/half.h"
@@ -18,8 +18,8 @@ struct TileArgs {
   int64_t panel_stride = 0;
   int64_t width = 0;
   int64_t columns = 0;                   // valid columns, counted from the first panel
-  const T* next = nullptr;               // the panel wanted after the last of these; null: nobody knows
-  const void* prefetch_range = nullptr;  // or: what to fetch while all of these are multiplied, so many bytes
+  const T* next = nullptr;               // the panel that is needed next; null: unknown
+  const void* prefetch_range = nullptr;  // or: memory to fetch while all of these are multiplied
   int64_t prefetch_bytes = 0;
 };
 
@@ -34,9 +34,8 @@ struct ScanArgs {
   void* context = nullptr;
 };
 
-// The running argmax. Per row and lane of a panel (16 columns that meet the same vector lane): the largest upper bound
-// so far, the second largest, and the panel of the largest, as a float: [rows, padded to whole groups][largest | second
-// | panel][16].
+// The running argmax. For each row and each of the 16 lanes of a panel: the largest upper bound so far, the second
+// largest, and the panel of the largest, as a float: [rows, padded to whole groups][largest | second | panel][16].
 constexpr int kArgmaxFloats = 3 * kPanel;
 
 template <class Tiles>

@@ -1,4 +1,5 @@
-// Selection. Order everywhere: larger key first, then lower index. Distances are negated into keys.
+// Selection of the best rows. The order is always larger key first, then lower index; the key of a distance is its
+// negative.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +11,7 @@
 
 namespace vecbank::cpu {
 
-// The best k of `count`, sorted, at the front; returns how many there are.
+// Sorts the best k of `count` entries to the front; returns how many these are.
 inline int64_t select_best(Scored* list, int64_t count, int64_t k) {
   if (count > k) std::nth_element(list, list + k, list + count, better);
   const int64_t kept = std::min(count, k);
@@ -54,11 +55,12 @@ struct Candidate {  // a screened row: the refined score lies in [lower, upper] 
   int32_t column;
 };
 
-// Per query row: everything whose upper bound may still reach the k-th best lower bound. `threshold` only rises.
+// For each query row, the candidates whose upper bound may still reach the k-th best lower bound. A threshold only
+// rises.
 class CandidateLists {
  public:
-  static constexpr float kNone = std::numeric_limits<float>::lowest();  // a threshold that only -inf does not reach
-  static constexpr int64_t kSorted = 64;  // up to here the k best lower bounds are kept sorted, and the threshold tight
+  static constexpr float kNone = std::numeric_limits<float>::lowest();  // a threshold that every bound but -inf reaches
+  static constexpr int64_t kSorted = 64;  // up to this k the best lower bounds are kept sorted, and the threshold tight
 
   static int64_t capacity_for(int64_t k) { return k <= kSorted ? k + 120 : 2 * k + 64; }
   static int64_t bytes_per_row(int64_t k) {
@@ -79,7 +81,7 @@ class CandidateLists {
     counts_[row] = 0;
     if (k_ <= kSorted) std::fill_n(best_.get() + row * k_, k_, -HUGE_VALF);
   }
-  // From here on the row takes no candidates: it is refined against everything.
+  // From now on the row takes no candidates: it is refined against every bank row.
   void fall_back(int64_t row) {
     thresholds_[row] = HUGE_VALF;
     counts_[row] = kFellBack;
@@ -126,7 +128,7 @@ class CandidateLists {
     const float threshold = thresholds_[row];
     n = std::remove_if(c, c + n, [threshold](const Candidate& a) { return a.upper < threshold; }) - c;
     counts_[row] = static_cast<int32_t>(n);
-    if (n > capacity_ - 4) fall_back(row);  // nothing to gain from compacting at every step
+    if (n > capacity_ - 4) fall_back(row);  // else the list would be compacted at nearly every step
   }
 
   Buffer<float> thresholds_, best_;

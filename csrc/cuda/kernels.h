@@ -44,9 +44,9 @@ struct QueryPanels {
   double* slacks = nullptr;
   float* thresholds = nullptr;
   int32_t* counts = nullptr;
-  // Only a dense product needs these: value = score * scale + term; fallback (odd) rows are scored in float64.
+  // Only a dense product needs these: value = score * scale + term; fallback rows are scored in float64.
   void *scale = nullptr, *term = nullptr;  // of T
-  unsigned char* odd = nullptr;
+  unsigned char* fallback = nullptr;
 };
 template <class T>
 Error pack_queries(const QueryPanels& args, const Device& device);
@@ -142,14 +142,14 @@ struct Refine {
   const int32_t* counts;
   const Candidate* candidates;
   int32_t capacity;
-  int32_t *left_count, *left;  // the fallback rows, which are refined against everything
+  int32_t *fallback_count, *fallback_rows;  // the fallback rows, which are refined against everything
 };
 Error refine(const Refine& args, const Device& device);
 
 struct RefineAll {
   Result result;
-  const int32_t* left_count = nullptr;  // null: every row
-  const int32_t* left = nullptr;
+  const int32_t* fallback_count = nullptr;  // null: every row
+  const int32_t* fallback_rows = nullptr;
   int64_t splits = 1, list = 512;
   Scored* partial = nullptr;  // [row][split][k]; only with splits
   int64_t* partial_counts = nullptr;

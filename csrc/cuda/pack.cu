@@ -130,7 +130,7 @@ template <class T>
 struct PanelShared {
   T turn[16 * 17];
   double norms[16], squares[16], originals[16];
-  bool special[16];
+  bool fallback[16];
 };
 
 // A block per panel.
@@ -162,12 +162,12 @@ __global__ void __launch_bounds__(kPanelThreads) write_bank_panels(const BankPan
     if (threadIdx.x < kPanel) {  // one thread per column: what is not a coordinate
       const int c = threadIdx.x;
       T start = 0, bound = 0, upper = -inf;
-      bool special = false;
+      bool fallback = false;
       if (column + c < a.bank.count) {
         const ColumnFacts f =
             facts_of_column(a, column + c, shared.squares[c], shared.originals[c], shared.norms[c], post);
-        special = !f.fits;
-        if (special) {
+        fallback = !f.fits;
+        if (fallback) {
           upper = inf;
         } else {
           bound = bank_bound(a.metric, d, f.packed, f.whole);
@@ -175,14 +175,14 @@ __global__ void __launch_bounds__(kPanelThreads) write_bank_panels(const BankPan
           upper = round_up(f.start + start_bound(d, 2.0 * fabs(f.start)));
         }
       }
-      shared.special[c] = special;
+      shared.fallback[c] = fallback;
       lines[c] = start;
       lines[(d + 1) * kPanel + c] = bound;
       lines[(d + 2) * kPanel + c] = upper;
-      if (special) atomicAdd(reinterpret_cast<unsigned long long*>(&a.header->special), 1ull);
+      if (fallback) atomicAdd(reinterpret_cast<unsigned long long*>(&a.header->fallbacks), 1ull);
     }
     __syncthreads();
-    write_lines<T>(a.bank, column + row, valid && !shared.special[row], map, lines + kPanel, shared.turn);
+    write_lines<T>(a.bank, column + row, valid && !shared.fallback[row], map, lines + kPanel, shared.turn);
     __syncthreads();
   }
 }
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryP
         const DenseFactors<T> back = dense_factors<T>(a.metric, f.frame, along_centre, shift);
         static_cast<T*>(a.scale)[q] = back.scale;
         static_cast<T*>(a.term)[q] = back.term;
-        a.odd[q] = !back.fits;
+        a.fallback[q] = !back.fits;
       }
       lines[d * kPanel + row] = static_cast<T>(rider);
     }

@@ -121,14 +121,14 @@ struct StagesPlan {
 
 // The codebooks have one width. `cascade`: each codebook quantizes the residual of the one before; otherwise each
 // quantizes columns of its own.
-inline StagesPlan plan_stages(const Rows& x, const std::vector<PackedBook>& codebooks, Metric metric, bool cascade,
+inline StagesPlan plan_stages(const Rows& x, const std::vector<PackedCodebook>& codebooks, Metric metric, bool cascade,
                               const Device& device) {
   StagesPlan plan;
   const int64_t stages = static_cast<int64_t>(codebooks.size());
   const int64_t width = codebooks.empty() ? 0 : codebooks[0].bank.width, tiles = ceil_div(x.count, kStageRows);
   int64_t longest = 0;
   plan.on_chip = !refined_only(metric);
-  for (const PackedBook& codebook : codebooks) {
+  for (const PackedCodebook& codebook : codebooks) {
     longest = std::max(longest, codebook.bank.count);
     plan.on_chip = plan.on_chip && codebook.bank.dtype == DType::f32;
   }

@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 2) store_kernel(const __grid_constan
 // lanes each. blockIdx.x walks the rows.
 template <class T>
 __global__ void __launch_bounds__(kThreads) rescore_kernel(const __grid_constant__ Store<T> a) {
-  const bool fallback_columns = a.header->special != 0;
+  const bool fallback_columns = a.header->fallbacks != 0;
   const int64_t d = a.query_rows.width;
   for (int64_t row = blockIdx.x; row < a.query_rows.count; row += gridDim.x) {
     const bool fallback = a.fallback[row] != 0;
@@ -155,7 +155,7 @@ Error project_as(const ProjectProblem& p, const Device& device) {
     q.panels = w.queries;
     q.scale = w.scale;
     q.term = w.term;
-    q.odd = w.fallback;
+    q.fallback = w.fallback;
     VB_TRY(pack_queries<T>(q, device));
     for (int64_t at = 0; at < panels; at += piece) {
       const int64_t count = std::min(piece, panels - at);

@@ -83,7 +83,7 @@ __device__ void write_ranks(const Result& r, int64_t q, const Scored* list, int6
 // A block per row. Shared memory: `capacity` entries, two counters.
 __global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Refine a) {
   Scored* list = reinterpret_cast<Scored*>(shared_memory());
-  int* kept = reinterpret_cast<int*>(list + a.capacity);  // [0] candidates kept, [1] of which have a score, [2] special
+  int* kept = reinterpret_cast<int*>(list + a.capacity);  // [0] kept, [1] of these with a score, [2] any fallback row
   const Result& r = a.result;
   for (int64_t q = blockIdx.x; q < r.queries.count; q += gridDim.x) {
     const int32_t count = a.counts[q];
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Refine a) 
     __syncthreads();
     if (count > a.capacity) {
       if (threadIdx.x == 0) {
-        a.left[atomicAdd(a.left_count, 1)] = static_cast<int32_t>(q);
+        a.fallback_rows[atomicAdd(a.fallback_count, 1)] = static_cast<int32_t>(q);
         count_work(r.state, 1, 0, 1);
       }
       __syncthreads();
@@ -142,23 +142,23 @@ __global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Refine a) 
 
 // ---- Everything ----------------------------------------------------------------------------------------------------
 
-// The best `take` of a stream of entries, in shared memory. Pushes come from any thread between two calls of settle().
+// The best `take` of a stream of entries, in shared memory. Any thread pushes between two calls of keep_best().
 struct BlockList {
   Scored* list;
   int* count;
   int size, take;
-  Scored bar;  // what an entry must precede; the same in every thread
+  Scored threshold;  // what an entry must precede; the same in every thread
 
   __device__ void clear() {
     if (threadIdx.x == 0) *count = 0;
-    bar = last_scored();
+    threshold = last_scored();
     __syncthreads();
   }
   __device__ void push(const Scored& e) {
-    if (better(e, bar)) list[atomicAdd(count, 1)] = e;
+    if (better(e, threshold)) list[atomicAdd(count, 1)] = e;
   }
   // Makes room for `room` more pushes; all threads of the block take part.
-  __device__ void settle(int room) {
+  __device__ void keep_best(int room) {
     __syncthreads();
     const int n = *count;
     __syncthreads();  // no thread pushes before all have read the count
@@ -170,7 +170,7 @@ struct BlockList {
     __syncthreads();
     sort_scored(list, size);
     const int kept = n < take ? n : take;
-    if (kept == take) bar = list[take - 1];
+    if (kept == take) threshold = list[take - 1];
     if (threadIdx.x == 0) *count = kept;
     __syncthreads();
     return kept;
@@ -180,7 +180,7 @@ struct BlockList {
 // blockIdx.x walks the rows, blockIdx.y is the part of the bank.
 __global__ void __launch_bounds__(kAllThreads) refine_all_kernel(const RefineAll a) {
   const Result& r = a.result;
-  const int64_t items = a.left_count == nullptr ? r.queries.count : *a.left_count;
+  const int64_t items = a.fallback_count == nullptr ? r.queries.count : *a.fallback_count;
   const int64_t per_split = (r.bank.count + a.splits - 1) / a.splits;
   const int64_t begin = blockIdx.y * per_split;
   const int64_t stop = begin + per_split, end = stop < r.bank.count ? stop : r.bank.count;
@@ -192,9 +192,9 @@ __global__ void __launch_bounds__(kAllThreads) refine_all_kernel(const RefineAll
   best.size = static_cast<int>(a.list);
 
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-    const int64_t q = a.left == nullptr ? item : a.left[item];
+    const int64_t q = a.fallback_rows == nullptr ? item : a.fallback_rows[item];
     const double query_norm = group_norm(r, q);
-    Scored floor = first_scored();  // with k beyond the list, each pass finds the ranks after the last one's
+    Scored previous = first_scored();  // with k beyond the list, each pass finds the ranks after the last one's
     for (int64_t done = 0; done < r.k;) {
       const int64_t wanted = r.k - done, most = a.list / 2;
       best.take = static_cast<int>(wanted < most ? wanted : most);
@@ -205,9 +205,9 @@ __global__ void __launch_bounds__(kAllThreads) refine_all_kernel(const RefineAll
           const bool valid = j < end && allowed(r, q, j);
           const double key = group_key(r, q, query_norm, j, valid);
           const Scored e{key, j};
-          if (valid && threadIdx.x % kLanes == 0 && !isnan(key) && better(floor, e)) best.push(e);
+          if (valid && threadIdx.x % kLanes == 0 && !isnan(key) && better(previous, e)) best.push(e);
         }
-        best.settle(kBatch);
+        best.keep_best(kBatch);
       }
       __syncthreads();
       const int have = *best.count;
@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(kAllThreads) refine_all_kernel(const RefineAll
       } else {
         write_ranks(r, q, best.list, found, done, found < best.take ? wanted : best.take);
       }
-      if (found > 0) floor = best.list[found - 1];
+      if (found > 0) previous = best.list[found - 1];
       done += best.take;
       const bool exhausted = found < best.take;
       __syncthreads();
@@ -228,7 +228,7 @@ __global__ void __launch_bounds__(kAllThreads) refine_all_kernel(const RefineAll
     }
     if (threadIdx.x == 0) {
       const int64_t columns = end > begin ? end - begin : 0;
-      const bool all = a.left == nullptr;
+      const bool all = a.fallback_rows == nullptr;
       count_work(r.state, all && blockIdx.y == 0 ? 1 : 0, columns, all && blockIdx.y == 0 ? 1 : 0);
     }
   }
@@ -237,19 +237,19 @@ __global__ void __launch_bounds__(kAllThreads) refine_all_kernel(const RefineAll
 // Merges the parts of each row: their entries carry the float64 key, so the split cannot be seen in the answer.
 __global__ void __launch_bounds__(kAllThreads) merge_kernel(const RefineAll a) {
   const Result& r = a.result;
-  const int64_t items = a.left_count == nullptr ? r.queries.count : *a.left_count;
+  const int64_t items = a.fallback_count == nullptr ? r.queries.count : *a.fallback_count;
   BlockList best;
   best.list = reinterpret_cast<Scored*>(shared_memory());
   best.count = reinterpret_cast<int*>(best.list + a.list);
   best.size = static_cast<int>(a.list);
   best.take = static_cast<int>(r.k);
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-    const int64_t q = a.left == nullptr ? item : a.left[item];
+    const int64_t q = a.fallback_rows == nullptr ? item : a.fallback_rows[item];
     best.clear();
     for (int64_t s = 0; s < a.splits; ++s) {
       const int64_t at = q * a.splits + s, count = a.partial_counts[at];
       for (int64_t base = 0; base < count; base += kAllThreads) {
-        best.settle(kAllThreads);
+        best.keep_best(kAllThreads);
         if (base + threadIdx.x < count) best.push(a.partial[at * r.k + base + threadIdx.x]);
       }
     }

@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads) spread_codes_kernel(const Spread a) 
     a.codes[r * a.parts + a.part] = a.found[r];
 }
 
-SearchProblem search_of(const Rows& queries, const PackedBook& codebook, Metric metric, int64_t* found) {
+SearchProblem search_of(const Rows& queries, const PackedCodebook& codebook, Metric metric, int64_t* found) {
   SearchProblem p;
   p.queries = queries;
   p.bank = codebook.bank;
@@ -126,10 +126,10 @@ SearchProblem search_of(const Rows& queries, const PackedBook& codebook, Metric 
 }
 
 // The largest workspace that a stage's search of a chunk needs.
-int64_t searches_workspace(const Rows& x, const std::vector<PackedBook>& codebooks, Metric metric, int64_t rows,
+int64_t searches_workspace(const Rows& x, const std::vector<PackedCodebook>& codebooks, Metric metric, int64_t rows,
                            const Device& device) {
   int64_t most = 0;
-  for (const PackedBook& codebook : codebooks) {
+  for (const PackedCodebook& codebook : codebooks) {
     const Rows queries = part_of(x, 0, std::min(rows, x.count), 0, codebook.bank.width);
     most = std::max(most, search_workspace(search_of(queries, codebook, metric, nullptr), device));
   }
@@ -154,7 +154,7 @@ Error by_stages(const ResidualProblem& p, const StagesPlan& plan, const StageWor
     a.fresh = first == 0;
     VB_TRY(launch(widen_rows_kernel<T>, grid_for(a.rows), kThreads, 0, device, a));
     for (a.stage = 0; a.stage < stages; ++a.stage) {
-      const PackedBook& codebook = p.stages[static_cast<size_t>(a.stage)];
+      const PackedCodebook& codebook = p.stages[static_cast<size_t>(a.stage)];
       SearchProblem s = search_of({w.residual, codebook.bank.dtype, a.rows, d, d, 1}, codebook, p.metric, w.found);
       s.gathered = w.row;
       VB_TRY(search(s, searching));
@@ -174,7 +174,7 @@ StageWork cut(const ResidualProblem& p, const StagesPlan& plan, void* base) {
 }
 
 StageWork cut(const ProductProblem& p, const StagesPlan& plan, void* base) {
-  return cut(plan, p.queries.count, static_cast<int64_t>(p.books.size()), 0, false, base);
+  return cut(plan, p.queries.count, static_cast<int64_t>(p.codebooks.size()), 0, false, base);
 }
 
 }  // namespace
@@ -204,21 +204,21 @@ Error residual_quantize(const ResidualProblem& p, void* losses, const Device& de
 }
 
 int64_t product_workspace(const ProductProblem& p, const Device& device) {
-  const StagesPlan plan = plan_stages(p.queries, p.books, Metric::sqeuclidean, false, device);
+  const StagesPlan plan = plan_stages(p.queries, p.codebooks, Metric::sqeuclidean, false, device);
   const int64_t own = cut(p, plan, nullptr).bytes;
   if (plan.on_chip) return own;
-  return own + searches_workspace(p.queries, p.books, Metric::sqeuclidean, plan.rows, device);
+  return own + searches_workspace(p.queries, p.codebooks, Metric::sqeuclidean, plan.rows, device);
 }
 
 Error product_quantize(const ProductProblem& p, const Device& device) {
-  const int64_t parts = static_cast<int64_t>(p.books.size());
+  const int64_t parts = static_cast<int64_t>(p.codebooks.size());
   if (p.queries.count == 0 || parts == 0) return nullptr;
-  const StagesPlan plan = plan_stages(p.queries, p.books, Metric::sqeuclidean, false, device);
+  const StagesPlan plan = plan_stages(p.queries, p.codebooks, Metric::sqeuclidean, false, device);
   const StageWork w = cut(p, plan, device.workspace);
-  const int64_t d = p.books[0].bank.width;
+  const int64_t d = p.codebooks[0].bank.width;
   if (product_workspace(p, device) > device.workspace_bytes) return kTooSmall;
   if (plan.on_chip) {
-    VB_TRY(describe(p.books.data(), parts, Metric::sqeuclidean, w.codebooks, device));
+    VB_TRY(describe(p.codebooks.data(), parts, Metric::sqeuclidean, w.codebooks, device));
     Stages a{};
     a.x = p.queries;
     a.codebooks = w.codebooks;
@@ -234,7 +234,8 @@ Error product_quantize(const ProductProblem& p, const Device& device) {
     const int64_t rows = std::min(plan.rows, p.queries.count - first);
     for (int64_t part = 0; part < parts; ++part) {
       const Rows queries = part_of(p.queries, first, rows, part * d, d);
-      VB_TRY(search(search_of(queries, p.books[static_cast<size_t>(part)], Metric::sqeuclidean, w.found), searching));
+      VB_TRY(
+          search(search_of(queries, p.codebooks[static_cast<size_t>(part)], Metric::sqeuclidean, w.found), searching));
       const Spread a{w.found, rows, part, parts, p.codes + first * parts};
       VB_TRY(launch(spread_codes_kernel, grid_for(ceil_div(rows, kThreads)), kThreads, 0, device, a));
     }

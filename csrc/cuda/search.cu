@@ -18,7 +18,7 @@ struct Work {  // the parts of one workspace; with a null base only their bytes 
   uint16_t *piece_rows, *query_rows;
   ColumnTerms terms;
   double* slacks;
-  int32_t *counts, *left, *left_count;
+  int32_t *counts, *fallback_rows, *fallback_count;
   Candidate* candidates;
   Scored* partial;
   int64_t* partial_counts;
@@ -49,8 +49,8 @@ Work cut(const SearchProblem& p, const SearchPlan& plan, void* base) {
     w.slacks = arena.take<double>(n);
     w.thresholds = arena.take<float>(n);
     w.counts = arena.take<int32_t>(n);
-    w.left = arena.take<int32_t>(n);
-    w.left_count = arena.take<int32_t>(1);
+    w.fallback_rows = arena.take<int32_t>(n);
+    w.fallback_count = arena.take<int32_t>(1);
     w.candidates = arena.take<Candidate>(n * plan.lists.capacity);
   }
   if (plan.splits > 1) {
@@ -201,11 +201,11 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
     }
   }
 
-  VB_TRY(clear(w.left_count, device));
-  const Refine r{all.result, w.thresholds, w.counts, w.candidates, s.capacity, w.left_count, w.left};
+  VB_TRY(clear(w.fallback_count, device));
+  const Refine r{all.result, w.thresholds, w.counts, w.candidates, s.capacity, w.fallback_count, w.fallback_rows};
   VB_TRY(refine(r, device));
-  all.left_count = w.left_count;
-  all.left = w.left;
+  all.fallback_count = w.fallback_count;
+  all.fallback_rows = w.fallback_rows;
   return refine_all(all, device);
 }
 

@@ -423,7 +423,7 @@ __global__ void __launch_bounds__(32) describe_kernel(const __grid_constant__ De
 
 }  // namespace
 
-Error describe(const PackedBook* codebooks, int64_t count, Metric metric, Stage* out, const Device& device) {
+Error describe(const PackedCodebook* codebooks, int64_t count, Metric metric, Stage* out, const Device& device) {
   for (int64_t at = 0; at < count; at += kCodebooksAtOnce) {
     DescribeArgs a{};
     a.count = static_cast<int>(std::min<int64_t>(kCodebooksAtOnce, count - at));

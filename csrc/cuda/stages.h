@@ -30,6 +30,6 @@ struct Stages {
 Error all_stages(const Stages& args, const Device& device);
 
 // Copies `codebooks` to the device, checking their packs there. Codebooks that have rows must have one.
-Error describe(const PackedBook* codebooks, int64_t count, Metric metric, Stage* out, const Device& device);
+Error describe(const PackedCodebook* codebooks, int64_t count, Metric metric, Stage* out, const Device& device);
 
 }  // namespace vecbank::cuda

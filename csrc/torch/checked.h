@@ -1,5 +1,6 @@
-// What the ops check about their arguments before a kernel sees them. The Python layer says it more kindly; this one
-// lets nothing through. A Scope is the device that an op runs on: CpuScope (device_cpu.h) or CudaScope (device_cuda.h).
+// What the ops check about their arguments before a kernel runs. The Python layer refuses the same arguments with more
+// helpful messages; these checks also hold for direct calls of the ops. A Scope is the device that an op runs on:
+// CpuScope (device_cpu.h) or CudaScope (device_cuda.h).
 #pragma once
 
 #include "common.h"
@@ -17,12 +18,12 @@ inline Metric metric_of(int64_t metric) {
   return static_cast<Metric>(metric);
 }
 
-// About how many elements are read or multiplied where each of so many rows meets `each` rows of this width.
+// About how many elements are read or multiplied for so many rows, each against `each` rows of this width.
 inline double work_of(int64_t rows, int64_t each, int64_t width) {
   return static_cast<double>(rows) * static_cast<double>(each) * static_cast<double>(width + 8);
 }
 
-// A 16-bit x may meet a float32 bank; any other mix is a mistake.
+// A 16-bit x may go with a float32 bank; any other mix is refused.
 inline void check_mix(DType x, DType bank) {
   STD_TORCH_CHECK(x == bank || ((x == DType::bf16 || x == DType::f16) && bank == DType::f32),
                   "vecbank: x and bank must share a dtype (or x be bfloat16/float16 with a float32 bank)");
@@ -103,7 +104,7 @@ std::optional<Tensor> widened_bias(const Scope& scope, const std::optional<Tenso
 }
 inline const double* biases_in(const std::optional<Tensor>& wide) { return static_cast<const double*>(data_of(wide)); }
 
-// A mask expanded to (..., M) beside x (..., d), read where it lies.
+// A mask expanded to (..., M), for x (..., d), read in place.
 struct MaskView {
   std::optional<Tensor> owner;
   Mask mask;
@@ -125,7 +126,7 @@ struct MaskView {
   }
 
  private:
-  bool view() {  // false: too many dimensions that no common stride walks
+  bool view() {  // false: too many dimensions without a common stride
     mask = Mask{static_cast<const bool*>(owner->const_data_ptr()), owner->stride(owner->dim() - 1)};
     for (int64_t i = owner->dim() - 2; i >= 0; --i)
       if (!mask.add_dim(owner->size(i), owner->stride(i))) return false;
@@ -133,7 +134,7 @@ struct MaskView {
   }
 };
 
-// src (..., d) with codes (...) or (..., k): every code takes its row's whole vector.
+// src (..., d) with codes (...) or (..., k): every code belongs to its row's whole vector.
 inline RowsView checked_source(const Tensor& src, const Tensor& codes, int64_t* k) {
   RowsView view = rows_of(src, "src");
   const std::vector<int64_t> rows = sizes_of(src), shape = sizes_of(codes);

@@ -1,4 +1,4 @@
-// Tensors in, views out, errors as exceptions: what the ops share wherever they run.
+// What the ops of all devices share: tensors become views, and errors become exceptions.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -80,7 +80,7 @@ inline const char* const_at(const Tensor& t, int64_t i, DType dtype) {
 inline int64_t* codes_out(const Tensor& t) { return static_cast<int64_t*>(t.mutable_data_ptr()); }
 inline const int64_t* codes_in(const Tensor& t) { return static_cast<const int64_t*>(t.const_data_ptr()); }
 
-// A tensor (..., d) seen as rows; keeps a copy alive where the leading dimensions have no common stride.
+// A tensor (..., d) as rows. The view owns a copy where the leading dimensions have no common stride.
 struct RowsView {
   Tensor owner;
   Rows rows;
@@ -95,7 +95,7 @@ inline RowsView rows_of(const Tensor& t, const char* name) {
   v.rows.count = 1;
   for (int64_t i = 0; i < last; ++i) v.rows.count *= t.size(i);
   int64_t stride = 0, covered = 1;
-  bool even = true;  // one stride walks all leading dimensions
+  bool even = true;  // one stride serves all leading dimensions
   for (int64_t i = last - 1; i >= 0; --i) {
     if (t.size(i) == 1) continue;
     if (covered == 1)
@@ -122,7 +122,7 @@ inline Rows batch_of(const Rows& all, int64_t batches, int64_t b) {
   return rows;
 }
 
-// A bank (M, d), or (B, M, d) for B of them.
+// A bank (M, d), or B banks (B, M, d).
 struct BankShape {
   int64_t batches, m, width;
 };
@@ -132,7 +132,7 @@ inline BankShape bank_shape(const Tensor& bank) {
   return {dim == 3 ? bank.size(0) : 1, bank.size(dim - 2), bank.size(dim - 1)};
 }
 
-// The packs of a bank's batches, one behind the other.
+// The packs of a bank's batches, one after another.
 struct PackBytes {
   std::optional<Tensor> tensor;
   int64_t bytes = 0;  // of one batch

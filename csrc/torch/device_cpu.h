@@ -1,5 +1,5 @@
-// The CPU as an op sees it: where the arguments must lie, how results are allocated, and the kernels, which Ctrl-C can
-// stop. The twin of device_cuda.h.
+// The CPU as the device of an op: where the arguments must lie, how results are allocated, and the kernels, which
+// Ctrl-C can stop. The counterpart of device_cuda.h.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +34,7 @@ class CpuScope {
   }
   void stamp(Tensor& pack, const Tensor& bank, const std::optional<Tensor>& bias) const;
 
-  // ---- The kernels. begin() comes before them: Ctrl-C may stop those that follow, if they have much work. -----------
+  // ---- The kernels, after begin(): Ctrl-C may stop those that have much work ----------------------------------------
 
   void begin(double work) { call_.emplace(work); }
 
@@ -72,7 +72,7 @@ class CpuScope {
     STD_TORCH_CHECK(status != Status::stopped, "vecbank: interrupted");
     STD_TORCH_CHECK(status != Status::bad_index, "vecbank: codes must lie between -1 and the number of bank rows - 1");
   }
-  // torch's own threads, so torch.set_num_threads is obeyed and no second pool exists.
+  // These are torch's own threads, so torch.set_num_threads applies and no second pool exists.
   cpu::Parallel threads() const {
     cpu::Parallel parallel;
     if (call_) parallel.stop = call_->stop();
@@ -86,7 +86,7 @@ class CpuScope {
   }
 
  private:
-  // Element i of a float32 or float64 tensor becomes a mean over the numbers of so many rows.
+  // Writes to element i of a float32 or float64 tensor the mean over the elements of so many rows.
   static void write_mean(Tensor& t, int64_t i, double sum, int64_t rows, int64_t width) {
     const double mean = sum / std::max(1.0, static_cast<double>(rows) * static_cast<double>(width));
     if (t.scalar_type() == ScalarType::Double)
@@ -98,9 +98,9 @@ class CpuScope {
   std::optional<InterruptibleCall> call_;
 };
 
-// ---- Packs: made here, or a caller's, whose header and stamp are checked before they are used -----------------------
+// ---- Packs: the header and the stamp of a caller's pack are checked before use --------------------------------------
 
-// How often torch has seen this tensor written to.
+// torch's version counter, which counts the writes to a tensor.
 inline int64_t version_of(const Tensor& t) {
   StableIValue stack[] = {torch::stable::detail::from(t)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_version", "", stack, TORCH_ABI_VERSION));
@@ -130,7 +130,8 @@ inline void CpuScope::stamp(Tensor& pack, const Tensor& bank, const std::optiona
   std::memcpy(static_cast<char*>(pack.mutable_data_ptr()) + sizeof(PackHeader), &made, sizeof made);
 }
 
-// No tensor: no pack came, or the bank has changed since it was made. A pack of something else is an error, never read.
+// There is no tensor where no pack was given, or where the bank has changed since the pack was made. A pack of another
+// bank is an error, and is not read.
 class CpuPacks : public PackBytes {
  public:
   CpuPacks(const CpuScope& scope, const std::optional<Tensor>& pack, const Tensor& bank, Metric metric,
@@ -152,7 +153,7 @@ class CpuPacks : public PackBytes {
   }
 
  private:
-  // One stamp, in the first batch's pack, speaks for all.
+  // The stamp in the first batch's pack serves for all batches.
   bool stale(const Tensor& bank, const std::optional<Tensor>& bias) const {
     if (bytes < static_cast<int64_t>(sizeof(PackHeader) + sizeof(PackStamp))) return false;
     PackHeader header{};

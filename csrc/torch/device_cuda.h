@@ -1,6 +1,6 @@
-// A CUDA device as an op sees it: where the arguments must lie, how results are allocated, and the kernels on torch's
-// current stream, with a workspace from torch's caching allocator. The twin of device_cpu.h. Nothing here waits for the
-// device, so every op can be captured into a CUDA graph.
+// A CUDA device as the device of an op: where the arguments must lie, how results are allocated, and the kernels on
+// torch's current stream, with a workspace from torch's caching allocator. The counterpart of device_cpu.h. Nothing
+// here waits for the device, so every op can be captured into a CUDA graph.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -18,7 +18,7 @@ namespace vecbank {
 
 class CudaPacks;
 
-// The device of an op's first tensor, made current for as long as this lives.
+// The device of an op's first tensor, made current for the lifetime of a CudaScope.
 class CudaScope {
  public:
   using Packs = CudaPacks;
@@ -48,7 +48,7 @@ class CudaScope {
 
   // ---- The kernels --------------------------------------------------------------------------------------------------
 
-  void begin(double) {}  // a launch returns at once: there is no call for Ctrl-C to stop
+  void begin(double) {}  // a launch returns at once, so Ctrl-C has no long call to stop
 
   void pack_bank(const Rows& bank, Metric metric, void* out, const double* bias) {
     check(cuda::pack_bank(bank, metric, out, with_workspace(cuda::pack_workspace()), bias));
@@ -109,7 +109,8 @@ class CudaScope {
                     name);
     return cuda::ProjectOverride::library;
   }
-  // The workspace lives until the next call of this, or the op's end; the allocator knows the stream.
+  // The workspace lives until the next call of with_workspace(), or the op's end; the allocator orders its reuse by the
+  // stream.
   const cuda::Device& with_workspace(int64_t bytes) {
     if (bytes > device_.workspace_bytes) {
       workspace_ = empty({bytes}, ScalarType::Byte);
@@ -133,7 +134,7 @@ class CudaScope {
   std::optional<Tensor> workspace_;
 };
 
-// Only the size of a pack can be checked on the host; what it says about itself is checked on the device.
+// Only the size of a pack can be checked on the host; its header is checked on the device.
 class CudaPacks : public PackBytes {
  public:
   CudaPacks(const CudaScope& scope, const std::optional<Tensor>& pack, const Tensor& bank, Metric metric,

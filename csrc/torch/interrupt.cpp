@@ -13,14 +13,14 @@
 namespace vecbank {
 namespace {
 
-constexpr double kLong = 1e7;  // some milliseconds at the slowest
+constexpr double kLong = 1e7;  // a few milliseconds at the slowest
 
-std::atomic<bool> raised{false};  // written by the handler, on whichever thread the system has chosen for it
+std::atomic<bool> raised{false};  // written by the handler, on the thread that the system chose
 static_assert(std::atomic<bool>::is_always_lock_free);
-thread_local int interruptible = 0;      // InterruptibleThreads of this thread
-thread_local bool interrupted_ = false;  // a call of this thread has seen the flag
-bool listening = false;                  // the main thread's, as is the next
-struct sigaction before;                 // what SIGINT did until a call began to listen
+thread_local int interruptible = 0;      // the number of InterruptibleThreads of this thread
+thread_local bool interrupted_ = false;  // the flag was raised in a call of this thread
+bool listening = false;                  // used by the main thread alone, as is the next
+struct sigaction before;                 // the action of SIGINT before a call began to listen
 
 bool on_main_thread() {
 #if defined(__linux__)
@@ -35,7 +35,7 @@ void on_interrupt(int signal, siginfo_t* info, void* context) {
     before.sa_sigaction(signal, info, context);
   else
     before.sa_handler(signal);
-  raised.store(true, std::memory_order_relaxed);  // last: who sees it finds Python's own flag set
+  raised.store(true, std::memory_order_relaxed);  // last, so that Python's own flag is set before this one
 }
 
 bool is_ours(const struct sigaction& action) {

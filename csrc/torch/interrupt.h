@@ -1,13 +1,13 @@
-// Ctrl-C in a long call on the CPU: who may be stopped by it, and the flag that the kernels look at. Signals alone: no
-// Python and no torch here.
+// Ctrl-C in a long call on the CPU: which calls it may stop, and the flag that the kernels check. This file uses
+// signals alone, neither Python nor torch.
 #pragma once
 
 #include "../cpu/parallel.h"
 
 namespace vecbank {
 
-// While one lives, SIGINT may stop the long calls that this thread makes. Whoever makes one sees to it that a stop
-// reaches the user as an interrupt: module.cpp does, where Python's own handler is in place.
+// While an InterruptibleThread exists, SIGINT may stop the long calls of its thread. Its owner must report a stop to
+// the user as an interrupt: module.cpp does so, where Python's own handler is installed.
 class InterruptibleThread {
  public:
   InterruptibleThread();
@@ -15,15 +15,15 @@ class InterruptibleThread {
   InterruptibleThread(const InterruptibleThread&) = delete;
   InterruptibleThread& operator=(const InterruptibleThread&) = delete;
 
-  bool interrupted() const;  // has SIGINT come during a long call of this thread?
+  bool interrupted() const;  // whether SIGINT came during a long call of this thread
 };
 
-// Made by an op for as long as its kernels run. Where the thread is interruptible, is the process's main one, and the
-// work is long, it listens for SIGINT: the handler that was there is called as ever, and the flag is raised besides.
-// Otherwise it does nothing: a short call does not pay for it.
+// An op holds an InterruptibleCall while its kernels run. Where the thread is interruptible and the process's main
+// thread, and the work is long, the call listens for SIGINT: the previous handler is called as before, and the flag is
+// raised as well. Otherwise the call does nothing, so that short calls cost nothing.
 class InterruptibleCall {
  public:
-  explicit InterruptibleCall(double work);  // about how many elements are read or multiplied
+  explicit InterruptibleCall(double work);  // `work`: about how many elements are read or multiplied
   ~InterruptibleCall();
   InterruptibleCall(const InterruptibleCall&) = delete;
   InterruptibleCall& operator=(const InterruptibleCall&) = delete;
@@ -32,7 +32,7 @@ class InterruptibleCall {
 
  private:
   cpu::Stop stop_;
-  bool listens_ = false;  // false too where an op calls another one
+  bool listens_ = false;  // false also where an op calls another one
 };
 
 }  // namespace vecbank

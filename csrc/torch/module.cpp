@@ -1,4 +1,4 @@
-// vecbank._C: only what a torch op cannot be. No torch header here.
+// vecbank._C: the functions that cannot be torch ops. This file includes no torch header.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -13,10 +13,10 @@ namespace py = pybind11;
 
 namespace {
 
-PyObject *getsignal, *default_int_handler, *sigint;  // of Python's signal module, for ever
+PyObject *getsignal, *default_int_handler, *sigint;  // of Python's signal module, never released
 
-// call(op, *arguments): what op returns. Where Ctrl-C means KeyboardInterrupt, long calls of the main thread stop for
-// it and raise it here. A program with a handler of its own decides for itself: its calls run to their end.
+// call(op, *arguments) returns the op's result. Where Ctrl-C means KeyboardInterrupt, Ctrl-C stops a long call of the
+// main thread, and KeyboardInterrupt is raised here. In a program with its own handler, calls run to their end.
 PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count == 0) {
     PyErr_SetString(PyExc_TypeError, "call() needs an op");
@@ -37,7 +37,8 @@ PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 PyMethodDef call_method = {"call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL,
                            "call(op, *arguments): the op's result, or KeyboardInterrupt soon after Ctrl-C."};
 
-// A size as Python has it: an int, or a symbol while a program is traced. The formula of the pack's layout runs on it.
+// A size in Python: an int, or a symbol while a program is traced. The formula of the pack's layout computes with such
+// sizes.
 struct Size {
   py::object value;
 
@@ -61,7 +62,7 @@ PYBIND11_MODULE(_C, m) {
   sigint = py::object(signals.attr("SIGINT")).release().ptr();
   m.attr("call") =
       py::reinterpret_steal<py::object>(PyCFunction_NewEx(&call_method, nullptr, m.attr("__name__").ptr()));
-  m.def("metrics", [] {  // by name, the codes that the ops take
+  m.def("metrics", [] {  // the code that the ops take, by the metric's name
     py::dict codes;
     for (int code = 0; code < vecbank::kMetrics; ++code) codes[vecbank::kMetricNames[code]] = code;
     return codes;

@@ -1,4 +1,5 @@
-// vecbank._C_cuda: importing it registers the CUDA kernels; what kernels left on the device is read through it.
+// vecbank._C_cuda: importing it registers the ops on CUDA. Its functions read the counters and the flag that kernels
+// left on the device.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>

@@ -1,12 +1,12 @@
-// torch.ops.vecbank.*, the codebook's half: codes of several codebooks, gathers, sums by code, and what goes back to x.
-// Each op once, for every Scope.
+// torch.ops.vecbank.*, the ops of codebooks: codes of several codebooks, gathers, sums by code, and gradients. Each op
+// is written once, for every Scope.
 #pragma once
 
 #include "ops_search.h"
 
 namespace vecbank::ops {
 
-// The pack that came with a bank, or a new one where none came or the bank has changed since.
+// The pack that was given with a bank, or a new one where none was given or the bank has changed since.
 template <class Scope>
 typename Scope::Packs pack_for(const Scope& scope, const std::optional<Tensor>& given, const Tensor& bank,
                                Metric metric) {
@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor> residual_quantize(const Tensor& x, const std:
   ResidualProblem p;
   p.metric = metric_of(metric);
   Scope scope(x, "x");
-  std::vector<Pairing> pairs;  // this and the next keep alive what the problem points to
+  std::vector<Pairing> pairs;  // this and the next own what the problem points to
   std::vector<typename Scope::Packs> packed;
   double work = 0.0;
   for (size_t s = 0; s < codebooks.size(); ++s) {
@@ -68,7 +68,7 @@ Tensor product_quantize(const Tensor& x, const Tensor& codebooks, const std::opt
   p.queries = queries.rows;
   for (int64_t part = 0; part < parts; ++part) {
     const Rows codebook = batch_of(rows.rows, parts, part);
-    p.books.push_back({codebook, packs.of(codebook, part)});
+    p.codebooks.push_back({codebook, packs.of(codebook, part)});
   }
   Tensor codes = scope.empty(resized(x, parts), ScalarType::Long);
   p.codes = codes_out(codes);

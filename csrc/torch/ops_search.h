@@ -1,4 +1,4 @@
-// torch.ops.vecbank.*, the searches: a bank's pack, scores, the best rows, and what goes back through them. Each op
+// torch.ops.vecbank.*, the searches: a bank's pack, scores, the best rows, and their gradients. Each op is written
 // once, for every Scope.
 #pragma once
 
@@ -24,18 +24,18 @@ Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>
   return out;
 }
 
-// Scores (..., columns): against every row of the bank, or exact ones against those that p lists.
+// Scores (..., columns) against every row of the bank, or exact scores against the rows that p lists.
 template <class Scope>
 Tensor scores_of(Scope& scope, ProjectProblem& p, const Tensor& x, const Pairing& pair, int64_t columns,
                  std::optional<ScalarType> dtype, const typename Scope::Packs* packs) {
   Tensor out = scope.empty(resized(x, columns), dtype.value_or(x.scalar_type()));
   p.out_dtype = dtype_of(out, "out_dtype");
-  if (columns == 0) return out;  // an empty list of indices has no address, as no list has
+  if (columns == 0) return out;  // an empty list of indices has a null address, which would mean no list
   scope.begin(pair.work(columns));
   for (int64_t b = 0; b < pair.batches; ++b) {
     p.queries = pair.x_batch(b);
     p.bank = pair.bank_batch(b);
-    const bool screened = packs != nullptr && p.bank.dtype != DType::f64;  // float64 has no screen to share
+    const bool screened = packs != nullptr && p.bank.dtype != DType::f64;  // a float64 product uses no float32 panels
     p.pack = screened ? packs->of(p.bank, b) : nullptr;
     p.out = at(out, b * p.queries.count * columns, p.out_dtype);
     scope.project(p);
@@ -215,7 +215,8 @@ std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, co
   return {grad_x, grad_bank};
 }
 
-// project_backward is plain ATen and lives in Python (_backward.py): three matrix products and no kernel of ours.
+// project_backward is plain ATen and lives in Python (_backward.py): it is three matrix products, and needs no kernel
+// here.
 template <class Scope, class Library>
 void register_searches(Library& m) {
   m.impl("pack", TORCH_BOX(&pack<Scope>));

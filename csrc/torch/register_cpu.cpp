@@ -6,7 +6,7 @@
 namespace vecbank::ops {
 namespace {
 
-// The pack of a bank whose `rows` have been written to since, in place.
+// Updates in place the pack of a bank whose `rows` have been written to since.
 void repack_(Tensor& packed, const Tensor& bank, int64_t metric_code, const Tensor& rows,
              const std::optional<Tensor>& bias, bool stamp) {
   const Metric metric = metric_of(metric_code);
@@ -22,7 +22,7 @@ void repack_(Tensor& packed, const Tensor& bank, int64_t metric_code, const Tens
   const CpuPacks packs(scope, packed, bank, metric, bias, /*even_if_stale=*/true);
   if (packs.of(view.rows, 0) == nullptr) return;  // no rows at all
   PackHeader* header = static_cast<PackHeader*>(packed.mutable_data_ptr());
-  bool fit = written.numel() <= view.rows.count / 16;  // else in one go
+  bool fit = written.numel() <= view.rows.count / 16;  // else all rows are packed
   Status status = Status::ok;
   if (fit) {
     scope.begin(10.0 * static_cast<double>(written.numel() * view.rows.width));
@@ -33,7 +33,7 @@ void repack_(Tensor& packed, const Tensor& bank, int64_t metric_code, const Tens
     const std::optional<Tensor> wide = widened_bias(scope, bias, bank, metric);
     status = cpu::pack_bank(view.rows, metric, header, scope.threads(), biases_in(wide));
   }
-  if (status != Status::ok) header->magic = 0;  // half written, and good for nothing
+  if (status != Status::ok) header->magic = 0;  // the pack is half written, and must not be used
   CpuScope::check(status);
   if (stamp) scope.stamp(packed, bank, bias);
 }
@@ -41,7 +41,7 @@ void repack_(Tensor& packed, const Tensor& bank, int64_t metric_code, const Tens
 }  // namespace
 }  // namespace vecbank::ops
 
-// topk and nearest once took `exact`; the argument is ignored, and stays because schemas only grow.
+// topk and nearest ignore `exact`, which stays because schemas only grow.
 STABLE_TORCH_LIBRARY(vecbank, m) {
   m.def("pack(Tensor bank, int metric, Tensor? bias=None, bool stamp=False) -> Tensor");
   m.def("repack_(Tensor(a!) pack, Tensor bank, int metric, Tensor rows, Tensor? bias=None, bool stamp=False) -> ()");

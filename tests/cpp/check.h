@@ -38,9 +38,9 @@ inline vecbank::cpu::Parallel threads(int workers) {
   vecbank::cpu::Parallel p;
   p.workers = workers;
   p.run = [](void*, int count, void (*body)(void*, int), void* arg) {
-    std::vector<std::thread> crew;
-    for (int w = 0; w < count; ++w) crew.emplace_back([=] { body(arg, w); });
-    for (auto& t : crew) t.join();
+    std::vector<std::thread> pool;
+    for (int w = 0; w < count; ++w) pool.emplace_back([=] { body(arg, w); });
+    for (auto& t : pool) t.join();
   };
   return p;
 }

@@ -1,7 +1,7 @@
-// What the CUDA kernels must answer: the CPU's answers, bit for bit where the contract says so. Included twice: on the
-// host's block emulator (test_cuda_host.cpp), and on a GPU (tests/cuda/kernels.cu). Whoever includes this says first
-// what Vec<T> is, memory that host and kernels share; ran(error), which waits for the device and reports; and
-// has_sm90(), whether Hopper's kernels can be asked for here.
+// What the CUDA kernels must answer: the CPU's answers, bit for bit where the contract says so. This file is included
+// twice: on the host's block emulator (test_cuda_host.cpp), and on a GPU (tests/cuda/kernels.cu). The including file
+// defines first Vec<T>, memory that host and kernels share; ran(error), which waits for the device and reports; and
+// has_sm90(), whether Hopper's kernels can run here.
 #pragma once
 
 #include "check.h"
@@ -33,7 +33,7 @@ struct OnPath {  // until the end of a scope
   explicit OnPath(cuda::Path p) { path() = p; }
   ~OnPath() { path() = cuda::Path::simt; }
 };
-// Asked inside a test: before main() the kernels' own library may not have told the runtime what it holds.
+// Called inside a test, because before main() the kernels' library may not be registered with the runtime yet.
 const std::vector<cuda::Path>& every_path() {
   static const std::vector<cuda::Path> paths = [] {
     std::vector<cuda::Path> found = {cuda::Path::simt, cuda::Path::mma, cuda::Path::mma16};
@@ -165,6 +165,36 @@ cuda::State compare(const Matrix& x, const Matrix& b, const Case& c, const char*
   return bench.state;
 }
 
+// Masks that keep 0, 1 and 50 percent of the pairs, with a bias and without.
+void compare_masked(const Matrix& x, const Matrix& b, const Vec<double>& bias, std::mt19937& random) {
+  for (const int keep : {0, 1, 50}) {  // percent
+    Vec<unsigned char> mask(static_cast<size_t>(x.rows.count * b.rows.count));
+    for (auto& v : mask) v = static_cast<int>(random() % 100) < keep;
+    for (const int64_t k : {1, 6, 40}) {
+      Case c{Metric::dot, k};
+      c.mask = &mask;
+      compare(x, b, c, "mask");
+      c.bias = &bias;
+      c.packed = k == 6;
+      compare(x, b, c, "mask and bias");
+    }
+  }
+}
+
+// Queries and bank rows with a NaN, infinities and a row of zeros.
+std::pair<Vec<double>, Vec<double>> not_finite(Vec<double> xs, Vec<double> bs, int64_t d) {
+  const size_t width = static_cast<size_t>(d);
+  bs[5] = NAN, bs[7 * width] = INFINITY, bs[9 * width + 1] = -INFINITY;
+  xs[width] = NAN, xs[2 * width] = INFINITY;
+  std::fill_n(xs.begin() + 3 * d, d, 0.0);
+  return {std::move(xs), std::move(bs)};
+}
+
+Vec<double> of_all_sizes(Vec<double> bs, int64_t d) {
+  for (size_t i = 0; i < bs.size(); ++i) bs[i] *= i / d % 3 == 0 ? 1e-300 : i / d % 3 == 1 ? 1e150 : 1.0;
+  return bs;
+}
+
 TEST(cuda_search_equals_cpu) {
   uint32_t seed = 1;
   for (const Metric metric : kMetrics)
@@ -205,13 +235,8 @@ TEST(cuda_search_adversarial_inputs) {
   Vec<double> rounded = bs;
   for (double& v : rounded) v = std::round(v);
   all(rounded, rounded, DType::f16, "many ties");
-  Vec<double> extreme = bs;
-  for (size_t i = 0; i < extreme.size(); ++i) extreme[i] *= i / d % 3 == 0 ? 1e-300 : i / d % 3 == 1 ? 1e150 : 1.0;
-  all(xs, extreme, DType::f64, "all sizes");
-  Vec<double> broken = bs, broken_x = xs;
-  broken[5] = NAN, broken[static_cast<size_t>(d) * 7] = INFINITY, broken[static_cast<size_t>(d) * 9 + 1] = -INFINITY;
-  broken_x[static_cast<size_t>(d)] = NAN, broken_x[static_cast<size_t>(2 * d)] = INFINITY;
-  for (int64_t i = 0; i < d; ++i) broken_x[static_cast<size_t>(3 * d + i)] = 0.0;
+  all(xs, of_all_sizes(bs, d), DType::f64, "all sizes");
+  const auto [broken_x, broken] = not_finite(xs, bs, d);
   all(broken_x, broken, DType::f32, "NaN and infinities");
   Vec<double> tiny = bs;
   for (double& v : tiny) v *= 1e-42;

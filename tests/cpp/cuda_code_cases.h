@@ -1,4 +1,4 @@
-// More of what the CUDA kernels must answer, after cuda_cases.h: codes of several codebooks, and what goes back to x.
+// More of what the CUDA kernels must answer, after cuda_cases.h: codes of several codebooks, and the gradient of x.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace {
 
-// The same numbers, whatever a NaN looks like inside.
+// Whether the numbers are the same; the bits of a NaN do not matter.
 bool same_numbers(const Vec<char>& a, const Vec<char>& b, DType dtype) {
   return a.size() == b.size() && with_dtype(dtype, [&](auto type) {
            const auto *x = reinterpret_cast<decltype(type)>(a.data()), *y = reinterpret_cast<decltype(type)>(b.data());
@@ -41,15 +41,14 @@ TEST(cuda_pass_back_equals_cpu) {
         p.out = theirs.data();
         CHECK(pass_back(p, Parallel{}) == Status::ok);
         p.out = ours.data();
-        p.scale = NAN;  // the device's is read
+        p.scale = NAN;  // the scale on the device is read
         Bench bench;
         CHECK(ran(cuda::pass_back(p, scale.rows.data, DType::f64, bench.device)));
         CHECK(same_numbers(ours, theirs, dtype));
       }
 }
 
-// ---- Cascades, and codebooks side by side
-// ------------------------------------------------------------------------------
+// ---- Cascades, and codebooks side by side --------------------------------------------------------------------------
 
 struct Coded {
   Vec<int64_t> codes;
@@ -57,11 +56,11 @@ struct Coded {
   Vec<double> losses;
 };
 
-// The codebooks' packs, by whoever is asked; codebooks without rows have none.
+// The codebooks' packs, made by `pack`; a codebook without rows has none.
 template <class Pack>
-std::vector<PackedBook> packed(const std::vector<Matrix>& codebooks, std::vector<Vec<uint64_t>>& memory, Metric metric,
-                               Pack&& pack) {
-  std::vector<PackedBook> all;
+std::vector<PackedCodebook> packed(const std::vector<Matrix>& codebooks, std::vector<Vec<uint64_t>>& memory,
+                                   Metric metric, Pack&& pack) {
+  std::vector<PackedCodebook> all;
   for (const Matrix& codebook : codebooks) {
     memory.emplace_back(
         static_cast<size_t>(cuda::pack_bytes(codebook.rows.count, codebook.rows.width, metric, false) / 8 + 8));
@@ -75,7 +74,7 @@ void pack_on_cpu(const Rows& bank, Metric metric, void* out) {
   CHECK(pack_bank(bank, metric, out, Parallel{}) == Status::ok);
 }
 
-ResidualProblem problem_of(const Matrix& x, const std::vector<PackedBook>& codebooks, Metric metric, Coded& out) {
+ResidualProblem problem_of(const Matrix& x, const std::vector<PackedCodebook>& codebooks, Metric metric, Coded& out) {
   ResidualProblem p;
   p.queries = x.rows;
   p.stages = codebooks;
@@ -176,7 +175,7 @@ TEST(cuda_residual_equals_cpu) {
   compare_cascades(x, codebooks_of({700, 130}, 50, DType::f32, 610), Metric::l2, "tiles");
   compare_cascades(Matrix(normal<double>(9 * 4, 620), 4, DType::f32),
                    codebooks_of(std::vector<int64_t>(19, 12), 4, DType::f32, 630), Metric::sqeuclidean, "many stages");
-  // Too wide for the chip, and few rows against a long codebook: a search a stage.
+  // Too wide for the chip, and few rows against a long codebook: one search per stage.
   compare_cascades(Matrix(normal<double>(5 * 300, 660), 300, DType::f32), codebooks_of({30, 20}, 300, DType::f32, 670),
                    Metric::cosine, "wide", 3, 86);
   compare_cascades(Matrix(normal<double>(2 * 5, 680), 5, DType::bf16), codebooks_of({4200, 20}, 5, DType::f32, 690),
@@ -191,10 +190,10 @@ TEST(cuda_residual_adversarial_inputs) {
   const Vec<double> xs = normal<double>(n * d, 700), bs = normal<double>(90 * d, 701);
   all(xs, list(Matrix(Vec<double>(static_cast<size_t>(90 * d), 0.5), d, DType::f32), Matrix(bs, d, DType::f32)),
       "all rows equal");
-  Vec<double> grid = xs, grid_book = bs;
+  Vec<double> grid = xs, grid_codebook = bs;
   for (double& v : grid) v = std::round(2.0 * v);
-  for (double& v : grid_book) v = std::round(2.0 * v);
-  all(grid, list(Matrix(grid_book, d, DType::f32), Matrix(grid_book, d, DType::f32)), "ties");
+  for (double& v : grid_codebook) v = std::round(2.0 * v);
+  all(grid, list(Matrix(grid_codebook, d, DType::f32), Matrix(grid_codebook, d, DType::f32)), "ties");
   all(normal<double>(n * d, 702, 0.01, 1000.0),
       list(Matrix(normal<double>(90 * d, 703, 0.01, 1000.0), d, DType::f32),
            Matrix(normal<double>(90 * d, 704, 0.01), d, DType::f32)),
@@ -265,7 +264,7 @@ TEST(cuda_product_equals_cpu) {
         std::vector<Vec<uint64_t>> memory;
         ProductProblem p;
         p.queries = x.rows;
-        p.books = packed(codebooks, memory, Metric::sqeuclidean, [&](const Rows& bank, Metric m, void* out) {
+        p.codebooks = packed(codebooks, memory, Metric::sqeuclidean, [&](const Rows& bank, Metric m, void* out) {
           if (!device) return pack_on_cpu(bank, m, out);
           bench.provide(cuda::pack_workspace());
           CHECK(ran(cuda::pack_bank(bank, m, out, bench.device)));

@@ -1,8 +1,8 @@
 // Runs CUDA kernels on the host, one block at a time, so that the very files that nvcc compiles can be tested where
-// there is no GPU: define VECBANK_EMULATE, include this, then the .cu files.
+// there is no GPU: define VECBANK_EMULATE, include this file, then the .cu files.
 //
 // Every thread of a block is a fibre; a barrier or a warp operation hands over to the next fibre, in a shuffled order.
-// Shared memory is exactly as large as the launch said and filled with NaN before every block; device memory is plain
+// Shared memory has exactly the size of the launch, and is filled with NaN before every block; device memory is plain
 // heap memory: so AddressSanitizer (make sanitize) finds reads and writes out of bounds, and an unset value shows up in
 // the answer. A barrier that some threads of a block never reach ends the program. Asynchronous copies arrive only when
 // they are waited for. What this cannot show: memory ordering inside a warp without a barrier, and speed.
@@ -49,8 +49,8 @@ namespace emulator {
 
 constexpr size_t kStack = 256 << 10;
 
-// One flow of control that can be left and gone back to. swapcontext does it anywhere, but asks the kernel about
-// signals every time, and AddressSanitizer clears the shadow of a whole stack in it: 15 times the time of these tests.
+// A flow of control that can be suspended and resumed. swapcontext is portable, but makes a system call every time, and
+// AddressSanitizer then clears the shadow of a whole stack: these tests would take 15 times as long.
 #if defined(__x86_64__)
 using Flow = void*;  // its stack pointer; the registers that a callee keeps lie there
 [[gnu::naked, gnu::noinline, gnu::no_sanitize("address", "undefined")]] inline void switch_flow(Flow*, Flow*) {
@@ -80,7 +80,7 @@ struct Fibre {
   enum State { ready, at_barrier, at_warp, done } state = ready;
   Flow flow;
   std::unique_ptr<char[]> stack;
-  uint64_t slots[2][4] = {};  // what this lane brings to a warp operation; two, since the next may begin early
+  uint64_t slots[2][4] = {};  // this lane's words for a warp operation; two sets, as the next may begin early
   unsigned warp_ops = 0, barriers = 0;
   bool vote = false;
   struct Copy {
@@ -118,7 +118,7 @@ inline Block& block() {
   std::abort();
 }
 
-#if defined(__SANITIZE_ADDRESS__)  // wants to be told of every switch
+#if defined(__SANITIZE_ADDRESS__)  // AddressSanitizer must be told of every switch
 inline void to_scheduler(bool last = false) {
   Block& b = block();
   Fibre& f = b.fibres[static_cast<size_t>(b.now)];
@@ -149,7 +149,7 @@ inline void entry() {
   to_scheduler(true);
 }
 
-// Lets waiting fibres go on where everyone they wait for has come.
+// Resumes waiting fibres where all fibres of their barrier have arrived.
 inline bool release(Block& b) {
   bool any = false;
   for (int w = 0; w < b.count; w += 32) {
@@ -247,7 +247,7 @@ inline int __syncthreads_count(int vote) {
   if (vote) ++b.votes[set];
   __syncthreads();
   const int count = b.votes[set];
-  __syncthreads();  // everyone has read it
+  __syncthreads();  // every thread has read it
   if (emulator::block().now == 0) b.votes[set] = 0;
   __syncthreads();
   return count;

@@ -1,10 +1,10 @@
-// Hopper's own instructions for the block emulator, as PTX defines them and not as our kernels use them: barriers with
-// phases, bulk copies that land late and in any order, products that are made only when they are waited for, from
+// Hopper's own instructions for the block emulator, as PTX defines them, not merely as the kernels use them: barriers
+// with phases, bulk copies that land late and in any order, products that are made only when they are waited for, from
 // whatever their descriptors point at. A copy's target is NaN until it lands; operands that change under a product, a
-// copy that nobody waited for and a wait that never ends all stop the program.
+// copy that no thread waited for, and a wait that never ends, all stop the program.
 #pragma once
 
-#include "cuda_emulator.h"  // first: it says what __device__ means
+#include "cuda_emulator.h"  // first, since it defines __device__
 
 #include "cuda/tensor_cores/bounds.h"
 #include "cuda/tensor_cores/sm90_layout.h"
@@ -13,11 +13,11 @@
 
 namespace emulator {
 
-struct Barrier {                  // in the eight bytes of the real one
-  int16_t left, arrivals, lines;  // lines: of 16 bytes, still to land
+struct Barrier {                     // in the eight bytes of a real one
+  int16_t pending, arrivals, lines;  // lines: of 16 bytes, still to land
   uint16_t phase;
-  void settle() {
-    if (left == 0 && lines == 0) phase ^= 1, left = arrivals;
+  void complete_phase() {
+    if (pending == 0 && lines == 0) phase ^= 1, pending = arrivals;
   }
 };
 static_assert(sizeof(Barrier) == sizeof(uint64_t));
@@ -58,12 +58,12 @@ inline void land(size_t which) {
     l.barrier->lines = static_cast<int16_t>(l.barrier->lines - static_cast<int>(line.second.size() / 16));
   }
   if (l.barrier->lines < 0) stop("more bytes landed than a barrier was told of");
-  l.barrier->settle();
+  l.barrier->complete_phase();
   l = h.landings.back();
   h.landings.pop_back();
   ++h.landed;
 }
-// What a thread does that has nothing to do: others go on, and now and then a copy lands.
+// A thread that waits lets the others run, and now and then lands a copy.
 inline void poll() {
   Hopper& h = hopper();
   if (!h.landings.empty() && h.random() % 2048 == 0) land(h.random() % h.landings.size()), h.idle = 0;
@@ -148,9 +148,9 @@ inline void barrier_init(uint64_t* barrier, int arrivals) {
 inline void barrier_init_done() {}
 inline void barrier_arrive(uint64_t* barrier) {
   emulator::Barrier& b = real(barrier);
-  if (b.left <= 0) emulator::stop("too many arrivals at a barrier");
-  --b.left;
-  b.settle();
+  if (b.pending <= 0) emulator::stop("too many arrivals at a barrier");
+  --b.pending;
+  b.complete_phase();
   emulator::progress();
 }
 inline void barrier_expect(uint64_t* barrier, int bytes) {

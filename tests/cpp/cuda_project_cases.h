@@ -22,7 +22,7 @@ Vec<double> dense(const Matrix& x, const Matrix& b, Metric metric, DType out, Ru
   return values;
 }
 
-// `ours(problem, bench)` provides the workspace, runs and says whether that went well.
+// `ours(problem, bench)` provides the workspace, runs, and returns whether it succeeded.
 template <class Ours>
 void compare_dense_by(const Matrix& x, const Matrix& b, Metric metric, DType out, double tolerance, const char* what,
                       Ours&& answer) {

@@ -63,7 +63,7 @@ TEST(cuda_search_every_k_on_every_path) {
   }
 }
 
-// What a screen lets through: a handful more than k where scores are apart, and no row falls to the last resort.
+// What a screen lets through: a handful more than k where scores are apart, and no row falls back to refinement.
 TEST(cuda_search_screens_out_nearly_everything) {
   const int64_t n = 4, d = 48, m = 3000;
   for (const DType dtype : {DType::f32, DType::bf16}) {
@@ -80,7 +80,7 @@ TEST(cuda_search_screens_out_nearly_everything) {
   }
 }
 
-// More equal rows than any list holds: the last resort.
+// More equal rows than any list holds: every row falls back to refinement.
 TEST(cuda_search_overflow_is_refined_in_full) {
   const int64_t n = 3, d = 3, m = 2 * cuda::kFewCapacity + 5;
   const Matrix x(normal<double>(n * d, 221), d, DType::f32),
@@ -99,22 +99,11 @@ TEST(cuda_search_masks_and_bias_on_operands) {
     const OnPath on(p);
     const DType dtype = p == cuda::Path::mma ? DType::f16 : DType::f32;
     const Matrix x(normal<double>(n * d, 232), d, dtype), b(normal<double>(m * d, 233), d, dtype);
-    for (const int keep : {0, 1, 50}) {  // percent
-      Vec<unsigned char> mask(static_cast<size_t>(n * m));
-      for (auto& v : mask) v = static_cast<int>(random() % 100) < keep;
-      for (const int64_t k : {1, 6, 40}) {
-        Case c{Metric::dot, k};
-        c.mask = &mask;
-        compare(x, b, c, "mask");
-        c.bias = &bias;
-        c.packed = k == 6;
-        compare(x, b, c, "mask and bias");
-      }
-    }
+    compare_masked(x, b, bias, random);
   }
 }
 
-// Rows that differ by less than the screen can see, of either dtype: only the bound keeps the right one.
+// Rows that differ by less than the screen resolves, in either dtype: only the bound keeps the right one.
 TEST(cuda_search_near_ties_on_every_path) {
   const int64_t d = 40, n = 5, m = 600;
   const auto centre = normal<double>(d, 241), noise = normal<double>(m * d, 242), xs = normal<double>(n * d, 243);

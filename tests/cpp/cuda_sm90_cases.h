@@ -1,5 +1,5 @@
-// Searches through Hopper's kernel (cuda_cases.h includes this): every width it takes and one it does not, tiles and
-// chunks that are not whole, 16-bit inputs as they are and others rounded, adversarial inputs.
+// Searches through Hopper's kernel (cuda_cases.h includes this file): every width it takes and one it does not, tiles
+// and chunks that are not whole, 16-bit inputs as they are and others rounded, adversarial inputs.
 #pragma once
 
 namespace {
@@ -39,29 +39,14 @@ TEST(cuda_search_sm90_adversarial_inputs) {
   for (double& v : rounded) v = std::round(v);
   all(rounded, rounded, DType::f16, "many ties");
   all(xs, Vec<double>(static_cast<size_t>(m * d), 0.5), DType::bf16, "all rows equal");
-  Vec<double> broken = bs, broken_x = xs;
-  broken[5] = NAN, broken[static_cast<size_t>(d) * 7] = INFINITY, broken[static_cast<size_t>(d) * 9 + 1] = -INFINITY;
-  broken_x[static_cast<size_t>(d)] = NAN, broken_x[static_cast<size_t>(2 * d)] = INFINITY;
-  for (int64_t i = 0; i < d; ++i) broken_x[static_cast<size_t>(3 * d + i)] = 0.0;
+  const auto [broken_x, broken] = not_finite(xs, bs, d);
   all(broken_x, broken, DType::f32, "NaN and infinities");
-  Vec<double> extreme = bs;
-  for (size_t i = 0; i < extreme.size(); ++i) extreme[i] *= i / d % 3 == 0 ? 1e-300 : i / d % 3 == 1 ? 1e150 : 1.0;
-  all(xs, extreme, DType::f64, "all sizes");
+  all(xs, of_all_sizes(bs, d), DType::f64, "all sizes");
 
   std::mt19937 random(5);
   const auto bias = normal<double>(m, 231, 3.0);
   const Matrix x(xs, d, DType::bf16), b(bs, d, DType::bf16);
-  for (const int keep : {0, 1, 50}) {  // percent
-    Vec<unsigned char> mask(static_cast<size_t>(n * m));
-    for (auto& v : mask) v = static_cast<int>(random() % 100) < keep;
-    for (const int64_t k : {1, 6, 40}) {
-      Case c{Metric::dot, k};
-      c.mask = &mask;
-      compare(x, b, c, "mask");
-      c.bias = &bias;
-      compare(x, b, c, "mask and bias");
-    }
-  }
+  compare_masked(x, b, bias, random);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The leaves: 16-bit floats, sizes beyond 2^31, selection, tiles on every instruction set.
+// The lowest layer: 16-bit floats, sizes beyond 2^31, selection, tiles on every instruction set.
 #include <cmath>
 #include <set>
 
@@ -15,13 +15,13 @@ TEST(half_conversions_round_trip_every_value) {
   for (uint32_t bits = 0; bits < 65536; ++bits) {
     const Float16 h{static_cast<uint16_t>(bits)};
     const BFloat16 b{static_cast<uint16_t>(bits)};
-    const float wide = widened_f32(h), brain = widened_f32(b);
+    const float wide = widened_f32(h), bf16 = widened_f32(b);
     if (std::isnan(wide)) {
       CHECK(std::isnan(widened_f32(to_float16(wide))));
     } else {
       CHECK(to_float16(wide).bits == bits);
     }
-    if (!std::isnan(brain)) CHECK(to_bfloat16(brain).bits == bits);
+    if (!std::isnan(bf16)) CHECK(to_bfloat16(bf16).bits == bits);
   }
 }
 
@@ -92,7 +92,7 @@ TEST(candidate_lists_never_lose_a_possible_winner) {
   }
 }
 
-// Small integers: every order of summation is exact, so any wrong lane, stride or tail shows.
+// Small integers: every order of summation is exact, so a wrong lane, stride or tail changes the result.
 TEST(tiles_are_exact_on_integers) {
   for_each_isa([] {
     std::mt19937 random(11);

@@ -1,6 +1,6 @@
 // The CUDA kernels and their drivers, run block by block on the host (cuda_emulator.h), against the CPU's answers bit
-// for bit (cuda_cases.h). Nothing here has touched a GPU: what it holds is logic, indexing, barriers, bounds and the
-// order of refinement.
+// for bit (cuda_cases.h). No GPU is needed. These tests check logic, indexing, barriers, bounds and the order of
+// refinement.
 #define VECBANK_EMULATE 1
 #include "cuda_emulator.h"
 
@@ -38,7 +38,7 @@ namespace {
 template <class T>
 using Vec = std::vector<T>;
 
-bool has_sm90() { return true; }  // the emulator speaks its instructions
+bool has_sm90() { return true; }  // the emulator has Hopper's instructions
 
 bool ran(vecbank::cuda::Error error) {
   if (error != nullptr) std::printf("  %s\n", error);

@@ -288,7 +288,7 @@ TEST(cuda_stage_plans_fit) {
               CHECK(cuda::residual_workspace(p, device) <= cuda::kMostWorkspace);
               ProductProblem q;
               q.queries = {nullptr, dtype, n, d * static_cast<int64_t>(stages), d * static_cast<int64_t>(stages), 1};
-              q.books = p.stages;
+              q.codebooks = p.stages;
               CHECK(cuda::product_workspace(q, device) <= cuda::kMostWorkspace);
             }
   CHECK(cuda::shared_limit(86) == cuda::shared_limit(0) && cuda::shared_limit(80) < cuda::shared_limit(90));

@@ -140,15 +140,15 @@ TEST(sm90_tensor_maps) {
   CHECK(refused([](TensorSpec& t) { t.box[0] = 128; }));
 }
 
-// The ring's promises over random interleavings of a producer and eight consumer warps: nobody waits for ever, a stage
-// is never overwritten while someone reads it, everyone sees the blocks in order, and a tile's columns live until the
-// last warp has looked at its scores.
+// What the ring guarantees, over random interleavings of a producer and eight consumer warps: no warp waits for ever, a
+// stage is never overwritten while a warp reads it, every warp reads the blocks in order, and a tile's columns stay
+// until the last warp has used the tile's scores.
 struct Barrier {
-  int arrivals, left;
+  int arrivals, pending;
   unsigned phase = 0;
-  explicit Barrier(int n) : arrivals(n), left(n) {}
+  explicit Barrier(int n) : arrivals(n), pending(n) {}
   void arrive() {
-    if (--left == 0) left = arrivals, phase ^= 1;
+    if (--pending == 0) pending = arrivals, phase ^= 1;
   }
   bool passed(unsigned parity) const { return phase != parity; }
 };
@@ -167,10 +167,10 @@ struct Model {
 };
 struct Consumer {
   Turn ring;
-  int block = 0, looked = 0, held = -1;  // next block; tiles looked at; stage not yet given back
+  int block = 0, scored = 0, held = -1;  // next block; tiles whose scores were read; stage not yet released
 };
 
-// Runs `tiles` tiles through the ring; false if someone is stuck or reads what is not there.
+// Runs `tiles` tiles through the ring; false if a warp is stuck or reads a block that is not there.
 bool ring_holds(int blocks, int stages, int slots, int tiles, uint32_t seed) {
   Model m(blocks, stages, slots);
   std::mt19937 random(seed);
@@ -196,15 +196,15 @@ bool ring_holds(int blocks, int stages, int slots, int tiles, uint32_t seed) {
         m.sound = m.sound && m.tile_in[static_cast<size_t>(tile % slots)] == tile;
       };
       if (w.block == total && w.held < 0) {
-        if (w.looked < tiles) check_columns(w.looked), ++w.looked, moved = true;
+        if (w.scored < tiles) check_columns(w.scored), ++w.scored, moved = true;
       } else if (w.held >= 0 &&
-                 (w.block % blocks == 0 || random() % 2 == 0)) {  // a product is done: give its stage back
+                 (w.block % blocks == 0 || random() % 2 == 0)) {  // a product is complete: releases its stage
         m.empty[static_cast<size_t>(w.held)].arrive();
         w.held = -1;
         moved = true;
-      } else if (w.block % blocks == 0 && w.looked < w.block / blocks) {  // look at the tile before beginning another
-        check_columns(w.looked);
-        ++w.looked;
+      } else if (w.block % blocks == 0 && w.scored < w.block / blocks) {  // scores a tile before the next one
+        check_columns(w.scored);
+        ++w.scored;
         moved = true;
       } else if (m.full[static_cast<size_t>(w.ring.stage)].passed(w.ring.parity)) {
         m.sound = m.sound && m.block_in[static_cast<size_t>(w.ring.stage)] == w.block;
@@ -222,7 +222,7 @@ bool ring_holds(int blocks, int stages, int slots, int tiles, uint32_t seed) {
     idle = moved ? 0 : idle + 1;
   }
   bool done = next == total;
-  for (const Consumer& w : warps) done = done && w.looked == tiles && w.held < 0;
+  for (const Consumer& w : warps) done = done && w.scored == tiles && w.held < 0;
   return done && m.sound;
 }
 
@@ -230,7 +230,7 @@ TEST(sm90_ring_neither_stalls_nor_overwrites) {
   for (int blocks = 1; blocks <= kMostBlocks; ++blocks) {
     const SharedMap m = shared_map(blocks);
     for (uint32_t seed = 0; seed < 20; ++seed) CHECK(ring_holds(blocks, m.stages, m.tiles, 40, seed));
-    bool fewer = true;  // the model can tell: one slot fewer for the columns is one too few
+    bool fewer = true;  // the model detects a fault: one slot fewer for the columns is too few
     for (uint32_t seed = 0; seed < 200; ++seed) fewer = fewer && ring_holds(blocks, m.stages, m.tiles - 1, 40, seed);
     CHECK(!fewer);
   }

@@ -1,5 +1,5 @@
-// The int16 screen: its bounds enclose the refined score, its sums fit, and what it cannot tell apart
-// float32 is asked about.
+// The int16 screen: its bounds enclose the refined score, its sums fit, and the float32 screen decides where int16
+// cannot.
 #include <cmath>
 
 #include "check.h"
@@ -22,7 +22,7 @@ double dot(const float* a, const float* b, int64_t d) {
   return sum;
 }
 
-// How much of the margin the worst pair used: over 1 would be a broken promise.
+// The share of the margin that the worst pair used; more than 1 is a fault.
 double check_bounds(const std::vector<float>& x, const std::vector<float>& b, int64_t d, Metric metric) {
   const Kernels& table = kernels();
   const int64_t n = static_cast<int64_t>(x.size()) / d, m = static_cast<int64_t>(b.size()) / d;
@@ -117,11 +117,11 @@ double check_bounds(const std::vector<float>& x, const std::vector<float>& b, in
   return used;
 }
 
-// Coordinates that lie halfway between two codes, all rounded the same way, at the norm that `aim` codes make.
-std::vector<float> halfway(int64_t count, int64_t d, double aim, uint32_t seed) {
+// Coordinates that lie halfway between two codes, all rounded the same way. The codes have the norm `norm`.
+std::vector<float> halfway(int64_t count, int64_t d, double norm, uint32_t seed) {
   std::vector<float> v;
   std::mt19937 random(seed);
-  const double most = 1.4 * aim / std::sqrt(static_cast<double>(d));
+  const double most = 1.4 * norm / std::sqrt(static_cast<double>(d));
   while (static_cast<int64_t>(v.size()) < count * d) {
     std::vector<double> codes;
     double squares = 0.0;
@@ -129,9 +129,9 @@ std::vector<float> halfway(int64_t count, int64_t d, double aim, uint32_t seed) 
       codes.push_back(2.0 * std::floor(std::uniform_real_distribution<double>(0.1, 0.5)(random) * most) + 0.5);
       squares += codes.back() * codes.back();
     }
-    codes.push_back(std::sqrt(aim * aim - squares));
-    if (!(codes.back() < 0.45 * aim)) continue;  // too long already, or the last one would decide the scale
-    for (const double code : codes) v.push_back(static_cast<float>(code / aim));
+    codes.push_back(std::sqrt(norm * norm - squares));
+    if (!(codes.back() < 0.45 * norm)) continue;  // too long already, or the last one would decide the scale
+    for (const double code : codes) v.push_back(static_cast<float>(code / norm));
   }
   return v;
 }
@@ -188,7 +188,7 @@ TEST(int16_bounds_at_their_worst) {
   });
 }
 
-// Two clusters far apart, tight inside: 16 bits cannot tell their members apart, float32 can.
+// Two clusters far apart, tight inside: 16 bits cannot distinguish their members, float32 can.
 TEST(int16_gives_way_to_float32) {
   for_each_int16_isa([] {
     const int64_t d = 32, m = 2000, n = 300;

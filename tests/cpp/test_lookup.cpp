@@ -39,18 +39,10 @@ TEST(bad_codes_are_reported_and_never_read) {
   for (const int64_t bad : {int64_t{10}, int64_t{-2}, INT64_MAX, INT64_MIN}) {
     const std::vector<int64_t> codes{0, bad, 1};
     std::vector<float> out(9);
-    LookupProblem p;
-    p.codes = codes.data();
-    p.count = 3;
-    p.bank = rows(b, 3);
-    p.out = out.data();
+    const LookupProblem p{.codes = codes.data(), .count = 3, .bank = rows(b, 3), .out = out.data()};
     CHECK(lookup(p, threads(1)) == Status::bad_index);
-    SegmentSumProblem s;
-    s.codes = codes.data();
-    s.count = 3;
-    s.segments = 10;
-    s.source = rows(b, 3);
-    s.out = out.data();
+    const SegmentSumProblem s{
+        .codes = codes.data(), .count = 3, .segments = 10, .source = rows(b, 3), .out = out.data()};
     CHECK(segment_sum(s, threads(1)) == Status::bad_index);
   }
 }
@@ -59,11 +51,7 @@ TEST(lookup_of_minus_one_is_a_zero_row) {
   const auto b = gaussian<float>(4 * 3, 1);
   const std::vector<int64_t> codes{2, -1};
   std::vector<float> out(6, 5.0f);
-  LookupProblem p;
-  p.codes = codes.data();
-  p.count = 2;
-  p.bank = rows(b, 3);
-  p.out = out.data();
+  const LookupProblem p{.codes = codes.data(), .count = 2, .bank = rows(b, 3), .out = out.data()};
   CHECK(lookup(p, threads(2)) == Status::ok);
   for (size_t k = 0; k < 3; ++k) CHECK(out[k] == b[6 + k] && out[3 + k] == 0.0f);
 }

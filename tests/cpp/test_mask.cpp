@@ -1,4 +1,4 @@
-// Masks of up to six dimensions with strides of every kind, read where they lie; and products of no width.
+// Masks of up to six dimensions with strides of every kind, read in place; and products of width 0.
 #include <memory>
 #include <numeric>
 
@@ -10,7 +10,8 @@ using namespace vecbank::cpu;
 namespace {
 
 // A mask over leading dimensions and M columns. Each dimension is broadcast or real; the real ones lie in memory in any
-// order, with gaps between them, in a block of exactly the bytes that they reach (so that a sanitizer sees one more).
+// order, with gaps between them, in a block of exactly the bytes that they reach (so that a sanitizer reports one
+// more).
 struct StridedMask {
   std::vector<int64_t> sizes, strides;  // outermost first; the last is M
   std::unique_ptr<bool[]> data;
@@ -29,7 +30,7 @@ struct StridedMask {
       reach += (sizes[*i] - 1) * step;
       step *= sizes[*i];
     }
-    for (size_t i = 0; i < sizes.size(); ++i)  // what a stride of a single element says does not count
+    for (size_t i = 0; i < sizes.size(); ++i)  // the stride of a single element does not matter
       if (sizes[i] == 1 && random() % 2 != 0) strides[i] = static_cast<int64_t>(random() % 1000);
     data.reset(new bool[static_cast<size_t>(reach)]);
     for (int64_t i = 0; i < reach; ++i) data[static_cast<size_t>(i)] = random() % 3 != 0;

@@ -1,4 +1,4 @@
-// search() and project() against brute force in the contract's order, over threads, splits and hostile data.
+// search() and project() against brute force in the contract's order, over threads, splits and adversarial inputs.
 #include <cmath>
 #include <limits>
 
@@ -107,7 +107,7 @@ TEST(search_equals_brute_force) {
   });
 }
 
-TEST(search_survives_hostile_data) {
+TEST(search_survives_adversarial_inputs) {
   constexpr float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
   for_each_isa([] {
     const int64_t d = 12, n = 9, m = 700;
@@ -119,14 +119,14 @@ TEST(search_survives_hostile_data) {
     auto outlier = b;
     for (int64_t k = 0; k < d; ++k) outlier[static_cast<size_t>(5 * d + k)] = 3e33f;
     compare(x, outlier, d);
-    auto odd = b;
-    odd[3] = nan;
-    odd[static_cast<size_t>(4 * d)] = inf;
-    odd[static_cast<size_t>(9 * d)] = -inf;
-    auto odd_x = x;
-    odd_x[0] = nan;
-    odd_x[static_cast<size_t>(d)] = inf;
-    compare(odd_x, odd, d);
+    auto ruined = b;
+    ruined[3] = nan;
+    ruined[static_cast<size_t>(4 * d)] = inf;
+    ruined[static_cast<size_t>(9 * d)] = -inf;
+    auto ruined_x = x;
+    ruined_x[0] = nan;
+    ruined_x[static_cast<size_t>(d)] = inf;
+    compare(ruined_x, ruined, d);
     auto ties = b;
     for (int64_t j = 1; j < m; j += 2)
       for (int64_t k = 0; k < d; ++k) ties[static_cast<size_t>(j * d + k)] = ties[static_cast<size_t>((j - 1) * d + k)];
@@ -163,7 +163,7 @@ TEST(rewritten_rows_are_packed_alone) {
     CHECK(memory.reserve(pack_bytes(m, d, metric)));
     CHECK(pack_bank(rows(b, d), metric, memory.get(), threads(2)) == Status::ok);
     PackHeader& h = *reinterpret_cast<PackHeader*>(memory.get());
-    CHECK(h.negligible == 166 && h.odd == 166 && h.first_negligible == 3);
+    CHECK(h.negligible == 166 && h.exceptional == 166 && h.first_negligible == 3);
     const float scales[] = {1.0f, 0.0f, nan, 1e20f, 2.0f, 1e30f};
     for (int64_t step = 0; step < 30; ++step) {
       const std::vector<int64_t> changed{step % 5 == 0 ? h.first_negligible : step * 7, 499, step};
@@ -172,7 +172,7 @@ TEST(rewritten_rows_are_packed_alone) {
           b[static_cast<size_t>(j * d + k)] = (static_cast<float>(k % 4) - 1.3f) * scales[(step + j) % 6];
       bool fit = false;
       CHECK(repack_rows(rows(b, d), &h, changed.data(), 3, threads(1), &fit) == Status::ok);
-      CHECK(fit || h.special > 0);
+      CHECK(fit || h.fallbacks > 0);
       SearchProblem p;
       p.queries = rows(x, d);
       p.bank = rows(b, d);
@@ -189,13 +189,14 @@ TEST(rewritten_rows_are_packed_alone) {
       const std::vector<int64_t> changed{0, 1, 2, 3};
       bool fit = true;
       CHECK(repack_rows(rows(b, d), &h, changed.data(), 4, threads(1), &fit) == Status::ok);
-      if (i == 199) CHECK(!fit);  // more rows written than there are: the frame is old
+      if (i == 199) CHECK(!fit);  // more rows were written than the bank has: the frame is out of date
     }
   }
 }
 
-// Two equal winners sixteen rows apart share a lane of the leaders: such a query sees the panels again, the others not.
-TEST(a_lane_with_two_winners_is_looked_at_again) {
+// Two equal winners sixteen rows apart share a lane of the running argmax: such a query scans the panels again, the
+// others do not.
+TEST(a_lane_with_two_winners_is_scanned_again) {
   for_each_isa([] {
     const int64_t d = 9, n = 60, m = 3000;
     auto x = gaussian<float>(n * d, 41), b = gaussian<float>(m * d, 42);
@@ -213,7 +214,7 @@ TEST(a_lane_with_two_winners_is_looked_at_again) {
   });
 }
 
-TEST(a_bank_sorted_by_score_is_no_trap) {
+TEST(a_bank_sorted_by_score_keeps_few_candidates) {
   const int64_t d = 4, m = 20000;
   std::vector<float> b(static_cast<size_t>(m * d), 0.0f), x{1.0f, 0.0f, 0.0f, 0.0f};
   for (int64_t j = 0; j < m; ++j) b[static_cast<size_t>(j * d)] = static_cast<float>(j);
@@ -254,7 +255,7 @@ TEST(pieces_of_different_scale_agree_with_one_pack) {
   CHECK(read_counters().refined < 600 * n);  // 100 (1 + 1 + 1/2 + ... 1/11) = 402, not 1200
 }
 
-// The promise everything rests on: the screen's bounds really enclose the refined score.
+// Every answer depends on this: the screen's bounds enclose the refined score.
 TEST(screen_bounds_hold) {
   for_each_isa([] {
     const Kernels& table = kernels();
@@ -308,7 +309,7 @@ TEST(screen_bounds_hold) {
   });
 }
 
-TEST(project_is_exact_on_integers_and_mends_the_rest) {
+TEST(project_is_exact_on_integers_and_rescores_fallback_rows) {
   for_each_isa([] {
     const int64_t d = 9, n = 20, m = 37;
     auto x = gaussian<float>(n * d, 1, 4.0), b = gaussian<float>(m * d, 2, 4.0);

@@ -1,4 +1,4 @@
-// A raised flag: every driver returns Status::stopped, and what runs long looks at the flag on its way.
+// With a raised flag every driver returns Status::stopped, and long loops check the flag as they run.
 #include "check.h"
 #include "core/pack.h"
 #include "cpu/refine.h"
@@ -84,7 +84,7 @@ TEST(stop_is_seen_inside_a_task_of_a_search) {
       worker.run(job, {0, job.plan.grid.rows_per_block, 0, job.plan.grid.panels, 0});
       CHECK(read_counters().refined == 0 && d.untouched());
       CHECK(search_alone(p, worker, job.stop) == Status::stopped);
-      CHECK(search_alone(p, worker, {}) == Status::ok);  // and the worker can go on to other things
+      CHECK(search_alone(p, worker, {}) == Status::ok);  // and the worker can run another search
       CHECK(d.indices[0] >= 0);
     }
   });
@@ -164,15 +164,15 @@ TEST(stop_ends_packing_and_products) {
   });
 }
 
-TEST(stop_ends_codes_of_several_books) {
+TEST(stop_ends_codes_of_several_codebooks) {
   for_each_isa([] {
     Data d;
-    const PackedBook book{rows(d.b, kWidth), d.pack(Metric::sqeuclidean)};
+    const PackedCodebook codebook{rows(d.b, kWidth), d.pack(Metric::sqeuclidean)};
     std::vector<double> squares(2);
     std::vector<int64_t> valid(2);
     ResidualProblem p;
     p.queries = rows(d.x, kWidth);
-    p.stages = {book, book};
+    p.stages = {codebook, codebook};
     p.codes = d.indices.data();
     p.quantized = d.out.data();
     p.squares = squares.data();
@@ -181,7 +181,7 @@ TEST(stop_ends_codes_of_several_books) {
     const auto wide = gaussian<float>(2200 * 2 * kWidth, 3);
     ProductProblem q;
     q.queries = rows(wide, 2 * kWidth);
-    q.books = {book, book};
+    q.codebooks = {codebook, codebook};
     std::vector<int64_t> codes(2200 * 2, -7);
     q.codes = codes.data();
     CHECK(product_quantize(q, Stopped().workers()) == Status::stopped);
@@ -195,17 +195,9 @@ TEST(stop_ends_gathers_sums_and_gradients) {
   Stopped stopped;
   const Parallel parallel = stopped.workers();
 
-  LookupProblem l;
-  l.codes = d.codes.data();
-  l.count = kQueries;
-  l.bank = b;
-  l.out = d.out.data();
-  CHECK(lookup(l, parallel) == Status::stopped);
-  LookupDotProblem dots;
-  dots.codes = d.codes.data();
-  dots.x = x;
-  dots.bank = b;
-  dots.out = d.out.data();
+  const LookupProblem gathered{.codes = d.codes.data(), .count = kQueries, .bank = b, .out = d.out.data()};
+  CHECK(lookup(gathered, parallel) == Status::stopped);
+  const LookupDotProblem dots{.codes = d.codes.data(), .x = x, .bank = b, .out = d.out.data()};
   CHECK(lookup_dot(dots, parallel) == Status::stopped);
   for (const int64_t segments : {int64_t{4}, kRows}) {  // read as a stream, and sorted by code
     SegmentSumProblem s;

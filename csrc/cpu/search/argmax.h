@@ -1,5 +1,5 @@
-// The running argmax of a block: for one winner among few columns, where nearly every tile would push survivors. What
-// the loops keep per lane is described in tiles.h.
+// The running argmax of a block, for k = 1 and few columns, where nearly every tile would push survivors. tiles.h
+// describes its layout.
 #pragma once
 
 #include <algorithm>
@@ -11,16 +11,16 @@
 
 namespace vecbank::cpu {
 
-constexpr int64_t kArgmaxPanels = 64;  // how many panels a winner is sought in without a gate
+constexpr int64_t kArgmaxPanels = 64;  // the number of panels that are searched without a gate
 
 class RunningArgmax {
  public:
   bool reserve(int64_t rows) { return running_.reserve((rows + kPanel) * kArgmaxFloats) && rows_.reserve(rows); }
 
-  // One winner of ordinary numbers, unless the last block had too many ties.
+  // Serves k = 1 without mask and fallback rows, unless the last block had too many ties.
   bool serves(const SearchTask& task) const {
     const SearchProblem& p = task.job->problem;
-    return p.k == 1 && p.mask.data == nullptr && task.job->header.special == 0 && task.to < (int64_t{1} << 24) &&
+    return p.k == 1 && p.mask.data == nullptr && task.job->header.fallbacks == 0 && task.to < (int64_t{1} << 24) &&
            !ties_;
   }
   void clear(int64_t rows, int64_t first_panel) {
@@ -35,19 +35,19 @@ class RunningArgmax {
   const RowArgmax& row(int64_t r) const { return rows_[r]; }
   float largest(int64_t r, int lane) const { return lanes(r)[lane]; }
   int64_t panel(int64_t r, int lane) const { return static_cast<int64_t>(lanes(r)[2 * kPanel + lane]); }
-  // Could a lane's second largest reach the threshold? Its column is not known.
+  // Whether a lane's second largest, whose column is not known, reaches the threshold.
   bool second_reaches(int64_t r, float threshold) const {
     const float* second = lanes(r) + kPanel;
     return *std::max_element(second, second + kPanel) >= threshold;
   }
-  // Which lanes' largest reach the threshold, a bit each.
+  // The lanes whose largest reaches the threshold, a bit each.
   uint32_t reaching(int64_t r, float threshold) const {
     uint32_t bits = 0;
     for (uint32_t c = 0; c < kPanel; ++c) bits |= lanes(r)[c] >= threshold ? 1u << c : 0u;
     return bits;
   }
-  // `unclear` rows of the block had to be scanned again: with duplicates, say, the next block will have no use for
-  // this.
+  // `unclear`: the rows of the block that had to be scanned again. Where these are many, because of duplicates for
+  // example, the next block does without a running argmax.
   void note(int64_t unclear, int64_t rows) { ties_ = unclear > rows / 4; }
 
  private:

@@ -23,7 +23,7 @@ bool Finalizer::finalize_row(int64_t row, const Candidate* candidates, int64_t c
   if (job.header.far > 0 && !beats_far(candidates, count)) return false;
   if (count == 1 && p.values == nullptr && job.partial == nullptr && candidates[0].upper < HUGE_VALF &&
       !negligible_may_win) {
-    const Scored only{0.0, task_->begin + candidates[0].column};  // the score is not asked for
+    const Scored only{0.0, task_->begin + candidates[0].column};  // the caller wants no score
     task_->report(row, &only, 1);
     return true;
   }
@@ -42,15 +42,15 @@ bool Finalizer::finalize_row(int64_t row, const Candidate* candidates, int64_t c
   return true;
 }
 
-// Far rows lose to k rows that are bounded from below. Without so many, a special row may be farther still.
+// Whether k candidates have a finite lower bound, and so beat every far row; a fallback row may be even farther.
 bool Finalizer::beats_far(const Candidate* candidates, int64_t count) const {
   int64_t bounded = 0;
   for (int64_t i = 0; i < count; ++i) bounded += candidates[i].lower > -HUGE_VALF;
   return bounded >= task_->job->problem.k;
 }
 
-// The first negligible row may win, and then the others may as well, which were not screened. Where float64 cannot
-// tell them apart, the first k are enough. False: each has to be scored.
+// Where the first negligible row may win, so may the others, which were not screened. If their float64 scores are all
+// equal, the first k suffice. False: each must be scored.
 bool Finalizer::add_negligible(int64_t row, int64_t* kept) {
   const SearchProblem& p = task_->job->problem;
   if (!refiner_.cannot_tell(task_->job->header.negligible_size)) return false;
@@ -69,8 +69,8 @@ bool Finalizer::add_negligible(int64_t row, int64_t* kept) {
   return true;
 }
 
-// Refines what `allowed` lets through of this part's rows for the queries in the refiner's first slots, into the lists
-// from `list` on. `apart`: negligible rows belong to the part that screens the first of them, wherever they lie.
+// Refines the rows of this part that `allowed` accepts, for the queries in the refiner's first slots, into the lists
+// from `list` on. `apart`: all negligible rows belong to the part that screens the first of them, wherever they lie.
 template <class F>
 void Finalizer::refine_chosen(int list, int slots, bool apart, F&& allowed) {
   const RowKind* kinds = pack_kinds(&task_->job->header);
@@ -96,7 +96,7 @@ void Finalizer::refine_chosen(int list, int slots, bool apart, F&& allowed) {
 }
 
 void Finalizer::refine_all(const int64_t* rows, int64_t count) {
-  for (int64_t i = 0; i < count && !task_->job->stop.asked(); i += slots_)
+  for (int64_t i = 0; i < count && !task_->job->stop.requested(); i += slots_)
     refine_together(rows + i, static_cast<int>(std::min<int64_t>(slots_, count - i)));
 }
 

@@ -1,4 +1,4 @@
-// The last step of a search: float64 scores decide among what the screen has left, or among all rows.
+// The last step of a search: float64 scores decide among the candidates of the screen, or among all rows.
 #pragma once
 
 #include "../refine.h"
@@ -11,7 +11,7 @@ class Finalizer {
   bool reserve(const SearchProblem& problem, const SearchPlan& plan);
   void begin(const SearchTask& task);
 
-  // Refines a row's candidates and reports its best k. False: the row must be refined against everything.
+  // Refines a row's candidates and reports its best k. False: the row must be refined against every bank row.
   // `negligible_may_win`: the first negligible row may be the best.
   bool finalize_row(int64_t row, const Candidate* candidates, int64_t count, bool negligible_may_win);
 

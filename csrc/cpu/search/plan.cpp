@@ -1,12 +1,11 @@
-// What a search decides before it begins: the register tile, the screen, the blocks of queries and the parts of the
-// bank.
+// The plan of a search: the register tile, the screen, the blocks of queries and the parts of the bank.
 #include "screens/screen.h"
 
 namespace vecbank::cpu {
 
 constexpr int64_t kListBytes = 4 << 20;  // candidate lists of a block
 constexpr int64_t kMostBlockRows = 1024;
-constexpr int64_t kMostPartRows = int64_t{1} << 30;  // candidates name their column in int32
+constexpr int64_t kMostPartRows = int64_t{1} << 30;  // a candidate's column is an int32
 
 SearchPlan plan_search(const SearchProblem& p, const PackHeader& h, int workers) {
   SearchPlan plan;
@@ -14,14 +13,14 @@ SearchPlan plan_search(const SearchProblem& p, const PackHeader& h, int workers)
   plan.group = kernels().height_for(n);
   plan.refined_only = !h.screenable || p.k * 8 >= h.rows;
   while (!plan.refined_only && !kScreens[plan.first_screen]->serves(h, plan.group)) ++plan.first_screen;
-  // Queries of a block stay in L2 beside a few panels; candidate lists must not grow without bound either.
+  // The queries of a block stay in L2 together with a few panels, and the memory of candidate lists is bounded.
   const int64_t bytes = plan.refined_only ? 4 : kScreens[plan.first_screen]->query_bytes;
   const int64_t by_lists = kListBytes / CandidateLists::bytes_per_row(plan.refined_only ? 1 : p.k);
   plan.grid.set_blocks(n, std::min({kQueryBytes / ((h.width + 1) * bytes), by_lists, kMostBlockRows}), plan.group);
 
   int64_t parts = 1;
   if (workers > 1 && plan.grid.blocks < 3 * workers) {
-    const int64_t least = std::max<int64_t>(64, ceil_div(4 * p.k, kPanel));  // panels worth a task of their own
+    const int64_t least = std::max<int64_t>(64, ceil_div(4 * p.k, kPanel));  // the fewest panels that are worth a task
     const int64_t affordable = kPartialBytes / (n * p.k * static_cast<int64_t>(sizeof(Scored)));
     parts = std::min({ceil_div(4 * workers, plan.grid.blocks), panels / least, affordable});
   }

@@ -1,4 +1,4 @@
-// search(): pieces of a plain tensor, parts of a piece, and the merge that makes of them one answer.
+// search(): pieces of a plain tensor, parts of a piece, and the merge of their results.
 #include <cstring>
 #include <limits>
 #include <new>
@@ -77,9 +77,9 @@ Status merge(const SearchProblem& p, int64_t slots, bool last, Partials& partial
   if (!scratch.each([&](Buffer<Scored>& list) { return list.reserve(2 * p.k); })) return Status::out_of_memory;
   return for_each_task(parallel, ceil_div(n, batch), [&](int worker, int64_t task) {
     Scored* list = scratch[worker].get();
-    for (int64_t q = task * batch; q < std::min(n, (task + 1) * batch) && !parallel.stop.asked(); ++q) {
+    for (int64_t q = task * batch; q < std::min(n, (task + 1) * batch) && !parallel.stop.requested(); ++q) {
       int64_t count = 0, fresh = 0;
-      for (int64_t s = 0; s < slots; ++s) {  // every list comes sorted
+      for (int64_t s = 0; s < slots; ++s) {  // every list is sorted
         const int64_t at = s * n + q, more = partials.counts[at];
         if (s > 0) fresh += more;
         std::memcpy(list + count, partials.lists.get() + at * p.k, static_cast<size_t>(more) * sizeof(Scored));
@@ -140,10 +140,10 @@ Status search(const SearchProblem& p, const Parallel& parallel) {
   }
   const Parallel chosen = workers_for(parallel, static_cast<double>(p.queries.count), static_cast<double>(p.bank.count),
                                       static_cast<double>(p.bank.width));
-  // Pieces are even: a small last one would be refined whole, for want of rows to screen.
+  // Pieces are of even size: a small last piece would have too few rows to screen, and be refined entirely.
   const int64_t most = rows_of_piece(kPackBytes, p.bank.width, sizeof(float));
   const int64_t rows = round_up_to(ceil_div(p.bank.count, ceil_div(p.bank.count, most)), kPanel);
-  // Several pieces keep their best rows between them, so bound how many queries are in flight.
+  // The best rows of all queries are kept from piece to piece, so the number of queries at a time is bounded.
   const bool pieces = p.pack == nullptr && rows < p.bank.count;
   const int64_t step =
       pieces ? std::max<int64_t>(1024, kPartialBytes / (p.k * static_cast<int64_t>(sizeof(Scored)))) : p.queries.count;

@@ -1,5 +1,5 @@
-// The nouns of a search: the plan, the job (one packed piece of a bank), and the task (a block of queries against a
-// part of the piece) that a worker runs.
+// The data of a search: the plan, the job (one packed piece of a bank), and the task (a block of queries against a part
+// of the piece) that a worker runs.
 #pragma once
 
 #include <atomic>
@@ -12,8 +12,8 @@ namespace vecbank::cpu {
 
 constexpr int64_t kQueryBytes = 192 << 10;    // packed queries of a block: part of L2
 constexpr int64_t kPartialBytes = 16 << 20;   // best rows of all parts, waiting for the merge
-constexpr int64_t kVisitBytes = 64 << 10;     // panels between jumps,
-constexpr int64_t kLongVisitBytes = 1 << 20;  // and where few queries leave it to memory how fast panels come
+constexpr int64_t kVisitBytes = 64 << 10;     // panels of a visit
+constexpr int64_t kLongVisitBytes = 1 << 20;  // panels of a visit for few queries, where memory limits the speed
 
 // Panels [from, to), and where the next visit begins.
 struct Visit {
@@ -25,15 +25,15 @@ inline int64_t panels_per_visit(int64_t bytes, int64_t width) {
 
 struct SearchPlan {
   int group = 1;              // query rows of a register tile
-  bool refined_only = false;  // nothing is screened: the metric has no screen, k is so large or the width so extreme
-  int first_screen = 0;       // of kScreens, where anything is screened
+  bool refined_only = false;  // nothing is screened: no screen serves this metric, k or width
+  int first_screen = 0;       // of kScreens, unless refined_only
   Grid grid;
 };
 
 SearchPlan plan_search(const SearchProblem& problem, const PackHeader& header, int workers);
 
 struct SearchJob {
-  const SearchProblem& problem;  // its bank is this job's piece
+  const SearchProblem& problem;  // whose bank is this job's piece
   const PackHeader& header;
   SearchPlan plan;
   Stop stop{};
@@ -41,15 +41,15 @@ struct SearchJob {
   std::atomic<float>* shared = nullptr;  // per query: the best threshold that any part has proved, in packed units
   const Scored* earlier = nullptr;       // [query][k]: the best of the pieces before this one, if any
   const int64_t* earlier_counts = nullptr;
-  Scored* partial = nullptr;          // [part][query][k]; null: a single part, written straight out
+  Scored* partial = nullptr;          // [part][query][k]; null: a single part, whose results are written directly
   int64_t* partial_counts = nullptr;  // [part][query]
 };
 
 struct SearchTask {
   const SearchJob* job = nullptr;
   int64_t first = 0, rows = 0;  // queries
-  int64_t from = 0, to = 0;     // panels of the part,
-  int64_t begin = 0, end = 0;   // and its bank rows
+  int64_t from = 0, to = 0;     // panels of the part
+  int64_t begin = 0, end = 0;   // bank rows of the part
   int64_t part = 0;
   double start_per_r2 = 0.0;  // beta_b per r_b^2, see core/bounds.h
   int64_t negligible = -1;    // the first negligible row, if it stands for others and this part screens it
@@ -57,18 +57,18 @@ struct SearchTask {
   SearchTask() = default;
   SearchTask(const SearchJob& job, const GridTask& task);
 
-  // Hands in the best `count` bank rows of query `row` of the block, numbered as in the piece.
+  // Reports the best `count` bank rows of query `row` of the block, numbered within the piece.
   void report(int64_t row, const Scored* best, int64_t count) const;
-  // Which rows of the piece query `row` may be given, a bool every `stride`; null: all of them.
+  // Which rows of the piece query `row` may be given, one bool every `stride`; null: every row.
   const bool* allowed(int64_t row, int64_t* stride) const;
 };
 
-// Turns a query's final list into values, indices and the gathered row.
+// Writes a query's final list as values, indices and the gathered row.
 void write_result(const SearchProblem& whole, int64_t query, const Scored* best, int64_t count);
 
 class SearchWorker;
 
-// A search of few enough queries for one worker: what a driver of its own threads calls. `p.pack` is there.
+// A search of few queries by one worker, for drivers that share out the work themselves. `p.pack` must not be null.
 Status search_alone(const SearchProblem& p, SearchWorker& worker, Stop stop);
 
 }  // namespace vecbank::cpu

@@ -1,9 +1,9 @@
-// screen -> certify -> refine, for one bank that fits its pack: the heart of topk, nearest and quantize.
+// screen -> certify -> refine, for one packed bank: the core of topk, nearest and quantize.
 //
 // A task is a block of query rows against a part of the bank. Its screen keeps every row whose upper bound reaches the
-// k-th best lower bound; float64 decides among those. Rows that cannot be screened, or whose candidates overflow (all
-// rows equal, say), are refined against every bank row instead. Parts are merged by their float64 keys, so neither
-// the split nor the instruction set can be seen in the answer.
+// k-th best lower bound; float64 decides among those. Query rows that cannot be screened, or whose candidates overflow
+// (where all bank rows are equal, for example), are fallback rows: they are refined against every bank row. Parts are
+// merged by their float64 keys, so the answer depends neither on the split nor on the instruction set.
 #include "worker.h"
 
 #include <bit>
@@ -14,8 +14,8 @@ namespace {
 
 std::atomic<int64_t> counted_queries{0}, counted_refined{0}, counted_repeated{0};
 
-// Blocks of panels are visited in a scattered order: a bank sorted by score would otherwise beat its own threshold
-// with every row.
+// Blocks of panels are visited in a scattered order: in a bank sorted by score, every row would otherwise exceed the
+// threshold so far.
 class Visits {
  public:
   Visits(int64_t from, int64_t to, int64_t each)
@@ -25,7 +25,7 @@ class Visits {
   }
   int64_t count() const { return count_; }
   int64_t panels() const { return each_; }
-  Visit operator[](int64_t visit) const {  // after the last one comes the first, for the next block of rows
+  Visit operator[](int64_t visit) const {  // after the last visit comes the first, for the next block of rows
     return {begin(visit), std::min(to_, begin(visit) + each_), begin(visit + 1)};
   }
 
@@ -90,28 +90,28 @@ bool SearchWorker::reserve(const SearchProblem& p, const SearchPlan& plan) {
 void SearchWorker::run(const SearchJob& job, const GridTask& task) {
   task_ = SearchTask(job, task);
   finalizer_.begin(task_);
-  int64_t left = 0;
+  int64_t fallback_count = 0;
   if (job.plan.refined_only) {
-    left = task_.rows;
-    std::iota(fallback_rows_.get(), fallback_rows_.get() + left, int64_t{0});
+    fallback_count = task_.rows;
+    std::iota(fallback_rows_.get(), fallback_rows_.get() + fallback_count, int64_t{0});
   } else {
     queries_.pack(task_);
     int s = std::max(job.plan.first_screen, first_screen_);
     screen_with(*screens_[s]);
-    // Rows are too alike for this screen: nearly equal, and far from their centre.
+    // Bank rows that are nearly equal, and far from their centre, are too alike for a coarse screen.
     for (; s + 1 < kScreenCount && too_many_fallbacks(); first_screen_ = ++s) screen_with(*screens_[s + 1]);
-    for (int64_t r = 0; r < task_.rows && !job.stop.asked(); ++r) {
+    for (int64_t r = 0; r < task_.rows && !job.stop.requested(); ++r) {
       if (lists_.closed(r)) continue;
       int64_t count = 0;
       const Candidate* candidates = lists_.fell_back(r) ? nullptr : lists_.finish(r, &count);
       if (lists_.fell_back(r) || !finalizer_.finalize_row(r, candidates, count, negligible_may_win_[r]))
-        fallback_rows_[left++] = r;
+        fallback_rows_[fallback_count++] = r;
     }
   }
-  finalizer_.refine_all(fallback_rows_.get(), left);
+  finalizer_.refine_all(fallback_rows_.get(), fallback_count);
   if (task_.part == 0) counted_queries.fetch_add(task_.rows, std::memory_order_relaxed);
   counted_refined.fetch_add(finalizer_.refined(), std::memory_order_relaxed);
-  counted_repeated.fetch_add(left, std::memory_order_relaxed);
+  counted_repeated.fetch_add(fallback_count, std::memory_order_relaxed);
 }
 
 void SearchWorker::screen_with(Screen& screen) {
@@ -122,14 +122,14 @@ void SearchWorker::screen_with(Screen& screen) {
   if (task_.job->shared != nullptr) share_thresholds();
 }
 
-// Did the screen leave rows undecided that the next one may decide?
+// Whether the screen has left so many rows undecided that the next one is tried.
 bool SearchWorker::too_many_fallbacks() const {
   int64_t rows = 0;
   for (int64_t r = 0; r < task_.rows; ++r) rows += lists_.fell_back(r);
   return rows - fallbacks_ > task_.rows / 16;
 }
 
-// Few enough allowed rows that refining them beats screening everything.
+// Whether the mask allows so few rows that it is faster to refine them than to screen all.
 bool SearchWorker::few_allowed(int64_t row) const {
   int64_t stride, count = 0;
   const bool* allowed = task_.allowed(row, &stride);
@@ -144,7 +144,7 @@ void SearchWorker::start_lists() {
   std::fill_n(negligible_may_win_.get(), task_.rows, false);
   fallbacks_ = 0;
   for (int64_t r = 0; r < task_.rows; ++r) {
-    if (!queries_.packed.frame(r).usable || job.stop.asked() || few_allowed(r)) {
+    if (!queries_.packed.frame(r).usable || job.stop.requested() || few_allowed(r)) {
       lists_.fall_back(r);
       ++fallbacks_;
     } else if (job.shared != nullptr) {
@@ -155,7 +155,7 @@ void SearchWorker::start_lists() {
   }
 }
 
-// What the k-th best of earlier pieces is in this piece's packed units, rounded down: no lesser row can still win.
+// The score of the k-th best of earlier pieces, in this piece's packed units and rounded down: no row below it can win.
 double SearchWorker::earlier_threshold(int64_t row) const {
   const SearchJob& job = *task_.job;
   const SearchProblem& p = job.problem;
@@ -164,7 +164,7 @@ double SearchWorker::earlier_threshold(int64_t row) const {
   const int64_t query = task_.first + row;
   if (job.earlier == nullptr || job.earlier_counts[query] < p.k) return -HUGE_VAL;
   const double key = job.earlier[query * p.k + p.k - 1].key, squares = queries_.packed.frame(row).squares;
-  double score, rounding;  // of the arithmetic here; slacks has that of the refinement
+  double score, rounding;  // of the arithmetic here; slacks covers the refinement
   if (metric.shares_frame) {
     const double distance = std::ldexp(-key, 2 * h.exponent);
     score = 0.5 * (squares - distance);
@@ -185,13 +185,13 @@ void SearchWorker::visit_all() {
   int64_t v = 0;
   if (argmax_.serves(task_)) {
     argmax_.clear(task_.rows, task_.from);
-    for (; v < visits.count() && v * visits.panels() < kArgmaxPanels && !stop.asked(); ++v)
+    for (; v < visits.count() && v * visits.panels() < kArgmaxPanels && !stop.requested(); ++v)
       screen_->argmax(visits[v], argmax_.running());
     take_argmax(v == visits.count(), [&](int64_t row, int64_t rows, const float* thresholds) {
       for (int64_t again = 0; again < v; ++again) scan(visits[again], row, rows, thresholds);
     });
   }
-  for (; v < visits.count() && !stop.asked(); ++v) scan(visits[v], 0, task_.rows, lists_.thresholds());
+  for (; v < visits.count() && !stop.requested(); ++v) scan(visits[v], 0, task_.rows, lists_.thresholds());
 }
 
 void SearchWorker::share_thresholds() {
@@ -205,7 +205,7 @@ void SearchWorker::share_thresholds() {
   }
 }
 
-// Pushes what reaches `thresholds` among a visit's panels, for rows [row, row + rows) of the block.
+// Pushes the columns of a visit's panels that reach `thresholds`, for rows [row, row + rows) of the block.
 void SearchWorker::scan(const Visit& visit, int64_t row, int64_t rows, const float* thresholds) {
   scanned_row_ = row;
   scanned_panel_ = visit.from;
@@ -231,9 +231,9 @@ void SearchWorker::push_lane(int64_t row, int64_t panel, float upper, int lane, 
   lists_.add(row, upper, lower, static_cast<int32_t>(j - task_.begin));
 }
 
-// The least that a column's score can be, given the most that it can be.
+// The lower bound of a column's score, from its upper bound.
 inline float SearchWorker::lower_bound(int64_t row, int64_t panel, float upper, int lane) const {
-  if (!(upper < HUGE_VALF)) return -HUGE_VALF;  // a special column promises nothing
+  if (!(upper < HUGE_VALF)) return -HUGE_VALF;  // a fallback column has no lower bound
   const PackHeader& h = task_.job->header;
   const Panels<float> panels = pack_panels(&h);
   const double r = panels.line(panel, h.width + 1)[lane];
@@ -242,8 +242,9 @@ inline float SearchWorker::lower_bound(int64_t row, int64_t panel, float upper, 
   return below(static_cast<double>(upper) - 2.0 * screen_->margin(row, r, slack));
 }
 
-// The running argmax of each lane becomes a candidate; one that nothing else can reach is the answer. Where a lane's
-// second largest may win as well, its column is not known: such rows scan the panels again, a group at a time.
+// The running argmax of each lane becomes a candidate; a candidate that no other bound reaches is the answer. The
+// column of a lane's second largest is not known: where it may win, the row's panels are scanned again, a group of rows
+// at a time.
 template <class Rescan>
 void SearchWorker::take_argmax(bool last, Rescan&& rescan) {
   const SearchJob& job = *task_.job;
@@ -263,7 +264,7 @@ void SearchWorker::take_argmax(bool last, Rescan&& rescan) {
       const float lower = lower_bound(r, panel, best.largest, best.lane);
       const float threshold = std::max(lists_.threshold(r), lower);
       if (answers && best.next < threshold && best.largest < HUGE_VALF && j != task_.negligible && j < task_.end) {
-        const Scored only{0.0, j};  // the score is not asked for
+        const Scored only{0.0, j};  // the caller wants no score
         task_.report(r, &only, 1);
         lists_.close(r);
         continue;

@@ -1,4 +1,4 @@
-// What one worker of a search has: a screen, lists of candidates, and float64 to decide among them.
+// One worker of a search: its screens, its lists of candidates, and the finalizer that decides among them.
 #pragma once
 
 #include "argmax.h"
@@ -31,11 +31,11 @@ class SearchWorker {
   ScreenQueries queries_;
   std::unique_ptr<Screen> screens_[kScreenCount];
   Screen* screen_ = nullptr;
-  int first_screen_ = 0;  // the screens before it have left too many rows undecided
+  int first_screen_ = 0;  // earlier screens have left too many rows undecided
   CandidateLists lists_;
   RunningArgmax argmax_;
   Finalizer finalizer_;
-  Buffer<bool> negligible_may_win_;  // rows that the first negligible row may be the best for
+  Buffer<bool> negligible_may_win_;  // rows whose best may be the first negligible row
   Buffer<int64_t> fallback_rows_;
   int64_t fallbacks_ = 0;  // rows that fell back before the screen: masked to a few, or not finite
   int64_t scanned_row_ = 0, scanned_panel_ = 0;

@@ -1,4 +1,4 @@
-// The float32 screen: queries and panels as they were packed. Its proof is in core/bounds.h.
+// The float32 screen, which uses queries and panels as they were packed. Its proof is in core/bounds.h.
 #include <new>
 
 #include "screen.h"

@@ -1,5 +1,5 @@
-// The float32 screen's loop: a tile of products is a tile of upper bounds as it is multiplied, for a panel's bound line
-// takes part as one more coordinate. The proof is in core/bounds.h.
+// The float32 screen's loop. A panel's bound line is multiplied as one more coordinate, so a tile of products is
+// already a tile of upper bounds. The proof is in core/bounds.h.
 #pragma once
 
 #include "../../mainloop.inl.h"

@@ -1,4 +1,4 @@
-// The int16 screen's driver: the codes of a block of queries are made once, those of panels at every visit.
+// The int16 screen's driver. The codes of a block of queries are made once, and the codes of panels at every visit.
 #include "int16.h"
 
 #include <new>
@@ -22,7 +22,7 @@ class Int16Screen final : public Screen {
     group_ = queries.packed.group();
     bound_ = int16::bound_of(header_->width);
     coded_ = -1;
-    // A unit times a start stays finite.
+    // With this limit a unit times a start stays finite.
     const double most = record(job.problem.metric).shares_frame ? 0x1p40 : 0x1p80;
     std::fill_n(units_.get(), round_up_to(rows_, group_), 1.0f);
     for (int64_t r = 0; r < rows_; ++r)

@@ -1,6 +1,6 @@
-// The int16 screen: queries and bank rows as 16 bit codes, products summed in int32, which is exact. Half the bytes of
-// float32, and up to twice the products a second. Its constants and its proof are here, its loops in int16.inl.h, its
-// driver in int16.cpp.
+// The int16 screen: queries and bank rows as 16 bit codes, products summed in int32, which is exact. It has half the
+// bytes of float32, and up to twice the products a second. This file has the constants and the proof, int16.inl.h the
+// loops, int16.cpp the driver.
 //
 // A query row is scaled by its unit s, a bank row by 1 / step, and both are rounded to 16 bits: |sums| <= (|x~| s +
 // |e_x|) (|b~| / step + |e_b|) < kQueryNorm kBankNorm < 2^31 by Cauchy and Schwarz, with |e| <= 0.51 sqrt(d) (half a
@@ -8,7 +8,7 @@
 //     |S - T| <= |e_x| |b~| + (|x~| s + |e_x|) |e_b| step + kQueryNorm r_b + four roundings of the float32 that
 //     follows,
 // so the margin is a constant times the step, plus a constant times r_b: no query appears in it. Every query row uses
-// nearly the whole of kQueryTarget, so little is lost; r_b stays for the packing and the refinement.
+// nearly the whole of kQueryTarget, so little precision is lost; r_b still covers the packing and the refinement.
 #pragma once
 
 #include "../../../core/bounds.h"
@@ -16,11 +16,11 @@
 
 namespace vecbank::cpu::int16 {
 
-constexpr int64_t kLeastWidth = 16;       // below, turning sums into scores costs what the products save
+constexpr int64_t kLeastWidth = 16;       // below this, converting sums to scores costs what the products save
 constexpr int64_t kMostWidth = 1 << 14;   // 0.51 sqrt(d) < 66
-constexpr double kQueryTarget = 65400.0;  // norms that codes are scaled to,
+constexpr double kQueryTarget = 65400.0;  // norms that codes are scaled to
 constexpr double kBankTarget = 32600.0;
-constexpr double kQueryNorm = 65500.0;  // and that no row of codes exceeds; kBankNorm bounds a coordinate too
+constexpr double kQueryNorm = 65500.0;  // norms that no row of codes exceeds; kBankNorm bounds a coordinate too
 constexpr double kBankNorm = 32700.0;
 static_assert(kQueryNorm * kBankNorm < 2147483647.0 && kBankNorm < 32767.0);
 

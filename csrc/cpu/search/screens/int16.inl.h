@@ -1,4 +1,4 @@
-// The int16 screen's loops: a tile of 16 bit products made float32, and how rows become 16 bit codes.
+// The int16 screen's loops, which convert a tile of 16-bit products to float32, and rows to 16-bit codes.
 #pragma once
 
 #include "../../mainloop.inl.h"

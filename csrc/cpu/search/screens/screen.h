@@ -1,6 +1,6 @@
-// What a screen is: cheap scores with a proved bound, which leave few bank rows to float64. A screen turns queries and
-// panels into its own arithmetic, runs its loops over a visit's panels, and says how far its bounds lie apart. It knows
-// nothing of lists, threads or answers.
+// The interface of screens: cheap scores with a proved bound, which leave few bank rows to float64. A screen converts
+// queries and panels to its own arithmetic, runs its loops over a visit's panels, and returns how far its bounds lie
+// apart. Lists, threads and answers are outside a screen.
 //
 // CONTRIBUTING.md has the recipe of a new one.
 #pragma once
@@ -12,7 +12,7 @@
 
 namespace vecbank::cpu {
 
-// A block of queries in the frame of the bank, with what bounds need to know of each.
+// A block of queries in the frame of the bank, with the norm and the slack of each, for bounds.
 struct ScreenQueries {
   QueryBlock<float> packed;
   Buffer<float> norms;    // at least the packed norm
@@ -23,7 +23,7 @@ struct ScreenQueries {
   void pack(const SearchTask& task);
 };
 
-// Where survivors go: those that reach their row's threshold.
+// Where a scan pushes survivors, the columns that reach their row's threshold.
 struct ScanTarget {
   const float* thresholds;  // per row, from the first row that is scanned
   PushSurvivors push;
@@ -36,34 +36,34 @@ class Screen {
 
   virtual bool reserve(const SearchProblem& problem, const SearchPlan& plan) = 0;
 
-  // From here on the screen serves this block of queries against this piece of a bank.
+  // Prepares the screen for this block of queries and this piece of a bank.
   virtual void begin(ScreenQueries& queries, const SearchJob& job) = 0;
 
   virtual int64_t panels_per_visit() const = 0;
 
-  // Pushes what reaches its threshold among a visit's panels, for rows [row, row + rows) of the block.
+  // Pushes the columns of a visit's panels that reach the threshold, for rows [row, row + rows) of the block.
   virtual void scan(const Visit& visit, int64_t row, int64_t rows, const ScanTarget& target) = 0;
 
   // Carries the running argmax of the whole block over a visit's panels.
   virtual void argmax(const Visit& visit, float* running) = 0;
 
-  // What a score of 1 in packed units counts in this screen's scores of a row.
+  // A score of 1 in packed units, in this screen's units for a row.
   virtual double unit(int64_t row) const = 0;
 
   // How far an upper bound can lie above the screen's score, and the screen's score above the refined one, in this
-  // screen's units. `r`: the column's bound line; `slack`: what else there is, in packed units.
+  // screen's units. `r`: the column's bound line; `slack`: the other errors, in packed units.
   virtual double margin(int64_t row, double r, double slack) const = 0;
 };
 
 struct ScreenEntry {
   int query_bytes;                                    // of a coordinate of a query
-  bool (*serves)(const PackHeader& bank, int group);  // can it, and is it worth it?
+  bool (*serves)(const PackHeader& bank, int group);  // whether it can serve, and is worth it
   std::unique_ptr<Screen> (*make)();                  // null: no memory
 };
 extern const ScreenEntry int16_screen, float32_screen;
 
-// In the order in which they are tried: a screen that leaves too many rows undecided hands over to the next. The last
-// one serves whatever can be screened at all.
+// The screens in the order in which they are tried: where a screen leaves too many rows undecided, the next one is
+// used. The last one serves every bank that can be screened.
 constexpr const ScreenEntry* kScreens[] = {&int16_screen, &float32_screen};
 constexpr int kScreenCount = 2;
 
