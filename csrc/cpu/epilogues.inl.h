@@ -3,7 +3,6 @@
 #pragma once
 
 #include "search/screens/float32.inl.h"
-#include "search/screens/int16.inl.h"
 
 namespace vecbank::cpu {
 namespace {

@@ -3,6 +3,9 @@
 
 #include <type_traits>
 
+// The screens come first: what becomes of their tiles is written in terms of their bound_tiles().
+#include "search/screens/int16.inl.h"
+
 #include "epilogues.inl.h"
 #include "rows.inl.h"
 

@@ -177,8 +177,8 @@ Tensor lookup_dot(const Tensor& x, const Tensor& codes_given, const Tensor& bank
   return out;
 }
 
-template <class Scope>
-void register_codebook_ops(torch::stable::detail::StableLibrary& m) {
+template <class Scope, class Library>
+void register_codebook_ops(Library& m) {
   m.impl("residual_quantize", TORCH_BOX(&residual_quantize<Scope>));
   m.impl("product_quantize", TORCH_BOX(&product_quantize<Scope>));
   m.impl("quantize_backward", TORCH_BOX(&quantize_backward<Scope>));

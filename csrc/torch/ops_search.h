@@ -216,8 +216,8 @@ std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, co
 }
 
 // project_backward is plain ATen and lives in Python (_backward.py): three matrix products and no kernel of ours.
-template <class Scope>
-void register_searches(torch::stable::detail::StableLibrary& m) {
+template <class Scope, class Library>
+void register_searches(Library& m) {
   m.impl("pack", TORCH_BOX(&pack<Scope>));
   m.impl("project", TORCH_BOX(&project<Scope>));
   m.impl("exact_scores", TORCH_BOX(&exact_scores<Scope>));

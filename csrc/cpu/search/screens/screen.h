@@ -2,8 +2,7 @@
 // panels into its own arithmetic, runs its loops over a visit's panels, and says how far its bounds lie apart. It knows
 // nothing of lists, threads or answers.
 //
-// A new screen is three files here (NAME.h: constants, layout and proof; NAME.inl.h: bound_tiles() and what makes the
-// codes; NAME.cpp: this interface), a line in kScreens, and its loops in kernels.h and table.inl.h.
+// CONTRIBUTING.md has the recipe of a new one.
 #pragma once
 
 #include <memory>
