@@ -239,6 +239,7 @@ def assert_searches(call: Callable[[Tensor], Any], rows: Tensor, metric: str, no
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_compiled_program_notices(metric: str) -> None:
+    torch._dynamo.reset()  # each metric compiles anew, and the number of programs is limited
     module = Searcher(metric)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     bank = module.bank

@@ -67,19 +67,24 @@ VB_INLINE double floored(double norm) { return norm < kNormFloor ? kNormFloor : 
 // ---- Key and value -------------------------------------------------------------------------------------------------
 
 // The norms are floored already; metrics without unit rows ignore them. `bias`: of the bank row; null: none.
-VB_INLINE double key_of(Metric metric, double raw, double query_norm, double bank_norm, const double* bias = nullptr) {
-  const MetricRecord m = record(metric);
+VB_INLINE double key_of(const MetricRecord& m, double raw, double query_norm, double bank_norm,
+                        const double* bias = nullptr) {
   if (m.smaller_is_better) return -raw;
   if (m.unit_rows) return raw / mul_rn(query_norm, bank_norm);
   return bias != nullptr ? add_rn(raw, *bias) : raw;
 }
 
 // What the caller is given for a key.
-VB_INLINE double value_of(Metric metric, double key) {
-  const MetricRecord m = record(metric);
+VB_INLINE double value_of(const MetricRecord& m, double key) {
   const double score = m.smaller_is_better ? -key : key;
   return m.root ? std::sqrt(score) : score;
 }
+
+// A loop over pairs asks for the record once, before it begins.
+VB_INLINE double key_of(Metric metric, double raw, double query_norm, double bank_norm, const double* bias = nullptr) {
+  return key_of(record(metric), raw, query_norm, bank_norm, bias);
+}
+VB_INLINE double value_of(Metric metric, double key) { return value_of(record(metric), key); }
 
 // The value of a rank that no row fills.
 VB_INLINE double worst_value(Metric metric) { return record(metric).smaller_is_better ? HUGE_VAL : -HUGE_VAL; }

@@ -35,11 +35,12 @@ struct Scorer {
   template <class E>
   void all(const ProjectProblem& p, int64_t first, int64_t count, int64_t from, int64_t columns) {
     E* out = static_cast<E*>(p.out);
+    const MetricRecord metric = record(p.metric);
     for (int64_t i = first; i < first + count; i += Refiner::kQueries) {
       const int slots = static_cast<int>(std::min<int64_t>(Refiner::kQueries, first + count - i));
       for (int s = 0; s < slots; ++s) refiner.load(s, queries.row(i + s), p.queries.dtype);
       refiner.for_each_key(slots, nullptr, from, columns, [&](int s, double key, int64_t j) {
-        narrow(value_of(p.metric, key), out + (i + s) * p.out_columns + j);
+        narrow(value_of(metric, key), out + (i + s) * p.out_columns + j);
       });
     }
   }
@@ -48,6 +49,7 @@ struct Scorer {
   bool listed(const ProjectProblem& p, int64_t row) {
     const int64_t* indices = p.indices + row * p.k;
     E* out = static_cast<E*>(p.out) + row * p.k;
+    const MetricRecord metric = record(p.metric);
     bool loaded = false;
     for (int64_t t = 0; t < p.k;) {
       int64_t found = 0;
@@ -65,7 +67,7 @@ struct Scorer {
       loaded = true;
       const int64_t* at = ranks;
       refiner.for_each_key(1, refiner.indices(), 0, found,
-                           [&](int, double key, int64_t) { narrow(value_of(p.metric, key), out + *at++); });
+                           [&](int, double key, int64_t) { narrow(value_of(metric, key), out + *at++); });
     }
     return true;
   }

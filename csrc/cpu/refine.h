@@ -30,20 +30,20 @@ class Refiner {
 
   // The pack holds what a score needs beside the product: floored norms for cosine, biases for biased dot products.
   void set_metric(Metric metric, const double* norms) {
-    metric_ = metric;
+    record_ = record(metric);
     norms_ = norms;
     bias_ = nullptr;
   }
   void set_frame(const PackHeader& h) {
-    metric_ = static_cast<Metric>(h.metric);
-    norms_ = record(metric_).unit_rows ? pack_norms(&h) : nullptr;
+    record_ = record(static_cast<Metric>(h.metric));
+    norms_ = record_.unit_rows ? pack_norms(&h) : nullptr;
     bias_ = h.biased ? pack_norms(&h) : nullptr;
   }
 
   void load(int slot, const void* row, DType dtype) {
     double* q = wide_.get() + slot * stride_;
     kernels().widen(row, dtype, bank_.width, q);
-    if (record(metric_).unit_rows) query_norm_[slot] = self_norm(q);
+    if (record_.unit_rows) query_norm_[slot] = self_norm(q);
   }
 
   // f(slot, key, index) for every row of [first, first + count) or of index[0..count), ascending.
@@ -52,18 +52,19 @@ class Refiner {
     in_stretches(stop_, 0, count, block_, [&](int64_t at, int64_t to) {
       const int64_t n = to - at;
       score(slots, index != nullptr ? index + at : nullptr, first + at, n);
-      for (int s = 0; s < slots; ++s)
-        for (int64_t i = 0; i < n; ++i) {
-          const int64_t j = index != nullptr ? index[at + i] : first + at + i;
-          f(s, key(s, scores_[s * n + i], j), j);
-        }
+      for (int s = 0; s < slots; ++s) {
+        double* keys = scores_.get() + s * n;
+        const auto row = [&](int64_t i) { return index != nullptr ? index[at + i] : first + at + i; };
+        become_keys(keys, n, query_norm_[s], row);
+        for (int64_t i = 0; i < n; ++i) f(s, keys[i], row(i));
+      }
     });
   }
 
   // Does every bank row whose coordinates are at most `size` have the same distance from the row in slot 0, to the last
   // bit? Rounding is monotone, so their sums lie between those of the coordinates nearest to it and farthest from it.
   bool cannot_tell(double size) {
-    if (!record(metric_).shares_frame || size == 0.0) return true;  // zero rows
+    if (!record_.shares_frame || size == 0.0) return true;  // zero rows
     double *x = wide_.get(), *apart = wide_.get() + stride_;
     for (int64_t k = 0; k < bank_.width; ++k) apart[k] = std::fmax(std::fabs(x[k]) - size, 0.0);
     for (int64_t k = bank_.width; k < stride_; ++k) apart[k] = 0.0;
@@ -98,9 +99,14 @@ class Refiner {
   }
   double self_norm(const double* wide) const { return floored(std::sqrt(self_squares(wide))); }
 
-  double key(int slot, double raw, int64_t j) {
-    return key_of(metric_, raw, query_norm_[slot], norms_ != nullptr ? norms_[j] : 1.0,
-                  bias_ != nullptr ? bias_ + j : nullptr);
+  // Raw scores become keys. A loop of its own: what it asks of the metric is asked once.
+  template <class RowOf>
+  void become_keys(double* scores, int64_t count, double query_norm, RowOf&& row) const {
+    const MetricRecord metric = record_;
+    const double *norms = norms_, *bias = bias_;
+    for (int64_t i = 0; i < count; ++i)
+      scores[i] = key_of(metric, scores[i], query_norm, norms != nullptr ? norms[row(i)] : 1.0,
+                         bias != nullptr ? bias + row(i) : nullptr);
   }
 
   void score(int slots, const int64_t* index, int64_t first, int64_t count) {
@@ -109,7 +115,7 @@ class Refiner {
     a.query_stride = stride_;
     a.query_count = slots;
     a.bank = bank_;
-    a.term = record(metric_).term;
+    a.term = record_.term;
     if (bank_.col_stride == 1) {
       a.index = index;
       a.first = first;
@@ -131,7 +137,7 @@ class Refiner {
 
   Rows bank_;
   RowReader bank_reader_;
-  Metric metric_ = Metric::dot;
+  MetricRecord record_ = record(Metric::dot);
   const double *norms_ = nullptr, *bias_ = nullptr;
   int64_t stride_ = 0, block_ = kBlock;
   Stop stop_;
