@@ -17,18 +17,8 @@ struct NormScratch {
   Buffer<double> wide;
   bool reserve(const Rows& bank) { return reader.reserve(bank, 1) && wide.reserve(round_up_to(bank.width, 8)); }
   double norm(const Rows& bank, int64_t i) {
-    const void* row = reader.row(i);
-    kernels().widen(row, bank.dtype, bank.width, wide.get());
-    ScoreArgs self;
-    self.queries = wide.get();
-    self.bank = bank;
-    self.bank.data = row;
-    self.bank.row_stride = 0;
-    self.count = 1;
-    double squares = 0.0;
-    self.out = &squares;
-    kernels().score(self);
-    return std::sqrt(squares);
+    kernels().widen(reader.row(i), bank.dtype, bank.width, wide.get());
+    return std::sqrt(self_squares(wide.get(), bank.width));
   }
   // The largest coordinate of row i, by magnitude.
   double largest(const Rows& bank, int64_t i) {

@@ -3,6 +3,8 @@
 
 #include <cstring>
 
+#include "isa.h"
+#include "kernels.h"
 #include "parallel.h"
 
 namespace vecbank::cpu {
@@ -28,5 +30,17 @@ class RowReader {
   int64_t slot_bytes_ = 0;
   Buffer<char> copies_;
 };
+
+// The raw score of a widened row with itself, in the order of core/exact_score.h.
+inline double self_squares(const double* wide, int64_t width) {
+  double squares = 0.0;
+  ScoreArgs a;
+  a.queries = wide;
+  a.bank = {wide, DType::f64, 1, width, 0, 1};
+  a.count = 1;
+  a.out = &squares;
+  kernels().score(a);
+  return squares;
+}
 
 }  // namespace vecbank::cpu

@@ -25,10 +25,10 @@ class Refiner {
            indices_.reserve(kBlock);
   }
 
-  // From here on keys are given up when the flag is raised.
+  // From here on no further key is computed once the flag is raised.
   void set_stop(Stop stop) { stop_ = stop; }
 
-  // The pack holds what a score needs beside the product: floored norms for cosine, biases for biased dot products.
+  // The pack holds what a score needs besides the product: floored norms for cosine, biases for biased dot products.
   void set_metric(Metric metric, const double* norms) {
     record_ = record(metric);
     norms_ = norms;
@@ -68,9 +68,9 @@ class Refiner {
     double *x = wide_.get(), *apart = wide_.get() + stride_;
     for (int64_t k = 0; k < bank_.width; ++k) apart[k] = std::fmax(std::fabs(x[k]) - size, 0.0);
     for (int64_t k = bank_.width; k < stride_; ++k) apart[k] = 0.0;
-    const double least = self_squares(apart);
+    const double least = self_squares(apart, bank_.width);
     for (int64_t k = 0; k < bank_.width; ++k) apart[k] = std::fabs(x[k]) + size;
-    return self_squares(apart) == least;
+    return self_squares(apart, bank_.width) == least;
   }
 
   // Floored norms of all bank rows, for a caller without a pack.
@@ -87,17 +87,7 @@ class Refiner {
   int64_t* indices() const { return indices_.get(); }
 
  private:
-  double self_squares(const double* wide) const {
-    double squares = 0.0;
-    ScoreArgs a;
-    a.queries = wide;
-    a.bank = {wide, DType::f64, 1, bank_.width, 0, 1};
-    a.count = 1;
-    a.out = &squares;
-    kernels().score(a);
-    return squares;
-  }
-  double self_norm(const double* wide) const { return floored(std::sqrt(self_squares(wide))); }
+  double self_norm(const double* wide) const { return floored(std::sqrt(self_squares(wide, bank_.width))); }
 
   // Raw scores become keys. A loop of its own: what it asks of the metric is asked once.
   template <class RowOf>

@@ -6,12 +6,12 @@
 namespace vecbank::cpu {
 namespace {
 
-// Eight elements from `p`, of which only `left` exist; the rest are zeros.
+// Eight elements from `p`, of which only `count` exist; the others are zeros.
 template <class Lanes, class S>
-VB_INLINE Lanes load_some(const S* p, int64_t left) {
-  if (__builtin_expect(left >= 8, 1)) return Lanes::load(p);
+VB_INLINE Lanes load_some(const S* p, int64_t count) {
+  if (__builtin_expect(count >= 8, 1)) return Lanes::load(p);
   S some[8] = {};
-  for (int64_t i = 0; i < left; ++i) some[i] = p[i];
+  for (int64_t i = 0; i < count; ++i) some[i] = p[i];
   return Lanes::load(some);
 }
 
