@@ -1,9 +1,10 @@
 """Two builds of vecbank against each other: ``python bench/ab.py BASE NEW [--isa avx2 ...]``.
 
 BASE and NEW are folders that hold a built package ``vecbank`` (a checkout's ``python/``). Each build runs in a process
-of its own; the two take turns, case by case and round by round, so that a machine whose speed drifts slows both. The
-figure is processor time on one thread. A/A is what the base varies by against itself (its odd rounds over its even
-ones): a ratio closer to 1 than that says nothing.
+of its own, the base in two; they take turns, case by case and round by round, so that a machine whose speed drifts
+slows all of them, and they are started anew a few times, as where memory lies makes a difference too. The figure is
+processor time on one thread. A/A is the base's second process over its first: a ratio closer to 1 than that says
+nothing.
 """
 
 from __future__ import annotations
@@ -133,26 +134,32 @@ class Build:
         self._process.wait()
 
 
-def compare(base: str, new: str, isa: str | None, rounds: int, wanted: str) -> list[str]:
-    """The rows of a table: case, median milliseconds of both builds, new / base, A/A."""
-    a, b = Build(base, isa), Build(new, isa)
+def compare(base: str, new: str, isa: str | None, rounds: int, starts: int, wanted: str) -> list[str]:
+    """The rows of a table: case, median milliseconds of both builds, new / base, base / base."""
+    cases = [number for number, (name, _, _) in enumerate(CASES) if wanted in name]
+    times: dict[int, list[list[float]]] = {number: [[], [], []] for number in cases}
+    for start in range(starts):
+        builds = [Build(folder, isa) for folder in (base, new, base)]
+        for number in cases:
+            once = min(build.time(number) for build in builds)
+            calls = max(1, min(50, round(40 / max(once, 0.1))))
+            for _ in range(rounds):
+                for build, seen in zip(builds, times[number], strict=True):
+                    seen.append(build.time(number, calls))
+            print(
+                f"\r{isa or 'default'}: start {start + 1} of {starts}, {CASES[number][0]:50}", end="", file=sys.stderr
+            )
+        for build in builds:
+            build.close()
+    print(file=sys.stderr)
     rows = []
-    for number, (name, _, _) in enumerate(CASES):
-        if wanted not in name:
-            continue
-        calls = max(1, min(50, round(40 / max(min(a.time(number), b.time(number)), 0.1))))
-        first, second = [], []
-        for _ in range(rounds):
-            first.append(a.time(number, calls))
-            second.append(b.time(number, calls))
-        ratio = statistics.median(y / x for x, y in zip(first, second, strict=True))
-        same = statistics.median(first[1::2]) / statistics.median(first[::2])
-        rows.append(
-            f"| {name} | {statistics.median(first):.2f} | {statistics.median(second):.2f} | {ratio:.3f} | {same:.3f} |"
-        )
-        print(f"{isa or 'default':10} {rows[-1]}", flush=True)
-    a.close()
-    b.close()
+    for number in cases:
+        first, second, again = times[number]
+        a, b = statistics.median(first + again), statistics.median(second)
+        ratio = statistics.median(2 * y / (x + z) for x, y, z in zip(first, second, again, strict=True))
+        same = statistics.median(z / x for x, z in zip(first, again, strict=True))
+        rows.append(f"| {CASES[number][0]} | {a:.2f} | {b:.2f} | {ratio:.3f} | {same:.3f} |")
+        print(rows[-1], flush=True)
     return rows
 
 
@@ -161,7 +168,8 @@ def main() -> None:
     parser.add_argument("base", help="the folder of the base's package (its python/)")
     parser.add_argument("new", help="the folder of the new package")
     parser.add_argument("--isa", nargs="*", default=[None], help="instruction sets to force, one table each")
-    parser.add_argument("--rounds", type=int, default=11, help="interleaved rounds a case (default 11)")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds a case and start (default 5)")
+    parser.add_argument("--starts", type=int, default=5, help="how often the processes are started (default 5)")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--out", help="a Markdown file to write the tables to")
     args = parser.parse_args()
@@ -169,7 +177,7 @@ def main() -> None:
     for isa in args.isa:
         lines += ["", f"### {isa or 'default instruction set'}", ""]
         lines += ["| case | base, ms | new, ms | new / base | A/A |", "|---|---|---|---|---|"]
-        lines += compare(args.base, args.new, isa, args.rounds, args.only)
+        lines += compare(args.base, args.new, isa, args.rounds, args.starts, args.only)
     if args.out:
         with open(args.out, "a", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")

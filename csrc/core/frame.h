@@ -29,15 +29,17 @@ struct QueryFrame {
   bool usable;     // false: float32 cannot represent the query
 };
 
-// `squares`: the query's squared norm, after moving and scaling where the frame is shared. `shift`: the bank's
-// exponent.
-VB_INLINE QueryFrame query_frame(Metric metric, int64_t width, double squares, int shift, bool biased) {
-  if (record(metric).shares_frame) {
-    const double limit = least(kMaxQueryNorm, std::ldexp(kMaxNorm, shift));
-    return {shift, squares, std::sqrt(squares) * kNormRoom, squares <= limit * limit};
-  }
+// The largest norm of a usable query, the same for all queries of a bank. `shift`: the bank's exponent.
+VB_INLINE double query_limit(Metric metric, int shift, bool biased) {
+  if (record(metric).shares_frame) return least(kMaxQueryNorm, std::ldexp(kMaxNorm, shift));
+  return biased ? kMaxQueryNorm : kMaxNorm;
+}
+
+// `squares`: the query's squared norm, after moving and scaling where the frame is shared. `limit`: query_limit().
+VB_INLINE QueryFrame query_frame(Metric metric, int64_t width, double squares, int shift, bool biased, double limit) {
+  if (record(metric).shares_frame) return {shift, squares, std::sqrt(squares) * kNormRoom, squares <= limit * limit};
   if (squares > 0.0) squares += static_cast<double>(width) * 0x1p-1074;  // room for squares that underflowed
-  const double norm = std::sqrt(squares), limit = biased ? kMaxQueryNorm : kMaxNorm;
+  const double norm = std::sqrt(squares);
   const bool extreme = norm > 0.0 && norm <= kMaxNorm && !(norm >= 0x1p-60 && norm <= kMaxQueryNorm);
   const int exponent = extreme && !biased ? -std::ilogb(norm) : 0;  // a bias fixes the scale
   return {exponent, squares, norm * std::ldexp(1.0, exponent) * kNormRoom, squares <= limit * limit};

@@ -28,6 +28,7 @@ class QueryBlock {
     const double* centre = bank.centred ? pack_centre(&bank) : nullptr;
     const int64_t d = queries.width;
     const Affine frame = shared ? Affine{centre, 1.0, std::ldexp(1.0, bank.exponent)} : Affine{};
+    const double limit = query_limit(metric, bank.exponent, bank.biased);
     for (int64_t g = 0; g * group_ < count; ++g) {
       const int n = static_cast<int>(std::min<int64_t>(group_, count - g * group_));
       const void* rows[16];
@@ -36,7 +37,7 @@ class QueryBlock {
         const int64_t r = g * group_ + i;
         rows[i] = reader_.row(first + r, i);
         const double squares = kernels().stats(rows[i], queries.dtype, d, frame).squares;
-        frames_[r] = query_frame(metric, d, squares, bank.exponent, bank.biased);
+        frames_[r] = query_frame(metric, d, squares, bank.exponent, bank.biased, limit);
         maps[i] = shared ? frame : Affine{nullptr, 1.0, std::ldexp(1.0, frames_[r].exponent)};
         centre_[r] =
             shared || centre == nullptr ? 0.0 : kernels().stats(rows[i], queries.dtype, d, {centre, 1.0, 1.0}).centre;

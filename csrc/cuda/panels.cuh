@@ -78,7 +78,8 @@ __device__ __forceinline__ QueryFacts query_facts(const QueryPanels& a, int64_t 
   QueryFacts f{};
   if (shared) f.map = {good && a.header->centred ? a.centre : nullptr, 1.0, ldexp(1.0, shift)};
   const double squares = squares_of(a.queries, q, valid, f.map);
-  f.frame = query_frame(a.metric, a.queries.width, squares, shift, a.expected.biased);
+  f.frame = query_frame(a.metric, a.queries.width, squares, shift, a.expected.biased,
+                        query_limit(a.metric, shift, a.expected.biased));
   if (!shared) f.map.post = ldexp(1.0, f.frame.exponent);
   f.frame.usable = f.frame.usable && valid && good;
   return f;

@@ -72,7 +72,8 @@ __device__ __forceinline__ void begin_screen(const Stages& a, const Stage& codeb
     const bool there = b.codes[r] >= 0;
     const double squares = squares_of(view_of(residual, a.width), r, there && codebook.good, map);
     if (threadIdx.x % 16 != 0) continue;
-    const QueryFrame frame = query_frame(a.metric, a.width, squares, codebook.exponent, false);
+    const QueryFrame frame = query_frame(a.metric, a.width, squares, codebook.exponent, false,
+                                         query_limit(a.metric, codebook.exponent, false));
     // Float32 must also carry the difference to the centre before it is scaled.
     const bool usable =
         there && codebook.good && frame.usable && (!shared || frame.packed <= ldexp(0x1p126, codebook.exponent));
