@@ -115,7 +115,7 @@ class Projector {
 
   // Multiplies a block of queries with a part of the piece that starts at bank row `offset`.
   void run(const ProjectProblem& p, const PackHeader& h, int64_t offset, const GridTask& task) {
-    const auto [first, count, from, to, part] = task;
+    const int64_t first = task.first, count = task.rows, from = task.from, to = task.to;
     queries_.pack(p.queries, h, first, count);
     for (int64_t r = 0; r < count + 16; ++r) scale_[r] = term_[r] = 0;
     for (int64_t r = 0; r < count; ++r) {
