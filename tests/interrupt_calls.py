@@ -76,6 +76,17 @@ def _project() -> Call:
     return lambda: vecbank.project(x, bank)
 
 
+def _project_l1_backward() -> Call:
+    x, bank = randn(20_000, 64), randn(10_000, 64)
+    grad = randn(20_000, 10_000)
+    return lambda: torch.ops.vecbank.project_backward(grad, x, bank, vecbank.METRICS["l1"])
+
+
+def _topk_l1() -> Call:
+    x, bank = randn(4000, 64), _search_bank("l1")
+    return lambda: bank.topk(x, 10)
+
+
 def _project_float64() -> Call:
     x, bank = randn(1000, 4096).double(), randn(1, 4096).double().expand(10_000, 4096)
     return lambda: vecbank.project(x, bank, "l2")
@@ -139,6 +150,8 @@ CALLS: dict[str, Callable[[], Call]] = {
     "quantize": _quantize,
     "quantize_train": _quantize_train,
     "project": _project,
+    "gradients of project by l1": _project_l1_backward,
+    "topk by l1": _topk_l1,
     "project in float64": _project_float64,
     "exact scores": _exact_scores,
     "residual_quantize": _residual,

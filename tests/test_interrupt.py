@@ -19,7 +19,7 @@ import vecbank
 from vecbank import _interrupt
 
 Facts = dict[str, Any]
-LOOPS = ("kmeans", "pq_train")  # of calls that are shorter
+LOOPS = ("kmeans", "pq_train", "gradients of project by l1")  # of calls that are shorter
 
 
 @pytest.fixture(scope="module")

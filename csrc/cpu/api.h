@@ -36,7 +36,8 @@ Status residual_quantize(const ResidualProblem& problem, const Parallel& paralle
 
 // What search() did, summed over calls; Python reads and clears the counters.
 struct Counters {
-  int64_t queries, refined, repeated;  // query rows; bank rows scored in float64; query rows that fell back
+  int64_t queries, refined;  // query rows; bank rows scored in float64
+  int64_t repeated;          // query rows that fell back, counted once for each part of the bank
 };
 Counters read_counters();
 void reset_counters();

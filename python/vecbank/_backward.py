@@ -205,13 +205,17 @@ class _Distance:
             self.grad_bank.add_(backward(g.T.contiguous(), bank, x, 2.0, score.T.contiguous()), alpha=self.factor)
 
 
+_ABSOLUTE_TERMS = 1 << 26  # differences to a block, a tenth of a second
+
+
 def _absolute(grad: Tensor, x: Tensor, bank: Tensor, grad_x: Tensor, grad_bank: Tensor) -> None:
     """Gradients of l1: sums of sign(x - b), which is 0 where they are equal."""
     x, bank = x.contiguous(), bank.contiguous()
-    for out, g, rows, others in ((grad_x, grad, x, bank), (grad_bank, grad.T, bank, x)):
-        if out.numel() > 0:
-            g = g.contiguous()
-            out.copy_(torch.ops.aten._cdist_backward(g, rows, others, 1.0, g))  # reads no distances
+    for out, grads, rows, others in ((grad_x, grad, x, bank), (grad_bank, grad.T, bank, x)):
+        step = max(1, _ABSOLUTE_TERMS // max(others.numel(), 1))  # rows to a block: Ctrl-C is seen between two
+        for i in range(0, rows.shape[0] if out.numel() > 0 else 0, step):
+            g = grads[i : i + step].contiguous()
+            out[i : i + step] = torch.ops.aten._cdist_backward(g, rows[i : i + step], others, 1.0, g)  # no distances
 
 
 def _blocks(n: int, most: int, row_bytes: int) -> Iterator[slice]:

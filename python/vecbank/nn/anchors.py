@@ -156,7 +156,7 @@ def farthest_point(
     count = samples.shape[0]
     _check_num(num, count, "samples")
     if metric not in ("l2", "sqeuclidean", "cosine"):
-        raise ValueError(f"metric: expected 'l2', 'sqeuclidean' or 'cosine', got {metric!r} (not a distance)")
+        raise ValueError(f"metric: expected 'l2', 'sqeuclidean' or 'cosine', got {metric!r}")
     if first is None:
         first = int(_permutation(count, generator, samples.device)[0])
     elif not 0 <= integer("first", first) < count:
