@@ -1,8 +1,9 @@
 // The packed bank, which a Bank prepares once and every op then streams.
 //
-//   header | centre f64[width] | norms f64[rows] (cosine) or biases (if any) | kinds u8[rows]
+//   header | stamp | centre f64[width] | norms f64[rows] (cosine) or biases (if any) | kinds u8[rows]
 //          | panels f32[ceil(rows/16)][width + 3][16]
 //
+// The pack of a metric without a screen is a header and a stamp alone.
 // A panel holds 16 bank rows, transposed, so that one vector load reads the same coordinate of neighbouring rows:
 //   line 0            what a dense product's accumulators start from (-|b|^2/2 for distances, else 0 or the bias)
 //   lines 1..width    coordinates of (b * unit - centre) * 2^exponent, rounded once to float32

@@ -1,6 +1,6 @@
 // How a call over a whole bank is divided: a plain tensor into pieces, which are packed one after another, and the work
-// on a piece into blocks of queries x parts of the piece, which the workers share. Every op that streams a bank uses
-// this file.
+// on a piece into blocks of queries x parts of the piece, which the workers share. search() and project() use this
+// file; scores that are refined outright need no packed pieces.
 #pragma once
 
 #include <algorithm>

@@ -7,8 +7,9 @@
 // step a coordinate, and float32 scaling). In units of s, with the names of core/bounds.h,
 //     |S - T| <= |e_x| |b~| + (|x~| s + |e_x|) |e_b| step + kQueryNorm r_b + four roundings of the float32 that
 //     follows,
-// so the margin is a constant times the step, plus a constant times r_b: no query appears in it. Every query row uses
-// nearly the whole of kQueryTarget, so little precision is lost; r_b still covers the packing and the refinement.
+// so the margin is a constant times the step, plus a constant times r_b: no query appears in it. Most query rows use
+// nearly the whole of kQueryTarget, so little precision is lost (a row of one large coordinate uses half of it); r_b
+// still covers the packing and the refinement.
 #pragma once
 
 #include "../../../core/bounds.h"

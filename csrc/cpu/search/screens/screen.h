@@ -65,6 +65,6 @@ extern const ScreenEntry int16_screen, float32_screen;
 // The screens in the order in which they are tried: where a screen leaves too many rows undecided, the next one is
 // used. The last one serves every bank that can be screened.
 constexpr const ScreenEntry* kScreens[] = {&int16_screen, &float32_screen};
-constexpr int kScreenCount = 2;
+constexpr int kScreenCount = sizeof kScreens / sizeof *kScreens;
 
 }  // namespace vecbank::cpu
