@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ISAS, NO_CUDA, TARGETS, Target
+from helpers import DISTINCT_TARGETS, ISAS, NO_CUDA, TARGETS, Target
 
 import vecbank
 
@@ -57,7 +57,14 @@ def one_thread(settings: None) -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(params=TARGETS, ids=str)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    own = {str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize")}
+    for name in {"target", "device"} & set(metafunc.fixturenames) - own:
+        every = metafunc.module.__name__ == "test_exact"
+        metafunc.parametrize(name, TARGETS if every else DISTINCT_TARGETS, ids=str, indirect=True)
+
+
+@pytest.fixture
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     """Each place a kernel can run in turn: the CPU once per ISA, then each other device."""
     place: Target = request.param
@@ -67,7 +74,7 @@ def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     yield place
 
 
-@pytest.fixture(params=TARGETS, ids=str)
+@pytest.fixture
 def device(request: pytest.FixtureRequest) -> str:
     """The device of each target, its ISA in force."""
     place: Target = request.param
