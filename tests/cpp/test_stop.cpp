@@ -81,7 +81,7 @@ TEST(stop_is_seen_inside_a_task_of_a_search) {
       SearchWorker worker;
       CHECK(worker.reserve(p, job.plan));
       reset_counters();
-      worker.run(job, {0, job.plan.grid.rows_per_block, 0, job.plan.grid.panels, 0});
+      worker.run(job, {0, p.queries.count, 0, job.plan.grid.panels, 0});
       CHECK(read_counters().refined == 0 && d.untouched());
       CHECK(search_alone(p, worker, job.stop) == Status::stopped);
       CHECK(search_alone(p, worker, {}) == Status::ok);  // and the worker can run another search
