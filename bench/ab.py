@@ -30,7 +30,7 @@ CASES: list[Case] = [
     ("nearest 65536 x 512 d 32", "nearest", {"n": 65536, "m": 512, "d": 32, "metric": "sqeuclidean"}),
     ("nearest 65536 x 512 d 8", "nearest", {"n": 65536, "m": 512, "d": 8, "metric": "sqeuclidean"}),
     ("quantize 16384 x 1024 d 256", "quantize", {"n": 16384, "m": 1024, "d": 256, "metric": "sqeuclidean"}),
-    ("quantize 4096 x 1024 d 64, all rows equal", "equal", {"n": 1024, "m": 1024, "d": 64, "metric": "sqeuclidean"}),
+    ("quantize 1024 x 1024 d 64, all rows equal", "equal", {"n": 1024, "m": 1024, "d": 64, "metric": "sqeuclidean"}),
     ("residual 8192, 8 x 1024 d 64", "residual", {"n": 8192, "m": 1024, "d": 64}),
     ("project 8192 x 1024 d 256, cosine", "project", {"n": 8192, "m": 1024, "d": 256, "metric": "cosine"}),
     ("project 2048 x 4096 d 64, plain, l2", "project_plain", {"n": 2048, "m": 4096, "d": 64, "metric": "l2"}),
