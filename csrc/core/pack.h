@@ -13,8 +13,6 @@
 // +inf always survives, so float64 refinement scores it. A row's kind says whether it starts at either, and why.
 #pragma once
 
-#include <cstring>
-
 #include "bounds.h"
 
 namespace vecbank {
@@ -137,14 +135,6 @@ VB_INLINE const double* pack_norms(const PackHeader* h) {
 }
 VB_INLINE const RowKind* pack_kinds(const PackHeader* h) {
   return reinterpret_cast<const RowKind*>(reinterpret_cast<const char*>(h) + h->kinds_at);
-}
-// The first negligible row from `from` on; -1: there is none.
-inline int64_t next_negligible(const PackHeader* h, int64_t from) {
-  const RowKind* kinds = pack_kinds(h);
-  const void* found = from >= h->rows ? nullptr
-                                      : std::memchr(kinds + from, static_cast<int>(RowKind::negligible),
-                                                    static_cast<size_t>(h->rows - from));
-  return found == nullptr ? -1 : static_cast<const RowKind*>(found) - kinds;
 }
 VB_INLINE Panels<float> pack_panels(const PackHeader* h) {
   return {reinterpret_cast<const float*>(reinterpret_cast<const char*>(h) + h->panels_at), h->rows, h->width};

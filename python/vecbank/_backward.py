@@ -212,14 +212,15 @@ def _absolute(grad: Tensor, x: Tensor, bank: Tensor, grad_x: Tensor, grad_bank: 
     """Gradients of l1: sums of sign(x - b), which is 0 where they are equal."""
     x, bank = x.contiguous(), bank.contiguous()
     for out, grads, rows, others in ((grad_x, grad, x, bank), (grad_bank, grad.T, bank, x)):
-        step = max(1, _ABSOLUTE_TERMS // max(others.numel(), 1))  # rows to a block: Ctrl-C is seen between two
-        for i in range(0, rows.shape[0] if out.numel() > 0 else 0, step):
-            g = grads[i : i + step].contiguous()
-            out[i : i + step] = torch.ops.aten._cdist_backward(g, rows[i : i + step], others, 1.0, g)  # no distances
+        if out.numel() == 0:
+            continue
+        for block in _blocks(rows.shape[0], _ABSOLUTE_TERMS, others.numel(), least=1):  # Ctrl-C is seen between two
+            g = grads[block].contiguous()
+            out[block] = torch.ops.aten._cdist_backward(g, rows[block], others, 1.0, g)  # reads no distances
 
 
-def _blocks(n: int, most: int, row_bytes: int) -> Iterator[slice]:
-    step = max(64, most // max(row_bytes, 1))
+def _blocks(n: int, most: int, row_size: int, least: int = 64) -> Iterator[slice]:
+    step = max(least, most // max(row_size, 1))
     return (slice(i, min(n, i + step)) for i in range(0, n, step))
 
 

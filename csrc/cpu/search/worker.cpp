@@ -99,7 +99,10 @@ void SearchWorker::run(const SearchJob& job, const GridTask& task) {
     int s = std::max(job.plan.first_screen, first_screen_);
     screen_with(*screens_[s]);
     // Bank rows that are nearly equal, and far from their centre, are too alike for a coarse screen.
-    for (; s + 1 < kScreenCount && too_many_fallbacks(); first_screen_ = ++s) screen_with(*screens_[s + 1]);
+    while (s + 1 < kScreenCount && too_many_fallbacks()) {
+      first_screen_ = ++s;
+      screen_with(*screens_[s]);
+    }
     for (int64_t r = 0; r < task_.rows && !job.stop.requested(); ++r) {
       if (lists_.closed(r)) continue;
       int64_t count = 0;
