@@ -10,15 +10,15 @@ from . import _cuda as _cuda
 from . import _ops as _ops  # loads the extension and registers torch.ops.vecbank
 from . import codes, embedding, nn, reference
 from ._cuda import check
-from ._ops import METRICS, Nearest, Quantized, QuantizeTrain, ResidualQuantized, TopK
+from ._ops import METRICS
 from ._version import __version__
 from .bank import Bank
 from .functional import lookup, nearest, project, quantize, quantize_train, segment_sum, topk
-from .kmeans import KMeans, kmeans
+from .kmeans import kmeans
 from .pq import ProductCodec, pq_decode, pq_encode, pq_scores, pq_symmetric_tables, pq_tables, pq_train
 from .residual import residual_lookup, residual_quantize
+from .results import Fired, KMeans, Nearest, Quantized, QuantizeTrain, ResidualQuantized, TopK
 from .sparse import (
-    Fired,
     firing_counts,
     sparse_decode,
     sparse_encode,

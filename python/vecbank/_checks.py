@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import operator
-import sys
-import warnings
 from numbers import Real
 from typing import SupportsIndex
 
@@ -282,12 +280,3 @@ def weights(t: object, codes: Tensor, dtype: torch.dtype) -> None:
         raise ValueError(f"weights must have the shape of codes {tuple(codes.shape)}, got {tuple(t.shape)}")
     if t.dtype != dtype:
         raise TypeError(f"weights must have the dtype of the rows they weigh ({dtype}), got {t.dtype}")
-
-
-@torch.compiler.assume_constant_result
-def warn_of_change(message: str) -> None:
-    """A FutureWarning at the line outside of this package that led here (under a compiler, when that traces it)."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == __package__:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, FutureWarning, stacklevel=level)

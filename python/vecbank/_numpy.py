@@ -11,11 +11,13 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ._deprecated import new_keywords
 
 F = TypeVar("F", bound=Callable[..., Any])
 _Array = np.ndarray[Any, Any]
@@ -35,13 +37,24 @@ _NO_MEMORY = (
 )
 
 
-def entry_point(function: F) -> F:
-    """A function that users call: it takes numpy arrays too, and what its ops report comes in the words of Python."""
+@overload
+def entry_point(function: F, /) -> F: ...
+@overload
+def entry_point(**renamed: str) -> Callable[[F], F]: ...
+def entry_point(function: Any = None, /, **renamed: str) -> Any:
+    """A function that users call: it takes numpy arrays too, and what its ops report comes in the words of Python.
 
+    `@entry_point(old="new")` accepts the keyword `new` by its old name as well.
+    """
+    if function is None:
+        return functools.partial(entry_point, **renamed)
     signature = inspect.signature(function)
+    name = function.__qualname__.removesuffix(".__init__").strip("_")
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
+        if kwargs and not renamed.keys().isdisjoint(kwargs):
+            kwargs = new_keywords(name, kwargs, renamed)
         for value in args:
             if type(value) in _ARRAYS:
                 return _with_arrays(called, signature.bind(*args, **kwargs))
@@ -53,14 +66,12 @@ def entry_point(function: F) -> F:
             return function(*args, **kwargs)
         except RuntimeError as error:
             given = signature.bind(*args, **kwargs).arguments
-            plain = _not_dense(given) or plain_error(
-                error, function.__qualname__.removesuffix(".__init__").strip("_"), given
-            )
+            plain = _not_dense(given) or plain_error(error, name, given)
             if plain is None:
                 raise
             raise plain from None
 
-    return cast(F, called)
+    return called
 
 
 def plain_error(error: RuntimeError, name: str, given: Mapping[str, Any] | None = None) -> Exception | None:

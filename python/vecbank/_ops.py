@@ -6,7 +6,7 @@ The schemas are in csrc/torch/register_cpu.cpp; loading `_C` registers them as `
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,50 +19,11 @@ from ._codes import REDUCTIONS as REDUCTIONS
 from ._forward import Registrar
 from ._interrupt import ops as _ops
 from ._numpy import entry_point
-
-
-class TopK(NamedTuple):
-    """Best first: float32 values (float64 for float64 input) and int64 indices, both (..., k)."""
-
-    values: Tensor
-    indices: Tensor
-
-
-class QuantizeTrain(NamedTuple):
-    """What a training step needs: quantized (..., d), codes (...), loss (), counts (M,), sums (M, d)."""
-
-    quantized: Tensor
-    codes: Tensor
-    loss: Tensor
-    counts: Tensor
-    sums: Tensor
-
-
-class Nearest(NamedTuple):
-    """The best row per query: values and int64 indices, both (...)."""
-
-    values: Tensor
-    indices: Tensor
-
-
-class Quantized(NamedTuple):
-    """The nearest rows (..., d) in the bank's dtype, and their int64 codes (...)."""
-
-    quantized: Tensor
-    codes: Tensor
-
-
-class ResidualQuantized(NamedTuple):
-    """A cascade's result: the stages' rows summed (..., d), codes (..., S), losses (S,)."""
-
-    quantized: Tensor
-    codes: Tensor
-    losses: Tensor
-
-
-# so that torch.export can save programs that return them
-for _tuple in (TopK, Nearest, Quantized, QuantizeTrain, ResidualQuantized):
-    torch.utils._pytree._register_namedtuple(_tuple, serialized_type_name=f"vecbank.{_tuple.__name__}")
+from .results import Nearest as Nearest
+from .results import Quantized as Quantized
+from .results import QuantizeTrain as QuantizeTrain
+from .results import ResidualQuantized as ResidualQuantized
+from .results import TopK as TopK
 
 # ---- autograd -----------------------------------------------------------------------------------------------------
 

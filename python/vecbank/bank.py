@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks, _interrupt
+from ._deprecated import warn_of_change
 from ._numpy import entry_point
 from ._ops import METRICS, Nearest, Quantized, TopK
 from ._written import Snapshot
@@ -215,7 +216,7 @@ class Bank(nn.Module):
         if default != "cosine" and not self._warned:
             if not torch.compiler.is_compiling():
                 self._warned = True
-            _checks.warn_of_change(
+            warn_of_change(
                 f'{verb} scores by "{default}" with this Bank, because Bank(vectors) no longer means '
                 f'Bank(vectors, "cosine"): name the metric, in Bank or in {verb}'
             )

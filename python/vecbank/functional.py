@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._deprecated import warn_of_change
 from ._interrupt import ops as _ops
 from ._numpy import entry_point
 from ._ops import METRICS, REDUCTIONS, Nearest, Quantized, QuantizeTrain, TopK
@@ -150,7 +151,7 @@ def _padded(
 
 
 def _warn_of_exact(verb: str) -> None:
-    _checks.warn_of_change(f"{verb} ignores exact, which will go: its answer is always exact")
+    warn_of_change(f"{verb} ignores exact, which will go: its answer is always exact")
 
 
 def _expand_mask(mask: Tensor, x: Tensor, rows: int) -> Tensor:

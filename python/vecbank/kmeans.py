@@ -11,7 +11,7 @@ Machine Learning 42, 2001 (cosine); for the starts, `_kmeans_starts`.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, SupportsIndex
+from typing import SupportsIndex
 
 import torch
 from torch import Generator, Tensor
@@ -22,18 +22,10 @@ from ._kmeans_starts import permutation, starts
 from ._numpy import entry_point
 from ._progress import Progress
 from .functional import nearest, segment_sum
+from .results import KMeans
 
 STARTS = ("k-means++", "random")
 _METRICS = ("l2", "sqeuclidean", "cosine")
-
-
-class KMeans(NamedTuple):
-    """What `kmeans` returns."""
-
-    centres: Tensor  # (k, d)
-    codes: Tensor  # (N,) int64: the nearest of these centres
-    inertia: float  # sum of (weighted) squared distances, or of 1 - cosine, to these centres
-    iterations: int  # steps (or passes over the data) of the restart that won
 
 
 def _means(data: Samples, centres: Tensor, sums: Tensor, sizes: Tensor) -> Tensor:
@@ -274,16 +266,16 @@ def _check_init(init: str | Tensor, k: int, d: int, x: Tensor) -> None:
 
 def _undone(data: Samples, found: KMeans) -> KMeans:
     """What was found, for the samples as they came."""
-    centres = scaled(found.centres, data.power)
+    centres = scaled(found.centroids, data.power)
     back = scaled(centres, -data.power)
-    if not torch.equal(back, found.centres):  # too small for the dtype: rounded, and another may be nearer now
+    if not torch.equal(back, found.centroids):  # too small for the dtype: rounded, and another may be nearer now
         distances, codes = data.assign(back)
         found = found._replace(codes=codes, inertia=data.inertia(distances))
     try:
         inertia = math.ldexp(found.inertia, data.inertia_power)
     except OverflowError:
         raise ValueError("x (and weights) are too large: no float64 can hold the inertia; scale them down") from None
-    return found._replace(centres=centres, inertia=inertia)
+    return found._replace(centroids=centres, inertia=inertia)
 
 
 def _variance(data: Samples) -> float:

@@ -256,7 +256,7 @@ def _allocate(x: Tensor, m: int) -> Tensor:
 def _refine(y: Tensor, books: Tensor, iterations: int) -> Tensor:
     """The books after some more steps of k-means from where they are."""
     m, k, _ = books.shape
-    steps = [kmeans(p, k, init=b, iterations=iterations).centres for p, b in zip(_parts(y, m), books, strict=True)]
+    steps = [kmeans(p, k, init=b, iterations=iterations).centroids for p, b in zip(_parts(y, m), books, strict=True)]
     return torch.stack(steps)
 
 
@@ -322,7 +322,7 @@ def pq_train(
             for part in _parts(y, parts):
                 found.append(kmeans(part, k, iterations=iterations, local_trials=1, generator=generator))
                 bar.step()
-            tried.append((sum(f.inertia for f in found), turn, torch.stack([f.centres for f in found])))
+            tried.append((sum(f.inertia for f in found), turn, torch.stack([f.centroids for f in found])))
         # neither start is best for all data: parts that belong together already are worth keeping
         _, turn, books = min(tried, key=lambda t: t[0])
         y = x if turn is None else x @ turn

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _checks, _interrupt
+from ._deprecated import warn_of_change
 from ._numpy import entry_point
 from ._ops import METRICS
 from ._ops import ResidualQuantized as ResidualQuantized
@@ -131,7 +132,7 @@ def _metric_of(stages: list[Tensor | Bank]) -> int:
     if len(named) > 1:
         raise ValueError(f"books must share a metric, got Banks for {', '.join(sorted(named))}")
     metric = named.pop()
-    _checks.warn_of_change(
+    warn_of_change(
         f'residual_quantize searches by "{metric}", the metric of its Banks, where it took "l2": name the metric'
     )
     return METRICS[metric]

@@ -19,8 +19,6 @@ reconstruction fidelity with JumpReLU sparse autoencoders", 2024; the others are
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,19 +27,11 @@ from . import _checks, _sparse
 from ._finite import finite_rows, voided
 from ._interrupt import ops as _ops
 from ._numpy import entry_point
-from ._ops import REDUCTIONS, TopK
+from ._ops import REDUCTIONS
 from ._sparse import Score
 from .bank import Bank
 from .functional import lookup
-
-
-class Fired(NamedTuple):
-    """What `sparse_encode_threshold` returns: a sparse code, and how many latents of each row are in it."""
-
-    values: Tensor  # (..., c)
-    indices: Tensor  # (..., c) int64
-    active: Tensor  # (...) float: its gradient reaches the threshold (the penalty that makes codes sparse)
-
+from .results import Fired, TopK
 
 # ---- Arguments ---------------------------------------------------------------------------------------------
 

@@ -261,7 +261,7 @@ class CodebookFeatures(nn.Module):
             raise ValueError(f"samples must have at least num_codes = {self.num_codes} rows, got {rows}")
         parts = self._split(samples.detach().to(self.book.dtype))
         for book, part in zip(self.book, parts, strict=True):
-            book.copy_(kmeans(part, self.num_codes, iterations=iterations, generator=generator).centres)
+            book.copy_(kmeans(part, self.num_codes, iterations=iterations, generator=generator).centroids)
         self._shared = False
         return self
 

@@ -1,0 +1,77 @@
+"""What the functions return: named tuples, so that a result can be unpacked or read by name."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._deprecated import warn_of_change
+
+
+class TopK(NamedTuple):
+    """Best first: float32 values (float64 for float64 input) and int64 indices, both (..., k)."""
+
+    values: Tensor
+    indices: Tensor
+
+
+class Nearest(NamedTuple):
+    """The best row per query: values and int64 indices, both (...)."""
+
+    values: Tensor
+    indices: Tensor
+
+
+class Quantized(NamedTuple):
+    """The nearest rows (..., d) in the bank's dtype, and their int64 codes (...)."""
+
+    quantized: Tensor
+    codes: Tensor
+
+
+class QuantizeTrain(NamedTuple):
+    """What a training step needs: quantized (..., d), codes (...), loss (), counts (M,), sums (M, d)."""
+
+    quantized: Tensor
+    codes: Tensor
+    loss: Tensor
+    counts: Tensor
+    sums: Tensor
+
+
+class ResidualQuantized(NamedTuple):
+    """A cascade's result: the stages' rows summed (..., d), codes (..., S), losses (S,)."""
+
+    quantized: Tensor
+    codes: Tensor
+    losses: Tensor
+
+
+class Fired(NamedTuple):
+    """What `sparse.encode_threshold` returns: a sparse code, and how many latents of each row are in it."""
+
+    values: Tensor  # (..., c)
+    indices: Tensor  # (..., c) int64
+    active: Tensor  # (...) float: its gradient reaches the threshold (the penalty that makes codes sparse)
+
+
+class KMeans(NamedTuple):
+    """What `cluster.kmeans` returns."""
+
+    centroids: Tensor  # (k, d)
+    codes: Tensor  # (N,) int64: the nearest of these centroids
+    inertia: float  # sum of (weighted) squared distances, or of 1 - cosine, to these centroids
+    iterations: int  # steps (or passes over the data) of the restart that won
+
+    @property
+    def centres(self) -> Tensor:
+        """The old name of `centroids`."""
+        warn_of_change("KMeans.centres is now centroids; the old name goes with the next release")
+        return self.centroids
+
+
+# so that torch.export can save programs that return them
+for _tuple in (TopK, Nearest, Quantized, QuantizeTrain, ResidualQuantized):
+    torch.utils._pytree._register_namedtuple(_tuple, serialized_type_name=f"vecbank.{_tuple.__name__}")
