@@ -59,7 +59,7 @@ def headings(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", LINKED, ids=name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+    for link in re.findall(r"(?:\]\(|src=\")([^)\"\s]+)[)\"]", page.read_text(encoding="utf-8")):
         if not link.startswith(("http:", "https:")):
             path, _, heading = link.partition("#")
             target = (page.parent / path).resolve() if path else page
