@@ -1,4 +1,4 @@
-"""Timing: interleaved candidates, medians, and the baselines that ratios are taken against."""
+"""Timing: clocks, interleaved candidates, medians, and how busy the machine was meanwhile."""
 
 from __future__ import annotations
 
@@ -13,12 +13,9 @@ from typing import Any
 
 import torch
 
-from bench.cases import Case, Data
-
 Call = Callable[[], Any]
 Timed = Callable[[], float]  # runs once, returns seconds
 
-CHUNK_QUERIES, CHUNK_ROWS = 4096, 65536
 PAUSE_S = 0.06  # OpenBLAS's idle threads spin for about 30 ms after a call and would slow the next candidate
 SLOW_S = 3.0  # a call longer than this gets MIN_REPEATS, its first call included
 MIN_REPEATS = 3
@@ -152,67 +149,6 @@ def steady(call: Call, least_s: float = 0.05) -> Timed:
     start = time.perf_counter()
     call()
     return per_call(call, max(1, int(least_s / (time.perf_counter() - start))))
-
-
-@dataclass
-class Baseline:
-    """What one case is measured against, as candidates for `interleave`; the fastest of them counts."""
-
-    kind: str
-    how: str
-    calls: dict[str, Timed]
-
-
-def baseline(case: Case, data: Data) -> Baseline:
-    """The baseline named by the case (see README of the bench table: "x sgemm")."""
-    x, bank = data.x, data.bank
-    if case.baseline == "alloc":
-        return Baseline(
-            "sgemm", "one torch.mm that allocates its result", {"sgemm": clock(lambda: torch.mm(x, bank.T))}
-        )
-    if case.baseline == "three":
-        up = data.upstream
-        assert up is not None
-
-        def three() -> object:
-            return torch.mm(x, bank.T), torch.mm(up, bank), torch.mm(up.T, x)
-
-        return Baseline("sgemm", "three torch.mm that allocate: x b', g b, g' x", {"sgemm": clock(three)})
-    if case.baseline == "read":
-        flat = bank.view(-1)
-        calls = {"read: torch.sum": clock(flat.sum), "read: torch.amax": clock(flat.amax)}
-        return Baseline("read", "one pass over the bank by torch.sum or torch.amax, the faster of the two", calls)
-    return _chunked(case, data)
-
-
-def _chunked(case: Case, data: Data, per_round_s: float = 0.5) -> Baseline:
-    """torch.mm over full chunks into one reused out=: the median chunk, scaled to the whole product."""
-    from bench import codebooks
-
-    queries, rows = min(CHUNK_QUERIES, case.n), min(CHUNK_ROWS, case.m)
-    out = torch.empty(queries, rows)
-    bank = codebooks.product(case, data) if case.op in codebooks.CANDIDATES else data.bank
-    pairs = [(i, j) for i in range(0, case.n - queries + 1, queries) for j in range(0, case.m - rows + 1, rows)]
-    scale = case.flops / (2.0 * queries * rows * case.d)
-    position = 0
-
-    def timed() -> float:
-        nonlocal position
-        chunk_s: list[float] = []
-        while len(chunk_s) < len(pairs) and (sum(chunk_s) < per_round_s or len(chunk_s) < 3):
-            i, j = pairs[position % len(pairs)]
-            position += 1
-            a, b = data.x[i : i + queries], bank[j : j + rows]
-            start = time.perf_counter()
-            torch.mm(a, b.T, out=out)
-            chunk_s.append(time.perf_counter() - start)
-        return statistics.median(chunk_s) * scale
-
-    how = (
-        f"torch.mm, {queries} queries x {rows} bank rows a chunk into one reused out=; each sample is the "
-        f"median of up to {len(pairs)} chunks (as many as fit {per_round_s} s) times {scale:.2f}"
-    )
-    return Baseline("sgemm", how, {"sgemm": timed})
 
 
 class Neighbours:
