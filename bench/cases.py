@@ -1,4 +1,4 @@
-"""What a case of the bench is: the question, its sizes, its baseline and its target. Nothing here knows who answers."""
+"""A case of the bench: the question, its sizes, its baseline and its target. Candidates are in bench/workloads."""
 
 from __future__ import annotations
 

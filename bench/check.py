@@ -66,42 +66,43 @@ def best_rows(case: Case, data: Data, rows: Tensor) -> Expected:
     return Expected(rows.numpy(), codes, values.astype(np.float32))
 
 
-# ---- What a candidate answered: the part that is compared, copied so that the rest can be freed ----------------------
+# ---- What a candidate answered --------------------------------------------------------------------------------------
 
 
 def values_and_indices(case: Case, name: str, result: tuple[Any, ...], rows: np.ndarray) -> tuple[Any, ...]:
+    """Both for the sampled rows."""
     del name
     picked = [None if part is None else to_numpy(part) for part in result[:2]]
-    return tuple(None if p is None else p.reshape(case.n, -1)[rows].copy() for p in picked)
+    return tuple(None if p is None else p.reshape(case.n, -1)[rows] for p in picked)
 
 
 def codes_alone(case: Case, name: str, result: tuple[Any, ...], rows: np.ndarray) -> tuple[Any, ...]:
-    """For an answer whose values are no promise, or are left out."""
+    """Codes of the sampled rows, where values are not compared."""
     del case, name
     return None, to_numpy(result[1])[rows].astype(np.int64)
 
 
-def compare(name: str, part: tuple[Any, ...], want: Expected) -> dict[str, object]:
+def compare(name: str, part: tuple[Any, ...], expected: Expected) -> dict[str, object]:
     """What differs, as figures for the JSON; `ok` is None where nothing was to be judged."""
-    if want.scores is not None and want.allowed is not None:
-        errors = [float(np.abs(p - to_numpy(w)).max()) for p, w in zip(part, want.scores, strict=True)]
+    if expected.scores is not None and expected.allowed is not None:
+        errors = [float(np.abs(p - to_numpy(w)).max()) for p, w in zip(part, expected.scores, strict=True)]
         return {
-            "ok": all(e <= a for e, a in zip(errors, want.allowed, strict=True)),
+            "ok": all(e <= a for e, a in zip(errors, expected.allowed, strict=True)),
             "largest_error": errors,
-            "allowed_error": want.allowed,
+            "allowed_error": expected.allowed,
         }
-    if want.indices is None:
+    if expected.indices is None:
         return {"ok": None, "why": "no single right answer: float32 sums in another order part the runs"}
     values, indices = part
-    wrong = (indices.astype(np.int64) != want.indices).any(1)
-    hits = [len(np.intersect1d(got, exp)) for got, exp in zip(indices.astype(np.int64), want.indices, strict=True)]
+    wrong = (indices.astype(np.int64) != expected.indices).any(1)
+    hits = [len(np.intersect1d(got, exp)) for got, exp in zip(indices.astype(np.int64), expected.indices, strict=True)]
     report: dict[str, object] = {
-        "sample": len(want.rows),
+        "sample": len(expected.rows),
         "wrong_rows": int(wrong.sum()),
-        "recall": round(float(np.mean(hits)) / want.indices.shape[1], 6),
+        "recall": round(float(np.mean(hits)) / expected.indices.shape[1], 6),
     }
     # Ours, on whatever path, also promises the bits of the values.
-    if name.startswith(OURS) and values is not None and want.values is not None:
-        report["wrong_values"] = int((values.view(np.uint32) != want.values.view(np.uint32)).sum())
+    if name.startswith(OURS) and values is not None and expected.values is not None:
+        report["wrong_values"] = int((values.view(np.uint32) != expected.values.view(np.uint32)).sum())
     report["ok"] = report["wrong_rows"] == 0 and report.get("wrong_values", 0) == 0
     return report

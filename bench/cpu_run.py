@@ -36,7 +36,7 @@ def overhead_cases() -> list[Case]:
 
 
 class CpuBench(Runner):
-    """The sections of the CPU; a workload says in which of them its cases stand."""
+    """The sections of the CPU; a workload names those in which its cases stand."""
 
     untimed = ("memory",)
 
@@ -65,7 +65,7 @@ class CpuBench(Runner):
         tick = self.tick(case.name)
         data = workload.make_data(case)
         tick("reference")
-        want = workload.expect(case, data)
+        expected = workload.expect(case, data)
         entries: dict[str, dict[str, Any]] = {}
         calls: dict[str, Any] = {}
         first_s: dict[str, float] = {}
@@ -78,7 +78,7 @@ class CpuBench(Runner):
                 start = time.perf_counter()
                 result = call()
                 first_s[name] = time.perf_counter() - start
-                checked = workload.judge(case, name, candidate, result, want)
+                checked = workload.judge(case, name, candidate, result, expected)
                 del result
             except ImportError as error:
                 entry.update(status="missing", reason=str(error))
@@ -91,9 +91,9 @@ class CpuBench(Runner):
             entry.update(status="ok", check=checked)
             calls[name] = timing.clock(call)
         base = baseline(case, data, workload.product(case, data))
-        neighbours = timing.Neighbours()
-        everybody = {**base.calls, **calls}
-        samples = timing.interleave(everybody, self.args.repeats, self.args.budget, tick, first_s, neighbours)
+        others = timing.OtherProcesses()
+        timed = {**base.calls, **calls}
+        samples = timing.interleave(timed, self.args.repeats, self.args.budget, tick, first_s, others)
         fastest = min(base.calls, key=lambda name: samples[name].median)
         unit_s, unit_least = samples[fastest].median, samples[fastest].least
         for name in calls:
@@ -121,7 +121,7 @@ class CpuBench(Runner):
                 "target_text": case.target.text(case.baseline),
                 "against_peers": against,
                 "met": met,
-                "others_busy": neighbours.share,
+                "others_busy": others.share,
             }
         )
 
@@ -174,9 +174,9 @@ class CpuBench(Runner):
             call = workload.ours.prepare(smaller, data, self.threads)
             kept.append((data, call))
             calls[axis] = timing.clock(call)
-        neighbours = timing.Neighbours()
+        others = timing.OtherProcesses()
         tick = self.tick(f"growth {case.name}")
-        samples = timing.interleave(calls, self.args.repeats, self.args.budget / 2, tick, neighbours=neighbours)
+        samples = timing.interleave(calls, self.args.repeats, self.args.budget / 2, tick, others=others)
         ratios = {a: round(samples["whole"].median / samples[a].median, 3) for a in axes}
         self.add(
             {
@@ -186,7 +186,7 @@ class CpuBench(Runner):
                 "candidates": {name: self.stats(s) for name, s in samples.items()},
                 "target": {"limit": GROWTH_LIMIT},
                 "met": max(ratios.values()) <= GROWTH_LIMIT,
-                "others_busy": neighbours.share,
+                "others_busy": others.share,
             }
         )
 
@@ -197,9 +197,9 @@ class CpuBench(Runner):
         calls = {
             name: timing.steady(workload.candidates[name].prepare(case, data, self.threads)) for name in (OURS, PLAIN)
         }
-        neighbours = timing.Neighbours()
+        others = timing.OtherProcesses()
         tick = self.tick(f"overhead {case.name}")
-        samples = timing.interleave(calls, self.args.repeats, self.args.budget / 2, tick, neighbours=neighbours)
+        samples = timing.interleave(calls, self.args.repeats, self.args.budget / 2, tick, others=others)
         ratio = round(samples[PLAIN].median / samples[OURS].median, 4)
         self.add(
             {
@@ -210,7 +210,7 @@ class CpuBench(Runner):
                 "candidates": {name: self.stats(s) for name, s in samples.items()},
                 "target": {"limit": OVERHEAD_LIMIT},
                 "met": ratio <= OVERHEAD_LIMIT,
-                "others_busy": neighbours.share,
+                "others_busy": others.share,
             }
         )
 

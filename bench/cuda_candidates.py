@@ -126,7 +126,7 @@ _AROUND_A_PRODUCT: Mapping[str, Candidate] = {
 
 
 def candidate(name: str, case: CudaCase) -> Candidate:
-    """Whom the name stands for in this case; a path of ours is our candidate."""
+    """The candidate of that name in this case; a path of ours is our candidate."""
     workload = workload_of(case)
     known = {**workload.candidates, **_AROUND_A_PRODUCT, **on_cuda(case).candidates}
     return workload.ours if name in PATHS else known[name]

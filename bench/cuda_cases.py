@@ -12,7 +12,7 @@ from typing import Any
 from bench.cases import OURS, Case, Target
 
 # Our own call on another path than the default, beside it in the same run. A path that this build or this GPU does
-# not have says so when it is called, and the row reports it as not run.
+# not have raises an error when it is called, and the row reports it as not run.
 PATHS: dict[str, dict[str, str]] = {
     "vecbank mma": {"VECBANK_CUDA_PATH": "mma"},
     "vecbank mma16": {"VECBANK_CUDA_PATH": "mma16"},
@@ -40,7 +40,7 @@ class CudaCase(Case):
 
     rank: int = 0  # rows run in ascending order: those come first that are most worth having
     dtype: str = F32
-    tf32: bool = False  # torch's flag, for everybody
+    tf32: bool = False  # torch's flag, for every candidate
     most_ms: float | None = None  # on one of TIMED_ON
     most_kernels: int | None = None  # that take more than KERNEL_SHARE of the call
     share: tuple[str, int] | None = None  # this peer gets 1 / so many of the rows, its time counted so many times
@@ -82,11 +82,11 @@ def row(
 
 
 def quick(case: CudaCase) -> CudaCase:
-    """Small enough for a smoke run, and for a test on a CPU; its figures say nothing about the targets."""
+    """Small enough for a smoke run, and for a test on a CPU; its figures are no evidence for the targets."""
     share = case.share and (case.share[0], min(case.share[1], 2))
     m = min(case.m, 16 if case.products > 1 else 256)
-    sizes = {"n": min(case.n, 32), "m": m, "d": min(case.d, 16), "k": min(case.k, 8)}
-    return replace(case, **sizes, share=share, most_ms=None)
+    n, d, k = min(case.n, 32), min(case.d, 16), min(case.k, 8)
+    return replace(case, n=n, m=m, d=d, k=k, share=share, most_ms=None)
 
 
 def judge(case: CudaCase, entries: dict[str, dict[str, Any]], path: str, device_name: str) -> dict[str, Any]:

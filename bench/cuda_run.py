@@ -136,7 +136,7 @@ class CudaBench(Runner):
         tick = self.tick(case.name)
         data = cuda_candidates.make_data(case, self.place)
         tick("reference")
-        want = workload_of(case).expect(case, data)
+        expected = workload_of(case).expect(case, data)
         entries: dict[str, dict[str, Any]] = {}
         calls: dict[str, timing.Call] = {}
         factors: dict[str, int] = {}
@@ -144,7 +144,7 @@ class CudaBench(Runner):
             tick(f"prepare {name}")
             entries[name] = {"note": cuda_candidates.candidate(name, case).note}
             try:
-                calls[name], factors[name], found = self.prepare(name, case, data, want)
+                calls[name], factors[name], found = self.prepare(name, case, data, expected)
                 entries[name].update(status="ok", check=found)
             except ImportError as error:
                 entries[name].update(status="not installed", reason=str(error))
@@ -222,7 +222,7 @@ class CudaBench(Runner):
         )
 
     def prepare(
-        self, name: str, case: CudaCase, data: Data, want: Expected
+        self, name: str, case: CudaCase, data: Data, expected: Expected
     ) -> tuple[timing.Call, int, dict[str, object]]:
         """The call, how many times its time counts, and what its first answer was like."""
         peer, times = case.share or (None, 1)
@@ -233,7 +233,7 @@ class CudaBench(Runner):
             call()
             return call, times, {"ok": None, "why": f"1 / {times} of the rows, its time x {times}"}
         call = cuda_candidates.prepare(name, case, data)
-        found = workload_of(case).judge(case, name, cuda_candidates.candidate(name, case), call(), want)
+        found = workload_of(case).judge(case, name, cuda_candidates.candidate(name, case), call(), expected)
         return call, 1, found
 
     @staticmethod

@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def _bars(axes: Axes, names: list[str], values: list[float], labels: list[str], edge: float) -> None:
-    """Horizontal bars, ours on top; a bar beyond `edge` is cut there and says so with an arrow."""
+    """Horizontal bars, ours on top; a bar beyond `edge` is cut there, which an arrow shows."""
     places = range(len(names) - 1, -1, -1)
     colours = [OURS_COLOUR if name.split(" ")[0] == OURS else PEER_COLOUR for name in names]  # on every path
     lengths = [min(max(value, 0.0), edge) for value in values]

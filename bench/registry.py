@@ -1,4 +1,4 @@
-"""The workloads there are: every file of bench/workloads. All else in the bench knows a workload through this list."""
+"""All workloads: one of every file in bench/workloads. Every other module finds a workload through this list."""
 
 from __future__ import annotations
 

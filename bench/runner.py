@@ -19,7 +19,7 @@ except ImportError:
 
 
 class Plain:
-    """In place of tqdm's bar where that is not installed: says nothing."""
+    """Takes the place of tqdm's bar where tqdm is not installed, and prints nothing."""
 
     def __init__(self, **_: Any) -> None:
         self.total = 0

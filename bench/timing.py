@@ -93,14 +93,14 @@ def interleave(
     budget_s: float,
     tick: Callable[[str], None] = lambda _: None,
     first_s: dict[str, float] | None = None,
-    neighbours: Neighbours | None = None,
+    others: OtherProcesses | None = None,
     pause_s: float = PAUSE_S,
 ) -> dict[str, Samples]:
     """Warm every candidate once, then time them in rounds: a, b, c, a, b, c, ...
 
     A candidate gets `repeats` samples or as many as `budget_s` holds, at least MIN_REPEATS, spread evenly
     over the rounds. `first_s` holds the seconds of first calls that were made already;
-    `neighbours` watches what other processes take meanwhile.
+    `others` measures what other processes take meanwhile.
     """
     samples = {name: Samples() for name in calls}
     counts: dict[str, int] = {}
@@ -123,7 +123,7 @@ def interleave(
                 if due:
                     tick(name)
                     time.sleep(pause_s)
-                    with neighbours or contextlib.nullcontext():
+                    with others or contextlib.nullcontext():
                         seconds = timed()
                     samples[name].seconds.append(seconds)
     finally:
@@ -151,7 +151,7 @@ def steady(call: Call, least_s: float = 0.05) -> Timed:
     return per_call(call, max(1, int(least_s / (time.perf_counter() - start))))
 
 
-class Neighbours:
+class OtherProcesses:
     """How much of the machine other processes took while blocks ran (0 = none, 1 = all of it).
 
     Enter it around each block; the kernel counts in ticks of 10 ms, so only the sum over many means much.
@@ -160,7 +160,7 @@ class Neighbours:
     def __init__(self) -> None:
         self._wall = self._others = 0.0
 
-    def __enter__(self) -> Neighbours:
+    def __enter__(self) -> OtherProcesses:
         self._start = self._now()
         return self
 
@@ -195,7 +195,7 @@ def wait_quiet(most_s: float, share: float = 0.05, window_s: float = 2.0) -> Non
     """Waits until other processes take less than `share` of the machine, at most `most_s` seconds."""
     end = time.monotonic() + most_s
     while time.monotonic() < end:
-        with Neighbours() as neighbours:
+        with OtherProcesses() as others:
             time.sleep(window_s)
-        if (neighbours.share or 0.0) < share:
+        if (others.share or 0.0) < share:
             return

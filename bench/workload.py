@@ -1,4 +1,4 @@
-"""What a workload says of itself. Each file of bench/workloads holds one, named WORKLOAD; registry.py finds it."""
+"""What a workload consists of. Each file of bench/workloads holds one, named WORKLOAD; registry.py finds it."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Tiny:
-    """One call on one query and a bank so small that the call itself is what costs; `bool`: do gradients flow?"""
+    """One call on one query and a bank so small that the call itself is what costs; the `bool` asks for gradients"""
 
     ours: Callable[[Data, bool], Call]
-    torch: Callable[[Data], Call]  # what a user writes: the floor of a Python call into torch
+    torch: Callable[[Data], Call]  # what a user writes: the least that a Python call into torch costs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def bank_of(case: Case, data: Data) -> Tensor:
 
 
 def quick(case: Case) -> Case:
-    """A case small enough for a smoke run; its figures say nothing about the targets."""
+    """A case small enough for a smoke run; its figures are no evidence for the targets."""
     return replace(case, n=max(1, case.n // 8), m=case.m // 8 if case.m > 100_000 else case.m)
 
 
@@ -74,7 +74,7 @@ def small(case: Case) -> Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A kind of question with everything that the runners, the memory's processes and the report ask of it."""
+    """A kind of question with all that the runners, the processes of the memory rows and the report need."""
 
     op: str  # `op` of its cases
     place: int  # workloads stand in the tables in ascending order of their place
@@ -101,12 +101,12 @@ class Workload:
         return self.expected(case, data, check.sample(case))
 
     def judge(
-        self, case: Case, name: str, candidate: Candidate, result: tuple[Any, ...], want: Expected
+        self, case: Case, name: str, candidate: Candidate, result: tuple[Any, ...], expected: Expected
     ) -> dict[str, object]:
         """How the result of a candidate differs from what is expected, as figures for the JSON."""
         if candidate.other_question is not None:
             return {"ok": None, "why": candidate.other_question}
-        return check.compare(name, self.answer(case, name, result, want.rows), want)
+        return check.compare(name, self.answer(case, name, result, expected.rows), expected)
 
     @property
     def ours(self) -> Candidate:

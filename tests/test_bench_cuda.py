@@ -59,7 +59,7 @@ def test_judging() -> None:
     peers[FLASH] = {"status": "not installed"}
     found = judge(case, {OURS: entry(2.1), **peers}, OURS, "NVIDIA H200")
     assert found["met"] is None and found["absent"] == [FLASH]
-    assert judge(case, {OURS: entry(5.0), **peers}, OURS, "NVIDIA H200")["met"] is False  # whoever is absent
+    assert judge(case, {OURS: entry(5.0), **peers}, OURS, "NVIDIA H200")["met"] is False  # whichever peer is absent
     assert judge(case, {OURS: entry(5.0), "vecbank mma": entry(2.0), **peers}, "vecbank mma", "H200")["met"] is None
 
 
@@ -98,13 +98,13 @@ def test_every_candidate_answers_the_row(name: str) -> None:
         one = cuda_cases.replace(case, dtype=dtype)
         data = cuda_candidates.make_data(one, "cpu")
         workload = registry.workload_of(one)
-        want = workload.expect(one, data)
+        expected = workload.expect(one, data)
         for name in one.candidates:
             if name in (COMPILED, FLASH):  # need a GPU
                 continue
             candidate = cuda_candidates.candidate(name, one)
             result = cuda_candidates.prepare(name, one, data)()
-            found = workload.judge(one, name, candidate, result, want)
+            found = workload.judge(one, name, candidate, result, expected)
             assert (found["ok"] is None) == (candidate.other_question is not None)
             exact = name in PATHS or (dtype == "float32" and one.data == "gaussian")
             assert found["ok"] in ((True, None) if exact else (True, False, None)), (name, dtype, found)

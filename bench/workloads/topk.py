@@ -17,7 +17,7 @@ from bench.workload import SEARCH_TABLES, Candidate, OnCuda, Tiny, Workload
 CHUNK_ROWS = 65536
 CHUNKS, SKLEARN = "torch chunks", "scikit-learn"
 PEERS = ("faiss", CHUNKS, SKLEARN)
-SLOWER = ("usearch", "scann")  # usearch takes about 20 x sgemm, exact: only where both are worth their minutes
+SLOWER = ("usearch", "scann")  # timed in two rows only: usearch takes about 20 x sgemm
 _AHEAD, _LEVEL = 1.0, 1.05  # "level with" allows for the spread between two runs
 _TINY_K = 4
 
@@ -139,7 +139,7 @@ WORKLOAD = Workload(
     candidates={
         OURS: Candidate(_ours),
         PLAIN: Candidate(_plain),
-        CHUNKS: Candidate(_chunks, f"mm + topk over chunks of {CHUNK_ROWS} bank rows, then topk of the winners"),
+        CHUNKS: Candidate(_chunks, f"mm + topk over chunks of {CHUNK_ROWS} bank rows, then topk of those"),
         "faiss": Candidate(_faiss, "IndexFlatIP", "faiss-cpu"),
         SKLEARN: Candidate(
             _sklearn,
