@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.cases import Data
+from bench.cases import Case, Data
 from bench.cuda_cases import COMPILED, EXPRESSION, PATHS, CudaCase
 from bench.registry import CUDA_CASES, workload_of
 from bench.timing import Call
@@ -19,7 +19,7 @@ from bench.workload import Candidate, OnCuda
 SCORES_BYTES = 16 << 30  # of the N x M scores a peer may hold, if a quarter of the memory allows
 
 
-def on_cuda(case: CudaCase) -> OnCuda:
+def on_cuda(case: Case) -> OnCuda:
     found = workload_of(case).cuda
     assert found is not None
     return found
@@ -76,14 +76,14 @@ def with_tf32(allowed: bool, call: Call) -> Call:
 # ---- The expression around a product ------------------------------------------------------------------------------
 
 
-def rows_at_once(case: CudaCase, data: Data) -> int:
+def rows_at_once(case: Case, data: Data) -> int:
     room = SCORES_BYTES
     if data.x.is_cuda:
         room = min(room, torch.cuda.get_device_properties(data.x.device).total_memory // 4)
     return max(1, min(case.n, room // (case.m * data.x.element_size())))
 
 
-def _whole(case: CudaCase, data: Data, block: Callable[[Tensor], tuple[Any, ...]]) -> Call:
+def _whole(case: Case, data: Data, block: Callable[[Tensor], tuple[Any, ...]]) -> Call:
     """All rows at once where the scores fit, else in blocks whose answers are put together."""
     step = rows_at_once(case, data)
     if step >= case.n:
@@ -96,18 +96,18 @@ def _whole(case: CudaCase, data: Data, block: Callable[[Tensor], tuple[Any, ...]
     return call
 
 
-def _expression(case: CudaCase, data: Data) -> Callable[[Tensor], tuple[Any, ...]]:
+def _expression(case: Case, data: Data) -> Callable[[Tensor], tuple[Any, ...]]:
     write = on_cuda(case).expression
     assert write is not None
     return write(case, data)
 
 
-def _written(case: CudaCase, data: Data, threads: int) -> Call:
+def _written(case: Case, data: Data, threads: int) -> Call:
     del threads
     return _whole(case, data, _expression(case, data))
 
 
-def _compiled(case: CudaCase, data: Data, threads: int) -> Call:
+def _compiled(case: Case, data: Data, threads: int) -> Call:
     del threads
     torch._dynamo.reset()  # every case its own graph, whatever came before
     return _whole(case, data, torch.compile(_expression(case, data), dynamic=False))

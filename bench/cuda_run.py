@@ -164,11 +164,11 @@ class CudaBench(Runner):
         unit_s, unit_least = samples[fastest].median, samples[fastest].least
         memory: dict[str, Any] = {}
         for name, call in calls.items():
-            found, factor = samples[name], factors[name]
-            found.seconds = [s * factor for s in found.seconds]
-            entries[name].update(self.stats(found), ratio=round(found.median / unit_s, 4))
-            entries[name]["ratio_of_minima"] = round(found.least / unit_least, 4)
-            entries[name]["tflop_per_s"] = case.flops / found.median / 1e12
+            sampled, factor = samples[name], factors[name]
+            sampled.seconds = [s * factor for s in sampled.seconds]
+            entries[name].update(self.stats(sampled), ratio=round(sampled.median / unit_s, 4))
+            entries[name]["ratio_of_minima"] = round(sampled.least / unit_least, 4)
+            entries[name]["tflop_per_s"] = case.flops / sampled.median / 1e12
             extra = self.extra_mib(call)
             memory[name] = {"error": "not measured on this device"} if extra is None else {"extra_mib": extra}
             if case.most_kernels is not None and name.startswith(OURS):

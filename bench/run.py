@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = ("speed", "codebooks", "memory", "growth", "overhead", "tiny")
@@ -73,10 +74,13 @@ def main() -> int:
         if not torch.cuda.is_available() or _cuda.module is None:
             print(f"bench: not run: {_cuda.reason or 'no GPU'}", file=sys.stderr)
             return 2
-        from bench.cuda_run import CudaBench as Bench
+        from bench.cuda_run import CudaBench
+
+        bench: Any = CudaBench(args)
     else:
-        from bench.cpu_run import CpuBench as Bench
-    bench = Bench(args)
+        from bench.cpu_run import CpuBench
+
+        bench = CpuBench(args)
     bench.run()
     bench.save()
     from bench import report

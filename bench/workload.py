@@ -1,4 +1,8 @@
-"""What a workload consists of. Each file of bench/workloads holds one, named WORKLOAD; registry.py finds it."""
+"""What a workload consists of. Each file of bench/workloads holds one, named WORKLOAD; registry.py finds it.
+
+To add a workload, add a file there: a search needs `op`, `place`, `tables`, `cases` and `candidates`; inputs, a product,
+an answer or a check that differ from a search's are functions of the same file.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ SEARCH_TABLES = ("speed", "memory", "growth", "overhead")
 
 @dataclass(frozen=True)
 class Candidate:
-    """Who answers a case: `prepare` runs outside the clock, the call that it returns is timed.
+    """One that answers a case: `prepare` runs outside the clock, the call that it returns is timed.
 
     A missing package raises ImportError from `prepare`. A call returns `(values or None, indices, ...)`, or what the
     workload's own `answer` takes.
@@ -37,7 +41,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Tiny:
-    """One call on one query and a bank so small that the call itself is what costs; the `bool` asks for gradients"""
+    """One call on one query and a bank so small that the call itself is what costs; the `bool` asks for gradients."""
 
     ours: Callable[[Data, bool], Call]
     torch: Callable[[Data], Call]  # what a user writes: the least that a Python call into torch costs
@@ -49,7 +53,7 @@ class OnCuda:
 
     cases: tuple[CudaCase, ...]
     # What a user writes for a block of rows around a cuBLAS product; it is timed as written and compiled.
-    expression: Callable[[CudaCase, Data], Callable[[Tensor], tuple[Any, ...]]] | None = None
+    expression: Callable[[Case, Data], Callable[[Tensor], tuple[Any, ...]]] | None = None
     candidates: Mapping[str, Candidate] = field(default_factory=dict)  # besides those of the CPU
     parameters: bool = False  # the bank is a module's parameter, which stays float32
 

@@ -119,7 +119,7 @@ def codes_by_product(data: Data) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.addmm(half, x, bank.T).argmax(1)
 
 
-def _expression(case: CudaCase, data: Data) -> Callable[[Tensor], tuple[Any, ...]]:
+def _expression(case: Case, data: Data) -> Callable[[Tensor], tuple[Any, ...]]:
     del case
     codes_of = codes_by_product(data)
     return lambda x: (None, codes_of(x))

@@ -80,7 +80,7 @@ def _sklearn(case: Case, data: Data, threads: int) -> Call:
     return lambda: (cosine_similarity(x, bank),)
 
 
-def _expression(case: CudaCase, data: Data) -> Callable[[Tensor], tuple[Any, ...]]:
+def _expression(case: Case, data: Data) -> Callable[[Tensor], tuple[Any, ...]]:
     del case
     unit = F.normalize(data.bank, dim=1).T
     return lambda x: (F.normalize(x, dim=1) @ unit,)

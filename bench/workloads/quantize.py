@@ -11,7 +11,7 @@ from torch import Tensor
 
 import vecbank
 from bench.cases import OURS, Case, Data
-from bench.cuda_cases import F32, WRITTEN, CudaCase, faster, row
+from bench.cuda_cases import F32, WRITTEN, faster, row
 from bench.timing import Call
 from bench.workload import Candidate, OnCuda, Tiny, Workload
 from bench.workloads.nearest import codes_by_product
@@ -23,7 +23,7 @@ def _ours(case: Case, data: Data, threads: int) -> Call:
     return lambda: (None, *reversed(bank.quantize(x)))
 
 
-def _expression(case: CudaCase, data: Data) -> Callable[[Tensor], tuple[Any, ...]]:
+def _expression(case: Case, data: Data) -> Callable[[Tensor], tuple[Any, ...]]:
     del case
     codes_of, bank = codes_by_product(data), data.bank
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import vecbank
 from bench.cases import OURS, Case, Data, Target
-from bench.cuda_cases import BF16, EXPRESSION, WIDE, CudaCase, row
+from bench.cuda_cases import BF16, EXPRESSION, WIDE, row
 from bench.timing import Call
 from bench.workload import Candidate, OnCuda, Workload
 from bench.workloads.nearest import BARE, BARE_SEARCH, codes_by_product
@@ -28,7 +28,7 @@ def _ours(case: Case, data: Data, threads: int) -> Call:
     return step
 
 
-def _expression(case: CudaCase, data: Data) -> Callable[[Tensor], tuple[Any, ...]]:
+def _expression(case: Case, data: Data) -> Callable[[Tensor], tuple[Any, ...]]:
     codes_of, bank = codes_by_product(data), data.bank
 
     def step(x: Tensor) -> tuple[Any, ...]:

@@ -111,7 +111,7 @@ def _scann(case: Case, data: Data, threads: int) -> Call:
     return search
 
 
-def _expression(case: CudaCase, data: Data) -> Callable[[Tensor], tuple[Any, ...]]:
+def _expression(case: Case, data: Data) -> Callable[[Tensor], tuple[Any, ...]]:
     bank = data.bank
     return lambda x: tuple((x @ bank.T).topk(case.k, dim=1))
 

@@ -30,11 +30,12 @@ def _data(case: Case, gen: torch.Generator) -> Data:
 def _step(layer: nn.Module, case: Case, data: Data) -> Call:
     layer.to(data.x.device).codebook = data.bank.clone()
     layer.train()
-    x = data.x.clone().requires_grad_()[None]
+    x, upstream = data.x.clone().requires_grad_()[None], data.upstream
+    assert upstream is not None
 
     def step() -> tuple[Any, ...]:
         quantized, codes, loss = layer(x)
-        grad = torch.autograd.grad((quantized, loss), x, (data.upstream[None], torch.ones_like(loss)))[0]
+        grad = torch.autograd.grad((quantized, loss), x, (upstream[None], torch.ones_like(loss)))[0]
         return None, codes.view(case.n, -1), quantized.detach(), grad
 
     return step
