@@ -1,7 +1,7 @@
 """What a workload consists of. Each file of bench/workloads holds one, named WORKLOAD; registry.py finds it.
 
-To add a workload, add a file there: a search needs `op`, `place`, `tables`, `cases` and `candidates`; inputs, a product,
-an answer or a check that differ from a search's are functions of the same file.
+To add a workload, add a file there. A search needs `op`, `place`, `tables`, `cases` and `candidates`; where inputs, the
+product, the expected answer or what is compared differ from a search's, they are functions of the same file.
 """
 
 from __future__ import annotations
