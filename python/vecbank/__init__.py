@@ -16,16 +16,15 @@ from .bank import Bank
 from .functional import lookup, nearest, project, quantize, quantize_train, segment_sum, topk
 from .kmeans import kmeans
 from .pq import ProductCodec, pq_decode, pq_encode, pq_scores, pq_symmetric_tables, pq_tables, pq_train
-from .residual import residual_lookup, residual_quantize
+from .residual import lookup as residual_lookup
+from .residual import quantize as residual_quantize
 from .results import Fired, KMeans, Nearest, Quantized, QuantizeTrain, ResidualQuantized, TopK
-from .sparse import (
-    firing_counts,
-    sparse_decode,
-    sparse_encode,
-    sparse_encode_batch,
-    sparse_encode_norm,
-    sparse_encode_threshold,
-)
+from .sparse import decode as sparse_decode
+from .sparse import encode as sparse_encode
+from .sparse import encode_batch as sparse_encode_batch
+from .sparse import encode_norm as sparse_encode_norm
+from .sparse import encode_threshold as sparse_encode_threshold
+from .sparse import firing_counts
 
 __all__ = [
     "METRICS",
