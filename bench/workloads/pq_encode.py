@@ -33,7 +33,7 @@ def _product(case: Case, data: Data) -> Tensor:
 
 def _ours(case: Case, data: Data, threads: int) -> Call:
     del threads
-    codec = vecbank.ProductCodec(_codebooks(case, data), case.d)
+    codec = vecbank.pq.ProductCodec(_codebooks(case, data), case.d)
     return lambda: (None, codec.encode(data.x, packed=True))
 
 

@@ -33,13 +33,13 @@ def _row(rank: int, dtype: str) -> CudaCase:
 def _ours(case: Case, data: Data, threads: int) -> Call:
     del threads
     bank = vecbank.Bank(data.bank, "dot", bias=data.x.new_zeros(case.m))
-    return lambda: tuple(vecbank.sparse_encode(data.x, bank, None, case.k))
+    return lambda: tuple(vecbank.sparse.encode(data.x, bank, k=case.k))
 
 
 def _plain(case: Case, data: Data, threads: int) -> Call:
     del threads
     bias = data.x.new_zeros(case.m)
-    return lambda: tuple(vecbank.sparse_encode(data.x, data.bank, bias, case.k))
+    return lambda: tuple(vecbank.sparse.encode(data.x, data.bank, bias, case.k))
 
 
 def _expression(case: Case, data: Data) -> Callable[[Tensor], tuple[Any, ...]]:
