@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import Module
+
+import vecbank
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -65,6 +69,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             target = (page.parent / path).resolve() if path else page
             assert target.exists(), link
             assert not heading or heading in headings(target), link
+
+
+@pytest.mark.parametrize("family", ["anchors", "cluster", "codes", "embedding", "nn", "pq", "residual", "sparse"])
+def test_every_function_of_a_namespace_is_listed(family: str) -> None:
+    text = (ROOT / "docs" / "verbs.md").read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if line.startswith(f"| `vecbank.{family}` |"))
+    listed = set(re.findall(r"`(\w+)`", row))
+    members = {member: getattr(getattr(vecbank, family), member) for member in getattr(vecbank, family).__all__}
+    to_call = {m for m, v in members.items() if inspect.isfunction(v) or isinstance(v, type) and issubclass(v, Module)}
+    assert to_call and to_call <= listed
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
