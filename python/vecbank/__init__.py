@@ -22,16 +22,15 @@ from .pq import scores as pq_scores
 from .pq import symmetric_tables as pq_symmetric_tables
 from .pq import tables as pq_tables
 from .pq import train as pq_train
-from .residual import residual_lookup, residual_quantize
+from .residual import lookup as residual_lookup
+from .residual import quantize as residual_quantize
 from .results import Fired, KMeans, Nearest, Quantized, QuantizeTrain, ResidualQuantized, TopK
-from .sparse import (
-    firing_counts,
-    sparse_decode,
-    sparse_encode,
-    sparse_encode_batch,
-    sparse_encode_norm,
-    sparse_encode_threshold,
-)
+from .sparse import decode as sparse_decode
+from .sparse import encode as sparse_encode
+from .sparse import encode_batch as sparse_encode_batch
+from .sparse import encode_norm as sparse_encode_norm
+from .sparse import encode_threshold as sparse_encode_threshold
+from .sparse import firing_counts
 
 __all__ = [
     "METRICS",

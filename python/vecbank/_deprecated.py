@@ -1,4 +1,4 @@
-"""Old names. Each is accepted for one release, with a FutureWarning that says the new one."""
+"""Old names: each is accepted for one release, with a FutureWarning that says the new one."""
 
 from __future__ import annotations
 
@@ -15,29 +15,27 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 @torch.compiler.assume_constant_result
-def warn_of_change(message: str) -> None:
-    """A FutureWarning at the line outside of this package and of torch that led here (when a compiler traces it)."""
+def warn(message: str, category: type[Warning] = FutureWarning) -> None:
+    """A warning at the line outside of this package and of torch that led here (when a compiler traces it)."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in (__package__, "torch"):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, FutureWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
-def new_keywords(function: str, given: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+def new_keywords(function: str, given: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
     """The keywords of a call by their new names.
 
     Raises:
         TypeError: a keyword by both of its names.
     """
-    found = dict(given)
     for old, new in renamed.items():
-        if old not in found:
-            continue
-        if new in found:
-            raise TypeError(f"{function} got {old} and {new}, which are one argument: {old} is its old name")
-        warn_of_change(f"{function}: the keyword {old} is now {new}; the old name goes with the next release")
-        found[new] = found.pop(old)
-    return found
+        if old in given:
+            if new in given:
+                raise TypeError(f"{function} got {old} and {new}, which are one argument: {old} is its old name")
+            warn(f"{function}: the keyword {old} is now {new}; the old name goes with the next release")
+            given = {new if name == old else name: value for name, value in given.items()}
+    return given
 
 
 def renamed(**names: str) -> Callable[[F], F]:
@@ -61,11 +59,11 @@ def old_attribute(old: str, new: str) -> Any:
     """A property under the old name of an attribute."""
 
     def get(self: object) -> Any:
-        warn_of_change(f"{type(self).__name__}.{old} is now {new}; the old name goes with the next release")
+        warn(f"{type(self).__name__}.{old} is now {new}; the old name goes with the next release")
         return getattr(self, new)
 
     def put(self: object, value: Any) -> None:
-        warn_of_change(f"{type(self).__name__}.{old} is now {new}; the old name goes with the next release")
+        warn(f"{type(self).__name__}.{old} is now {new}; the old name goes with the next release")
         setattr(self, new, value)
 
     return property(get, put, doc=f"The old name of `{new}`.")
@@ -78,7 +76,7 @@ def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         new = names[name]
-        warn_of_change(f"{module}.{name} is now {module}.{new}; the old name goes with the next release")
+        warn(f"{module}.{name} is now {module}.{new}; the old name goes with the next release")
         return getattr(sys.modules[module], new)
 
     return get
@@ -93,7 +91,7 @@ def old_module(old: str, new: str) -> None:
         if name.startswith("__"):  # what the import system asks
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
         value = getattr(sys.modules[new], name)
-        warn_of_change(f"{old} is now {new}; the old name goes with the next release")
+        warn(f"{old} is now {new}; the old name goes with the next release")
         return value
 
     module = ModuleType(old, f"The old place of `{new}`.")

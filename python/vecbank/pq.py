@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from . import _checks, _interrupt
-from ._codes import METRICS
+from . import _checks
 from ._deprecated import old_attribute, old_names, renamed
 from ._numpy import entry_point, tensor_of
+from ._ops import METRICS, ops
 from ._progress import Progress
 from .cluster import kmeans
 from .codes import pack_bits, packed_bytes, unpack_bits
@@ -65,7 +65,7 @@ def turned(x: Tensor, rotation: Tensor) -> Tensor:
     """
     rows = rotation.T.contiguous()
     _checks.pair(x, rows, "rotation")
-    result: Tensor = _interrupt.ops.exact_scores(x, rows, METRICS["dot"], rotation.dtype)
+    result: Tensor = ops.exact_scores(x, rows, METRICS["dot"], rotation.dtype)
     return result
 
 
@@ -109,7 +109,7 @@ def encode(x: Tensor, codebooks: Tensor, rotation: Tensor | None = None) -> Tens
     """
     y = _rotated(x, codebooks, rotation)
     _pair(y, codebooks)
-    codes: Tensor = _interrupt.ops.product_quantize(y, codebooks, None)
+    codes: Tensor = ops.product_quantize(y, codebooks, None)
     return codes
 
 

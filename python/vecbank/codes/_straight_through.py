@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from .. import _checks
-from .._forward import Function
 from .._numpy import entry_point
+from .._ops.tangents import Function
 
 
 class _StraightThrough(Function):
