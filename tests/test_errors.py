@@ -91,15 +91,15 @@ ROWS |= {
     "topk: empty bank": (lambda: vecbank.topk(X, BANK[:0], 1), ValueError, ("k", "1", "0")),
     "topk: empty x, k beyond M": (lambda: vecbank.topk(X[:0], BANK, 6), ValueError, ("k", "6", "5")),
     "topk: fractional k": (lambda: vecbank.topk(X, BANK, 2.5), TypeError, ("k", "float")),
-    "topk: mask shape": (
+    "topk: allowed shape": (
         lambda: vecbank.topk(X, BANK, 2, allowed=torch.ones(4, 4, dtype=torch.bool)),
         ValueError,
-        ("mask", "(4, 4)", "(4, 5)"),
+        ("allowed", "(4, 4)", "(4, 5)"),
     ),
-    "topk: mask too deep": (
+    "topk: allowed too deep": (
         lambda: vecbank.topk(X, BANK, 2, allowed=torch.ones(2, 4, 5, dtype=torch.bool)),
         ValueError,
-        ("mask", "(2, 4, 5)"),
+        ("allowed", "(2, 4, 5)"),
     ),
     "topk: allowed dtype": (lambda: vecbank.topk(X, BANK, 2, allowed=MASK.float()), TypeError, ("allowed", "float32")),
     "topk: allowed type": (lambda: vecbank.topk(X, BANK, 2, allowed=[True] * 5), TypeError, ("allowed", "list")),
@@ -200,7 +200,7 @@ ROWS |= {
         TypeError,
         ("allowed", "sparse_coo"),
     ),
-    "quantize_train: mask dtype": (
+    "quantize_train: valid dtype": (
         lambda: vecbank.quantize_train(X, BANK, valid=torch.ones(4)),
         TypeError,
         ("allowed", "float32"),
@@ -230,20 +230,20 @@ ROWS |= {
         ValueError,
         ("bias", "dot", "'cosine'"),
     ),
-    "sparse_encode: mask type": (
+    "sparse_encode: allowed type": (
         lambda: vecbank.sparse_encode(X, BANK, None, 2, allowed=[True] * 5),
         TypeError,
         ("allowed", "list"),
     ),
-    "sparse_encode: mask dtype": (
+    "sparse_encode: allowed dtype": (
         lambda: vecbank.sparse_encode(X, BANK, None, 2, allowed=torch.ones(5)),
         TypeError,
         ("allowed", "float32"),
     ),
-    "sparse_encode: mask shape": (
+    "sparse_encode: allowed shape": (
         lambda: vecbank.sparse_encode(X, BANK, None, 2, allowed=MASK[:4]),
         ValueError,
-        ("mask", "(5,)", "(4,)"),
+        ("allowed", "(5,)", "(4,)"),
     ),
     "sparse_encode: score": (lambda: vecbank.sparse_encode(X, BANK, None, 2, score="a"), TypeError, ("score", "str")),
     "sparse_encode: scores": (
@@ -349,7 +349,8 @@ def test_missing_memory_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(MemoryError, match="^project: there is not enough memory$"):
         vecbank.project(wide, long)
     with pytest.raises(
-        MemoryError, match=rf"^firing_counts: there is not enough memory for {8 * (2**55 + 1)} bytes \(latents = "
+        MemoryError,
+        match=rf"^sparse.firing_counts: there is not enough memory for {8 * (2**55 + 1)} bytes \(latents = ",
     ):
         vecbank.firing_counts(CODES, 1 << 55)
 

@@ -1,14 +1,22 @@
 """vecbank: fused operations against a fixed bank of vectors.
 
-Anchors, a search database and a codebook are the same thing, a bank: M vectors of width d. `project` gives all
-similarities to it, `topk` and `nearest` the best rows, `quantize` and `lookup` the codes and what they stand for. On
-these stand `kmeans`, residual and product codes, sparse dictionaries, scalar and binary codes (`codes`), compressed
-tables (`embedding`) and the modules in `nn`.
+Anchors, a search database and a codebook are the same thing, a bank: M vectors of width d. `Bank` prepares one; the
+verbs are `project`, `topk`, `nearest`, `quantize`, `quantize_train`, `lookup` and `segment_sum`. What is built on them
+has namespaces:
+
+- `anchors`: the choice of anchors for relative representations
+- `cluster`: k-means
+- `pq`, `residual`: product and residual codes
+- `sparse`: sparse dictionaries
+- `codes`: scalar, sign and binary codes, and their bits
+- `embedding`: compressed tables
+- `nn`: modules on all of these
+- `reference`: what every verb means, in plain torch and float64
 """
 
 from . import _cuda as _cuda
 from . import _ops as _ops  # loads the extension and registers torch.ops.vecbank
-from . import anchors, cluster, codes, embedding, nn, pq, reference
+from . import anchors, cluster, codes, embedding, nn, pq, reference, residual, results, sparse
 from ._cuda import check
 from ._ops import METRICS
 from ._version import __version__
@@ -33,10 +41,10 @@ from .sparse import encode_threshold as sparse_encode_threshold
 from .sparse import firing_counts
 
 __all__ = [
-    "METRICS",
     "Bank",
     "Fired",
     "KMeans",
+    "METRICS",
     "Nearest",
     "ProductCodec",
     "QuantizeTrain",
@@ -65,9 +73,12 @@ __all__ = [
     "quantize",
     "quantize_train",
     "reference",
+    "residual",
     "residual_lookup",
     "residual_quantize",
+    "results",
     "segment_sum",
+    "sparse",
     "sparse_decode",
     "sparse_encode",
     "sparse_encode_batch",

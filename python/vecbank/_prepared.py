@@ -84,6 +84,12 @@ class PreparedBank(nn.Module):
         Raises:
             RuntimeError: the bank is learnable (an optimiser owns it). TypeError: rows that are not integers, or
                 vectors of another dtype than the bank's. ValueError: shapes. IndexError: rows outside 0..M-1.
+
+        Example:
+            >>> import torch, vecbank
+            >>> bank = vecbank.Bank(torch.zeros(3, 2), "l2")
+            >>> bank.update_(torch.tensor([1]), torch.tensor([[5.0, 5.0]])).lookup(torch.tensor(1)).tolist()
+            [5.0, 5.0]
         """
         held, bias = self.vectors, self.bias
         if held.requires_grad:
@@ -120,7 +126,15 @@ class PreparedBank(nn.Module):
 
     @entry_point
     def repack(self: Self) -> Self:
-        """Prepare the vectors again; returns self. Needed only after writes that torch does not count (see above)."""
+        """Prepare the vectors again; returns self. Needed only after writes that torch does not count (see the class).
+
+        Example:
+            >>> import torch, vecbank
+            >>> bank = vecbank.Bank(torch.zeros(3, 2), "l2")
+            >>> bank.vectors.data[1] = 5.0
+            >>> bank.repack().nearest(torch.tensor([5.0, 5.0])).indices.item()
+            1
+        """
         codes = set(self._packs) if self._metric is None else {_pack_family(METRICS[self._metric])}
         self._packs = {}
         for code in codes:

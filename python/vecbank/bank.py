@@ -21,8 +21,8 @@ class Bank(PreparedBank):
     broadcast, and is never cast. It belongs to one tensor, its storage and its version: whatever changes the vectors
     (writing into them, `load_state_dict`, `.to()`, another tensor in their place, a second Bank on the same tensor),
     the next call prepares them again. A compiled program notices too, and then packs at every call until a call outside
-    of it, or `repack()`, has prepared the bank again. torch does not notice writes through an alias made by ``.data``
-    (of the bank's vectors, or of the tensor that the bank was made of), by ``numpy()`` or dlpack, nor what collectives
+    of it, or `repack()`, has prepared the bank again. torch does not notice writes through an alias made by `.data`
+    (of the bank's vectors, or of the tensor that the bank was made of), by `numpy()` or dlpack, nor what collectives
     of `torch.distributed` (DistributedDataParallel's own excepted) or other processes write: call `repack()` after
     those.
 
@@ -38,7 +38,7 @@ class Bank(PreparedBank):
             the first to ask is a compiled program, which would pack at every call.
         learnable: hold the vectors as a Parameter (then packed at every call, because it changes) rather than a buffer.
         bias: (M,) in the vectors' dtype, added to dot products by `topk` and `project` (metric "dot" and (M, d) only):
-            with it the Bank is an encoder, as of a sparse autoencoder (`sparse_encode` takes it). Held as the vectors
+            with it the Bank is an encoder, as of a sparse autoencoder (`sparse.encode` takes it). Held as the vectors
             are, and in the state_dict.
 
     Raises:
@@ -46,10 +46,25 @@ class Bank(PreparedBank):
             bias with another metric than "dot".
 
     Updating a Bank while another thread searches it is the caller's race, as with any torch module.
+
+    Example:
+        >>> import torch, vecbank
+        >>> bank = vecbank.Bank(torch.eye(3), metric="cosine")
+        >>> bank.topk(torch.tensor([[0.0, 2.0, 1.0]]), k=2).indices.tolist()
+        [[1, 2]]
+        >>> bank.vectors[0] = torch.tensor([0.0, 2.0, 1.0])  # seen at the next call
+        >>> bank.topk(torch.tensor([[0.0, 2.0, 1.0]]), k=2).indices.tolist()
+        [[0, 1]]
     """
 
     def project(self, x: Tensor, *, out_dtype: torch.dtype | None = None, metric: str | None = None) -> Tensor:
-        """`vecbank.project` against this bank: (..., d) -> (..., M)."""
+        """`vecbank.project` against this bank: (..., d) -> (..., M).
+
+        Example:
+            >>> import torch, vecbank
+            >>> vecbank.Bank(torch.eye(2), "cosine").project(torch.tensor([3.0, 0.0])).tolist()
+            [1.0, 0.0]
+        """
         return functional.project(x, self, metric, out_dtype=out_dtype)
 
     @renamed(mask="allowed")
@@ -63,19 +78,43 @@ class Bank(PreparedBank):
         metric: str | None = None,
         pad: bool = False,
     ) -> TopK:
-        """`vecbank.topk` in this bank: (..., d) -> values and indices (..., k)."""
+        """`vecbank.topk` in this bank: (..., d) -> values and indices (..., k).
+
+        Example:
+            >>> import torch, vecbank
+            >>> vecbank.Bank(torch.eye(3), "dot").topk(torch.tensor([0.0, 2.0, 1.0]), k=2).values.tolist()
+            [2.0, 1.0]
+        """
         return functional.topk(x, self, k, metric, allowed, exact=exact, pad=pad)
 
     def nearest(self, x: Tensor, *, exact: bool | None = None, metric: str | None = None) -> Nearest:
-        """`vecbank.nearest` in this bank: (..., d) -> values and indices (...)."""
+        """`vecbank.nearest` in this bank: (..., d) -> values and indices (...).
+
+        Example:
+            >>> import torch, vecbank
+            >>> vecbank.Bank(torch.eye(3), "l2").nearest(torch.tensor([0.0, 2.0, 0.0])).indices.item()
+            1
+        """
         return functional.nearest(x, self, metric, exact=exact)
 
     def quantize(self, x: Tensor, *, metric: str | None = None) -> Quantized:
-        """`vecbank.quantize` by this bank: (..., d) -> quantized (..., d) and codes (...)."""
+        """`vecbank.quantize` by this bank: (..., d) -> quantized (..., d) and codes (...).
+
+        Example:
+            >>> import torch, vecbank
+            >>> vecbank.Bank(torch.eye(3), "l2").quantize(torch.tensor([0.0, 2.0, 0.0])).quantized.tolist()
+            [0.0, 1.0, 0.0]
+        """
         return functional.quantize(x, self, metric)
 
     def lookup(self, codes: Tensor, weights: Tensor | None = None, *, reduce: str = "none") -> Tensor:
-        """`vecbank.lookup` in this bank: codes -> rows."""
+        """`vecbank.lookup` in this bank: codes -> rows.
+
+        Example:
+            >>> import torch, vecbank
+            >>> vecbank.Bank(torch.eye(3), "l2").lookup(torch.tensor([2, 0])).tolist()
+            [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+        """
         return functional.lookup(codes, self, weights, reduce=reduce)
 
     def forward(self, *args: object, **kwargs: object) -> NoReturn:

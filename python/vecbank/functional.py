@@ -1,7 +1,7 @@
 """The verbs. Every function takes a bank as a plain tensor (packed on the fly) or as a prepared `vecbank.Bank`.
 
-Metrics: ``dot`` x.b; ``cosine`` x.b / (max(|x|, 1e-8) max(|b|, 1e-8)); ``l2`` |x - b|; ``sqeuclidean`` |x - b|^2;
-``l1`` the sum of |x_i - b_i|, which has no faster screen: every pair is scored in float64, by `project` too.
+Metrics: `dot` x.b; `cosine` x.b / (max(|x|, 1e-8) max(|b|, 1e-8)); `l2` |x - b|; `sqeuclidean` |x - b|^2;
+`l1` the sum of |x_i - b_i|, which has no faster screen: every pair is scored in float64, by `project` too.
 Similarities are better when larger, distances when smaller. `topk`, `nearest` and `quantize` rank by the float64 score,
 computed in a fixed order, ties to the lower index: the answer depends on neither processor nor thread count.
 `project` is held to a tolerance instead.
@@ -69,6 +69,12 @@ def project(
         TypeError: dtypes that do not go together. ValueError: shapes, devices or a metric that do not.
 
     Source: Moschella et al., "Relative representations enable zero-shot latent space communication", ICLR 2023.
+
+    Example:
+        >>> import torch, vecbank
+        >>> anchors = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> vecbank.project(torch.tensor([[3.0, 0.0], [0.0, 5.0]]), anchors).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
     """
     vectors, pack, code = _resolve("project", x, bank, metric, "cosine", biased=True)
     if out_dtype is not None and out_dtype not in _checks._FLOATS:
@@ -97,7 +103,7 @@ def topk(
     Args:
         x: (..., d).
         bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
-        k: 1 to M; any number from 1 with ``pad``.
+        k: 1 to M; any number from 1 with `pad`.
         metric: "dot", "cosine", "l2", "sqeuclidean" or "l1". None (default): what a Bank names, else "dot".
         allowed: bool, broadcastable to (..., M); True = this bank row may be returned.
         bias: (M,) in the bank's dtype, added to dot products (with a tensor bank; a Bank brings its own): the encoder
@@ -111,7 +117,17 @@ def topk(
         through which no gradient passes.
 
     Raises:
-        ValueError: k outside 1..M (below 1 with ``pad``), shapes, devices, metric. TypeError: dtypes.
+        ValueError: k outside 1..M (below 1 with `pad`), shapes, devices, metric. TypeError: dtypes.
+
+    Example:
+        >>> import torch, vecbank
+        >>> bank = vecbank.Bank(torch.tensor([[0.0], [1.0], [5.0], [1.0]]), metric="l2")
+        >>> values, indices = vecbank.topk(torch.tensor([[0.75]]), bank, k=3)
+        >>> values.tolist(), indices.tolist()
+        ([[0.25, 0.25, 0.75]], [[1, 3, 0]])
+        >>> odd = torch.tensor([False, True, False, True])
+        >>> bank.topk(torch.tensor([[0.75]]), k=1, allowed=~odd).indices.tolist()
+        [[0]]
     """
     vectors, pack, code = _resolve("topk", x, bank, metric, "dot", biased=True)
     rows = vectors.shape[-2]
@@ -176,6 +192,12 @@ def nearest(x: Tensor, bank: Tensor | PreparedBank, metric: str | None = None, *
     Returns:
         Nearest(values, indices), both (...): dtypes and gradients as in `topk`; index -1 where M = 0 or every score
         is NaN.
+
+    Example:
+        >>> import torch, vecbank
+        >>> bank = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+        >>> vecbank.nearest(torch.tensor([3.0, 0.0]), bank)
+        Nearest(values=tensor(3.), indices=tensor(0))
     """
     vectors, pack, code = _resolve("nearest", x, bank, metric, "l2")
     if exact is not None:
@@ -198,6 +220,13 @@ def quantize(x: Tensor, bank: Tensor | PreparedBank, metric: str | None = None) 
         without a valid row (NaN, or M = 0) becomes NaN with code -1.
 
     Source: van den Oord et al., "Neural Discrete Representation Learning", NeurIPS 2017.
+
+    Example:
+        >>> import torch, vecbank
+        >>> codebook = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+        >>> quantized, codes = vecbank.quantize(torch.tensor([[0.9, 0.8], [0.1, 0.0]]), codebook)
+        >>> quantized.tolist(), codes.tolist()
+        ([[1.0, 1.0], [0.0, 0.0]], [1, 0])
     """
     vectors, pack, code = _resolve("quantize", x, bank, metric, "l2")
     return Quantized(*_quantize(x, vectors, pack, code))
@@ -222,6 +251,13 @@ def quantize_train(
         sum of x per code, float32 (float64), as EMA codebooks and k-means need. Sums run in float64 in row order.
 
     Source: van den Oord et al. 2017; EMA form: Razavi et al., "Generating Diverse High-Fidelity Images with VQ-VAE-2".
+
+    Example:
+        >>> import torch, vecbank
+        >>> x, codebook = torch.tensor([[1.0], [3.0], [9.0]]), torch.tensor([[2.0], [9.0]])
+        >>> step = vecbank.quantize_train(x, codebook, valid=torch.tensor([True, True, False]))
+        >>> step.codes.tolist(), step.loss.item(), step.counts.tolist(), step.sums.tolist()
+        ([0, 0, -1], 1.0, [2.0, 0.0], [[4.0], [0.0]])
     """
     vectors, pack, code = _resolve("quantize_train", x, bank, metric, "l2")
     if valid is not None:
@@ -247,6 +283,14 @@ def lookup(
 
     Raises:
         IndexError: a code outside -1..M-1. TypeError, ValueError: dtypes and shapes.
+
+    Example:
+        >>> import torch, vecbank
+        >>> bank = torch.tensor([[1.0, 2.0], [10.0, 20.0]])
+        >>> vecbank.lookup(torch.tensor([1, -1]), bank).tolist()
+        [[10.0, 20.0], [0.0, 0.0]]
+        >>> vecbank.lookup(torch.tensor([[0, 1]]), bank, torch.tensor([[2.0, 0.5]]), reduce="sum").tolist()
+        [[7.0, 14.0]]
     """
     vectors = bank.vectors if isinstance(bank, PreparedBank) else bank
     _checks.vectors("bank", vectors)
@@ -290,6 +334,11 @@ def segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None
 
     Raises:
         IndexError: a code outside -1..num_codes-1. TypeError, ValueError: dtypes and shapes.
+
+    Example:
+        >>> import torch, vecbank
+        >>> vecbank.segment_sum(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0, 1, 0]), 3).tolist()
+        [[5.0], [2.0], [0.0]]
     """
     _checks.floating("x", x)
     codes = _checks.integers(codes)

@@ -302,13 +302,41 @@ class ProductCodec:
 
     @entry_point
     def encode(self, x: Tensor, *, packed: bool = False) -> Tensor:
-        """Codes (..., m) int64 of x (..., d), or packed (..., bytes_per_vector) uint8."""
+        """Codes of vectors.
+
+        Args:
+            x: (..., d).
+            packed: return bytes, the bits of all parts' codes in one string.
+
+        Returns:
+            (..., m) int64, or (..., bytes_per_vector) uint8.
+
+        Example:
+            >>> import torch, vecbank
+            >>> codec = vecbank.ProductCodec(torch.tensor([[[0.0], [1.0]], [[0.0], [2.0]]]), width=2)
+            >>> x = torch.tensor([[0.9, 0.2], [0.1, 1.8]])
+            >>> codec.encode(x).tolist(), codec.encode(x, packed=True).tolist()
+            ([[1, 0], [0, 1]], [[1], [2]])
+        """
         codes = encode(x, self.codebooks, self.rotation)
         return pack_bits(codes, self.bits) if packed else codes
 
     @entry_point
     def codes(self, codes: Tensor) -> Tensor:
-        """Codes (..., m) int64, whether packed or not."""
+        """Codes as numbers, whether packed or not.
+
+        Args:
+            codes: (..., bytes_per_vector) uint8, or (..., m) integers of another dtype.
+
+        Returns:
+            (..., m) int64.
+
+        Example:
+            >>> import torch, vecbank
+            >>> codec = vecbank.ProductCodec(torch.tensor([[[0.0], [1.0]], [[0.0], [2.0]]]), width=2)
+            >>> codec.codes(torch.tensor([[1], [2]], dtype=torch.uint8)).tolist()
+            [[1, 0], [0, 1]]
+        """
         _checks.tensor("codes", codes)
         if codes.dtype == torch.uint8:
             return unpack_bits(codes, self.codebooks.shape[0], self.bits)
@@ -316,21 +344,49 @@ class ProductCodec:
 
     @entry_point
     def decode(self, codes: Tensor) -> Tensor:
-        """Vectors (..., d) of codes, packed or not."""
+        """The vectors (..., d) of codes, packed or not.
+
+        Example:
+            >>> import torch, vecbank
+            >>> codec = vecbank.ProductCodec(torch.tensor([[[0.0], [1.0]], [[0.0], [2.0]]]), width=2)
+            >>> codec.decode(torch.tensor([[1, 0], [0, 1]])).tolist()
+            [[1.0, 0.0], [0.0, 2.0]]
+        """
         return decode(self.codes(codes), self.codebooks, self.rotation, self.width)
 
     @entry_point
     def tables(self, x: Tensor, metric: str = "sqeuclidean") -> Tensor:
-        """Asymmetric tables (..., m, K) of queries (..., d)."""
+        """Asymmetric tables (..., m, K) of queries (..., d), as `vecbank.pq.tables`.
+
+        Example:
+            >>> import torch, vecbank
+            >>> codec = vecbank.ProductCodec(torch.tensor([[[0.0], [1.0]], [[0.0], [2.0]]]), width=2)
+            >>> codec.tables(torch.tensor([3.0, 1.0])).tolist()
+            [[9.0, 4.0], [1.0, 1.0]]
+        """
         return tables(x, self.codebooks, metric, self.rotation)
 
     @entry_point
     def symmetric_tables(self, codes: Tensor, metric: str = "sqeuclidean") -> Tensor:
-        """Symmetric tables (..., m, K) of queries given by their codes."""
+        """Symmetric tables (..., m, K) of queries given by their codes, as `vecbank.pq.symmetric_tables`.
+
+        Example:
+            >>> import torch, vecbank
+            >>> codec = vecbank.ProductCodec(torch.tensor([[[0.0], [1.0]], [[0.0], [2.0]]]), width=2)
+            >>> codec.symmetric_tables(torch.tensor([1, 1])).tolist()
+            [[1.0, 0.0], [4.0, 0.0]]
+        """
         return symmetric_tables(self.codes(codes), self.codebooks, metric)
 
     def to(self, *args: Any, **kwargs: Any) -> ProductCodec:
-        """The codec with its tensors moved or cast, as `torch.Tensor.to`."""
+        """The codec with its tensors moved or cast, as `torch.Tensor.to`.
+
+        Example:
+            >>> import torch, vecbank
+            >>> codec = vecbank.ProductCodec(torch.tensor([[[0.0], [1.0]], [[0.0], [2.0]]]), width=2)
+            >>> codec.to(torch.float64).codebooks.dtype
+            torch.float64
+        """
         rotation = None if self.rotation is None else self.rotation.to(*args, **kwargs)
         return ProductCodec(self.codebooks.to(*args, **kwargs), self.width, rotation)
 

@@ -164,9 +164,15 @@ def encode(
         TopK(values, indices), (..., k), best first; value 0 and index -1 where fewer latents are positive.
         Values are float32 (float64 for float64), differentiable in x, weight and bias.
 
-    Sources: Gao et al. 2024 (top-k); Olmo et al., "Features that make a difference: leveraging gradients
-        for improved
+    Sources: Gao et al. 2024 (top-k); Olmo et al., "Features that make a difference: leveraging gradients for improved
     dictionary learning", 2024 (a score that is not the value).
+
+    Example:
+        >>> import torch, vecbank
+        >>> encoder = vecbank.Bank(torch.eye(4), "dot", bias=torch.tensor([0.0, 0.0, 0.0, -9.0]))
+        >>> values, latents = vecbank.sparse.encode(torch.tensor([[1.0, -1.0, 3.0, 5.0]]), encoder, k=3)
+        >>> values.tolist(), latents.tolist()
+        ([[3.0, 1.0, 0.0]], [[2, 0, -1]])
     """
     dictionary, rows = _dictionary(x, weight, bias)
     weight, bias, bank = dictionary
@@ -225,6 +231,12 @@ def encode_batch(
         0 and -1. Equal values are taken from the row that comes first.
 
     Source: Bussmann et al. 2024.
+
+    Example:
+        >>> import torch, vecbank
+        >>> x = torch.tensor([[1.0, 4.0, 3.0], [2.0, 0.0, 0.0]])
+        >>> vecbank.sparse.encode_batch(x, torch.eye(3), k=1).indices.tolist()
+        [[1, 2], [-1, -1]]
     """
     dictionary, rows = _dictionary(x, weight, bias)
     weight, bias, bank = dictionary
@@ -276,11 +288,16 @@ def encode_threshold(
             and nothing waits for the device; without it lists are as long as the longest row needs.
 
     Returns:
-        Fired(values, indices, active): values and indices (..., c), by ascending index (by excess, largest
-            first, with
+        Fired(values, indices, active): values and indices (..., c), by ascending index (by excess, largest first, with
         `max_k`), padded by 0 and -1; active (...) float, the number of values kept. Differentiable.
 
     Source: Rajamanoharan et al. 2024.
+
+    Example:
+        >>> import torch, vecbank
+        >>> fired = vecbank.sparse.encode_threshold(torch.tensor([[1.0, 4.0, 3.0]]), torch.eye(3), threshold=2.0)
+        >>> fired.values.tolist(), fired.indices.tolist(), fired.active.tolist()
+        ([[4.0, 3.0]], [[1, 2]], [2.0])
     """
     _check_bounded(max_k)
     dictionary, rows = _dictionary(x, weight, bias)
@@ -332,8 +349,13 @@ def encode_norm(
         TopK(values, indices), (..., c): by falling score, padded by 0 and -1. Differentiable in x,
             weight, bias.
 
-    Source: Lee et al., "Evaluating and designing sparse autoencoders by approximating quasi-orthogonality",
-        2025.
+    Source: Lee et al., "Evaluating and designing sparse autoencoders by approximating quasi-orthogonality", 2025.
+
+    Example:
+        >>> import torch, vecbank
+        >>> x = torch.tensor([[3.0, 4.0, 0.0]])
+        >>> vecbank.sparse.encode_norm(x, torch.eye(3), norms=torch.ones(3)).indices.tolist()
+        [[1, 0]]
     """
     dictionary, rows = _dictionary(x, weight, bias)
     weight, bias, bank = dictionary
@@ -385,8 +407,14 @@ def decode(values: Tensor, indices: Tensor, decoder: Tensor | PreparedBank, bias
         bias: (d,) or None.
 
     Returns:
-        (..., d) in decoder's dtype; float64 sums, rounded once. Differentiable in values, decoder (a
-        deterministic scatter-add over the chosen rows) and bias.
+        (..., d) in decoder's dtype; float64 sums, rounded once. Differentiable in values, decoder (a deterministic
+        scatter-add over the chosen rows) and bias.
+
+    Example:
+        >>> import torch, vecbank
+        >>> decoder = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> vecbank.sparse.decode(torch.tensor([[2.0, 0.0]]), torch.tensor([[1, -1]]), decoder).tolist()
+        [[0.0, 2.0]]
     """
     decoder = decoder.vectors if isinstance(decoder, PreparedBank) else decoder
     _checks.floating("values", values)
@@ -414,6 +442,11 @@ def firing_counts(indices: Tensor, latents: int, values: Tensor | None = None) -
 
     `indices` are integers of any shape, `values` has it too. Index -1 counts for nothing. Nothing waits for the
     device, and integers add up the same in any order.
+
+    Example:
+        >>> import torch, vecbank
+        >>> vecbank.sparse.firing_counts(torch.tensor([[2, 0], [2, -1]]), 4).tolist()
+        [1, 0, 2, 0]
     """
     indices, latents = _checks.integers(indices, "indices"), _checks.at_least(0, "latents", latents)
     _checks.in_range(indices, latents, "indices")
@@ -451,8 +484,13 @@ def adapt_bias_(
         counts: (K,), from `firing_counts`, over `samples` rows.
         target: frequency in (0, 1), one number or (K,) (groups of latents with frequencies of their own).
 
-    Source: Chen et al., "Taming polysemanticity in LLMs: provable feature recovery via sparse
-        autoencoders", 2025.
+    Source: Chen et al., "Taming polysemanticity in LLMs: provable feature recovery via sparse autoencoders", 2025.
+
+    Example:
+        >>> import torch, vecbank
+        >>> bias, counts = torch.zeros(3), torch.tensor([0, 5, 90])
+        >>> vecbank.sparse.adapt_bias_(bias, counts, samples=100, target=0.1, step=0.5).tolist()
+        [0.5, 0.0, -0.5]
     """
     if counts.shape != bias.shape:
         raise ValueError(f"counts must have the shape of bias {tuple(bias.shape)}, got {tuple(counts.shape)}")
