@@ -94,7 +94,7 @@ def _project_float64() -> Call:
 
 def _exact_scores() -> Call:
     x, rotation = randn(20_000, 1024), randn(1024, 1024)
-    return lambda: vecbank.pq.turned(x, rotation)
+    return lambda: vecbank._pq_parts.turned(x, rotation)
 
 
 def _residual() -> Call:

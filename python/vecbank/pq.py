@@ -21,7 +21,8 @@ from torch import Generator, Tensor
 from . import _checks
 from ._deprecated import old_attribute, old_names, renamed
 from ._numpy import entry_point, tensor_of
-from ._ops import METRICS, ops
+from ._ops import ops
+from ._pq_parts import check_codebooks, check_pair, check_width, rotated, split_parts
 from ._progress import Progress
 from .cluster import kmeans
 from .codes import pack_bits, packed_bytes, unpack_bits
@@ -34,56 +35,6 @@ __getattr__ = old_names(
 )
 
 _METRICS = ("sqeuclidean", "dot")
-
-
-def check_codebooks(codebooks: Tensor) -> tuple[int, int, int]:
-    """The sizes m, K and w of codebooks."""
-    _checks.floating("codebooks", codebooks)
-    if codebooks.dim() != 3 or 0 in codebooks.shape:
-        raise ValueError(f"codebooks must have shape (m, K, d / m), got {tuple(codebooks.shape)}")
-    m, k, width = codebooks.shape
-    return m, k, width
-
-
-def _rotated(x: Tensor, codebooks: Tensor, rotation: Tensor | None) -> Tensor:
-    """x (..., d) as (..., m w): zeros to fill the last part, then the rotation."""
-    m, _, width = check_codebooks(codebooks)
-    _checks.floating("x", x)
-    if x.dim() == 0 or not m * (width - 1) < x.shape[-1] <= m * width:  # those d with w = ceil(d / m)
-        raise ValueError(f"x must have {m * (width - 1) + 1} to {m * width} columns, got {tuple(x.shape)}")
-    if x.shape[-1] < m * width:
-        x = torch.nn.functional.pad(x, (0, m * width - x.shape[-1]))
-    if rotation is None:
-        return x
-    _checks.shaped("rotation", rotation, (m * width, m * width))
-    return turned(x, rotation)
-
-
-def turned(x: Tensor, rotation: Tensor) -> Tensor:
-    """x R in R's dtype: float64 sums rounded once, so that the same row has the same codes in any batch and on any
-    processor. The way back decides nothing and is `project`'s.
-    """
-    rows = rotation.T.contiguous()
-    _checks.pair(x, rows, "rotation")
-    result: Tensor = ops.exact_scores(x, rows, METRICS["dot"], rotation.dtype)
-    return result
-
-
-def _pair(y: Tensor, codebooks: Tensor) -> None:
-    """What is coded has the dtype and the device of the codebooks."""
-    _checks.pair(y.unflatten(-1, (codebooks.shape[0], codebooks.shape[2])), codebooks[0], "codebooks")
-
-
-def check_width(name: str, width: object, most: int) -> int:
-    found = _checks.integer(name, width)
-    if not 1 <= found <= most:
-        raise ValueError(f"{name} must lie between 1 and the codebooks' m w = {most}, got {found}")
-    return found
-
-
-def _parts(x: Tensor, m: int) -> Tensor:
-    """(n, m w) as (m, n, w)."""
-    return x.view(x.shape[0], m, x.shape[1] // m).transpose(0, 1)
 
 
 @entry_point(books="codebooks")
@@ -107,8 +58,8 @@ def encode(x: Tensor, codebooks: Tensor, rotation: Tensor | None = None) -> Tens
         >>> vecbank.pq.encode(torch.tensor([[0.9, 1.2, 0.3, 0.1], [0.1, 0.0, 1.8, 2.5]]), codebooks).tolist()
         [[1, 0], [0, 1]]
     """
-    y = _rotated(x, codebooks, rotation)
-    _pair(y, codebooks)
+    y = rotated(x, codebooks, rotation)
+    check_pair(y, codebooks)
     codes: Tensor = ops.product_quantize(y, codebooks, None)
     return codes
 
@@ -174,9 +125,9 @@ def tables(x: Tensor, codebooks: Tensor, metric: str = "sqeuclidean", rotation: 
     """
     if metric not in _METRICS:
         raise ValueError(f"metric must be one of {', '.join(_METRICS)} (a sum over parts), got {metric!r}")
-    y = _rotated(x, codebooks, rotation).reshape(-1, codebooks.shape[0] * codebooks.shape[2])
-    _pair(y, codebooks)
-    pairs = project(_parts(y, codebooks.shape[0]), codebooks, metric, out_dtype=x.dtype)
+    y = rotated(x, codebooks, rotation).reshape(-1, codebooks.shape[0] * codebooks.shape[2])
+    check_pair(y, codebooks)
+    pairs = project(split_parts(y, codebooks.shape[0]), codebooks, metric, out_dtype=x.dtype)
     return pairs.transpose(0, 1).reshape(*x.shape[:-1], *codebooks.shape[:2])
 
 
@@ -413,7 +364,7 @@ def _allocate(x: Tensor, m: int) -> Tensor:
 def _refine(y: Tensor, codebooks: Tensor, iterations: int) -> Tensor:
     """The codebooks after some more steps of k-means from where they are."""
     m, k, _ = codebooks.shape
-    pairs = zip(_parts(y, m), codebooks, strict=True)
+    pairs = zip(split_parts(y, m), codebooks, strict=True)
     return torch.stack([kmeans(part, k, init=start, iterations=iterations).centroids for part, start in pairs])
 
 
@@ -488,7 +439,7 @@ def train(
         for turn in starts:
             y = x if turn is None else x @ turn
             found = []
-            for part in _parts(y, parts):
+            for part in split_parts(y, parts):
                 found.append(kmeans(part, k, iterations=iterations, local_trials=1, generator=generator))
                 bar.step()
             tried.append((sum(f.inertia for f in found), turn, torch.stack([f.centroids for f in found])))

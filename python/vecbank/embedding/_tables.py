@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import _checks, pq
 from .._numpy import entry_point
+from .._pq_parts import check_codebooks, check_width
 from ..codes import unpack_bits
 from ..functional import lookup, project
 from ._store import check_packed
@@ -207,8 +208,8 @@ def coded_lookup(ids: Tensor, packed: Tensor, codebooks: Tensor, bits: int, dim:
         torch.Size([2, 8])
     """
     check_packed("packed", packed)
-    _, _, w = pq.check_codebooks(codebooks)
-    dim = None if dim is None else pq.check_width("dim", dim, codebooks.shape[0] * w)
+    _, _, w = check_codebooks(codebooks)
+    dim = None if dim is None else check_width("dim", dim, codebooks.shape[0] * w)
     ids = _checks.rows(ids, packed.shape[0], "ids")
     codes = unpack_bits(packed[ids.clamp_min(0)], codebooks.shape[0], bits)
     return pq.decode(torch.where(ids.unsqueeze(-1) < 0, -1, codes), codebooks, width=dim)

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from .. import pq
 from .._finite import counted, finite_rows, voided, zeroed
+from .._pq_parts import turned
 from ..functional import lookup, project, quantize_train
 from ._arguments import drawn_by, features, floats, integers, memory_for, number, numbers, whole
 from ._estimators import keep_alive
@@ -147,7 +148,7 @@ class ProductQuantizer(nn.Module):
         self.sums.copy_(self.codebooks * size)
 
     def _turned(self, x: Tensor) -> Tensor:
-        return x if self.rotation is None else pq.turned(x.to(self.rotation.dtype), self.rotation)
+        return x if self.rotation is None else turned(x.to(self.rotation.dtype), self.rotation)
 
     def forward(self, x: Tensor) -> ProductQuantized:
         features("x", x, self.dim)
