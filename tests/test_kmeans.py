@@ -106,7 +106,7 @@ def test_the_generator_decides() -> None:
     assert not equal(kmeans(x, 9, generator=seeded(1)), kmeans(x, 9, generator=seeded(2)))
 
 
-def test_codes_and_inertia_are_those_of_the_centres() -> None:
+def test_codes_and_inertia_are_those_of_the_centroids() -> None:
     x = torch.randn(700, 6, dtype=torch.float64)
     for options in ({}, {"iterations": 2}, {"iterations": 0}, {"batch_size": 50, "iterations": 3}):
         got = kmeans(x, 12, generator=seeded(), **options)  # type: ignore[arg-type]
@@ -166,14 +166,14 @@ def test_samples_without_direction_count_for_nothing(options: dict[str, Any]) ->
     assert got.inertia < 10
 
 
-def test_fewer_different_samples_than_centres() -> None:
+def test_fewer_different_samples_than_centroids() -> None:
     x = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat(10, 1)
     for init in ("k-means++", "random"):
         got = kmeans(x, 5, init=init, generator=seeded())
         assert got.inertia == 0 and torch.isfinite(got.centroids).all()
 
 
-def test_one_centre_and_as_many_as_samples() -> None:
+def test_one_centroid_and_as_many_as_samples() -> None:
     x = torch.randn(50, 4, dtype=torch.float64)
     torch.testing.assert_close(kmeans(x, 1, generator=seeded()).centroids[0], x.mean(0))
     assert kmeans(x, 50, generator=seeded()).inertia == 0

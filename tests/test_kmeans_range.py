@@ -85,7 +85,7 @@ def test_scale_of_weights_changes_nothing_else(options: dict[str, Any], dtype: t
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 @pytest.mark.parametrize("batch_size", [None, 240])
-def test_a_cluster_of_light_samples_has_a_centre(dtype: torch.dtype, metric: str, batch_size: int | None) -> None:
+def test_a_cluster_of_light_samples_has_a_centroid(dtype: torch.dtype, metric: str, batch_size: int | None) -> None:
     """Weights 1e40 or 1e300 times apart: the centroid of the light ones is their mean all the same."""
     label = torch.arange(240) % 3
     x = torch.eye(3, 6, dtype=torch.float64)[label] + 0.01 * torch.randn(
@@ -120,7 +120,7 @@ def test_starts_far_from_small_or_large_data() -> None:
         kmeans(blobs() * 2.0**-100, 5, init=start)
 
 
-def test_centres_that_their_dtype_rounds() -> None:
+def test_centroids_that_their_dtype_rounds() -> None:
     """Subnormal samples: the centroids are rounded, and the codes and the inertia are those of what is returned."""
     x = torch.randint(0, 9, (60, 3), generator=seeded()).float() * 2.0**-149
     got = kmeans(x, 7, generator=seeded())
@@ -161,7 +161,7 @@ def test_what_is_not_finite_is_refused(value: float) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"metric": "cosine"}, {"batch_size": 3}, {"init": "random"}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_fewer_samples_that_count_than_centres(dtype: torch.dtype, options: dict[str, Any]) -> None:
+def test_fewer_samples_that_count_than_centroids(dtype: torch.dtype, options: dict[str, Any]) -> None:
     """Weights of 0, duplicates, as many centroids as samples: finite centroids, and no error left where it counts."""
     x = blobs(dtype)[[0, 1, 2, 2, 2, 3, 3]]
     weights = torch.tensor([1.0, 0.5, 1.0, 1.0, 0, 0, 0])

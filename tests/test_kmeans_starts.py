@@ -52,7 +52,7 @@ def test_inertia_as_small_as_from_scikit_learn(data: Callable[[], tuple[Tensor, 
 
 
 @pytest.mark.parametrize("trials", [1, 2])
-def test_frequencies_of_the_second_and_third_centre(trials: int) -> None:
+def test_frequencies_of_the_second_and_third_centroid(trials: int) -> None:
     """Among six points with weights, against the definition."""
     distances = squares(POINTS, POINTS)
 
@@ -116,7 +116,7 @@ def test_what_a_candidate_reaches(metric: str, dtype: torch.dtype, monkeypatch: 
         assert torch.equal(reach.distances, distance[reach.rows])
 
 
-def test_given_centres_count() -> None:
+def test_given_centroids_count() -> None:
     x, k = blobs()
     known = x[:60].clone()
     start = kmeans(x, k, init=known, iterations=0, generator=0)
@@ -125,7 +125,7 @@ def test_given_centres_count() -> None:
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
-def test_fewer_different_samples_than_centres(metric: str) -> None:
+def test_fewer_different_samples_than_centroids(metric: str) -> None:
     x = torch.randn(7, 3, generator=seeded()).repeat(30, 1)
     got = kmeans(x, 20, metric=metric, generator=0)
     assert got.inertia < 1e-4 and len(got.codes.unique()) >= 7 and bool(torch.isfinite(got.centroids).all())

@@ -30,12 +30,12 @@ BITS = X > 0
 # A function of the library, and its arguments as tensors. The first has all public names, the others the modules'.
 CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "project": (vecbank.project, (X, BOOK), {"metric": "l2"}),
-    "topk": (vecbank.topk, (X, BOOK, 3), {"mask": torch.arange(9) > 2}),
+    "topk": (vecbank.topk, (X, BOOK, 3), {"allowed": torch.arange(9) > 2}),
     "topk padded": (vecbank.topk, (X, BOOK, 12), {"pad": True, "bias": BOOK[:, 0]}),
     "nearest": (vecbank.nearest, (X, BOOK), {}),
     "nearest, batched": (vecbank.nearest, (BOOKS, BOOKS), {}),
     "quantize": (vecbank.quantize, (X, BOOK), {}),
-    "quantize_train": (vecbank.quantize_train, (X, BOOK), {"mask": X[:, 0] > 0}),
+    "quantize_train": (vecbank.quantize_train, (X, BOOK), {"valid": X[:, 0] > 0}),
     "lookup": (vecbank.lookup, (CODES, BOOK), {"reduce": "mean"}),
     "lookup, weighted": (vecbank.lookup, (CODES, BOOK), {"weights": X[:3, :2].contiguous(), "reduce": "sum"}),
     "segment_sum": (vecbank.segment_sum, (X[:3], CODES, 9), {}),
@@ -44,7 +44,7 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "residual_quantize": (vecbank.residual_quantize, (X, BOOKS), {}),
     "residual_quantize, a list": (vecbank.residual_quantize, (X, [BOOK, BOOK[:4]]), {"beam": 2}),
     "residual_lookup": (vecbank.residual_lookup, (CODES, [BOOK, BOOK]), {}),
-    "sparse_encode": (vecbank.sparse_encode, (X, BOOK, BOOK[:, 0], 3), {"mask": torch.arange(9) > 1}),
+    "sparse_encode": (vecbank.sparse_encode, (X, BOOK, BOOK[:, 0], 3), {"allowed": torch.arange(9) > 1}),
     "sparse_encode, scored": (
         vecbank.sparse_encode,
         (X[:3], BOOK, None, CODES[:, 0].clamp(1, 4)),
@@ -391,7 +391,7 @@ def test_compressed_embeddings_take_narrow_ids() -> None:
 
 def test_functions_keep_their_names_and_signatures() -> None:
     parameters = inspect.signature(vecbank.topk).parameters
-    assert list(parameters)[:5] == ["x", "bank", "k", "metric", "mask"]
+    assert list(parameters)[:5] == ["x", "bank", "k", "metric", "allowed"]
     assert (vecbank.topk.__name__, vecbank.topk.__module__) == ("topk", "vecbank.functional")
     assert pickle.loads(pickle.dumps(vecbank.topk)) is vecbank.topk
     assert list(inspect.signature(Bank).parameters) == ["vectors", "metric", "learnable", "bias"]

@@ -19,10 +19,11 @@ from helpers import assert_same, gauss, seeded
 from torch import Tensor
 
 import vecbank
-from vecbank import ProductCodec, nn, pq
+from vecbank import Bank, ProductCodec, nn, pq, residual, sparse
 from vecbank.embedding import coded_lookup
 
-X, CODEBOOKS = gauss(20, 6), gauss(2, 5, 3, seed=1)
+X, BANK, CODEBOOKS = gauss(20, 6), gauss(9, 6, seed=2), gauss(2, 5, 3, seed=1)
+ROWS = BANK[:, 0] > 0
 CODES = pq.encode(X, CODEBOOKS)
 PACKED = ProductCodec(CODEBOOKS, 6).encode(X, packed=True)
 
@@ -60,6 +61,12 @@ KEYWORDS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], s
         "codebooks",
     ),
     "CodebookFeatures": (features, (), {"codebook_weight": 0.5}, "book_weight", "codebook_weight"),
+    "topk": (vecbank.topk, (X, BANK, 2), {"allowed": ROWS}, "mask", "allowed"),
+    "Bank.topk": (Bank(BANK, "l2").topk, (X, 2), {"allowed": ROWS}, "mask", "allowed"),
+    "quantize_train": (vecbank.quantize_train, (X, BANK), {"valid": X[:, 0] > 0}, "mask", "valid"),
+    "sparse.encode": (sparse.encode, (X, BANK), {"k": 2, "allowed": ROWS}, "mask", "allowed"),
+    "residual.quantize": (residual.quantize, (X,), {"codebooks": [BANK, BANK]}, "books", "codebooks"),
+    "residual.lookup": (residual.lookup, (CODES,), {"codebooks": [BANK, BANK]}, "books", "codebooks"),
 }
 
 # (object, old name, new name)
@@ -75,6 +82,12 @@ MODULES: list[tuple[str, str, str]] = [
         ("vecbank.pq", f"pq_{name}", name)
         for name in ("encode", "decode", "tables", "symmetric_tables", "scores", "train")
     ),
+    *(
+        ("vecbank.sparse", f"sparse_{name}", name)
+        for name in ("decode", "encode", "encode_batch", "encode_norm", "encode_threshold")
+    ),
+    ("vecbank.residual", "residual_quantize", "quantize"),
+    ("vecbank.residual", "residual_lookup", "lookup"),
     ("vecbank.anchors", "kmeans_centres", "kmeans_centroids"),
     ("vecbank.nn.anchors", "kmeans_centres", "kmeans_centroids"),
 ]
