@@ -49,16 +49,16 @@ def _reaches(data: Samples, candidates: Tensor, gap: Tensor) -> list[_Reach]:
     centroids, count = data.rows(candidates), len(candidates)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for start in range(0, len(gap), _REACH_BLOCK):
-        x, bar = data.x[start : start + _REACH_BLOCK], gap[start : start + _REACH_BLOCK]
+        x, threshold = data.x[start : start + _REACH_BLOCK], gap[start : start + _REACH_BLOCK]
         rows, width = torch.arange(start, start + len(x), device=x.device), min(2, count)
         while len(rows):
             values, codes = topk(x, centroids, width, data.metric)
             distances = data.distances(values)
-            closer = distances < bar.unsqueeze(1)
+            closer = distances < threshold.unsqueeze(1)
             unfinished = closer[:, -1] if width < count else closer.new_zeros(len(rows))
             row, rank = (closer & ~unfinished.unsqueeze(1)).nonzero(as_tuple=True)
             found.append((codes[row, rank], rows[row], distances[row, rank]))
-            x, bar, rows, width = x[unfinished], bar[unfinished], rows[unfinished], min(4 * width, count)
+            x, threshold, rows, width = x[unfinished], threshold[unfinished], rows[unfinished], min(4 * width, count)
     codes, rows, near = (torch.cat(part) for part in zip(*found, strict=True))
     order, sizes = codes.argsort(stable=True), torch.bincount(codes, minlength=count).tolist()
     parts = zip(candidates, rows[order].split(sizes), near[order].split(sizes), strict=True)
@@ -103,9 +103,9 @@ def _careful(data: Samples, given: Tensor, k: int, trials: int, generator: Gener
         size = min(trials * min(steps, count - len(chosen)), max(trials, _CANDIDATES))
         place, accept = _draw(2 * size, generator).to(mass.device).view(2, size)
         pool = torch.searchsorted(mass, mass[-1:] * place, right=True).clamp_max_(n - 1)
-        reaches, bar, at, steps = _reaches(data, pool, gap), accept * gap[pool], 0, 1
+        reaches, threshold, at, steps = _reaches(data, pool, gap), accept * gap[pool], 0, 1
         while len(chosen) < count:
-            taken = (bar[at:] < gap[pool[at:]]).nonzero().squeeze(1)[: trials - len(ready)].tolist()
+            taken = (threshold[at:] < gap[pool[at:]]).nonzero().squeeze(1)[: trials - len(ready)].tolist()
             ready += [reaches[at + i] for i in taken]
             if len(ready) < trials:
                 break

@@ -60,7 +60,7 @@ def search_text(r: Search) -> list[str]:
         [f"{c.metric}, {c.data}", str(c.recall), str(c.same_order), f"{c.tied} of {c.queries}"] for c in r.recalls
     ]
     return [
-        f"Each of the {r.count} digits is looked up among all the others (`topk` with a mask that leaves out "
+        f"Each of the {r.count} digits is looked up among all the others (`topk` with `allowed` rows, all but "
         "itself); its nearest neighbours vote for its label. Leave-one-out accuracy:",
         table(["metric, data", *(f"{k} votes" if k > 1 else "1 vote" for k in votes)], accuracy),
         f"The same {NEIGHBOURS} neighbours by brute force in float64 NumPy, equal scores by index:",
