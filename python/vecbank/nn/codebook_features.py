@@ -40,12 +40,14 @@ torch.utils._pytree._register_namedtuple(Features, serialized_type_name="vecbank
 
 
 class CodebookFeatures(nn.Module):
-    """`h -> (1 / k) sum_{c in top-k_c cos(h, e_c)} e_c`: a bottleneck of k codes out of `num_codes`.
+    """A bottleneck of k codes out of `num_codes`: `h -> (1 / k) sum_{c in top-k_c cos(h, e_c)} e_c`.
 
     The gradient passes straight through to h; the codebook learns from the task (later layers read its codes), from
     `|features - h|^2` with h held still, or both.
 
     `codebook` (heads, num_codes, dim / heads) is the parameter that a state_dict names `book`.
+
+    `counts` (heads, num_codes) and `inputs` count usage in training mode without waiting for the device.
 
     Args:
         dim: width of h; `heads` codebooks of width dim / heads quantise a slice each.
@@ -68,8 +70,6 @@ class CodebookFeatures(nn.Module):
 
     Raises:
         TypeError, ValueError: an argument of another kind, shape or value, by its name.
-
-    `counts` (heads, num_codes) and `inputs` count usage in training mode without waiting for the device.
 
     Example:
         >>> import torch, vecbank

@@ -35,7 +35,7 @@ torch.utils._pytree._register_namedtuple(ProductQuantized, serialized_type_name=
 
 
 class ProductQuantizer(nn.Module):
-    """`x -> concat_i codebooks[i][argmin_j |x_i - codebooks[i][j]|]` over `parts` slices x_i of x.
+    """A product quantiser that trains: `x -> concat_i codebooks[i][argmin_j |x_i - codebooks[i][j]|]` over slices x_i.
 
     With `decay` the codebooks are moving averages of what they are given: `N <- decay N + (1 - decay) n`,
     `S <- decay S + (1 - decay) s` for the count n and sum s of a code's slices in this batch, and `S / N'` is the

@@ -29,6 +29,11 @@ class RelativeProjection(nn.Module):
     map therefore give about the same relative rows, provided that their anchors are the encodings of the
     same samples in the same order, and a head trained on one works on the other ("zero-shot stitching").
 
+    Gradients flow to x, to learnable anchors, and to anchors given to `forward`: re-encode the
+    anchor samples at every step and pass them there to train the encoder through them.
+
+    The anchors are the entry `bank.vectors` of a state_dict, whether learnable or not.
+
     Args:
         anchors: (A, d), or (B, A, d) for one anchor list per batch entry; float32, float64, bfloat16
             or float16. A detached copy is kept. `vecbank.anchors` has functions that choose samples.
@@ -40,11 +45,6 @@ class RelativeProjection(nn.Module):
 
     Returns:
         (..., A), or (B, N, A), in x's dtype.
-
-    Gradients flow to x, to learnable anchors, and to anchors given to `forward`: re-encode the
-    anchor samples at every step and pass them there to train the encoder through them.
-
-    The anchors are the entry `bank.vectors` of a state_dict, whether learnable or not.
 
     Raises:
         TypeError: `anchors` is not a floating point tensor.

@@ -68,6 +68,10 @@ class SparseAutoencoder(nn.Module):
     Decoder rows have norm 1 at the start. Call `project_decoder_gradient_` before each step of the optimiser and
     `normalize_decoder_` after it, so that they keep it.
 
+    The buffers `silent` (inputs since each latent last fired), `counts` and `inputs` (how often each
+    fired, of how many) and `variance` (running, over all ranks with sync; negative before the first batch that has
+    one) are kept without waiting for the device.
+
     Args:
         dim, latents: widths of input and code.
         k: latents per input (on average).
@@ -91,10 +95,6 @@ class SparseAutoencoder(nn.Module):
 
     Raises:
         TypeError, ValueError: an argument of another kind, shape or value, by its name.
-
-    The buffers `silent` (inputs since each latent last fired), `counts` and `inputs` (how often each
-    fired, of how many) and `variance` (running, over all ranks with sync; negative before the first batch that has
-    one) are kept without waiting for the device.
 
     Example:
         >>> import torch, vecbank
