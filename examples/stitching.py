@@ -8,7 +8,8 @@ from common import arguments, digits, save
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from vecbank.nn import RelativeProjection, anchors
+from vecbank import anchors
+from vecbank.nn import RelativeProjection
 
 
 def fitted(model: nn.Module, loss: nn.Module, x: Tensor, target: Tensor, steps: int) -> nn.Module:
@@ -31,8 +32,7 @@ order, steps = torch.randperm(len(pixels)), 100 if options.quick else 800
 (x, x_test), (y, y_test) = pixels[order].split([1200, 597]), labels[order].split([1200, 597])
 squares, entropy = nn.MSELoss(), nn.CrossEntropyLoss()
 
-# Two autoencoders. They differ in what torch draws: the first weights and the batches.
-encoders = [nn.Sequential(mlp(64), nn.BatchNorm1d(64, affine=False)) for _ in "AB"]
+encoders = [nn.Sequential(mlp(64), nn.BatchNorm1d(64, affine=False)) for _ in "AB"]  # of two autoencoders
 for encoder in encoders:
     fitted(nn.Sequential(encoder, mlp(64)), squares, x, x, steps)
 index = anchors.random(x, 128)  # the same digits are the anchors of both encoders
