@@ -13,7 +13,7 @@ import pytest
 
 import vecbank
 
-FAMILIES = ("anchors", "cluster", "codes", "embedding", "nn", "pq", "residual", "sparse")
+FAMILIES = ("anchors", "cluster", "codes", "embedding", "nn", "pq", "reference", "residual", "sparse")
 METHODS = (vecbank.Bank, vecbank.pq.ProductCodec)  # whose public methods have examples too
 RESULTS = tuple(name for name in dir(vecbank.results) if name in vecbank.__all__)  # tuples that functions return
 
