@@ -37,6 +37,15 @@ def floating(name: str, t: object) -> None:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
 
 
+def dense(name: str, t: object) -> None:
+    """`t` is a dense floating-point tensor."""
+    floating(name, t)
+    assert isinstance(t, Tensor)
+    if t.layout is not torch.strided or t.is_nested:
+        kind = "a nested tensor" if t.is_nested else f"one of layout {t.layout} ({name}.to_dense() makes it dense)"
+        raise TypeError(f"{name} must be a dense tensor, got {kind}")
+
+
 def shaped(name: str, t: object, axes: tuple[str | int, ...]) -> None:
     """`t` is a floating-point tensor with these axes: a number is a size, a word stands for any."""
     floating(name, t)

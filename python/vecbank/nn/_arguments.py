@@ -99,11 +99,7 @@ def rows(x: object, count: int, name: str = "codes") -> Tensor:
 def floats(name: str, x: object) -> None:
     """`x` is a dense floating-point tensor."""
     tensor(name, x)
-    _checks.floating(name, x)
-    assert isinstance(x, Tensor)
-    if x.layout is not torch.strided or x.is_nested:
-        kind = "a nested tensor" if x.is_nested else f"a tensor of layout {x.layout}"
-        raise TypeError(f"{name} must be a dense tensor, got {kind}")
+    _checks.dense(name, x)
 
 
 def features(name: str, x: object, width: int) -> None:
