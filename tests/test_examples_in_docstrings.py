@@ -23,7 +23,7 @@ def _is_public(name: str, value: Any) -> bool:
 
 
 def _found() -> Iterator[tuple[str, Any]]:
-    modules = [("vecbank", vecbank)] + [(f"vecbank.{name}", getattr(vecbank, name)) for name in FAMILIES]
+    modules = [*((f"vecbank.{name}", getattr(vecbank, name)) for name in FAMILIES), ("vecbank", vecbank)]
     seen: set[int] = set()
     for prefix, module in modules:
         for name in module.__all__:
