@@ -46,8 +46,9 @@ def renamed(**names: str) -> Callable[[F], F]:
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if kwargs:
-                kwargs = new_keywords(called, kwargs, names)
+            for old in names:
+                if old in kwargs:
+                    kwargs = new_keywords(called, kwargs, names)
             return function(*args, **kwargs)
 
         return cast(F, call)

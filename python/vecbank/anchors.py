@@ -13,7 +13,7 @@ Adams' rule of apportionment; for k-means, `vecbank.cluster`.
 
 from __future__ import annotations
 
-from typing import SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ from .functional import nearest
 
 __all__ = ["farthest_point", "kmeans_centroids", "kmeans_medoids", "random", "stratified", "stride"]
 
-__getattr__ = old_names(__name__, {"kmeans_centres": "kmeans_centroids"})
+if not TYPE_CHECKING:  # a type checker would take any name for one of the module
+    __getattr__ = old_names(__name__, {"kmeans_centres": "kmeans_centroids"})
 
 
 def _check_num(num: SupportsIndex, available: int, what: str) -> int:

@@ -12,7 +12,7 @@ Ke, Sun, "Optimized product quantization", CVPR 2013 (start by eigenvalue alloca
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,9 +30,10 @@ from .functional import lookup, project
 
 __all__ = ["ProductCodec", "decode", "encode", "scores", "symmetric_tables", "tables", "train"]
 
-__getattr__ = old_names(
-    __name__, {f"pq_{name}": name for name in ("decode", "encode", "scores", "symmetric_tables", "tables", "train")}
-)
+if not TYPE_CHECKING:  # a type checker would take any name for one of the module
+    __getattr__ = old_names(
+        __name__, {f"pq_{name}": name for name in ("decode", "encode", "scores", "symmetric_tables", "tables", "train")}
+    )
 
 _METRICS = ("sqeuclidean", "dot")
 
