@@ -12,7 +12,7 @@ from . import _checks
 from ._deprecated import warn
 from ._numpy import entry_point
 from ._ops import METRICS, ops
-from ._ops.names import metric_name
+from ._ops.names import SCREENED, metric_name
 from ._written import Snapshot
 
 Self = TypeVar("Self", bound="PreparedBank")
@@ -171,7 +171,7 @@ class PreparedBank(nn.Module):
         return self._prepare(family, vectors, bias)
 
     def _warn_of_metric(self, verb: str, code: int) -> None:
-        if "metric" in self._warned or code == METRICS["l1"]:  # which has no pack to make
+        if "metric" in self._warned or code not in SCREENED:  # then there is next to nothing to pack
             return
         self._warned.add("metric")
         wanted = metric_name(code)

@@ -9,6 +9,10 @@ REDUCTIONS: dict[str, int] = {"none": 0, "sum": 1, "mean": 2}
 ESTIMATORS: dict[str, int] = {"none": 0, "straight": 1, "rotation": 2}
 
 SIMILARITIES = (METRICS["dot"], METRICS["cosine"])  # larger is better; every other metric is a distance
+# Metrics that are screened: their packs hold more than a header.
+SCREENED = tuple(
+    code for code in METRICS.values() if _C.pack_bytes(1, 1, code, False) > _C.pack_bytes(0, 0, code, False)
+)
 
 
 def metric_name(code: int) -> str:
