@@ -37,6 +37,13 @@ def floating(name: str, t: object) -> None:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
 
 
+def dense(name: str, t: Tensor) -> None:
+    """`t` is neither sparse nor nested."""
+    if t.layout is not torch.strided or t.is_nested:
+        kind = "a nested tensor" if t.is_nested else f"one of layout {t.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {kind}")
+
+
 def shaped(name: str, t: object, axes: tuple[str | int, ...]) -> None:
     """`t` is a floating-point tensor with these axes: a number is a size, a word stands for any."""
     floating(name, t)
@@ -84,8 +91,7 @@ def boolean(name: str, t: object, meaning: str) -> None:
     assert isinstance(t, Tensor)
     if t.dtype != torch.bool:
         raise TypeError(f"{name} must be bool (True = {meaning}), got {t.dtype}")
-    if t.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got one of layout {t.layout}")
+    dense(name, t)
 
 
 def integer(name: str, value: object) -> int:

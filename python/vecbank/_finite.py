@@ -43,6 +43,11 @@ def voided(x: Tensor, keep: Tensor | None) -> Tensor:
     return x if keep is None else torch.where(over(keep, x), x, torch.nan)
 
 
+def uncoded(codes: Tensor, keep: Tensor | None) -> Tensor:
+    """Codes with -1 for the rows that are not kept."""
+    return codes if keep is None else torch.where(over(keep, codes), codes, -1)
+
+
 def counted(mask: Tensor | None, rows: torch.Size) -> int | Tensor:
     """How many rows of `rows` a mask keeps, at least 1."""
     return max(rows.numel(), 1) if mask is None else mask.sum().clamp_min(1)
