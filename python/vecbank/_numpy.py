@@ -53,7 +53,7 @@ def entry_point(function: Any = None, /, **renamed: str) -> Any:
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
-        if kwargs and not renamed.keys().isdisjoint(kwargs):
+        if renamed and any(key in renamed for key in kwargs):  # torch.compile has no `isdisjoint`
             kwargs = new_keywords(name, kwargs, renamed)
         for value in args:
             if type(value) in _ARRAYS:

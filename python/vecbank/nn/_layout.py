@@ -128,11 +128,12 @@ class Projected(nn.Module):
     def _enter(self, x: Tensor, first: bool, name: str = "x") -> Tensor:
         """x, which is checked, with its features projected and on the last axis; `first`: they are on axis 1."""
         check_width(x, self.dim, 1 if first else -1, name)
-        return project_rows(self.project_in, channel_last(x) if first else x)
+        rows = channel_last(x) if first else x
+        return project_rows(self.project_in, rows) if self.has_projections else rows
 
     def _leave(self, rows: Tensor, first: bool) -> Tensor:
         """The way back."""
-        out = project_rows(self.project_out, rows)
+        out = project_rows(self.project_out, rows) if self.has_projections else rows
         return channel_first(out) if first else out
 
     def _decoded(self, vectors: Tensor, first: bool) -> Tensor:

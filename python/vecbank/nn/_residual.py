@@ -122,6 +122,8 @@ def encode_stages(x: Tensor, codebooks: Sequence[Tensor], total: int, metric: st
 
 def pad_cascade(done: Cascade, missing: int) -> Cascade:
     """`done` with codes -1 and losses 0 for the `missing` stages that did not run."""
+    if missing == 0:
+        return done
     return Cascade(done.quantized, F.pad(done.codes, (0, missing), value=-1), F.pad(done.losses, (0, missing)))
 
 
@@ -129,7 +131,7 @@ class ResidualQuantizer(Projected):
     """S stages in a row: each quantises the residual of the stages before it.
 
     A subclass makes the stages, `layers`; its `forward` gives `_on_rows` a function that runs them; `_stage_vectors`
-    decodes the codes of one of them.
+    decodes their codes.
 
     Args:
         dim: features of the input.
@@ -198,12 +200,13 @@ class ResidualQuantizer(Projected):
 
     def _vectors(self, codes: Tensor) -> Tensor:
         """The vectors (S, ..., d) of codes (..., S)."""
-        checked = _checks.in_range(codes, self.codebook_size, "indices")
-        vectors = torch.stack([self._stage_vectors(stage, code) for stage, code in enumerate(codes.unbind(-1))])
-        return vectors if checked else _checks.only_rows(vectors, codes.movedim(-1, 0), self.codebook_size)
+        size = self.codebook_size
+        checked = _checks.in_range(codes, size, "indices")
+        vectors = torch.stack(self._stage_vectors(codes.unbind(-1)))
+        return vectors if checked else _checks.only_rows(vectors, codes.movedim(-1, 0), size)
 
-    def _stage_vectors(self, stage: int, codes: Tensor) -> Tensor:
-        """The vectors (..., d) of one stage's codes (...), which are row numbers."""
+    def _stage_vectors(self, codes: Sequence[Tensor]) -> list[Tensor]:
+        """The vectors (..., d) of every stage for its codes (...), which are row numbers."""
         raise NotImplementedError
 
     def _on_rows(self, x: Tensor, run: Callable[[Tensor], Cascade]) -> Cascade:
@@ -213,10 +216,12 @@ class ResidualQuantizer(Projected):
         first = self._features_first(x)
         inputs = self._enter(x, first)
         with no_autocast(inputs):
-            rows = inputs.reshape(inputs.shape[0], math.prod(inputs.shape[1:-1]), inputs.shape[-1])
+            shape = inputs.shape
+            rows = inputs if len(shape) == 3 else inputs.reshape(shape[0], math.prod(shape[1:-1]), shape[-1])
             quantized, codes, losses = run(working(rows))
-            quantized = quantized.to(inputs.dtype).reshape(inputs.shape)
-            codes = codes.reshape(*inputs.shape[:-1], codes.shape[-1])
+            quantized = quantized.to(inputs.dtype)
+            if len(shape) != 3:
+                quantized, codes = quantized.reshape(shape), codes.reshape(*shape[:-1], codes.shape[-1])
         return Cascade(self._leave(quantized, first), codes, losses)
 
 

@@ -318,9 +318,9 @@ class ResidualFSQ(ResidualQuantizer, Derived):
         codes = integers(indices, "indices")
         return super()._all_stages(channel_last(codes) if self.is_channel_first else codes)
 
-    def _stage_vectors(self, stage: int, codes: Tensor) -> Tensor:
-        vectors: Tensor = self.layers[stage]._vectors(codes)
-        return vectors * self.scales[stage]
+    def _stage_vectors(self, codes: Sequence[Tensor]) -> list[Tensor]:
+        parts = zip(self.layers, self.scales, codes, strict=True)
+        return [layer._vectors(code) * scale for layer, scale, code in parts]
 
     def forward(
         self,

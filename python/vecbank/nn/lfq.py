@@ -17,6 +17,7 @@ Tseng et al., "QuIP#", 2024.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -364,9 +365,8 @@ class ResidualLFQ(ResidualQuantizer):
     def _features_first(self, like: Tensor) -> bool:
         return features_first(self.channel_first, like)
 
-    def _stage_vectors(self, stage: int, codes: Tensor) -> Tensor:
-        vectors: Tensor = self.layers[stage]._vectors(codes)
-        return vectors
+    def _stage_vectors(self, codes: Sequence[Tensor]) -> list[Tensor]:
+        return [layer._vectors(code) for layer, code in zip(self.layers, codes, strict=True)]
 
     def forward(
         self,

@@ -11,7 +11,7 @@ Source: Zhu et al., "Addressing Representation Collapse in Vector Quantized Mode
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -206,8 +206,8 @@ class ResidualSimVQ(ResidualQuantizer):
     def _features_first(self, like: Tensor) -> bool:
         return self.channel_first
 
-    def _stage_vectors(self, stage: int, codes: Tensor) -> Tensor:
-        return lookup(codes, self.layers[stage].codebook)
+    def _stage_vectors(self, codes: Sequence[Tensor]) -> list[Tensor]:
+        return [lookup(code, layer.codebook) for layer, code in zip(self.layers, codes, strict=True)]
 
     def forward(
         self,
