@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .._backward import rotated_gradient
-from .._forward import Function, refuse_tangents
+from .._ops.rotation import rotated_gradient
+from .._ops.tangents import Function, refuse_tangents
 from ._layout import working
 
 

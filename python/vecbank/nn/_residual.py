@@ -19,8 +19,7 @@ from torch import Generator, Tensor, nn
 
 from .. import _checks
 from .._finite import finite_rows
-from .._interrupt import ops
-from .._ops import METRICS
+from .._ops import METRICS, ops
 from ._arguments import integers, whole
 from ._estimators import scale_gradient
 from ._layout import Projected, check_width, no_autocast, working

@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 
 from .. import _checks
 from .._finite import counted, finite_rows, uncoded, zeroed
-from .._forward import Function
+from .._ops.tangents import Function
 from ._arguments import features, integers, memory_for, number, numbers, whole
 from ._bits import pack_bits, table, table_gradient, unpack_bits
 from ._derived import Derived
