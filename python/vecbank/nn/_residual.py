@@ -218,9 +218,8 @@ class ResidualQuantizer(Projected):
             shape = inputs.shape
             rows = inputs if len(shape) == 3 else inputs.reshape(shape[0], math.prod(shape[1:-1]), shape[-1])
             quantized, codes, losses = run(working(rows))
-            quantized = quantized.to(inputs.dtype)
-            if len(shape) != 3:
-                quantized, codes = quantized.reshape(shape), codes.reshape(*shape[:-1], codes.shape[-1])
+            quantized = quantized.to(inputs.dtype).reshape(shape)
+            codes = codes.reshape(*shape[:-1], codes.shape[-1])  # a stage may keep an axis of one codebook
         return Cascade(self._leave(quantized, first), codes, losses)
 
 
