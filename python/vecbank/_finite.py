@@ -1,4 +1,4 @@
-"""Rows that hold NaN or inf: they have no code, come back as NaN, and move nothing."""
+"""Rows that hold NaN or inf: they have no code, come back as NaN, and change nothing else."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ._checks import concrete
 def finite_rows(x: Tensor) -> Tensor | None:
     """Which rows of x (..., d) are finite, (...) bool; None where all are.
 
-    On a CPU their sum says so for a whole batch, and that is all an ordinary batch pays. Elsewhere, and where a graph
-    is traced, it is always a mask, so that nothing waits for a device.
+    On a CPU the sum of all elements decides for a whole batch, which is the whole cost where the sum is finite. On
+    other devices, and where a graph is traced, the result is always a mask, so that nothing waits for a device.
     """
-    looks, x = x.device.type == "cpu" and not torch.compiler.is_compiling() and concrete(x), x.detach()
-    if looks and math.isfinite(x.sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32).item()):
+    readable, x = x.device.type == "cpu" and not torch.compiler.is_compiling() and concrete(x), x.detach()
+    if readable and math.isfinite(x.sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32).item()):
         return None
     finite = x.isfinite().all(-1)
-    return None if looks and bool(finite.all()) else finite
+    return None if readable and bool(finite.all()) else finite
 
 
 def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -29,17 +29,17 @@ def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def over(mask: Tensor, like: Tensor) -> Tensor:
-    """A mask over the first axes of `like`, with an axis for each of its others."""
+    """The mask of the first axes of `like`, with an axis of size 1 for each of the other axes."""
     return mask.view(*mask.shape, *[1] * (like.dim() - mask.dim()))
 
 
 def zeroed(x: Tensor, keep: Tensor | None) -> Tensor:
-    """x with zeros for the rows that are not kept: no gradient reaches them, and what is done to them gives none."""
+    """x with zeros for the rows that are not kept, which get no gradient and add none to any weights."""
     return x if keep is None else torch.where(over(keep, x), x, 0.0)
 
 
 def voided(x: Tensor, keep: Tensor | None) -> Tensor:
-    """x with NaN all over the rows that are not kept, and no gradient to them."""
+    """x with NaN in all of the rows that are not kept, which get no gradient."""
     return x if keep is None else torch.where(over(keep, x), x, torch.nan)
 
 

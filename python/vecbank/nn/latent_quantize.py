@@ -31,7 +31,7 @@ from ._scalar import ScalarQuantizer, digits_of, place_values
 
 
 def _first_tables(levels: Sequence[int], device: str | None = None) -> list[Tensor]:
-    """From -1/2 in even steps, so that 0 is among them for an even number as well."""
+    """Entries from -1/2 in even steps; 0 is one of them for an even number of entries too."""
     return [
         torch.linspace(-0.5, 0.5, n, device=device) if n % 2 else torch.arange(n, device=device) / n - 0.5
         for n in levels
@@ -39,7 +39,7 @@ def _first_tables(levels: Sequence[int], device: str | None = None) -> list[Tens
 
 
 class _FixedTables(Derived):
-    """Tables that do not learn: they move with the module, are cast with it, and are not in its state_dict."""
+    """Tables that do not learn: they follow the module's device and dtype, and are not in its state_dict."""
 
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()
@@ -171,14 +171,14 @@ class LatentQuantize(ScalarQuantizer):
         return self._values(digits_of(numbers, self._basis, self._levels))
 
     def _tables(self, padding: float) -> Tensor:
-        """The tables as rows of one matrix, (d, longest)."""
+        """The tables as rows of one matrix, (d, size of the largest)."""
         tables = [self.values_per_latent[i] for i in range(self.codebook_dim)]
         return pad_sequence(tables, batch_first=True, padding_value=padding)
 
     def _digits(self, z: Tensor) -> Tensor:
         """The nearest entry of each feature's own table: (..., d) numbers to (..., d) int64, -1 for NaN and inf.
 
-        By the float64 midpoints between neighbouring entries; on one, the entry that comes first in the table wins.
+        Decided by the float64 midpoints between neighbouring entries; on a midpoint the first entry in the table wins.
         """
         entries, order = self._tables(torch.inf).detach().double().sort(dim=1, stable=True)
         number = order.gather(1, torch.searchsorted(entries, entries))  # of equal entries the first
@@ -210,7 +210,7 @@ class LatentQuantize(ScalarQuantizer):
         return quantized, digits
 
     def codes_to_indices(self, zhat: Tensor) -> Tensor:
-        """Table entries (..., d) to codes (...): the nearest entry's number, so rounding does no harm."""
+        """Table entries (..., d) to codes (...): the number of the nearest entry, so `zhat` may be rounded."""
         features("zhat", zhat, self.codebook_dim)
         return self._number(self._digits(working(zhat)))
 
