@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._checks import concrete
+from ._checks import readable
 
 
 def finite_rows(x: Tensor) -> Tensor | None:
@@ -16,11 +16,11 @@ def finite_rows(x: Tensor) -> Tensor | None:
     On a CPU the sum of all elements decides for a whole batch, which is the whole cost where the sum is finite. On
     other devices, and where a graph is traced, the result is always a mask, so that nothing waits for a device.
     """
-    readable, x = x.device.type == "cpu" and not torch.compiler.is_compiling() and concrete(x), x.detach()
-    if readable and math.isfinite(x.sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32).item()):
+    on_host, x = readable(x), x.detach()
+    if on_host and math.isfinite(x.sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32).item()):
         return None
     finite = x.isfinite().all(-1)
-    return None if readable and bool(finite.all()) else finite
+    return None if on_host and bool(finite.all()) else finite
 
 
 def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:

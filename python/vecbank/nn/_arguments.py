@@ -12,6 +12,9 @@ import torch
 from torch import Generator, OutOfMemoryError, Tensor
 
 from .. import _checks
+from .._checks import integers as integers
+from .._checks import rows as rows
+from .._checks import tensor as tensor
 
 _NO_MEMORY = ("allocate memory", "out of memory", "overflow")  # in torch's errors about allocations that fail
 
@@ -76,27 +79,8 @@ def function(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
 
 
-def tensor(name: str, x: object) -> None:
-    """`x` is a tensor: modules, unlike functions, take no numpy arrays."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-
-
-def integers(x: object, name: str = "codes") -> Tensor:
-    """The tensor `x` of integers as int64."""
-    tensor(name, x)
-    return _checks.integers(x, name)
-
-
-def rows(x: object, count: int, name: str = "codes") -> Tensor:
-    """The same, of row numbers below `count` or -1."""
-    tensor(name, x)
-    return _checks.rows(x, count, name)
-
-
 def floats(name: str, x: object) -> None:
     """`x` is a dense floating-point tensor."""
-    tensor(name, x)
     _checks.floating(name, x)
     assert isinstance(x, Tensor)
     _checks.dense(name, x)
