@@ -203,7 +203,7 @@ ROWS |= {
     "quantize_train: valid dtype": (
         lambda: vecbank.quantize_train(X, BANK, valid=torch.ones(4)),
         TypeError,
-        ("allowed", "float32"),
+        ("valid", "float32"),
     ),
     "lookup: sparse codes": (lambda: vecbank.lookup(CODES.to_sparse(), BANK), TypeError, ("codes", "sparse_coo")),
     "lookup: bool codes": (lambda: vecbank.lookup(CODES > 0, BANK), TypeError, ("codes", "bool")),

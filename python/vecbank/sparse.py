@@ -19,17 +19,17 @@ reconstruction fidelity with JumpReLU sparse autoencoders", 2024; the others are
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import _checks, _sparse
+from . import _sparse_arguments as arguments
 from ._deprecated import old_names
 from ._finite import finite_rows, voided
 from ._numpy import entry_point
 from ._ops import REDUCTIONS, ops
 from ._prepared import PreparedBank
-from ._sparse import Dictionary, Score
+from ._sparse import Score
 from .functional import lookup
 from .results import Fired, TopK
 
@@ -52,80 +52,6 @@ __getattr__ = old_names(
         "sparse_decode": "decode",
     },
 )
-
-# ---- Arguments -----------------------------------------------------------------------------------------------------
-
-
-def _dictionary(x: Tensor, weight: Tensor | PreparedBank, bias: Tensor | None) -> tuple[Dictionary, Tensor]:
-    """The rows of a dictionary and the bias, of which a Bank brings both; and x as (n, d)."""
-    if not isinstance(weight, PreparedBank):
-        return Dictionary(weight, bias, weight), _flat(x, weight, bias)
-    if weight.metric not in ("dot", None):
-        raise ValueError(f'weight as a Bank must have metric "dot", got {weight.metric!r}')
-    if bias is not None:
-        hint = "" if isinstance(bias, Tensor) else "; name what comes after it (k=, threshold=, norms=)"
-        raise ValueError(f"bias must be None beside a Bank, which brings its own, got {type(bias).__name__}{hint}")
-    return Dictionary(weight.vectors, weight.bias, weight), _flat(x, weight.vectors, weight.bias)
-
-
-def _flat(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    _checks.floating("weight", weight)
-    if weight.dim() != 2 or weight.shape[0] == 0:
-        raise ValueError(f"weight must have shape (K, d) with K > 0, got {tuple(weight.shape)}")
-    _checks.pair(x, weight, "weight")
-    if bias is not None:
-        _per_latent("bias", bias, weight)
-        if bias.dtype != weight.dtype:
-            raise TypeError(f"bias must have the dtype of weight ({weight.dtype}), got {bias.dtype}")
-    return x.unsqueeze(0).flatten(0, -2)
-
-
-def _per_latent(name: str, t: Tensor, weight: Tensor) -> None:
-    """`t` has a number for each latent."""
-    _checks.floating(name, t)
-    if t.shape != weight.shape[:1]:
-        raise ValueError(f"{name} must have shape ({weight.shape[0]},), got {tuple(t.shape)}")
-    _beside(name, t, weight)
-
-
-def _beside(name: str, t: Tensor, weight: Tensor) -> None:
-    if t.device != weight.device:
-        raise ValueError(f"{name} must be on the device of weight {weight.device}, got {t.device}")
-
-
-def _check_k(name: str, k: object, latents: int) -> int:
-    count = _checks.integer(name, k)
-    if not 1 <= count <= latents:
-        raise ValueError(f"{name} must lie between 1 and the number of latents {latents}, got {count}")
-    return count
-
-
-def _check_threshold(threshold: object, weight: Tensor) -> Tensor:
-    """One threshold for each latent (K,), in the dtype of values."""
-    latents, dtype = weight.shape[0], _sparse.value_dtype(weight)
-    if not isinstance(threshold, Tensor):
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.integer, np.floating)):
-            raise TypeError(f"threshold must be a number or a tensor, got {type(threshold).__name__}")
-        if not threshold >= 0:
-            raise ValueError(f"threshold must not be negative or NaN, got {threshold}")
-        return weight.new_full((latents,), float(threshold), dtype=dtype)
-    _checks.floating("threshold", threshold)
-    if threshold.shape not in ((), (latents,)):
-        raise ValueError(f"threshold must be a number or have shape ({latents},), got {tuple(threshold.shape)}")
-    _beside("threshold", threshold, weight)
-    if _checks.readable(threshold) and not bool((threshold >= 0).all()):
-        raise ValueError("threshold must not be negative or NaN, and some of its numbers are")
-    return threshold.expand(latents).to(dtype)
-
-
-def _check_bounded(max_k: int | None) -> None:
-    if max_k is None and torch.compiler.is_exporting():
-        raise ValueError("max_k must be given under torch.export: without it the lists are as long as the data say")
-
-
-def _shaped(x: Tensor, *tensors: Tensor) -> list[Tensor]:
-    return [t.reshape(*x.shape[:-1], t.shape[-1]) for t in tensors]
-
 
 # ---- The functions -----------------------------------------------------------------------------------------
 
@@ -174,7 +100,7 @@ def encode(
         >>> values.tolist(), latents.tolist()
         ([[3.0, 1.0, 0.0]], [[2, 0, -1]])
     """
-    dictionary, rows = _dictionary(x, weight, bias)
+    dictionary, rows = arguments.dictionary_of(x, weight, bias)
     weight, bias, bank = dictionary
     per_row: Tensor | None = None
     if isinstance(k, Tensor) and (k.dim() > 0 or x.dim() == 1):
@@ -182,19 +108,19 @@ def encode(
         if k.shape != x.shape[:-1]:
             raise ValueError(f"k must have x's leading shape {tuple(x.shape[:-1])}, got {tuple(k.shape)}")
         per_row = k.reshape(-1, 1)
-        most = weight.shape[0] if max_k is None else _check_k("max_k", max_k, weight.shape[0])
+        most = weight.shape[0] if max_k is None else arguments.count_of("max_k", max_k, weight.shape[0])
         _checks.in_range(k, most + 1, "k", 0, ValueError)
         k = most if max_k is not None else max(1, int(k.max())) if k.numel() else 1
     elif max_k is not None:
-        _check_k("max_k", max_k, weight.shape[0])
-    k = _check_k("k", k, weight.shape[0])
+        arguments.count_of("max_k", max_k, weight.shape[0])
+    k = arguments.count_of("k", k, weight.shape[0])
     if allowed is not None:
         _checks.boolean("allowed", allowed, "may be chosen")
         if allowed.shape != weight.shape[:1]:
             raise ValueError(f"allowed must have shape ({weight.shape[0]},), got {tuple(allowed.shape)}")
-        _beside("allowed", allowed, weight)
+        arguments.same_device("allowed", allowed, weight)
     if isinstance(score, Tensor):
-        _per_latent("score", score, weight)
+        arguments.per_latent("score", score, weight)
     elif score is not None and not callable(score):
         raise TypeError(f"score must be a function or a tensor ({weight.shape[0]},), got {type(score).__name__}")
     with torch.no_grad():
@@ -205,7 +131,7 @@ def encode(
         if per_row is not None:
             off = torch.arange(k, device=x.device) >= per_row
             values, indices = values.masked_fill(off, 0), indices.masked_fill(off, -1)
-    return TopK(*_shaped(x, _sparse.Pairs.apply(rows, weight, bias, indices, values), indices))
+    return TopK(*arguments.like_input(x, _sparse.Pairs.apply(rows, weight, bias, indices, values), indices))
 
 
 @entry_point
@@ -238,11 +164,11 @@ def encode_batch(
         >>> vecbank.sparse.encode_batch(x, torch.eye(3), k=1).indices.tolist()
         [[1, 2], [-1, -1]]
     """
-    dictionary, rows = _dictionary(x, weight, bias)
+    dictionary, rows = arguments.dictionary_of(x, weight, bias)
     weight, bias, bank = dictionary
-    latents, k = weight.shape[0], _check_k("k", k, weight.shape[0])
-    _check_bounded(max_k)
-    width = min(latents, max(4 * k, 16)) if max_k is None else _check_k("max_k", max_k, latents)
+    latents, k = weight.shape[0], arguments.count_of("k", k, weight.shape[0])
+    arguments.bounded_under_export(max_k)
+    width = min(latents, max(4 * k, 16)) if max_k is None else arguments.count_of("max_k", max_k, latents)
     with torch.no_grad():
         finite = finite_rows(rows)
         count: int | Tensor = rows.shape[0] if finite is None else finite.sum()
@@ -262,7 +188,7 @@ def encode_batch(
             width = max(1, int(keep.sum(1).max())) if keep.numel() else 1
             values, indices, keep = values[:, :width], indices[:, :width], keep[:, :width]
         values, indices = values.masked_fill(~keep, 0), indices.masked_fill(~keep, -1)
-    return TopK(*_shaped(x, _sparse.Pairs.apply(rows, weight, bias, indices, values), indices))
+    return TopK(*arguments.like_input(x, _sparse.Pairs.apply(rows, weight, bias, indices, values), indices))
 
 
 @entry_point
@@ -299,18 +225,18 @@ def encode_threshold(
         >>> fired.values.tolist(), fired.indices.tolist(), fired.active.tolist()
         ([[4.0, 3.0]], [[1, 2]], [2.0])
     """
-    _check_bounded(max_k)
-    dictionary, rows = _dictionary(x, weight, bias)
+    arguments.bounded_under_export(max_k)
+    dictionary, rows = arguments.dictionary_of(x, weight, bias)
     weight, bias, bank = dictionary
     latents = weight.shape[0]
     _checks.number("bandwidth", bandwidth)
     if not bandwidth >= 0:
         raise ValueError(f"bandwidth must not be negative, got {bandwidth}")
-    theta = _check_threshold(threshold, weight)
+    theta = arguments.thresholds(threshold, weight)
     with torch.no_grad():
         floor = theta - bandwidth / 2
         if max_k is not None:
-            indices = _sparse.furthest_above(rows, weight, bias, floor, _check_k("max_k", max_k, latents))
+            indices = _sparse.furthest_above(rows, weight, bias, floor, arguments.count_of("max_k", max_k, latents))
             values = None
         else:
             values, indices = _sparse.above(rows, dictionary, floor)
@@ -319,7 +245,7 @@ def encode_threshold(
     values, gate = _sparse.Jump.apply(values, limits.masked_fill(indices < 0, torch.inf), bandwidth)
     if bandwidth == 0 and max_k is not None:
         indices = indices.masked_fill(gate == 0, -1)  # found by a rounded excess: one on the edge may be too many
-    values, indices = _shaped(x, values, indices)
+    values, indices = arguments.like_input(x, values, indices)
     return Fired(values, indices, gate.sum(1).reshape(x.shape[:-1]))
 
 
@@ -357,11 +283,11 @@ def encode_norm(
         >>> vecbank.sparse.encode_norm(x, torch.eye(3), norms=torch.ones(3)).indices.tolist()
         [[1, 0]]
     """
-    dictionary, rows = _dictionary(x, weight, bias)
+    dictionary, rows = arguments.dictionary_of(x, weight, bias)
     weight, bias, bank = dictionary
     if norms is None:
         raise TypeError("norms must be given: (K,), the norms of the decoder's rows")
-    _per_latent("norms", norms, weight)
+    arguments.per_latent("norms", norms, weight)
     if _checks.readable(norms) and bool((norms < 0).any()):
         raise ValueError(f"norms must not be negative, got {float(norms.min())}")
     if target is None:
@@ -370,7 +296,7 @@ def encode_norm(
         _checks.floating("target", target)
         if target.shape != x.shape[:-1]:
             raise ValueError(f"target must have x's leading shape {tuple(x.shape[:-1])}, got {tuple(target.shape)}")
-    most = weight.shape[0] if max_k is None else _check_k("max_k", max_k, weight.shape[0])
+    most = weight.shape[0] if max_k is None else arguments.count_of("max_k", max_k, weight.shape[0])
     with torch.no_grad():
         wanted, factor, lists = target.detach().double().reshape(-1, 1), norms.detach().double(), []
         latents = _sparse.Latents(rows, dictionary)
@@ -390,7 +316,7 @@ def encode_norm(
         width = max([v.shape[1] for v, _ in lists], default=1)
         values = torch.cat([_pad(v, width, 0) for v, _ in lists]) if lists else x.new_zeros(0, 1)
         indices = torch.cat([_pad(i, width, -1) for _, i in lists]) if lists else values.long()
-    return TopK(*_shaped(x, _sparse.Pairs.apply(rows, weight, bias, indices, values), indices))
+    return TopK(*arguments.like_input(x, _sparse.Pairs.apply(rows, weight, bias, indices, values), indices))
 
 
 def _pad(t: Tensor, width: int, value: int) -> Tensor:
