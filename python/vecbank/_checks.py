@@ -37,10 +37,12 @@ def floating(name: str, t: object) -> None:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
 
 
-def dense(name: str, t: Tensor) -> None:
-    """`t` is neither sparse nor nested."""
+def dense(name: str, t: object) -> None:
+    """`t` is a dense floating-point tensor."""
+    floating(name, t)
+    assert isinstance(t, Tensor)
     if t.layout is not torch.strided or t.is_nested:
-        kind = "a nested tensor" if t.is_nested else f"one of layout {t.layout}"
+        kind = "a nested tensor" if t.is_nested else f"one of layout {t.layout} ({name}.to_dense() makes it dense)"
         raise TypeError(f"{name} must be a dense tensor, got {kind}")
 
 
@@ -91,7 +93,8 @@ def boolean(name: str, t: object, meaning: str) -> None:
     assert isinstance(t, Tensor)
     if t.dtype != torch.bool:
         raise TypeError(f"{name} must be bool (True = {meaning}), got {t.dtype}")
-    dense(name, t)
+    if t.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of layout {t.layout}")
 
 
 def valid_rows(valid: object, x: Tensor) -> None:

@@ -16,6 +16,7 @@ from .._checks import integers as integers
 from .._checks import rows as rows
 from .._checks import tensor as tensor
 
+floats = _checks.dense
 _NO_MEMORY = ("allocate memory", "out of memory", "overflow")  # in torch's errors about allocations that fail
 
 
@@ -77,13 +78,6 @@ def function(name: str, value: object) -> None:
     """A module or another function, or None."""
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
-
-
-def floats(name: str, x: object) -> None:
-    """`x` is a dense floating-point tensor."""
-    _checks.floating(name, x)
-    assert isinstance(x, Tensor)
-    _checks.dense(name, x)
 
 
 def features(name: str, x: object, width: int) -> None:
