@@ -14,7 +14,7 @@ from matplotlib.figure import Figure  # noqa: E402  (after the backend is chosen
 
 
 def arguments(description: str) -> argparse.Namespace:
-    """``--out DIR`` (where pictures go), ``--seed`` and ``--quick`` (smaller and shorter: seconds, not minutes)."""
+    """`--out DIR` (where pictures go), `--seed` and `--quick` (smaller and shorter: seconds, not minutes)."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, default=Path("examples_out"), metavar="DIR", help="folder for the picture")
     parser.add_argument("--seed", type=int, default=0)

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import vecbank
-from vecbank.kmeans import kmeans
-from vecbank.pq import pq_scores, pq_train
+from vecbank import pq
 
 
 def recall(scores: Tensor, truth: Tensor) -> float:
@@ -29,7 +28,7 @@ def main() -> None:
     queries, base = x[::6], x[torch.arange(len(x)) % 6 != 0]
     generator = torch.Generator().manual_seed(options.seed)
 
-    clusters = kmeans(x, 20, restarts=1 if options.quick else 10, generator=generator, progress=True)
+    clusters = vecbank.kmeans(x, 20, restarts=1 if options.quick else 10, generator=generator, progress=True)
     # each cluster named after the digit it has most of
     votes = torch.zeros(20, 10).index_put_((clusters.codes, y), torch.ones(len(y)), accumulate=True)
     purity = float(votes.max(1).values.sum() / len(y))
@@ -40,7 +39,7 @@ def main() -> None:
     parts = (4, 8) if options.quick else (2, 4, 8, 16, 32)
     for rotation in (False, True):
         for count in parts:
-            codec = pq_train(
+            codec = pq.train(
                 base, count, 4 if options.quick else 6, rotation=rotation, rotations=10, generator=generator
             )
             codes = codec.encode(base)
@@ -49,7 +48,7 @@ def main() -> None:
                 ("symmetric", codec.symmetric_tables(codec.encode(queries))),
             ):
                 label = f"{name}{', rotated' if rotation else ''}"
-                point = (codec.bytes_per_vector, recall(pq_scores(tables, codes), truth))
+                point = (codec.bytes_per_vector, recall(pq.scores(tables, codes), truth))
                 curves.setdefault(label, []).append(point)
     for name, points in curves.items():
         print(f"{name:22}", "  ".join(f"{size} bytes {share:.2f}" for size, share in points))
@@ -58,7 +57,7 @@ def main() -> None:
     grid = figure.add_gridspec(4, 10)
     for i in range(20):
         axis = figure.add_subplot(grid[i // 5, i % 5])
-        axis.imshow(clusters.centres[i].view(8, 8), cmap="gray_r")
+        axis.imshow(clusters.centroids[i].view(8, 8), cmap="gray_r")
         axis.set_title(str(int(votes[i].argmax())), fontsize=8)
         axis.axis("off")
     axis = figure.add_subplot(grid[:, 6:])

@@ -2,9 +2,9 @@
 
     python examples/rate_distortion.py [--quick]
 
-Residual: a book for the patches, one for what is left, and so on. Product: a book for each slice of the patch, plain
-and after a learned rotation. Books come from one photograph's patches and code the other's, so nothing is learned by
-heart.
+Residual: a codebook for the patches, one for their residuals, and so on. Product: a codebook for each slice of the
+patch, plain and after a learned rotation. Codebooks come from one photograph's patches and code the other's, so that
+they are judged on data they have not seen.
 """
 
 from __future__ import annotations
@@ -15,35 +15,34 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import vecbank
-from vecbank.kmeans import kmeans
-from vecbank.pq import pq_train
+from vecbank import pq
 
 SIZE = 4  # side of a patch: 48 numbers
 
 
-def residual_books(x: Tensor, stages: int, codes: int, generator: torch.Generator) -> list[Tensor]:
-    """Each stage's book is k-means of what the stages before it leave over."""
-    books = []
+def residual_codebooks(x: Tensor, stages: int, codes: int, generator: torch.Generator) -> list[Tensor]:
+    """Each stage's codebook is k-means of the residuals of the stages before it."""
+    codebooks = []
     for _ in range(stages):
-        books.append(kmeans(x, codes, iterations=15, generator=generator).centres)
-        x = x - vecbank.quantize(x, books[-1]).quantized
-    return books
+        codebooks.append(vecbank.kmeans(x, codes, iterations=15, generator=generator).centroids)
+        x = x - vecbank.quantize(x, codebooks[-1]).quantized
+    return codebooks
 
 
-def residual_codes(x: Tensor, books: list[Tensor]) -> Tensor:
+def residual_codes(x: Tensor, codebooks: list[Tensor]) -> Tensor:
     """Codes (n, stages)."""
     codes = []
-    for book in books:
-        quantized, code = vecbank.quantize(x, book)
+    for codebook in codebooks:
+        quantized, code = vecbank.quantize(x, codebook)
         codes.append(code)
         x = x - quantized
     return torch.stack(codes, 1)
 
 
-def residual_decode(codes: Tensor, books: list[Tensor]) -> Tensor:
-    """One lookup over all stages: the books end to end, the codes moved to where their book begins."""
-    start = len(books[0]) * torch.arange(codes.shape[1])
-    return vecbank.lookup(codes + start, torch.cat(books[: codes.shape[1]]), reduce="sum")
+def residual_decode(codes: Tensor, codebooks: list[Tensor]) -> Tensor:
+    """One lookup over all stages: the codebooks end to end, the codes moved to where their codebook begins."""
+    start = len(codebooks[0]) * torch.arange(codes.shape[1])
+    return vecbank.lookup(codes + start, torch.cat(codebooks[: codes.shape[1]]), reduce="sum")
 
 
 def main() -> None:
@@ -56,16 +55,16 @@ def main() -> None:
     generator = torch.Generator().manual_seed(options.seed)
     curves: dict[str, list[tuple[float, float]]] = {"residual": [], "product": [], "product, rotated": []}
 
-    books = residual_books(train, stages, codes, generator)
-    coded = residual_codes(test, books)
+    codebooks = residual_codebooks(train, stages, codes, generator)
+    coded = residual_codes(test, codebooks)
     shown = {}
     for used in range(1, stages + 1):  # a prefix of the codes is a code
-        decoded = residual_decode(coded[:, :used], books)
+        decoded = residual_decode(coded[:, :used], codebooks)
         shown[used] = decoded
         curves["residual"].append((used * bits / SIZE**2, psnr(decoded, test)))
     for rotation in (False, True):
         for count in parts:
-            codec = pq_train(train, count, bits, rotation=rotation, iterations=15, rotations=8, generator=generator)
+            codec = pq.train(train, count, bits, rotation=rotation, iterations=15, rotations=8, generator=generator)
             packed = codec.encode(test, packed=True)
             name = "product, rotated" if rotation else "product"
             curves[name].append((8 * packed.shape[1] / SIZE**2, psnr(codec.decode(packed), test)))

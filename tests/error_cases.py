@@ -21,7 +21,7 @@ Row = tuple[Callable[[], Any], type[Exception], tuple[str, ...]]
 X, BANK, TABLE = gauss(4, 3), gauss(5, 3), gauss(12, 8)
 CODES = torch.tensor([[0, 1], [2, -1]])
 BITS = X > 0
-BOOKS = gauss(4, 16, 2)  # of product codes
+BOOKS = gauss(4, 16, 2)  # codebooks of product codes
 ONES = torch.ones(5)
 PACKED = codes.pack_bits(torch.zeros(12, 4, dtype=torch.int64), 4)
 HUGE = 10**30
@@ -74,17 +74,17 @@ def _codes() -> dict[str, Row]:
 
 def _product_codes() -> dict[str, Row]:
     rows = torch.zeros(3, 4, dtype=torch.int64)
-    decode, train = partial(vecbank.pq_decode, rows, BOOKS), partial(vecbank.pq_train, gauss(40, 8), 4, 2)
+    decode, train = partial(vecbank.pq.decode, rows, BOOKS), partial(vecbank.pq.train, gauss(40, 8), 4, 2)
     return {
         "decode: width": (partial(decode, width=-1), ValueError, ("width", "1 and", "8", "-1")),
         "decode: rotation": (partial(decode, "a"), TypeError, ("rotation", "str")),
         "decode: rotation's shape": (partial(decode, gauss(3, 8)), ValueError, ("rotation", "(8, 8)", "(3, 8)")),
         "decode: rotation's dtype": (partial(decode, gauss(8, 8).double()), TypeError, ("rotation", "float64")),
-        "encode: dtypes": (partial(vecbank.pq_encode, TABLE, BOOKS.double()), TypeError, ("books", "float64")),
-        "tables: dtypes": (partial(vecbank.pq_tables, TABLE, BOOKS.double()), TypeError, ("books", "float64")),
+        "encode: dtypes": (partial(vecbank.pq.encode, TABLE, BOOKS.double()), TypeError, ("codebooks", "float64")),
+        "tables: dtypes": (partial(vecbank.pq.tables, TABLE, BOOKS.double()), TypeError, ("codebooks", "float64")),
         "train: samples": (partial(train, samples_per_code=-5), ValueError, ("samples_per_code", "1", "-5")),
         "train: rotations": (partial(train, rotation=True, rotations=-5), ValueError, ("rotations", "-5")),
-        "codec: books": (partial(vecbank.ProductCodec, "a", 8), TypeError, ("books", "str")),
+        "codec: codebooks": (partial(vecbank.ProductCodec, "a", 8), TypeError, ("codebooks", "str")),
         "codec: width": (partial(vecbank.ProductCodec, BOOKS, "b"), TypeError, ("width", "str")),
         "codec: rotation": (partial(vecbank.ProductCodec, BOOKS, 8, X), ValueError, ("rotation", "(8, 8)", "(4, 3)")),
         "codec: codes": (partial(CODEC.codes, gauss(3, 4)), TypeError, ("codes", "float32")),
@@ -127,7 +127,7 @@ def _stores() -> dict[str, Row]:
             TypeError,
             ("packed", "uint8", "(V, bytes)", "float32"),
         ),
-        "coded: books": (partial(coded, ids, PACKED, "a", 4), TypeError, ("books", "str")),
+        "coded: codebooks": (partial(coded, ids, PACKED, "a", 4), TypeError, ("codebooks", "str")),
         "row_scale: steps": (partial(embedding.row_scale, TABLE, 4, steps=-1), ValueError, ("steps", "-1")),
         "row_scale: table": (partial(embedding.row_scale, "a", 4), TypeError, ("table", "str")),
         "row_scale: no columns": (partial(embedding.row_scale, TABLE[:, :0], 4), ValueError, ("table", "(12, 0)")),

@@ -94,7 +94,7 @@ def _project_float64() -> Call:
 
 def _exact_scores() -> Call:
     x, rotation = randn(20_000, 1024), randn(1024, 1024)
-    return lambda: vecbank.pq.turned(x, rotation)
+    return lambda: vecbank._pq_parts.turned(x, rotation)
 
 
 def _residual() -> Call:
@@ -104,7 +104,7 @@ def _residual() -> Call:
 
 def _product() -> Call:
     x, books = randn(100_000, 64), randn(4, 8192, 16)
-    return lambda: vecbank.pq_encode(x, books)
+    return lambda: vecbank.pq.encode(x, books)
 
 
 def _lookup() -> Call:
@@ -132,7 +132,7 @@ def _kmeans() -> Call:
 
 def _pq_train() -> Call:
     x = randn(65_536, 32)
-    return lambda: vecbank.pq_train(x, 4, 10)
+    return lambda: vecbank.pq.train(x, 4, 10)
 
 
 def _module() -> Call:

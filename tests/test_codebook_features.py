@@ -29,10 +29,10 @@ def test_definition(heads: int, metric: str, reduce: str) -> None:
     h = gauss(2, 7, 12, dtype=torch.float64)
     out = module(h)
     for i, part in enumerate(h.chunk(heads, -1)):
-        want = reference.topk(part, module.book[i].detach(), 4, metric).indices
+        want = reference.topk(part, module.codebook[i].detach(), 4, metric).indices
         got = out.codes if heads == 1 else out.codes[..., i, :]
         assert torch.equal(got, want)
-        rows = getattr(module.book[i][want], reduce)(-2)
+        rows = getattr(module.codebook[i][want], reduce)(-2)
         torch.testing.assert_close(out.features.chunk(heads, -1)[i], rows)
     torch.testing.assert_close(module.decode(out.codes), out.features)
     torch.testing.assert_close(out.loss, (out.features - h).square().mean())
@@ -41,24 +41,24 @@ def test_definition(heads: int, metric: str, reduce: str) -> None:
 def test_gradients() -> None:
     probe = gauss(9, 12, dtype=torch.float64, seed=4)
     for task in (True, False):
-        module = made(12, 20, 3, heads=2, task_gradient=task, book_weight=0.5, commitment_weight=0.25)
+        module = made(12, 20, 3, heads=2, task_gradient=task, codebook_weight=0.5, commitment_weight=0.25)
         h = gauss(9, 12, dtype=torch.float64).requires_grad_()
         out = module(h)
         ((out.features * probe).sum() + out.loss).backward()
         rest = out.features.detach() - h.detach()
         torch.testing.assert_close(h.grad, probe - 0.25 * 2 * rest / rest.numel())
         pull = 0.5 * 2 * rest / rest.numel() + (probe if task else 0)
-        want = torch.zeros_like(module.book)
+        want = torch.zeros_like(module.codebook)
         for i, part in enumerate(pull.chunk(2, -1)):
             for j in range(3):
                 want[i].index_add_(0, out.codes[:, i, j], part / 3)
-        torch.testing.assert_close(module.book.grad, want)
+        torch.testing.assert_close(module.codebook.grad, want)
 
 
 def test_features_are_the_codes_bit_for_bit() -> None:
     module = CodebookFeatures(8, 10, 1, generator=seeded())
     out = module(1e6 * gauss(20, 8))
-    assert torch.equal(out.features, module.book[0][out.codes[:, 0]])
+    assert torch.equal(out.features, module.codebook[0][out.codes[:, 0]])
 
 
 @pytest.mark.parametrize("heads", [1, 2])
@@ -71,7 +71,7 @@ def test_disabled_codes_are_never_used(heads: int) -> None:
     assert not torch.isin(codes[:, -1], gone).any()
     allowed = torch.ones(12, dtype=torch.bool)
     allowed[gone] = False
-    want = reference.topk(h.chunk(heads, -1)[-1], module.book[-1].detach(), 3, "cosine", allowed).indices
+    want = reference.topk(h.chunk(heads, -1)[-1], module.codebook[-1].detach(), 3, "cosine", allowed).indices
     assert torch.equal(codes[:, -1], want)
     # the state says so too
     other = made(8, 12, 3, heads=heads)
@@ -97,7 +97,7 @@ def test_with_fewer_codes_than_k_left() -> None:
     module = made(8, 4, 3).disable_(torch.tensor([0, 1, 2]))
     out = module(gauss(5, 8, dtype=torch.float64))
     assert out.codes.tolist() == [[3, -1, -1]] * 5
-    assert torch.equal(out.features, module.book[0, 3].expand(5, 8))
+    assert torch.equal(out.features, module.codebook[0, 3].expand(5, 8))
 
 
 def test_forced_codes_are_always_used() -> None:
@@ -140,22 +140,22 @@ def test_usage_and_replacement() -> None:
     torch.testing.assert_close(module.frequency, want / 40)
     share = want.double() / 80
     torch.testing.assert_close(module.perplexity.double(), torch.special.entr(share).sum(1).exp(), rtol=1e-5, atol=0)
-    before = module.book.detach().clone()
+    before = module.codebook.detach().clone()
     replaced = module.replace_rare_(h, 2, generator=seeded())
     assert torch.equal(replaced, want < 2) and module.inputs == 0
-    assert torch.equal(module.book[~replaced], before[~replaced])
+    assert torch.equal(module.codebook[~replaced], before[~replaced])
     for i, part in enumerate(h.chunk(2, -1)):
-        new = module.book[i][replaced[i]]
+        new = module.codebook[i][replaced[i]]
         assert (nearest(new.detach(), part).values == 0).all()
     module.eval()(h)
     assert module.inputs == 0
 
 
 def test_k_means_start() -> None:
-    centres = 3 * gauss(6, 10, dtype=torch.float64)
-    samples = centres[torch.arange(600) % 6] + 0.01 * gauss(600, 10, dtype=torch.float64)
+    centroids = 3 * gauss(6, 10, dtype=torch.float64)
+    samples = centroids[torch.arange(600) % 6] + 0.01 * gauss(600, 10, dtype=torch.float64)
     module = made(10, 6, 1).fit_(samples, generator=seeded())
-    assert torch.cdist(centres, module.book[0]).min(1).values.max() < 0.05
+    assert torch.cdist(centroids, module.codebook[0]).min(1).values.max() < 0.05
     assert module(samples).loss < 0.001
 
 
@@ -186,7 +186,7 @@ def test_digits_network_with_a_snapped_hidden_layer() -> None:
             assert accuracy(lambda h, module=module: module(h).features) > least
         assert full > 0.96
         module = CodebookFeatures(48, 64, 1).fit_(hidden, generator=seeded())
-        said = head(module.book[0]).argmax(1)
+        said = head(module.codebook[0]).argmax(1)
         for digit in range(10):
             code = (said == digit).nonzero()[0]
             assert (head(module(encoder(x[test]), force=code).features).argmax(1) == digit).all()
@@ -205,7 +205,7 @@ def test_compiles_whole() -> None:
         torch.testing.assert_close(tuple(a), tuple(b))
         (a.features.sum() + a.loss).backward()
         (b.features.sum() + b.loss).backward()
-    torch.testing.assert_close(plain.book.grad, other.book.grad)
+    torch.testing.assert_close(plain.codebook.grad, other.codebook.grad)
     assert torch.equal(plain.counts, other.counts)
 
 

@@ -18,6 +18,7 @@ from vecbank import (
     kmeans,
     lookup,
     nearest,
+    pq,
     project,
     residual_lookup,
     residual_quantize,
@@ -27,7 +28,6 @@ from vecbank import (
 )
 from vecbank.codes import bernoulli_quantize, pack_bits, unpack_bits
 from vecbank.nn import GroupedResidualVQ
-from vecbank.pq import pq_train
 from vecbank.sparse import adapt_bias_, firing_counts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,19 +70,19 @@ def test_obow_soft_words_and_their_queue(digits: tuple[Tensor, Tensor]) -> None:
 
 
 def test_mcquic_levels_and_groups(digits: tuple[Tensor, Tensor]) -> None:
-    """McQuic: groups of books, levels of residuals, codes drawn by their distance, unused codes from used ones."""
+    """McQuic: groups of codebooks, levels of residuals, codes drawn by their distance, unused codes from used ones."""
     x = digits[0]
-    variance, rest, books, errors = (x - x.mean(0)).square().mean(), x, [], []
+    variance, residual, codebooks, errors = (x - x.mean(0)).square().mean(), x, [], []
     for _ in range(4):
-        books.append(kmeans(rest, 16, generator=seeded()).centres)
-        found = residual_quantize(x, books)
-        rest = x - found.quantized
-        errors.append(float(rest.square().mean() / variance))
+        codebooks.append(kmeans(residual, 16, generator=seeded()).centroids)
+        found = residual_quantize(x, codebooks)
+        residual = x - found.quantized
+        errors.append(float(residual.square().mean() / variance))
     assert errors == pytest.approx([0.467, 0.352, 0.287, 0.240], rel=0.05)  # 2.185, 1.646, 1.343, 1.123 of 4.679
     packed = pack_bits(found.codes, 4)
     assert packed.shape == (len(x), 2)  # four codes of four bits
-    assert torch.equal(residual_lookup(unpack_bits(packed, 4, 4), books), found.quantized)
-    codec = pq_train(x, 4, 4, generator=seeded())
+    assert torch.equal(residual_lookup(unpack_bits(packed, 4, 4), codebooks), found.quantized)
+    codec = pq.train(x, 4, 4, generator=seeded())
     product = float((codec.decode(codec.encode(x)) - x).square().mean() / variance)
     assert product == pytest.approx(1.404 / 4.679, rel=0.08)
     # training: drawn codes, level after level in two groups; then what is not used is taken from what is used most
@@ -99,13 +99,13 @@ def test_mcquic_levels_and_groups(digits: tuple[Tensor, Tensor]) -> None:
     for rows in x[:1600].split(400):
         quantized, codes, losses = model(rows[None])
     assert quantized.shape == (1, 400, 64) and codes.shape == (2, 1, 400, 2) and losses.isfinite().all()
-    book = model.rvqs[0].layers[0]._codebook
-    book.embed[0, 16:] = 1e3  # half of the codes are lost
+    codebook = model.rvqs[0].layers[0]._codebook
+    codebook.embed[0, 16:] = 1e3  # half of the codes are lost
     model.eval()
     before = model(x[None])[1][0, ..., 0].unique().numel()
     used = firing_counts(model(x[None])[1][0, ..., 0], 32)
     best, lost = used.topk(16).indices, (used == 0).nonzero().squeeze(1)[:16]
-    book.embed[0, lost] = book.embed[0, best[: len(lost)]] + 0.5 * gauss(len(lost), 32)
+    codebook.embed[0, lost] = codebook.embed[0, best[: len(lost)]] + 0.5 * gauss(len(lost), 32)
     assert model(x[None])[1][0, ..., 0].unique().numel() > before + 8
 
 
@@ -119,11 +119,11 @@ def test_lr2vq_error_is_that_of_both_parts() -> None:
         basis = axes[:width]
         low = project(vectors, basis, "dot")
         found = kmeans(low, 64, iterations=10, generator=seeded())
-        decoded = lookup(found.codes, found.centres) @ basis
-        fused = lookup(found.codes, found.centres @ basis)  # one gather: the book C B
+        decoded = lookup(found.codes, found.centroids) @ basis
+        fused = lookup(found.codes, found.centroids @ basis)  # one gather: the codebook C B
         torch.testing.assert_close(decoded, fused)
         approximation = (vectors - low @ basis).double().square().sum()
-        clustering = (low - found.centres[found.codes]).double().square().sum()
+        clustering = (low - found.centroids[found.codes]).double().square().sum()
         total = (vectors - decoded).double().square().sum()
         torch.testing.assert_close(total, approximation + clustering, rtol=1e-4, atol=0)
         errors.append(float(total))
@@ -164,7 +164,7 @@ def test_depict_keeps_every_cluster(digits: tuple[Tensor, Tensor]) -> None:
     ones = torch.cat([z, torch.ones(len(z), 1)], 1)
 
     def clusters(balanced: bool) -> Tensor:
-        theta = nn.Parameter(8 * torch.cat([start.centres, -start.centres.square().sum(1, keepdim=True) / 2], 1))
+        theta = nn.Parameter(8 * torch.cat([start.centroids, -start.centroids.square().sum(1, keepdim=True) / 2], 1))
         optimiser = torch.optim.Adam([theta], lr=0.05)
         for _ in range(60):
             p = project(ones, theta, "dot").softmax(1)
@@ -182,16 +182,16 @@ def test_depict_keeps_every_cluster(digits: tuple[Tensor, Tensor]) -> None:
 
 
 def test_dam_vp_routes_to_the_nearest_expert(digits: tuple[Tensor, Tensor]) -> None:
-    """DAM-VP: the nearest of a few centres picks the prompt (here: the linear model) that is used."""
+    """DAM-VP: the nearest of a few centroids picks the prompt (here: the linear model) that is used."""
     x, odd = digits[0] / 16, (digits[1] % 2).float() * 2 - 1
     train = torch.rand(len(x), generator=seeded()) < 0.6
-    centres = kmeans(x[train], 8, generator=seeded()).centres
+    centroids = kmeans(x[train], 8, generator=seeded()).centroids
     ones = torch.cat([x, torch.ones(len(x), 1)], 1)
 
     def solve(rows: Tensor, want: Tensor) -> Tensor:
         return torch.linalg.solve(rows.T @ rows + torch.eye(65), rows.T @ want)
 
-    codes = nearest(x, centres).indices
+    codes = nearest(x, centroids).indices
     experts = torch.stack([solve(ones[train & (codes == i)], odd[train & (codes == i)]) for i in range(8)])
     chosen = lookup(codes, experts)
     assert torch.equal(chosen, experts[codes])

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import vecbank
-from vecbank import codes as module
+from vecbank.cluster import kmeans
 from vecbank.codes import (
+    _packing,
     bernoulli_quantize,
     bits_to_index,
     fsq_lookup,
@@ -34,7 +35,6 @@ from vecbank.codes import (
     straight_through,
     unpack_bits,
 )
-from vecbank.kmeans import kmeans
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,7 +77,7 @@ def test_packing_any_leading_shape_and_in_blocks(monkeypatch: pytest.MonkeyPatch
     codes = torch.randint(0, 32, (3, 4, 11), generator=seeded())
     want = pack_bits(codes, 5)
     assert want.shape == (3, 4, 7)
-    monkeypatch.setattr(module, "_BLOCK", 120)
+    monkeypatch.setattr(_packing, "_BLOCK", 120)
     assert torch.equal(pack_bits(codes, 5), want) and torch.equal(unpack_bits(want, 11, 5), codes)
     assert pack_bits(codes[:0], 5).shape == (0, 4, 7) and unpack_bits(want[:0], 11, 5).shape == (0, 4, 11)
     assert pack_bits(codes[..., :0], 5).shape == (3, 4, 0)
@@ -102,9 +102,9 @@ def test_table_per_dimension() -> None:
     assert torch.equal(got.codes, want)
     assert torch.equal(got.quantized, tables[torch.arange(6), want])
     assert torch.equal(got.quantized, scalar_lookup(got.codes, tables))
-    # the same as a book of one dimension for each
-    books = vecbank.nearest(z.T.unsqueeze(-1), tables.unsqueeze(-1))
-    assert torch.equal(books.indices.T, want)
+    # the same as a codebook of one dimension for each
+    codebooks = vecbank.nearest(z.T.unsqueeze(-1), tables.unsqueeze(-1))
+    assert torch.equal(codebooks.indices.T, want)
 
 
 def test_table_ties_and_nan() -> None:
@@ -134,8 +134,8 @@ def test_tables_rate_and_distortion_on_digits() -> None:
     z = x @ torch.linalg.eigh(x.T @ x).eigenvectors[:, -8:]
     errors = []
     for count in (2, 3, 5, 10):
-        books = [kmeans(column, count, generator=seeded()).centres for column in z.T.unsqueeze(-1)]
-        tables = torch.stack(books).squeeze(-1)
+        codebooks = [kmeans(column, count, generator=seeded()).centroids for column in z.T.unsqueeze(-1)]
+        tables = torch.stack(codebooks).squeeze(-1)
         errors.append(float((scalar_quantize(z, tables).quantized - z).norm() / z.norm()) ** 2)
     assert errors == sorted(errors, reverse=True) and errors[0] < 0.37 and errors[-1] < 0.035
 
@@ -272,10 +272,10 @@ def test_straight_through_keeps_every_bit() -> None:
 
 
 def test_low_rank_book_decodes_the_same_either_way() -> None:
-    """C[code] B: gather then project equals gathering from the fused book C B (LR2VQ)."""
-    book, shared = gauss(64, 4, dtype=torch.float64), gauss(4, 8, dtype=torch.float64, seed=1)
+    """C[code] B: gather then project equals gathering from the fused codebook C B (LR2VQ)."""
+    codebook, shared = gauss(64, 4, dtype=torch.float64), gauss(4, 8, dtype=torch.float64, seed=1)
     code = torch.randint(0, 64, (512, 32), generator=seeded())
-    torch.testing.assert_close(vecbank.lookup(code, book) @ shared, vecbank.lookup(code, book @ shared))
+    torch.testing.assert_close(vecbank.lookup(code, codebook) @ shared, vecbank.lookup(code, codebook @ shared))
     assert packed_bytes(512 * 32, 6) * 8 / (512 * 256) == 6 / 8  # log2(64) bits for 8 weights
 
 

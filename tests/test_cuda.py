@@ -243,7 +243,7 @@ def test_product_quantize_equals_the_cpu(parts: int, w: int, dtype: torch.dtype)
     books[:, 200] = books[:, 4]
     x = gauss(1100, 2 * parts * w, dtype=dtype)[:, : parts * w]  # a view with gaps
     x[7, 0] = torch.nan
-    assert_same(vecbank.pq_encode(x.cuda(), books.cuda()), vecbank.pq_encode(x, books))
+    assert_same(vecbank.pq.encode(x.cuda(), books.cuda()), vecbank.pq_encode(x, books))
     _cuda.check()
 
 

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from vecbank import codes as scalar
 from vecbank import nn as vn
-from vecbank import pq_decode, residual_lookup
+from vecbank import pq, residual_lookup
 from vecbank.embedding import coded_lookup, hash_rows, low_rank_lookup, two_table_lookup
-from vecbank.pq import pq_scores, pq_symmetric_tables
 
 DIM, STAGES, GROUPS = 6, 3, 2
 
@@ -174,7 +173,7 @@ def table() -> dict[str, tuple[Callable[[Tensor], Tensor], int, tuple[int, ...],
         "ProductQuantizer": (vn.ProductQuantizer(6, 3, 9).decode, 9, (7, 3), "codes"),
         "CodebookFeatures": (vn.CodebookFeatures(6, 9, 3, reduce="sum").decode, 9, (7, 3), "codes"),
         "CodebookFeatures heads": (vn.CodebookFeatures(6, 9, 1, heads=3).decode, 9, (7, 3, 1), "codes"),
-        "pq_decode": (lambda c: pq_decode(c, books), 9, (7, 3), "codes"),
+        "pq.decode": (lambda c: pq.decode(c, books), 9, (7, 3), "codes"),
         "residual_lookup": (lambda c: residual_lookup(c, stages), 9, (7, 3), "codes"),
         "scalar_lookup": (lambda c: scalar.scalar_lookup(c, tables), 5, (7, 4), "codes"),
         "fsq_lookup": (lambda c: scalar.fsq_lookup(c, [5, 4]), 20, (7,), "codes"),
@@ -223,12 +222,12 @@ def test_codes_that_no_check_has_seen_become_no_row() -> None:
 def test_the_other_takers_of_codes() -> None:
     codes = torch.tensor([[1, 2, 3], [4, 5, 6]])
     books = gauss(3, 9, 2)
-    tables = pq_symmetric_tables(codes, books)
+    tables = pq.symmetric_tables(codes, books)
     force = vn.CodebookFeatures(6, 9, 2, generator=torch.Generator().manual_seed(0))
     for dtype in DTYPES:
         small = codes.to(dtype)
-        assert torch.equal(pq_symmetric_tables(small, books), tables)
-        assert torch.equal(pq_scores(tables, small), pq_scores(tables, codes))
+        assert torch.equal(pq.symmetric_tables(small, books), tables)
+        assert torch.equal(pq.scores(tables, small), pq.scores(tables, codes))
         assert torch.equal(hash_rows(small, 7, 2), hash_rows(codes, 7, 2))
         assert torch.equal(scalar.pack_bits(small, 3), scalar.pack_bits(codes, 3))
         assert torch.equal(scalar.index_to_bits(small, 3), scalar.index_to_bits(codes, 3))

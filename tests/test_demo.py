@@ -58,10 +58,10 @@ def test_search(figures: dict[str, Any]) -> None:
 
 
 def test_codebook(figures: dict[str, Any]) -> None:
-    books = figures["codebook"]
-    levels = [book["psnr"] for book in books]
-    assert len(books) >= 3 and levels == sorted(set(levels)) and levels[-1] > 20
-    assert all(0 < book["bits"] < book["bits_with_book"] < 24 for book in books)
+    codebooks = figures["codebook"]
+    levels = [codebook["psnr"] for codebook in codebooks]
+    assert len(codebooks) >= 3 and levels == sorted(set(levels)) and levels[-1] > 20
+    assert all(0 < codebook["bits"] < codebook["bits_with_codebook"] < 24 for codebook in codebooks)
 
 
 def test_speed_has_both_sides(figures: dict[str, Any]) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import vecbank
 from vecbank import embedding as store
+from vecbank import pq
 from vecbank.codes import packed_bytes
 from vecbank.nn.embeddings import CompressedEmbedding, HashedEmbedding
-from vecbank.pq import pq_train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -245,7 +245,7 @@ def test_freezing_changes_nothing_but_the_bytes(method: str) -> None:
     assert module.stored_bytes == size == sum(t.numel() * t.element_size() for t in module.state_dict().values())
     assert module.freeze_() is module and "table" not in module.state_dict()
     module(ids).sum().backward()
-    trained = module.scale if method == "integer" else module.books
+    trained = module.scale if method == "integer" else module.codebooks
     assert trained.grad is not None and (trained.grad != 0).any()
 
 
@@ -254,15 +254,15 @@ def test_freezing_changes_nothing_but_the_bytes(method: str) -> None:
 
 def test_coded_rows() -> None:
     table = gauss(70, 10)
-    codec = pq_train(table, 4, 5, generator=seeded())
+    codec = pq.train(table, 4, 5, generator=seeded())
     packed = codec.encode(table, packed=True)
-    books = codec.books.requires_grad_()
+    codebooks = codec.codebooks.requires_grad_()
     ids = torch.tensor([[5, 69], [5, -1]])
-    got = store.coded_lookup(ids, packed, books, 5, 10)
+    got = store.coded_lookup(ids, packed, codebooks, 5, 10)
     want = codec.decode(codec.encode(table))[ids.clamp_min(0)] * (ids >= 0).unsqueeze(-1)
     assert torch.equal(got, want)
     got.sum().backward()
-    assert books.grad.count_nonzero() > 0  # type: ignore[union-attr]
+    assert codebooks.grad.count_nonzero() > 0  # type: ignore[union-attr]
 
 
 def test_pruned_rows() -> None:

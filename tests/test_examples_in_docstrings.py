@@ -13,7 +13,7 @@ import pytest
 
 import vecbank
 
-FAMILIES = ("anchors", "cluster", "codes", "embedding", "nn", "pq", "residual", "sparse")
+FAMILIES = ("anchors", "cluster", "codes", "embedding", "nn", "pq", "reference", "residual", "sparse")
 METHODS = (vecbank.Bank, vecbank.pq.ProductCodec)  # whose public methods have examples too
 RESULTS = tuple(name for name in dir(vecbank.results) if name in vecbank.__all__)  # tuples that functions return
 
@@ -23,7 +23,7 @@ def _is_public(name: str, value: Any) -> bool:
 
 
 def _found() -> Iterator[tuple[str, Any]]:
-    modules = [("vecbank", vecbank)] + [(f"vecbank.{name}", getattr(vecbank, name)) for name in FAMILIES]
+    modules = [*((f"vecbank.{name}", getattr(vecbank, name)) for name in FAMILIES), ("vecbank", vecbank)]
     seen: set[int] = set()
     for prefix, module in modules:
         for name in module.__all__:

@@ -275,7 +275,7 @@ def _custom_functions() -> dict[type, Callable[[Tensor], Any]]:
         binary_mapper._OneHot: lambda x: binary_mapper._OneHot.apply(x, codes, True),
         _sparse.Pairs: lambda x: _sparse.Pairs.apply(x, bank, None, pairs, None),
         _sparse.Jump: lambda x: _sparse.Jump.apply(x, torch.zeros(5), 0.1),
-        vecbank.codes._StraightThrough: lambda x: vecbank.codes.straight_through(x, bank[codes]),
+        vecbank.codes._straight_through._StraightThrough: lambda x: vecbank.codes.straight_through(x, bank[codes]),
     }
 
 

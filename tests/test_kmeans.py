@@ -10,16 +10,16 @@ from helpers import Target, assert_same, seeded
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vecbank.kmeans import KMeans, kmeans
+from vecbank.cluster import KMeans, kmeans
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def blobs(count: int, groups: int, width: int = 8, spread: float = 0.05, seed: int = 0) -> tuple[Tensor, Tensor]:
     g = seeded(seed)
-    centres = 4 * torch.randn(groups, width, generator=g)
+    centroids = 4 * torch.randn(groups, width, generator=g)
     label = torch.arange(count) % groups
-    return centres[label] + spread * torch.randn(count, width, generator=g), label
+    return centroids[label] + spread * torch.randn(count, width, generator=g), label
 
 
 def close(a: Tensor, b: Tensor) -> None:
@@ -27,7 +27,7 @@ def close(a: Tensor, b: Tensor) -> None:
 
 
 def equal(a: KMeans, b: KMeans) -> bool:
-    return torch.equal(a.centres, b.centres) and torch.equal(a.codes, b.codes) and a[2:] == b[2:]
+    return torch.equal(a.centroids, b.centroids) and torch.equal(a.codes, b.codes) and a[2:] == b[2:]
 
 
 class Largest(TorchDispatchMode):
@@ -61,12 +61,12 @@ def test_same_starts_same_clusters_as_scikit_learn(name: str) -> None:
         peer = cluster.KMeans(k, init=start.numpy(), n_init=1, algorithm="lloyd", max_iter=100).fit(data.numpy())
         ours = kmeans(data, k, init=start)
         assert torch.equal(ours.codes, torch.from_numpy(peer.labels_).long())
-        torch.testing.assert_close(ours.centres, torch.from_numpy(peer.cluster_centers_), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(ours.centroids, torch.from_numpy(peer.cluster_centers_), rtol=1e-9, atol=1e-9)
         assert ours.inertia == pytest.approx(peer.inertia_, rel=1e-9)
         # one step alone (the assignment and the means of known starts)
         peer = cluster.KMeans(k, init=start.numpy(), n_init=1, max_iter=1, tol=0).fit(data.numpy())
         step = kmeans(data, k, init=start, iterations=1, tolerance=0)
-        torch.testing.assert_close(step.centres, torch.from_numpy(peer.cluster_centers_), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(step.centroids, torch.from_numpy(peer.cluster_centers_), rtol=1e-9, atol=1e-9)
         assert torch.equal(step.codes, torch.from_numpy(peer.labels_).long())
 
 
@@ -97,7 +97,7 @@ def test_processor_changes_nothing(target: Target) -> None:
     x = torch.randn(800, 19, generator=seeded(1)).to(target.device)
     got = kmeans(x, 21, generator=seeded(2))
     want = kmeans(x.cpu(), 21, generator=seeded(2))
-    assert_same((got.centres, got.codes), (want.centres, want.codes))
+    assert_same((got.centroids, got.codes), (want.centroids, want.codes))
 
 
 def test_the_generator_decides() -> None:
@@ -106,11 +106,11 @@ def test_the_generator_decides() -> None:
     assert not equal(kmeans(x, 9, generator=seeded(1)), kmeans(x, 9, generator=seeded(2)))
 
 
-def test_codes_and_inertia_are_those_of_the_centres() -> None:
+def test_codes_and_inertia_are_those_of_the_centroids() -> None:
     x = torch.randn(700, 6, dtype=torch.float64)
     for options in ({}, {"iterations": 2}, {"iterations": 0}, {"batch_size": 50, "iterations": 3}):
         got = kmeans(x, 12, generator=seeded(), **options)  # type: ignore[arg-type]
-        squares = torch.cdist(x, got.centres, compute_mode="donot_use_mm_for_euclid_dist").square()
+        squares = torch.cdist(x, got.centroids, compute_mode="donot_use_mm_for_euclid_dist").square()
         assert torch.equal(got.codes, squares.argmin(1))
         assert got.inertia == pytest.approx(float(squares.min(1).values.sum()), rel=1e-12)
 
@@ -127,7 +127,7 @@ def test_inertia_never_rises_and_restarts_help() -> None:
 def test_careful_starts_find_every_blob() -> None:
     x, label = blobs(1500, 30)
     for seed in range(3):
-        first = label[torch.cdist(kmeans(x, 30, iterations=0, generator=seeded(seed)).centres, x).argmin(1)]
+        first = label[torch.cdist(kmeans(x, 30, iterations=0, generator=seeded(seed)).centroids, x).argmin(1)]
         assert len(first.unique()) == 30  # random starts leave out about ten
 
 
@@ -135,7 +135,7 @@ def test_given_starts_are_kept_and_completed() -> None:
     x, _ = blobs(400, 8)
     known = x[:3].clone()  # of three different blobs
     start = kmeans(x, 8, init=known, iterations=0, generator=seeded())
-    assert torch.equal(start.centres[:3], known) and start.iterations == 0
+    assert torch.equal(start.centroids[:3], known) and start.iterations == 0
     assert len(start.codes.unique()) == 8  # the drawn ones went where the known ones are not
 
 
@@ -166,16 +166,16 @@ def test_samples_without_direction_count_for_nothing(options: dict[str, Any]) ->
     assert got.inertia < 10
 
 
-def test_fewer_different_samples_than_centres() -> None:
+def test_fewer_different_samples_than_centroids() -> None:
     x = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat(10, 1)
     for init in ("k-means++", "random"):
         got = kmeans(x, 5, init=init, generator=seeded())
-        assert got.inertia == 0 and torch.isfinite(got.centres).all()
+        assert got.inertia == 0 and torch.isfinite(got.centroids).all()
 
 
-def test_one_centre_and_as_many_as_samples() -> None:
+def test_one_centroid_and_as_many_as_samples() -> None:
     x = torch.randn(50, 4, dtype=torch.float64)
-    torch.testing.assert_close(kmeans(x, 1, generator=seeded()).centres[0], x.mean(0))
+    torch.testing.assert_close(kmeans(x, 1, generator=seeded()).centroids[0], x.mean(0))
     assert kmeans(x, 50, generator=seeded()).inertia == 0
 
 
@@ -183,12 +183,12 @@ def test_cosine_sees_directions_only() -> None:
     x, _ = blobs(900, 6, width=5)
     start = x[:6].clone()
     got = kmeans(x, 6, metric="cosine", init=start)
-    torch.testing.assert_close(got.centres.norm(dim=1), torch.ones(6))
+    torch.testing.assert_close(got.centroids.norm(dim=1), torch.ones(6))
     scaled = kmeans(x * 2.0 ** torch.randint(-3, 4, (900, 1), generator=seeded()), 6, metric="cosine", init=start)
     assert torch.equal(got.codes, scaled.codes)
-    similarity = torch.nn.functional.normalize(x.double()) @ got.centres.double().T
+    similarity = torch.nn.functional.normalize(x.double()) @ got.centroids.double().T
     assert got.inertia == pytest.approx(float((1 - similarity.max(1).values).sum()), abs=1e-3)
-    assert torch.isfinite(kmeans(torch.cat([x, torch.zeros(3, 5)]), 6, metric="cosine", init=start).centres).all()
+    assert torch.isfinite(kmeans(torch.cat([x, torch.zeros(3, 5)]), 6, metric="cosine", init=start).centroids).all()
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
@@ -198,7 +198,7 @@ def test_weights_count_as_repetitions(metric: str) -> None:
     start = x[:7].clone()
     weighted = kmeans(x, 7, metric=metric, init=start, weights=times.double())
     repeated = kmeans(x.repeat_interleave(times, 0), 7, metric=metric, init=start)
-    torch.testing.assert_close(weighted.centres, repeated.centres)
+    torch.testing.assert_close(weighted.centroids, repeated.centroids)
     assert weighted.inertia == pytest.approx(repeated.inertia)
     assert weighted.iterations == repeated.iterations
 
@@ -209,9 +209,9 @@ def test_half_precision_samples_are_read_exactly(dtype: torch.dtype, metric: str
     x = torch.randn(900, 6).to(dtype)
     got = kmeans(x, 8, metric=metric, init=x[:8])
     want = kmeans(x.float(), 8, metric=metric, init=x[:8].float())
-    assert got.centres.dtype == torch.float32
+    assert got.centroids.dtype == torch.float32
     assert torch.equal(got.codes, want.codes)
-    torch.testing.assert_close(got.centres, want.centres, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(got.centroids, want.centroids, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_size": 1000}])
@@ -225,7 +225,7 @@ def test_nothing_of_size_n_times_k(options: dict[str, Any]) -> None:
 def test_mini_batches_come_close() -> None:
     x, _ = blobs(4000, 12, spread=1.0)
     for seed in range(3):
-        start = kmeans(x, 12, iterations=0, generator=seeded(seed)).centres
+        start = kmeans(x, 12, iterations=0, generator=seeded(seed)).centroids
         full = kmeans(x, 12, init=start).inertia
         assert kmeans(x, 12, init=start, batch_size=256, generator=seeded(seed)).inertia < 1.1 * full
 
@@ -256,10 +256,22 @@ def test_progress_goes_to_stderr_and_only_when_asked(capsys: pytest.CaptureFixtu
         ({"weights": torch.full((10,), torch.nan)}, ValueError, "weights must be finite, got NaN or inf"),
         ({"weights": torch.ones(10, dtype=torch.int64)}, TypeError, "weights must be float32, .* got torch.int64"),
         ({"weights": torch.ones(10, device="meta")}, ValueError, "weights must be on x's device cpu, got meta"),
-        ({"weights": torch.ones(10).to_sparse()}, TypeError, "weights must be a dense tensor, got torch.sparse_coo"),
+        (
+            {"weights": torch.ones(10).to_sparse()},
+            TypeError,
+            "weights must be a dense tensor, got one of layout torch.sparse_coo",
+        ),
         ({"weights": [1.0] * 10}, TypeError, "weights must be a torch.Tensor"),
-        ({"x": torch.ones(10, 3).to_sparse()}, TypeError, "x must be a dense tensor, got torch.sparse_coo"),
-        ({"init": torch.ones(3, 3).to_sparse()}, TypeError, "init must be a dense tensor, got torch.sparse_coo"),
+        (
+            {"x": torch.ones(10, 3).to_sparse()},
+            TypeError,
+            "x must be a dense tensor, got one of layout torch.sparse_coo",
+        ),
+        (
+            {"init": torch.ones(3, 3).to_sparse()},
+            TypeError,
+            "init must be a dense tensor, got one of layout torch.sparse_coo",
+        ),
         ({"init": 3}, TypeError, "init must be a torch.Tensor"),
         ({"k": torch.tensor(3.0)}, TypeError, "k must be an int, got Tensor"),
         ({"k": torch.tensor([1, 2])}, TypeError, "k must be an int, got Tensor"),

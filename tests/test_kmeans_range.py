@@ -1,4 +1,4 @@
-"""k-means at the ends of the float range: the same clusters, centres and inertia as of the same data at 1."""
+"""k-means at the ends of the float range: the same clusters, centroids and inertia as of the same data at 1."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from helpers import Target, assert_same, seeded
 from torch import Tensor
 
-from vecbank.kmeans import kmeans
+from vecbank.cluster import kmeans
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,8 +27,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def blobs(dtype: torch.dtype = torch.float32, offset: float = 0.0, spread: float = 0.05) -> Tensor:
     g = seeded(4)
-    centres = torch.randn(12, 6, generator=g, dtype=torch.float64)
-    x = centres[torch.arange(240) % 12] + spread * torch.randn(240, 6, generator=g, dtype=torch.float64)
+    centroids = torch.randn(12, 6, generator=g, dtype=torch.float64)
+    x = centroids[torch.arange(240) % 12] + spread * torch.randn(240, 6, generator=g, dtype=torch.float64)
     return (offset + x / x.abs().max() / 2).to(dtype)
 
 
@@ -54,7 +54,7 @@ def test_scale_changes_nothing_else(name: str, dtype: torch.dtype, power: int, t
     assert want.inertia > 0 and len(want.codes.unique()) == 12
     assert_same(got.codes, want.codes)
     cosine = "cosine" in name
-    assert_same(got.centres, want.centres if cosine else times(want.centres, power))
+    assert_same(got.centroids, want.centroids if cosine else times(want.centroids, power))
     assert got.inertia == (want.inertia if cosine else math.ldexp(want.inertia, 2 * power))
     assert got.iterations == want.iterations
 
@@ -65,7 +65,7 @@ def test_offset_and_a_tiny_spread(offset: float, power: int) -> None:
     x = blobs(offset=0.0) * 2.0**-12 + offset
     want = kmeans(x, 12, generator=seeded(), tolerance=0.0)
     got = kmeans(x * 2.0**power, 12, generator=seeded(), tolerance=0.0)
-    assert_same((got.centres, got.codes), (want.centres * 2.0**power, want.codes))
+    assert_same((got.centroids, got.codes), (want.centroids * 2.0**power, want.codes))
     assert len(want.codes.unique()) == 12 and got.inertia == math.ldexp(want.inertia, 2 * power) > 0
 
 
@@ -78,15 +78,15 @@ def test_scale_of_weights_changes_nothing_else(options: dict[str, Any], dtype: t
     want = kmeans(x, 12, generator=seeded(), weights=weights, **options)
     heavy = times(weights.double(), power).to(dtype)
     got = kmeans(x, 12, generator=seeded(), weights=heavy, **options)
-    assert_same((got.centres, got.codes), (want.centres, want.codes))
+    assert_same((got.centroids, got.codes), (want.centroids, want.codes))
     assert got.inertia == math.ldexp(want.inertia, power) and 0 < got.inertia < math.inf
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 @pytest.mark.parametrize("batch_size", [None, 240])
-def test_a_cluster_of_light_samples_has_a_centre(dtype: torch.dtype, metric: str, batch_size: int | None) -> None:
-    """Weights 1e40 or 1e300 times apart: the centre of the light ones is their mean all the same."""
+def test_a_cluster_of_light_samples_has_a_centroid(dtype: torch.dtype, metric: str, batch_size: int | None) -> None:
+    """Weights 1e40 or 1e300 times apart: the centroid of the light ones is their mean all the same."""
     label = torch.arange(240) % 3
     x = torch.eye(3, 6, dtype=torch.float64)[label] + 0.01 * torch.randn(
         240, 6, generator=seeded(), dtype=torch.float64
@@ -103,7 +103,7 @@ def test_a_cluster_of_light_samples_has_a_centre(dtype: torch.dtype, metric: str
     if metric == "cosine":
         means = means / means.norm(dim=1, keepdim=True)
     assert torch.equal(got.codes, label)
-    torch.testing.assert_close(got.centres.double(), means, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(got.centroids.double(), means, rtol=1e-6, atol=1e-6)
 
 
 def test_starts_far_from_small_or_large_data() -> None:
@@ -112,19 +112,19 @@ def test_starts_far_from_small_or_large_data() -> None:
         start = blobs()[:5]
         want = kmeans(blobs(), 12, init=start, generator=seeded())
         got = kmeans(x, 12, init=start * 2.0**power, generator=seeded())
-        assert_same((got.centres, got.codes), (want.centres * 2.0**power, want.codes))
+        assert_same((got.centroids, got.codes), (want.centroids * 2.0**power, want.codes))
     unit = kmeans(blobs(), 5, init=start, metric="cosine")
     far = kmeans(blobs(), 5, init=start * 2.0**100, metric="cosine")
-    assert_same((far.centres, far.codes), (unit.centres, unit.codes))
+    assert_same((far.centroids, far.codes), (unit.centroids, unit.codes))
     with pytest.raises(ValueError, match="init must not be 2\\^60 times as large as x"):
         kmeans(blobs() * 2.0**-100, 5, init=start)
 
 
-def test_centres_that_their_dtype_rounds() -> None:
-    """Subnormal samples: the centres are rounded, and the codes and the inertia are those of what is returned."""
+def test_centroids_that_their_dtype_rounds() -> None:
+    """Subnormal samples: the centroids are rounded, and the codes and the inertia are those of what is returned."""
     x = torch.randint(0, 9, (60, 3), generator=seeded()).float() * 2.0**-149
     got = kmeans(x, 7, generator=seeded())
-    squares = (x.double().unsqueeze(1) - got.centres.double()).square().sum(2)
+    squares = (x.double().unsqueeze(1) - got.centroids.double()).square().sum(2)
     assert torch.equal(got.codes, squares.argmin(1)) and len(got.codes.unique()) == 7
     assert got.inertia == pytest.approx(float(squares.min(1).values.sum()), rel=1e-12)
 
@@ -140,7 +140,7 @@ def test_an_inertia_that_no_float_holds() -> None:
 @pytest.mark.parametrize("options", [{}, {"metric": "cosine"}, {"batch_size": 2}, {"weights": torch.ones(4)}], ids=str)
 def test_no_features_and_no_samples(dtype: torch.dtype, options: dict[str, Any]) -> None:
     got = kmeans(torch.zeros(4, 0, dtype=dtype), 2, generator=seeded(), **options)
-    assert got.centres.shape == (2, 0) and got.codes.tolist() == [0] * 4
+    assert got.centroids.shape == (2, 0) and got.codes.tolist() == [0] * 4
     assert got.inertia == 0.0  # without a direction a sample counts for nothing
     with pytest.raises(ValueError, match="k must not exceed the number of samples N = 0"):
         kmeans(torch.zeros(0, 3, dtype=dtype), 1)
@@ -161,12 +161,12 @@ def test_what_is_not_finite_is_refused(value: float) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"metric": "cosine"}, {"batch_size": 3}, {"init": "random"}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_fewer_samples_that_count_than_centres(dtype: torch.dtype, options: dict[str, Any]) -> None:
-    """Weights of 0, duplicates, and as many centres as samples: finite centres, and no error left where it counts."""
+def test_fewer_samples_that_count_than_centroids(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """Weights of 0, duplicates, as many centroids as samples: finite centroids, and no error left where it counts."""
     x = blobs(dtype)[[0, 1, 2, 2, 2, 3, 3]]
     weights = torch.tensor([1.0, 0.5, 1.0, 1.0, 0, 0, 0])
     for k in (4, 7):
         got = kmeans(x, k, weights=weights, generator=seeded(), **options)
-        assert bool(torch.isfinite(got.centres).all()) and math.isfinite(got.inertia)
+        assert bool(torch.isfinite(got.centroids).all()) and math.isfinite(got.inertia)
         if "init" not in options and k == 7:
             assert got.inertia < 1e-6

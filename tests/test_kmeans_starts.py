@@ -11,9 +11,9 @@ import torch
 from helpers import seeded
 from torch import Generator, Tensor
 
-from vecbank import _kmeans_starts as starts
-from vecbank._kmeans_samples import largest_of, prepared
-from vecbank.kmeans import kmeans
+from vecbank.cluster import _starts as starts
+from vecbank.cluster import kmeans
+from vecbank.cluster._samples import largest_of, prepared
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,14 +21,14 @@ POINTS = torch.tensor([[0.0], [1.0], [3.0], [4.0], [8.0], [9.0]], dtype=torch.fl
 WEIGHTS = torch.tensor([1.0, 2.0, 1.0, 1.0, 0.5, 1.0], dtype=torch.float64)
 
 
-def squares(x: Tensor, centres: Tensor) -> Tensor:
-    return (x.unsqueeze(1) - centres).square().sum(2)
+def squares(x: Tensor, centroids: Tensor) -> Tensor:
+    return (x.unsqueeze(1) - centroids).square().sum(2)
 
 
 def blobs() -> tuple[Tensor, int]:
     g = seeded()
-    centres = 20 * torch.rand(100, 16, generator=g)
-    return centres.repeat(40, 1) + 0.3 * torch.randn(4000, 16, generator=g), 100
+    centroids = 20 * torch.rand(100, 16, generator=g)
+    return centroids.repeat(40, 1) + 0.3 * torch.randn(4000, 16, generator=g), 100
 
 
 def corners() -> tuple[Tensor, int]:
@@ -52,7 +52,7 @@ def test_inertia_as_small_as_from_scikit_learn(data: Callable[[], tuple[Tensor, 
 
 
 @pytest.mark.parametrize("trials", [1, 2])
-def test_frequencies_of_the_second_and_third_centre(trials: int) -> None:
+def test_frequencies_of_the_second_and_third_centroid(trials: int) -> None:
     """Among six points with weights, against the definition."""
     distances = squares(POINTS, POINTS)
 
@@ -71,8 +71,8 @@ def test_frequencies_of_the_second_and_third_centre(trials: int) -> None:
                 want[a, b] = WEIGHTS[a] / WEIGHTS.sum() * chance * third
     g, counts = seeded(), torch.zeros(6, 6, 6, dtype=torch.float64)
     for _ in range(800):
-        centres = kmeans(POINTS, 3, weights=WEIGHTS, iterations=0, local_trials=trials, generator=g).centres
-        a, b, c = (int((POINTS == v).nonzero()[0, 0]) for v in centres)
+        centroids = kmeans(POINTS, 3, weights=WEIGHTS, iterations=0, local_trials=trials, generator=g).centroids
+        a, b, c = (int((POINTS == v).nonzero()[0, 0]) for v in centroids)
         counts[a, b, c] += 1
     assert (counts / 800 - want).abs().max() < 0.04
     assert (counts[want == 0] == 0).all()
@@ -89,7 +89,7 @@ def one_by_one(x: Tensor, k: int, trials: int, g: Generator) -> float:
 
 @pytest.mark.parametrize("trials", [1, 3])
 def test_candidates_drawn_ahead_follow_the_law(trials: int) -> None:
-    """Mean and spread of what is left after 24 centres, for which candidates of several steps are drawn at once."""
+    """Mean and spread of what is left after 24 centroids, for which candidates of several steps are drawn at once."""
     g = seeded(1)
     x = torch.randn(60, 2, dtype=torch.float64, generator=g)
     want = torch.tensor([one_by_one(x, 24, trials, g) for _ in range(250)])
@@ -102,7 +102,7 @@ def test_candidates_drawn_ahead_follow_the_law(trials: int) -> None:
 @pytest.mark.parametrize("metric", ["sqeuclidean", "cosine"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_what_a_candidate_reaches(metric: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All samples nearer to it than to any centre, and no others, whatever the size of a block."""
+    """All samples nearer to it than to any centroid, and no others, whatever the size of a block."""
     monkeypatch.setattr(starts, "_REACH_BLOCK", 64)
     x = torch.randn(300, 4, generator=seeded()).to(dtype)
     data = prepared(x, largest_of("x", x), None, metric == "cosine")
@@ -116,19 +116,19 @@ def test_what_a_candidate_reaches(metric: str, dtype: torch.dtype, monkeypatch: 
         assert torch.equal(reach.distances, distance[reach.rows])
 
 
-def test_given_centres_count() -> None:
+def test_given_centroids_count() -> None:
     x, k = blobs()
     known = x[:60].clone()
     start = kmeans(x, k, init=known, iterations=0, generator=0)
-    assert torch.equal(start.centres[:60], known)
-    assert len((torch.arange(4000) % 100)[squares(x, start.centres).argmin(0)].unique()) >= 98
+    assert torch.equal(start.centroids[:60], known)
+    assert len((torch.arange(4000) % 100)[squares(x, start.centroids).argmin(0)].unique()) >= 98
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
-def test_fewer_different_samples_than_centres(metric: str) -> None:
+def test_fewer_different_samples_than_centroids(metric: str) -> None:
     x = torch.randn(7, 3, generator=seeded()).repeat(30, 1)
     got = kmeans(x, 20, metric=metric, generator=0)
-    assert got.inertia < 1e-4 and len(got.codes.unique()) >= 7 and bool(torch.isfinite(got.centres).all())
+    assert got.inertia < 1e-4 and len(got.codes.unique()) >= 7 and bool(torch.isfinite(got.centroids).all())
 
 
 def test_a_seed_is_a_generator() -> None:
@@ -136,4 +136,4 @@ def test_a_seed_is_a_generator() -> None:
     want = kmeans(x, 5, generator=seeded(7))
     for seed in (7, numpy.int64(7), torch.tensor(7)):
         got = kmeans(x, seed - 2, generator=seed)
-        assert torch.equal(got.centres, want.centres) and torch.equal(got.codes, want.codes)
+        assert torch.equal(got.centroids, want.centroids) and torch.equal(got.codes, want.codes)

@@ -43,7 +43,7 @@ COUNTS = set(
 NOT_NEGATIVE = set(
     "eps threshold_ema_dead_code commitment_weight orthogonal_reg_weight codebook_diversity_loss_weight "
     "codebook_diversity_temperature sample_codebook_temp directional_reparam_variance commitment_loss_weight "
-    "input_to_quantize_commit_loss_weight quantization_loss_weight book_weight aux_weight penalty_weight rare std "
+    "input_to_quantize_commit_loss_weight quantization_loss_weight codebook_weight aux_weight penalty_weight rare std "
     "threshold bandwidth kl_loss_threshold".split()
 )
 SHARES = set(
@@ -221,7 +221,7 @@ def test_nothing_that_belongs_to_a_module_is_an_array() -> None:
     codes = np.zeros((2, 5), np.int64)
     calls: list[tuple[str, Callable[[], Any]]] = [
         ("codebook", lambda: setattr(vq, "codebook", np.zeros((12, 8), np.float32))),
-        ("books", lambda: setattr(pq, "books", np.zeros((2, 4, 4), np.float32))),
+        ("codebooks", lambda: setattr(pq, "codebooks", np.zeros((2, 4, 4), np.float32))),
         ("lens", lambda: vq(X, lens=np.array([1, 2]))),
         ("indices", lambda: vq(X, indices=codes)),
         ("indices", lambda: build("ResidualVQ")(X, indices=np.stack((codes, codes), -1))),

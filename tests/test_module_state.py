@@ -240,16 +240,16 @@ def test_assigned_codebooks_of_stages() -> None:
     assert torch.equal(module.codebooks, books)
 
 
-def test_assigned_books_of_a_product_quantizer() -> None:
+def test_assigned_codebooks_of_a_product_quantizer() -> None:
     module, fresh = vn.ProductQuantizer(DIM, 2, CODES), vn.ProductQuantizer(DIM, 2, CODES)
     module(batch(0))
-    module.books = fresh.books
-    assert module.books is not fresh.books
+    module.codebooks = fresh.codebooks
+    assert module.codebooks is not fresh.codebooks
     module(batch(1))
     fresh(batch(1))
     same(module, fresh)
-    with pytest.raises(ValueError, match=r"books must be \(2, 12, 4\), got \(3, 4\)"):
-        module.books = torch.zeros(3, 4)
+    with pytest.raises(ValueError, match=r"codebooks must be \(2, 12, 4\), got \(3, 4\)"):
+        module.codebooks = torch.zeros(3, 4)
 
 
 # ---- graphs that live on ------------------------------------------------------------------------------------------

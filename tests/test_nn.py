@@ -14,7 +14,8 @@ from helpers import seeded
 from torch import Tensor
 
 import vecbank
-from vecbank.nn import RelativeProjection, anchors
+from vecbank import anchors
+from vecbank.nn import RelativeProjection
 
 
 def rotation(d: int, dtype: torch.dtype) -> Tensor:
@@ -199,7 +200,7 @@ def test_choosers_do_not_depend_on_the_processor(metric: str) -> None:
     def choose() -> list[Tensor]:
         return [
             anchors.farthest_point(x, 20, metric=metric, first=0),
-            anchors.kmeans_centres(x, 20, generator=seeded()),
+            anchors.kmeans_centroids(x, 20, generator=seeded()),
             anchors.kmeans_medoids(x, 20, generator=seeded()),
         ]
 
@@ -229,6 +230,18 @@ def test_generators_matter_and_the_default_one_is_torchs() -> None:
     first = anchors.random(100, 50)
     torch.manual_seed(3)
     assert torch.equal(first, anchors.random(100, 50))
+
+
+def test_nn_has_the_same_module() -> None:
+    from vecbank.nn.anchors import stride  # the place that they had
+
+    assert vecbank.nn.anchors is anchors and stride is anchors.stride
+
+
+def test_kmeans_is_that_of_cluster() -> None:
+    x = torch.randn(100, 4, generator=seeded(8))
+    want = vecbank.cluster.kmeans(x, 6, init="random", iterations=7, tolerance=0.0, generator=seeded())
+    assert torch.equal(anchors.kmeans_centroids(x, 6, iterations=7, generator=seeded()), want.centroids)
 
 
 def test_stride() -> None:
@@ -261,8 +274,8 @@ def test_farthest_point_follows_the_definition() -> None:
 
 
 def test_farthest_point_covers_every_cluster() -> None:
-    centres = 100 * torch.eye(6)
-    x = (centres.repeat_interleave(30, 0) + torch.randn(180, 6)).requires_grad_()
+    centroids = 100 * torch.eye(6)
+    x = (centroids.repeat_interleave(30, 0) + torch.randn(180, 6)).requires_grad_()
     assert sorted((anchors.farthest_point(x, 6, generator=seeded()) // 30).tolist()) == list(range(6))
     ray = torch.tensor([[1.0, 0.0], [50.0, 0.1], [0.0, 1.0], [-3.0, 0.0]])
     assert anchors.farthest_point(ray, 3, metric="cosine", first=0).tolist() == [0, 3, 2]
@@ -272,22 +285,22 @@ def test_kmeans_finds_the_clusters() -> None:
     means = 20 * torch.randn(8, 6, generator=seeded(4))
     x = means.repeat_interleave(40, 0) + 0.1 * torch.randn(320, 6, generator=seeded(5))
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        centres = anchors.kmeans_centres(x.to(dtype), 8, iterations=50, generator=seeded())
-        assert centres.shape == (8, 6)
-        assert centres.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    # Every centre is the mean of what is nearest to it: the fixed point of Lloyd's iteration.
-    centres = anchors.kmeans_centres(x.double(), 8, iterations=50, generator=seeded())
-    codes = vecbank.nearest(x.double(), centres).indices
+        centroids = anchors.kmeans_centroids(x.to(dtype), 8, iterations=50, generator=seeded())
+        assert centroids.shape == (8, 6)
+        assert centroids.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    # Every centroid is the mean of what is nearest to it: the fixed point of Lloyd's iteration.
+    centroids = anchors.kmeans_centroids(x.double(), 8, iterations=50, generator=seeded())
+    codes = vecbank.nearest(x.double(), centroids).indices
     for code in codes.unique():
-        torch.testing.assert_close(centres[code], x.double()[codes == code].mean(0))
+        torch.testing.assert_close(centroids[code], x.double()[codes == code].mean(0))
 
 
 def test_kmeans_loses_no_code_and_does_not_get_worse() -> None:
     x = torch.cat([torch.zeros(200, 3), torch.randn(50, 3, generator=seeded(2)) + 5])
 
     def loss(iterations: int) -> float:
-        centres = anchors.kmeans_centres(x, 10, iterations=iterations, generator=seeded(0))
-        values, codes = vecbank.nearest(x, centres, "sqeuclidean")
+        centroids = anchors.kmeans_centroids(x, 10, iterations=iterations, generator=seeded(0))
+        values, codes = vecbank.nearest(x, centroids, "sqeuclidean")
         assert iterations == 0 or codes.unique().numel() == 10
         return values.sum().item()
 
@@ -297,8 +310,8 @@ def test_kmeans_loses_no_code_and_does_not_get_worse() -> None:
 
 def test_medoids_are_the_nearest_samples_of_their_clusters() -> None:
     x = torch.randn(200, 5, generator=seeded(6))
-    centres = anchors.kmeans_centres(x, 9, generator=seeded())
-    values, codes = vecbank.nearest(x, centres)
+    centroids = anchors.kmeans_centroids(x, 9, generator=seeded())
+    values, codes = vecbank.nearest(x, centroids)
     medoids = anchors.kmeans_medoids(x, 9, generator=seeded())
     assert codes[medoids].tolist() == codes.unique().tolist()
     for medoid in medoids:
@@ -308,24 +321,24 @@ def test_medoids_are_the_nearest_samples_of_their_clusters() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda x: anchors.random(x, 0), ValueError, "num.*1 to 10.*0"),
-        (lambda x: anchors.random(x, 11), ValueError, "num.*1 to 10.*11"),
+        (lambda x: anchors.random(x, 0), ValueError, "num must lie between 1 and 10 .*got 0"),
+        (lambda x: anchors.random(x, 11), ValueError, "num must lie between 1 and 10 .*got 11"),
         (lambda x: anchors.random(x, 2.0), TypeError, "num.*float"),
         (lambda x: anchors.random("abc", 1), TypeError, "samples.*str"),
-        (lambda x: anchors.stride(torch.tensor(3), 1), ValueError, "samples.*0-d"),
+        (lambda x: anchors.stride(torch.tensor(3), 1), ValueError, "samples must have shape .*without dimensions"),
         (lambda x: anchors.stride(x, 11), ValueError, "num"),
         (lambda x: anchors.stratified(x, 2), ValueError, r"labels.*\(10, 3\)"),
         (lambda x: anchors.stratified(x[:, 0], 2), TypeError, "labels.*float32"),
         (lambda x: anchors.stratified([1, 2], 2), TypeError, "labels.*list"),
-        (lambda x: anchors.stratified(torch.zeros(4, dtype=torch.int64), 5), ValueError, "num.*1 to 4"),
+        (lambda x: anchors.stratified(x[:, 0].long(), 11), ValueError, "num must lie between 1 and 10 .*labels"),
         (lambda x: anchors.farthest_point(x[0], 1), ValueError, r"samples.*\(3,\)"),
         (lambda x: anchors.farthest_point(x.long(), 1), TypeError, "samples.*int64"),
         (lambda x: anchors.farthest_point(x / 0, 1), ValueError, "samples.*finite"),
         (lambda x: anchors.farthest_point(x, 2, metric="dot"), ValueError, "metric.*'dot'"),
         (lambda x: anchors.farthest_point(x, 2, first=10), IndexError, "first.*10"),
-        (lambda x: anchors.kmeans_centres(x, 11), ValueError, "num"),
-        (lambda x: anchors.kmeans_centres(x, 2, iterations=-1), ValueError, "iterations.*-1"),
-        (lambda x: anchors.kmeans_medoids(x[:0], 1), ValueError, "num.*to 0"),
+        (lambda x: anchors.kmeans_centroids(x, 11), ValueError, "num"),
+        (lambda x: anchors.kmeans_centroids(x, 2, iterations=-1), ValueError, "iterations.*-1"),
+        (lambda x: anchors.kmeans_medoids(x[:0], 1), ValueError, "num must lie between 1 and 0 "),
     ],
 )
 def test_choosers_kind_errors(call: Callable[[Tensor], object], error: type[Exception], words: str) -> None:

@@ -15,12 +15,12 @@ from helpers import gauss, seeded
 from torch import Tensor
 
 import vecbank
-from vecbank import Bank, ProductCodec, codes, embedding
+from vecbank import Bank, ProductCodec, anchors, codes, embedding
 
 X, BOOK = gauss(20, 6, dtype=torch.float64), gauss(9, 6, dtype=torch.float64)
 CODES = torch.tensor([[0, 3], [8, -1], [2, 2]])
 BOOKS = torch.stack([BOOK, BOOK.flip(0)])
-PARTS = gauss(2, 5, 3, dtype=torch.float64)  # books of a product quantiser
+PARTS = gauss(2, 5, 3, dtype=torch.float64)  # codebooks of a product quantiser
 SPARSE = tuple(vecbank.sparse_encode(X, BOOK, None, 3))
 ROWS = embedding.quantize_rows(BOOK, 8)
 PRUNED = embedding.prune_rows(BOOK, BOOK[:, 0] > 0)
@@ -30,12 +30,12 @@ BITS = X > 0
 # A function of the library, and its arguments as tensors. The first has all public names, the others the modules'.
 CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "project": (vecbank.project, (X, BOOK), {"metric": "l2"}),
-    "topk": (vecbank.topk, (X, BOOK, 3), {"mask": torch.arange(9) > 2}),
+    "topk": (vecbank.topk, (X, BOOK, 3), {"allowed": torch.arange(9) > 2}),
     "topk padded": (vecbank.topk, (X, BOOK, 12), {"pad": True, "bias": BOOK[:, 0]}),
     "nearest": (vecbank.nearest, (X, BOOK), {}),
     "nearest, batched": (vecbank.nearest, (BOOKS, BOOKS), {}),
     "quantize": (vecbank.quantize, (X, BOOK), {}),
-    "quantize_train": (vecbank.quantize_train, (X, BOOK), {"mask": X[:, 0] > 0}),
+    "quantize_train": (vecbank.quantize_train, (X, BOOK), {"valid": X[:, 0] > 0}),
     "lookup": (vecbank.lookup, (CODES, BOOK), {"reduce": "mean"}),
     "lookup, weighted": (vecbank.lookup, (CODES, BOOK), {"weights": X[:3, :2].contiguous(), "reduce": "sum"}),
     "segment_sum": (vecbank.segment_sum, (X[:3], CODES, 9), {}),
@@ -44,7 +44,7 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "residual_quantize": (vecbank.residual_quantize, (X, BOOKS), {}),
     "residual_quantize, a list": (vecbank.residual_quantize, (X, [BOOK, BOOK[:4]]), {"beam": 2}),
     "residual_lookup": (vecbank.residual_lookup, (CODES, [BOOK, BOOK]), {}),
-    "sparse_encode": (vecbank.sparse_encode, (X, BOOK, BOOK[:, 0], 3), {"mask": torch.arange(9) > 1}),
+    "sparse_encode": (vecbank.sparse_encode, (X, BOOK, BOOK[:, 0], 3), {"allowed": torch.arange(9) > 1}),
     "sparse_encode, scored": (
         vecbank.sparse_encode,
         (X[:3], BOOK, None, CODES[:, 0].clamp(1, 4)),
@@ -60,6 +60,12 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "pq_tables": (vecbank.pq_tables, (X, PARTS), {"metric": "dot"}),
     "pq_symmetric_tables": (vecbank.pq_symmetric_tables, (CODES.clamp_max(4), PARTS), {}),
     "pq_scores": (vecbank.pq_scores, (vecbank.pq_tables(X, PARTS), CODES.clamp_max(4)), {}),
+    "anchors.random": (anchors.random, (X, 3), {"generator": 0}),
+    "anchors.stride": (anchors.stride, (X, 3), {}),
+    "anchors.stratified": (anchors.stratified, (torch.arange(20) % 3, 7), {"generator": 0}),
+    "anchors.farthest_point": (anchors.farthest_point, (X, 4), {"first": 0}),
+    "anchors.kmeans_centroids": (anchors.kmeans_centroids, (X, 3), {"generator": 0}),
+    "anchors.kmeans_medoids": (anchors.kmeans_medoids, (X, 3), {"generator": 0}),
     "codes.pack_bits": (codes.pack_bits, (CODES.clamp_min(0), 4), {}),
     "codes.pack_bits of bools": (codes.pack_bits, (BITS,), {}),
     "codes.unpack_bits": (codes.unpack_bits, (codes.pack_bits(BITS), 6), {}),
@@ -159,10 +165,9 @@ def assert_arrays(got: Any, want: Any) -> None:
 
 def test_every_public_function_is_here() -> None:
     named = {name.partition(",")[0].partition(" ")[0] for name in CALLS}
-    for module, prefix in ((vecbank, ""), (codes, "codes."), (embedding, "embedding.")):
-        for name, function in inspect.getmembers(module, inspect.isfunction):
-            own = function.__module__ == module.__name__ if prefix else name in vecbank.__all__
-            if own and not name.startswith("_") and name not in ("check", "packed_bytes", "stored_bytes", "pq_train"):
+    for module, prefix in ((vecbank, ""), (anchors, "anchors."), (codes, "codes."), (embedding, "embedding.")):
+        for name, _ in inspect.getmembers(module, inspect.isfunction):
+            if name in module.__all__ and name not in ("check", "packed_bytes", "stored_bytes", "pq_train"):
                 assert prefix + name in named, name
 
 
@@ -243,8 +248,8 @@ def test_update_takes_arrays() -> None:
 def test_a_codec_goes_with_either_kind() -> None:
     x = X.numpy()
     codec = vecbank.pq_train(x, 2, 2, rotation=True, generator=0)
-    assert isinstance(codec.books, Tensor) and isinstance(codec.rotation, Tensor)
-    made = ProductCodec(codec.books.numpy(), np.int64(6), codec.rotation.numpy())
+    assert isinstance(codec.codebooks, Tensor) and isinstance(codec.rotation, Tensor)
+    made = ProductCodec(codec.codebooks.numpy(), np.int64(6), codec.rotation.numpy())
     for packed in (False, True):
         found = codec.encode(X, packed=packed)
         for one in (codec, made):
@@ -333,7 +338,7 @@ def test_integers_of_any_kind(name: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    return (value.books,) if isinstance(value, ProductCodec) else value
+    return (value.codebooks,) if isinstance(value, ProductCodec) else value
 
 
 def test_an_array_of_one_number_is_no_number() -> None:
@@ -350,8 +355,8 @@ def test_numbers_of_numpy_leave_the_gradient_alone() -> None:
 
 def test_a_seed_is_a_generator() -> None:
     for call in (
-        lambda g: vecbank.kmeans(X, 3, generator=g).centres,
-        lambda g: vecbank.pq_train(X, 2, 2, generator=g).books,
+        lambda g: vecbank.kmeans(X, 3, generator=g).centroids,
+        lambda g: vecbank.pq_train(X, 2, 2, generator=g).codebooks,
         lambda g: codes.bernoulli_quantize(X.sigmoid(), g).codes,
     ):
         assert torch.equal(call(5), call(seeded(5))) and torch.equal(call(np.int64(5)), call(seeded(5)))
@@ -386,7 +391,7 @@ def test_compressed_embeddings_take_narrow_ids() -> None:
 
 def test_functions_keep_their_names_and_signatures() -> None:
     parameters = inspect.signature(vecbank.topk).parameters
-    assert list(parameters)[:5] == ["x", "bank", "k", "metric", "mask"]
+    assert list(parameters)[:5] == ["x", "bank", "k", "metric", "allowed"]
     assert (vecbank.topk.__name__, vecbank.topk.__module__) == ("topk", "vecbank.functional")
     assert pickle.loads(pickle.dumps(vecbank.topk)) is vecbank.topk
     assert list(inspect.signature(Bank).parameters) == ["vectors", "metric", "learnable", "bias"]

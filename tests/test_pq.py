@@ -14,18 +14,10 @@ from second_opinions import product_quantize_by_parts
 from torch import Tensor
 
 import vecbank
-from vecbank import reference
-from vecbank.kmeans import kmeans
+from vecbank import pq, reference
+from vecbank.cluster import kmeans
 from vecbank.nn.product_quantizer import ProductQuantizer
-from vecbank.pq import (
-    ProductCodec,
-    pq_decode,
-    pq_encode,
-    pq_scores,
-    pq_symmetric_tables,
-    pq_tables,
-    pq_train,
-)
+from vecbank.pq import ProductCodec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,60 +35,60 @@ def error(codec: ProductCodec, x: Tensor) -> float:
 @pytest.mark.parametrize(("d", "m"), [(12, 3), (12, 12), (12, 1), (13, 4), (9, 8), (16, 5)])
 def test_encode_is_nearest_in_each_part(d: int, m: int) -> None:
     w = (d + m - 1) // m
-    x, books = gauss(70, d), gauss(m, 9, w, seed=1)
-    codes = pq_encode(x.view(7, 10, d), books)
+    x, codebooks = gauss(70, d), gauss(m, 9, w, seed=1)
+    codes = pq.encode(x.view(7, 10, d), codebooks)
     assert codes.shape == (7, 10, m)
     full = torch.nn.functional.pad(x, (0, m * w - d)).double().view(70, m, w)
-    want = torch.stack([torch.cdist(full[:, i], books[i].double()).argmin(1) for i in range(m)], 1)
+    want = torch.stack([torch.cdist(full[:, i], codebooks[i].double()).argmin(1) for i in range(m)], 1)
     assert torch.equal(codes.view(70, m), want)
-    decoded = pq_decode(codes, books, width=d)
+    decoded = pq.decode(codes, codebooks, width=d)
     assert decoded.shape == (7, 10, d)
-    assert torch.equal(decoded.view(70, d), books[torch.arange(m), want].flatten(1)[:, :d])
+    assert torch.equal(decoded.view(70, d), codebooks[torch.arange(m), want].flatten(1)[:, :d])
 
 
 @pytest.mark.parametrize("metric", ["sqeuclidean", "dot"])
 @pytest.mark.parametrize("turned", [False, True])
 def test_tables_give_the_distances_to_what_codes_stand_for(metric: str, turned: bool) -> None:
-    x, queries, books = (
+    x, queries, codebooks = (
         gauss(50, 12, dtype=torch.float64),
         gauss(8, 12, dtype=torch.float64, seed=2),
         gauss(3, 16, 4, dtype=torch.float64, seed=1),
     )
     rotation = torch.linalg.qr(gauss(12, 12, dtype=torch.float64)).Q if turned else None
-    codec = ProductCodec(books, 12, rotation)
+    codec = ProductCodec(codebooks, 12, rotation)
     codes = codec.encode(x)
     score = {"sqeuclidean": lambda a, b: torch.cdist(a, b).square(), "dot": lambda a, b: a @ b.T}[metric]
-    got = pq_scores(codec.tables(queries, metric), codes)
+    got = pq.scores(codec.tables(queries, metric), codes)
     torch.testing.assert_close(got, score(queries, codec.decode(codes)))
     asked = codec.encode(queries)
-    got = pq_scores(codec.symmetric_tables(asked, metric), codes)
+    got = pq.scores(codec.symmetric_tables(asked, metric), codes)
     torch.testing.assert_close(got, score(codec.decode(asked), codec.decode(codes)))
 
 
 def test_a_part_without_a_valid_row_scores_nothing() -> None:
-    books = gauss(2, 4, 3)
-    codes = pq_encode(torch.tensor([[torch.nan] * 3 + [0.5] * 3, [0.5] * 6]), books)
+    codebooks = gauss(2, 4, 3)
+    codes = pq.encode(torch.tensor([[torch.nan] * 3 + [0.5] * 3, [0.5] * 6]), codebooks)
     assert codes[0, 0] == -1 and (codes[1] >= 0).all()
-    table = pq_symmetric_tables(codes, books)
+    table = pq.symmetric_tables(codes, codebooks)
     assert table[0, 0].isnan().all() and table[0, 1].isfinite().all() and table[1].isfinite().all()
-    scores = pq_scores(pq_tables(gauss(3, 6, seed=1), books), codes)
+    scores = pq.scores(pq.tables(gauss(3, 6, seed=1), codebooks), codes)
     assert scores[:, 0].isnan().all() and scores[:, 1].isfinite().all()
 
 
 def test_decode_gradient_reaches_the_books() -> None:
-    books = gauss(3, 5, 4, dtype=torch.float64).requires_grad_()
+    codebooks = gauss(3, 5, 4, dtype=torch.float64).requires_grad_()
     codes = torch.randint(0, 5, (20, 3), generator=seeded())
     probe = gauss(20, 12, dtype=torch.float64)
-    (pq_decode(codes, books) * probe).sum().backward()
+    (pq.decode(codes, codebooks) * probe).sum().backward()
     one_hot = torch.nn.functional.one_hot(codes, 5).double()
-    torch.testing.assert_close(books.grad, torch.einsum("nmk,nmw->mkw", one_hot, probe.view(20, 3, 4)))
+    torch.testing.assert_close(codebooks.grad, torch.einsum("nmk,nmw->mkw", one_hot, probe.view(20, 3, 4)))
 
 
 @pytest.mark.parametrize("bits", [1, 4, 5, 8])
 def test_codec_packs_exactly(bits: int) -> None:
     x = uneven(600, 10)
-    codec = pq_train(x, 4, bits, iterations=3, generator=seeded())
-    assert codec.books.shape == (4, 1 << bits, 3) and codec.bits == bits
+    codec = pq.train(x, 4, bits, iterations=3, generator=seeded())
+    assert codec.codebooks.shape == (4, 1 << bits, 3) and codec.bits == bits
     codes, packed = codec.encode(x), codec.encode(x, packed=True)
     assert packed.shape == (600, codec.bytes_per_vector) and codec.bytes_per_vector == (4 * bits + 7) // 8
     assert torch.equal(codec.decode(packed), codec.decode(codes))
@@ -104,13 +96,13 @@ def test_codec_packs_exactly(bits: int) -> None:
 
 
 def test_sixteen_bits() -> None:
-    books = gauss(2, 1 << 16, 3)
-    codec = ProductCodec(books, 6)
+    codebooks = gauss(2, 1 << 16, 3)
+    codec = ProductCodec(codebooks, 6)
     x = gauss(40, 6, seed=1)
     codes = codec.encode(x)
     assert codec.bits == 16 and codec.bytes_per_vector == 4
     assert torch.equal(codec.codes(codec.encode(x, packed=True)), codes)
-    assert torch.equal(codes[:, 0], torch.cdist(x[:, :3].double(), books[0].double()).argmin(1))
+    assert torch.equal(codes[:, 0], torch.cdist(x[:, :3].double(), codebooks[0].double()).argmin(1))
 
 
 def test_training_is_repeatable_for_any_thread_count() -> None:
@@ -118,26 +110,26 @@ def test_training_is_repeatable_for_any_thread_count() -> None:
     found = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        found.append(pq_train(x, 3, 5, generator=seeded()).books)
+        found.append(pq.train(x, 3, 5, generator=seeded()).codebooks)
     assert torch.equal(found[0], found[1])
-    turned = [pq_train(x, 3, 5, rotation=True, rotations=3, generator=seeded()) for _ in range(2)]
-    assert torch.equal(turned[0].books, turned[1].books)
-    assert not torch.equal(pq_train(x, 3, 5, generator=seeded(1)).books, found[0])
+    turned = [pq.train(x, 3, 5, rotation=True, rotations=3, generator=seeded()) for _ in range(2)]
+    assert torch.equal(turned[0].codebooks, turned[1].codebooks)
+    assert not torch.equal(pq.train(x, 3, 5, generator=seeded(1)).codebooks, found[0])
 
 
 def test_training_on_a_sample() -> None:
     x = uneven(3000, 8)
-    few = pq_train(x, 2, 4, samples_per_code=20, generator=seeded())
-    assert error(few, x) < 1.3 * error(pq_train(x, 2, 4, generator=seeded()), x)
+    few = pq.train(x, 2, 4, samples_per_code=20, generator=seeded())
+    assert error(few, x) < 1.3 * error(pq.train(x, 2, 4, generator=seeded()), x)
 
 
 def test_rotation_is_orthogonal_and_pays() -> None:
     x = uneven(2000, 16)
-    plain = pq_train(x, 4, 4, generator=seeded())
-    turned = pq_train(x, 4, 4, rotation=True, generator=seeded())
+    plain = pq.train(x, 4, 4, generator=seeded())
+    turned = pq.train(x, 4, 4, rotation=True, generator=seeded())
     assert turned.rotation is not None
     torch.testing.assert_close(turned.rotation @ turned.rotation.T, torch.eye(16), rtol=0, atol=1e-5)
-    start = pq_train(x, 4, 4, rotation=True, rotations=0, generator=seeded())
+    start = pq.train(x, 4, 4, rotation=True, rotations=0, generator=seeded())
     assert error(turned, x) < error(start, x) < 0.7 * error(plain, x)
 
 
@@ -145,8 +137,8 @@ def test_rotation_never_hurts() -> None:
     """Neighbouring pixels belong together: turning them apart at the start would lose that."""
     datasets = pytest.importorskip("sklearn.datasets")
     x = torch.from_numpy(datasets.load_digits().data).float()
-    plain = pq_train(x, 8, 4, generator=seeded())
-    assert error(pq_train(x, 8, 4, rotation=True, rotations=8, generator=seeded()), x) < error(plain, x)
+    plain = pq.train(x, 8, 4, generator=seeded())
+    assert error(pq.train(x, 8, 4, rotation=True, rotations=8, generator=seeded()), x) < error(plain, x)
 
 
 def test_quality_and_bytes_next_to_faiss() -> None:
@@ -157,10 +149,10 @@ def test_quality_and_bytes_next_to_faiss() -> None:
         peer.train(x.numpy())
         decoded = torch.from_numpy(peer.decode(peer.compute_codes(x.numpy())))
         theirs = float((decoded - x).square().sum(1).mean())
-        assert error(pq_train(x, 4, bits, generator=seeded()), x) < 1.02 * theirs
-        # the peer's books in ours: the same codes in the same bytes
-        books = torch.from_numpy(faiss.vector_to_array(peer.centroids)).view(4, 1 << bits, 4)
-        packed = ProductCodec(books, 16).encode(x, packed=True)
+        assert error(pq.train(x, 4, bits, generator=seeded()), x) < 1.02 * theirs
+        # the peer's codebooks in ours: the same codes in the same bytes
+        codebooks = torch.from_numpy(faiss.vector_to_array(peer.centroids)).view(4, 1 << bits, 4)
+        packed = ProductCodec(codebooks, 16).encode(x, packed=True)
         assert (packed == torch.from_numpy(peer.compute_codes(x.numpy()))).all(1).float().mean() > 0.999
     rotation = faiss.OPQMatrix(16, 4)
     rotation.pq, rotation.niter = peer, 20  # as many turns as ours takes
@@ -168,20 +160,20 @@ def test_quality_and_bytes_next_to_faiss() -> None:
     turned = rotation.apply(x.numpy())
     peer.train(turned)
     theirs = float(((peer.decode(peer.compute_codes(turned)) - turned) ** 2).sum(1).mean())
-    assert error(pq_train(x, 4, 5, rotation=True, generator=seeded()), x) < 1.02 * theirs
+    assert error(pq.train(x, 4, 5, rotation=True, generator=seeded()), x) < 1.02 * theirs
 
 
 def test_product_and_residual_forms_on_digits() -> None:
     """Mean squared error per vector, in the units of the table of published systems (McQuic's two forms)."""
     datasets = pytest.importorskip("sklearn.datasets")
     x = torch.from_numpy(datasets.load_digits().data)
-    product = pq_train(x, 4, 4, generator=seeded())
+    product = pq.train(x, 4, 4, generator=seeded())
     assert error(product, x) / 64 < 10.0
-    rest, errors = x.clone(), []
+    residual, errors = x.clone(), []
     for _ in range(4):
-        book = kmeans(rest, 16, generator=seeded()).centres
-        rest = rest - vecbank.quantize(rest, book).quantized
-        errors.append(float(rest.square().mean()))
+        codebook = kmeans(residual, 16, generator=seeded()).centroids
+        residual = residual - vecbank.quantize(residual, codebook).quantized
+        errors.append(float(residual.square().mean()))
     assert errors == sorted(errors, reverse=True)
 
 
@@ -193,7 +185,7 @@ def test_module_is_product_quantisation_with_straight_through(decay: float | Non
     module = ProductQuantizer(12, 3, 16, decay=decay, generator=seeded()).double().eval()
     x = gauss(5, 8, 12, dtype=torch.float64).requires_grad_()
     out = module(x)
-    assert torch.equal(out.codes, pq_encode(x.detach(), module.books.detach()))
+    assert torch.equal(out.codes, pq.encode(x.detach(), module.codebooks.detach()))
     assert torch.equal(out.quantized, module.decode(out.codes)) and torch.equal(module.encode(x.detach()), out.codes)
     want = (out.quantized.detach() - x.detach()).square().mean()
     torch.testing.assert_close(out.loss, want.expand_as(out.loss) * (1 if decay else 2), check_dtype=False)
@@ -206,16 +198,16 @@ def test_module_learns_by_averages_as_by_hand() -> None:
     module = ProductQuantizer(6, 2, 4, decay=0.8, generator=seeded()).double()
     sizes, sums = module.sizes.clone(), module.sums.clone()
     for i in range(3):
-        x, books = gauss(30, 6, dtype=torch.float64, seed=i), module.books.clone()
+        x, codebooks = gauss(30, 6, dtype=torch.float64, seed=i), module.codebooks.clone()
         codes = module(x).codes
-        assert torch.equal(codes, pq_encode(x, books))
+        assert torch.equal(codes, pq.encode(x, codebooks))
         for p in range(2):
             one_hot = torch.nn.functional.one_hot(codes[:, p], 4).double()
             sizes[p] = 0.8 * sizes[p] + 0.2 * one_hot.sum(0)
             sums[p] = 0.8 * sums[p] + 0.2 * one_hot.T @ x[:, 3 * p : 3 * p + 3]
         total = sizes.sum(1, keepdim=True)
         smooth = (sizes + 1e-5) / (total + 4e-5) * total
-        torch.testing.assert_close(module.books, sums / smooth.unsqueeze(-1))
+        torch.testing.assert_close(module.codebooks, sums / smooth.unsqueeze(-1))
 
 
 @pytest.mark.parametrize("decay", [0.9, None])
@@ -257,24 +249,24 @@ def test_module_compiles_whole() -> None:
     for i in range(3):
         x = gauss(20, 8, seed=i)
         torch.testing.assert_close(tuple(plain(x)), tuple(whole(x)))
-    torch.testing.assert_close(plain.books, other.books)
+    torch.testing.assert_close(plain.codebooks, other.codebooks)
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x, b: pq_train(x, 0), ValueError, "parts must lie between 1 and 12"),
-        (lambda x, b: pq_train(x, 3, 17), ValueError, "bits must lie between 1 and 16"),
-        (lambda x, b: pq_train(x, 3, 8), ValueError, "x must have at least 2\\^bits = 256 rows"),
-        (lambda x, b: pq_train(x.long(), 3, 2), TypeError, "x must be float32"),
-        (lambda x, b: pq_encode(x[:, :8], b), ValueError, "x must have 10 to 12 columns"),
-        (lambda x, b: pq_encode(x, b[0]), ValueError, "books must have shape"),
-        (lambda x, b: pq_encode(x, b, torch.eye(3)), ValueError, "rotation must have shape"),
-        (lambda x, b: pq_decode(torch.zeros(2, 4).long(), b), ValueError, "codes must have shape"),
-        (lambda x, b: pq_decode(torch.full((2, 3), 9), b), IndexError, "codes must lie between"),
-        (lambda x, b: pq_tables(x, b, "cosine"), ValueError, "metric must be one of"),
+        (lambda x, b: pq.train(x, 0), ValueError, "parts must lie between 1 and 12"),
+        (lambda x, b: pq.train(x, 3, 17), ValueError, "bits must lie between 1 and 16"),
+        (lambda x, b: pq.train(x, 3, 8), ValueError, "x must have at least 2\\^bits = 256 rows"),
+        (lambda x, b: pq.train(x.long(), 3, 2), TypeError, "x must be float32"),
+        (lambda x, b: pq.encode(x[:, :8], b), ValueError, "x must have 10 to 12 columns"),
+        (lambda x, b: pq.encode(x, b[0]), ValueError, "codebooks must have shape"),
+        (lambda x, b: pq.encode(x, b, torch.eye(3)), ValueError, "rotation must have shape"),
+        (lambda x, b: pq.decode(torch.zeros(2, 4).long(), b), ValueError, "codes must have shape"),
+        (lambda x, b: pq.decode(torch.full((2, 3), 9), b), IndexError, "codes must lie between"),
+        (lambda x, b: pq.tables(x, b, "cosine"), ValueError, "metric must be one of"),
         (
-            lambda x, b: pq_symmetric_tables(torch.zeros(2, 3).long(), b, "l2"),
+            lambda x, b: pq.symmetric_tables(torch.zeros(2, 3).long(), b, "l2"),
             ValueError,
             "metric must be one of",
         ),
@@ -282,9 +274,9 @@ def test_module_compiles_whole() -> None:
         (lambda x, b: ProductQuantizer(12, 3, decay=1.0), ValueError, "decay must lie in"),
         (lambda x, b: ProductQuantizer(12, 3)(x[:, :5]), ValueError, "x must have shape"),
         (lambda x, b: ProductQuantizer(12, 3, 9).fit_(x), ValueError, "fit_ needs a power of two"),
-        (lambda x, b: pq_scores(pq_tables(x, b), torch.zeros(2, 4).long()), ValueError, "need tables"),
-        (lambda x, b: pq_scores(pq_tables(x, b), torch.full((2, 3), 9)), IndexError, "codes must lie between"),
-        (lambda x, b: pq_symmetric_tables(torch.zeros(2, 4).long(), b), ValueError, "codes must have shape"),
+        (lambda x, b: pq.scores(pq.tables(x, b), torch.zeros(2, 4).long()), ValueError, "need tables"),
+        (lambda x, b: pq.scores(pq.tables(x, b), torch.full((2, 3), 9)), IndexError, "codes must lie between"),
+        (lambda x, b: pq.symmetric_tables(torch.zeros(2, 4).long(), b), ValueError, "codes must have shape"),
     ],
 )
 def test_refuses_by_name(call: Callable[..., Any], error: type[Exception], message: str) -> None:
@@ -297,25 +289,25 @@ def test_refuses_by_name(call: Callable[..., Any], error: type[Exception], messa
 def test_every_part_is_a_nearest_search(dtype: torch.dtype, threads: int) -> None:
     """Over several blocks of rows, ties and NaN included, and from a view with gaps between its rows."""
     torch.set_num_threads(threads)
-    books = gauss(5, 37, 3).to(torch.float64 if dtype == torch.float64 else torch.float32)
-    books[:, 20] = books[:, 4]
+    codebooks = gauss(5, 37, 3).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    codebooks[:, 20] = codebooks[:, 4]
     x = gauss(2100, 30).to(dtype)[:, 6:21]
     x[7, 4] = torch.nan
-    codes = pq_encode(x, books)
-    for part, book in enumerate(books):
-        want = reference.nearest(x[:, 3 * part : 3 * part + 3].contiguous(), book, "sqeuclidean").indices
+    codes = pq.encode(x, codebooks)
+    for part, codebook in enumerate(codebooks):
+        want = reference.nearest(x[:, 3 * part : 3 * part + 3].contiguous(), codebook, "sqeuclidean").indices
         assert torch.equal(codes[:, part], want)
-    assert torch.equal(codes, product_quantize_by_parts(x, books, None))
+    assert torch.equal(codes, product_quantize_by_parts(x, codebooks, None))
     assert codes[7, 1] == -1
     with pytest.raises(RuntimeError, match="pack does not belong"):
-        torch.ops.vecbank.product_quantize(x, books, torch.ops.vecbank.pack(books[:, 1:], 3))
+        torch.ops.vecbank.product_quantize(x, codebooks, torch.ops.vecbank.pack(codebooks[:, 1:], 3))
     with pytest.raises(TypeError, match="dtype"):
-        pq_encode(x.double() if x.dtype != torch.float64 else x.float(), books)
+        pq.encode(x.double() if x.dtype != torch.float64 else x.float(), codebooks)
 
 
 def test_a_codec_is_saved_and_moved() -> None:
     x = gauss(64, 6)
-    codec = pq_train(x, 3, 4, rotation=True, rotations=2, generator=seeded())
+    codec = pq.train(x, 3, 4, rotation=True, rotations=2, generator=seeded())
     file = io.BytesIO()
     torch.save(codec, file)
     file.seek(0)
@@ -333,20 +325,20 @@ def test_rotated_codes_depend_on_no_batch_and_no_processor(dtype: torch.dtype, t
     rotation = torch.linalg.qr(gauss(40, 40, seed=1)).Q
     x = (gauss(200, 40) / 30 + 3).to(dtype)  # sums that cancel: float32 gets few of their digits right
     y = (x.double() @ rotation.double()).float()
-    books = torch.stack([y[::8, 8 * i : 8 * i + 8] + 1e-4 * gauss(25, 8, seed=i) for i in range(5)])
-    books = torch.cat(
-        [books, 2 * y[::8].view(25, 5, 8).transpose(0, 1) - books], 1
+    codebooks = torch.stack([y[::8, 8 * i : 8 * i + 8] + 1e-4 * gauss(25, 8, seed=i) for i in range(5)])
+    codebooks = torch.cat(
+        [codebooks, 2 * y[::8].view(25, 5, 8).transpose(0, 1) - codebooks], 1
     )  # two rows as far away as can be told
-    books, turn, x = books.to(device), rotation.to(device), x.to(device)
-    codes = pq_encode(x, books, turn)
-    decoded = pq_decode(codes, books, turn)
-    each = torch.cat([pq_encode(row, books, turn) for row in x.split(1)])
+    codebooks, turn, x = codebooks.to(device), rotation.to(device), x.to(device)
+    codes = pq.encode(x, codebooks, turn)
+    decoded = pq.decode(codes, codebooks, turn)
+    each = torch.cat([pq.encode(row, codebooks, turn) for row in x.split(1)])
     assert torch.equal(each, codes)
-    assert torch.equal(codes.cpu(), pq_encode(y, books.cpu()))
-    rows = pq_decode(codes, books).double().cpu()
+    assert torch.equal(codes.cpu(), pq.encode(y, codebooks.cpu()))
+    rows = pq.decode(codes, codebooks).double().cpu()
     torch.testing.assert_close(decoded.cpu(), (rows @ rotation.double().T).float())
     module = ProductQuantizer(40, 5, 50, rotation=True).to(device).eval()
-    module.books.copy_(books)
+    module.codebooks.copy_(codebooks)
     module.rotation.copy_(turn)  # type: ignore[union-attr]
     found = module(x)
     assert torch.equal(found.codes, codes)
@@ -356,10 +348,10 @@ def test_rotated_codes_depend_on_no_batch_and_no_processor(dtype: torch.dtype, t
 
 
 def test_tables_of_an_empty_batch() -> None:
-    books = gauss(4, 16, 2)
-    codec = vecbank.ProductCodec(books, 8)
+    codebooks = gauss(4, 16, 2)
+    codec = vecbank.ProductCodec(codebooks, 8)
     for x in (gauss(0, 8), gauss(2, 0, 8)):
-        assert vecbank.pq_tables(x, books).shape == codec.tables(x).shape == (*x.shape[:-1], 4, 16)
+        assert pq.tables(x, codebooks).shape == codec.tables(x).shape == (*x.shape[:-1], 4, 16)
 
 
 def test_a_codec_gives_its_codes_as_int64() -> None:

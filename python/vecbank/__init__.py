@@ -16,14 +16,20 @@ has namespaces:
 
 from . import _cuda as _cuda
 from . import _ops as _ops  # loads the extension and registers torch.ops.vecbank
-from . import codes, embedding, nn, pq, reference, residual, results, sparse
+from . import anchors, cluster, codes, embedding, nn, pq, reference, residual, results, sparse
 from ._cuda import check
 from ._ops import METRICS
 from ._version import __version__
 from .bank import Bank
+from .cluster import kmeans
 from .functional import lookup, nearest, project, quantize, quantize_train, segment_sum, topk
-from .kmeans import kmeans
-from .pq import ProductCodec, pq_decode, pq_encode, pq_scores, pq_symmetric_tables, pq_tables, pq_train
+from .pq import ProductCodec
+from .pq import decode as pq_decode
+from .pq import encode as pq_encode
+from .pq import scores as pq_scores
+from .pq import symmetric_tables as pq_symmetric_tables
+from .pq import tables as pq_tables
+from .pq import train as pq_train
 from .residual import lookup as residual_lookup
 from .residual import quantize as residual_quantize
 from .results import Fired, KMeans, Nearest, Quantized, QuantizeTrain, ResidualQuantized, TopK
@@ -46,7 +52,9 @@ __all__ = [
     "ResidualQuantized",
     "TopK",
     "__version__",
+    "anchors",
     "check",
+    "cluster",
     "codes",
     "embedding",
     "firing_counts",

@@ -6,6 +6,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -15,9 +16,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @torch.compiler.assume_constant_result
 def warn(message: str, category: type[Warning] = FutureWarning) -> None:
-    """A warning at the line outside of this package that led here (under a compiler, when that traces it)."""
+    """A warning at the line outside of this package and of torch that led here (when a compiler traces it)."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == __package__:
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in (__package__, "torch"):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
 
@@ -45,8 +46,9 @@ def renamed(**names: str) -> Callable[[F], F]:
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if kwargs:
-                kwargs = new_keywords(called, kwargs, names)
+            for old in names:
+                if old in kwargs:
+                    kwargs = new_keywords(called, kwargs, names)
             return function(*args, **kwargs)
 
         return cast(F, call)
@@ -61,7 +63,11 @@ def old_attribute(old: str, new: str) -> Any:
         warn(f"{type(self).__name__}.{old} is now {new}; the old name goes with the next release")
         return getattr(self, new)
 
-    return property(get, doc=f"The old name of `{new}`.")
+    def put(self: object, value: Any) -> None:
+        warn(f"{type(self).__name__}.{old} is now {new}; the old name goes with the next release")
+        setattr(self, new, value)
+
+    return property(get, put, doc=f"The old name of `{new}`.")
 
 
 def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
@@ -75,3 +81,20 @@ def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(sys.modules[module], new)
 
     return get
+
+
+def old_module(old: str, new: str) -> None:
+    """Imports from the old place of a module find what the module `new` has, where a package has another use for the
+    name: no attribute is set.
+    """
+
+    def get(name: str) -> Any:
+        if name.startswith("__"):  # what the import system asks
+            raise AttributeError(f"module {old!r} has no attribute {name!r}")
+        value = getattr(sys.modules[new], name)
+        warn(f"{old} is now {new}; the old name goes with the next release")
+        return value
+
+    module = ModuleType(old, f"The old place of `{new}`.")
+    module.__getattr__ = get  # type: ignore[method-assign]
+    sys.modules[old] = module

@@ -53,8 +53,10 @@ def entry_point(function: Any = None, /, **renamed: str) -> Any:
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
-        if kwargs and renamed:
-            kwargs = new_keywords(name, kwargs, renamed)
+        if kwargs:
+            for old in renamed:
+                if old in kwargs:
+                    kwargs = new_keywords(name, kwargs, renamed)
         for value in args:
             if type(value) in _ARRAYS:
                 return _with_arrays(called, signature.bind(*args, **kwargs))

@@ -11,7 +11,7 @@ _INTERVAL = 0.1  # seconds between two drawings
 
 
 class Progress:
-    """``with Progress(title, total, enabled) as bar: bar.step("note")`` redraws one line and leaves the
+    """`with Progress(title, total, enabled) as bar: bar.step("note")` redraws one line and leaves the
     last.
     """
 
@@ -24,7 +24,7 @@ class Progress:
         return self
 
     def step(self, note: str = "", *, count: int = 1) -> None:
-        """``count`` more steps are done; ``note`` says how it stands."""
+        """`count` more steps are done; `note` says how it stands."""
         self._done = min(self._done + count, self._total)
         now = time.monotonic()
         if not self._enabled or (self._done < self._total and now - self._drawn < _INTERVAL):

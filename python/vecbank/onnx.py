@@ -1,10 +1,10 @@
 """ONNX: modules in evaluation, and functions of the verbs, with every op of vecbank written out in plain torch.
 
-`export` is all that most need; it wants the packages ``onnx`` and ``onnxscript``. `decomposed` stops one step before: a
+`export` is all that most need; it wants the packages `onnx` and `onnxscript`. `decomposed` stops one step before: a
 program of torch's own ops, for any other consumer of exported programs.
 
-ONNX has no certificate of a search. A nearest row is the best of a float64 product: ``x b'`` for "dot" and "cosine",
-``|b|^2 - 2 x b'`` for Euclidean distances; or of the sums of differences themselves for "l1". Equal scores go to the
+ONNX has no certificate of a search. A nearest row is the best of a float64 product: `x b'` for "dot" and "cosine",
+`|b|^2 - 2 x b'` for Euclidean distances; or of the sums of differences themselves for "l1". Equal scores go to the
 lower index, by ONNX's rule (`torch.topk` has none). Where two scores lie within float64 rounding of each other (about
 1e-15 of those terms), the code may be another than vecbank's.
 The values returned are scored again from the chosen pairs and rounded once; sums may differ in their last bits, and
@@ -39,7 +39,7 @@ def export(
         args: example inputs.
         f: file to write; None writes none.
         dynamic_shapes: which sizes may change, as of `torch.export.export`.
-        options: further keywords of `torch.onnx.export` (``input_names``, ``opset_version``, ...).
+        options: further keywords of `torch.onnx.export` (`input_names`, `opset_version`, ...).
 
     Returns:
         torch.onnx.ONNXProgram: may be saved, called and looked into.

@@ -23,6 +23,17 @@ from torch import Tensor
 
 from .results import Nearest, Quantized, QuantizeTrain, ResidualQuantized, TopK
 
+__all__ = [
+    "lookup",
+    "nearest",
+    "project",
+    "quantize",
+    "quantize_train",
+    "residual_quantize",
+    "segment_sum",
+    "topk",
+]
+
 EPS = 1e-8  # a norm below this counts as this
 SIMILARITIES = ("dot", "cosine")
 DISTANCES = ("l2", "sqeuclidean", "l1")
@@ -32,7 +43,13 @@ _BLOCK = 1 << 17  # elements held per lane step: small enough to stay in cache
 
 
 def project(x: Tensor, bank: Tensor, metric: str = "cosine", *, out_dtype: torch.dtype | None = None) -> Tensor:
-    """Score of every query against every row of the bank, `(..., M)`. Differentiable by plain autograd."""
+    """Score of every query against every row of the bank, `(..., M)`. Differentiable by plain autograd.
+
+    Example:
+        >>> import torch, vecbank
+        >>> vecbank.reference.project(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), "l2").tolist()
+        [[5.0]]
+    """
     ranks = _scores(x, bank, metric)
     return _round(_finish(ranks, metric), out_dtype or x.dtype)
 
@@ -45,7 +62,13 @@ def topk(
     allowed: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> TopK:
-    """The best `k` rows of the bank for every query, best first; `bias` `(M,)` adds to the scores."""
+    """The best `k` rows of the bank for every query, best first; `bias` `(M,)` adds to the scores.
+
+    Example:
+        >>> import torch, vecbank
+        >>> vecbank.reference.topk(torch.tensor([[1.0]]), torch.tensor([[2.0], [3.0], [1.0]]), 2).indices.tolist()
+        [[1, 0]]
+    """
     m = bank.shape[-2]
     if not 1 <= k <= m:
         raise ValueError(f"topk: k must be between 1 and the bank's {m} rows, got k = {k}")
@@ -57,20 +80,38 @@ def topk(
 
 
 def nearest(x: Tensor, bank: Tensor, metric: str = "l2") -> Nearest:
-    """The best row of the bank for every query; index -1 where no row qualifies."""
+    """The best row of the bank for every query; index -1 where no row qualifies.
+
+    Example:
+        >>> import torch, vecbank
+        >>> vecbank.reference.nearest(torch.tensor([[1.0]]), torch.tensor([[2.0], [3.0], [1.0]])).indices.tolist()
+        [2]
+    """
     ranks, indices = _best(_scores(x, bank, metric), 1, metric, None)
     return Nearest(_round(_finish(ranks, metric), _value_dtype(x)).squeeze(-1), indices.squeeze(-1))
 
 
 def quantize(x: Tensor, bank: Tensor, metric: str = "l2") -> Quantized:
-    """The best row itself, and its index; NaN and -1 without a valid row. (No straight-through gradient.)"""
+    """The best row itself, and its index; NaN and -1 without a valid row. (No straight-through gradient.)
+
+    Example:
+        >>> import torch, vecbank
+        >>> vecbank.reference.quantize(torch.tensor([[1.4]]), torch.tensor([[2.0], [1.0]])).quantized.tolist()
+        [[1.0]]
+    """
     codes = nearest(x, bank, metric).indices
     rows = lookup(codes, bank.detach())
     return Quantized(rows.masked_fill((codes < 0).unsqueeze(-1), float("nan")), codes)
 
 
 def quantize_train(x: Tensor, bank: Tensor, metric: str = "l2", valid: Tensor | None = None) -> QuantizeTrain:
-    """`quantize` with the mean squared error, rows per code and their sums; rows that do not count stay as they are."""
+    """`quantize` with the mean squared error, rows per code and their sums; rows that do not count stay as they are.
+
+    Example:
+        >>> import torch, vecbank
+        >>> vecbank.reference.quantize_train(torch.tensor([[1.5], [9.0]]), torch.tensor([[1.0], [9.0]])).loss.item()
+        0.125
+    """
     quantized, codes = quantize(x, bank, metric)
     if valid is not None:
         quantized = torch.where(valid.unsqueeze(-1), quantized, x.to(bank.dtype))
@@ -91,7 +132,14 @@ def quantize_train(x: Tensor, bank: Tensor, metric: str = "l2", valid: Tensor | 
 
 
 def residual_quantize(x: Tensor, codebooks: Sequence[Tensor], metric: str = "l2") -> ResidualQuantized:
-    """A cascade: every codebook quantises the residual of those before it, rounded to the codebooks' dtype."""
+    """A cascade: every codebook quantises the residual of those before it, rounded to the codebooks' dtype.
+
+    Example:
+        >>> import torch, vecbank
+        >>> stages = [torch.tensor([[0.0], [4.0]]), torch.tensor([[0.0], [1.0]])]
+        >>> vecbank.reference.residual_quantize(torch.tensor([[5.0]]), stages).codes.tolist()
+        [[1, 1]]
+    """
     residual, parts, codes, losses = x.to(codebooks[0].dtype), [], [], []
     for codebook in codebooks:
         row, code = quantize(residual, codebook, metric)
@@ -110,6 +158,11 @@ def lookup(codes: Tensor, bank: Tensor, weights: Tensor | None = None, *, reduce
     """Rows of the bank by index, -1 giving a zero row; `sum`/`mean` go over the last axis of `codes`.
 
     A batched bank `(B, M, d)` takes codes `(B, ...)`.
+
+    Example:
+        >>> import torch, vecbank
+        >>> vecbank.reference.lookup(torch.tensor([1, -1]), torch.tensor([[2.0], [3.0]])).tolist()
+        [[3.0], [0.0]]
     """
     if reduce not in ("none", "sum", "mean"):
         raise ValueError(f"lookup: reduce must be 'none', 'sum' or 'mean', got {reduce!r}")
@@ -142,6 +195,11 @@ def segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None
     """`out[c]` = sum of the rows of `x` whose code is `c`, in order of position; code -1 is left out.
 
     Codes `(..., k)` beside `x` `(..., d)` add every row to `k` sums.
+
+    Example:
+        >>> import torch, vecbank
+        >>> vecbank.reference.segment_sum(torch.tensor([[1.0], [2.0]]), torch.tensor([1, 1]), 3).tolist()
+        [[0.0], [3.0], [0.0]]
     """
     return _round(_segment_sum(x, codes, num_codes, weights), x.dtype)
 

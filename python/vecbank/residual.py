@@ -11,7 +11,7 @@ extreme vector compression", CVPR 2014.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ from .functional import metric_code, segment_sum, topk
 from .results import ResidualQuantized
 
 __all__ = ["lookup", "quantize"]
-__getattr__ = old_names(__name__, {"residual_quantize": "quantize", "residual_lookup": "lookup"})
+if not TYPE_CHECKING:  # a type checker would take any name for one of the module
+    __getattr__ = old_names(__name__, {"residual_quantize": "quantize", "residual_lookup": "lookup"})
 
 _BEAM_BYTES = 8 << 20  # of the sequences that a block of rows carries along
 

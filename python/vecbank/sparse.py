@@ -19,6 +19,8 @@ reconstruction fidelity with JumpReLU sparse autoencoders", 2024; the others are
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -42,16 +44,17 @@ __all__ = [
     "encode_threshold",
     "firing_counts",
 ]
-__getattr__ = old_names(
-    __name__,
-    {
-        "sparse_encode": "encode",
-        "sparse_encode_batch": "encode_batch",
-        "sparse_encode_threshold": "encode_threshold",
-        "sparse_encode_norm": "encode_norm",
-        "sparse_decode": "decode",
-    },
-)
+if not TYPE_CHECKING:  # a type checker would take any name for one of the module
+    __getattr__ = old_names(
+        __name__,
+        {
+            "sparse_encode": "encode",
+            "sparse_encode_batch": "encode_batch",
+            "sparse_encode_threshold": "encode_threshold",
+            "sparse_encode_norm": "encode_norm",
+            "sparse_decode": "decode",
+        },
+    )
 
 # ---- The functions -----------------------------------------------------------------------------------------
 

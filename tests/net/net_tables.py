@@ -320,7 +320,7 @@ OTHERS = [
             "metric": [{"metric": "dot"}, {"metric": "l2"}],
             "reduce": [{"reduce": "sum", "k": 3}],
             "task_gradient": [{"task_gradient": False}],
-            "book_weight": [{"book_weight": 0.5}],
+            "codebook_weight": [{"codebook_weight": 0.5}],
             "commitment_weight": [{"commitment_weight": 0.5}],
             "sync": [{"sync": False}],
             **GENERATOR,

@@ -1,4 +1,4 @@
-"""``python -m vecbank demo``: the three families on real data, with figures, pictures and a report.
+"""`python -m vecbank demo`: the three families on real data, with figures, pictures and a report.
 
 Only the standard library is imported here, so that a missing package is named instead of a traceback shown.
 """

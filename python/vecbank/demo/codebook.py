@@ -10,8 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import Bank
-from ..nn import anchors
-from ..nn._lloyd import lloyd_step
+from ..cluster import kmeans
 
 PATCH = 4
 
@@ -21,7 +20,7 @@ class Coded:
     size: int  # number of codes
     psnr: float  # dB
     bits: float  # per pixel, for the code numbers alone
-    bits_with_book: float  # and with the book itself at one byte per entry
+    bits_with_codebook: float  # the same and the codebook at one byte per entry
     used: int  # codes that occur in the picture
     picture: Tensor  # (H, W, 3) uint8
 
@@ -36,7 +35,7 @@ class Codebook:
 
 
 def to_patches(picture: Tensor) -> Tensor:
-    """``(H, W, 3)`` to ``(H/P W/P, P P 3)``; H and W are multiples of P."""
+    """`(H, W, 3)` to `(H/P W/P, P P 3)`; H and W are multiples of P."""
     h, w, _ = picture.shape
     return picture.reshape(h // PATCH, PATCH, w // PATCH, PATCH, 3).transpose(1, 2).reshape(-1, PATCH * PATCH * 3)
 
@@ -44,15 +43,6 @@ def to_patches(picture: Tensor) -> Tensor:
 def from_patches(patches: Tensor, height: int, width: int) -> Tensor:
     grid = patches.reshape(height // PATCH, width // PATCH, PATCH, PATCH, 3)
     return grid.transpose(1, 2).reshape(height, width, 3)
-
-
-def kmeans(x: Tensor, size: int, iterations: int, seed: int, bar: tqdm) -> Tensor:
-    """Lloyd's k-means from random patches; each step is one ``nearest`` and one ``segment_sum`` over them."""
-    centres = x[anchors.random(x, size, generator=torch.Generator().manual_seed(seed))]
-    for _ in range(iterations):
-        centres = lloyd_step(x, centres).centres
-        bar.update()
-    return centres
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -67,12 +57,15 @@ def run(photograph: Tensor, seed: int = 0, quick: bool = False) -> Codebook:
     picture = photograph[:height, :width]
     x = to_patches(picture).float()
     coded = []
-    with tqdm(total=len(sizes) * iterations, desc="codebook", unit="step") as bar:
+    with tqdm(total=len(sizes), desc="codebook", unit="size") as bar:
         for size in sizes:
-            book = Bank(kmeans(x, size, iterations, seed, bar), metric="l2")
-            codes = book.nearest(x).indices
-            rebuilt = from_patches(book.lookup(codes), height, width).round().clamp(0, 255).to(torch.uint8)
+            found = kmeans(x, size, init="random", iterations=iterations, tolerance=0.0, generator=seed)
+            codebook = Bank(found.centroids, metric="l2")
+            codes = codebook.nearest(x).indices
+            rebuilt = from_patches(codebook.lookup(codes), height, width).round().clamp(0, 255).to(torch.uint8)
             bits = math.log2(size) / PATCH**2
-            book_bits = 8 * size * x.shape[1] / (height * width)
-            coded.append(Coded(size, psnr(picture, rebuilt), bits, bits + book_bits, codes.unique().numel(), rebuilt))
+            codebook_bits = 8 * size * x.shape[1] / (height * width)
+            used = codes.unique().numel()
+            coded.append(Coded(size, psnr(picture, rebuilt), bits, bits + codebook_bits, used, rebuilt))
+            bar.update()
     return Codebook(picture, PATCH, len(x), iterations, coded)

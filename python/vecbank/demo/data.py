@@ -22,7 +22,7 @@ def load_digits() -> Digits:
 
 
 def load_photograph() -> Tensor:
-    """china.jpg, ``(427, 640, 3)`` uint8."""
+    """china.jpg, `(427, 640, 3)` uint8."""
     from sklearn.datasets import load_sample_image
 
     return torch.from_numpy(np.array(load_sample_image("china.jpg")))

@@ -113,17 +113,17 @@ def search_grid(result: Search, path: Path) -> Path:
 
 
 def codebook_curve(result: Codebook, path: Path) -> Path:
-    """Rate and distortion of every book size."""
+    """Rate and distortion of every codebook size."""
     figure = _figure(6.5, 4)
     axes = figure.subplots()
     levels = [c.psnr for c in result.coded]
     for rates, colour, marker, label in (
         ([c.bits for c in result.coded], BLUE, "o", "code numbers only"),
         (
-            [c.bits_with_book for c in result.coded],
+            [c.bits_with_codebook for c in result.coded],
             ORANGE,
             "s",
-            "code numbers and the book (1 byte per entry)",
+            "code numbers and the codebook (1 byte per entry)",
         ),
     ):
         axes.plot(rates, levels, marker=marker, color=colour, label=label)
@@ -140,7 +140,7 @@ def codebook_curve(result: Codebook, path: Path) -> Path:
     ticks = [0.125, 0.25, 0.5, 1, 2]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
-    axes.set_xlim(0.08, max(c.bits_with_book for c in result.coded) * 1.25)
+    axes.set_xlim(0.08, max(c.bits_with_codebook for c in result.coded) * 1.25)
     axes.margins(y=0.1)
     axes.set_xlabel("rate (bits per pixel)")
     axes.set_ylabel("PSNR (dB)")

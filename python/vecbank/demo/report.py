@@ -45,7 +45,7 @@ def stitching_text(r: Stitching) -> list[str]:
         f"fitted on the latents of one and scored on {r.test} held-out digits seen through the other, with "
         f"no further training. Always guessing the commonest class is right in {_percent(r.chance)}.",
         table(["latents", "own head", "B's latents, A's head", "A's latents, B's head", "stitched, mean"], rows),
-        f"The same with {r.chooser_anchors} anchors from each chooser in `vecbank.nn.anchors`:",
+        f"The same with {r.chooser_anchors} anchors from each chooser in `vecbank.anchors`:",
         table(["anchors", "own head", "stitched, mean"], choosers),
         f"A decoder of A on B's latents, squared error per pixel (grey levels 0 to 1): absolute "
         f"{wrong.stitched_error:.4f} (on A's own {wrong.own_error:.4f}), relative with {PICTURE_ANCHORS} "
@@ -60,7 +60,7 @@ def search_text(r: Search) -> list[str]:
         [f"{c.metric}, {c.data}", str(c.recall), str(c.same_order), f"{c.tied} of {c.queries}"] for c in r.recalls
     ]
     return [
-        f"Each of the {r.count} digits is looked up among all the others (`topk` with a mask that leaves out "
+        f"Each of the {r.count} digits is looked up among all the others (`topk` with `allowed` rows, all but "
         "itself); its nearest neighbours vote for its label. Leave-one-out accuracy:",
         table(["metric, data", *(f"{k} votes" if k > 1 else "1 vote" for k in votes)], accuracy),
         f"The same {NEIGHBOURS} neighbours by brute force in float64 NumPy, equal scores by index:",
@@ -69,13 +69,15 @@ def search_text(r: Search) -> list[str]:
 
 
 def codebook_text(r: Codebook) -> list[str]:
-    rows = [[str(c.size), f"{c.psnr:.2f}", f"{c.bits:.4g}", f"{c.bits_with_book:.4g}", str(c.used)] for c in r.coded]
+    rows = [
+        [str(c.size), f"{c.psnr:.2f}", f"{c.bits:.4g}", f"{c.bits_with_codebook:.4g}", str(c.used)] for c in r.coded
+    ]
     height, width = r.original.shape[:2]
     return [
         f"scikit-learn's `china.jpg` ({width} x {height}) as {r.patches} patches of {r.patch} x {r.patch} "
-        f"pixels; {r.iterations} steps of k-means, each one `nearest` and one `segment_sum`; rebuilt with "
-        "`lookup`. With the book: one byte for each of its entries.",
-        table(["codes", "PSNR, dB", "bits per pixel", "with the book", "codes in use"], rows),
+        f"pixels; at most {r.iterations} steps of `cluster.kmeans`; rebuilt with "
+        "`lookup`. With the codebook: one byte for each of its entries.",
+        table(["codes", "PSNR, dB", "bits per pixel", "with the codebook", "codes in use"], rows),
     ]
 
 
@@ -155,7 +157,7 @@ def figures(s: Stitching, f: Search, c: Codebook, timings: Sequence[Timing]) -> 
                 "codes": b.size,
                 "psnr": b.psnr,
                 "bits": b.bits,
-                "bits_with_book": b.bits_with_book,
+                "bits_with_codebook": b.bits_with_codebook,
                 "used": b.used,
             }
             for b in c.coded

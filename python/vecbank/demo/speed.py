@@ -46,7 +46,7 @@ def _cases(quick: bool) -> list[_Case]:
     x1, b1 = normal(8192 // part, 768), normal(1024, 768)
     x2, b2 = normal(16384 // part, 64), normal(4096, 64)
     x3, b3 = normal(512 // part, 128), normal(100_000 // part, 128)
-    anchors, book, base = Bank(b1, "cosine"), Bank(b2, "l2"), Bank(b3, "dot")
+    anchors, codebook, base = Bank(b1, "cosine"), Bank(b2, "l2"), Bank(b3, "dot")
     normalize = torch.nn.functional.normalize
 
     def shape(x: Tensor, b: Tensor) -> str:
@@ -62,7 +62,7 @@ def _cases(quick: bool) -> list[_Case]:
         _Case(
             f"nearest, l2, {shape(x2, b2)}",
             "cdist + argmin",
-            lambda: book.nearest(x2).indices,
+            lambda: codebook.nearest(x2).indices,
             lambda: torch.cdist(x2, b2).argmin(1),
         ),
         _Case(
@@ -80,7 +80,7 @@ def _status(field: str) -> int:
 
 
 def _peak_mib(call: Callable[[], Tensor]) -> float | None:
-    """Growth of the process while ``call`` runs, result included, by Linux's resettable high-water mark."""
+    """Growth of the process while `call` runs, result included, by Linux's resettable high-water mark."""
     try:
         # Freed memory that malloc keeps would be used again without the process growing: return it (glibc).
         ctypes.CDLL(None).malloc_trim(0)

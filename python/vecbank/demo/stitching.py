@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..nn import RelativeProjection, anchors
+from .. import anchors
+from ..nn import RelativeProjection
 from .data import Digits
 
 LATENT = 64
@@ -81,9 +82,9 @@ def _mlp(*widths: int) -> nn.Sequential:
 
 
 def _train_encoder(data: _Data, seed: int, epochs: int, bar: tqdm) -> nn.Module:
-    """An encoder trained to classify and to rebuild, everything random drawn from ``seed``."""
+    """An encoder trained to classify and to rebuild, everything random drawn from `seed`."""
     torch.manual_seed(seed)
-    # The last layer centres the latents: cosines are taken from the origin, which should lie inside the data.
+    # The last layer subtracts the mean: cosines are taken from the origin, which should lie inside the data.
     encoder = nn.Sequential(_mlp(64, 256, LATENT), nn.BatchNorm1d(LATENT, affine=False))
     head, decoder = nn.Linear(LATENT, 10), _mlp(LATENT, 256, 64)
     model = nn.ModuleList([encoder, head, decoder])
@@ -114,7 +115,7 @@ Rows = list[tuple[Tensor, Tensor]]
 
 
 def _relative(data: _Data, index: Tensor) -> Rows:
-    """Both encoders' rows relative to the same samples ``index``, each encoded by its own encoder."""
+    """Both encoders' rows relative to the same samples `index`, each encoded by its own encoder."""
     rows = []
     for train, test in data.latents:
         project = RelativeProjection(train[index])

@@ -1,6 +1,8 @@
-"""Ready-made ``torch.nn`` modules on top of a bank. One file per idea; re-export new modules here."""
+"""Ready-made `torch.nn` modules on top of a bank. One file per idea; re-export new modules here."""
 
-from . import anchors
+import sys as _sys
+
+from .. import anchors
 from .accelerate import AccelerateReport, accelerate
 from .binary_mapper import BinaryMapper
 from .codebook_features import CodebookFeatures
@@ -42,3 +44,5 @@ __all__ = [
     "accelerate",
     "anchors",
 ]
+
+_sys.modules[f"{__name__}.anchors"] = anchors  # `from vecbank.nn.anchors import ...` finds the one module too

@@ -1,8 +1,8 @@
 """Codebook features: a hidden state replaced by the sum (or mean) of the k codes most like it.
 
-Source: Tamkin et al., "Codebook features: sparse and discrete interpretability for neural networks", 2023: a book much
-larger than k at every layer (or attention head), so that a code is a discrete feature that can be read, disabled or
-forced.
+Source: Tamkin et al., "Codebook features: sparse and discrete interpretability for neural networks", 2023: a codebook
+much larger than k at every layer (or attention head), so that a code is a discrete feature that can be read, disabled
+or forced.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .. import _checks
+from .._deprecated import old_attribute, renamed
 from .._written import Snapshot
+from ..cluster import kmeans
 from ..functional import lookup, topk
-from ..kmeans import kmeans
 from ..sparse import firing_counts
 from ._arguments import drawn_by, features, integers, memory_for, numbers, whole
 from ._arguments import rows as row_numbers
@@ -32,42 +33,58 @@ class Features(NamedTuple):
 
     features: Tensor  # (..., dim)
     codes: Tensor  # (..., k) int64, or (..., heads, k); best first, -1 where no code is left
-    loss: Tensor  # (): the terms that train the book and hold the input to it
+    loss: Tensor  # (): the terms that train the codebook and hold the input to it
 
 
 torch.utils._pytree._register_namedtuple(Features, serialized_type_name="vecbank.nn.Features")
 
 
 class CodebookFeatures(nn.Module):
-    """``h -> (1 / k) sum_{c in top-k_c cos(h, e_c)} e_c``: a bottleneck of k codes out of ``num_codes``.
+    """A bottleneck of k codes out of `num_codes`: `h -> (1 / k) sum_{c in top-k_c cos(h, e_c)} e_c`.
 
-    The gradient passes straight through to h; the book learns from the task (its codes are what the rest of the network
-    sees), from ``|features - h|^2`` with h held still, or both.
+    The gradient passes straight through to h; the codebook learns from the task (later layers read its codes), from
+    `|features - h|^2` with h held still, or both.
+
+    `codebook` (heads, num_codes, dim / heads) is the parameter that a state_dict names `book`.
+
+    `counts` (heads, num_codes) and `inputs` count usage in training mode without waiting for the device.
 
     Args:
-        dim: width of h; ``heads`` books of width dim / heads quantise a slice each.
-        num_codes, k: size of a book, and how many of its codes are summed.
-        metric: "cosine" (default), "dot" or "l2": what "most like" means.
+        dim: width of h; `heads` codebooks of width dim / heads quantise a slice each.
+        num_codes, k: size of a codebook, and how many of its codes are summed.
+        metric: "cosine" (default), "dot" or "l2", by which codes are chosen.
         reduce: "mean" (default) or "sum".
-        task_gradient: whether the gradient of the output reaches the book.
-        book_weight, commitment_weight: weights in ``loss`` of |features - h|^2 with h held still (trains the book), and
-            with the features held still (trains h). Means over all elements.
+        task_gradient: whether the gradient of the output reaches the codebook.
+        codebook_weight, commitment_weight: weights in `loss` of |features - h|^2 with h held still (trains the
+            codebook), and with the features held still (trains h). Means over all elements.
         sync: count usage and draw replacements over all ranks of torch.distributed, where there are several; before
-            the first step all take the first rank's book.
-        generator: draws the first book (normal, of the norm of unit vectors): see also `fit_`.
+            the first step all take the first rank's codebook.
+        generator: draws the first codebook (normal, of the norm of unit vectors): see also `fit_`.
 
     Shapes:
-        h (..., dim). Features (..., dim), codes (..., k) for one head and (..., heads, k) for more.
+        h (..., dim).
 
-    A row of h with NaN or inf comes out as NaN with codes -1, and counts in nothing.
+    Returns:
+        Features(features, codes, loss): features (..., dim), codes (..., k) int64 for one head and (..., heads, k) for
+        more, loss (). A row of h with NaN or inf comes out as NaN with codes -1, and counts in nothing.
 
-    ``counts`` (heads, num_codes) and ``inputs`` count usage in training mode without waiting for the device.
+    Raises:
+        TypeError, ValueError: an argument of another kind, shape or value, by its name.
+
+    Example:
+        >>> import torch, vecbank
+        >>> layer = vecbank.nn.CodebookFeatures(dim=8, num_codes=32, k=3)
+        >>> features, codes, loss = layer(torch.randn(5, 8))
+        >>> features.shape, codes.shape, torch.equal(layer.decode(codes), features)
+        (torch.Size([5, 8]), torch.Size([5, 3]), True)
     """
 
+    book: nn.Parameter  # `codebook`, by the name that it has in states
     enabled: Tensor
     counts: Tensor
     inputs: Tensor
 
+    @renamed(book_weight="codebook_weight")
     def __init__(
         self,
         dim: int,
@@ -78,7 +95,7 @@ class CodebookFeatures(nn.Module):
         metric: str = "cosine",
         reduce: str = "mean",
         task_gradient: bool = True,
-        book_weight: float = 1.0,
+        codebook_weight: float = 1.0,
         commitment_weight: float = 0.0,
         sync: bool = True,
         generator: Generator | None = None,
@@ -90,15 +107,15 @@ class CodebookFeatures(nn.Module):
             raise ValueError(f"reduce must be 'mean' or 'sum', got {reduce!r}")
         dim, num_codes = whole("dim", dim), whole("num_codes", num_codes)
         k, heads = whole("k", k, 1, num_codes, "num_codes"), whole("heads", heads)
-        numbers(book_weight=book_weight, commitment_weight=commitment_weight)
+        numbers(codebook_weight=codebook_weight, commitment_weight=commitment_weight)
         generator = drawn_by(generator)
         if dim % heads:
             raise ValueError(f"dim must be a multiple of heads, got dim = {dim} and heads = {heads}")
         self.dim, self.num_codes, self.k, self.heads = dim, num_codes, k, heads
         self.metric, self.reduce, self.task_gradient, self.sync = metric, reduce, task_gradient, sync
-        self.book_weight, self.commitment_weight = book_weight, commitment_weight
+        self.codebook_weight, self.commitment_weight = codebook_weight, commitment_weight
         width = dim // heads
-        with memory_for(f"{heads} books of {num_codes} x {width} numbers"):
+        with memory_for(f"{heads} codebooks of {num_codes} x {width} numbers"):
             self.book = nn.Parameter(torch.randn(heads, num_codes, width, generator=generator) / width**0.5)
         self.register_buffer("enabled", torch.ones(heads, num_codes))  # numbers: averages of buffers subtract them
         self.register_buffer("counts", torch.zeros(heads, num_codes, dtype=torch.int64))
@@ -106,6 +123,22 @@ class CodebookFeatures(nn.Module):
         self._shared = False  # whether the ranks have agreed on what to start from
         self._all_enabled = True  # spares the search a mask: asked of the device once for each change of `enabled`
         self._asked: Snapshot | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__("book" if name == "codebook" else name, value)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "book_weight" in state:  # a module pickled before the argument had its name
+            state = {**state, "codebook_weight": state["book_weight"]}
+            del state["book_weight"]
+        super().__setstate__(state)
+
+    @property
+    def codebook(self) -> Tensor:
+        """(heads, num_codes, dim / heads)."""
+        return self.book
+
+    book_weight = old_attribute("book_weight", "codebook_weight")
 
     # ---- Choosing ----
 
@@ -131,16 +164,16 @@ class CodebookFeatures(nn.Module):
     def _choose(self, parts: Tensor, force: Tensor | None) -> Tensor:
         """(heads, n, k) codes, best first, forced ones before all others."""
         mask = self._mask()
-        book = self.book.detach()
+        codebook = self.codebook.detach()
         if self.heads == 1:
-            chosen = topk(parts[0], book[0], self.k, self.metric, None if mask is None else mask[0]).indices[None]
+            chosen = topk(parts[0], codebook[0], self.k, self.metric, None if mask is None else mask[0]).indices[None]
         else:
-            chosen = topk(parts, book, self.k, self.metric, mask).indices
+            chosen = topk(parts, codebook, self.k, self.metric, mask).indices
         if force is None:
             return chosen
         allowed = self._usable()[torch.arange(self.heads, device=force.device)[:, None, None], force.clamp_min(0)]
         both = torch.cat([torch.where(allowed, force, -1), chosen], -1)
-        # a stable partition: what is valid and not said before, first; k of the chosen are always left
+        # a stable partition: codes that are valid and not repeated come first; there are always k of them
         same = both.unsqueeze(-1) == both.unsqueeze(-2)
         spare = (both < 0) | same.tril(-1).any(-1)
         order = spare.to(torch.int8).argsort(dim=-1, stable=True)[..., : self.k]
@@ -164,7 +197,7 @@ class CodebookFeatures(nn.Module):
         """Sum or mean of the codes (heads, n, k): (heads, n, width)."""
         offset = self.num_codes * torch.arange(self.heads, device=codes.device)[:, None, None]
         rows = torch.where(codes < 0, -1, codes + offset)
-        return lookup(rows, self.book.flatten(0, 1), reduce=self.reduce)
+        return lookup(rows, self.codebook.flatten(0, 1), reduce=self.reduce)
 
     def _join(self, parts: Tensor, lead: torch.Size) -> Tensor:
         return parts.transpose(0, 1).reshape(*lead, self.dim)
@@ -180,7 +213,7 @@ class CodebookFeatures(nn.Module):
         features("h", h, self.dim)
         ranks = Ranks(self.sync)
         if ranks.several and self.training and not self._shared:
-            ranks.share(self.book)
+            ranks.share(self.codebook)
             self._shared = True
         lead = h.shape[:-1]
         parts = self._split(h.detach())
@@ -192,7 +225,7 @@ class CodebookFeatures(nn.Module):
             self._count(codes, inputs)
         found = self._join(self._rows(codes), lead)
         held, still = h.detach().to(found.dtype), found.detach()
-        loss = self.book_weight * over(blank(found - held, lost, 0.0).square().sum(), inputs * self.dim)
+        loss = self.codebook_weight * over(blank(found - held, lost, 0.0).square().sum(), inputs * self.dim)
         if self.commitment_weight:
             loss = loss + self.commitment_weight * over(blank(h - still, lost, 0.0).square().sum(), inputs * self.dim)
         # h - h is 0 in value and the identity in gradient: what comes out is the codes' sum, bit for bit
@@ -215,9 +248,9 @@ class CodebookFeatures(nn.Module):
         lead, parts = codes.shape[:-2], codes.reshape(math.prod(codes.shape[:-2]), *codes.shape[-2:]).transpose(0, 1)
         head = torch.arange(self.heads, device=codes.device)[:, None, None]
         rows = _checks.stacked_rows(parts, self.num_codes, self.heads, head)
-        return self._join(lookup(rows, self.book.flatten(0, 1), reduce=self.reduce), lead)
+        return self._join(lookup(rows, self.codebook.flatten(0, 1), reduce=self.reduce), lead)
 
-    # ---- Codes at one's disposal ----
+    # ---- Codes that may be used ----
 
     @torch.no_grad()
     def disable_(self, codes: Tensor | int, head: int = 0) -> CodebookFeatures:
@@ -251,17 +284,25 @@ class CodebookFeatures(nn.Module):
 
     @torch.no_grad()
     def fit_(self, samples: Tensor, *, iterations: int = 20, generator: Generator | None = None) -> CodebookFeatures:
-        """Starts the books from k-means on samples (..., dim): each head's centres become its codes.
+        """Starts the codebooks from k-means on samples: each head's centroids become its codes.
 
         Of several ranks all call it, and the first one's answer counts.
+
+        Args:
+            samples: (..., dim), at least num_codes rows.
+            iterations: k-means steps.
+            generator: source of the draws.
+
+        Returns:
+            The module.
         """
         features("samples", samples, self.dim)
         rows = samples.shape[:-1].numel()
         if rows < self.num_codes:
             raise ValueError(f"samples must have at least num_codes = {self.num_codes} rows, got {rows}")
-        parts = self._split(samples.detach().to(self.book.dtype))
-        for book, part in zip(self.book, parts, strict=True):
-            book.copy_(kmeans(part, self.num_codes, iterations=iterations, generator=generator).centroids)
+        parts = self._split(samples.detach().to(self.codebook.dtype))
+        for codebook, part in zip(self.codebook, parts, strict=True):
+            codebook.copy_(kmeans(part, self.num_codes, iterations=iterations, generator=generator).centroids)
         self._shared = False
         return self
 
@@ -290,16 +331,17 @@ class CodebookFeatures(nn.Module):
 
     @torch.no_grad()
     def replace_rare_(self, h: Tensor, minimum: int = 1, *, generator: Generator | None = None) -> Tensor:
-        """Codes used fewer than ``minimum`` times since the last count become random rows of h (..., dim) that hold
+        """Codes used fewer than `minimum` times since the last count become random rows of h (..., dim) that hold
         no NaN or inf.
 
         Starts counting anew. Returns (heads, num_codes) bool: which were replaced. Nothing waits for the device.
         """
         rare = self.counts < minimum
         ranks = Ranks(self.sync)
-        for book, part, where in zip(self.book, self._split(h.detach().to(self.book.dtype)), rare, strict=True):
+        parts = self._split(h.detach().to(self.codebook.dtype))
+        for codebook, part, where in zip(self.codebook, parts, rare, strict=True):
             rows, available = draw_rows(part, torch.isfinite(part).all(1), self.num_codes, generator, ranks)
-            book.copy_(torch.where((where & (available > 0)).unsqueeze(1), rows, book))
+            codebook.copy_(torch.where((where & (available > 0)).unsqueeze(1), rows, codebook))
         self.reset_counts_()
         return rare
 

@@ -9,9 +9,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .. import embedding as store
+from .. import pq
 from ..codes import pack_bits, packed_bytes
 from ..functional import lookup
-from ..pq import pq_decode, pq_encode, pq_train
 from ._arguments import drawn_by, floats, integers, memory_for, number, numbers, whole, wholes
 from ._arguments import rows as row_numbers
 from ._derived import Derived
@@ -20,19 +20,32 @@ METHODS = ("full", "hashed", "two_table", "low_rank", "integer", "product", "pru
 
 
 class HashedEmbedding(Derived):
-    """One table for all features: ``e_f(v) = concat_u table[h_{f, u}(v)]`` (Unified Embedding).
+    """One table for all features: `e_f(v) = concat_u table[h_{f, u}(v)]` (Unified Embedding).
 
-    Feature f reads ``probes[f]`` hashed rows of width ``width``, so that its embedding is ``probes[f] width`` wide; the
+    Feature f reads `probes[f]` hashed rows of width `width`, so that its embedding is `probes[f] width` wide; the
     layers that follow tell the features apart.
 
     Args:
         rows, width: of the shared table.
         probes: rows read for each feature; their number is the number of features.
-        seed: of the hashes. generator: draws the table (normal, standard deviation ``std``).
+        seed: of the hashes.
+        std: standard deviation of the first table, which is normal.
+        generator: draws the table.
 
     Shapes:
-        ids (..., features) integers, any value from 0, negative for none (zeros). Result (..., out_features), features
-        side by side.
+        ids (..., features) integers, any value from 0, negative for none (zeros).
+
+    Returns:
+        (..., out_features), features side by side.
+
+    Raises:
+        TypeError, ValueError: an argument of another kind, shape or value, by its name.
+
+    Example:
+        >>> import torch, vecbank
+        >>> embedding = vecbank.nn.HashedEmbedding(rows=1000, width=8, probes=[1, 2])
+        >>> embedding(torch.tensor([[7, 123456789], [8, -1]])).shape
+        torch.Size([2, 24])
     """
 
     def __init__(
@@ -84,32 +97,48 @@ class HashedEmbedding(Derived):
 
 
 class CompressedEmbedding(nn.Module):
-    """``nn.Embedding`` from a smaller store: ids (...) integers below ``num_embeddings`` to rows (..., dim).
+    """`nn.Embedding` from a smaller store: ids below `num_embeddings` to rows of width `dim`.
 
-    ========== ================================================ ===================================================
-    method     row(id)                                          options (defaults)
-    ========== ================================================ ===================================================
-    full       table[id]
-    hashed     concat (or "sum", "mean") of hashed rows         rows, probes (2), reduce ("concat"), seed (0)
-    two_table  table_1[id mod R] times table_2[id div R]        base R (about sqrt V), combine ("mul", "add", "concat")
-    low_rank   factors[id] basis                                rank
-    integer    scale[id] q[id], q of some bits                  bits (8)
-    product    concat of the rows that codes name               parts (dim / 4), bits (8)
-    pruned     table[remap[id]], zeros where pruned             keep: (V,) bool, or a share (of largest norms)
-    ragged     its block's columns, zeros elsewhere             block (V,), keep (blocks, dim)
-    ========== ================================================ ===================================================
+    The methods, what row(id) is, and their options (with defaults):
 
-    "integer" and "product" train a full table behind the store's eyes (each forward quantises the rows it reads and
-    the gradient passes straight through; scales and books learn too) until `freeze_` drops it and keeps the integers
-    or codes alone; scales and books still learn after that. "pruned" and "ragged" are made from a trained table:
-    `from_table`.
+    * "full": `table[id]`.
+    * "hashed": concat (or "sum", "mean") of hashed rows. rows, probes (2), reduce ("concat"), seed (0).
+    * "two_table": `table_1[id mod R]` times `table_2[id div R]`. base R (about sqrt V), combine ("mul", "add" or
+      "concat").
+    * "low_rank": `factors[id] basis`. rank.
+    * "integer": `scale[id] q[id]`, q of some bits. bits (8).
+    * "product": concat of the rows that codes name. parts (dim / 4), bits (8).
+    * "pruned": `table[remap[id]]`, zeros where pruned. keep: (V,) bool, or a share (of largest norms).
+    * "ragged": the columns of the id's block, zeros elsewhere. block (V,), keep (blocks, dim).
 
-    Id -1 is a zero row with every method.
+    "integer" and "product" train a full table: each forward quantises the rows it reads and the gradient passes
+    straight through; scales and codebooks learn too. `freeze_` drops the table and keeps the integers or codes alone;
+    scales and codebooks still learn after that. "pruned" and "ragged" are made from a trained table: `from_table`.
 
-    Attributes:
-        stored_bytes: of what is deployed, exactly: parameters and buffers once frozen.
+    `codebooks` (parts, 2^bits, width) of "product" is the parameter that a state_dict names `books`. A state loads into
+    a module made in the same way (and frozen, if that one was).
 
-    A state loads into a module made in the same way (and frozen, if that one was).
+    Args:
+        num_embeddings, dim: V and the width of a row.
+        method: one of those above.
+        std: standard deviation of the first tables, which are normal.
+        generator: draws them.
+        options: those of the method.
+
+    Shapes:
+        ids (...) integers; -1 gives a zero row with every method.
+
+    Returns:
+        (..., dim).
+
+    Raises:
+        TypeError, ValueError: an argument of another kind, shape or value, by its name.
+
+    Example:
+        >>> import torch, vecbank
+        >>> embedding = vecbank.nn.CompressedEmbedding(1000, 16, "integer", bits=4).freeze_()
+        >>> embedding(torch.tensor([3, -1])).shape, embedding.stored_bytes
+        (torch.Size([2, 16]), 12000)
     """
 
     packed: Tensor
@@ -118,6 +147,7 @@ class CompressedEmbedding(nn.Module):
     block: Tensor
     columns: Tensor
     values: nn.Parameter
+    books: nn.Parameter  # `codebooks`, by the name that it has in states
 
     def __init__(
         self,
@@ -182,6 +212,14 @@ class CompressedEmbedding(nn.Module):
         if options:
             raise TypeError(f"method {method!r} has no option {', '.join(sorted(options))}")
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__("books" if name == "codebooks" else name, value)
+
+    @property
+    def codebooks(self) -> Tensor:
+        """(parts, 2^bits, width) of the method "product"."""
+        return self.books
+
     @classmethod
     def from_table(cls, table: Tensor, method: str, *, generator: Generator | None = None, **options: Any) -> Any:
         """A trained table (V, dim) compressed: any method but "hashed" and "two_table", which cannot take one over.
@@ -234,14 +272,14 @@ class CompressedEmbedding(nn.Module):
                             f"table must have at least 2^bits = {1 << self.bits} rows for product codes, got {rows}: "
                             f"take fewer bits than {self.bits}"
                         )
-                    codec = pq_train(
-                        table.to(self.books.dtype),
-                        self.books.shape[0],
+                    codec = pq.train(
+                        table.to(self.codebooks.dtype),
+                        self.codebooks.shape[0],
                         self.bits,
                         iterations=iterations,
                         generator=generator,
                     )
-                    self.books.copy_(codec.books)
+                    self.codebooks.copy_(codec.codebooks)
             self.freeze_()
         else:
             raise ValueError(f"method must be full, low_rank, integer, product, pruned or ragged, got {method!r}")
@@ -260,7 +298,7 @@ class CompressedEmbedding(nn.Module):
         if self.method == "integer":
             packed = store.quantize_rows(self.table, self.bits, self.scale).packed
         else:
-            packed = pack_bits(pq_encode(self.table, self.books), self.bits)
+            packed = pack_bits(pq.encode(self.table, self.codebooks), self.bits)
         del self.table
         self.register_buffer("packed", packed)
         self.frozen = True
@@ -286,11 +324,11 @@ class CompressedEmbedding(nn.Module):
                 return store.fake_integer_lookup(ids, self.table, self.scale, self.bits)
             return store.integer_lookup(ids, store.IntegerRows(self.packed, self.scale), self.dim, self.bits)
         if self.frozen:
-            return store.coded_lookup(ids, self.packed, self.books, self.bits, self.dim)
+            return store.coded_lookup(ids, self.packed, self.codebooks, self.bits, self.dim)
         rows = lookup(ids, self.table)
-        codes = pq_encode(rows.detach(), self.books.detach())
-        coded = pq_decode(torch.where(ids.unsqueeze(-1) < 0, -1, codes), self.books, width=self.dim)
-        return coded + (rows - rows.detach())  # the codes' value bit for bit; the gradient goes to books and table
+        codes = pq.encode(rows.detach(), self.codebooks.detach())
+        coded = pq.decode(torch.where(ids.unsqueeze(-1) < 0, -1, codes), self.codebooks, width=self.dim)
+        return coded + (rows - rows.detach())  # the codes' value bit for bit; the gradient goes to codebooks and table
 
     @property
     def stored_bytes(self) -> int:
@@ -298,9 +336,9 @@ class CompressedEmbedding(nn.Module):
         tensors: list[Tensor | None] = [*self.parameters(), *self.buffers()]
         if self.frozen or self.method not in ("integer", "product"):
             return store.stored_bytes(tensors)
-        count = self.dim if self.method == "integer" else self.books.shape[0]
-        rest = store.stored_bytes(t for t in tensors if t is not self.table)
-        return rest + self.num_embeddings * packed_bytes(count, self.bits)
+        count = self.dim if self.method == "integer" else self.codebooks.shape[0]
+        others = store.stored_bytes(t for t in tensors if t is not self.table)
+        return others + self.num_embeddings * packed_bytes(count, self.bits)
 
     @property
     def ratio(self) -> float:

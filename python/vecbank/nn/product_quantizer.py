@@ -1,4 +1,4 @@
-"""A product quantiser that trains: each slice of the input has a book of its own, moved by averages or by gradient.
+"""A product quantiser that trains: each slice of the input has a codebook, moved by averages or by gradient.
 
 Sources: Jegou, Douze, Schmid, "Product quantization for nearest neighbor search", PAMI 33, 2011; trained with van den
 Oord et al., "Neural discrete representation learning", NeurIPS 2017 (straight-through, commitment, moving averages).
@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from .. import pq
 from .._finite import counted, finite_rows, voided, zeroed
+from .._pq_parts import turned
 from ..functional import lookup, project, quantize_train
-from ..pq import ProductCodec, pq_decode, pq_encode, pq_train, turned
 from ._arguments import drawn_by, features, floats, integers, memory_for, number, numbers, whole
 from ._estimators import keep_alive
 from ._moving import moving
@@ -27,38 +28,55 @@ class ProductQuantized(NamedTuple):
 
     quantized: Tensor  # (..., dim)
     codes: Tensor  # (..., parts) int64
-    loss: Tensor  # (): commitment (and book) terms
+    loss: Tensor  # (): the terms of commitment and of the codebooks
 
 
 torch.utils._pytree._register_namedtuple(ProductQuantized, serialized_type_name="vecbank.nn.ProductQuantized")
 
 
 class ProductQuantizer(nn.Module):
-    """``x -> concat_i books[i][argmin_j |x_i - books[i][j]|]`` over ``parts`` slices x_i of x.
+    """A product quantiser that trains: `x -> concat_i codebooks[i][argmin_j |x_i - codebooks[i][j]|]` over slices x_i.
 
-    With ``decay`` the books are moving averages of what they are given: ``N <- decay N + (1 - decay) n``,
-    ``S <- decay S + (1 - decay) s`` for the count n and sum s of a code's slices in this batch, and ``S / N'`` is the
-    code (N' = N after Laplace smoothing). Without, they are a parameter that learns from |quantized - x|^2 with x held
-    still.
+    With `decay` the codebooks are moving averages of what they are given: `N <- decay N + (1 - decay) n`,
+    `S <- decay S + (1 - decay) s` for the count n and sum s of a code's slices in this batch, and `S / N'` is the
+    code (N' = N after Laplace smoothing). Without `decay` they are a parameter that learns from |quantized - x|^2 with
+    x held still.
+
+    `codebooks` (parts, codes, dim / parts) may be assigned: averages go on from what it is given. In a state_dict, and
+    among parameters and buffers, it is named `books`.
 
     Args:
         dim, parts: width and number of slices; dim must be a multiple of parts.
-        codes: rows of a book.
-        decay: of the moving averages, or None for books that learn by gradient.
-        commitment_weight: weight in ``loss`` of the mean of (x - quantized)^2, quantized held still.
+        codes: rows of a codebook.
+        decay: of the moving averages, or None for codebooks that learn by gradient.
+        commitment_weight: weight in `loss` of the mean of (x - quantized)^2, where quantized is held still.
         rare: codes whose moving average count N is under this become random slices of the batch (0: never).
-        rotation: quantise ``x R`` and turn back, R an orthogonal buffer that `fit_` learns (identity until then).
+        rotation: quantise `x R` and turn back, R an orthogonal buffer that `fit_` learns (identity until then).
         sync: share counts and draws over all ranks of torch.distributed, where there are several; before the first
-            step all take the first rank's books.
-        generator: draws the first books and the replacements.
+            step all take the first rank's codebooks.
+        generator: draws the first codebooks and the replacements.
 
     Shapes:
-        x (..., dim), 16-bit or of the books' dtype; quantized in the books' dtype. Straight-through: quantized has x's
-        gradient. In eval mode nothing moves, and ``loss`` is still the commitment term. A row with NaN or inf becomes
-        NaN with codes -1; it moves nothing, and its gradient is zero.
+        x (..., dim), 16-bit or of the codebooks' dtype.
+
+    Returns:
+        ProductQuantized(quantized, codes, loss): quantized (..., dim) in the codebooks' dtype, codes (..., parts)
+        int64, loss (). Straight-through: the gradient of quantized goes to x as it is. In eval mode nothing moves, and
+        `loss` is still the commitment term. A row with NaN or inf becomes NaN with codes -1; it moves nothing, and its
+        gradient is zero.
+
+    Raises:
+        TypeError, ValueError: an argument of another kind, shape or value, by its name.
+
+    Example:
+        >>> import torch, vecbank
+        >>> quantizer = vecbank.nn.ProductQuantizer(dim=8, parts=4, codes=16)
+        >>> quantized, codes, loss = quantizer(torch.randn(5, 8))
+        >>> quantized.shape, codes.shape, quantizer.codebooks.shape
+        (torch.Size([5, 8]), torch.Size([5, 4]), torch.Size([4, 16, 2]))
     """
 
-    books: Tensor
+    books: Tensor  # `codebooks`, by the name that it has in states
     sizes: Tensor
     sums: Tensor
     rotation: Tensor | None
@@ -86,13 +104,13 @@ class ProductQuantizer(nn.Module):
             raise ValueError(f"decay must lie in [0, 1) or be None, got {decay}")
         self.dim, self.parts, self.codes, self.decay = dim, parts, codes, decay
         self.commitment_weight, self.rare, self.sync, self.generator = commitment_weight, rare, sync, generator
-        with memory_for(f"{parts} books of {codes} x {dim // parts} numbers, and their averages"):
-            books = torch.randn(parts, codes, dim // parts, generator=generator)
-            sums = None if decay is None else books.clone()
+        with memory_for(f"{parts} codebooks of {codes} x {dim // parts} numbers, and their averages"):
+            codebooks = torch.randn(parts, codes, dim // parts, generator=generator)
+            sums = None if decay is None else codebooks.clone()
         if decay is None:
-            self.books = nn.Parameter(books)
+            self.books = nn.Parameter(codebooks)
         else:
-            self.register_buffer("books", books)
+            self.register_buffer("books", codebooks)
             self.register_buffer("sizes", torch.ones(parts, codes))
             self.register_buffer("sums", sums)
         self.register_buffer("rotation", torch.eye(dim) if rotation else None)
@@ -101,29 +119,33 @@ class ProductQuantizer(nn.Module):
         self._loading = False
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Books that are assigned, `(parts, codes, dim / parts)`, take the place of the old ones: averages go on from
-        them.
-        """
+        """Codebooks that are assigned take the place of the old ones: averages go on from them."""
+        name = "books" if name == "codebooks" else name
         if name != "books" or "books" not in self.__dict__.get("_buffers", ()) or self._loading:
             super().__setattr__(name, value)
             return
-        floats("books", value)
-        if value.shape != self.books.shape:
-            raise ValueError(f"books must be {tuple(self.books.shape)}, got {tuple(value.shape)}")
+        floats("codebooks", value)
+        if value.shape != self.codebooks.shape:
+            raise ValueError(f"codebooks must be {tuple(self.codebooks.shape)}, got {tuple(value.shape)}")
         with torch.no_grad():
             self._start_from(value)
+
+    @property
+    def codebooks(self) -> Tensor:
+        """(parts, codes, dim / parts), a buffer or, without `decay`, a parameter."""
+        return self.books
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._loading = True  # torch may put a state's own tensors in the place of the buffers
         super()._load_from_state_dict(*args, **kwargs)
         self._loading = False
 
-    def _start_from(self, books: Tensor) -> None:
-        """The books, and averages in which each of their codes has one row (three times `rare`, where that is more)."""
+    def _start_from(self, codebooks: Tensor) -> None:
+        """The codebooks, and averages in which each code has one row (three times `rare`, where that is more)."""
         size = max(1.0, 3 * self.rare)
-        self.books.copy_(books)
+        self.codebooks.copy_(codebooks)
         self.sizes.fill_(size)
-        self.sums.copy_(self.books * size)
+        self.sums.copy_(self.codebooks * size)
 
     def _turned(self, x: Tensor) -> Tensor:
         return x if self.rotation is None else turned(x.to(self.rotation.dtype), self.rotation)
@@ -131,11 +153,11 @@ class ProductQuantizer(nn.Module):
     def forward(self, x: Tensor) -> ProductQuantized:
         features("x", x, self.dim)
         moves = self.training and self.decay is not None
-        if moves and inside_backward():  # a checkpoint's repeated forward: on the books that the first one saw
+        if moves and inside_backward():  # a checkpoint's repeated forward: on the codebooks that the first one saw
             repeated = self._recall.find(x)
             if repeated is None:
                 return self._code(x, False)
-            with repeated.restored({"books": self.books}, self.generator):
+            with repeated.restored({"codebooks": self.codebooks}, self.generator):
                 return self._code(x, False)
         ranks = Ranks(self.sync)
         if ranks.several and self.training and not self._shared:
@@ -143,7 +165,7 @@ class ProductQuantizer(nn.Module):
             self._shared = True
         if not moves or not may_repeat():
             return self._code(x, moves)
-        seen = Seen(x, {"books": self.books}, self.generator, draws=self.rare > 0)
+        seen = Seen(x, {"codebooks": self.codebooks}, self.generator, draws=self.rare > 0)
         self._recall.note(seen)
         found = self._code(x, True)
         seen.finish()
@@ -154,12 +176,12 @@ class ProductQuantizer(nn.Module):
         y = self._turned(zeroed(x, finite))
         parts = y.reshape(-1, self.parts, self.dim // self.parts).transpose(0, 1)
         mask = None if finite is None else finite.reshape(1, -1).expand(parts.shape[:2])
-        found = quantize_train(parts, self.books.detach(), valid=mask)
+        found = quantize_train(parts, self.codebooks.detach(), valid=mask)
         loss = self.commitment_weight * found.loss
         if self.decay is None:
             offset = self.codes * torch.arange(self.parts, device=x.device).unsqueeze(1)
             rows = torch.where(found.codes < 0, -1, found.codes + offset)
-            chosen = lookup(rows, self.books.flatten(0, 1))
+            chosen = lookup(rows, self.codebooks.flatten(0, 1))
             gap = zeroed(chosen - parts.detach().to(chosen.dtype), mask).square()
             loss = loss + gap.sum() / (counted(mask, parts.shape[:2]) * parts.shape[-1])
         elif move:
@@ -172,7 +194,7 @@ class ProductQuantizer(nn.Module):
 
     @moving
     def _move(self, parts: Tensor, mask: Tensor | None, counts: Tensor, sums: Tensor) -> None:
-        ranks, dtype = Ranks(self.sync), self.books.dtype
+        ranks, dtype = Ranks(self.sync), self.codebooks.dtype
         counts, sums = ranks.total(counts).to(dtype), ranks.total(sums).to(dtype)
         some = (counts.sum(-1, keepdim=True) > 0).to(dtype)  # a batch without rows moves nothing
         weight = some * (1 - (self.decay or 0.0))
@@ -187,27 +209,34 @@ class ProductQuantizer(nn.Module):
                 sizes.copy_(torch.where(rare, self.rare, sizes))
         total = self.sizes.sum(1, keepdim=True)
         smooth = (self.sizes + 1e-5) / (total + self.codes * 1e-5) * total
-        self.books.copy_(self.sums / smooth.clamp_min(1e-12).unsqueeze(-1))
+        self.codebooks.copy_(self.sums / smooth.clamp_min(1e-12).unsqueeze(-1))
 
     @torch.no_grad()
     def fit_(
         self, samples: Tensor, *, iterations: int = 25, generator: Generator | None = None, progress: bool = False
     ) -> ProductQuantizer:
-        """Starts the books (and the rotation) from k-means on samples (..., dim); ``codes`` must be a power of two.
-
-        Samples with NaN or inf are left out.
+        """Starts the codebooks (and the rotation) from k-means on samples; `codes` must be a power of two.
 
         Of several ranks all call it, and the first one's answer counts.
+
+        Args:
+            samples: (..., dim); those with NaN or inf are left out.
+            iterations: k-means steps.
+            generator: source of the draws.
+            progress: draw a bar on stderr.
+
+        Returns:
+            The module.
         """
         bits = self.codes.bit_length() - 1
         if self.codes != 1 << bits or bits < 1:
             raise ValueError(f"fit_ needs a power of two of codes, from 2, got {self.codes}")
         features("samples", samples, self.dim)
-        rows = samples.detach().reshape(-1, self.dim).to(self.books.dtype)
+        rows = samples.detach().reshape(-1, self.dim).to(self.codebooks.dtype)
         rows = rows[rows.isfinite().all(-1)]
         if rows.shape[0] < self.codes:
             raise ValueError(f"samples must have at least codes = {self.codes} finite rows, got {rows.shape[0]}")
-        codec = pq_train(
+        codec = pq.train(
             rows,
             self.parts,
             bits,
@@ -217,9 +246,9 @@ class ProductQuantizer(nn.Module):
             progress=progress,
         )
         if self.decay is None:
-            self.books.copy_(codec.books)
+            self.codebooks.copy_(codec.codebooks)
         else:
-            self._start_from(codec.books)
+            self._start_from(codec.codebooks)
         if self.rotation is not None and codec.rotation is not None:
             self.rotation.copy_(codec.rotation)
         self._shared = False
@@ -229,16 +258,16 @@ class ProductQuantizer(nn.Module):
         """Codes (..., parts) int64; -1 for a row with NaN or inf."""
         features("x", x, self.dim)
         x = voided(x, finite_rows(x))
-        return pq_encode(x, self.books.detach(), self.rotation)
+        return pq.encode(x, self.codebooks.detach(), self.rotation)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """What codes (..., parts) of any integer dtype stand for: (..., dim)."""
-        return pq_decode(integers(codes), self.books, self.rotation)
+        """The vectors (..., dim) of codes (..., parts) of any integer dtype."""
+        return pq.decode(integers(codes), self.codebooks, self.rotation)
 
     @property
-    def codec(self) -> ProductCodec:
-        """These books for coding at rest: packed codes, distance tables."""
-        return ProductCodec(self.books.detach(), self.dim, self.rotation)
+    def codec(self) -> pq.ProductCodec:
+        """These codebooks for stored vectors: packed codes, distance tables."""
+        return pq.ProductCodec(self.codebooks.detach(), self.dim, self.rotation)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, parts={self.parts}, codes={self.codes}, decay={self.decay}, rare={self.rare}"

@@ -10,50 +10,53 @@ from torch import Tensor, nn
 
 from ..bank import Bank
 from ..functional import project
-from ._arguments import tensor
+from ._arguments import floats, tensor
 
 
 def _check_anchors(anchors: object) -> Tensor:
-    if not isinstance(anchors, Tensor):
-        raise TypeError(f"anchors: expected a Tensor of shape (..., A, d), got {type(anchors).__name__}")
+    floats("anchors", anchors)
+    assert isinstance(anchors, Tensor)
     if anchors.dim() < 2:
-        raise ValueError(f"anchors: expected shape (..., A, d), got {tuple(anchors.shape)}")
-    if not anchors.is_floating_point():
-        raise TypeError(f"anchors: expected a floating point dtype, got {anchors.dtype}")
+        raise ValueError(f"anchors must have shape (..., A, d), got {tuple(anchors.shape)}")
     return anchors
 
 
 class RelativeProjection(nn.Module):
-    """Maps ``x`` to its similarities to ``A`` anchors: ``R[..., j] = sim(x, anchors[j])``.
+    """A module that maps x to its similarities to A anchors: `R[..., j] = sim(x, anchors[j])`.
 
-    With ``metric="cosine"`` the result does not change when the latent space is rotated, reflected or scaled:
-    ``R(x; a) = R(c x Q; c a Q)`` for orthogonal ``Q`` and ``c > 0``. Two encoders that differ by about such a
+    With `metric="cosine"` the result does not change when the latent space is rotated, reflected or scaled:
+    `R(x; a) = R(c x Q; c a Q)` for orthogonal Q and c > 0. Two encoders that differ by about such a
     map therefore give about the same relative rows, provided that their anchors are the encodings of the
-    *same samples in the same order*, and a head trained on one works on the other ("zero-shot stitching").
+    same samples in the same order, and a head trained on one works on the other ("zero-shot stitching").
 
-    Args:
-        anchors: ``(A, d)``, or ``(B, A, d)`` for one anchor list per batch entry; float32, float64, bfloat16
-            or float16. A detached copy is kept. ``vecbank.nn.anchors`` has functions that choose samples.
-        metric: ``"cosine"`` (the published choice), ``"dot"``, ``"l2"``, ``"sqeuclidean"`` or ``"l1"``.
-        learnable: keep the anchors as a ``Parameter`` instead of a buffer.
-
-    Shapes:
-        ``x (..., d)`` to ``(..., A)`` in ``x``'s dtype; ``x (B, N, d)`` to ``(B, N, A)`` for batched anchors.
-
-    Gradients flow to ``x``, to learnable anchors, and to anchors given to :meth:`forward`: re-encode the
+    Gradients flow to x, to learnable anchors, and to anchors given to `forward`: re-encode the
     anchor samples at every step and pass them there to train the encoder through them.
 
-    The anchors are ``state_dict`` entry ``bank.vectors``, whether learnable or not.
+    The anchors are the entry `bank.vectors` of a state_dict, whether learnable or not.
+
+    Args:
+        anchors: (A, d), or (B, A, d) for one anchor list per batch entry; float32, float64, bfloat16
+            or float16. A detached copy is kept. `vecbank.anchors` has functions that choose samples.
+        metric: "cosine" (the published choice), "dot", "l2", "sqeuclidean" or "l1".
+        learnable: keep the anchors as a `Parameter` instead of a buffer.
+
+    Shapes:
+        x (..., d), or x (B, N, d) for batched anchors.
+
+    Returns:
+        (..., A), or (B, N, A), in x's dtype.
 
     Raises:
-        TypeError: ``anchors`` is not a floating point tensor.
-        ValueError: ``anchors`` has fewer than two dimensions, or the metric is unknown.
+        TypeError: `anchors` is not a floating point tensor.
+        ValueError: `anchors` has fewer than two dimensions, or the metric is unknown.
 
-    Example::
-
-        index = vecbank.nn.anchors.random(samples, 128, generator=torch.Generator().manual_seed(0))
-        relative = vecbank.nn.RelativeProjection(encoder(samples[index]))
-        logits = head(relative(encoder(x)))
+    Example:
+        >>> import torch, vecbank
+        >>> x = torch.randn(100, 16)
+        >>> relative = vecbank.nn.RelativeProjection(x[vecbank.anchors.random(x, 8, generator=0)])
+        >>> turned = vecbank.nn.RelativeProjection(-2 * relative.anchors)
+        >>> relative(x).shape, torch.allclose(relative(x), turned(-2 * x), atol=1e-6)
+        (torch.Size([100, 8]), True)
     """
 
     bank: Bank
@@ -65,7 +68,7 @@ class RelativeProjection(nn.Module):
 
     @property
     def anchors(self) -> Tensor:
-        """The anchors in use, ``(A, d)`` or ``(B, A, d)``. Change them by :meth:`update_anchors_`."""
+        """The anchors in use, (A, d) or (B, A, d). `update_anchors_` changes them."""
         return self.bank.vectors
 
     @property
@@ -74,9 +77,11 @@ class RelativeProjection(nn.Module):
         return str(self.bank.metric)
 
     def forward(self, x: Tensor, anchors: Tensor | None = None) -> Tensor:
-        """Relative rows ``(..., A)`` of ``x (..., d)``.
+        """Relative rows (..., A) of x (..., d).
 
-        ``anchors`` takes the place of the stored ones for this call only; gradient flows to it.
+        Args:
+            x: (..., d).
+            anchors: take the place of the stored ones for this call only; gradient flows to them.
         """
         tensor("x", x)
         if anchors is None:
@@ -97,7 +102,7 @@ class RelativeProjection(nn.Module):
         """
         stored = self.bank.vectors
         if _check_anchors(anchors).shape != stored.shape:
-            raise ValueError(f"anchors: expected shape {tuple(stored.shape)}, got {tuple(anchors.shape)}")
+            raise ValueError(f"anchors must have shape {tuple(stored.shape)}, got {tuple(anchors.shape)}")
         stored.copy_(anchors)
         self.bank.repack()
         return self

@@ -1,6 +1,6 @@
 """Sparse autoencoders on `vecbank.sparse`: an overcomplete dictionary of which each input uses a few rows.
 
-``x ~ bias + sum_t values_t decoder[indices_t]``, with ``values, indices`` the code of ``(x - bias) W^T + b``.
+`x ~ bias + sum_t values_t decoder[indices_t]`, with `values, indices` the code of `(x - bias) W^T + b`.
 
 Sources: Gao et al., "Scaling and evaluating sparse autoencoders", 2024 (top-k, auxiliary loss on dead
 latents, tied start); Bussmann et al., "BatchTopK sparse autoencoders", 2024; Rajamanoharan et al., "Jumping
@@ -27,7 +27,7 @@ from ._sync import Ranks
 ACTIVATIONS = ("topk", "batch_topk", "jumprelu")
 _PACE = 0.01  # of running means
 _LEAST = 0.25  # of the running variance, that a batch's own counts as at least
-_NEAR = 0.01  # of the variance, that what is left over counts as at least when the dead are trained on it
+_NEAR = 0.01  # of the variance, that the residual counts as at least when the dead latents are trained on it
 _SAME = 1e-13  # of the mean square, up to which a variance is rounding
 
 
@@ -40,44 +40,47 @@ class SparseCode(NamedTuple):
     loss: Tensor  # (): the sum of what follows, weighted
     error: Tensor  # (): mean squared error over the variance of the inputs: 0 is perfect, 1 the mean
     penalty: Tensor  # (): of the number of latents (jumprelu), else 0
-    auxiliary: Tensor  # (): error of the dead latents at what the living leave over, else 0
+    auxiliary: Tensor  # (): error of the dead latents at the residual of the others, else 0
 
 
 torch.utils._pytree._register_namedtuple(SparseCode, serialized_type_name="vecbank.nn.SparseCode")
 
 
 class SparseAutoencoder(nn.Module):
-    """Dictionary of ``latents`` rows, about ``k`` of which encode an input.
+    """A dictionary of `latents` rows, about `k` of which encode an input.
 
-    * ``"topk"``: the k largest of relu((x - bias) W^T + b) per input.
-    * ``"batch_topk"``: the n k largest over the n inputs of a batch. In eval mode, every latent above the
+    * "topk": the k largest of relu((x - bias) W^T + b) per input.
+    * "batch_topk": the n k largest over the n inputs of a batch. In eval mode, every latent above the
       running mean of the smallest value kept in training, so that an input's code does not depend on its
       batch.
-    * ``"jumprelu"``: every latent above its own learned threshold, with
-      ``penalty = (mean number of latents / k - 1)^2``.
+    * "jumprelu": every latent above its own learned threshold, with
+      `penalty = (mean number of latents / k - 1)^2`.
 
-    A latent that has not fired for ``dead_after`` inputs is dead. The ``aux_k`` best of the dead
-    reconstruct what the living leave over, which brings them back. ``loss = error + penalty_weight penalty
-    + aux_weight auxiliary``.
+    A latent that has not fired for `dead_after` inputs is dead. The `aux_k` best of the dead latents
+    reconstruct the residual of the others, so that they fire again. `loss = error + penalty_weight penalty
+    + aux_weight auxiliary`.
 
-    ``error`` is relative to the variance of the batch (its biased form, the mean over dim), but to no less than
+    `error` is relative to the variance of the batch (its biased form, the mean over dim), but to no less than
     a quarter of the running variance of training, so that a last batch of one row, or of rows that are much the same,
     has an error in scale. Rows that are all the same before any variance has been seen have an error of 1. A row
     with NaN or inf comes out as NaN without a latent, and counts in nothing.
 
-    Decoder rows have norm 1 at the start. Keep them so around each step of the optimiser::
+    Decoder rows have norm 1 at the start. Call `project_decoder_gradient_` before each step of the optimiser and
+    `normalize_decoder_` after it, so that they keep it.
 
-        sae(x).loss.backward()
-        sae.project_decoder_gradient_()
-        optimiser.step()
-        sae.normalize_decoder_()
+    The buffers `silent` (inputs since each latent last fired), `counts` and `inputs` (how often each
+    fired, of how many) and `variance` (running, over all ranks with sync; negative before the first batch that has
+    one) are kept without waiting for the device.
 
     Args:
-        dim, latents: widths of input and code. k: latents per input (on average).
+        dim, latents: widths of input and code.
+        k: latents per input (on average).
         activation: "topk", "batch_topk" or "jumprelu".
-        aux_k: 0 for no auxiliary loss; dim / 2 by default. aux_weight, dead_after: as above.
-        penalty_weight: of "jumprelu". threshold: what its thresholds start from. bandwidth: width of the
-            window in which they have a gradient. The defaults suit inputs of norm about 1.
+        aux_k: 0 for no auxiliary loss; dim / 2 by default.
+        aux_weight, dead_after: as above.
+        penalty_weight: of "jumprelu".
+        threshold: what its thresholds start from.
+        bandwidth: width of the window in which they have a gradient. The defaults suit inputs of norm about 1.
         max_k: list at most this many latents per input: fixed shapes for "batch_topk" and "jumprelu", as
             `torch.compile` wants them.
         sync: count firing over all ranks of torch.distributed, where there are several.
@@ -86,9 +89,19 @@ class SparseAutoencoder(nn.Module):
     Shapes:
         x (..., dim) float32, float64, or 16-bit (then computed in the parameters' dtype).
 
-    The buffers ``silent`` (inputs since each latent last fired), ``counts`` and ``inputs`` (how often each
-    fired, of how many) and ``variance`` (running, over all ranks with sync; negative before the first batch that has
-    one) are kept without waiting for the device.
+    Returns:
+        SparseCode(reconstruction, values, indices, loss, error, penalty, auxiliary): reconstruction (..., dim), values
+        and int64 indices (..., c), the others ().
+
+    Raises:
+        TypeError, ValueError: an argument of another kind, shape or value, by its name.
+
+    Example:
+        >>> import torch, vecbank
+        >>> sae = vecbank.nn.SparseAutoencoder(dim=16, latents=64, k=4)
+        >>> out = sae(torch.randn(8, 16))
+        >>> out.reconstruction.shape, out.indices.shape, out.loss.shape
+        (torch.Size([8, 16]), torch.Size([8, 4]), torch.Size([]))
     """
 
     silent: Tensor
@@ -153,7 +166,7 @@ class SparseAutoencoder(nn.Module):
         return self._encode(x)[:2]
 
     def decode(self, values: Tensor, indices: Tensor) -> Tensor:
-        """(..., dim): what a code stands for. Edit a code by changing its lists."""
+        """The inputs (..., dim) that codes stand for. To edit a code, change its lists."""
         return sparse.decode(values, indices, self.decoder, self.bias)
 
     def _encode(self, x: Tensor, rows: int | Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,11 +201,11 @@ class SparseAutoencoder(nn.Module):
         count = kept_rows(x, lost)
         values, indices, penalty = self._encode(x, count)
         reconstruction = self.decode(values, indices)
-        rest = blank(working(x - reconstruction), lost, 0.0)
+        residual = blank(working(x - reconstruction), lost, 0.0)
         reconstruction = blank(reconstruction, lost, torch.nan)
-        left = over(rest.square().sum(), count * self.dim)
+        missed = over(residual.square().sum(), count * self.dim)
         with torch.no_grad():
-            rows = blank(x, lost, 0.0).to(rest.dtype).reshape(-1, self.dim)
+            rows = blank(x, lost, 0.0).to(residual.dtype).reshape(-1, self.dim)
             apart = rows - over(rows.sum(0), count)
             if lost is not None:
                 apart = apart.masked_fill(lost.reshape(-1, 1), 0.0)
@@ -200,13 +213,13 @@ class SparseAutoencoder(nn.Module):
             noise = _SAME * rows.square().sum()
             if self.training and not inside_backward():  # a checkpoint's repeated forward has been counted
                 self._count(values, indices, count, torch.where(squares > noise, squares, 0.0))
-            least = self.variance.to(rest.dtype).clamp_min(0) * _LEAST
+            least = self.variance.to(residual.dtype).clamp_min(0) * _LEAST
             variance = over(squares, count * self.dim).maximum(least)
-            variance = torch.where(variance > over(noise, count * self.dim), variance, left.detach()).clamp_min(1e-12)
-        error = left / variance
+            variance = torch.where(variance > over(noise, count * self.dim), variance, missed.detach()).clamp_min(1e-12)
+        error = missed / variance
         auxiliary = torch.zeros_like(error)
         if self.training and self.aux_k:
-            auxiliary = self._auxiliary(x, rest.detach(), _NEAR * variance * (count * self.dim))
+            auxiliary = self._auxiliary(x, residual.detach(), _NEAR * variance * (count * self.dim))
         loss = error + self.penalty_weight * penalty + self.aux_weight * auxiliary
         return SparseCode(reconstruction, values, indices, loss, error, penalty, auxiliary)
 
@@ -236,29 +249,29 @@ class SparseAutoencoder(nn.Module):
         now = now.to(running.dtype)
         running.copy_(torch.where(running < 0, now, running.lerp(now, _PACE)))
 
-    def _auxiliary(self, x: Tensor, rest: Tensor, least: Tensor | float = 0.0) -> Tensor:
-        """Squares of what the dead latents alone leave of what is left over, relative to its own (or to `least`)."""
+    def _auxiliary(self, x: Tensor, residual: Tensor, least: Tensor | float = 0.0) -> Tensor:
+        """Squares of what the dead latents leave of the residual, over its own (or over `least`, if that is more)."""
         dead = self.silent >= self.dead_after
         encoder: Tensor = self.encoder
         bias: Tensor = self.encoder_bias
         decoder: Tensor = self.decoder
         mask, k = dead, self.aux_k
-        # looking costs nothing here: only their rows
+        # their number can be read here without waiting: only their rows are searched
         if not torch.compiler.is_compiling() and x.device.type == "cpu":
             rows = dead.nonzero().squeeze(1)
             if not rows.numel():
-                return rest.new_zeros(())
+                return residual.new_zeros(())
             encoder, decoder = lookup(rows, encoder), lookup(rows, decoder)
             bias = lookup(rows, bias.unsqueeze(1)).squeeze(1)
             mask, k = torch.ones_like(rows, dtype=torch.bool), min(k, rows.numel())
         values, indices = sparse.encode(x - self.bias, encoder, bias, k, allowed=mask)
-        wrong = (working(sparse.decode(values, indices, decoder)) - rest).square().sum()
-        return torch.where(dead.any(), wrong / rest.square().sum().clamp_min(least).clamp_min(1e-12), 0.0)
+        wrong = (working(sparse.decode(values, indices, decoder)) - residual).square().sum()
+        return torch.where(dead.any(), wrong / residual.square().sum().clamp_min(least).clamp_min(1e-12), 0.0)
 
     @torch.no_grad()
     def project_decoder_gradient_(self) -> None:
-        """Takes out of the decoder's gradient what would only change the norms of its rows. Call before the
-        step.
+        """Removes the part of the decoder's gradient along its rows, which would only change their norms. Call before
+        the optimiser's step.
         """
         grad = self.decoder.grad
         if grad is not None:
@@ -279,7 +292,7 @@ class SparseAutoencoder(nn.Module):
 
     @property
     def dead(self) -> Tensor:
-        """(latents,) bool: has not fired for ``dead_after`` inputs of training."""
+        """(latents,) bool: has not fired for `dead_after` inputs of training."""
         return self.silent >= self.dead_after
 
     @property

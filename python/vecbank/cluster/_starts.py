@@ -1,4 +1,4 @@
-"""The starts of k-means: given centres, random samples, and greedy k-means++.
+"""The starts of k-means: given centroids, random samples, and greedy k-means++.
 
 Every draw comes from the caller's generator and every distance is exact, so the starts depend on neither processor nor
 thread count.
@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from ._kmeans_samples import Samples, largest_of, power_of, scaled, unit, working
-from .functional import segment_sum, topk
+from ..functional import segment_sum, topk
+from ._samples import Samples, largest_of, power_of, scaled, unit, working
 
 _REACH_BLOCK, _CANDIDATES = 1 << 14, 512  # k-means++ compares so many samples at a time with at most so many candidates
 
@@ -33,7 +33,7 @@ def permutation(count: int, generator: Generator | None, device: torch.device) -
 
 
 class _Reach(NamedTuple):
-    """A candidate for a centre, and the samples that lie closer to it than to any centre there is."""
+    """A candidate for a centroid, and the samples that lie closer to it than to any centroid there is."""
 
     sample: Tensor  # () int64: its own number
     rows: Tensor  # (m,) int64
@@ -41,24 +41,24 @@ class _Reach(NamedTuple):
 
 
 def _reaches(data: Samples, candidates: Tensor, gap: Tensor) -> list[_Reach]:
-    """What each of these samples would change; gap (N,) is the distance to the nearest centre.
+    """What each of these samples would change; gap (N,) is the distance to the nearest centroid.
 
     Most samples are near few of the candidates. So the nearest few are looked for, and more of them only for those
     samples that are nearer to all of these.
     """
-    centres, count = data.rows(candidates), len(candidates)
+    centroids, count = data.rows(candidates), len(candidates)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for start in range(0, len(gap), _REACH_BLOCK):
-        x, bar = data.x[start : start + _REACH_BLOCK], gap[start : start + _REACH_BLOCK]
+        x, threshold = data.x[start : start + _REACH_BLOCK], gap[start : start + _REACH_BLOCK]
         rows, width = torch.arange(start, start + len(x), device=x.device), min(2, count)
         while len(rows):
-            values, codes = topk(x, centres, width, data.metric)
+            values, codes = topk(x, centroids, width, data.metric)
             distances = data.distances(values)
-            closer = distances < bar.unsqueeze(1)
+            closer = distances < threshold.unsqueeze(1)
             unfinished = closer[:, -1] if width < count else closer.new_zeros(len(rows))
             row, rank = (closer & ~unfinished.unsqueeze(1)).nonzero(as_tuple=True)
             found.append((codes[row, rank], rows[row], distances[row, rank]))
-            x, bar, rows, width = x[unfinished], bar[unfinished], rows[unfinished], min(4 * width, count)
+            x, threshold, rows, width = x[unfinished], threshold[unfinished], rows[unfinished], min(4 * width, count)
     codes, rows, near = (torch.cat(part) for part in zip(*found, strict=True))
     order, sizes = codes.argsort(stable=True), torch.bincount(codes, minlength=count).tolist()
     parts = zip(candidates, rows[order].split(sizes), near[order].split(sizes), strict=True)
@@ -77,12 +77,12 @@ def _best(data: Samples, gap: Tensor, trials: list[_Reach]) -> _Reach:
 
 
 def _careful(data: Samples, given: Tensor, k: int, trials: int, generator: Generator | None) -> Tensor:
-    """Greedy k-means++: each next centre is the best of `trials` samples, each drawn in proportion to its distance to
-    the centres there are. Given centres come first and count as chosen.
+    """Greedy k-means++: each next centroid is the best of `trials` samples, each drawn in proportion to its distance to
+    the centroids there are. Given centroids come first and count as chosen.
 
     Candidates for several steps are drawn at once, so that one pass over the samples serves them all. By its turn a
-    candidate may be nearer to a centre than when it was drawn; taking it with probability distance now / distance then
-    is the same draw as one made now.
+    candidate may be nearer to a centroid than when it was drawn; taking it with probability distance now / distance
+    then is the same draw as one made now.
     """
     n, chosen = data.x.shape[0], []
     weights = torch.ones(n, dtype=torch.float64, device=data.x.device) if data.weights is None else data.weights
@@ -97,15 +97,15 @@ def _careful(data: Samples, given: Tensor, k: int, trials: int, generator: Gener
     steps, count = 1, k - len(given)
     while len(chosen) < count:
         mass = data.weighted(gap).cumsum(0)
-        if not mass[-1] > 0:  # every sample lies on a centre: any will do
+        if not mass[-1] > 0:  # every sample lies on a centroid: any will do
             chosen += (_draw(count - len(chosen), generator) * n).long().to(mass.device)
             break
         size = min(trials * min(steps, count - len(chosen)), max(trials, _CANDIDATES))
         place, accept = _draw(2 * size, generator).to(mass.device).view(2, size)
         pool = torch.searchsorted(mass, mass[-1:] * place, right=True).clamp_max_(n - 1)
-        reaches, bar, at, steps = _reaches(data, pool, gap), accept * gap[pool], 0, 1
+        reaches, threshold, at, steps = _reaches(data, pool, gap), accept * gap[pool], 0, 1
         while len(chosen) < count:
-            taken = (bar[at:] < gap[pool[at:]]).nonzero().squeeze(1)[: trials - len(ready)].tolist()
+            taken = (threshold[at:] < gap[pool[at:]]).nonzero().squeeze(1)[: trials - len(ready)].tolist()
             ready += [reaches[at + i] for i in taken]
             if len(ready) < trials:
                 break
@@ -119,7 +119,7 @@ def _careful(data: Samples, given: Tensor, k: int, trials: int, generator: Gener
 
 
 def starts(data: Samples, k: int, init: str | Tensor, trials: int, generator: Generator | None) -> Tensor:
-    """k centres (k, d) to start from, as `kmeans` describes them for `init`; `trials` draws for each."""
+    """k centroids (k, d) to start from, as `kmeans` describes them for `init`; `trials` draws for each."""
     given = data.x.new_empty((0, data.x.shape[1]), dtype=working(data.x))
     if isinstance(init, Tensor):
         given = init.detach().double()

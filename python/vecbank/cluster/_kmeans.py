@@ -5,7 +5,7 @@ generator, so the answer depends on neither processor nor thread count.
 
 Sources: Lloyd, "Least squares quantization in PCM", IEEE Trans. Information Theory 28, 1982; Sculley, "Web-scale
 k-means clustering", WWW 2010; Dhillon and Modha, "Concept decompositions for large sparse text data using clustering",
-Machine Learning 42, 2001 (cosine); for the starts, `_kmeans_starts`.
+Machine Learning 42, 2001 (cosine); for the starts, `_starts`.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from typing import SupportsIndex
 import torch
 from torch import Generator, Tensor
 
-from . import _checks
-from ._kmeans_samples import BLOCK, FAR, FLOOR, Samples, largest_of, prepared, scaled, sums_of, total, unit, working
-from ._kmeans_starts import permutation, starts
-from ._numpy import entry_point
-from ._progress import Progress
-from .functional import nearest, segment_sum
-from .results import KMeans
+from .. import _checks
+from .._numpy import entry_point
+from .._progress import Progress
+from ..functional import nearest, segment_sum
+from ..results import KMeans
+from ._samples import BLOCK, FAR, FLOOR, Samples, largest_of, prepared, scaled, sums_of, total, unit, working
+from ._starts import permutation, starts
 
 STARTS = ("k-means++", "random")
 _METRICS = ("l2", "sqeuclidean", "cosine")
 
 
-def _means(data: Samples, centres: Tensor, sums: Tensor, sizes: Tensor) -> Tensor:
-    """New centres; one without any weight (or, for cosine, whose rows cancel) stays where it was."""
+def _means(data: Samples, centroids: Tensor, sums: Tensor, sizes: Tensor) -> Tensor:
+    """New centroids; one without any weight (or, for cosine, whose rows cancel) stays where it was."""
     means = sums / sizes.unsqueeze(1).to(sums.dtype)
     alive = (sizes > 0).unsqueeze(1)
     if data.cosine:
         norms = torch.linalg.vector_norm(means, dim=1, keepdim=True)
         means, alive = means / norms, norms >= FLOOR
-    return torch.where(alive, means.to(centres.dtype), centres)
+    return torch.where(alive, means.to(centroids.dtype), centroids)
 
 
 def _worst(data: Samples, distances: Tensor, count: int) -> Tensor:
-    """`count` samples that are served badly and lie apart, so that not all of them come from one far cluster.
+    """`count` samples that are far from their centroids and lie apart: not all of them come from one far cluster.
 
     Candidates are spread evenly over the total error (k-means++ without the draw); among those the farthest is taken,
-    then the farthest from the centres and it, and so on.
+    then the farthest from the centroids and it, and so on.
     """
     mass = data.weighted(distances).cumsum(0)
     shares = (torch.arange(max(16 * count, 1024), device=mass.device) + 0.5) / max(16 * count, 1024)
@@ -57,7 +57,7 @@ def _worst(data: Samples, distances: Tensor, count: int) -> Tensor:
 
 
 def _reseed(data: Samples, distances: Tensor, codes: Tensor, sums: Tensor, sizes: Tensor) -> None:
-    """Gives each empty code a sample that is served badly, taken from the code it was with; in place."""
+    """Gives each empty code a sample that is far from its centroid, taken from the code it was with; in place."""
     empty = (sizes == 0).nonzero().squeeze(1)
     if not empty.numel():
         return
@@ -69,67 +69,67 @@ def _reseed(data: Samples, distances: Tensor, codes: Tensor, sums: Tensor, sizes
     sums[empty], sizes[empty] = rows, weights
 
 
-def _lloyd(data: Samples, centres: Tensor, iterations: int, limit: float, bar: Progress) -> KMeans:
+def _lloyd(data: Samples, centroids: Tensor, iterations: int, limit: float, bar: Progress) -> KMeans:
     codes: Tensor | None = None
     done = 0
     while True:
-        distances, new = data.assign(centres)
-        # the centres are the means of this very assignment
+        distances, new = data.assign(centroids)
+        # the centroids are the means of this assignment
         settled = codes is not None and torch.equal(codes, new)
         codes = new
         if settled or done >= iterations:
             break
-        sums, sizes = sums_of(data, codes, centres.shape[0])
+        sums, sizes = sums_of(data, codes, centroids.shape[0])
         _reseed(data, distances, codes, sums, sizes)
-        moved = _means(data, centres, sums, sizes)
-        shift = total((moved - centres).double().square().flatten())
-        centres = moved
+        moved = _means(data, centroids, sums, sizes)
+        shift = total((moved - centroids).double().square().flatten())
+        centroids = moved
         done += 1
         bar.step(data.shown(data.inertia(distances)))
         if shift <= limit:
-            distances, codes = data.assign(centres)
+            distances, codes = data.assign(centroids)
             break
-    return KMeans(centres, codes, data.inertia(distances), done)
+    return KMeans(centroids, codes, data.inertia(distances), done)
 
 
 def _mini_batch(
     data: Samples,
-    centres: Tensor,
+    centroids: Tensor,
     passes: int,
     batch: int,
     limit: float,
     generator: Generator | None,
     bar: Progress,
 ) -> KMeans:
-    """Each centre moves to the running mean of all samples it has been given: a step of 1 / count."""
-    k, done = centres.shape[0], 0
-    counts = torch.zeros(k, dtype=torch.float64, device=centres.device)
+    """Each centroid moves to the running mean of all samples it has been given: a step of 1 / count."""
+    k, done = centroids.shape[0], 0
+    counts = torch.zeros(k, dtype=torch.float64, device=centroids.device)
     for _ in range(passes):
-        before, seen = centres, torch.zeros_like(counts)
+        before, seen = centroids, torch.zeros_like(counts)
         batches = permutation(data.x.shape[0], generator, data.x.device).split(batch)
         for index in batches:
             part = data.select(index)
-            _, codes = part.assign(centres)
+            _, codes = part.assign(centroids)
             sums, sizes = sums_of(part, codes, k)
             seen += sizes
             counts += sizes
-            rate = torch.where(counts > 0, sizes / counts, 0.0).unsqueeze(1).to(centres.dtype)
-            moved = _means(part, centres, sums, sizes)
-            centres = centres + (moved - centres) * rate
+            rate = torch.where(counts > 0, sizes / counts, 0.0).unsqueeze(1).to(centroids.dtype)
+            moved = _means(part, centroids, sums, sizes)
+            centroids = centroids + (moved - centroids) * rate
             if data.cosine:
-                centres = unit(centres)
+                centroids = unit(centroids)
         lost = (seen == 0).nonzero().squeeze(1)
         if lost.numel():  # unused in a whole pass: start again from samples of a batch (the last one may be small)
             part = data.select(batches[0])
-            worst = _worst(part, part.assign(centres)[0], len(lost))
-            centres[lost[: len(worst)]] = part.rows(worst)
+            worst = _worst(part, part.assign(centroids)[0], len(lost))
+            centroids[lost[: len(worst)]] = part.rows(worst)
             counts[lost] = 0
         done += 1
         bar.step()
-        if total((centres - before).double().square().flatten()) <= limit:
+        if total((centroids - before).double().square().flatten()) <= limit:
             break
-    distances, codes = data.assign(centres)
-    return KMeans(centres, codes, data.inertia(distances), done)
+    distances, codes = data.assign(centroids)
+    return KMeans(centroids, codes, data.inertia(distances), done)
 
 
 @entry_point
@@ -149,41 +149,50 @@ def kmeans(
     generator: Generator | SupportsIndex | None = None,
     progress: bool = False,
 ) -> KMeans:
-    """k centres that (locally) minimise the sum over samples of the distance to the nearest one.
+    """k centroids that (locally) minimise the sum over samples of the distance to the nearest one.
 
-    Lloyd's iteration: ``code_i = argmin_j |x_i - c_j|^2``, then ``c_j = mean of the x_i with code j``. An empty centre
-    moves to one of the samples that are served worst. With ``metric="cosine"`` the samples count as unit vectors,
-    centres are unit vectors and the distance is ``1 - cos``; a zero sample has no direction and counts for nothing.
+    Lloyd's iteration: `code_i = argmin_j |x_i - c_j|^2`, then `c_j = mean of the x_i with code j`. A centroid without
+    samples moves to one of the samples that are far from their own. With `metric="cosine"` the samples count as unit
+    vectors, centroids are unit vectors and the distance is `1 - cos`; a zero sample has no direction and counts for
+    nothing.
 
     Args:
         x: (N, d) float32, float64, bfloat16 or float16, dense and finite. 16-bit samples are read as they are.
         k: 1 to N.
-        init: "k-means++": each next centre is drawn in proportion to its distance to those before it, and is the best
-            of ``local_trials`` draws (greedy k-means++, as in scikit-learn). "random": k different samples. Or starts
-            (r, d) with r <= k: those given come first, the other k - r are drawn as in k-means++.
+        init: "k-means++": each next centroid is drawn in proportion to its distance to those before it, and is the
+            best of `local_trials` draws (greedy k-means++, as in scikit-learn). "random": k different samples. Or
+            starts (r, d) with r <= k: those given come first, the other k - r are drawn as in k-means++.
         metric: "l2" (or "sqeuclidean", the same clustering) or "cosine".
         weights: (N,) floating point, finite, not negative, not all zero: how much each sample counts.
-        iterations: most steps. Stops when no sample changes its code, or the squared moves of all centres together are
-            at most ``tolerance`` times the mean variance of a feature (scikit-learn's rule).
+        iterations: most steps. Stops when no sample changes its code, or the squared moves of all centroids together
+            are at most `tolerance` times the mean variance of a feature (scikit-learn's rule).
+        tolerance: as above; 0 goes on until no sample changes its code.
         restarts: runs from different starts, of which the one with the smallest inertia is returned.
-        batch_size: mini-batches of this many samples; ``iterations`` and the result's then count passes over x.
-        local_trials: draws that k-means++ compares for each centre, by the inertia that they would leave. None: 2 +
+        batch_size: mini-batches of this many samples; `iterations` and the result's then count passes over x.
+        local_trials: draws that k-means++ compares for each centroid, by the inertia that they would leave. None: 2 +
             floor(ln k), as in scikit-learn. 1: the plain k-means++ of 2007. The start compares each sample with
-            k ``local_trials`` draws and takes the time of two to four times ``local_trials`` iterations: give less, or
+            k `local_trials` draws and takes the time of two to four times `local_trials` iterations: give less, or
             "random", where few iterations follow.
         generator: source of all draws: a torch.Generator, or an int that seeds one on the CPU. None: torch's global
             generator.
         progress: draw a bar on stderr.
 
     Returns:
-        KMeans(centres, codes, inertia, iterations): centres (k, d) in x's dtype (float32 for 16-bit x) and codes (N,)
-        int64 of the nearest of these centres. The same bits for any number of threads.
+        KMeans(centroids, codes, inertia, iterations): centroids (k, d) in x's dtype (float32 for 16-bit x) and codes
+        (N,) int64 of the nearest of these centroids. The same bits for any number of threads.
 
     Raises:
         TypeError: a dtype, a sparse tensor, a number or a generator of another type.
         ValueError: a shape, a device or a value that is not allowed. Either names the argument.
+
+    Example:
+        >>> import torch, vecbank
+        >>> x = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
+        >>> found = vecbank.cluster.kmeans(x, 2, init=torch.tensor([[0.0], [10.0]]))
+        >>> found.centroids.tolist(), found.codes.tolist(), found.inertia
+        ([[0.5], [10.5]], [0, 0, 1, 1], 1.0)
     """
-    _dense("x", x)
+    _checks.dense("x", x)
     if x.is_meta:
         raise ValueError("x must hold numbers, got a tensor on the device meta")
     if x.dim() != 2:
@@ -219,11 +228,11 @@ def kmeans(
     best: KMeans | None = None
     with Progress(f"k-means {n} x {k}", restarts * steps, progress) as bar:
         for _ in range(restarts):
-            centres = starts(data, k, init, trials, generator)
+            centroids = starts(data, k, init, trials, generator)
             if batch is None:
-                found = _lloyd(data, centres, steps, limit, bar)
+                found = _lloyd(data, centroids, steps, limit, bar)
             else:
-                found = _mini_batch(data, centres, steps, batch, limit, generator, bar)
+                found = _mini_batch(data, centroids, steps, batch, limit, generator, bar)
             bar.step(data.shown(found.inertia), count=steps - found.iterations)
             if best is None or found.inertia < best.inertia:
                 best = found
@@ -231,14 +240,8 @@ def kmeans(
     return _undone(data, best)
 
 
-def _dense(name: str, t: Tensor) -> None:
-    _checks.floating(name, t)
-    if t.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got {t.layout} ({name}.to_dense() makes it dense)")
-
-
 def _check_weights(weights: Tensor, x: Tensor) -> None:
-    _dense("weights", weights)
+    _checks.dense("weights", weights)
     if weights.shape != x.shape[:1]:
         raise ValueError(f"weights must have shape ({x.shape[0]},), got {tuple(weights.shape)}")
     if weights.device != x.device:
@@ -256,7 +259,7 @@ def _check_init(init: str | Tensor, k: int, d: int, x: Tensor) -> None:
         if init not in STARTS:
             raise ValueError(f"init must be one of {', '.join(STARTS)} or a tensor of starts, got {init!r}")
         return
-    _dense("init", init)
+    _checks.dense("init", init)
     if init.dim() != 2 or init.shape[1] != d or not 1 <= init.shape[0] <= k:
         raise ValueError(f"init must have shape (r, {d}) with 1 <= r <= k = {k}, got {tuple(init.shape)}")
     if init.device != x.device:
@@ -266,8 +269,8 @@ def _check_init(init: str | Tensor, k: int, d: int, x: Tensor) -> None:
 
 def _undone(data: Samples, found: KMeans) -> KMeans:
     """What was found, for the samples as they came."""
-    centres = scaled(found.centroids, data.power)
-    back = scaled(centres, -data.power)
+    centroids = scaled(found.centroids, data.power)
+    back = scaled(centroids, -data.power)
     if not torch.equal(back, found.centroids):  # too small for the dtype: rounded, and another may be nearer now
         distances, codes = data.assign(back)
         found = found._replace(codes=codes, inertia=data.inertia(distances))
@@ -275,7 +278,7 @@ def _undone(data: Samples, found: KMeans) -> KMeans:
         inertia = math.ldexp(found.inertia, data.inertia_power)
     except OverflowError:
         raise ValueError("x (and weights) are too large: no float64 can hold the inertia; scale them down") from None
-    return found._replace(centroids=centres, inertia=inertia)
+    return found._replace(centroids=centroids, inertia=inertia)
 
 
 def _variance(data: Samples) -> float:

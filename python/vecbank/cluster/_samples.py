@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .functional import nearest, segment_sum
+from ..functional import nearest, segment_sum
 
 FLOOR = 1e-8  # a norm below this counts as this, as everywhere in the library
 BLOCK = 1 << 16  # rows widened at a time
@@ -32,7 +32,7 @@ class Samples(NamedTuple):
         return "cosine" if self.cosine else "sqeuclidean"
 
     def rows(self, index: Tensor) -> Tensor:
-        """Samples as centres: in the centres' dtype, of unit length for cosine."""
+        """Samples as centroids: in the centroids' dtype, of unit length for cosine."""
         rows = self.x[index].to(working(self.x))
         return unit(rows) if self.cosine else rows
 
@@ -40,9 +40,9 @@ class Samples(NamedTuple):
         take = [None if t is None else t[index] for t in (self.weights, self.row_weights)]
         return self._replace(x=self.x[index], weights=take[0], row_weights=take[1])
 
-    def assign(self, centres: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance to the nearest centre, float64 and not negative, and its number."""
-        values, codes = nearest(self.x, centres, self.metric)
+    def assign(self, centroids: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance to the nearest centroid, float64 and not negative, and its number."""
+        values, codes = nearest(self.x, centroids, self.metric)
         return self.distances(values), codes
 
     def distances(self, values: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def prepared(x: Tensor, largest: float, weights: Tensor | None, cosine: bool) ->
     row_weights = weights
     if cosine:
         norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-        if bool((norms == 0).any()):  # no direction: any centre serves it as badly, and none should move there
+        if bool((norms == 0).any()):  # no direction: it is as far from any centroid, and none should move there
             weights = (norms > 0).double() if weights is None else torch.where(norms > 0, weights, 0.0)
         norms.clamp_min_(FLOOR)
         row_weights = norms.reciprocal_() if weights is None else weights / norms
