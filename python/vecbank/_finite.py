@@ -48,6 +48,16 @@ def uncoded(codes: Tensor, keep: Tensor | None) -> Tensor:
     return codes if keep is None else torch.where(over(keep, codes), codes, -1)
 
 
+def kept(mask: Tensor | None, rows: torch.Size) -> int | Tensor:
+    """How many rows of `rows` a mask keeps."""
+    return rows.numel() if mask is None else mask.sum()
+
+
 def counted(mask: Tensor | None, rows: torch.Size) -> int | Tensor:
-    """How many rows of `rows` a mask keeps, at least 1."""
-    return max(rows.numel(), 1) if mask is None else mask.sum().clamp_min(1)
+    """The same, at least 1."""
+    return at_least_one(kept(mask, rows))
+
+
+def at_least_one(count: int | Tensor) -> int | Tensor:
+    """What a sum is divided by for a mean that is 0 where nothing counts."""
+    return max(count, 1) if isinstance(count, int) else count.clamp_min(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -62,27 +61,6 @@ class CosineSimLinear(nn.Module):
         # in float16 the least norm that `normalize` divides by would be 0
         out = F.normalize(working(x), dim=-1) @ F.normalize(working(self.weight), dim=0) * self.scale
         return out if working(x) is x else out.to(x.dtype)
-
-
-def lost_rows(x: Tensor) -> Tensor | None:
-    """Rows (..., 1) that hold NaN or inf; None where none is known to: `finite_rows` says when."""
-    finite = finite_rows(x)
-    return None if finite is None else ~finite.unsqueeze(-1)
-
-
-def blank(x: Tensor, lost: Tensor | None, value: float) -> Tensor:
-    """x with the lost rows' numbers replaced; no gradient passes to those."""
-    return x if lost is None else x.masked_fill(lost, value)
-
-
-def kept_rows(x: Tensor, lost: Tensor | None) -> int | Tensor:
-    """How many rows of x (..., d) are not lost."""
-    return math.prod(x.shape[:-1]) if lost is None else lost.logical_not().sum()
-
-
-def over(total: Tensor, count: int | Tensor) -> Tensor:
-    """A mean: total / count, and the total, which is 0, where nothing counts."""
-    return total / (max(count, 1) if isinstance(count, int) else count.clamp_min(1))
 
 
 def project_rows(layer: nn.Module, x: Tensor) -> Tensor:
