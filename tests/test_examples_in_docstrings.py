@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 import vecbank
+import vecbank.onnx
 
-FAMILIES = ("anchors", "cluster", "codes", "embedding", "nn", "pq", "reference", "residual", "sparse")
+FAMILIES = ("anchors", "cluster", "codes", "embedding", "nn", "onnx", "pq", "reference", "residual", "sparse")
 METHODS = (vecbank.Bank, vecbank.pq.ProductCodec)  # whose public methods have examples too
 RESULTS = tuple(name for name in dir(vecbank.results) if name in vecbank.__all__)  # tuples that functions return
 

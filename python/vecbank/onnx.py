@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from ._ops import METRICS, REDUCTIONS
 from .results import TopK
 
+__all__ = ["decomposed", "export"]
+
 _ops = torch.ops.vecbank
 _SHORTEST = 1e-8  # a norm below this counts as this
 _DOT, _COSINE, _L2, _L1 = METRICS["dot"], METRICS["cosine"], METRICS["l2"], METRICS["l1"]
@@ -47,6 +49,13 @@ def export(
     Raises:
         ValueError: the module is in training. NotImplementedError: an op without an ONNX form, by name.
         ImportError: onnx or onnxscript are not installed.
+
+    Example:
+        >>> import torch, vecbank, vecbank.onnx
+        >>> layer = vecbank.nn.RelativeProjection(torch.eye(3)).eval()
+        >>> program = vecbank.onnx.export(layer, (torch.ones(2, 3),), verbose=False)
+        >>> program.model.graph.outputs[0].shape
+        Shape([2, 3])
     """
     if module.training:
         raise ValueError("a module is exported to ONNX in evaluation: call module.eval() first")
@@ -68,6 +77,13 @@ def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
 
     Raises:
         NotImplementedError: an op that has no such form, by name.
+
+    Example:
+        >>> import torch, vecbank, vecbank.onnx
+        >>> layer = vecbank.nn.RelativeProjection(torch.eye(3)).eval()
+        >>> program = torch.export.export(layer, (torch.ones(2, 3),))
+        >>> any("vecbank" in str(node.target) for node in vecbank.onnx.decomposed(program).graph.nodes)
+        False
     """
     plain = program.run_decompositions({**torch.export.default_decompositions(), **decompositions()})
     for graph in plain.graph_module.modules():
@@ -286,25 +302,25 @@ def _quantize_train(
 
 
 def _residual_quantize(
-    x: Tensor, books: Sequence[Tensor], packs: Sequence[Tensor], metric: int
+    x: Tensor, codebooks: Sequence[Tensor], packs: Sequence[Tensor], metric: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rest, rows, codes, losses = x.to(books[0].dtype), [], [], []
-    for book in books:
-        row, code = _quantize(rest, book, None, metric)
-        rest = rest - row
+    residual, rows, codes, losses = x.to(codebooks[0].dtype), [], [], []
+    for codebook in codebooks:
+        row, code = _quantize(residual, codebook, None, metric)
+        residual = residual - row
         rows.append(row)
         codes.append(code)
-        losses.append(_loss(rest, code))
+        losses.append(_loss(residual, code))
     total = rows[0]
     for row in rows[1:]:
         total = total + row
     return total, torch.stack(codes, -1), torch.stack(losses)
 
 
-def _product_quantize(x: Tensor, books: Tensor, pack: Tensor | None) -> Tensor:
-    parts = x.reshape(-1, books.shape[0], books.shape[2]).transpose(0, 1)
-    codes = _best(parts, books, 1, METRICS["sqeuclidean"], None, None)
-    return codes.squeeze(-1).transpose(0, 1).reshape(*x.shape[:-1], books.shape[0])
+def _product_quantize(x: Tensor, codebooks: Tensor, pack: Tensor | None) -> Tensor:
+    parts = x.reshape(-1, codebooks.shape[0], codebooks.shape[2]).transpose(0, 1)
+    codes = _best(parts, codebooks, 1, METRICS["sqeuclidean"], None, None)
+    return codes.squeeze(-1).transpose(0, 1).reshape(*x.shape[:-1], codebooks.shape[0])
 
 
 def _lookup(codes: Tensor, bank: Tensor, weights: Tensor | None, reduce: int) -> Tensor:
