@@ -113,6 +113,35 @@ def test_a_row_that_is_no_number_moves_nothing(name: str, bad: float) -> None:
             torch.testing.assert_close(module.state_dict(), same.state_dict(), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["fsq", "residual fsq", "lfq", "residual lfq", "residual vq"])
+def test_beside_such_a_row_the_others_keep_their_bits(name: str) -> None:
+    """In 16 bits, projected, features on axis 1: where products round by how memory is laid out."""
+    made: dict[str, Made] = {
+        "fsq": lambda: vn.FSQ([5, 4, 3], dim=8, channel_first=True),
+        "residual fsq": lambda: vn.ResidualFSQ(levels=[5, 4, 3], dim=8, num_quantizers=3, is_channel_first=True),
+        "lfq": lambda: vn.LFQ(dim=8, codebook_size=16, channel_first=True),
+        "residual lfq": lambda: vn.ResidualLFQ(dim=8, codebook_size=16, num_quantizers=3, channel_first=True),
+        "residual vq": lambda: vn.ResidualVQ(
+            dim=8, codebook_dim=4, num_quantizers=3, codebook_size=12, channel_last=False, freeze_codebook=True
+        ),
+    }
+    torch.manual_seed(0)
+    module: Any = made[name]().bfloat16()
+    x = gauss(2, 8, 64).bfloat16()
+    bad = x.clone()
+    bad[0, 3, 5] = math.nan
+    others = torch.ones(2, 1, 64, dtype=torch.bool)
+    others[0, :, 5] = False
+    found = []
+    for batch in (x, bad):
+        given = batch.clone().requires_grad_()
+        out = torch.where(others, module(given)[0], 0.0)
+        out.sum().backward()
+        assert given.grad is not None
+        found.append((out.detach(), torch.where(others, given.grad, 0.0)))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
 def codes_of(codes: Tensor) -> Tensor:
     """Lists of another width hold the same codes."""
     return codes[..., : int((codes >= 0).sum(-1).max())] if codes.dim() > 1 else codes

@@ -1,4 +1,4 @@
-"""FSQ, LFQ, LatentQuantize and BinaryMapper: codes whose book is never written down."""
+"""FSQ, LFQ, LatentQuantize and BinaryMapper: codes whose codebook is never written down."""
 
 from __future__ import annotations
 
@@ -128,10 +128,10 @@ def test_empty_input() -> None:
 
 
 def brute_entropies(x: Tensor, amplitude: float, inv_temperature: float) -> tuple[Tensor, Tensor]:
-    """The definition: a softmax over the whole book."""
+    """The definition: a softmax over the whole codebook."""
     d = x.shape[1]
-    book = ((torch.arange(2**d).unsqueeze(1) >> torch.arange(d - 1, -1, -1)) & 1).to(x) * 2 * amplitude - amplitude
-    p = (2 * inv_temperature * x @ book.t()).softmax(-1)
+    codebook = ((torch.arange(2**d).unsqueeze(1) >> torch.arange(d - 1, -1, -1)) & 1).to(x) * 2 * amplitude - amplitude
+    p = (2 * inv_temperature * x @ codebook.t()).softmax(-1)
     mean = p.mean(0)
     each = -(p * p.clamp_min(1e-5).log()).sum(-1).mean()
     return each, -(mean * mean.clamp_min(1e-5).log()).sum()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import vecbank.nn as vn
 
-# As they are deployed and trained; the modes in between for those whose books move, the others' are in the net.
+# As they are deployed and trained; the modes in between for those whose codebooks move, the others' are in the net.
 MODES = [(name, training, training) for name in CASES for training in (False, True)]
 MODES += [(name, not grad, grad) for name, (kind, *_) in CASES.items() if "VQ" in kind for grad in (False, True)]
 
@@ -33,7 +33,7 @@ def saved(module: nn.Module, x: Tensor) -> nn.Module:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("name", "training", "grad"), MODES)
 def test_an_exported_module_is_the_module(name: str, training: bool, grad: bool) -> None:
-    """What it returns, and in training the books that its steps leave: the same bits."""
+    """What it returns, and in training the codebooks that its steps leave: the same bits."""
     module, make = built(name, training)
     with torch.set_grad_enabled(grad):
         loaded = saved(module, make())

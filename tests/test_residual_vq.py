@@ -62,7 +62,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def test_like_peer(name: str, train: bool) -> None:
     for call in ({"return_all_codes": True}, {"mask": MASK}, {"freeze_codebook": True}):
         if train and name.startswith("shared") and "freeze_codebook" in call:
-            continue  # the peer moves a shared book even so
+            continue  # the peer updates a shared codebook even so
         ours, theirs = pair({**BASE, **OPTIONS[name]})
         assert_alike(ours, theirs, gauss(2, 60, 8), train, 3e-5, **call)
     indices = ours.eval()(gauss(2, 60, 8))[1]
@@ -125,7 +125,7 @@ def test_beam_search_like_peer(name: str, train: bool) -> None:
             if g is not None:
                 assert_close(g, w, 3e-5, name)
         first, other = ours.layers[0]._codebook, theirs.layers[0]._codebook
-        assert_close(first.embed_avg, other.embed_avg, 1e-5, "first book")
+        assert_close(first.embed_avg, other.embed_avg, 1e-5, "first codebook")
 
 
 def test_beam_search_moves_every_book() -> None:
@@ -158,8 +158,8 @@ def test_widest_beam_is_exhaustive_search(codes: int) -> None:
         spread(ResidualVQ(dim=3, num_quantizers=3, codebook_size=codes, beam_size=codes**3)).eval(),
         gauss(1, 50, 3),
     )
-    books = module.codebooks
-    every = (books[0][:, None, None] + books[1][None, :, None] + books[2][None, None]).flatten(0, 2)
+    codebooks = module.codebooks
+    every = (codebooks[0][:, None, None] + codebooks[1][None, :, None] + codebooks[2][None, None]).flatten(0, 2)
     best = torch.cdist(x[0].double(), every.double()).argmin(-1)
     # Only the last stage's loss decides, when its weight is all there is.
     module.beam_score_weights.copy_(torch.tensor([0.0, 0.0, 1.0]))
@@ -298,10 +298,10 @@ def test_given_codes_are_scored() -> None:
     codes = module(x)[1]
     _, loss = module(x, indices=codes)
     residual, want = x, torch.zeros(())
-    for book, code in zip(module.codebooks, codes.unbind(-1), strict=True):
-        scores = -torch.cdist(residual, book)
+    for codebook, code in zip(module.codebooks, codes.unbind(-1), strict=True):
+        scores = -torch.cdist(residual, codebook)
         want = want + nn.functional.cross_entropy(scores.flatten(0, 1), code.flatten())
-        residual = residual - book[code]
+        residual = residual - codebook[code]
     torch.testing.assert_close(loss, want)
     with pytest.raises(ValueError, match="indices"):
         module(x, indices=codes.roll(1, 0).masked_fill(codes == codes[0, 0, 0], -1))
@@ -384,7 +384,7 @@ CHECKPOINTED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", CHECKPOINTED)
 def test_activation_checkpointing(name: str) -> None:
-    """Forward runs twice, books move once, gradients are those of running it once."""
+    """Forward runs twice, codebooks are updated once, gradients are those of running it once."""
     for own in (False, True):
         modules, results = [], []
         for reentrant in (None, False, True):

@@ -91,8 +91,8 @@ def test_gradient_of_the_map_is_that_of_the_dense_form() -> None:
     quantized, indices, loss = module(x)
     ((quantized * weight).sum() + loss).backward()
     y = x.detach().clone().requires_grad_()
-    book = module.code_transform(module.frozen_codebook)
-    dense = nn.functional.one_hot(indices, 12).double() @ book
+    codebook = module.code_transform(module.frozen_codebook)
+    dense = nn.functional.one_hot(indices, 12).double() @ codebook
     want = (y.detach() - dense).square().mean() + 0.25 * (y - dense.detach()).square().mean()
     (grad,) = torch.autograd.grad(want, module.code_transform.weight, retain_graph=True)
     torch.testing.assert_close(module.code_transform.weight.grad, grad)
@@ -101,7 +101,7 @@ def test_gradient_of_the_map_is_that_of_the_dense_form() -> None:
 
 
 def test_every_code_moves_with_the_map() -> None:
-    """64 clusters, 256 codes that all start near zero: a plain book leaves clusters without a code, SimVQ
+    """64 clusters, 256 codes that all start near zero: a plain codebook leaves clusters without a code, SimVQ
     none.
     """
     used = []
@@ -134,7 +134,7 @@ def test_sixteen_bits(dtype: torch.dtype) -> None:
         x = gauss(2, 40, 8).to(dtype)
         got, want = module(x), module(x.float())
         assert got[0].dtype == dtype
-        assert torch.equal(got[1], want[1])  # read exactly, and what is left over is not rounded
+        assert torch.equal(got[1], want[1])  # read exactly, and residuals are not rounded
         torch.testing.assert_close(got[2], want[2])
         with torch.no_grad():
             assert torch.equal(module(x)[1], module(x.float())[1])
@@ -256,8 +256,8 @@ def test_random_projection_has_frozen_targets() -> None:
     projected = module.vq.project_in(torch.cat([normal @ p for p in module.rand_projs], -1)).chunk(2, -1)
     for head in range(2):
         rows = nn.functional.normalize(projected[head], dim=-1).double()
-        book = nn.functional.normalize(module.vq._codebook.embed[head], dim=-1).double()
-        assert torch.equal(module(x)[..., head], (rows @ book.t()).argmax(-1))
+        codebook = nn.functional.normalize(module.vq._codebook.embed[head], dim=-1).double()
+        assert torch.equal(module(x)[..., head], (rows @ codebook.t()).argmax(-1))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

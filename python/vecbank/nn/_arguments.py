@@ -1,4 +1,4 @@
-"""What the constructors of modules ask of their arguments: each error names the argument and what was expected."""
+"""Checks of the arguments of modules: each error names the argument, what came and what was expected."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from numbers import Real
 
 import torch
 from torch import Generator, OutOfMemoryError, Tensor
 
 from .. import _checks
+from .._checks import integers as integers
+from .._checks import rows as rows
+from .._checks import tensor as tensor
 
-_NO_MEMORY = ("allocate memory", "out of memory", "overflow")  # what torch says of an allocation that it cannot make
+floats = _checks.dense
+_NO_MEMORY = ("allocate memory", "out of memory", "overflow")  # in torch's errors about allocations that fail
 
 
 def whole(name: str, value: object, least: int = 1, most: int | None = None, called: str = "") -> int:
-    """An int from `least` to `most`, which may be another argument, `called` so; numpy's integers count as ints."""
+    """An int from `least` to `most`; numpy's integers count as ints. `called`: the argument that `most` is."""
     number = _checks.integer(name, value)
     if number < least or (most is not None and number > most):
         limit = f"{called} = {most}" if called else str(most)
@@ -44,9 +47,8 @@ def wholes(name: str, values: object, least: int = 1) -> list[int]:
 
 def number(name: str, value: object, low: float = 0.0, high: float = math.inf, above: bool = False) -> float:
     """A finite number from `low` to `high`, or `above` low. Tensors without dimensions pass as they are."""
-    if isinstance(value, bool) or not isinstance(value, (Real, Tensor)) or (isinstance(value, Tensor) and value.dim()):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    given = float(value)
+    _checks.number(name, value)
+    given = float(value)  # type: ignore[arg-type]
     if not (low < given if above else low <= given) or not given <= high or math.isinf(given):
         least = f"be {'greater than' if above else 'at least'} {low:g}"
         limits = least if high == math.inf else f"lie between {low:g} and {high:g}"
@@ -66,7 +68,7 @@ def maybe_numbers(low: float = 0.0, high: float = math.inf, above: bool = False,
 
 
 def drawn_by(value: object) -> Generator | None:
-    """The source of a module's draws: torch's own for None."""
+    """The generator of a module's draws; None stands for torch's default one."""
     if value is None or isinstance(value, Generator):
         return value
     raise TypeError(f"generator must be a torch.Generator or None, got {type(value).__name__}")
@@ -78,30 +80,6 @@ def function(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
 
 
-def tensor(name: str, x: object) -> None:
-    """`x` is a tensor: modules, unlike functions, take no numpy arrays."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-
-
-def integers(x: object, name: str = "codes") -> Tensor:
-    """The tensor `x` of integers as int64."""
-    tensor(name, x)
-    return _checks.integers(x, name)
-
-
-def rows(x: object, count: int, name: str = "codes") -> Tensor:
-    """The same, of row numbers below `count` or -1."""
-    tensor(name, x)
-    return _checks.rows(x, count, name)
-
-
-def floats(name: str, x: object) -> None:
-    """`x` is a dense floating-point tensor."""
-    tensor(name, x)
-    _checks.dense(name, x)
-
-
 def features(name: str, x: object, width: int) -> None:
     """`x` is a floating-point tensor (..., width)."""
     floats(name, x)
@@ -111,9 +89,8 @@ def features(name: str, x: object, width: int) -> None:
 
 
 def warn(message: str) -> None:
-    """A UserWarning at the line that led here, outside of this package and of torch, whose modules call each other.
-
-    A compiled program says nothing.
+    """A UserWarning at the caller's line: the innermost one outside of this package and of torch, whose modules call
+    each other. A compiled program does not warn.
     """
     if torch.compiler.is_compiling():
         return
@@ -125,7 +102,7 @@ def warn(message: str) -> None:
 
 @contextmanager
 def memory_for(what: str) -> Iterator[None]:
-    """Where there is not enough memory, a MemoryError that says for what. A GPU's keeps its class, torch's own."""
+    """Turns torch's error about missing memory into a MemoryError that says for what; a GPU's error keeps its class."""
     try:
         yield
     except OutOfMemoryError:

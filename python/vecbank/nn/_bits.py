@@ -1,9 +1,8 @@
-"""Integers as sign bits, and entropies of independent bits without the 2^d book wherever the definition
-allows it.
+"""Integers as sign bits, and entropies of independent bits, without a codebook of 2^d rows.
 
-d independent bits with log-odds a (..., d) give the code c the probability p_c = prod_i sigmoid(+-a_i). A
-table of all codes splits into the table of the first bits times that of the last ones, (2^h x 2^l), h + l =
-d: the batch mean of p is one matrix product of two narrow tables, and nothing of size N x 2^d is ever held.
+d independent bits with log-odds a (..., d) give the code c the probability p_c = prod_i sigmoid(+-a_i). The
+table of all codes is the product of the table of the first bits and that of the last ones, (2^h x 2^l), h + l = d:
+the batch mean of p is one matrix product of two narrow tables, and nothing of size N x 2^d is held.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._forward import Function, refuse_tangents
+from .._ops.tangents import Function, refuse_tangents
 from ._estimators import once, twice
 
 _BLOCK = 1 << 20  # table entries held at a time
@@ -23,7 +22,7 @@ _NO_SECOND = (
     "the gradient of the entropy of each row's codes has no derivative: a second backward pass needs a loss without it "
     "(entropy_loss_weight=0)"
 )
-_NOTHING = 1e-20  # a probability that adds nothing to sums in which anything counts
+_NEGLIGIBLE = 1e-20  # smaller probabilities do not change sums of probabilities
 
 
 def pack_bits(bits: Tensor, powers: Tensor) -> Tensor:
@@ -37,9 +36,7 @@ def unpack_bits(numbers: Tensor, powers: Tensor) -> Tensor:
 
 
 def log_table(logits: Tensor) -> Tensor:
-    """Log-probabilities of all 2^k codes of k independent bits, (N, k) to (N, 2^k); the first bit is the
-    highest.
-    """
+    """Log-probabilities of all 2^k codes of k independent bits, (N, k) to (N, 2^k); the first bit is the highest."""
     pairs = torch.stack((F.logsigmoid(-logits), F.logsigmoid(logits)), -1)
     table = logits.new_zeros(logits.shape[0], 1)
     for i in range(logits.shape[1]):
@@ -48,9 +45,9 @@ def log_table(logits: Tensor) -> Tensor:
 
 
 def table(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """`log_table` and the probabilities; those below 1e-20 are 0, as denormals would slow every product down."""
+    """`log_table` and the probabilities; those below 1e-20 are 0, as denormals would make every product slow."""
     logs = log_table(logits)
-    return logs, F.threshold(logs.exp(), _NOTHING, 0.0)
+    return logs, F.threshold(logs.exp(), _NEGLIGIBLE, 0.0)
 
 
 def bit_patterns(count: int, like: Tensor) -> Tensor:
@@ -62,8 +59,7 @@ def bit_patterns(count: int, like: Tensor) -> Tensor:
 def _to_bits(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """sum_c w_c dlog p_c / da (N, d) from the sums of w over each half's codes, (N, 2^h) and (N, 2^l).
 
-    dlog p_c / da_i = bit_i(c) - sigmoid(a_i), and a bit of the first half depends on the first half's code
-    alone.
+    dlog p_c / da_i = bit_i(c) - sigmoid(a_i), and a bit of the first half depends on the first half's code alone.
     """
     high = first.shape[1].bit_length() - 1
     hits = first @ bit_patterns(high, logits), second @ bit_patterns(logits.shape[1] - high, logits)
@@ -83,7 +79,7 @@ def _bit_entropy(logits: Tensor, weights: Tensor, log_floor: float, need_grad: b
     """sum_n weights_n H_n with H_n = -sum_c p_c max(log p_c, log_floor), and its gradient in logits (N, d).
 
     As sum_c p_c = 1, H_n = -log_floor - sum_c p_c max(log p_c - log_floor, 0): only codes above the floor are
-    looked at. They are found by their first half: p_c <= u_i max_j v_j.
+    computed. They are found by their first half: p_c <= u_i max_j v_j.
     """
     n, d = logits.shape
     high = d // 2

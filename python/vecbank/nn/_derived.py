@@ -1,4 +1,4 @@
-"""Numbers that follow from a module's arguments: on its device, in no state_dict, and never lost."""
+"""Buffers that follow from a module's arguments: they are on its device, in no state_dict, and survive casts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 class Derived(nn.Module):
     """A module with non-persistent buffers that `_derive` can make again.
 
-    A state_dict does not bring them, so they are written anew wherever torch may lose them (`to_empty` after a
+    A state_dict does not hold them, so they are written again wherever torch may lose them (`to_empty` after a
     construction on the meta device, a state assigned to such a module) or round them (`half()`): a module's levels do
-    not depend on what its weights were cast to. Those named in `_cast` follow the module's dtype all the same.
+    not depend on the dtype that its weights were cast to. The buffers named in `_cast` do take the module's dtype.
     """
 
     _cast: tuple[str, ...] = ()
@@ -24,15 +24,15 @@ class Derived(nn.Module):
         raise NotImplementedError
 
     def _hold(self) -> None:
-        """Registers the buffers, at the end of a constructor: where the default device is, as other buffers are."""
+        """Registers the buffers, at the end of a constructor, on the default device, as other buffers are."""
         for name, value in self._derive().items():
             self.register_buffer(name, value.to(torch.empty(0).device), persistent=False)
 
     def _renew(self, device: torch.device | None = None) -> None:
-        """Writes the buffers anew, on `device` or where each of them is."""
+        """Writes the buffers again, on `device` or where each of them is."""
         for name, value in self._derive().items():
             now = self._buffers[name]
-            if type(now) is Tensor:  # what a wrapper of tensors has put in its place is the wrapper's
+            if type(now) is Tensor:  # a subclass was put there by a wrapper of tensors, which sees to its values
                 dtype = now.dtype if name in self._cast else value.dtype
                 self._buffers[name] = value.to(now.device if device is None else device, dtype)
 

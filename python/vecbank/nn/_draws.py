@@ -1,4 +1,4 @@
-"""Random numbers of modules: drawn where the generator lives, so that one of a CPU gives the same for every device."""
+"""Random numbers of modules, drawn on the generator's device: those of a CPU generator are the same on every device."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ._arguments import drawn_by
 
 
 def source(device: torch.device, generator: Generator | None) -> dict[str, Any]:
-    """Keywords for torch's draws. Without a generator there is none, not None, as that cannot be traced beside a size
-    that varies.
+    """Keywords of torch's functions that draw. Without a generator the keyword is left out: torch.compile cannot trace
+    `generator=None` beside a size that varies.
     """
     generator = drawn_by(generator)
     return {"device": device} if generator is None else {"device": generator.device, "generator": generator}

@@ -1,5 +1,4 @@
-"""Gradients for a step that has none: forward returns the code's own vector, exactly; backward is a closed
-form.
+"""Gradients for steps that have none: forward returns the code's vector, exactly; backward is a closed form.
 
 Sources: straight-through, Bengio, Leonard and Courville, "Estimating or Propagating Gradients Through
 Stochastic Neurons", 2013; rotation trick, Fifty et al., "Restructuring Vector Quantization with the Rotation
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .._backward import rotated_gradient
-from .._forward import Function, refuse_tangents
+from .._ops.rotation import rotated_gradient
+from .._ops.tangents import Function, refuse_tangents
 from ._layout import working
 
 
@@ -55,7 +54,7 @@ class _Rotate(Function):
 
 
 def _tangent(t: Tensor) -> Tensor | None:
-    """Of a dual tensor; a compiled program has none that could be asked for."""
+    """The tangent of a dual tensor, or None; a compiled program has no access to it."""
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return None
     found: Tensor | None = forward_ad.unpack_dual(t).tangent
@@ -73,7 +72,7 @@ def straight_through(source: Tensor, target: Tensor) -> Tensor:
 
 
 def rotate_to(source: Tensor, target: Tensor) -> Tensor:
-    """`target`, with the gradient turned and scaled as `source` was to become `target`; both (..., d)."""
+    """`target`, with the gradient rotated and scaled as `source` would be to become `target`; both (..., d)."""
     refuse_tangents(_Rotate.operation, source)
     if not (source.requires_grad and torch.is_grad_enabled()):
         return target.detach()
@@ -100,12 +99,12 @@ class _Once(Function):
 
 
 def twice() -> bool:
-    """Whether the backward pass that asks builds a graph, for a second one."""
+    """Whether the backward pass that runs now builds a graph, for a second one."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def once(grad: Tensor, *sources: Tensor, words: str = _ONLY_X) -> Tensor:
-    """A gradient that depends on `sources` by a formula that has no derivative: a second backward pass says so."""
+    """A gradient that depends on `sources` by a formula without a derivative: a second backward pass raises `words`."""
     return _Once.apply(grad, words, *sources)
 
 
@@ -156,14 +155,14 @@ def scale_gradient(x: Tensor, share: float) -> Tensor:
 
 
 class _CodebookLoss(Function):
-    """mean (x - b[codes])^2, both sides learning, without an (N, d) gradient for the rows."""
+    """mean (x - b[codes])^2 with gradients for both x and b, without an (N, d) gradient for the rows."""
 
     operation = "the codebook loss"
 
     @staticmethod
     def forward(
         x: Tensor,
-        book: Tensor,
+        codebook: Tensor,
         rows: Tensor,
         counts: Tensor,
         sums: Tensor,
@@ -175,24 +174,24 @@ class _CodebookLoss(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, book, rows, counts, sums, _, ctx.weight, elements = inputs
+        x, codebook, rows, counts, sums, _, ctx.weight, elements = inputs
         ctx.elements = None if isinstance(elements, Tensor) else elements
-        ctx.save_for_backward(x, book, rows, counts, sums, elements if isinstance(elements, Tensor) else None)
+        ctx.save_for_backward(x, codebook, rows, counts, sums, elements if isinstance(elements, Tensor) else None)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, book, rows, counts, sums, elements = ctx.saved_tensors
+        x, codebook, rows, counts, sums, elements = ctx.saved_tensors
         scale = grad * (2 / (max(ctx.elements, 1) if elements is None else elements))
         grad_x = ((working(x) - rows) * (scale * ctx.weight)).to(x.dtype) if ctx.needs_input_grad[0] else None
-        grad_book = (counts.unsqueeze(-1) * book - sums) * scale if ctx.needs_input_grad[1] else None
-        if grad_book is not None and twice():
-            grad_book = once(grad_book, x, book)
-        return grad_x, grad_book, None, None, None, None, None, None
+        grad_codebook = (counts.unsqueeze(-1) * codebook - sums) * scale if ctx.needs_input_grad[1] else None
+        if grad_codebook is not None and twice():
+            grad_codebook = once(grad_codebook, x, codebook)
+        return grad_x, grad_codebook, None, None, None, None, None, None
 
 
 def codebook_loss(
     x: Tensor,
-    book: Tensor,
+    codebook: Tensor,
     rows: Tensor,
     counts: Tensor,
     sums: Tensor,
@@ -200,13 +199,13 @@ def codebook_loss(
     weight: float,
     elements: Tensor | int,
 ) -> Tensor:
-    """|sg(x) - b|^2 + weight |x - sg(b)|^2, each averaged over `elements`, b = book[codes] = `rows`.
+    """|sg(x) - b|^2 + weight |x - sg(b)|^2, each averaged over `elements`, b = codebook[codes] = `rows`.
 
-    `counts` (M,), `sums` (M, d) and `loss` = mean (x - rows)^2 are what the quantising pass has at hand: the
-    book's gradient is 2 (counts b - sums) / elements, so nothing of size (N, d) is made or scattered for it. Rows
-    that do not count are equal in x and `rows`.
+    `counts` (M,), `sums` (M, d) and `loss` = mean (x - rows)^2 are results of the quantising pass. The codebook's
+    gradient is 2 (counts b - sums) / elements, so nothing of size (N, d) is made or scattered for it. Rows that do
+    not count are equal in x and `rows`.
     """
-    return _CodebookLoss.apply(x, book, rows, counts, sums, loss, weight, elements)
+    return _CodebookLoss.apply(x, codebook, rows, counts, sums, loss, weight, elements)
 
 
 class _Round(Function):

@@ -1,9 +1,7 @@
-"""Where the feature axis is, what a mask covers, what autocast may touch, and the maps in front and behind."""
+"""Where the feature axis is, which rows a mask covers, what autocast may change, and the maps in front and behind."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._finite import finite_rows
+from .._finite import finite_rows, voided, zeroed
 from ._arguments import floats, memory_for, tensor
 
 
@@ -23,6 +21,16 @@ def channel_last(x: Tensor) -> Tensor:
 def channel_first(x: Tensor) -> Tensor:
     """(b, ..., d) to (b, d, ...): a view."""
     return x.movedim(-1, 1)
+
+
+def features_first(channel_first: bool | None, like: object, dropped: int = 0) -> bool:
+    """Whether the features are on axis 1: as `channel_first` says, and if it is None, from four axes on (images).
+
+    `like` is the input, or the codes of one, which have `dropped` axes fewer.
+    """
+    if channel_first is None:
+        return isinstance(like, Tensor) and like.dim() + dropped >= 4
+    return channel_first
 
 
 def check_width(x: Tensor, width: int, axis: int = -1, name: str = "x") -> None:
@@ -50,35 +58,15 @@ class CosineSimLinear(nn.Module):
             self.weight = nn.Parameter(torch.randn(dim_in, dim_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        # a norm's floor is 0 in float16
+        # in float16 the least norm that `normalize` divides by would be 0
         out = F.normalize(working(x), dim=-1) @ F.normalize(working(self.weight), dim=0) * self.scale
         return out if working(x) is x else out.to(x.dtype)
 
 
-def lost_rows(x: Tensor) -> Tensor | None:
-    """Rows (..., 1) that hold NaN or inf; None where none is known to: `finite_rows` says when."""
-    finite = finite_rows(x)
-    return None if finite is None else ~finite.unsqueeze(-1)
-
-
-def blank(x: Tensor, lost: Tensor | None, value: float) -> Tensor:
-    """x with the lost rows' numbers replaced; no gradient passes to those."""
-    return x if lost is None else x.masked_fill(lost, value)
-
-
-def kept_rows(x: Tensor, lost: Tensor | None) -> int | Tensor:
-    """How many rows of x (..., d) are not lost."""
-    return math.prod(x.shape[:-1]) if lost is None else lost.logical_not().sum()
-
-
-def over(total: Tensor, count: int | Tensor) -> Tensor:
-    """A mean: total / count, and the total, which is 0, where nothing counts."""
-    return total / (max(count, 1) if isinstance(count, int) else count.clamp_min(1))
-
-
 def project_rows(layer: nn.Module, x: Tensor) -> Tensor:
-    """`layer(x)`, without what a row with NaN or inf would do to the gradient of the weights, which is a product of
-    that row and a gradient, NaN even where the gradient is 0. Such a row comes out as NaN.
+    """`layer(x)`, where rows with NaN or inf come out as NaN and add nothing to the gradient of the weights.
+
+    That gradient is a product of the rows and of their gradients, and so NaN even where the gradient of a row is 0.
     """
     out: Tensor
     if not torch.is_grad_enabled() or isinstance(layer, nn.Identity):
@@ -86,38 +74,54 @@ def project_rows(layer: nn.Module, x: Tensor) -> Tensor:
         return out
     if not torch.compiler.is_compiling() and x.device.type == "cpu":
         out = layer(x)
-        if lost_rows(out) is None:  # looking at what comes out costs less where it is narrower
+        if finite_rows(out) is None:  # the output is often narrower than the input, so this check costs less
             return out
-    lost = lost_rows(x)
-    return blank(layer(blank(x, lost, 0.0)), lost, torch.nan)
+    finite = finite_rows(x)
+    return voided(layer(zeroed(x, finite)), finite)
 
 
 def like_weights(x: Tensor, layer: nn.Module) -> Tensor:
-    """x in the dtype of the layer it is about to enter (under autocast the layer sees to that itself)."""
+    """x in the dtype of the layer's weight; under autocast as it is, since autocast casts it."""
     weight = getattr(layer, "weight", None)
     return x if weight is None or _autocasts(x) else x.to(weight.dtype)
 
 
-def on_axis(option: str, first: bool, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the cascades of a grouped one, told where the features are: groups are cut along one axis."""
-    if arguments.get(option) not in (None, first):
-        raise ValueError(f"{option} must be accept_image_fmap = {first}: groups are cut along one axis")
-    return {**arguments, option: first}
+class Projected(nn.Module):
+    """A module with a linear map in front and one behind, and with features on the last axis or on axis 1."""
 
+    dim: int
+    has_projections: bool
+    project_in: nn.Module
+    project_out: nn.Module
 
-def decode_groups(module: Any, indices: Tensor | Sequence[Tensor]) -> Tensor:
-    """What a grouped cascade's codes (G, ...) stand for, side by side where the features are, when each cascade
-    decodes into the layout that its forward returns.
-    """
-    given = zip(module.rvqs, module._groups_of(indices), strict=True)
-    parts = [rvq.get_output_from_indices(part) for rvq, part in given]
-    return torch.cat(parts, module.split_dim)
+    def _project(
+        self, dim: int, width: int, needed: bool | None = None, bias: bool = True, front: nn.Module | None = None
+    ) -> None:
+        """Makes the maps between `dim` features and `width`, by default where these differ; `front`: the first map."""
+        self.dim = dim
+        self.has_projections = dim != width if needed is None else needed
+        self.project_in = projection(dim, width, self.has_projections, bias) if front is None else front
+        self.project_out = projection(width, dim, self.has_projections, bias)
+
+    def _enter(self, x: Tensor, first: bool, name: str = "x") -> Tensor:
+        """x, which is checked, with its features projected and on the last axis; `first`: they are on axis 1."""
+        check_width(x, self.dim, 1 if first else -1, name)
+        rows = channel_last(x) if first else x
+        return project_rows(self.project_in, rows) if self.has_projections else rows
+
+    def _leave(self, rows: Tensor, first: bool) -> Tensor:
+        """The way back."""
+        out = project_rows(self.project_out, rows) if self.has_projections else rows
+        return channel_first(out) if first else out
+
+    def _decoded(self, vectors: Tensor, first: bool) -> Tensor:
+        """The way back of vectors that were looked up: they take the dtype of the map behind."""
+        out: Tensor = self.project_out(like_weights(vectors, self.project_out))
+        return channel_first(out) if first else out
 
 
 def row_mask(mask: Tensor, rows: torch.Size) -> Tensor:
-    """A bool mask (True = counts) over the leading axes `rows`, or over the first few of them, spread over
-    all.
-    """
+    """A bool mask (True = counts) over the leading axes `rows`, or over the first few of them, expanded to all."""
     tensor("mask", mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be bool (True = counts), got {mask.dtype}")
@@ -127,8 +131,9 @@ def row_mask(mask: Tensor, rows: torch.Size) -> Tensor:
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """A context in which autocast leaves x's device alone: codes are decided in the dtype that is written
-    down. Without autocast it is nothing, which costs nothing and leaves no region in an exported program.
+    """A context without autocast on x's device: codes are decided in the dtype that the documentation names.
+
+    Where autocast is off the context is empty: it costs nothing, and an exported program has no region for it.
     """
     return torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext()
 

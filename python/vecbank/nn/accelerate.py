@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from ._codebook import Codebook
+from ._implicit_codebook import CodeMLP
 from ._layout import CosineSimLinear
-from ._neural_book import CodeMLP
 from .binary_mapper import BinaryMapper
 from .fsq import FSQ, GroupedResidualFSQ, ResidualFSQ
 from .grouped_vq import GroupedResidualVQ

@@ -1,11 +1,11 @@
-"""Binary mapper: bits drawn from their log-odds, handed on as the one-hot vector of the number they spell.
+"""Binary mapper: bits drawn from their log-odds, and returned as the one-hot vector of the number that they spell.
 
 Formula: b_i ~ Bernoulli(sigmoid(l_i / T)), code = sum_i b_i 2^i. Straight through: the output is the one-hot
 vector of the code, and its gradient that of G, G_c = prod_i sigmoid(+-l_i), the probability of every code.
 Loss: the mean over rows of relu(KL to uniform bits - threshold), KL = bits log 2 - H(l).
 
-The 2^bits axis is that of the result. The backward pass works it out again from two half tables instead of
-keeping it.
+The result has an axis of 2^bits. The backward pass computes the probabilities again from two half tables instead of
+keeping them.
 
 Source: Fleuret, "The Free Transformer", 2025.
 """
@@ -21,20 +21,21 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from .. import _checks
-from .._forward import Function
+from .._finite import counted, finite_rows, uncoded, zeroed
+from .._ops.tangents import Function
 from ._arguments import features, integers, memory_for, number, numbers, whole
 from ._bits import pack_bits, table, table_gradient, unpack_bits
 from ._derived import Derived
 from ._draws import uniform
-from ._layout import blank, kept_rows, lost_rows, no_autocast, over, working
+from ._layout import no_autocast, working
 
 _BIT = log(2.0)
 _LARGE = 1 << 28  # entries of a result that may not fit into memory
 
 
-def _one_hot(codes: Tensor, count: int, seen: bool) -> Tensor:
-    """One-hot rows (N, count) float32 of codes (N,), NaN for code -1; `seen`: that there is none."""
-    if seen:
+def _one_hot(codes: Tensor, count: int, all_coded: bool) -> Tensor:
+    """One-hot rows (N, count) float32 of codes (N,), NaN for code -1; `all_coded`: there is no such code."""
+    if all_coded:
         zeros = torch.zeros(codes.shape[0], count, device=codes.device)
         return zeros.scatter_(1, codes.unsqueeze(1), 1.0)
     empty = torch.where(codes < 0, torch.nan, 0.0).to(torch.float32).unsqueeze(1)
@@ -42,15 +43,13 @@ def _one_hot(codes: Tensor, count: int, seen: bool) -> Tensor:
 
 
 class _OneHot(Function):
-    """One-hot rows of `codes`, with the gradient of the probability of every code under `logits` (N,
-    bits).
-    """
+    """One-hot rows of `codes`, with the gradient of the probability of every code under `logits` (N, bits)."""
 
     operation = "BinaryMapper"
 
     @staticmethod
-    def forward(logits: Tensor, codes: Tensor, seen: bool) -> Tensor:
-        return _one_hot(codes, 1 << logits.shape[1], seen)
+    def forward(logits: Tensor, codes: Tensor, all_coded: bool) -> Tensor:
+        return _one_hot(codes, 1 << logits.shape[1], all_coded)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
@@ -67,18 +66,25 @@ class _OneHot(Function):
 
 
 class BinaryMapper(Derived):
-    """Log-odds of bits to one-hot codes. Same arguments as `vector_quantize_pytorch.BinaryMapper`; no state.
+    """Log-odds of bits to one-hot codes, with the arguments of `vector_quantize_pytorch.BinaryMapper`; without state.
+
+    A row with NaN comes out as NaN with code -1.
 
     Args:
-        bits: per code.
-        kl_loss_threshold: free nats in the loss; one bit by default.
-        deterministic_on_eval: round instead of drawing, in eval.
+        bits: per code, at most 30.
+        kl_loss_threshold: nats that the loss leaves free; one bit by default.
+        deterministic_on_eval: round instead of drawing, in evaluation.
 
-    `forward(logits, temperature=1.0, straight_through=None, calc_aux_loss=None, deterministic=None,
-    return_indices=False, reduce_aux_kl_loss=True, *, generator=None)`: logits (..., bits) to (one-hot (...,
-    2^bits) float32, loss), or with return_indices (one-hot, codes (...), loss). The loss is a scalar, or
-    (...) unreduced. straight_through and calc_aux_loss default to whether the module trains. A row with NaN comes out
-    as NaN with code -1.
+    Shapes:
+        logits (..., bits); one-hot rows (..., 2^bits) float32; codes int64 (...); loss (), or (...) unreduced.
+
+    Example:
+        >>> import torch
+        >>> from vecbank.nn import BinaryMapper
+        >>> module = BinaryMapper(bits=3, deterministic_on_eval=True).eval()
+        >>> one_hot, codes, loss = module(torch.tensor([[9.0, -9.0, 9.0]]), return_indices=True)
+        >>> codes, one_hot.int().tolist()
+        (tensor([5]), [[0, 0, 0, 0, 0, 1, 0, 0]])
     """
 
     power_two: Tensor
@@ -98,7 +104,7 @@ class BinaryMapper(Derived):
 
     @property
     def codes(self) -> Tensor:
-        """The bits of every code, (2^bits, bits) bool, the first the lowest: made when asked for."""
+        """The bits of every code, (2^bits, bits) bool, the lowest first; made when it is read."""
         return unpack_bits(torch.arange(self.num_codes, device=self.power_two.device), self.power_two)
 
     def _check(self, logits: Tensor) -> None:
@@ -111,15 +117,18 @@ class BinaryMapper(Derived):
         return -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits)).sum(-1)
 
     def calc_aux_loss(self, logits: Tensor, reduce_aux_kl_loss: bool = True) -> Tensor:
-        """relu(KL to uniform bits - threshold) per row, or its mean; 0 for a row with NaN, which counts in no mean."""
+        """relu(KL to uniform bits - threshold) per row, or its mean; 0 for a row with NaN, which counts in no mean.
+
+        Args:
+            logits: (..., bits).
+            reduce_aux_kl_loss: return the mean, (), instead of (...).
+        """
         self._check(logits)
         with no_autocast(logits):
-            lost = lost_rows(working(logits.detach()).clamp(-1, 1))  # an infinite one is a bit that is certain
-            known = blank(working(logits), lost, 0.0)
-            loss = F.relu(self.bits * _BIT - self.binary_entropy(known) - self.kl_loss_threshold)
-            if lost is not None:
-                loss = loss.masked_fill(lost.squeeze(-1), 0.0)
-            return over(loss.sum(), kept_rows(logits, lost)) if reduce_aux_kl_loss else loss
+            known = finite_rows(working(logits.detach()).clamp(-1, 1))  # infinite log-odds are those of a certain bit
+            entropy = self.binary_entropy(zeroed(working(logits), known))
+            loss = zeroed(F.relu(self.bits * _BIT - entropy - self.kl_loss_threshold), known)
+            return loss.sum() / counted(known, loss.shape) if reduce_aux_kl_loss else loss
 
     def log_prob(
         self,
@@ -129,9 +138,16 @@ class BinaryMapper(Derived):
         one_hot: Tensor | None = None,
         sum_bits: bool = True,
     ) -> Tensor:
-        """Log-probability of the codes `indices` (...), or of one-hot rows, under logits (..., bits); 0 for code -1.
+        """Log-probability of codes, or of one-hot rows, under the logits; 0 for code -1.
 
-        sum_bits=False gives each bit's own, (..., bits).
+        Args:
+            logits: (..., bits).
+            indices: codes (...), of any integer dtype; or else
+            one_hot: rows (..., 2^bits).
+            sum_bits: False returns the log-probability of each bit.
+
+        Returns:
+            (...), or (..., bits).
         """
         self._check(logits)
         if (indices is None) == (one_hot is None):
@@ -140,9 +156,9 @@ class BinaryMapper(Derived):
             assert one_hot is not None
             indices = one_hot.argmax(-1)
         numbers = integers(indices, "indices")
-        seen = _checks.in_range(numbers, self.num_codes, "indices")
+        checked = _checks.in_range(numbers, self.num_codes, "indices")
         each = F.logsigmoid(torch.where(unpack_bits(numbers, self.power_two), logits, -logits))
-        each = each if seen else _checks.only_rows(each, numbers, self.num_codes)
+        each = each if checked else _checks.only_rows(each, numbers, self.num_codes)
         return each.sum(-1) if sum_bits else each
 
     def forward(
@@ -157,7 +173,21 @@ class BinaryMapper(Derived):
         *,
         generator: Generator | None = None,
     ) -> tuple[Tensor, ...]:
-        """Draws codes; see the class. `generator` draws the bits."""
+        """Draws codes.
+
+        Args:
+            logits: (..., bits), log-odds.
+            temperature: what the log-odds are divided by before bits are drawn.
+            straight_through: pass the gradient of the codes' probabilities; by default in training.
+            calc_aux_loss: compute the loss, which is 0 otherwise; by default in training.
+            deterministic: round instead of drawing; by default as deterministic_on_eval says.
+            return_indices: return the codes too.
+            reduce_aux_kl_loss: the loss is a mean, and not one number for each row.
+            generator: draws the bits.
+
+        Returns:
+            (one-hot rows, loss), or on request (one-hot rows, codes, loss).
+        """
         self._check(logits)
         if not torch.compiler.is_compiling():
             number("temperature", temperature, above=True)
@@ -170,16 +200,15 @@ class BinaryMapper(Derived):
                     bits = p > 0.5
                 else:
                     bits = uniform(p.shape, p, generator).to(p) < p
-                indices, lost = pack_bits(bits, self.power_two), lost_rows(p)
-                if lost is not None:
-                    indices = indices.masked_fill(lost.squeeze(-1), -1)
+                known = finite_rows(p)
+                indices = uncoded(pack_bits(bits, self.power_two), known)
             flat = indices.reshape(-1)
             large = not torch.compiler.is_compiling() and flat.numel() << self.bits > _LARGE
             with memory_for(f"{flat.numel()} rows of {self.num_codes} numbers") if large else nullcontext():
                 if self.training if straight_through is None else straight_through:
-                    one_hot = _OneHot.apply(logits.reshape(-1, self.bits), flat, lost is None)
+                    one_hot = _OneHot.apply(logits.reshape(-1, self.bits), flat, known is None)
                 else:
-                    one_hot = _one_hot(flat, self.num_codes, lost is None)
+                    one_hot = _one_hot(flat, self.num_codes, known is None)
             one_hot = one_hot.view(*indices.shape, self.num_codes)
         if self.training if calc_aux_loss is None else calc_aux_loss:
             loss = self.calc_aux_loss(logits, reduce_aux_kl_loss)

@@ -15,13 +15,13 @@ from torch import Generator, Tensor, nn
 
 from .. import _checks
 from .._deprecated import old_attribute, renamed
+from .._finite import at_least_one, finite_rows, kept, voided, zeroed
 from .._written import Snapshot
 from ..cluster import kmeans
 from ..functional import lookup, topk
 from ..sparse import firing_counts
 from ._arguments import drawn_by, features, integers, memory_for, numbers, whole
 from ._arguments import rows as row_numbers
-from ._layout import blank, kept_rows, lost_rows, over
 from ._recall import inside_backward
 from ._sync import Ranks, draw_rows
 
@@ -217,17 +217,18 @@ class CodebookFeatures(nn.Module):
             self._shared = True
         lead = h.shape[:-1]
         parts = self._split(h.detach())
-        lost = lost_rows(h)
+        finite = finite_rows(h)
         codes = self._choose(parts, None if force is None else self._forced(force, lead))
-        codes = codes if lost is None else codes.masked_fill(lost.view(1, -1, 1), -1)
-        inputs = kept_rows(h, lost)
+        codes = codes if finite is None else torch.where(finite.reshape(1, -1, 1), codes, -1)
+        inputs = kept(finite, lead)
+        elements = at_least_one(inputs * self.dim)
         if self.training and not inside_backward():  # a checkpoint's repeated forward has been counted
             self._count(codes, inputs)
         found = self._join(self._rows(codes), lead)
         held, still = h.detach().to(found.dtype), found.detach()
-        loss = self.codebook_weight * over(blank(found - held, lost, 0.0).square().sum(), inputs * self.dim)
+        loss = self.codebook_weight * (zeroed(found - held, finite).square().sum() / elements)
         if self.commitment_weight:
-            loss = loss + self.commitment_weight * over(blank(h - still, lost, 0.0).square().sum(), inputs * self.dim)
+            loss = loss + self.commitment_weight * (zeroed(h - still, finite).square().sum() / elements)
         # h - h is 0 in value and the identity in gradient: what comes out is the codes' sum, bit for bit
         out = (found if self.task_gradient else still) + (h - h.detach()).to(found.dtype)
         named = (
@@ -235,7 +236,7 @@ class CodebookFeatures(nn.Module):
             if self.heads == 1
             else codes.transpose(0, 1).reshape(*lead, self.heads, self.k)
         )
-        return Features(blank(out, lost, torch.nan), named, loss)
+        return Features(voided(out, finite), named, loss)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Features (..., dim) of codes (..., k), or (..., heads, k), of any integer dtype; -1 adds nothing."""

@@ -21,45 +21,35 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from .. import _checks
+from .._finite import finite_rows, voided
 from ._arguments import features, integers, maybe_numbers, maybe_whole, memory_for, numbers, warn, whole, wholes
 from ._arguments import rows as row_numbers
 from ._derived import Derived
 from ._draws import uniform
 from ._estimators import round_through
-from ._layout import (
-    blank,
-    channel_first,
-    channel_last,
-    check_width,
-    decode_groups,
-    like_weights,
-    lost_rows,
-    no_autocast,
-    on_axis,
-    project_rows,
-    projection,
-    working,
-)
-from ._residual import GroupedResidual, StageDropout, pad_stages, run_cascade
+from ._layout import channel_first, channel_last, features_first, no_autocast
+from ._residual import Cascade, GroupedResidual, ResidualQuantizer, Stage, on_axis, run_cascade
+from ._scalar import ScalarQuantizer, digits_of, place_values
 
 _EPS = 1e-3  # how far the outermost levels' bound lies outside them
 _EXACT = 2**53  # codes are summed in float64
 
 
-class FSQ(Derived):
-    """Finite scalar quantisation. Same arguments and state_dict as `vector_quantize_pytorch.FSQ`.
+class FSQ(ScalarQuantizer):
+    """Finite scalar quantisation, with the arguments and state_dict of `vector_quantize_pytorch.FSQ`.
+
+    The gradient passes straight through the rounding. A vector with NaN or inf has code -1 and comes out as NaN,
+    whatever it is bounded by.
 
     Args:
-        levels: levels per feature, each at least 2 (2 only with `preserve_symmetry`).
+        levels: levels per feature, each at least 3, or 2 with `preserve_symmetry`.
         dim: features of the input; a linear map goes in front and behind where it differs from
             len(levels) * num_codebooks.
         num_codebooks: codes per vector, each of len(levels) features.
         keep_num_codebooks_dim: keep that axis in the codes; by default where there is more than one.
         scale: kept as an attribute and not used (as in the peer).
-        allowed_dtypes: dtypes that are quantised as they are; others as float32 (with
-            force_quantization_f32).
-        channel_first: features on axis 1. Inputs of four and more axes are taken so in any case.
+        allowed_dtypes: dtypes that are quantised as they are; others as float32 (with force_quantization_f32).
+        channel_first: features on axis 1. Inputs of four and more axes have them there in any case.
         projection_has_bias: of the linear maps.
         return_indices: False returns None for the codes.
         force_quantization_f32: decide in float32 or wider whatever the input's dtype.
@@ -69,15 +59,25 @@ class FSQ(Derived):
         bound_hard_clamp: clamp to [-1, 1] in place of tanh.
         orthogonal_rotation: a fixed random rotation before, and back after.
 
-    `forward(z, *, generator=None)`: z (b, ..., dim), or (b, dim, ...) channel first, to (quantised like z,
-    codes int32; int64 where there are more than 2^31). A vector with NaN or inf has code -1 and comes out as NaN,
-    whatever it is bounded by. Gradient: straight through the rounding. `indices_to_codes` takes codes of any integer
-    dtype back to what forward returned; -1 is a zero vector, before the linear map behind.
+    Shapes:
+        z (b, ..., dim), or (b, dim, ...) channel first; codes (b, ...) int32, or int64 where there are more than 2^31.
+
+    Raises:
+        ValueError, TypeError: arguments out of range, or that exclude each other, by name.
+
+    Example:
+        >>> import torch
+        >>> from vecbank.nn import FSQ
+        >>> module = FSQ(levels=[8, 5, 5])
+        >>> quantized, codes = module(torch.randn(2, 7, 3))
+        >>> quantized.shape, codes.shape, module.codebook_size
+        (torch.Size([2, 7, 3]), torch.Size([2, 7]), 200)
+        >>> torch.allclose(module.indices_to_codes(codes), quantized)
+        True
     """
 
     _levels: Tensor
     _basis: Tensor
-    orthogonal_rot: Tensor
 
     def __init__(
         self,
@@ -104,10 +104,7 @@ class FSQ(Derived):
             raise ValueError(f"levels must be at least 3, or 2 with preserve_symmetry=True, got {levels}")
         if noise_dropout > 0 and not preserve_symmetry:
             raise ValueError(f"noise_dropout={noise_dropout} needs preserve_symmetry=True")
-        keep = num_codebooks > 1 if keep_num_codebooks_dim is None else keep_num_codebooks_dim
-        if num_codebooks > 1 and not keep:
-            raise ValueError(f"keep_num_codebooks_dim=False needs num_codebooks=1, got {num_codebooks}")
-        self.codebook_size = math.prod(levels)
+        self._set_codes(math.prod(levels), len(levels), num_codebooks, keep_num_codebooks_dim)
         if return_indices and self.codebook_size > _EXACT:
             raise ValueError(f"levels give {self.codebook_size} codes, more than 2^53: use return_indices=False")
 
@@ -115,35 +112,27 @@ class FSQ(Derived):
         self._hold()
 
         self.scale = scale
-        self.codebook_dim = len(levels)
-        self.num_codebooks = num_codebooks
         self.effective_codebook_dim = self.codebook_dim * num_codebooks
-        self.keep_num_codebooks_dim = keep
-        self.dim = self.effective_codebook_dim if dim is None else dim
+        dim = self.effective_codebook_dim if dim is None else dim
+        self._project(dim, self.effective_codebook_dim, bias=projection_has_bias)
         self.channel_first = channel_first
-        self.has_projections = self.dim != self.effective_codebook_dim
-        self.project_in = projection(self.dim, self.effective_codebook_dim, self.has_projections, projection_has_bias)
-        self.project_out = projection(self.effective_codebook_dim, self.dim, self.has_projections, projection_has_bias)
         self.return_indices = return_indices
         self.allowed_dtypes = allowed_dtypes
         self.force_quantization_f32 = force_quantization_f32
         self.preserve_symmetry = preserve_symmetry
         self.noise_dropout = noise_dropout
         self.bound_hard_clamp = bound_hard_clamp
-        self.orthogonal_rotation = orthogonal_rotation
-        if orthogonal_rotation:
-            if len(set(levels)) > 1:
-                warn(f"orthogonal_rotation mixes features of different levels {levels}")
-            self.register_buffer("orthogonal_rot", nn.init.orthogonal_(torch.empty(len(levels), len(levels))))
+        if orthogonal_rotation and len(set(levels)) > 1:
+            warn(f"orthogonal_rotation mixes features of different levels {levels}")
+        self._set_rotation(orthogonal_rotation)
 
-    # ---- Numbers
-    # --------------------------------------------------------------------------------------------------
+    # ---- Numbers -----------------------------------------------------------------------------------------------------
 
     def _derive(self) -> dict[str, Tensor]:
-        basis = [math.prod(self._counts[:i]) for i in range(len(self._counts))]
+        places = place_values(self._counts) if self.codebook_size <= _EXACT else [0]
         return {
             "_levels": torch.tensor(self._counts, dtype=torch.int32, device="cpu"),
-            "_basis": torch.tensor(basis if self.codebook_size <= _EXACT else [0], dtype=torch.int64, device="cpu"),
+            "_basis": torch.tensor(places, dtype=torch.int64, device="cpu"),
         }
 
     def _digits(self, z: Tensor) -> Tensor:
@@ -173,7 +162,7 @@ class FSQ(Derived):
 
     @property
     def implicit_codebook(self) -> Tensor:
-        """All codes as vectors, (codebook_size, d): made when asked for, never needed to quantise."""
+        """All codes as vectors, (codebook_size, d); made when it is read, and never needed to quantise."""
         with memory_for(f"all {self.codebook_size} codes"):
             return self._values(self._digits_of(torch.arange(self.codebook_size, device=self._levels.device)))
 
@@ -189,7 +178,7 @@ class FSQ(Derived):
     def _digits_of(self, numbers: Tensor) -> Tensor:
         if self.codebook_size > _EXACT:
             raise ValueError(f"levels give {self.codebook_size} codes, more than 2^53, which have no numbers")
-        return (numbers.unsqueeze(-1) // self._basis) % self._levels
+        return digits_of(numbers, self._basis, self._levels)
 
     def codes_to_indices(self, zhat: Tensor) -> Tensor:
         """Values (..., d), as `quantize` gives them, to codes (...)."""
@@ -198,81 +187,74 @@ class FSQ(Derived):
         return self._number((zhat * half + half).round())
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
-        """Codes back to quantised features, in the layout `forward` returns them in."""
-        numbers = integers(indices, "indices")
-        first = self.channel_first or numbers.dim() >= 3 + int(self.keep_num_codebooks_dim)
-        codes = self._decode(numbers)
-        if self.keep_num_codebooks_dim:
-            codes = codes.flatten(-2)
-        out: Tensor = self.project_out(like_weights(codes, self.project_out))
-        return channel_first(out) if first else out
+        """The quantised features of codes, of any integer dtype, in the layout of `forward`.
 
-    def _decode(self, numbers: Tensor) -> Tensor:
-        """Codes (...) int64 to vectors (..., d), turned back where there is a rotation."""
-        seen, vectors = _checks.in_range(numbers, self.codebook_size, "indices"), self._vectors(numbers)
-        return vectors if seen else _checks.only_rows(vectors, numbers, self.codebook_size)
+        The vector of -1 is zero, before the linear map behind.
+        """
+        numbers = integers(indices, "indices")
+        first = features_first(self.channel_first or None, numbers, 1 - int(self.keep_num_codebooks_dim))
+        return self._features_of(numbers, first)
 
     def _vectors(self, numbers: Tensor) -> Tensor:
-        """`_decode` of int64 row numbers."""
         return self._turn(self._values(self._digits_of(numbers)), back=True)
-
-    def _turn(self, z: Tensor, back: bool) -> Tensor:
-        if not self.orthogonal_rotation:
-            return z
-        rotation = self.orthogonal_rot.to(z.dtype)
-        return z @ (rotation.t() if back else rotation)
 
     def _add_noise(self, codes: Tensor, generator: Generator | None) -> Tensor:
         chosen = uniform(codes.shape, codes, generator) < self.noise_dropout
         noise = uniform(codes.shape, codes, generator, codes.dtype) - 0.5
         return torch.where(chosen, codes + noise, codes).clamp(-1.0, 1.0)
 
-    # ---- Layout
-    # ---------------------------------------------------------------------------------------------------
+    # ---- Forward -----------------------------------------------------------------------------------------------------
 
     def forward(self, z: Tensor, *, generator: Generator | None = None) -> tuple[Tensor, Tensor | None]:
-        """Quantises z; see the class. `generator` draws the noise of noise_dropout."""
-        first = self.channel_first or (isinstance(z, Tensor) and z.dim() >= 4)
-        check_width(z, self.dim, 1 if first else -1, "z")
-        z = project_rows(self.project_in, channel_last(z) if first else z)
+        """z to (quantised like z, codes); `generator` draws the noise of noise_dropout."""
+        first = features_first(self.channel_first or None, z)
+        z = self._enter(z, first, "z")
         with no_autocast(z):
             dtype = z.dtype
             if self.force_quantization_f32 and dtype not in self.allowed_dtypes:
                 z = z.float()
-            z = blank(z, lost_rows(z), torch.nan)  # before a bound makes a number of infinity
-            z = z.unflatten(-1, (self.num_codebooks, self.codebook_dim))
+            z = self._split(voided(z, finite_rows(z)))  # before a bound makes a number of infinity
             digits = self._digits(self._turn(z, back=False))
-            indices = self._number(digits) if self.return_indices else None
-            codes = self._values(digits)
+            codes = self._as_returned(self._number(digits)) if self.return_indices else None
+            values = self._values(digits)
             if self.training and self.noise_dropout > 0:
-                codes = self._add_noise(codes, generator)
-            codes = self._turn(codes, back=True).flatten(-2).to(dtype)
-        out = project_rows(self.project_out, codes)
-        if indices is not None and not self.keep_num_codebooks_dim:
-            indices = indices.squeeze(-1)
-        return channel_first(out) if first else out, indices
+                values = self._add_noise(values, generator)
+            quantized = self._turn(values, back=True).flatten(-2).to(dtype)
+        return self._leave(quantized, first), codes
 
     def extra_repr(self) -> str:
         return f"levels={self._levels.tolist()}, dim={self.dim}, num_codebooks={self.num_codebooks}"
 
 
-class ResidualFSQ(Derived):
-    """A cascade of FSQ stages on ever finer grids: stage s works on residual / levels^-s.
+class ResidualFSQ(ResidualQuantizer, Derived):
+    """A cascade of `FSQ` stages on ever finer grids, with the arguments and state_dict of
+    `vector_quantize_pytorch.ResidualFSQ`. Stage s quantises residual / levels^-s.
+
+    A vector with NaN or inf has codes -1 and comes out as NaN, whatever it is clamped to.
 
     Args:
-        levels: as FSQ (always the symmetric form); dim: features of the input; num_quantizers: stages S.
+        levels: levels per feature, as in `FSQ`, of which the stages use the symmetric form.
+        num_quantizers: stages S.
+        dim: features of the input; a linear map goes in front and behind where it differs from len(levels).
         is_channel_first: features on axis 1 of the input, stages on axis 1 of the codes.
-        quantize_dropout, quantize_dropout_cutoff_index, quantize_dropout_multiple_of: train with a random
-            number of stages, at least cutoff + 1, rounded up to a multiple; codes of the others are -1. (Only
-            with grad enabled.)
-        soft_clamp_input_value: c; the input becomes c tanh(x / c). By default 1 + 1 / (L - 1) with
-            bound_hard_clamp.
-        bound_hard_clamp and the rest: as FSQ.
+        quantize_dropout: train with a random number of stages (with grad enabled only); codes of the others are -1.
+        quantize_dropout_cutoff_index: at least this number of stages plus one run.
+        quantize_dropout_multiple_of: their number is rounded up to a multiple of this one.
+        soft_clamp_input_value: c; the input becomes c tanh(x / c). With bound_hard_clamp it is 1 + 1 / (levels - 1),
+            and must not be given.
+        bound_hard_clamp: of the stages.
+        **kwargs: of `FSQ`.
 
-    `forward(x, return_all_codes=False, rand_quantize_dropout_fixed_seed=None, *, num_stages=None,
-    generator=None)` to (quantised like x, codes (..., S)), and all stages' vectors (S, b, ..., d) on request.
-    `num_stages` runs only so many. A vector with NaN or inf has codes -1 and comes out as NaN, whatever it is clamped
-    to.
+    Shapes:
+        x (b, ..., dim), or (b, dim, ...) channel first; codes (b, ..., S), or (b, S, ...) channel first.
+
+    Example:
+        >>> import torch
+        >>> from vecbank.nn import ResidualFSQ
+        >>> module = ResidualFSQ(levels=[8, 5, 5], num_quantizers=2, dim=16)
+        >>> quantized, codes = module(torch.randn(2, 7, 16))
+        >>> quantized.shape, codes.shape
+        (torch.Size([2, 7, 16]), torch.Size([2, 7, 2]))
     """
 
     scales: Tensor
@@ -292,31 +274,21 @@ class ResidualFSQ(Derived):
         bound_hard_clamp: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__()
         _refuse_several_codebooks("ResidualFSQ", kwargs)
         if bound_hard_clamp and soft_clamp_input_value is not None:
             raise ValueError(
                 "soft_clamp_input_value follows from the levels with bound_hard_clamp=True: give one of them"
             )
-        levels, num_quantizers = wholes("levels", levels), whole("num_quantizers", num_quantizers)
+        levels = wholes("levels", levels)
         width = len(levels)
-        dim = width if dim is None else whole("dim", dim)
         if not isinstance(soft_clamp_input_value, (Sequence, Tensor)):
             maybe_numbers(0, math.inf, True, soft_clamp_input_value=soft_clamp_input_value)
+        dropout = quantize_dropout, quantize_dropout_cutoff_index, quantize_dropout_multiple_of
+        super().__init__(width if dim is None else whole("dim", dim), width, num_quantizers, dropout)
         self.levels = levels
-        self.num_quantizers = num_quantizers
         self.is_channel_first = is_channel_first
-        self.has_projections = dim != width
-        self.dim = dim
-        self.project_in = projection(dim, width, self.has_projections)
-        self.project_out = projection(width, dim, self.has_projections)
         options = {**kwargs, "dim": width, "preserve_symmetry": True, "bound_hard_clamp": bound_hard_clamp}
-        self.layers: Any = nn.ModuleList(FSQ(levels, **options) for _ in range(num_quantizers))
-        self.codebook_size = math.prod(int(level) for level in levels)
-        self._dropout = StageDropout(
-            num_quantizers, quantize_dropout, quantize_dropout_cutoff_index, quantize_dropout_multiple_of
-        )
-        self.quantize_dropout = self._dropout.enabled
+        self.layers = nn.ModuleList(FSQ(levels, **options) for _ in range(self.num_quantizers))
 
         clamp = soft_clamp_input_value
         self._clamp = clamp.tolist() if isinstance(clamp, Tensor) else clamp
@@ -336,26 +308,19 @@ class ResidualFSQ(Derived):
 
     @property
     def codebooks(self) -> Tensor:
-        """Every stage's codes as vectors, not scaled: (S, codebook_size, d)."""
+        """The codes of every stage as vectors, not scaled: (S, codebook_size, d)."""
         return torch.stack([layer.implicit_codebook for layer in self.layers])
 
-    def get_codes_from_indices(self, indices: Tensor) -> Tensor:
-        """Vectors of every stage, (S, b, ..., d), for codes as forward returns them (or of q < S stages, with
-        quantize_dropout); -1 is a zero vector.
-        """
-        numbers = integers(indices, "indices")
-        numbers = channel_last(numbers) if self.is_channel_first else numbers
-        numbers = pad_stages(numbers, self.num_quantizers, self.quantize_dropout)
-        seen = _checks.in_range(numbers, self.codebook_size, "indices")
-        parts = zip(self.layers, self.scales, numbers.unbind(-1), strict=True)
-        vectors = torch.stack([layer._vectors(code) * scale for layer, scale, code in parts])
-        return vectors if seen else _checks.only_rows(vectors, numbers.movedim(-1, 0), self.codebook_size)
+    def _features_first(self, like: Tensor) -> bool:
+        return self.is_channel_first
 
-    def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """Codes back to quantised features, both in the layout that forward returns them in."""
-        total = self.get_codes_from_indices(indices).sum(0)
-        out: Tensor = self.project_out(like_weights(total, self.project_out))
-        return channel_first(out) if self.is_channel_first else out
+    def _all_stages(self, indices: Tensor) -> Tensor:
+        codes = integers(indices, "indices")
+        return super()._all_stages(channel_last(codes) if self.is_channel_first else codes)
+
+    def _stage_vectors(self, codes: Sequence[Tensor]) -> list[Tensor]:
+        parts = zip(self.layers, self.scales, codes, strict=True)
+        return [layer._vectors(code) * scale for layer, scale, code in parts]
 
     def forward(
         self,
@@ -366,31 +331,32 @@ class ResidualFSQ(Derived):
         num_stages: int | None = None,
         generator: Generator | None = None,
     ) -> tuple[Tensor, ...]:
-        """Quantises x; see the class."""
-        check_width(x, self.dim, 1 if self.is_channel_first else -1)
-        x = project_rows(self.project_in, channel_last(x) if self.is_channel_first else x)
-        dropping = self.training and torch.is_grad_enabled()
-        active = self._dropout.active(dropping, num_stages, rand_quantize_dropout_fixed_seed, x.device, generator)
-        with no_autocast(x):
-            dtype, x = (
-                x.dtype,
-                working(x),
-            )  # what is left over after a stage needs more digits than a 16-bit input has
-            if self.soft_clamp_input_value is not None:
-                x = blank(x, lost_rows(x), torch.nan)
-                x = (x / self.soft_clamp_input_value).tanh() * self.soft_clamp_input_value
-            flat = x.flatten(1, -2) if x.dim() > 3 else x  # a stage would take four axes as channel first
-            done = run_cascade(flat, [self._stage(i, generator) for i in range(self.num_quantizers)], active)
-            quantized, codes = (
-                done.quantized.to(dtype).view(x.shape),
-                done.codes.view(*x.shape[:-1], done.codes.shape[-1]),
-            )
-        out = project_rows(self.project_out, quantized)
-        if self.is_channel_first:
-            out, codes = channel_first(out), channel_first(codes)
+        """Quantises x.
+
+        Args:
+            x: (b, ..., dim), or (b, dim, ...) channel first.
+            return_all_codes: return the vectors of every stage too.
+            rand_quantize_dropout_fixed_seed: seed of the number of stages that quantize_dropout draws.
+            num_stages: run only so many stages.
+            generator: draws that seed otherwise, and the noise of noise_dropout.
+
+        Returns:
+            (quantised like x, codes), and on request the vectors (S, b, ..., d).
+        """
+
+        def run(rows: Tensor) -> Cascade:
+            dropping, seed = self.training and torch.is_grad_enabled(), rand_quantize_dropout_fixed_seed
+            active = self._dropout.active(dropping, num_stages, seed, rows.device, generator)
+            clamp = self.soft_clamp_input_value
+            if clamp is not None:
+                rows = (voided(rows, finite_rows(rows)) / clamp).tanh() * clamp
+            return run_cascade(rows, [self._stage(i, generator) for i in range(self.num_quantizers)], active)
+
+        out, codes, _ = self._on_rows(x, run)
+        codes = channel_first(codes) if self.is_channel_first else codes
         return (out, codes, self.get_codes_from_indices(codes)) if return_all_codes else (out, codes)
 
-    def _stage(self, i: int, generator: Generator | None) -> Any:
+    def _stage(self, i: int, generator: Generator | None) -> Stage:
         layer, scale = self.layers[i], self.scales[i]
 
         def stage(residual: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -411,13 +377,25 @@ def _refuse_several_codebooks(cls: str, kwargs: dict[str, Any]) -> None:
 
 
 class GroupedResidualFSQ(GroupedResidual):
-    """Residual FSQ on each of G slices of the features; codes (G, ..., S). Arguments after `groups` as
-    ResidualFSQ.
+    """`ResidualFSQ` on each of G slices of the features, with the arguments and state_dict of
+    `vector_quantize_pytorch.GroupedResidualFSQ`.
 
-    With accept_image_fmap the features are on axis 1, and the cascades are told so (is_channel_first).
+    Args:
+        dim: features, a multiple of groups.
+        groups: G.
+        accept_image_fmap: features on axis 1, (b, dim, h, w).
+        **kwargs: of `ResidualFSQ`; `is_channel_first` follows from accept_image_fmap.
 
     Shapes:
-        x (b, ..., dim) to (quantised like x, codes (G, b, ..., S)), and on request a tuple of all groups' codes.
+        x (b, ..., dim), or (b, dim, h, w); codes (G, b, ..., S), or (G, b, S, h, w).
+
+    Example:
+        >>> import torch
+        >>> from vecbank.nn import GroupedResidualFSQ
+        >>> module = GroupedResidualFSQ(dim=16, groups=2, levels=[8, 5, 5], num_quantizers=2)
+        >>> quantized, codes = module(torch.randn(2, 7, 16))
+        >>> quantized.shape, codes.shape
+        (torch.Size([2, 7, 16]), torch.Size([2, 2, 7, 2]))
     """
 
     _stacked = 1
@@ -427,10 +405,6 @@ class GroupedResidualFSQ(GroupedResidual):
         super().__init__(dim, groups, accept_image_fmap, lambda width: ResidualFSQ(dim=width, **options))
         self.codebook_size = self.rvqs[0].codebook_size
 
-    def get_output_from_indices(self, indices: Tensor | Sequence[Tensor]) -> Tensor:
-        """Codes (G, ...) back to quantised features, both in the layout that forward returns them in."""
-        return decode_groups(self, indices)
-
     def forward(
         self,
         x: Tensor,
@@ -439,10 +413,6 @@ class GroupedResidualFSQ(GroupedResidual):
         num_stages: int | None = None,
         generator: Generator | None = None,
     ) -> tuple[Any, ...]:
-        """x to (quantised like x, codes (G, ..., S)), and a tuple of each group's vectors on request."""
-        seed = self._seed(x, generator)
-        parts = [
-            rvq(part, return_all_codes, seed, num_stages=num_stages, generator=generator)
-            for rvq, part in zip(self.rvqs, self._chunks(x), strict=True)
-        ]
-        return self._join(parts)
+        """x to (quantised like x, codes (G, ...)), and on request a tuple of each group's vectors."""
+        options = {"return_all_codes": return_all_codes, "num_stages": num_stages}
+        return self._join(self._run_groups(x, generator, generator=generator, **options))

@@ -11,23 +11,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._layout import check_width
 from ._residual import GroupedResidual
 from .residual_vq import ResidualVQ
 
 
 class GroupedResidualVQ(GroupedResidual):
-    """Residual VQ on each of G slices. Same arguments and state_dict as
+    """`ResidualVQ` on each of G slices, with the arguments and state_dict of
     `vector_quantize_pytorch.GroupedResidualVQ`.
 
     Args:
-        dim: features, a multiple of groups. groups: G. accept_image_fmap: x (b, dim, h, w).
-        **kwargs: of ResidualVQ.
+        dim: features, a multiple of groups.
+        groups: G.
+        accept_image_fmap: x is (b, dim, h, w).
+        **kwargs: of `ResidualVQ`.
 
-    `forward(x, indices=None, return_all_codes=False, sample_codebook_temp=None, freeze_codebook=False,
-    mask=None, *, num_stages=None)` to (quantised like x, codes (G, b, ..., S), losses (G, S)), and a tuple
-    with each group's vectors on request. With `indices`, one (b, n, S) for each group, to (quantised, sum of
-    the cross-entropies).
+    Shapes:
+        x (b, ..., dim), or (b, dim, h, w); codes int64 (G, b, ..., S); losses float32 (G, S).
+
+    Example:
+        >>> import torch
+        >>> from vecbank.nn import GroupedResidualVQ
+        >>> module = GroupedResidualVQ(dim=8, groups=2, num_quantizers=3, codebook_size=16).eval()
+        >>> quantized, codes, losses = module(torch.randn(2, 5, 8))
+        >>> quantized.shape, codes.shape, losses.shape
+        (torch.Size([2, 5, 8]), torch.Size([2, 2, 5, 3]), torch.Size([2, 3]))
     """
 
     def __init__(self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any) -> None:
@@ -45,26 +52,28 @@ class GroupedResidualVQ(GroupedResidual):
         *,
         num_stages: int | None = None,
     ) -> tuple[Any, ...]:
-        """Quantises x; see the class."""
-        given: Sequence[Tensor | None] = [None] * self.groups
+        """Quantises x.
+
+        Args:
+            x: (b, ..., dim), or (b, dim, h, w) with accept_image_fmap.
+            indices: codes to be scored instead, one (b, n, S) for each group.
+            return_all_codes, sample_codebook_temp, freeze_codebook, mask, num_stages: as in `ResidualVQ.forward`.
+
+        Returns:
+            (quantised like x, codes (G, b, ..., S), losses (G, S)), and on request a tuple with each group's vectors.
+            With `indices`, (quantised, sum of the cross-entropies).
+        """
         scored = indices is not None and len(indices) > 0
-        if indices is not None and scored:
-            given = self._groups_of(indices)
-        check_width(x, self.dim, self.split_dim)
-        seed = self._seed(x, self.rvqs[0].generator)
-        parts = [
-            rvq(
-                part,
-                mask=mask,
-                indices=codes,
-                return_all_codes=return_all_codes,
-                sample_codebook_temp=sample_codebook_temp,
-                freeze_codebook=freeze_codebook,
-                rand_quantize_dropout_fixed_seed=seed,
-                num_stages=num_stages,
-            )
-            for rvq, part, codes in zip(self.rvqs, self._chunks(x), given, strict=True)
-        ]
+        parts = self._run_groups(
+            x,
+            self.rvqs[0].generator,
+            self._groups_of(indices) if indices is not None and scored else None,
+            return_all_codes=return_all_codes,
+            sample_codebook_temp=sample_codebook_temp,
+            freeze_codebook=freeze_codebook,
+            mask=mask,
+            num_stages=num_stages,
+        )
         if scored:
             quantized, losses = zip(*parts, strict=True)
             return torch.cat(quantized, self.split_dim), torch.stack(losses).sum()

@@ -21,28 +21,17 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 
 from .. import _checks
+from .._finite import counted, finite_rows, uncoded, voided, zeroed
 from ..functional import lookup
 from ._arguments import features, integers, maybe_numbers, memory_for, whole, wholes
 from ._derived import Derived
 from ._estimators import straight_through
-from ._layout import (
-    blank,
-    channel_first,
-    channel_last,
-    check_width,
-    kept_rows,
-    like_weights,
-    lost_rows,
-    no_autocast,
-    over,
-    project_rows,
-    projection,
-    working,
-)
+from ._layout import channel_last, no_autocast, working
+from ._scalar import ScalarQuantizer, digits_of, place_values
 
 
 def _first_tables(levels: Sequence[int], device: str | None = None) -> list[Tensor]:
-    """From -1/2 in even steps, so that 0 is among them for an even number as well."""
+    """Entries from -1/2 in even steps; 0 is one of them for an even number of entries too."""
     return [
         torch.linspace(-0.5, 0.5, n, device=device) if n % 2 else torch.arange(n, device=device) / n - 0.5
         for n in levels
@@ -50,7 +39,7 @@ def _first_tables(levels: Sequence[int], device: str | None = None) -> list[Tens
 
 
 class _FixedTables(Derived):
-    """Tables that do not learn: they move with the module, are cast with it, and are not in its state_dict."""
+    """Tables that do not learn: they follow the module's device and dtype, and are not in its state_dict."""
 
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()
@@ -79,26 +68,40 @@ class _FixedTables(Derived):
         return self.get_buffer(str(i))
 
 
-class LatentQuantize(Derived):
-    """Per-feature tables of numbers. Same arguments and state_dict as
+class LatentQuantize(ScalarQuantizer):
+    """A table of numbers for each feature, with the arguments and state_dict of
     `vector_quantize_pytorch.LatentQuantize`.
+
+    A vector with NaN or inf has code -1, comes out as NaN and counts in no loss.
 
     Args:
         levels: table sizes, one per feature of a code; or one size for codebook_dim features.
         dim: features of the input; a linear map goes in front and behind where it differs from the codes'
             width.
-        commitment_loss_weight, quantization_loss_weight: w_c and w_q above.
-        num_codebooks, keep_num_codebooks_dim: codes per vector, and whether the codes keep that axis.
+        commitment_loss_weight: w_c above.
+        quantization_loss_weight: w_q above.
+        num_codebooks: codes per vector.
         codebook_dim: features of a code; only read where levels is an int.
+        keep_num_codebooks_dim: keep the axis of the codebooks in the codes; always where there is more than one.
         optimize_values: hold the tables as Parameters. In the peer no gradient reaches them; see
             value_gradient.
         in_place_codebook_optimizer: not supported (the peer fails with it in training): ValueError.
         value_gradient: let the tables learn, as the paper has it: the gradient of the quantised features goes
             to z (straight through) and is summed up per table entry as well. Not in the peer.
 
-    `forward(z)`: z (b, dim, ...), features on axis 1, to (quantised like z, codes int32 (b, ...), loss).
-    A vector with NaN or inf has code -1, comes out as NaN and counts in no loss.
-    `indices_to_codes` takes codes of any integer dtype; -1 is a zero vector, before the linear map behind.
+    Shapes:
+        z (b, dim, ...), features on axis 1; codes int32 (b, ...), with one more axis where it is kept; loss ().
+
+    Raises:
+        ValueError, TypeError: arguments out of range, or that are not supported, by name.
+
+    Example:
+        >>> import torch
+        >>> from vecbank.nn import LatentQuantize
+        >>> module = LatentQuantize(levels=[5, 5, 8], dim=3)
+        >>> quantized, codes, loss = module(torch.randn(2, 3, 7))
+        >>> quantized.shape, codes.shape, torch.equal(module.indices_to_codes(codes), quantized)
+        (torch.Size([2, 3, 7]), torch.Size([2, 7]), True)
     """
 
     _levels: Tensor
@@ -139,17 +142,11 @@ class LatentQuantize(Derived):
         if min(levels) < 2:
             raise ValueError(f"levels must be at least 2 each, got {levels}")
         keep = bool(keep_num_codebooks_dim) or num_codebooks > 1
-        self.dim = dim
-        self.codebook_dim = len(levels)
-        self.codebook_size = math.prod(levels)
+        self._set_codes(math.prod(levels), len(levels), num_codebooks, keep)
         if self.codebook_size > 2**31:
             raise ValueError(f"levels give {self.codebook_size} codes, more than an int32 holds")
-        self.num_codebooks = num_codebooks
         self.effective_codebook_dim = self.codebook_dim * num_codebooks
-        self.keep_num_codebooks_dim = keep
-        self.has_projections = dim != self.effective_codebook_dim
-        self.project_in = projection(dim, self.effective_codebook_dim, self.has_projections)
-        self.project_out = projection(self.effective_codebook_dim, dim, self.has_projections)
+        self._project(dim, self.effective_codebook_dim)
         self._weights = (commitment_loss_weight or 0.0, quantization_loss_weight or 0.0)
         self._counts = levels
         self._hold()
@@ -157,33 +154,31 @@ class LatentQuantize(Derived):
         self.value_gradient = value_gradient
 
     def _derive(self) -> dict[str, Tensor]:
-        basis = [math.prod(self._counts[:i]) for i in range(len(self._counts))]
         return {
             "commitment_loss_weight": torch.tensor(self._weights[0], device="cpu"),
             "quantization_loss_weight": torch.tensor(self._weights[1], device="cpu"),
             "_levels": torch.tensor(self._counts, dtype=torch.int32, device="cpu"),
-            "_basis": torch.tensor(basis, dtype=torch.int32, device="cpu"),
+            "_basis": torch.tensor(place_values(self._counts), dtype=torch.int32, device="cpu"),
         }
 
     @property
     def implicit_codebook(self) -> Tensor:
-        """All codes as vectors of the tables' present values, (codebook_size, d): made when asked for."""
+        """All codes as vectors of the tables' present values, (codebook_size, d); made when it is read."""
         with memory_for(f"all {self.codebook_size} codes"):
-            return self._values(self._digits_of(torch.arange(self.codebook_size, device=self._levels.device))).detach()
+            return self._vectors(torch.arange(self.codebook_size, device=self._levels.device)).detach()
 
-    def _digits_of(self, indices: Tensor) -> Tensor:
-        """Row numbers (...) to digits (..., d)."""
-        return (indices.unsqueeze(-1) // self._basis) % self._levels
+    def _vectors(self, numbers: Tensor) -> Tensor:
+        return self._values(digits_of(numbers, self._basis, self._levels))
 
     def _tables(self, padding: float) -> Tensor:
-        """The tables as rows of one matrix, (d, longest)."""
+        """The tables as rows of one matrix, (d, size of the largest)."""
         tables = [self.values_per_latent[i] for i in range(self.codebook_dim)]
         return pad_sequence(tables, batch_first=True, padding_value=padding)
 
     def _digits(self, z: Tensor) -> Tensor:
         """The nearest entry of each feature's own table: (..., d) numbers to (..., d) int64, -1 for NaN and inf.
 
-        By the float64 midpoints between neighbouring entries; on one, the entry that comes first in the table wins.
+        Decided by the float64 midpoints between neighbouring entries; on a midpoint the first entry in the table wins.
         """
         entries, order = self._tables(torch.inf).detach().double().sort(dim=1, stable=True)
         number = order.gather(1, torch.searchsorted(entries, entries))  # of equal entries the first
@@ -215,27 +210,23 @@ class LatentQuantize(Derived):
         return quantized, digits
 
     def codes_to_indices(self, zhat: Tensor) -> Tensor:
-        """Table entries (..., d) to codes (...): the nearest entry's number, so rounding does no harm."""
+        """Table entries (..., d) to codes (...): the number of the nearest entry, so `zhat` may be rounded."""
         features("zhat", zhat, self.codebook_dim)
         return self._number(self._digits(working(zhat)))
 
     def _number(self, digits: Tensor) -> Tensor:
         number = (digits * self._basis).sum(-1)
-        return number.masked_fill((digits < 0).any(-1), -1).to(torch.int32)
+        return uncoded(number, (digits >= 0).all(-1)).to(torch.int32)
 
     def indices_to_codes(self, indices: Tensor, project_out: bool = True) -> Tensor:
-        """Codes back to quantised features (b, dim, ...), by the tables' present values."""
+        """The quantised features (b, dim, ...) of codes, of any integer dtype, by the tables' present values.
+
+        The vector of -1 is zero, before the linear map behind; project_out=False leaves that map out.
+        """
         numbers = integers(indices, "indices")
         if numbers.dim() < 1 + int(self.keep_num_codebooks_dim):
             raise ValueError(f"indices must be (b, ...) as forward returns them, got {tuple(numbers.shape)}")
-        seen = _checks.in_range(numbers, self.codebook_size, "indices")
-        codes = self._values(self._digits_of(numbers))
-        codes = codes if seen else _checks.only_rows(codes, numbers, self.codebook_size)
-        if self.keep_num_codebooks_dim:
-            codes = codes.flatten(-2)
-        if project_out:
-            codes = self.project_out(like_weights(codes, self.project_out))
-        return channel_first(codes)
+        return self._features_of(numbers, True, project_out)
 
     def quantization_loss(self, z: Tensor, zhat: Tensor, reduce: str = "mean") -> Tensor:
         """(sg(zhat) - z)^2."""
@@ -246,18 +237,15 @@ class LatentQuantize(Derived):
         return F.mse_loss(z.detach(), zhat, reduction=reduce)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantises z; see the class."""
-        check_width(z, self.dim, 1, "z")
-        x = project_rows(self.project_in, channel_last(z))
+        """z (b, dim, ...) to (quantised like z, codes (b, ...), loss)."""
+        x = self._enter(z, True, "z")
         with no_autocast(x):
-            dtype, x = x.dtype, blank(x, lost_rows(x), torch.nan)
-            quantized, digits = self._quantize(working(x).unflatten(-1, (self.num_codebooks, self.codebook_dim)))
-            indices = self._number(digits)
-            codes = quantized.flatten(-2).to(dtype)
-        out = channel_first(project_rows(self.project_out, codes))
-        if not self.keep_num_codebooks_dim:
-            indices = indices.squeeze(-1)
-        return out, indices, self._loss(z, out)
+            dtype, x = x.dtype, voided(x, finite_rows(x))
+            quantized, digits = self._quantize(self._split(working(x)))
+            codes = self._as_returned(self._number(digits))
+            quantized = quantized.flatten(-2).to(dtype)
+        out = self._leave(quantized, True)
+        return out, codes, self._loss(z, out)
 
     def _loss(self, z: Tensor, out: Tensor) -> Tensor:
         """The weighted terms, means over the rows that have neither NaN nor inf."""
@@ -267,13 +255,13 @@ class LatentQuantize(Derived):
             return loss
         z, out = channel_last(z), channel_last(out)
         with no_autocast(z):
-            lost = lost_rows(out)  # so it is where z is
-            count = kept_rows(z, lost) * self.dim
-            z, out = (blank(working(t), lost, 0.0) for t in (z, out))
+            finite = finite_rows(out)  # where z is not finite, `out` is not either
+            count = counted(finite, z.shape[:-1]) * self.dim
+            z, out = (zeroed(working(t), finite) for t in (z, out))
             if commitment != 0:
-                loss = loss + self.commitment_loss_weight * over(self.commitment_loss(z, out, "sum"), count)
+                loss = loss + self.commitment_loss_weight * (self.commitment_loss(z, out, "sum") / count)
             if quantization != 0:
-                loss = loss + self.quantization_loss_weight * over(self.quantization_loss(z, out, "sum"), count)
+                loss = loss + self.quantization_loss_weight * (self.quantization_loss(z, out, "sum") / count)
         return loss
 
     def extra_repr(self) -> str:

@@ -18,9 +18,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .. import sparse
+from .._finite import at_least_one, finite_rows, kept, voided, zeroed
 from ..functional import lookup
 from ._arguments import drawn_by, features, maybe_whole, memory_for, numbers, whole
-from ._layout import blank, kept_rows, lost_rows, over, working
+from ._layout import working
 from ._recall import inside_backward
 from ._sync import Ranks
 
@@ -185,7 +186,7 @@ class SparseAutoencoder(nn.Module):
             )
             if not fired.active.numel():
                 return fired.values, fired.indices, fired.active.sum()
-            average = fired.active.mean() if rows is None else over(fired.active.sum(), rows)
+            average = fired.active.mean() if rows is None else fired.active.sum() / at_least_one(rows)
             return fired.values, fired.indices, (average / self.k - 1).square()
         if self.training:
             code = sparse.encode_batch(centred, self.encoder, self.encoder_bias, self.k, max_k=self.max_k)
@@ -196,26 +197,26 @@ class SparseAutoencoder(nn.Module):
 
     def forward(self, x: Tensor) -> SparseCode:
         features("x", x, self.dim)
-        lost = lost_rows(x)
-        x = blank(x, lost, torch.nan)  # no latent is chosen for it, whatever its other numbers are
-        count = kept_rows(x, lost)
+        finite = finite_rows(x)
+        x = voided(x, finite)  # no latent is chosen for it, whatever its other numbers are
+        count = kept(finite, x.shape[:-1])
+        elements = at_least_one(count * self.dim)
         values, indices, penalty = self._encode(x, count)
         reconstruction = self.decode(values, indices)
-        residual = blank(working(x - reconstruction), lost, 0.0)
-        reconstruction = blank(reconstruction, lost, torch.nan)
-        missed = over(residual.square().sum(), count * self.dim)
+        residual = zeroed(working(x - reconstruction), finite)
+        reconstruction = voided(reconstruction, finite)
+        missed = residual.square().sum() / elements
         with torch.no_grad():
-            rows = blank(x, lost, 0.0).to(residual.dtype).reshape(-1, self.dim)
-            apart = rows - over(rows.sum(0), count)
-            if lost is not None:
-                apart = apart.masked_fill(lost.reshape(-1, 1), 0.0)
+            rows = zeroed(x, finite).to(residual.dtype).reshape(-1, self.dim)
+            apart = rows - rows.sum(0) / at_least_one(count)
+            apart = zeroed(apart, None if finite is None else finite.flatten())
             squares = apart.square().sum()
             noise = _SAME * rows.square().sum()
             if self.training and not inside_backward():  # a checkpoint's repeated forward has been counted
                 self._count(values, indices, count, torch.where(squares > noise, squares, 0.0))
             least = self.variance.to(residual.dtype).clamp_min(0) * _LEAST
-            variance = over(squares, count * self.dim).maximum(least)
-            variance = torch.where(variance > over(noise, count * self.dim), variance, missed.detach()).clamp_min(1e-12)
+            variance = (squares / elements).maximum(least)
+            variance = torch.where(variance > noise / elements, variance, missed.detach()).clamp_min(1e-12)
         error = missed / variance
         auxiliary = torch.zeros_like(error)
         if self.training and self.aux_k:

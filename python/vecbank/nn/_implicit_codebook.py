@@ -1,4 +1,4 @@
-"""The network that bends a stage's codes to what the stages before it have said (neural implicit codebooks).
+"""The network of a neural implicit codebook: a stage's codes as a function of what the stages before it decoded.
 
 Source: Huijben et al., "Residual Quantization with Implicit Neural Codebooks" (QINCo), ICML 2024.
 """
@@ -20,11 +20,13 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 class CodeMLP(nn.Module):
-    """codes (K, d) and what was decoded so far (b, n, d) to one book per position: c <- W [so far, c], c <- c
-    + f(c), ...
+    """A codebook for every position: c <- W [so far, c], c <- c + f(c), ..., where "so far" is the decoded sum.
 
     Args:
-        dim: d. dim_hidden: width of f, dim by default. depth: how many f. l2norm_output: unit vectors.
+        dim: features d.
+        dim_hidden: width of f; dim by default.
+        depth: how many f there are.
+        l2norm_output: divide the results by their norms.
     """
 
     def __init__(self, dim: int, dim_hidden: int | None = None, depth: int = 4, l2norm_output: bool = False) -> None:
@@ -37,19 +39,25 @@ class CodeMLP(nn.Module):
         self.l2norm_output = l2norm_output
 
     def forward(self, codes: Tensor, condition: Tensor) -> Tensor:
-        """codes (h, K, d) with condition (b, n, d) to (h, b, n, K, d); codes (b, n, d) of that one to (b, n,
-        d). In the dtype of both, which is float32 where the network is 16-bit, as its books are then.
+        """The codes at every position, in the dtype of `codes`, which is float32 where the network is 16-bit.
+
+        Args:
+            codes: (h, K, d), a codebook, or (b, n, d), one code for each position.
+            condition: (b, n, d), what was decoded so far, of the same dtype.
+
+        Returns:
+            (h, b, n, K, d), or (b, n, d) for one code for each position.
         """
         weight, bias = self.proj_in.weight.to(codes.dtype), self.proj_in.bias.to(codes.dtype)
-        width = condition.shape[-1]  # the concatenation, taken apart: each half is as small as it can be
-        said, own = F.linear(condition, weight[:, :width]), F.linear(codes, weight[:, width:], bias)
+        width = condition.shape[-1]  # W [so far, c] = W1 so far + W2 c: nothing of both sizes is concatenated
+        so_far, own = F.linear(condition, weight[:, :width]), F.linear(codes, weight[:, width:], bias)
         if codes.shape == condition.shape:
-            x = said + own
+            x = so_far + own
         else:
-            x = said.unsqueeze(-2) + own.view(own.shape[0], 1, 1, *own.shape[1:])
+            x = so_far.unsqueeze(-2) + own.view(own.shape[0], 1, 1, *own.shape[1:])
         for layer in self.layers:
-            bent = x
+            change = x
             for part in layer:
-                bent = _linear(part, bent) if isinstance(part, nn.Linear) else part(bent)
-            x = bent + x
+                change = _linear(part, change) if isinstance(part, nn.Linear) else part(change)
+            x = change + x
         return F.normalize(x, dim=-1) if self.l2norm_output else x
