@@ -53,7 +53,7 @@ def entry_point(function: Any = None, /, **renamed: str) -> Any:
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
-        if kwargs and not renamed.keys().isdisjoint(kwargs):
+        if kwargs and renamed and any(old in kwargs for old in renamed):
             kwargs = new_keywords(name, kwargs, renamed)
         for value in args:
             if type(value) in _ARRAYS:
