@@ -16,9 +16,9 @@ from torch import Generator, Tensor, nn
 
 from .._finite import finite_rows
 from ._arguments import whole
+from ._distributed import Ranks, several_ranks
 from ._estimators import scale_gradient
 from ._layout import check_width
-from ._sync import Ranks, several_ranks
 
 Stage = Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]
 

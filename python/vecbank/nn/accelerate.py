@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._codebook import Codebook
 from ._layout import CosineSimLinear
 from ._neural_book import CodeMLP
+from ._vq.codebook import Codebook
 from .binary_mapper import BinaryMapper
 from .fsq import FSQ, GroupedResidualFSQ, ResidualFSQ
 from .grouped_vq import GroupedResidualVQ

@@ -20,9 +20,9 @@ from ..kmeans import kmeans
 from ..sparse import firing_counts
 from ._arguments import drawn_by, features, integers, memory_for, numbers, whole
 from ._arguments import rows as row_numbers
+from ._checkpointing import inside_backward
+from ._distributed import Ranks, draw_rows
 from ._layout import blank, kept_rows, lost_rows, over
-from ._recall import inside_backward
-from ._sync import Ranks, draw_rows
 
 _METRICS = ("cosine", "dot", "l2")
 

@@ -29,6 +29,7 @@ from .. import _checks
 from ._arguments import function, integers, maybe_numbers, maybe_whole, memory_for, numbers, whole
 from ._bits import bit_entropy, entropy, mean_code_probability, pack_bits, unpack_bits
 from ._derived import Derived
+from ._distributed import mean_over_ranks
 from ._draws import uniform
 from ._estimators import sign_through, straight_through
 from ._layout import (
@@ -48,7 +49,6 @@ from ._layout import (
     working,
 )
 from ._residual import GroupedResidual, StageDropout, pad_stages, run_cascade
-from ._sync import mean_over_ranks
 
 _FLOOR = 1e-5  # inside the entropies' logarithms
 

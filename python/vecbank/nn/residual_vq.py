@@ -22,15 +22,15 @@ from .._checks import in_range
 from .._finite import both, counted, finite_rows, voided, zeroed
 from ..functional import lookup
 from ._arguments import integers, maybe_whole, numbers, tensor, whole, wholes
+from ._checkpointing import ForwardRecord, ForwardRecords, inside_backward, may_repeat
 from ._derived import Derived
 from ._draws import normal
 from ._estimators import keep_alive, scale_gradient
 from ._layout import channel_first, channel_last, check_width, like_weights, no_autocast, projection, working
-from ._moving import moving
 from ._neural_book import CodeMLP
 from ._passes import encode_stages
-from ._recall import Recall, Seen, inside_backward, may_repeat
 from ._residual import Cascade, Stage, StageDropout, pad_stages, run_cascade
+from ._state_updates import state_update
 from .vector_quantize import VectorQuantize
 
 _DIVEQ_VARIANCE = 5e-3
@@ -155,7 +155,7 @@ class ResidualVQ(Derived):
         self.layers: Any = nn.ModuleList(
             VectorQuantize(self.codebook_dim, size, self.codebook_dim, **vq_kwargs) for size in sizes
         )
-        self._recall = Recall()
+        self._recall = ForwardRecords()
         self.generator: Generator | None = vq_kwargs.get("generator")
         self.vq_is_ema_updating = bool(self.layers[0].ema_update)
         self._dropout = StageDropout(
@@ -309,8 +309,8 @@ class ResidualVQ(Derived):
                 return run(False)
         if not may_repeat():
             return run(True)
-        seen = Seen(x, books, self.generator, draws=self.layers[0]._codebook.has_dead_code_replacement)
-        self._recall.note(seen)
+        seen = ForwardRecord(x, books, self.generator, draws=self.layers[0]._codebook.has_dead_code_replacement)
+        self._recall.add(seen)
         done = run(True)
         seen.finish()
         return done._replace(quantized=keep_alive(done.quantized, seen))
@@ -419,7 +419,7 @@ class ResidualVQ(Derived):
         chosen = torch.nn.functional.pad(chosen, rest, value=-1)
         return Cascade(best, chosen, torch.nn.functional.pad(mean, rest), call.active)
 
-    @moving
+    @state_update
     def _learn_from(self, x: Tensor, codes: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
         """Moves the books by the codes that a search chose: the residuals are worked out again from them."""
         frozen = self.layers[0].freeze_codebook if options["freeze_codebook"] is None else True

@@ -20,9 +20,9 @@ from torch import Generator, Tensor, nn
 from ..functional import lookup
 from ..sparse import firing_counts, sparse_decode, sparse_encode, sparse_encode_batch, sparse_encode_threshold
 from ._arguments import drawn_by, features, maybe_whole, memory_for, numbers, whole
+from ._checkpointing import inside_backward
+from ._distributed import Ranks
 from ._layout import blank, kept_rows, lost_rows, over, working
-from ._recall import inside_backward
-from ._sync import Ranks
 
 ACTIVATIONS = ("topk", "batch_topk", "jumprelu")
 _PACE = 0.01  # of running means
