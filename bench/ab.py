@@ -1,10 +1,10 @@
-"""Two builds of vecbank against each other: ``python bench/ab.py BASE NEW [--isa avx2 ...]``.
+"""Two builds of vecbank against each other: `python bench/ab.py BASE NEW [--isa avx2 ...]`.
 
-BASE and NEW are folders that hold a built package ``vecbank`` (a checkout's ``python/``). Each build runs in a process
-of its own, the base in two; they take turns, case by case and round by round, so that a machine whose speed drifts
-slows all of them, and they are started anew a few times, as where memory lies makes a difference too. The figure is
-processor time on one thread. A/A is the base's second process over its first: a ratio closer to 1 than that says
-nothing.
+BASE and NEW are folders that hold a built package `vecbank` (a checkout's `python/`). Each build runs in a process
+of its own, the base in two. The processes take turns, case by case and round by round, so that a machine whose speed
+drifts slows all of them. The processes are started a few times, because the addresses of their memory change the times
+too. The figure is processor time on one thread. A/A is the base's second process over its first: a ratio closer to 1
+than A/A is no evidence of a difference.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def serve() -> None:
             mask = torch.rand(a["n"], a["m"], generator=random) < 0.5
             return lambda: ops.topk(x, b, packed, a["k"], code, mask)
         if kind == "residual":
-            books = [b * 0.7**s for s in range(8)]
-            packs = [ops.pack(book, 3) for book in books]
-            return lambda: ops.residual_quantize(x, books, packs, 3)
+            codebooks = [b * 0.7**s for s in range(8)]
+            packs = [ops.pack(codebook, 3) for codebook in codebooks]
+            return lambda: ops.residual_quantize(x, codebooks, packs, 3)
         if kind == "tiny":
             bank = vecbank.Bank(b, metric="dot")
             return lambda: [bank.topk(x, 1) for _ in range(200)]

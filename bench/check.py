@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
 import vecbank
-from bench import codebooks
 from bench.cases import OURS, Case, Data
-from bench.ours import to_numpy
-from bench.peers import UNCHECKED
 
 SAMPLE = 64
 WORK = 2e9  # multiplications spent on the reference per case
@@ -23,24 +19,36 @@ TILE = 1 << 25  # elements of a reference tile, so that float64 intermediates st
 
 @dataclass
 class Expected:
-    """The right answer for the sampled queries `rows`."""
+    """The right answer for the sampled queries `rows`; without indices and scores there is no single right answer."""
 
     rows: np.ndarray
     indices: np.ndarray | None = None  # (sample, k)
     values: np.ndarray | None = None  # float32, rounded once
-    scores: list[torch.Tensor] | None = None  # float64: scores of the sample, then full gradients
+    scores: list[Tensor] | None = None  # float64: scores of the sample, then full gradients
     allowed: list[float] | None = None  # largest error the contract allows for each of them
 
 
-def expected(case: Case, data: Data) -> Expected:
+def to_numpy(values: Any) -> np.ndarray:
+    """From any device; 16-bit floats as float32."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    return (values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).cpu().numpy()
+
+
+def sample(case: Case) -> Tensor:
+    """The queries whose answers are checked, in ascending order."""
     count = int(min(SAMPLE, case.n, max(1, WORK // (case.m * case.d))))
     gen = torch.Generator().manual_seed(1)
-    rows = torch.randperm(case.n, generator=gen)[:count].sort().values
-    if case.op in codebooks.CANDIDATES:
-        return Expected(rows.numpy(), codebooks.expected_codes(case, data, rows))
-    if case.op == "project":
-        return _expected_project(case, data, rows)
+    return torch.randperm(case.n, generator=gen)[:count].sort().values
+
+
+# ---- What is expected -----------------------------------------------------------------------------------------------
+
+
+def best_rows(case: Case, data: Data, rows: Tensor) -> Expected:
+    """The k best rows of the bank and their values, from the reference in pieces of the bank."""
     x = data.x[rows].double()
+    count = len(rows)
     step = max(case.k, TILE // (count * case.d))
     # Distances are merged by their squares: two squares may share one square root.
     metric = "sqeuclidean" if case.metric == "l2" else case.metric
@@ -58,66 +66,43 @@ def expected(case: Case, data: Data) -> Expected:
     return Expected(rows.numpy(), codes, values.astype(np.float32))
 
 
-def _normalized_product(data: Data, dtype: torch.dtype, grad: bool) -> list[torch.Tensor]:
-    """ATen's expression in `dtype`: scores, then with `grad` the gradients to x and the bank."""
-    x, bank = data.x.to(dtype), data.bank.to(dtype)
-    if not grad:
-        return [F.normalize(x, dim=1, eps=1e-8) @ F.normalize(bank, dim=1, eps=1e-8).T]
-    x, bank = x.requires_grad_(), bank.requires_grad_()
-    out = F.normalize(x, dim=1, eps=1e-8) @ F.normalize(bank, dim=1, eps=1e-8).T
-    assert data.upstream is not None
-    return [out.detach(), *torch.autograd.grad(out, (x, bank), data.upstream.to(dtype))]
+# ---- What a candidate answered --------------------------------------------------------------------------------------
 
 
-def _expected_project(case: Case, data: Data, rows: torch.Tensor) -> Expected:
-    if not case.grad:
-        data = Data(data.x[rows], data.bank)
-    dtype = data.x.dtype
-    exact = _normalized_product(data, torch.float64, case.grad)
-    aten = _normalized_product(data, dtype, case.grad)
-    allowed = []
-    for want, got in zip(exact, aten, strict=True):
-        ulp = 2.0 ** math.floor(math.log2(float(want.abs().max()))) * torch.finfo(dtype).eps
-        allowed.append(2 * float((got.double() - want).abs().max()) + 2 * ulp)
-    if case.grad:
-        exact[0] = exact[0][rows]
-    return Expected(rows.numpy(), scores=exact, allowed=allowed)
+def values_and_indices(case: Case, name: str, result: tuple[Any, ...], rows: np.ndarray) -> tuple[Any, ...]:
+    """Both for the sampled rows."""
+    del name
+    picked = [None if part is None else to_numpy(part) for part in result[:2]]
+    return tuple(None if p is None else p.reshape(case.n, -1)[rows] for p in picked)
 
 
-def extract(case: Case, name: str, result: tuple[Any, ...], rows: np.ndarray) -> tuple[Any, ...]:
-    """The part of a result that `compare` needs, copied so that the rest can be freed."""
-    if case.op == "project":
-        return (to_numpy(result[0][rows]), *(to_numpy(part) for part in result[1:]))
-    values, indices = result[:2]
-    if case.op in codebooks.CANDIDATES:
-        return (None, None if case.op == "kmeans" else codebooks.codes_of(case, name, indices, rows))
-    picked = [None if part is None else to_numpy(part) for part in (values, indices)]
-    return tuple(None if p is None else p.reshape(case.n, -1)[rows].copy() for p in picked)
+def codes_alone(case: Case, name: str, result: tuple[Any, ...], rows: np.ndarray) -> tuple[Any, ...]:
+    """Codes of the sampled rows, where values are not compared."""
+    del case, name
+    return None, to_numpy(result[1])[rows].astype(np.int64)
 
 
-def compare(case: Case, name: str, part: tuple[Any, ...], want: Expected) -> dict[str, object]:
+def compare(name: str, part: tuple[Any, ...], expected: Expected) -> dict[str, object]:
     """What differs, as figures for the JSON; `ok` is None where nothing was to be judged."""
-    if (name, case.op) in UNCHECKED:
-        return {"ok": None, "why": "answers another question (Euclidean distance)"}
-    if want.scores is not None and want.allowed is not None:
-        errors = [float(np.abs(p - to_numpy(w)).max()) for p, w in zip(part, want.scores, strict=True)]
+    if expected.scores is not None and expected.allowed is not None:
+        errors = [float(np.abs(p - to_numpy(w)).max()) for p, w in zip(part, expected.scores, strict=True)]
         return {
-            "ok": all(e <= a for e, a in zip(errors, want.allowed, strict=True)),
+            "ok": all(e <= a for e, a in zip(errors, expected.allowed, strict=True)),
             "largest_error": errors,
-            "allowed_error": want.allowed,
+            "allowed_error": expected.allowed,
         }
-    if want.indices is None:
+    if expected.indices is None:
         return {"ok": None, "why": "no single right answer: float32 sums in another order part the runs"}
     values, indices = part
-    wrong = (indices.astype(np.int64) != want.indices).any(1)
-    hits = [len(np.intersect1d(got, exp)) for got, exp in zip(indices.astype(np.int64), want.indices, strict=True)]
+    wrong = (indices.astype(np.int64) != expected.indices).any(1)
+    hits = [len(np.intersect1d(got, exp)) for got, exp in zip(indices.astype(np.int64), expected.indices, strict=True)]
     report: dict[str, object] = {
-        "sample": len(want.rows),
+        "sample": len(expected.rows),
         "wrong_rows": int(wrong.sum()),
-        "recall": round(float(np.mean(hits)) / want.indices.shape[1], 6),
+        "recall": round(float(np.mean(hits)) / expected.indices.shape[1], 6),
     }
     # Ours, on whatever path, also promises the bits of the values.
-    if name.startswith(OURS) and values is not None and want.values is not None:
-        report["wrong_values"] = int((values.view(np.uint32) != want.values.view(np.uint32)).sum())
+    if name.startswith(OURS) and values is not None and expected.values is not None:
+        report["wrong_values"] = int((values.view(np.uint32) != expected.values.view(np.uint32)).sum())
     report["ok"] = report["wrong_rows"] == 0 and report.get("wrong_values", 0) == 0
     return report

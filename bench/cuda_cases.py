@@ -1,7 +1,7 @@
-"""The rows of the CUDA bench: what is asked on a GPU, in which dtype, and what has to be reached.
+"""What a case on a GPU is: a dtype, a rank among the rows, limits in milliseconds or kernels, and how it is judged.
 
-Importing this needs no GPU. `bench/run.py --device cuda` runs the rows (cuda_run.py); who answers them is in
-cuda_peers.py. **No row has ever been measured.**
+Importing this needs no GPU. The rows are in bench/workloads, `bench/run.py --device cuda` runs them (cuda_run.py).
+**No row has ever been measured.**
 """
 
 from __future__ import annotations
@@ -9,13 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
-from bench import cases
-from bench.cases import OURS, Case, Data, Target
+from bench.cases import OURS, Case, Target
 
 # Our own call on another path than the default, beside it in the same run. A path that this build or this GPU does
-# not have says so when it is called, and the row reports it as not run.
+# not have raises an error when it is called, and the row reports it as not run.
 PATHS: dict[str, dict[str, str]] = {
     "vecbank mma": {"VECBANK_CUDA_PATH": "mma"},
     "vecbank mma16": {"VECBANK_CUDA_PATH": "mma16"},
@@ -23,15 +20,17 @@ PATHS: dict[str, dict[str, str]] = {
     "vecbank kernel": {"VECBANK_CUDA_PROJECT": "kernel"},
     "vecbank library": {"VECBANK_CUDA_PROJECT": "library"},
 }
-_SEARCH_PATHS = ("vecbank mma", "vecbank mma16", "vecbank sm90")
-_PROJECT_PATHS = ("vecbank kernel", "vecbank library")
+SEARCH_PATHS = ("vecbank mma", "vecbank mma16", "vecbank sm90")
+PROJECT_PATHS = ("vecbank kernel", "vecbank library")
 
 EXPRESSION, COMPILED = "torch", "torch.compile"  # the expression a user writes around a cuBLAS product
-FLASH, VQP = "flash-kmeans", "vector-quantize-pytorch"
-NEAREST, NARROW = "nearest by vecbank", "bfloat16 by vecbank"
+WRITTEN = (EXPRESSION, COMPILED)
 
+BF16, F32 = "bfloat16", "float32"
+WIDE = (1 << 20, 8192)  # n and m of the rows with the most queries
 AHEAD = 1 / 1.5  # the backend's own aim: this much of the better of cuBLAS + argmin/topk and torch.compile of it
 TIMED_ON = ("H100", "H200")  # limits in milliseconds are stated for these
+KERNEL_SHARE = 0.05
 MEMORY_MIB = 64.0
 
 
@@ -39,11 +38,12 @@ MEMORY_MIB = 64.0
 class CudaCase(Case):
     """A case on a GPU. `target.limit` counts products (or reads of the bank at copy bandwidth) as everywhere."""
 
-    dtype: str = "float32"
-    tf32: bool = False  # torch's flag, for everybody
+    rank: int = 0  # rows run in ascending order: those come first that are most worth having
+    dtype: str = F32
+    tf32: bool = False  # torch's flag, for every candidate
     most_ms: float | None = None  # on one of TIMED_ON
     most_kernels: int | None = None  # that take more than KERNEL_SHARE of the call
-    share: int = 1  # peers marked in cuda_peers.SHARED get 1 / share of the rows, their time counted `share` times
+    share: tuple[str, int] | None = None  # this peer gets 1 / so many of the rows, its time counted so many times
 
     def describe(self) -> dict[str, object]:
         return {**super().describe(), "dtype": self.dtype, "tf32": self.tf32}
@@ -63,85 +63,30 @@ class CudaCase(Case):
         return ", ".join(parts)
 
 
-KERNEL_SHARE = 0.05
+def faster(factor: float, *more: tuple[str, float]) -> Target:
+    """`factor` times faster than the expression, and ahead of its compiled form; `more` are limits of other peers."""
+    return Target(None, ((EXPRESSION, 1 / factor), (COMPILED, AHEAD), *more))
 
 
-def _target(limit: float | None = None, **faster: float) -> Target:
-    """Peers by keyword: torch=1.5 is 1.5 x faster than both of the expression and its compiled form."""
-    limits: list[tuple[str, float]] = []
-    if "torch" in faster:
-        limits += [(EXPRESSION, 1 / faster["torch"]), (COMPILED, min(AHEAD, 1 / faster.get("compiled", 1.5)))]
-    if "flash" in faster:
-        limits.append((FLASH, 1 / faster["flash"]))
-    return Target(limit, tuple(limits))
-
-
-def _row(op: str, n: int, m: int, d: int, dtype: str, target: Target, peers: tuple[str, ...], **more: Any) -> CudaCase:
-    metric = more.pop("metric", "dot" if op in ("topk", "sparse_encode") else "cosine" if op == "project" else "l2")
-    k = more.get("k", 1)
-    name = more.pop("name", f"{op} {n:,} x {m:,}, d {d}") + (f", k {k}" if op == "topk" else "")
+def row(
+    op: str, rank: int, n: int, m: int, d: int, dtype: str, target: Target, peers: tuple[str, ...], **more: Any
+) -> CudaCase:
+    """A case with our other paths among its candidates; its name ends with the dtype and a `suffix`."""
+    name = more.pop("name", f"{op} {n:,} x {m:,}, d {d}")
     name += f", {'float32 as tf32' if more.get('tf32') else dtype}" + more.pop("suffix", "")
-    paths = _PROJECT_PATHS if op == "project" else _SEARCH_PATHS
+    candidates = (*more.pop("paths", SEARCH_PATHS), *peers)
+    metric = more.pop("metric", "l2")
     return CudaCase(
-        name, op, n, m, d, metric, target, (*paths, *peers), dtype=dtype, memory_limit_mib=MEMORY_MIB, **more
+        name, op, n, m, d, metric, target, candidates, rank=rank, dtype=dtype, memory_limit_mib=MEMORY_MIB, **more
     )
-
-
-_BOTH = (EXPRESSION, COMPILED)
-_BF16, _F32 = "bfloat16", "float32"
-_WIDE = (1 << 20, 8192)
-
-# In the order in which they are worth having: a run that is short of time leaves out the last ones.
-CASES: tuple[CudaCase, ...] = (
-    _row("nearest", *_WIDE, 64, _BF16, _target(torch=1.5, flash=1.3), (*_BOTH, FLASH), most_ms=2.2),
-    _row("topk", 4096, 1_000_000, 128, _BF16, _target(torch=3.0), _BOTH, k=10, most_ms=2.6),
-    _row("project", 65536, 1024, 768, _BF16, _target(1.10), _BOTH, baseline="alloc"),
-    _row("project", 65536, 1024, 768, _F32, _target(1.15), _BOTH, baseline="alloc", tf32=True),
-    _row("project", 65536, 1024, 768, _F32, _target(1.25), _BOTH, baseline="alloc"),
-    _row("nearest", 65536, 8192, 64, _F32, _target(torch=1.5), (*_BOTH, FLASH)),
-    _row("quantize", 65536, 8192, 64, _F32, _target(torch=1.5), _BOTH),
-    _row("topk", 4096, 262_144, 128, _F32, _target(torch=1.5), _BOTH, k=10),
-    _row("topk", 4096, 262_144, 128, _F32, _target(torch=1.5), _BOTH, k=100),
-    _row("nearest", *_WIDE, 128, _BF16, _target(torch=1.5, flash=1.3), (*_BOTH, FLASH), most_ms=3.7),
-    _row("topk", 4096, 1_000_000, 128, _BF16, _target(torch=3.0), _BOTH, k=100, most_ms=2.6),
-    _row("topk", 1, 1_000_000, 128, _BF16, _target(1 / 0.7), _BOTH, k=10, baseline="read"),
-    _row("topk", 64, 1_000_000, 128, _BF16, _target(1 / 0.7), _BOTH, k=10, baseline="read"),
-    _row("nearest", *_WIDE, 64, _F32, Target(None, ((NARROW, 1.5), *_target(torch=1.5).peers)), (NARROW, *_BOTH)),
-    _row("quantize_train", *_WIDE, 64, _BF16, Target(None, ((NEAREST, 1.15),)), (NEAREST, EXPRESSION),
-         name="quantize with gather, loss and counts 1,048,576 x 8,192, d 64"),
-    _row("vq_train", *_WIDE, 64, _BF16, Target(None, ((VQP, 0.1), (NEAREST, 1.5))), (NEAREST, VQP), share=16,
-         name="VectorQuantize train step 1,048,576 x 8,192, d 64"),
-    _row("residual", 65536, 1024, 128, _F32, Target(None, ()), (VQP,), products=8, most_kernels=1,
-         name="ResidualVQ 8 x 1024, d 128, N 65,536"),
-    _row("sparse_encode", 4096, 32768, 768, _F32, _target(torch=1.5), _BOTH, k=32,
-         name="sparse_encode 4,096 x 32,768, d 768, k 32"),
-    _row("sparse_encode", 4096, 32768, 768, _BF16, _target(torch=1.5), _BOTH, k=32,
-         name="sparse_encode 4,096 x 32,768, d 768, k 32"),
-    _row("nearest", *_WIDE, 128, _F32, Target(None, ((NARROW, 1.5), *_target(torch=1.5).peers)), (NARROW, *_BOTH)),
-    _row("nearest", 65536, 8192, 64, _F32, _target(6.0), _BOTH, data="equal", suffix=", all rows equal"),
-    _row("nearest", 65536, 8192, 64, _F32, _target(6.0), _BOTH, data="offset", suffix=", data at 1000 ± 0.01"),
-)  # fmt: skip
-
-
-def make_data(case: CudaCase, device: str, seed: int = 0) -> Data:
-    """Inputs drawn on the device, in the case's dtype; books of a module stay float32, as its parameters are."""
-    data = cases.make_data(case, seed, device)
-    dtype = getattr(torch, case.dtype)
-    bank = data.bank if case.op in ("vq_train", "residual") else data.bank.to(dtype)
-    return Data(data.x.to(dtype), bank, None if data.upstream is None else data.upstream.to(dtype))
 
 
 def quick(case: CudaCase) -> CudaCase:
-    """Small enough for a smoke run, and for a test on a CPU; its figures say nothing about the targets."""
-    return replace(
-        case,
-        n=min(case.n, 32),
-        m=16 if case.op == "residual" else min(case.m, 256),
-        d=min(case.d, 16),
-        k=min(case.k, 8),
-        share=min(case.share, 2),
-        most_ms=None,
-    )
+    """Small enough for a smoke run, and for a test on a CPU; its figures are no evidence for the targets."""
+    share = case.share and (case.share[0], min(case.share[1], 2))
+    m = min(case.m, 16 if case.products > 1 else 256)
+    n, d, k = min(case.n, 32), min(case.d, 16), min(case.k, 8)
+    return replace(case, n=n, m=m, d=d, k=k, share=share, most_ms=None)
 
 
 def judge(case: CudaCase, entries: dict[str, dict[str, Any]], path: str, device_name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The rows of cuda_cases.py on a GPU: `bench/run.py --device cuda` comes here. **Has never run on a GPU.**"""
+"""The rows on a GPU: `bench/run.py --device cuda` comes here. **Has never run on a GPU.**"""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 
-from bench import check, codebooks, cuda_cases, cuda_peers, peers, timing
+from bench import cuda_candidates, cuda_cases, registry, timing
+from bench.baselines import Baseline
 from bench.cases import OURS, Data
+from bench.check import Expected
 from bench.cuda_cases import KERNEL_SHARE, MEMORY_MIB, PATHS, CudaCase
 from bench.memory import MIB, result_bytes
-from bench.run import Bench
+from bench.registry import workload_of
+from bench.runner import Runner
 
 LARGE = 8192  # the large product: LARGE^3
 COPIED = 1 << 30  # bytes of the large copy
@@ -21,16 +24,15 @@ PRODUCT_BYTES = 2 << 30  # of a baseline's scores written at once
 REASON_CHARS = 300
 
 
-class CudaBench(Bench):
-    """As Bench, with one section that gives a row of times and a row of memory for every case."""
+class CudaBench(Runner):
+    """One section that gives a row of times and a row of memory for every case."""
 
     rows_per_step = 2
     place = "cuda"  # a test runs the same code on the CPU, with a clock of its own
 
     def __init__(self, args: argparse.Namespace) -> None:
-        super().__init__(args)
+        super().__init__(args, cuda_candidates.packages())
         self.started = time.monotonic()
-        self.report["software"]["peers"] = peers.versions(cuda_peers.PACKAGES)
         self.report["gpu"] = self.gpu()
         self.report["left_out"] = []
         self.report["failures"] = []  # rows that ended in an error of ours, and wrong answers of ours
@@ -61,7 +63,7 @@ class CudaBench(Bench):
         for name in ("bfloat16", "float32", "tf32"):
             dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
             a, b = (torch.randn(size, size, device=self.place).to(dtype) for _ in range(2))
-            calls[name] = self.clock(cuda_peers.with_tf32(name == "tf32", lambda a=a, b=b: torch.mm(a, b.T)))
+            calls[name] = self.clock(cuda_candidates.with_tf32(name == "tf32", lambda a=a, b=b: torch.mm(a, b.T)))
         source = torch.empty(copied, dtype=torch.uint8, device=self.place)
         target = torch.empty_like(source)
         calls["copy"] = self.clock(lambda: target.copy_(source))
@@ -106,8 +108,7 @@ class CudaBench(Bench):
     def items(self, section: str) -> list[Any]:
         if section != "cuda":
             return []
-        wanted = (self.args.only or "").lower()
-        kept = [c for c in cuda_cases.CASES if wanted in c.name.lower()]
+        kept = [case for case in registry.CUDA_CASES if self.wanted(case.name)]
         return [cuda_cases.quick(c) for c in kept] if self.args.quick else kept
 
     def names(self, case: CudaCase) -> list[str]:
@@ -121,7 +122,7 @@ class CudaBench(Bench):
             self.save()
             return
         try:
-            cuda_peers.with_tf32(case.tf32, lambda: self.measure(case))()
+            cuda_candidates.with_tf32(case.tf32, lambda: self.measure(case))()
         except Exception as error:  # the other rows are still worth having
             self.report["failures"].append(f"{case.name}: {type(error).__name__}: {error}"[:REASON_CHARS])
             self.save()
@@ -133,17 +134,17 @@ class CudaBench(Bench):
 
     def measure(self, case: CudaCase) -> None:
         tick = self.tick(case.name)
-        data = cuda_cases.make_data(case, self.place)
+        data = cuda_candidates.make_data(case, self.place)
         tick("reference")
-        want = check.expected(case, data)
+        expected = workload_of(case).expect(case, data)
         entries: dict[str, dict[str, Any]] = {}
         calls: dict[str, timing.Call] = {}
         factors: dict[str, int] = {}
         for name in self.names(case):
             tick(f"prepare {name}")
-            entries[name] = {"note": cuda_peers.NOTES.get(name)}
+            entries[name] = {"note": cuda_candidates.candidate(name, case).note}
             try:
-                calls[name], factors[name], found = self.prepare(name, case, data, want)
+                calls[name], factors[name], found = self.prepare(name, case, data, expected)
                 entries[name].update(status="ok", check=found)
             except ImportError as error:
                 entries[name].update(status="not installed", reason=str(error))
@@ -163,11 +164,11 @@ class CudaBench(Bench):
         unit_s, unit_least = samples[fastest].median, samples[fastest].least
         memory: dict[str, Any] = {}
         for name, call in calls.items():
-            found, factor = samples[name], factors[name]
-            found.seconds = [s * factor for s in found.seconds]
-            entries[name].update(self.stats(found), ratio=round(found.median / unit_s, 4))
-            entries[name]["ratio_of_minima"] = round(found.least / unit_least, 4)
-            entries[name]["tflop_per_s"] = case.flops / found.median / 1e12
+            sampled, factor = samples[name], factors[name]
+            sampled.seconds = [s * factor for s in sampled.seconds]
+            entries[name].update(self.stats(sampled), ratio=round(sampled.median / unit_s, 4))
+            entries[name]["ratio_of_minima"] = round(sampled.least / unit_least, 4)
+            entries[name]["tflop_per_s"] = case.flops / sampled.median / 1e12
             extra = self.extra_mib(call)
             memory[name] = {"error": "not measured on this device"} if extra is None else {"extra_mib": extra}
             if case.most_kernels is not None and name.startswith(OURS):
@@ -221,38 +222,34 @@ class CudaBench(Bench):
         )
 
     def prepare(
-        self, name: str, case: CudaCase, data: Data, want: check.Expected
+        self, name: str, case: CudaCase, data: Data, expected: Expected
     ) -> tuple[timing.Call, int, dict[str, object]]:
         """The call, how many times its time counts, and what its first answer was like."""
-        if name in cuda_peers.SHARED and case.share > 1:
-            rows = max(1, case.n // case.share)
-            small = Data(data.x[:rows], data.bank, None if data.upstream is None else data.upstream[:rows])
-            call = cuda_peers.prepare(name, replace(case, n=rows), small)
+        peer, times = case.share or (None, 1)
+        if name == peer and times > 1:
+            rows = max(1, case.n // times)
+            fewer = Data(data.x[:rows], data.bank, None if data.upstream is None else data.upstream[:rows])
+            call = cuda_candidates.prepare(name, replace(case, n=rows), fewer)
             call()
-            return call, case.share, {"ok": None, "why": f"1 / {case.share} of the rows, its time x {case.share}"}
-        call = cuda_peers.prepare(name, case, data)
-        result = call()
-        if name in cuda_peers.OTHER_QUESTION:
-            return call, 1, {"ok": None, "why": "answers another question"}
-        part = check.extract(case, name, result, want.rows)
-        del result
-        return call, 1, check.compare(case, name, part, want)
+            return call, times, {"ok": None, "why": f"1 / {times} of the rows, its time x {times}"}
+        call = cuda_candidates.prepare(name, case, data)
+        found = workload_of(case).judge(case, name, cuda_candidates.candidate(name, case), call(), expected)
+        return call, 1, found
 
     @staticmethod
     def bank_bytes(data: Data) -> int:
         return data.bank.numel() * data.bank.element_size()
 
-    def baseline(self, case: CudaCase, data: Data) -> timing.Baseline:
+    def baseline(self, case: CudaCase, data: Data) -> Baseline:
         """One product of the row's shape and dtype, or a copy that moves as many bytes as the bank holds."""
         if case.baseline == "read":
             half = data.bank.flatten().view(torch.uint8)[: self.bank_bytes(data) // 2]
             target = torch.empty_like(half)
             how = "a copy of half the bank: as many bytes read and written as the bank holds"
-            return timing.Baseline("read", how, {"copy": self.clock(lambda: target.copy_(half))})
-        bank = codebooks.product(case, data) if case.op in codebooks.CANDIDATES else data.bank
-        bank = bank.to(data.x.dtype)
+            return Baseline("read", how, {"copy": self.clock(lambda: target.copy_(half))})
+        bank = workload_of(case).product(case, data).to(data.x.dtype)
         rows = max(1, min(case.n, PRODUCT_BYTES // (case.m * data.x.element_size())))
         x, scale = data.x[:rows], case.flops / (2.0 * rows * case.m * case.d)
         product = self.clock(lambda: torch.mm(x, bank.T))
         how = f"one torch.mm of {rows} rows that allocates its result, times {scale:.2f}"
-        return timing.Baseline("product", how, {"product": lambda: product() * scale})
+        return Baseline("product", how, {"product": lambda: product() * scale})

@@ -6,12 +6,13 @@ import datetime
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
 import vecbank
-from bench.peers import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 _FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "amx_int8", "asimd", "sve")
@@ -50,7 +51,18 @@ def machine() -> dict[str, object]:
     }
 
 
-def software(threads: int) -> dict[str, object]:
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Installed version of every peer package, None where it is missing."""
+    found: dict[str, str | None] = {}
+    for package in sorted(packages):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def software(threads: int, packages: Iterable[str]) -> dict[str, object]:
     return {
         "vecbank": vecbank.__version__,
         "isa": vecbank._C.isa(),
@@ -60,7 +72,7 @@ def software(threads: int) -> dict[str, object]:
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch_blas": "mkl" if torch.backends.mkl.is_available() else "other",
         "threads": threads,
-        "peers": versions(),
+        "peers": versions(packages),
     }
 
 

@@ -13,9 +13,12 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from bench import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = float(1 << 20)
@@ -29,7 +32,7 @@ def status_bytes(key: str) -> int:
     raise OSError(f"/proc/self/status has no {key}")
 
 
-def settle() -> None:
+def trim_heap() -> None:
     """Hand freed heap back to the system, so that reusing it counts as growth."""
     gc.collect()
     try:
@@ -45,25 +48,17 @@ def result_bytes(result: Any) -> int:
 
 
 def measure(case_name: str, candidate: str, threads: int, quick: bool) -> dict[str, float]:
-    import torch
-
-    from bench import codebooks
-    from bench.cases import CASES, make_data
-    from bench.cases import quick as shrink
-    from bench.ours import OURS_CANDIDATES
-    from bench.peers import PEERS
-
     torch.set_num_threads(threads)
-    case = next(c for c in (*CASES, *codebooks.CASES) if c.name == case_name)
-    case = shrink(case) if quick else case
-    prepare = codebooks.CANDIDATES.get(case.op, {**OURS_CANDIDATES, **PEERS})[candidate]
+    case = registry.case_named(case_name)
+    workload = registry.workload_of(case)
+    case = workload.quick(case) if quick else case
+    prepare = workload.candidates[candidate].prepare
     # One call on a small problem first: libraries load and start their threads outside the measurement.
-    m = max(64, case.k)
-    small = replace(case, n=m if case.op == "kmeans" else 8, m=m, data="gaussian")
-    prepare(small, make_data(small), threads)()
-    data = make_data(case)
+    small = workload.small(case)
+    prepare(small, workload.make_data(small), threads)()
+    data = workload.make_data(case)
     call = prepare(case, data, threads)
-    settle()
+    trim_heap()
     before = status_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     result = call()

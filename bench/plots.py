@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from matplotlib.ticker import MaxNLocator
 OURS = "vecbank"
 OURS_COLOUR, PEER_COLOUR, TARGET_COLOUR = "#1f6f8b", "#b9c2c9", "#c0392b"
 COLUMNS = 3
+LONG_WORDS = 22  # characters before the sizes of a case
 Row = dict[str, Any]
 
 
 def _bars(axes: Axes, names: list[str], values: list[float], labels: list[str], edge: float) -> None:
-    """Horizontal bars, ours on top; a bar beyond `edge` is cut there and says so with an arrow."""
+    """Horizontal bars, ours on top; a bar beyond `edge` is cut there, which an arrow shows."""
     places = range(len(names) - 1, -1, -1)
     colours = [OURS_COLOUR if name.split(" ")[0] == OURS else PEER_COLOUR for name in names]  # on every path
     lengths = [min(max(value, 0.0), edge) for value in values]
@@ -58,12 +60,12 @@ def _grid(counts: list[int]) -> tuple[Any, list[Axes]]:
 
 
 def _title(name: str) -> str:
-    """A case name in at most two lines, three on a GPU."""
-    for word in ("forward", "all rows", "data", "bfloat16", "float32"):
-        name = name.replace(f", {word}", f",\n{word}")
-    for words in ("loss and counts ", "train step ", "autoencoder step "):
-        name = name.replace(words, words[:-1] + "\n")
-    return name
+    """A case name in at most two lines, three on a GPU: broken before words that follow its sizes, and before sizes
+    that many words precede."""
+    first = re.search(r"\d", name)
+    start = first.start() if first else len(name)
+    words, sizes = name[:start], re.sub(r", (?=[^\W\d_]{2})", ",\n", name[start:])
+    return (words.rstrip() + "\n" if len(words) > LONG_WORDS else words) + sizes
 
 
 def speed(rows: list[Row], path: Path, caption: str) -> None:

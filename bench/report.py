@@ -183,9 +183,7 @@ def overhead_table(rows: list[Row]) -> str:
     for row in rows:
         bank, plain = (entry["median_s"] for entry in row["candidates"].values())
         limit = f"≤ {row['target']['limit']:.2f}"
-        name = f"{row['op']} {row['n']} x {row['m']:,}, d {row['d']}" + (
-            f", k {row['k']}" if row["op"] == "topk" else ""
-        )
+        name = f"{row['op']} {row['n']} x {row['m']:,}, d {row['d']}" + (f", k {row['k']}" if row["k"] > 1 else "")
         lines.append([name, seconds(bank), seconds(plain), f"{row['ratio']:.2f}", limit, verdict(row)])
     return table(["case", "Bank", "plain tensor", "ratio", "target", ""], lines)
 

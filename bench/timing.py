@@ -1,4 +1,4 @@
-"""Timing: interleaved candidates, medians, and the baselines that ratios are taken against."""
+"""Timing: clocks, interleaved candidates, medians, and how busy the machine was meanwhile."""
 
 from __future__ import annotations
 
@@ -13,12 +13,9 @@ from typing import Any
 
 import torch
 
-from bench.cases import Case, Data
-
 Call = Callable[[], Any]
 Timed = Callable[[], float]  # runs once, returns seconds
 
-CHUNK_QUERIES, CHUNK_ROWS = 4096, 65536
 PAUSE_S = 0.06  # OpenBLAS's idle threads spin for about 30 ms after a call and would slow the next candidate
 SLOW_S = 3.0  # a call longer than this gets MIN_REPEATS, its first call included
 MIN_REPEATS = 3
@@ -96,14 +93,14 @@ def interleave(
     budget_s: float,
     tick: Callable[[str], None] = lambda _: None,
     first_s: dict[str, float] | None = None,
-    neighbours: Neighbours | None = None,
+    others: OtherProcesses | None = None,
     pause_s: float = PAUSE_S,
 ) -> dict[str, Samples]:
     """Warm every candidate once, then time them in rounds: a, b, c, a, b, c, ...
 
     A candidate gets `repeats` samples or as many as `budget_s` holds, at least MIN_REPEATS, spread evenly
     over the rounds. `first_s` holds the seconds of first calls that were made already;
-    `neighbours` watches what other processes take meanwhile.
+    `others` measures what other processes take meanwhile.
     """
     samples = {name: Samples() for name in calls}
     counts: dict[str, int] = {}
@@ -126,7 +123,7 @@ def interleave(
                 if due:
                     tick(name)
                     time.sleep(pause_s)
-                    with neighbours or contextlib.nullcontext():
+                    with others or contextlib.nullcontext():
                         seconds = timed()
                     samples[name].seconds.append(seconds)
     finally:
@@ -154,68 +151,7 @@ def steady(call: Call, least_s: float = 0.05) -> Timed:
     return per_call(call, max(1, int(least_s / (time.perf_counter() - start))))
 
 
-@dataclass
-class Baseline:
-    """What one case is measured against, as candidates for `interleave`; the fastest of them counts."""
-
-    kind: str
-    how: str
-    calls: dict[str, Timed]
-
-
-def baseline(case: Case, data: Data) -> Baseline:
-    """The baseline named by the case (see README of the bench table: "x sgemm")."""
-    x, bank = data.x, data.bank
-    if case.baseline == "alloc":
-        return Baseline(
-            "sgemm", "one torch.mm that allocates its result", {"sgemm": clock(lambda: torch.mm(x, bank.T))}
-        )
-    if case.baseline == "three":
-        up = data.upstream
-        assert up is not None
-
-        def three() -> object:
-            return torch.mm(x, bank.T), torch.mm(up, bank), torch.mm(up.T, x)
-
-        return Baseline("sgemm", "three torch.mm that allocate: x b', g b, g' x", {"sgemm": clock(three)})
-    if case.baseline == "read":
-        flat = bank.view(-1)
-        calls = {"read: torch.sum": clock(flat.sum), "read: torch.amax": clock(flat.amax)}
-        return Baseline("read", "one pass over the bank by torch.sum or torch.amax, the faster of the two", calls)
-    return _chunked(case, data)
-
-
-def _chunked(case: Case, data: Data, per_round_s: float = 0.5) -> Baseline:
-    """torch.mm over full chunks into one reused out=: the median chunk, scaled to the whole product."""
-    from bench import codebooks
-
-    queries, rows = min(CHUNK_QUERIES, case.n), min(CHUNK_ROWS, case.m)
-    out = torch.empty(queries, rows)
-    bank = codebooks.product(case, data) if case.op in codebooks.CANDIDATES else data.bank
-    pairs = [(i, j) for i in range(0, case.n - queries + 1, queries) for j in range(0, case.m - rows + 1, rows)]
-    scale = case.flops / (2.0 * queries * rows * case.d)
-    position = 0
-
-    def timed() -> float:
-        nonlocal position
-        chunk_s: list[float] = []
-        while len(chunk_s) < len(pairs) and (sum(chunk_s) < per_round_s or len(chunk_s) < 3):
-            i, j = pairs[position % len(pairs)]
-            position += 1
-            a, b = data.x[i : i + queries], bank[j : j + rows]
-            start = time.perf_counter()
-            torch.mm(a, b.T, out=out)
-            chunk_s.append(time.perf_counter() - start)
-        return statistics.median(chunk_s) * scale
-
-    how = (
-        f"torch.mm, {queries} queries x {rows} bank rows a chunk into one reused out=; each sample is the "
-        f"median of up to {len(pairs)} chunks (as many as fit {per_round_s} s) times {scale:.2f}"
-    )
-    return Baseline("sgemm", how, {"sgemm": timed})
-
-
-class Neighbours:
+class OtherProcesses:
     """How much of the machine other processes took while blocks ran (0 = none, 1 = all of it).
 
     Enter it around each block; the kernel counts in ticks of 10 ms, so only the sum over many means much.
@@ -224,7 +160,7 @@ class Neighbours:
     def __init__(self) -> None:
         self._wall = self._others = 0.0
 
-    def __enter__(self) -> Neighbours:
+    def __enter__(self) -> OtherProcesses:
         self._start = self._now()
         return self
 
@@ -259,7 +195,7 @@ def wait_quiet(most_s: float, share: float = 0.05, window_s: float = 2.0) -> Non
     """Waits until other processes take less than `share` of the machine, at most `most_s` seconds."""
     end = time.monotonic() + most_s
     while time.monotonic() < end:
-        with Neighbours() as neighbours:
+        with OtherProcesses() as others:
             time.sleep(window_s)
-        if (neighbours.share or 0.0) < share:
+        if (others.share or 0.0) < share:
             return

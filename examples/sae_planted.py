@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import vecbank
+from vecbank import sparse_decode
 from vecbank.nn.sparse_autoencoder import SparseAutoencoder
-from vecbank.sparse import sparse_decode
 
 DIRECTIONS, DIM, ACTIVE, LATENTS = 64, 32, 3, 128
 FORMS = {

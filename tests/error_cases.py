@@ -101,7 +101,7 @@ def _product_codes() -> dict[str, Row]:
         "residual_quantize: numpy books": (
             partial(vecbank.residual_quantize, X, [np.ones((5, 3), np.float32)]),
             TypeError,
-            ("books must be a torch.Tensor", "got a numpy array"),
+            ("codebooks must be a torch.Tensor", "got a numpy array"),
         ),
         "residual_quantize: widths": (
             partial(vecbank.residual_quantize, X, gauss(2, 5, 4)),

@@ -16,9 +16,11 @@ import torch
 ROOT = next(p for p in Path(__file__).parents if (p / "bench").is_dir())
 sys.path.insert(0, str(ROOT))
 
-from bench import check, cuda_cases, cuda_peers, report, run, timing  # noqa: E402
+from bench import cuda_candidates, cuda_cases, registry, report, run, runner, timing  # noqa: E402
 from bench.cases import OURS, Target  # noqa: E402
-from bench.cuda_cases import CASES, COMPILED, EXPRESSION, FLASH, NARROW, NEAREST, PATHS, VQP  # noqa: E402
+from bench.cuda_cases import COMPILED, EXPRESSION, PATHS, WRITTEN  # noqa: E402
+from bench.registry import CUDA_CASES as CASES  # noqa: E402
+from bench.workloads.nearest import BARE, FLASH, NARROW, VQP  # noqa: E402
 
 NAMES = [case.name for case in CASES]
 
@@ -33,13 +35,14 @@ def case_of(text: str) -> cuda_cases.CudaCase:
 
 def test_rows_are_those_the_targets_are_stated_for() -> None:
     assert len(set(NAMES)) == len(NAMES)
-    assert all(name in (*PATHS, *cuda_peers.CANDIDATES) for case in CASES for name in case.candidates)
+    assert all(cuda_candidates.candidate(name, case) for case in CASES for name in case.candidates)
+    assert all(cuda_candidates.on_cuda(c).expression for c in CASES if set(WRITTEN) & set(c.candidates))
     assert all(name in case.candidates for case in CASES for name, _ in case.target.peers)
     wide = case_of("nearest 1,048,576 x 8,192, d 64, bfloat16")
     assert wide.most_ms == 2.2 and dict(wide.target.peers)[FLASH] == 1 / 1.3
     assert dict(case_of("topk 4,096 x 1,000,000, d 128, k 100").target.peers)[EXPRESSION] == 1 / 3
     assert case_of("project 65,536 x 1,024, d 768, float32 as tf32").target.limit == 1.15
-    assert dict(case_of("VectorQuantize train step").target.peers) == {VQP: 0.1, NEAREST: 1.5}
+    assert dict(case_of("VectorQuantize train step").target.peers) == {VQP: 0.1, BARE: 1.5}
     assert dict(case_of("nearest 1,048,576 x 8,192, d 64, float32").target.peers)[NARROW] == 1.5
     assert all(case.memory_limit_mib == 64.0 for case in CASES)
 
@@ -56,7 +59,7 @@ def test_judging() -> None:
     peers[FLASH] = {"status": "not installed"}
     found = judge(case, {OURS: entry(2.1), **peers}, OURS, "NVIDIA H200")
     assert found["met"] is None and found["absent"] == [FLASH]
-    assert judge(case, {OURS: entry(5.0), **peers}, OURS, "NVIDIA H200")["met"] is False  # whoever is absent
+    assert judge(case, {OURS: entry(5.0), **peers}, OURS, "NVIDIA H200")["met"] is False  # whichever peer is absent
     assert judge(case, {OURS: entry(5.0), "vecbank mma": entry(2.0), **peers}, "vecbank mma", "H200")["met"] is None
 
 
@@ -82,7 +85,7 @@ def test_path_settings_last_for_the_call_alone(monkeypatch: pytest.MonkeyPatch) 
     import os
 
     monkeypatch.setenv("VECBANK_CUDA_PATH", "simt")
-    with cuda_peers.environment({"VECBANK_CUDA_PATH": "mma", "VECBANK_CUDA_PROJECT": "library"}):
+    with cuda_candidates.environment({"VECBANK_CUDA_PATH": "mma", "VECBANK_CUDA_PROJECT": "library"}):
         assert os.environ["VECBANK_CUDA_PATH"] == "mma" and os.environ["VECBANK_CUDA_PROJECT"] == "library"
     assert os.environ["VECBANK_CUDA_PATH"] == "simt" and "VECBANK_CUDA_PROJECT" not in os.environ
 
@@ -93,17 +96,18 @@ def test_every_candidate_answers_the_row(name: str) -> None:
     case = cuda_cases.quick(case_of(name))
     for dtype in dict.fromkeys(("float32", case.dtype)):
         one = cuda_cases.replace(case, dtype=dtype)
-        data = cuda_cases.make_data(one, "cpu")
-        want = check.expected(one, data)
-        for candidate in one.candidates:
-            if candidate in (COMPILED, FLASH):  # need a GPU
+        data = cuda_candidates.make_data(one, "cpu")
+        workload = registry.workload_of(one)
+        expected = workload.expect(one, data)
+        for name in one.candidates:
+            if name in (COMPILED, FLASH):  # need a GPU
                 continue
-            result = cuda_peers.prepare(candidate, one, data)()
-            if candidate in cuda_peers.OTHER_QUESTION:
-                continue
-            found = check.compare(one, candidate, check.extract(one, candidate, result, want.rows), want)
-            exact = candidate in PATHS or (dtype == "float32" and one.data == "gaussian")
-            assert found["ok"] in ((True,) if exact else (True, False)), (candidate, dtype, found)
+            candidate = cuda_candidates.candidate(name, one)
+            result = cuda_candidates.prepare(name, one, data)()
+            found = workload.judge(one, name, candidate, result, expected)
+            assert (found["ok"] is None) == (candidate.other_question is not None)
+            exact = name in PATHS or (dtype == "float32" and one.data == "gaussian")
+            assert found["ok"] in ((True, None) if exact else (True, False, None)), (name, dtype, found)
 
 
 def test_the_clock_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,11 +137,11 @@ def test_the_clock_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_scores_that_do_not_fit_are_done_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     case = cuda_cases.quick(case_of("topk 4,096 x 262,144, d 128, k 10"))
-    data = cuda_cases.make_data(case, "cpu")
-    whole = cuda_peers.prepare(EXPRESSION, case, data)()
-    monkeypatch.setattr(cuda_peers, "SCORES_BYTES", 5 * case.m * 4)
-    assert cuda_peers.rows_at_once(case, data) == 5
-    parts = cuda_peers.prepare(EXPRESSION, case, data)()
+    data = cuda_candidates.make_data(case, "cpu")
+    whole = cuda_candidates.prepare(EXPRESSION, case, data)()
+    monkeypatch.setattr(cuda_candidates, "SCORES_BYTES", 5 * case.m * 4)
+    assert cuda_candidates.rows_at_once(case, data) == 5
+    parts = cuda_candidates.prepare(EXPRESSION, case, data)()
     assert torch.equal(parts[1], whole[1]) and torch.allclose(parts[0], whole[0])
 
 
@@ -165,14 +169,14 @@ def small_bench(out: Path, *more: str) -> Any:
 
     skipped = ("--skip", COMPILED)
     bench = Here(run.parse(["--device", "cuda", "--quick", "--out", str(out), *skipped, *more]))
-    bench.bar = run.Plain()
+    bench.bar = runner.Plain()
     return bench
 
 
 def test_run_report_and_plots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     cases = tuple({(case.op, case.baseline): case for case in reversed(CASES)}.values())  # one of each kind
-    monkeypatch.setattr(cuda_cases, "CASES", cases)
+    monkeypatch.setattr(registry, "CUDA_CASES", cases)
     names = [case.name for case in cases]
     small_bench(out).run()
     found = json.loads(out.read_text())
@@ -207,7 +211,7 @@ def test_rows_that_time_ran_out_for_are_listed(tmp_path: Path) -> None:
 def test_a_failing_path_is_not_run_and_a_failing_default_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    real = cuda_peers.prepare
+    real = cuda_candidates.prepare
     broken = {"vecbank sm90"}
 
     def prepare(name: str, case: Any, data: Any) -> Any:
@@ -217,7 +221,7 @@ def test_a_failing_path_is_not_run_and_a_failing_default_is_named(
             return lambda: (None, torch.zeros(case.n, dtype=torch.int64))
         return real(name, case, data)
 
-    monkeypatch.setattr(cuda_peers, "prepare", prepare)
+    monkeypatch.setattr(cuda_candidates, "prepare", prepare)
     out = tmp_path / "result.json"
     small_bench(out, "--only", "nearest 65,536 x 8,192, d 64").run()
     found = json.loads(out.read_text())

@@ -80,7 +80,7 @@ def test_it_travels_with_the_bank() -> None:
         (lambda x, rows, bias, bank: bank.quantize(x), "a bank with a bias"),
         (lambda x, rows, bias, bank: vecbank.topk(x, bank, 3, "l2"), "a bank with a bias"),
         (lambda x, rows, bias, bank: vecbank.topk(x, bank, 3, bias=bias), "a Bank brings its own"),
-        (lambda x, rows, bias, bank: vecbank.sparse_encode(x, bank, bias, 3), "weight as a Bank"),
+        (lambda x, rows, bias, bank: vecbank.sparse_encode(x, bank, bias, 3), "bias must be None beside a Bank"),
         (lambda x, rows, bias, bank: vecbank.sparse_encode(x, Bank(rows, "cosine"), None, 3), 'metric "dot"'),
         (lambda x, rows, bias, bank: vecbank.residual_quantize(x, [bank], metric="dot"), "without a bias"),
     ],

@@ -13,11 +13,22 @@ from helpers import gauss, seeded
 from torch import Tensor, nn
 
 import vecbank
-from vecbank import Bank, kmeans, lookup, nearest, project, residual_lookup, residual_quantize
+from vecbank import (
+    Bank,
+    kmeans,
+    lookup,
+    nearest,
+    project,
+    residual_lookup,
+    residual_quantize,
+    sparse_decode,
+    sparse_encode,
+    sparse_encode_threshold,
+)
 from vecbank.codes import bernoulli_quantize, pack_bits, unpack_bits
 from vecbank.nn import GroupedResidualVQ
 from vecbank.pq import pq_train
-from vecbank.sparse import adapt_bias_, firing_counts, sparse_decode, sparse_encode, sparse_encode_threshold
+from vecbank.sparse import adapt_bias_, firing_counts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,7 +17,7 @@ import vecbank
 CALLS: dict[str, Callable[[Tensor, Any], Any]] = {
     "project": lambda x, bank: vecbank.project(x, bank),
     "topk": lambda x, bank: vecbank.topk(x, bank, 3),
-    "topk masked": lambda x, bank: vecbank.topk(x, bank, 3, mask=torch.arange(11) > 2),
+    "topk masked": lambda x, bank: vecbank.topk(x, bank, 3, allowed=torch.arange(11) > 2),
     "nearest": lambda x, bank: vecbank.nearest(x, bank),
     "quantize": lambda x, bank: vecbank.quantize(x, bank),
     "lookup": lambda x, bank: vecbank.lookup(vecbank.topk(x, bank, 3).indices, bank, reduce="mean"),

@@ -17,7 +17,7 @@ from test_project import assert_within_contract
 
 import vecbank
 from vecbank import _cuda
-from vecbank._codes import ESTIMATORS
+from vecbank._ops import ESTIMATORS
 
 gpu = pytest.mark.skipif(NO_CUDA is not None, reason=f"CUDA kernels cannot run here: {NO_CUDA}")
 two_gpus = pytest.mark.skipif(

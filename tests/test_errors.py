@@ -91,18 +91,18 @@ ROWS |= {
     "topk: empty bank": (lambda: vecbank.topk(X, BANK[:0], 1), ValueError, ("k", "1", "0")),
     "topk: empty x, k beyond M": (lambda: vecbank.topk(X[:0], BANK, 6), ValueError, ("k", "6", "5")),
     "topk: fractional k": (lambda: vecbank.topk(X, BANK, 2.5), TypeError, ("k", "float")),
-    "topk: mask shape": (
-        lambda: vecbank.topk(X, BANK, 2, mask=torch.ones(4, 4, dtype=torch.bool)),
+    "topk: allowed shape": (
+        lambda: vecbank.topk(X, BANK, 2, allowed=torch.ones(4, 4, dtype=torch.bool)),
         ValueError,
-        ("mask", "(4, 4)", "(4, 5)"),
+        ("allowed", "(4, 4)", "(4, 5)"),
     ),
-    "topk: mask too deep": (
-        lambda: vecbank.topk(X, BANK, 2, mask=torch.ones(2, 4, 5, dtype=torch.bool)),
+    "topk: allowed too deep": (
+        lambda: vecbank.topk(X, BANK, 2, allowed=torch.ones(2, 4, 5, dtype=torch.bool)),
         ValueError,
-        ("mask", "(2, 4, 5)"),
+        ("allowed", "(2, 4, 5)"),
     ),
-    "topk: mask dtype": (lambda: vecbank.topk(X, BANK, 2, mask=MASK.float()), TypeError, ("mask", "float32")),
-    "topk: mask type": (lambda: vecbank.topk(X, BANK, 2, mask=[True] * 5), TypeError, ("mask", "list")),
+    "topk: allowed dtype": (lambda: vecbank.topk(X, BANK, 2, allowed=MASK.float()), TypeError, ("allowed", "float32")),
+    "topk: allowed type": (lambda: vecbank.topk(X, BANK, 2, allowed=[True] * 5), TypeError, ("allowed", "list")),
     "project: out_dtype": (
         lambda: vecbank.project(X, BANK, out_dtype=torch.int32),
         (TypeError, ValueError),
@@ -195,11 +195,15 @@ ROWS |= {
     ),
     "topk: k beyond M, and the way out": (lambda: vecbank.topk(X, BANK, 6), ValueError, ("pad=True",)),
     "topk: k zero, padded": (lambda: vecbank.topk(X, BANK, 0, pad=True), ValueError, ("k", "0")),
-    "topk: sparse mask": (lambda: vecbank.topk(X, BANK, 2, mask=MASK.to_sparse()), TypeError, ("mask", "sparse_coo")),
-    "quantize_train: mask dtype": (
-        lambda: vecbank.quantize_train(X, BANK, mask=torch.ones(4)),
+    "topk: sparse allowed": (
+        lambda: vecbank.topk(X, BANK, 2, allowed=MASK.to_sparse()),
         TypeError,
-        ("mask", "float32"),
+        ("allowed", "sparse_coo"),
+    ),
+    "quantize_train: valid dtype": (
+        lambda: vecbank.quantize_train(X, BANK, valid=torch.ones(4)),
+        TypeError,
+        ("valid", "float32"),
     ),
     "lookup: sparse codes": (lambda: vecbank.lookup(CODES.to_sparse(), BANK), TypeError, ("codes", "sparse_coo")),
     "lookup: bool codes": (lambda: vecbank.lookup(CODES > 0, BANK), TypeError, ("codes", "bool")),
@@ -226,20 +230,20 @@ ROWS |= {
         ValueError,
         ("bias", "dot", "'cosine'"),
     ),
-    "sparse_encode: mask type": (
-        lambda: vecbank.sparse_encode(X, BANK, None, 2, mask=[True] * 5),
+    "sparse_encode: allowed type": (
+        lambda: vecbank.sparse_encode(X, BANK, None, 2, allowed=[True] * 5),
         TypeError,
-        ("mask", "list"),
+        ("allowed", "list"),
     ),
-    "sparse_encode: mask dtype": (
-        lambda: vecbank.sparse_encode(X, BANK, None, 2, mask=torch.ones(5)),
+    "sparse_encode: allowed dtype": (
+        lambda: vecbank.sparse_encode(X, BANK, None, 2, allowed=torch.ones(5)),
         TypeError,
-        ("mask", "float32"),
+        ("allowed", "float32"),
     ),
-    "sparse_encode: mask shape": (
-        lambda: vecbank.sparse_encode(X, BANK, None, 2, mask=MASK[:4]),
+    "sparse_encode: allowed shape": (
+        lambda: vecbank.sparse_encode(X, BANK, None, 2, allowed=MASK[:4]),
         ValueError,
-        ("mask", "(5,)", "(4,)"),
+        ("allowed", "(5,)", "(4,)"),
     ),
     "sparse_encode: score": (lambda: vecbank.sparse_encode(X, BANK, None, 2, score="a"), TypeError, ("score", "str")),
     "sparse_encode: scores": (
@@ -345,7 +349,8 @@ def test_missing_memory_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(MemoryError, match="^project: there is not enough memory$"):
         vecbank.project(wide, long)
     with pytest.raises(
-        MemoryError, match=rf"^firing_counts: there is not enough memory for {8 * (2**55 + 1)} bytes \(latents = "
+        MemoryError,
+        match=rf"^sparse.firing_counts: there is not enough memory for {8 * (2**55 + 1)} bytes \(latents = ",
     ):
         vecbank.firing_counts(CODES, 1 << 55)
 
@@ -356,7 +361,7 @@ def test_missing_memory_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> No
         patch.setattr(vecbank.functional, "_nearest", full)
         with pytest.raises(MemoryError, match="^nearest: there is not enough memory$"):
             vecbank.nearest(X, BANK)
-        patch.setattr(vecbank._ops, "_ops", SimpleNamespace(project_backward=full))
+        patch.setattr(vecbank._ops.project, "ops", SimpleNamespace(project_backward=full))
         scores = vecbank.project(X.clone().requires_grad_(), BANK)
         with pytest.raises(MemoryError, match="^project_backward: there is not enough memory$"):
             scores.sum().backward()

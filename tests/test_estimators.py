@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import DEVICES, ISAS, gauss
+from second_opinions import quantize_backward_by_torch
 
 import vecbank
-from vecbank._backward import quantize_backward_by_torch, rotated_gradient
-from vecbank._codes import ESTIMATORS
+from vecbank._ops import ESTIMATORS
+from vecbank._ops.rotation import rotated_gradient
 
 op = torch.ops.vecbank.quantize_backward
 

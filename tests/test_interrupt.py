@@ -16,7 +16,7 @@ import torch
 from interrupt_calls import CALLS, SCENES
 
 import vecbank
-from vecbank import _interrupt
+from vecbank import _ops
 
 Facts = dict[str, Any]
 LOOPS = ("kmeans", "pq_train", "gradients of project by l1")  # of calls that are shorter
@@ -75,10 +75,10 @@ def test_a_bank_stays_right(came_of_it: dict[str, Facts]) -> None:
 
 
 def test_every_op_can_be_interrupted() -> None:
-    """The package calls no op past `_interrupt`, but for those that others call for it."""
+    """The package calls no op past `_ops.ops`, but for those that others call for it."""
     schemas = torch._C._jit_get_all_schemas()
     names = {s.name.removeprefix("vecbank::") for s in schemas if s.name.startswith("vecbank::")}
-    assert set(vars(_interrupt.ops)) == names
+    assert set(vars(_ops.ops)) == names
 
 
 def test_call_is_the_op() -> None:

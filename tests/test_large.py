@@ -46,8 +46,8 @@ def test_gathers_far_apart() -> None:
 def test_mask_far_apart() -> None:
     x, bank = gauss(3, 5), gauss(6, 5)
     mask = torch.rand(3, 6) < 0.5
-    got = vecbank.topk(x, bank, 6, mask=spread(mask))
-    assert_same(tuple(got), tuple(reference.topk(x, bank, 6, mask=mask)))
+    got = vecbank.topk(x, bank, 6, allowed=spread(mask))
+    assert_same(tuple(got), tuple(reference.topk(x, bank, 6, allowed=mask)))
 
 
 def test_codes_past_two_to_the_31() -> None:

@@ -257,7 +257,10 @@ def test_a_codec_goes_with_either_kind() -> None:
 MIXED: dict[str, tuple[Callable[[], Any], str]] = {
     "bank": (lambda: vecbank.topk(X, BOOK.numpy(), 3), "x is a torch tensor and bank a numpy array"),
     "x": (lambda: vecbank.topk(X.numpy(), BOOK, 3), "bank is a torch tensor and x a numpy array"),
-    "mask": (lambda: vecbank.topk(X, Bank(BOOK), 3, mask=np.ones(9, bool)), "x is a torch tensor and mask a numpy"),
+    "mask": (
+        lambda: vecbank.topk(X, Bank(BOOK), 3, allowed=np.ones(9, bool)),
+        "x is a torch tensor and allowed a numpy",
+    ),
     "parameter": (lambda: vecbank.nearest(X.numpy(), torch.nn.Parameter(BOOK)), "bank is a torch tensor and x a"),
     "weights": (lambda: vecbank.lookup(CODES.numpy(), BOOK.numpy(), X[:3, :2]), "weights is a torch tensor"),
     "books": (lambda: vecbank.residual_quantize(X.numpy(), [BOOK.numpy(), BOOK]), "books is a torch tensor and x"),

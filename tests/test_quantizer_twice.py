@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 import vecbank.nn as ours
-from vecbank.sparse import sparse_encode, sparse_encode_threshold
+from vecbank import sparse_encode, sparse_encode_threshold
 
 DIM, CODES = 8, 12
 LEARN = {"learnable_codebook": True, "ema_update": False}

@@ -8,10 +8,11 @@ import pytest
 import torch
 from cases import METRICS
 from helpers import FLOATS, Target, assert_same, gauss
+from second_opinions import residual_quantize_by_stages
 from torch import Tensor
 
 import vecbank
-from vecbank import _backward, reference, residual_lookup, residual_quantize
+from vecbank import reference, residual_lookup, residual_quantize
 
 
 def books_of(sizes: tuple[int, ...], d: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -153,10 +154,10 @@ def test_compiles(device: str) -> None:
         (lambda x, b: residual_quantize(x, b, "cosine", beam=2), "beam search adds up squared distances"),
         (lambda x, b: residual_quantize(x[:, :3], b), "last dimension|dimension"),
         (lambda x, b: residual_quantize(x, [b[0], b[1].double()]), "dtype"),
-        (lambda x, b: residual_quantize(x, b[0][0][None, None, None]), "books must be"),
+        (lambda x, b: residual_quantize(x, b[0][0][None, None, None]), "codebooks must be"),
         (
             lambda x, b: residual_lookup(torch.zeros(2, 3, dtype=torch.int64), b),
-            "codes must lie between 1 and the number of books 2",
+            "codes must lie between 1 and the number of codebooks 2",
         ),
         (lambda x, b: residual_lookup(torch.full((2, 2), 99), b), "99|codes"),
     ],
@@ -171,6 +172,6 @@ def test_stage_by_stage_is_the_same(device: str) -> None:
     x[5, 3] = torch.nan
     for code in (0, 1, 2):
         want = torch.ops.vecbank.residual_quantize(x, books, [], code)
-        got = _backward.residual_quantize_by_stages(x, books, [], code)
+        got = residual_quantize_by_stages(x, books, [], code)
         assert_same(got[:2], tuple(want)[:2])
         torch.testing.assert_close(got[2], want[2])

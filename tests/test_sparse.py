@@ -12,16 +12,15 @@ from test_kmeans import Largest
 from torch import Tensor
 
 import vecbank
-from vecbank import _sparse
-from vecbank.sparse import (
-    adapt_bias_,
-    firing_counts,
+from vecbank import (
+    _sparse,
     sparse_decode,
     sparse_encode,
     sparse_encode_batch,
     sparse_encode_norm,
     sparse_encode_threshold,
 )
+from vecbank.sparse import adapt_bias_, firing_counts
 
 D, K = 12, 60
 
@@ -173,8 +172,8 @@ def test_masked_latents_are_never_chosen() -> None:
     mask = gauss(K) > 0
     z = (x @ w.T + b).relu()
     want = kept_dense(z, top_mask(torch.where(mask, z, 0), 6) & mask)
-    torch.testing.assert_close(dense(*sparse_encode(x, w, b, 6, mask=mask)), want)
-    got = sparse_encode(x, w, b, 6, mask=mask, score=torch.ones(K, dtype=torch.float64))
+    torch.testing.assert_close(dense(*sparse_encode(x, w, b, 6, allowed=mask)), want)
+    got = sparse_encode(x, w, b, 6, allowed=mask, score=torch.ones(K, dtype=torch.float64))
     torch.testing.assert_close(dense(*got), want)
 
 

@@ -10,9 +10,8 @@ import torch
 from helpers import gauss, seeded
 from torch import Tensor
 
-from vecbank import project
+from vecbank import project, sparse_decode, sparse_encode
 from vecbank.nn.sparse_autoencoder import SparseAutoencoder, SparseCode
-from vecbank.sparse import sparse_decode, sparse_encode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

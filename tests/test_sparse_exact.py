@@ -12,14 +12,8 @@ from helpers import CODE, Target, assert_same, gauss, op
 from torch import Tensor
 
 import vecbank
-from vecbank import _sparse, reference
+from vecbank import _sparse, reference, sparse_encode, sparse_encode_batch, sparse_encode_norm, sparse_encode_threshold
 from vecbank.nn import SparseAutoencoder
-from vecbank.sparse import (
-    sparse_encode,
-    sparse_encode_batch,
-    sparse_encode_norm,
-    sparse_encode_threshold,
-)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -142,7 +136,7 @@ def test_all_encoders_give_a_pair_the_same_value(dtype: torch.dtype) -> None:
     found = {
         "top": sparse_encode(x, w, b, 8),
         "per row": sparse_encode(x, w, b, torch.arange(N) % 9),
-        "masked": sparse_encode(x, w, b, 8, mask=gauss(K) > 0),
+        "masked": sparse_encode(x, w, b, 8, allowed=gauss(K) > 0),
         "batch": sparse_encode_batch(x, w, b, 5),
         **{name: form(x, w, b) for name, (form, _) in FORMS.items()},
     }

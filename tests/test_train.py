@@ -36,13 +36,13 @@ def test_quantize_train(case: Case, target: Target) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_quantize_train_repeats(threads: int) -> None:
     x, bank, mask = gauss(3000, 12) * 100, gauss(40, 12), torch.rand(3000) < 0.9
-    want = vecbank.quantize_train(x, bank, mask=mask)
+    want = vecbank.quantize_train(x, bank, valid=mask)
     torch.set_num_threads(threads)
     for isa in vecbank._C.available_isas():
         vecbank._C.set_isa(isa)
-        assert_same(tuple(vecbank.quantize_train(x, bank, mask=mask)), tuple(want))
+        assert_same(tuple(vecbank.quantize_train(x, bank, valid=mask)), tuple(want))
         prepared = vecbank.Bank(bank, metric="l2")
-        assert_same(tuple(vecbank.quantize_train(x, prepared, mask=mask)), tuple(want))
+        assert_same(tuple(vecbank.quantize_train(x, prepared, valid=mask)), tuple(want))
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -54,7 +54,7 @@ def test_quantize_train_gradient(dtype: torch.dtype, masked: bool, device: str) 
     for part in ("quantized", "loss", "both"):
         x.grad = None
         learned = bank.clone().requires_grad_()
-        got = vecbank.quantize_train(x, learned, mask=mask)
+        got = vecbank.quantize_train(x, learned, valid=mask)
         assert not (got.codes.requires_grad or got.counts.requires_grad or got.sums.requires_grad)
         seed = gauss(20, 5, dtype=dtype, seed=3).to(device)
         total = 0.0
@@ -75,7 +75,7 @@ def test_quantize_train_gradient(dtype: torch.dtype, masked: bool, device: str) 
 
 def test_quantize_train_with_nothing_counted(device: str) -> None:
     x, bank = gauss(4, 3).to(device), gauss(5, 3).to(device)
-    got = vecbank.quantize_train(x, bank, mask=torch.zeros(4, dtype=torch.bool, device=device))
+    got = vecbank.quantize_train(x, bank, valid=torch.zeros(4, dtype=torch.bool, device=device))
     assert torch.equal(got.quantized, x) and got.codes.tolist() == [-1] * 4
     assert got.loss.item() == 0.0 and not got.counts.any() and not got.sums.any()
     empty = vecbank.quantize_train(x[:0], bank)
@@ -113,7 +113,7 @@ def test_bias_gradient(device: str) -> None:
     mask = torch.rand(4, 9).to(device) < 0.7
     assert gradcheck(lambda a, b, c: vecbank.topk(a, b, 3, bias=c).values, (x, bank, bias))
     assert gradcheck(lambda c: vecbank.topk(x.detach(), bank.detach(), 3, bias=c).values, (bias,))
-    vecbank.topk(x, bank, 9, mask=mask, bias=bias).values.nan_to_num(0, 0, 0).sum().backward()
+    vecbank.topk(x, bank, 9, allowed=mask, bias=bias).values.nan_to_num(0, 0, 0).sum().backward()
     assert torch.equal(bias.grad, mask.sum(0).to(F64))  # a missing neighbour passes nothing, to no row
 
 

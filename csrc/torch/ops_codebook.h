@@ -19,12 +19,12 @@ typename Scope::Packs pack_for(const Scope& scope, const std::optional<Tensor>& 
 template <class Scope>
 std::tuple<Tensor, Tensor, Tensor> residual_quantize(const Tensor& x, const std::vector<Tensor>& codebooks,
                                                      const std::vector<Tensor>& packs, int64_t metric) {
-  STD_TORCH_CHECK(!codebooks.empty(), "vecbank: residual_quantize needs at least one book");
+  STD_TORCH_CHECK(!codebooks.empty(), "vecbank: residual_quantize needs at least one codebook");
   STD_TORCH_CHECK(packs.empty() || packs.size() == codebooks.size(), "vecbank: ", packs.size(), " packs for ",
-                  codebooks.size(), " books: one each, or none");
+                  codebooks.size(), " codebooks: one each, or none");
   const ScalarType dtype = codebooks[0].scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-                  "vecbank: books must be float32 or float64");
+                  "vecbank: codebooks must be float32 or float64");
   ResidualProblem p;
   p.metric = metric_of(metric);
   Scope scope(x, "x");
@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor, Tensor> residual_quantize(const Tensor& x, const std:
   for (size_t s = 0; s < codebooks.size(); ++s) {
     const Tensor& codebook = codebooks[s];
     STD_TORCH_CHECK(codebook.dim() == 2 && codebook.scalar_type() == dtype,
-                    "vecbank: books must be (M, d) and share a dtype, got ", shape_of(codebook), " at stage ", s);
+                    "vecbank: codebooks must be (M, d) and share a dtype, got ", shape_of(codebook), " at stage ", s);
     pairs.push_back(pair_rows(scope, x, codebook));
     packed.push_back(pack_for(scope, packs.empty() ? std::nullopt : std::optional(packs[s]), codebook, p.metric));
     const Rows rows = pairs.back().bank.rows;
@@ -57,7 +57,7 @@ Tensor product_quantize(const Tensor& x, const Tensor& codebooks, const std::opt
   Scope scope(x, "x");
   scope.same(codebooks, "books");
   const RowsView queries = rows_of(x, "x"), rows = rows_of(codebooks, "books");
-  STD_TORCH_CHECK(codebooks.dim() == 3 && codebooks.size(1) > 0, "vecbank: books must be (P, K, w), got ",
+  STD_TORCH_CHECK(codebooks.dim() == 3 && codebooks.size(1) > 0, "vecbank: codebooks must be (P, K, w), got ",
                   shape_of(codebooks));
   const int64_t parts = codebooks.size(0);
   STD_TORCH_CHECK(queries.rows.width == parts * rows.rows.width, "vecbank: x ", shape_of(x), " must be ",

@@ -1,14 +1,22 @@
 """vecbank: fused operations against a fixed bank of vectors.
 
-Anchors, a search database and a codebook are the same thing, a bank: M vectors of width d. `project` gives all
-similarities to it, `topk` and `nearest` the best rows, `quantize` and `lookup` the codes and what they stand for. On
-these stand `kmeans`, residual and product codes, sparse dictionaries, scalar and binary codes (`codes`), compressed
-tables (`embedding`) and the modules in `nn`.
+Anchors, a search database and a codebook are the same thing, a bank: M vectors of width d. `Bank` prepares one; the
+verbs are `project`, `topk`, `nearest`, `quantize`, `quantize_train`, `lookup` and `segment_sum`. What is built on them
+has namespaces:
+
+- `anchors`: the choice of anchors for relative representations
+- `cluster`: k-means
+- `pq`, `residual`: product and residual codes
+- `sparse`: sparse dictionaries
+- `codes`: scalar, sign and binary codes, and their bits
+- `embedding`: compressed tables
+- `nn`: modules on all of these
+- `reference`: what every verb means, in plain torch and float64
 """
 
 from . import _cuda as _cuda
 from . import _ops as _ops  # loads the extension and registers torch.ops.vecbank
-from . import codes, embedding, nn, reference
+from . import codes, embedding, nn, pq, reference, residual, results, sparse
 from ._cuda import check
 from ._ops import METRICS
 from ._version import __version__
@@ -16,22 +24,21 @@ from .bank import Bank
 from .functional import lookup, nearest, project, quantize, quantize_train, segment_sum, topk
 from .kmeans import kmeans
 from .pq import ProductCodec, pq_decode, pq_encode, pq_scores, pq_symmetric_tables, pq_tables, pq_train
-from .residual import residual_lookup, residual_quantize
+from .residual import lookup as residual_lookup
+from .residual import quantize as residual_quantize
 from .results import Fired, KMeans, Nearest, Quantized, QuantizeTrain, ResidualQuantized, TopK
-from .sparse import (
-    firing_counts,
-    sparse_decode,
-    sparse_encode,
-    sparse_encode_batch,
-    sparse_encode_norm,
-    sparse_encode_threshold,
-)
+from .sparse import decode as sparse_decode
+from .sparse import encode as sparse_encode
+from .sparse import encode_batch as sparse_encode_batch
+from .sparse import encode_norm as sparse_encode_norm
+from .sparse import encode_threshold as sparse_encode_threshold
+from .sparse import firing_counts
 
 __all__ = [
-    "METRICS",
     "Bank",
     "Fired",
     "KMeans",
+    "METRICS",
     "Nearest",
     "ProductCodec",
     "QuantizeTrain",
@@ -47,6 +54,7 @@ __all__ = [
     "lookup",
     "nearest",
     "nn",
+    "pq",
     "pq_decode",
     "pq_encode",
     "pq_scores",
@@ -57,9 +65,12 @@ __all__ = [
     "quantize",
     "quantize_train",
     "reference",
+    "residual",
     "residual_lookup",
     "residual_quantize",
+    "results",
     "segment_sum",
+    "sparse",
     "sparse_decode",
     "sparse_encode",
     "sparse_encode_batch",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ._codes import METRICS
+from ._ops.names import METRICS
 
 _HALF = (torch.bfloat16, torch.float16)
 _FLOATS = (torch.float32, torch.float64, *_HALF)
@@ -86,6 +86,16 @@ def boolean(name: str, t: object, meaning: str) -> None:
         raise TypeError(f"{name} must be bool (True = {meaning}), got {t.dtype}")
     if t.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got one of layout {t.layout}")
+
+
+def valid_rows(valid: object, x: Tensor) -> None:
+    """`valid` says which rows of x (..., d) count."""
+    boolean("valid", valid, "the row counts")
+    assert isinstance(valid, Tensor)
+    if valid.shape != x.shape[:-1]:
+        raise ValueError(
+            f"valid must have x's shape less the last dimension {tuple(x.shape[:-1])}, got {tuple(valid.shape)}"
+        )
 
 
 def integer(name: str, value: object) -> int:

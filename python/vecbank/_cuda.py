@@ -55,6 +55,10 @@ def check(device: torch.device | str | int | None = None) -> None:
     On the CPU such a code raises at once. A CUDA kernel may not wait for the host, so it never reads the row,
     returns NaN in its place (or leaves it out of a sum) and sets a flag, which this reads and clears. Waits
     for the device.
+
+    Example:
+        >>> import vecbank
+        >>> vecbank.check()  # nothing on a machine without a GPU
     """
     bad: dict[int, int] = {}
     for index in _devices(device):

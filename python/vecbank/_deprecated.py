@@ -1,4 +1,4 @@
-"""Old names. Each is accepted for one release, with a FutureWarning that says the new one."""
+"""Old names: each is accepted for one release, with a FutureWarning that says the new one."""
 
 from __future__ import annotations
 
@@ -14,29 +14,27 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 @torch.compiler.assume_constant_result
-def warn_of_change(message: str) -> None:
-    """A FutureWarning at the line outside of this package that led here (under a compiler, when that traces it)."""
+def warn(message: str, category: type[Warning] = FutureWarning) -> None:
+    """A warning at the line outside of this package that led here (under a compiler, when that traces it)."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == __package__:
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, FutureWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
-def new_keywords(function: str, given: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+def new_keywords(function: str, given: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
     """The keywords of a call by their new names.
 
     Raises:
         TypeError: a keyword by both of its names.
     """
-    found = dict(given)
     for old, new in renamed.items():
-        if old not in found:
-            continue
-        if new in found:
-            raise TypeError(f"{function} got {old} and {new}, which are one argument: {old} is its old name")
-        warn_of_change(f"{function}: the keyword {old} is now {new}; the old name goes with the next release")
-        found[new] = found.pop(old)
-    return found
+        if old in given:
+            if new in given:
+                raise TypeError(f"{function} got {old} and {new}, which are one argument: {old} is its old name")
+            warn(f"{function}: the keyword {old} is now {new}; the old name goes with the next release")
+            given = {new if name == old else name: value for name, value in given.items()}
+    return given
 
 
 def renamed(**names: str) -> Callable[[F], F]:
@@ -47,7 +45,7 @@ def renamed(**names: str) -> Callable[[F], F]:
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if kwargs and not names.keys().isdisjoint(kwargs):
+            if kwargs:
                 kwargs = new_keywords(called, kwargs, names)
             return function(*args, **kwargs)
 
@@ -60,7 +58,7 @@ def old_attribute(old: str, new: str) -> Any:
     """A property under the old name of an attribute."""
 
     def get(self: object) -> Any:
-        warn_of_change(f"{type(self).__name__}.{old} is now {new}; the old name goes with the next release")
+        warn(f"{type(self).__name__}.{old} is now {new}; the old name goes with the next release")
         return getattr(self, new)
 
     return property(get, doc=f"The old name of `{new}`.")
@@ -73,7 +71,7 @@ def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         new = names[name]
-        warn_of_change(f"{module}.{name} is now {module}.{new}; the old name goes with the next release")
+        warn(f"{module}.{name} is now {module}.{new}; the old name goes with the next release")
         return getattr(sys.modules[module], new)
 
     return get

@@ -22,6 +22,7 @@ from ._deprecated import new_keywords
 F = TypeVar("F", bound=Callable[..., Any])
 _Array = np.ndarray[Any, Any]
 
+_FAMILIES = frozenset({"pq", "residual", "sparse", "cluster", "anchors"})  # modules whose functions have short names
 _MANY = 1 << 20  # a number of this size, or above, is named where memory is missing
 # Other subclasses carry a meaning (a mask, a unit) that would be lost.
 _ARRAYS = frozenset({np.ndarray, np.memmap})
@@ -48,12 +49,11 @@ def entry_point(function: Any = None, /, **renamed: str) -> Any:
     """
     if function is None:
         return functools.partial(entry_point, **renamed)
-    signature = inspect.signature(function)
-    name = function.__qualname__.removesuffix(".__init__").strip("_")
+    signature, name = inspect.signature(function), _name(function, ())
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
-        if kwargs and renamed and any(old in kwargs for old in renamed):
+        if kwargs and renamed:
             kwargs = new_keywords(name, kwargs, renamed)
         for value in args:
             if type(value) in _ARRAYS:
@@ -66,12 +66,21 @@ def entry_point(function: Any = None, /, **renamed: str) -> Any:
             return function(*args, **kwargs)
         except RuntimeError as error:
             given = signature.bind(*args, **kwargs).arguments
-            plain = _not_dense(given) or plain_error(error, name, given)
+            plain = _not_dense(given) or plain_error(error, _name(function, args), given)
             if plain is None:
                 raise
             raise plain from None
 
     return called
+
+
+def _name(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
+    """What a user calls it: a method by the class of its object, a function of a family by its module too."""
+    *owner, name = function.__qualname__.split(".")
+    if owner and args:
+        return type(args[0]).__name__ if name == "__init__" else f"{type(args[0]).__name__}.{name}"
+    family = function.__module__.rpartition(".")[2]
+    return f"{family}.{name}" if family in _FAMILIES else name.strip("_")
 
 
 def plain_error(error: RuntimeError, name: str, given: Mapping[str, Any] | None = None) -> Exception | None:

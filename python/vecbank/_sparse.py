@@ -8,10 +8,9 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ._codes import METRICS
-from ._forward import Function
-from ._interrupt import ops as _ops
-from .bank import Bank
+from ._ops import METRICS, ops
+from ._ops.tangents import Function
+from ._prepared import PreparedBank
 from .functional import project, topk
 
 _DOT = METRICS["dot"]
@@ -21,11 +20,24 @@ _FEW = 24  # rows that are scored exactly in less time than it takes to pack the
 Score: TypeAlias = Callable[[Tensor, slice], Tensor | tuple[Tensor, Tensor]]
 
 
+class Dictionary(NamedTuple):
+    """One row per latent, and a number for each that is added to its score."""
+
+    weight: Tensor  # (K, d)
+    bias: Tensor | None  # (K,)
+    bank: Tensor | PreparedBank  # what is searched: the weight, or the Bank that brings both
+
+    @property
+    def beside(self) -> Tensor | None:
+        """The bias, where the bank does not bring it."""
+        return None if isinstance(self.bank, PreparedBank) else self.bias
+
+
 # ---- Gradients of chosen pairs -----------------------------------------------------------------------------
 
 
 class Pairs(Function):
-    """``values[i, t] = x_i . weight_c + bias_c`` for ``c = indices[i, t]``, differentiable; -1 is left
+    """`values[i, t] = x_i . weight_c + bias_c` for `c = indices[i, t]`, differentiable; -1 is left
     out.
     """
 
@@ -45,16 +57,16 @@ class Pairs(Function):
         x, weight, indices = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         rows, grad = weight.shape[0], grad.to(weight.dtype)
-        grad_x = _ops.lookup(indices, weight, grad, 1).to(x.dtype) if need_x else None
-        grad_weight = _ops.segment_sum(x.to(weight.dtype), indices, rows, grad) if need_weight else None
+        grad_x = ops.lookup(indices, weight, grad, 1).to(x.dtype) if need_x else None
+        grad_weight = ops.segment_sum(x.to(weight.dtype), indices, rows, grad) if need_weight else None
         grad_bias = None
         if need_bias:
-            grad_bias = _ops.segment_sum(grad.reshape(-1, 1), indices.reshape(-1), rows, None).squeeze(1)
+            grad_bias = ops.segment_sum(grad.reshape(-1, 1), indices.reshape(-1), rows, None).squeeze(1)
         return grad_x, grad_weight, grad_bias, None, None
 
 
 class Jump(Function):
-    """``(z 1[z > theta], 1[z > theta])``; for theta the step counts as a ramp as wide as the bandwidth."""
+    """`(z 1[z > theta], 1[z > theta])`; for theta the step counts as a ramp as wide as the bandwidth."""
 
     operation = "the jump of JumpReLU"
 
@@ -79,10 +91,10 @@ class Jump(Function):
 
 
 def largest(
-    x: Tensor, weight: Tensor | Bank, bias: Tensor | None, k: int, mask: Tensor | None = None
+    x: Tensor, bank: Tensor | PreparedBank, bias: Tensor | None, k: int, allowed: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The k largest of relu(x W^T + b) per row of x (n, d), best first: 0 and -1 where fewer are positive."""
-    values, indices = topk(x, weight, k, "dot", mask, bias=bias)
+    values, indices = topk(x, bank, k, "dot", allowed, bias=bias)
     off = ~(values > 0)
     return values.masked_fill(off, 0), indices.masked_fill(off, -1)
 
@@ -102,20 +114,20 @@ def _wide(t: Tensor | None) -> Tensor | None:
 
 def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b (n, K) in float64, before that rounding; the bias comes in float64."""
-    z: Tensor = _ops.exact_scores(x, weight, _DOT, torch.float64)
+    z: Tensor = ops.exact_scores(x, weight, _DOT, torch.float64)
     return z if bias is None else z.add_(bias)
 
 
 def listed(x: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor) -> Tensor:
     """`exact` of the pairs (n, c) alone; 0 at index -1."""
-    z: Tensor = _ops.exact_scores(x, weight, _DOT, torch.float64, indices)
+    z: Tensor = ops.exact_scores(x, weight, _DOT, torch.float64, indices)
     return z if bias is None else z + torch.where(indices < 0, 0.0, bias[indices.clamp_min(0)])
 
 
 def lengths(x: Tensor) -> Tensor:
     """|x| (n,) in float64; torch's own norm is summed in an order that layout and batch decide."""
     itself = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
-    squares: Tensor = _ops.exact_scores(x, x, _DOT, torch.float64, itself)
+    squares: Tensor = ops.exact_scores(x, x, _DOT, torch.float64, itself)
     return squares.squeeze(1).sqrt()
 
 
@@ -139,13 +151,12 @@ class Block(NamedTuple):
 class Latents:
     """All latents of a dictionary, a block of rows at a time; `offset` is what a screen adds: the bias, or less."""
 
-    def __init__(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, offset: Tensor | None = None, screen: bool = True
-    ) -> None:
-        self.x, self.weight, self.bias = x, weight, _wide(bias)
+    def __init__(self, x: Tensor, rows: Dictionary, offset: Tensor | None = None, screen: bool = True) -> None:
+        self.x, self.weight, self.bias = x, rows.weight, _wide(rows.bias)
+        self.screened = rows.weight if rows.bias is not None else rows.bank  # a pack with a bias is for searches alone
         self.offset = self.bias if offset is None else offset
-        self.slack = self._slack() if screen and weight.dtype != torch.float64 and x.shape[0] > _FEW else None
-        self.step = max(1, _BLOCK_BYTES // (weight.shape[0] * (8 if self.slack is None else 4)))
+        self.slack = self._slack() if screen and self.weight.dtype != torch.float64 and x.shape[0] > _FEW else None
+        self.step = max(1, _BLOCK_BYTES // (self.weight.shape[0] * (8 if self.slack is None else 4)))
 
     def _slack(self) -> Tensor:
         """Bound on |screen - (exact + offset)|, with the rounding of values and floors to float32 in it.
@@ -174,7 +185,7 @@ class Latents:
             if self.slack is None:
                 yield Block(rows, exact(self.x[rows], self.weight, self.bias), None)
             else:
-                z = project(self.x[rows], self.weight, "dot", out_dtype=torch.float32)
+                z = project(self.x[rows], self.screened, "dot", out_dtype=torch.float32)
                 yield Block(rows, z if offset is None else z.add_(offset), self.slack[rows])
 
     def above(self, block: Block, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,18 +205,20 @@ class Latents:
         row, latent = (z > floor).nonzero(as_tuple=True)
         return row + block.rows.start, latent, z[row, latent]
 
-    def best(self, block: Block, factor: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def best(
+        self, block: Block, factor: Tensor, k: int, allowed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The k firing latents of each row with the largest z * factor: scores (-inf: none), latents, values."""
         x, more = self.x[block.rows], k + max(8, k // 4)
         if block.slack is None or more >= self.weight.shape[0]:
-            return self._best(block.z if block.slack is None else exact(x, self.weight, self.bias), factor, k, mask)
+            return self._best(block.z if block.slack is None else exact(x, self.weight, self.bias), factor, k, allowed)
         largest = factor.abs().nan_to_num(0, torch.inf).max().clamp_min(torch.finfo(torch.float64).tiny)
         off = ~(block.z > -block.slack.unsqueeze(1))
-        off |= factor.isnan() if mask is None else factor.isnan() | ~mask
+        off |= factor.isnan() if allowed is None else factor.isnan() | ~allowed
         rough, chosen = (block.z * (factor / largest).float()).masked_fill_(off, -torch.inf).topk(more)
         chosen = chosen.sort(1).values
         z = listed(x, self.weight, self.bias, chosen)
-        scores, order = self._scores(z, factor[chosen], None if mask is None else mask[chosen]).sort(
+        scores, order = self._scores(z, factor[chosen], None if allowed is None else allowed[chosen]).sort(
             dim=1, descending=True, stable=True
         )
         scores, order = scores[:, :k], order[:, :k]
@@ -215,19 +228,19 @@ class Latents:
         unsure = ~((rest == -torch.inf) | (scores[:, -1] > (rest + 1.01 * block.slack.double()) * largest))
         if bool(unsure.any()):
             scores[unsure], chosen[unsure], values = self._best(
-                exact(x[unsure], self.weight, self.bias), factor, k, mask
+                exact(x[unsure], self.weight, self.bias), factor, k, allowed
             )
             z[unsure] = values.double()
         return scores, chosen, z.to(value_dtype(self.weight))
 
-    def _best(self, z: Tensor, factor: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        scores, chosen = best(self._scores(z, factor, mask), k)
+    def _best(self, z: Tensor, factor: Tensor, k: int, allowed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        scores, chosen = best(self._scores(z, factor, allowed), k)
         return scores, chosen, z.gather(1, chosen).to(value_dtype(self.weight))
 
-    def _scores(self, z: Tensor, factor: Tensor, mask: Tensor | None) -> Tensor:
+    def _scores(self, z: Tensor, factor: Tensor, allowed: Tensor | None) -> Tensor:
         scores = z * factor
         off = ~(z.to(value_dtype(self.weight)) > 0) | scores.isnan()
-        return scores.masked_fill_(off if mask is None else off | ~mask, -torch.inf)
+        return scores.masked_fill_(off if allowed is None else off | ~allowed, -torch.inf)
 
 
 def furthest_above(x: Tensor, weight: Tensor, bias: Tensor | None, floor: Tensor, k: int) -> Tensor:
@@ -275,7 +288,7 @@ def bar(values: Tensor, budget: int | Tensor, most: int) -> Tensor:
     return values.topk(most).values.gather(0, (budget - 1).clamp_min(0).view(1)).squeeze(0)
 
 
-def _scored(z: Tensor, score: Score, rows: slice, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _scored(z: Tensor, score: Score, rows: slice, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
     """Score and value of each latent of a block, by the caller's function; one that does not fire, or is masked out,
     cannot be chosen.
     """
@@ -287,21 +300,21 @@ def _scored(z: Tensor, score: Score, rows: slice, mask: Tensor | None) -> tuple[
     if found.shape != z.shape or value.shape != z.shape:
         raise ValueError(f"score must return {tuple(z.shape)}, got {tuple(found.shape)}, {tuple(value.shape)}")
     off = ~(value > 0)
-    return found.masked_fill(off if mask is None else off | ~mask, -torch.inf), value
+    return found.masked_fill(off if allowed is None else off | ~allowed, -torch.inf), value
 
 
 def best_by_score(
-    x: Tensor, weight: Tensor, bias: Tensor | None, k: int, score: Tensor | Score, mask: Tensor | None
+    x: Tensor, rows: Dictionary, k: int, score: Tensor | Score, allowed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The k latents of each row with the best score, and their values."""
-    values = x.new_zeros((x.shape[0], k), dtype=value_dtype(weight))
+    values = x.new_zeros((x.shape[0], k), dtype=value_dtype(rows.weight))
     indices = x.new_zeros((x.shape[0], k), dtype=torch.int64)
-    latents = Latents(x, weight, bias, screen=isinstance(score, Tensor))
+    latents = Latents(x, rows, screen=isinstance(score, Tensor))
     for block in latents.blocks():
         if isinstance(score, Tensor):
-            found, chosen, value = latents.best(block, score.double(), k, mask)
+            found, chosen, value = latents.best(block, score.double(), k, allowed)
         else:
-            scores, value = _scored(block.z.to(values.dtype), score, block.rows, mask)
+            scores, value = _scored(block.z.to(values.dtype), score, block.rows, allowed)
             found, chosen = best(scores, k)
             value = value.gather(1, chosen)
         off = found == -torch.inf
@@ -310,9 +323,10 @@ def best_by_score(
     return values, indices
 
 
-def above(x: Tensor, weight: Tensor, bias: Tensor | None, floor: Tensor) -> tuple[Tensor, Tensor]:
+def above(x: Tensor, rows: Dictionary, floor: Tensor) -> tuple[Tensor, Tensor]:
     """Values over the floor of their latent, and their ascending indices: one padded list per row."""
-    latents = Latents(x, weight, bias, -floor.double() if bias is None else bias.double() - floor.double())
+    weight, bias, _ = rows
+    latents = Latents(x, rows, -floor.double() if bias is None else bias.double() - floor.double())
     found = [latents.above(block, floor) for block in latents.blocks()]
     n = x.shape[0]
     if not found:

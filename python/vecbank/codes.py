@@ -24,8 +24,8 @@ from torch import Generator, Tensor
 from . import _checks
 from ._forward import Function
 from ._numpy import entry_point
-from ._ops import Quantized
 from .functional import lookup
+from .results import Quantized
 
 _BLOCK = 1 << 22  # bits expanded at a time
 _MOST_BITS = 63  # of one code: int64 without its sign

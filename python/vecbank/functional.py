@@ -1,7 +1,7 @@
 """The verbs. Every function takes a bank as a plain tensor (packed on the fly) or as a prepared `vecbank.Bank`.
 
-Metrics: ``dot`` x.b; ``cosine`` x.b / (max(|x|, 1e-8) max(|b|, 1e-8)); ``l2`` |x - b|; ``sqeuclidean`` |x - b|^2;
-``l1`` the sum of |x_i - b_i|, which has no faster screen: every pair is scored in float64, by `project` too.
+Metrics: `dot` x.b; `cosine` x.b / (max(|x|, 1e-8) max(|b|, 1e-8)); `l2` |x - b|; `sqeuclidean` |x - b|^2;
+`l1` the sum of |x_i - b_i|, which has no faster screen: every pair is scored in float64, by `project` too.
 Similarities are better when larger, distances when smaller. `topk`, `nearest` and `quantize` rank by the float64 score,
 computed in a fixed order, ties to the lower index: the answer depends on neither processor nor thread count.
 `project` is held to a tolerance instead.
@@ -16,34 +16,33 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._deprecated import warn_of_change
-from ._interrupt import ops as _ops
+from ._deprecated import warn
 from ._numpy import entry_point
-from ._ops import METRICS, REDUCTIONS, Nearest, Quantized, QuantizeTrain, TopK
-from .bank import Bank
+from ._ops import METRICS, REDUCTIONS, SIMILARITIES, ops
+from ._prepared import PreparedBank
+from .results import Nearest, Quantized, QuantizeTrain, TopK
 
-_project, _topk, _nearest = _ops.project, _ops.topk, _ops.nearest
-_quantize, _quantize_train, _lookup, _segment_sum = _ops.quantize, _ops.quantize_train, _ops.lookup, _ops.segment_sum
-_SIMILARITIES = (METRICS["dot"], METRICS["cosine"])
+_project, _topk, _nearest = ops.project, ops.topk, ops.nearest
+_quantize, _quantize_train, _lookup, _segment_sum = ops.quantize, ops.quantize_train, ops.lookup, ops.segment_sum
 
 
 def _resolve(
-    verb: str, x: Tensor, bank: Tensor | Bank, metric: str | None, default: str, *, biased: bool = False
+    verb: str, x: Tensor, bank: Tensor | PreparedBank, metric: str | None, default: str, *, biased: bool = False
 ) -> tuple[Tensor, Tensor | None, int]:
     """The bank's vectors, its pack if there is one for this metric, and the metric's code. `biased`: one is allowed."""
-    if isinstance(bank, Bank):
+    if isinstance(bank, PreparedBank):
         vectors = bank.vectors
-        if bank._biased and not (biased and (metric is None or _metric_code(metric) == METRICS["dot"])):
+        if bank._biased and not (biased and (metric is None or metric_code(metric) == METRICS["dot"])):
             raise ValueError("a bank with a bias scores by dot products, in topk and project alone")
         _checks.pair(x, vectors)
-        code = bank._code_for(verb, default) if metric is None else _metric_code(metric)
-        return vectors, bank._packed(vectors, code), code
+        code = bank._code_for(verb, default) if metric is None else metric_code(metric)
+        return vectors, bank._packed(verb, vectors, code), code
     _checks.vectors("bank", bank)
     _checks.pair(x, bank)
-    return bank, None, _metric_code(default if metric is None else metric)
+    return bank, None, metric_code(default if metric is None else metric)
 
 
-def _metric_code(metric: str) -> int:
+def metric_code(metric: str) -> int:
     code = METRICS.get(metric) if isinstance(metric, str) else None
     if code is None:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
@@ -52,7 +51,7 @@ def _metric_code(metric: str) -> int:
 
 @entry_point
 def project(
-    x: Tensor, bank: Tensor | Bank, metric: str | None = None, *, out_dtype: torch.dtype | None = None
+    x: Tensor, bank: Tensor | PreparedBank, metric: str | None = None, *, out_dtype: torch.dtype | None = None
 ) -> Tensor:
     """Similarity (or distance) of every vector to every bank row: relative representations, class scores, kernels.
 
@@ -70,24 +69,30 @@ def project(
         TypeError: dtypes that do not go together. ValueError: shapes, devices or a metric that do not.
 
     Source: Moschella et al., "Relative representations enable zero-shot latent space communication", ICLR 2023.
+
+    Example:
+        >>> import torch, vecbank
+        >>> anchors = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> vecbank.project(torch.tensor([[3.0, 0.0], [0.0, 5.0]]), anchors).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
     """
     vectors, pack, code = _resolve("project", x, bank, metric, "cosine", biased=True)
     if out_dtype is not None and out_dtype not in _checks._FLOATS:
         raise TypeError(f"out_dtype must be float32, float64, bfloat16 or float16, got {out_dtype}")
-    if isinstance(bank, Bank) and bank._biased:
+    if isinstance(bank, PreparedBank) and bank._biased:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         return (_project(x, vectors, None, code, wide) + bank.bias).to(out_dtype or x.dtype)
     result: Tensor = _project(x, vectors, pack, code, out_dtype)
     return result
 
 
-@entry_point
+@entry_point(mask="allowed")
 def topk(
     x: Tensor,
-    bank: Tensor | Bank,
+    bank: Tensor | PreparedBank,
     k: int,
     metric: str | None = None,
-    mask: Tensor | None = None,
+    allowed: Tensor | None = None,
     *,
     exact: bool | None = None,
     bias: Tensor | None = None,
@@ -98,21 +103,31 @@ def topk(
     Args:
         x: (..., d).
         bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
-        k: 1 to M; any number from 1 with ``pad``.
+        k: 1 to M; any number from 1 with `pad`.
         metric: "dot", "cosine", "l2", "sqeuclidean" or "l1". None (default): what a Bank names, else "dot".
-        mask: bool, broadcastable to (..., M); True = may be returned.
+        allowed: bool, broadcastable to (..., M); True = this bank row may be returned.
         bias: (M,) in the bank's dtype, added to dot products (with a tensor bank; a Bank brings its own): the encoder
             of a sparse autoencoder.
         pad: a bank of fewer than k rows is no error: what it does not have is index -1, as in FAISS.
 
     Returns:
         TopK(values, indices), both (..., k). Values are float64 scores rounded once to float32 (kept for float64
-        input), differentiable once through the selected pairs. Fewer than k candidates (because of the mask, or of NaN
-        scores, which never win; or with ``pad`` because k > M): index -1 and -inf (similarities) or +inf (distances),
+        input), differentiable once through the selected pairs. Fewer than k candidates (because of `allowed`, or of NaN
+        scores, which never win; or with `pad` because k > M): index -1 and -inf (similarities) or +inf (distances),
         through which no gradient passes.
 
     Raises:
-        ValueError: k outside 1..M (below 1 with ``pad``), shapes, devices, metric. TypeError: dtypes.
+        ValueError: k outside 1..M (below 1 with `pad`), shapes, devices, metric. TypeError: dtypes.
+
+    Example:
+        >>> import torch, vecbank
+        >>> bank = vecbank.Bank(torch.tensor([[0.0], [1.0], [5.0], [1.0]]), metric="l2")
+        >>> values, indices = vecbank.topk(torch.tensor([[0.75]]), bank, k=3)
+        >>> values.tolist(), indices.tolist()
+        ([[0.25, 0.25, 0.75]], [[1, 3, 0]])
+        >>> odd = torch.tensor([False, True, False, True])
+        >>> bank.topk(torch.tensor([[0.75]]), k=1, allowed=~odd).indices.tolist()
+        [[0]]
     """
     vectors, pack, code = _resolve("topk", x, bank, metric, "dot", biased=True)
     rows = vectors.shape[-2]
@@ -121,52 +136,52 @@ def topk(
         _warn_of_exact("topk")
     if k < 1 or (k > rows and not pad):
         raise ValueError(f"k must lie between 1 and the bank's M = {rows} (pad=True: fills up with -1), got k = {k}")
-    if mask is not None:
-        mask = _expand_mask(mask, x, rows)
-    if isinstance(bank, Bank):
+    if allowed is not None:
+        allowed = _expand_allowed(allowed, x, rows)
+    if isinstance(bank, PreparedBank):
         if bias is not None:
             raise ValueError('bias goes with a tensor bank; a Bank brings its own: Bank(vectors, "dot", bias=bias)')
         bias = bank.bias if bank._biased else None
     elif bias is not None:
         _checks.bias(bias, vectors, code)
     if k > rows:
-        return _padded(x, vectors, pack, k, code, mask, bias)
-    return TopK(*_topk(x, vectors, pack, k, code, mask, True, bias))
+        return _padded(x, vectors, pack, k, code, allowed, bias)
+    return TopK(*_topk(x, vectors, pack, k, code, allowed, True, bias))
 
 
 def _padded(
-    x: Tensor, vectors: Tensor, pack: Tensor | None, k: int, code: int, mask: Tensor | None, bias: Tensor | None
+    x: Tensor, vectors: Tensor, pack: Tensor | None, k: int, code: int, allowed: Tensor | None, bias: Tensor | None
 ) -> TopK:
     """All rows, best first, and then nothing: index -1 with the worst value."""
     rows = vectors.shape[-2]
     if rows:
-        values, indices = _topk(x, vectors, pack, rows, code, mask, True, bias)
+        values, indices = _topk(x, vectors, pack, rows, code, allowed, True, bias)
     else:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         values = _project(x, vectors, None, code, wide)  # (..., 0), and known to autograd
         indices = values.detach().long()
-    worst = -torch.inf if code in _SIMILARITIES else torch.inf
+    worst = -torch.inf if code in SIMILARITIES else torch.inf
     more, pad = (0, k - rows), torch.nn.functional.pad
     return TopK(pad(values, more, value=worst), pad(indices, more, value=-1))
 
 
 def _warn_of_exact(verb: str) -> None:
-    warn_of_change(f"{verb} ignores exact, which will go: its answer is always exact")
+    warn(f"{verb} ignores exact, which will go: its answer is always exact")
 
 
-def _expand_mask(mask: Tensor, x: Tensor, rows: int) -> Tensor:
-    _checks.boolean("mask", mask, "may be returned")
-    if mask.device != x.device:
-        raise ValueError(f"mask must be on x's device {x.device}, got {mask.device}")
+def _expand_allowed(allowed: Tensor, x: Tensor, rows: int) -> Tensor:
+    _checks.boolean("allowed", allowed, "may be returned")
+    if allowed.device != x.device:
+        raise ValueError(f"allowed must be on x's device {x.device}, got {allowed.device}")
     shape = (*x.shape[:-1], rows)
     try:
-        return mask.expand(shape)
+        return allowed.expand(shape)
     except RuntimeError:
-        raise ValueError(f"mask must broadcast to (..., M) = {tuple(shape)}, got {tuple(mask.shape)}") from None
+        raise ValueError(f"allowed must broadcast to (..., M) = {tuple(shape)}, got {tuple(allowed.shape)}") from None
 
 
 @entry_point
-def nearest(x: Tensor, bank: Tensor | Bank, metric: str | None = None, *, exact: bool | None = None) -> Nearest:
+def nearest(x: Tensor, bank: Tensor | PreparedBank, metric: str | None = None, *, exact: bool | None = None) -> Nearest:
     """The best bank row for every vector: `topk` with k = 1, on its own faster path.
 
     Args:
@@ -177,6 +192,12 @@ def nearest(x: Tensor, bank: Tensor | Bank, metric: str | None = None, *, exact:
     Returns:
         Nearest(values, indices), both (...): dtypes and gradients as in `topk`; index -1 where M = 0 or every score
         is NaN.
+
+    Example:
+        >>> import torch, vecbank
+        >>> bank = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+        >>> vecbank.nearest(torch.tensor([3.0, 0.0]), bank)
+        Nearest(values=tensor(3.), indices=tensor(0))
     """
     vectors, pack, code = _resolve("nearest", x, bank, metric, "l2")
     if exact is not None:
@@ -185,7 +206,7 @@ def nearest(x: Tensor, bank: Tensor | Bank, metric: str | None = None, *, exact:
 
 
 @entry_point
-def quantize(x: Tensor, bank: Tensor | Bank, metric: str | None = None) -> Quantized:
+def quantize(x: Tensor, bank: Tensor | PreparedBank, metric: str | None = None) -> Quantized:
     """Replace every vector by its nearest bank row (vector quantisation), gathered in the same pass.
 
     Args:
@@ -199,14 +220,21 @@ def quantize(x: Tensor, bank: Tensor | Bank, metric: str | None = None) -> Quant
         without a valid row (NaN, or M = 0) becomes NaN with code -1.
 
     Source: van den Oord et al., "Neural Discrete Representation Learning", NeurIPS 2017.
+
+    Example:
+        >>> import torch, vecbank
+        >>> codebook = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+        >>> quantized, codes = vecbank.quantize(torch.tensor([[0.9, 0.8], [0.1, 0.0]]), codebook)
+        >>> quantized.tolist(), codes.tolist()
+        ([[1.0, 1.0], [0.0, 0.0]], [1, 0])
     """
     vectors, pack, code = _resolve("quantize", x, bank, metric, "l2")
     return Quantized(*_quantize(x, vectors, pack, code))
 
 
-@entry_point
+@entry_point(mask="valid")
 def quantize_train(
-    x: Tensor, bank: Tensor | Bank, metric: str | None = None, mask: Tensor | None = None
+    x: Tensor, bank: Tensor | PreparedBank, metric: str | None = None, valid: Tensor | None = None
 ) -> QuantizeTrain:
     """`quantize` with everything a training step needs besides, without an N x M or one-hot matrix.
 
@@ -214,7 +242,7 @@ def quantize_train(
         x: (..., d).
         bank: the codebook, (M, d), (B, M, d) with x (B, N, d), or a Bank.
         metric: "l2", "sqeuclidean", "l1", "dot" or "cosine". None (default): what a Bank names, else "l2".
-        mask: bool (...), True = the row counts. Rows left out get code -1 and come back as they were.
+        valid: bool (...); True = this row of x counts. Rows that do not count get code -1 and come back as they were.
 
     Returns:
         QuantizeTrain(quantized, codes, loss, counts, sums): as `quantize`, then
@@ -223,24 +251,29 @@ def quantize_train(
         sum of x per code, float32 (float64), as EMA codebooks and k-means need. Sums run in float64 in row order.
 
     Source: van den Oord et al. 2017; EMA form: Razavi et al., "Generating Diverse High-Fidelity Images with VQ-VAE-2".
+
+    Example:
+        >>> import torch, vecbank
+        >>> x, codebook = torch.tensor([[1.0], [3.0], [9.0]]), torch.tensor([[2.0], [9.0]])
+        >>> step = vecbank.quantize_train(x, codebook, valid=torch.tensor([True, True, False]))
+        >>> step.codes.tolist(), step.loss.item(), step.counts.tolist(), step.sums.tolist()
+        ([0, 0, -1], 1.0, [2.0, 0.0], [[4.0], [0.0]])
     """
     vectors, pack, code = _resolve("quantize_train", x, bank, metric, "l2")
-    if mask is not None:
-        _checks.boolean("mask", mask, "the row counts")
-        if mask.shape != x.shape[:-1]:
-            raise ValueError(
-                f"mask must have x's shape less the last dimension {tuple(x.shape[:-1])}, got {tuple(mask.shape)}"
-            )
-    return QuantizeTrain(*_quantize_train(x, vectors, pack, code, mask))
+    if valid is not None:
+        _checks.valid_rows(valid, x)
+    return QuantizeTrain(*_quantize_train(x, vectors, pack, code, valid))
 
 
 @entry_point
-def lookup(codes: Tensor, bank: Tensor | Bank, weights: Tensor | None = None, *, reduce: str = "none") -> Tensor:
+def lookup(
+    codes: Tensor, bank: Tensor | PreparedBank, weights: Tensor | None = None, *, reduce: str = "none"
+) -> Tensor:
     """Bank rows by number, or weighted sums of them: decoding, embedding bags, sparse dictionaries.
 
     Args:
-        codes: integers, (...) for reduce="none", (..., k) for "sum" and "mean"; -1 stands for a zero row.
-        bank: (M, d) or a Bank.
+        codes: integers of any dtype, (...) for reduce="none", (..., k) for "sum" and "mean"; -1 stands for a zero row.
+        bank: (M, d), or (B, M, d) with codes (B, ...), or a Bank.
         weights: codes' shape, the bank's dtype; multiplies each row.
         reduce: "none", or "sum" / "mean" over the last axis of codes; mean divides by the number of codes that are
             not -1. Sums run in float64 in ascending order and round once.
@@ -250,21 +283,37 @@ def lookup(codes: Tensor, bank: Tensor | Bank, weights: Tensor | None = None, *,
 
     Raises:
         IndexError: a code outside -1..M-1. TypeError, ValueError: dtypes and shapes.
+
+    Example:
+        >>> import torch, vecbank
+        >>> bank = torch.tensor([[1.0, 2.0], [10.0, 20.0]])
+        >>> vecbank.lookup(torch.tensor([1, -1]), bank).tolist()
+        [[10.0, 20.0], [0.0, 0.0]]
+        >>> vecbank.lookup(torch.tensor([[0, 1]]), bank, torch.tensor([[2.0, 0.5]]), reduce="sum").tolist()
+        [[7.0, 14.0]]
     """
-    vectors = bank.vectors if isinstance(bank, Bank) else bank
+    vectors = bank.vectors if isinstance(bank, PreparedBank) else bank
     _checks.vectors("bank", vectors)
-    if vectors.dim() != 2:
-        raise ValueError(f"bank must have shape (M, d) for lookup, got {tuple(vectors.shape)}")
     codes = _checks.integers(codes)
     if not isinstance(reduce, str) or reduce not in REDUCTIONS:
         raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
-    if reduce != "none" and codes.dim() == 0:
-        raise ValueError(f"codes must have shape (..., k) for reduce={reduce!r}, got a scalar")
+    batched, listed = vectors.dim() == 3, reduce != "none"
+    if codes.dim() < batched + listed or (batched and codes.shape[0] != vectors.shape[0]):
+        shape = f"({'B, ' if batched else ''}...{', k' if listed else ''})"
+        raise ValueError(
+            f"codes must have shape {shape} for a bank {tuple(vectors.shape)} and reduce={reduce!r}, "
+            f"got {'a scalar' if codes.dim() == 0 else tuple(codes.shape)}"
+        )
     if codes.device != vectors.device:
         raise ValueError(f"codes must be on the bank's device {vectors.device}, got {codes.device}")
     if weights is not None:
         _checks.weights(weights, codes, vectors.dtype)
-    _checks.in_range(codes, vectors.shape[0])
+    if batched:  # one long bank
+        batch, rows = vectors.shape[:2]
+        which = torch.arange(batch, device=codes.device).view(-1, *[1] * (codes.dim() - 1))
+        codes, vectors = _checks.stacked_rows(codes, rows, batch, which), vectors.flatten(0, 1)
+    else:
+        _checks.in_range(codes, vectors.shape[0])
     result: Tensor = _lookup(codes, vectors, weights, REDUCTIONS[reduce])
     return result
 
@@ -285,6 +334,11 @@ def segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None
 
     Raises:
         IndexError: a code outside -1..num_codes-1. TypeError, ValueError: dtypes and shapes.
+
+    Example:
+        >>> import torch, vecbank
+        >>> vecbank.segment_sum(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0, 1, 0]), 3).tolist()
+        [[5.0], [2.0], [0.0]]
     """
     _checks.floating("x", x)
     codes = _checks.integers(codes)

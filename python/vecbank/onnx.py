@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._codes import METRICS, REDUCTIONS
-from ._ops import TopK
+from ._ops import METRICS, REDUCTIONS
+from .results import TopK
 
 _ops = torch.ops.vecbank
 _SHORTEST = 1e-8  # a norm below this counts as this

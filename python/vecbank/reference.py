@@ -1,25 +1,27 @@
 """The contract, written out in plain torch and float64: slow, readable, and what the tests compare with.
 
-Same names and meanings as :mod:`vecbank`, on tensors only. ``topk``, ``nearest``, ``quantize``, ``lookup``
-and ``segment_sum`` follow the contract's order of operations; a compiled kernel has to return the same bits:
+Same names and meanings as `vecbank`, on tensors only. `topk`, `nearest`, `quantize`, `lookup`
+and `segment_sum` follow the contract's order of operations; a compiled kernel has to return the same bits:
 
-* every sum over the ``d`` features is kept in eight lanes: feature ``i`` goes to lane ``i % 8``, each lane is
-  added up in ascending order from zero, and the lanes are joined as ``((0+1)+(2+3)) + ((4+5)+(6+7))``;
-* a product is rounded before it is added (no fused multiply-add, hence no matmul, einsum or ``sum`` here);
-* ranking is by the float64 score (``l2`` by its square), equal scores go to the lower index, a NaN score is
+* every sum over the `d` features is kept in eight lanes: feature `i` goes to lane `i % 8`, each lane is
+  added up in ascending order from zero, and the lanes are joined as `((0+1)+(2+3)) + ((4+5)+(6+7))`;
+* a product is rounded before it is added (no fused multiply-add, hence no matmul, einsum or `sum` here);
+* ranking is by the float64 score (`l2` by its square), equal scores go to the lower index, a NaN score is
   never chosen, and only the value that is returned is rounded, once.
 
-``project`` here is the same score matrix; the library's own is held to a tolerance around it.
+`project` here is the same score matrix; the library's own is held to a tolerance around it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .results import Nearest, Quantized, QuantizeTrain, ResidualQuantized, TopK
 
 EPS = 1e-8  # a norm below this counts as this
 SIMILARITIES = ("dot", "cosine")
@@ -29,37 +31,8 @@ _LANES = 8
 _BLOCK = 1 << 17  # elements held per lane step: small enough to stay in cache
 
 
-class TopK(NamedTuple):
-    values: Tensor
-    indices: Tensor
-
-
-class Nearest(NamedTuple):
-    values: Tensor
-    indices: Tensor
-
-
-class Quantized(NamedTuple):
-    quantized: Tensor
-    codes: Tensor
-
-
-class QuantizeTrain(NamedTuple):
-    quantized: Tensor
-    codes: Tensor
-    loss: Tensor
-    counts: Tensor
-    sums: Tensor
-
-
-class ResidualQuantized(NamedTuple):
-    quantized: Tensor
-    codes: Tensor
-    losses: Tensor
-
-
 def project(x: Tensor, bank: Tensor, metric: str = "cosine", *, out_dtype: torch.dtype | None = None) -> Tensor:
-    """Score of every query against every row of the bank, ``(..., M)``. Differentiable by plain autograd."""
+    """Score of every query against every row of the bank, `(..., M)`. Differentiable by plain autograd."""
     ranks = _scores(x, bank, metric)
     return _round(_finish(ranks, metric), out_dtype or x.dtype)
 
@@ -69,17 +42,17 @@ def topk(
     bank: Tensor,
     k: int,
     metric: str = "dot",
-    mask: Tensor | None = None,
+    allowed: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> TopK:
-    """The best ``k`` rows of the bank for every query, best first; ``bias`` ``(M,)`` adds to the scores."""
+    """The best `k` rows of the bank for every query, best first; `bias` `(M,)` adds to the scores."""
     m = bank.shape[-2]
     if not 1 <= k <= m:
         raise ValueError(f"topk: k must be between 1 and the bank's {m} rows, got k = {k}")
     scores = _scores(x, bank, metric)
     if bias is not None:
         scores = scores + bias.to(torch.float64)
-    ranks, indices = _best(scores, k, metric, mask)
+    ranks, indices = _best(scores, k, metric, allowed)
     return TopK(_round(_finish(ranks, metric), _value_dtype(x)), indices)
 
 
@@ -96,12 +69,12 @@ def quantize(x: Tensor, bank: Tensor, metric: str = "l2") -> Quantized:
     return Quantized(rows.masked_fill((codes < 0).unsqueeze(-1), float("nan")), codes)
 
 
-def quantize_train(x: Tensor, bank: Tensor, metric: str = "l2", mask: Tensor | None = None) -> QuantizeTrain:
-    """``quantize`` with the mean squared error, rows per code and their sums; masked rows stay the same."""
+def quantize_train(x: Tensor, bank: Tensor, metric: str = "l2", valid: Tensor | None = None) -> QuantizeTrain:
+    """`quantize` with the mean squared error, rows per code and their sums; rows that do not count stay as they are."""
     quantized, codes = quantize(x, bank, metric)
-    if mask is not None:
-        quantized = torch.where(mask.unsqueeze(-1), quantized, x.to(bank.dtype))
-        codes = codes.masked_fill(~mask, -1)
+    if valid is not None:
+        quantized = torch.where(valid.unsqueeze(-1), quantized, x.to(bank.dtype))
+        codes = codes.masked_fill(~valid, -1)
     dtype = torch.float64 if bank.dtype == torch.float64 else torch.float32
     counted = codes >= 0
     squares = (quantized.to(torch.float64) - x.to(torch.float64))[counted].square()
@@ -117,16 +90,16 @@ def quantize_train(x: Tensor, bank: Tensor, metric: str = "l2", mask: Tensor | N
     )
 
 
-def residual_quantize(x: Tensor, books: Sequence[Tensor], metric: str = "l2") -> ResidualQuantized:
-    """A cascade: every book quantises what those before it left over, rounded to the books' dtype."""
-    rest, parts, codes, losses = x.to(books[0].dtype), [], [], []
-    for book in books:
-        row, code = quantize(rest, book, metric)
-        rest = rest - row
-        squares = rest.to(torch.float64)[code >= 0].square()
+def residual_quantize(x: Tensor, codebooks: Sequence[Tensor], metric: str = "l2") -> ResidualQuantized:
+    """A cascade: every codebook quantises the residual of those before it, rounded to the codebooks' dtype."""
+    residual, parts, codes, losses = x.to(codebooks[0].dtype), [], [], []
+    for codebook in codebooks:
+        row, code = quantize(residual, codebook, metric)
+        residual = residual - row
+        squares = residual.to(torch.float64)[code >= 0].square()
         parts.append(row)
         codes.append(code)
-        losses.append((squares.mean() if squares.numel() else squares.sum()).to(book.dtype))
+        losses.append((squares.mean() if squares.numel() else squares.sum()).to(codebook.dtype))
     total = parts[0]
     for row in parts[1:]:
         total = total + row
@@ -134,9 +107,9 @@ def residual_quantize(x: Tensor, books: Sequence[Tensor], metric: str = "l2") ->
 
 
 def lookup(codes: Tensor, bank: Tensor, weights: Tensor | None = None, *, reduce: str = "none") -> Tensor:
-    """Rows of the bank by index, -1 giving a zero row; ``sum``/``mean`` go over the last axis of ``codes``.
+    """Rows of the bank by index, -1 giving a zero row; `sum`/`mean` go over the last axis of `codes`.
 
-    A batched bank ``(B, M, d)`` takes codes ``(B, ...)``.
+    A batched bank `(B, M, d)` takes codes `(B, ...)`.
     """
     if reduce not in ("none", "sum", "mean"):
         raise ValueError(f"lookup: reduce must be 'none', 'sum' or 'mean', got {reduce!r}")
@@ -166,15 +139,15 @@ def lookup(codes: Tensor, bank: Tensor, weights: Tensor | None = None, *, reduce
 
 
 def segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None = None) -> Tensor:
-    """``out[c]`` = sum of the rows of ``x`` whose code is ``c``, in order of position; code -1 is left out.
+    """`out[c]` = sum of the rows of `x` whose code is `c`, in order of position; code -1 is left out.
 
-    Codes ``(..., k)`` beside ``x`` ``(..., d)`` add every row to ``k`` sums.
+    Codes `(..., k)` beside `x` `(..., d)` add every row to `k` sums.
     """
     return _round(_segment_sum(x, codes, num_codes, weights), x.dtype)
 
 
 def _segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None) -> Tensor:
-    """``segment_sum`` before it is rounded."""
+    """`segment_sum` before it is rounded."""
     _check_codes(codes, num_codes)
     if codes.dim() == x.dim():
         x = x.unsqueeze(-2).expand(*codes.shape, x.shape[-1])
@@ -196,7 +169,7 @@ def _segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | Non
 
 
 def _ordered_sum(a: Tensor, b: Tensor, term: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Sum over the first axis of ``term(a[i], b[i])``, in the order this module's docstring gives."""
+    """Sum over the first axis of `term(a[i], b[i])`, in the order this module's docstring gives."""
     lanes = [torch.zeros((), dtype=torch.float64, device=a.device)] * _LANES
     full = a.shape[0] // _LANES * _LANES
     if full:  # all eight lanes in one step
@@ -225,7 +198,7 @@ def _absolute_difference(a: Tensor, b: Tensor) -> Tensor:
 class _Sqrt(torch.autograd.Function):
     """Square root rounded to nearest, with gradient zero at zero.
 
-    ``torch.sqrt`` will not do: where torch is built with MKL it is off by one unit for one float64 in eighty.
+    `torch.sqrt` will not do: where torch is built with MKL it is off by one unit for one float64 in eighty.
     """
 
     @staticmethod
@@ -252,7 +225,7 @@ def _sqrt(x: Tensor) -> Tensor:
 
 
 def _scores(x: Tensor, bank: Tensor, metric: str) -> Tensor:
-    """The float64 scores that rank, ``(..., M)``: as defined, but the square for ``l2``."""
+    """The float64 scores that rank, `(..., M)`: as defined, but the square for `l2`."""
     if metric not in SIMILARITIES + DISTANCES:
         raise ValueError(f"unknown metric {metric!r}")
     batched = bank.dim() == 3
@@ -281,15 +254,15 @@ def _tile(queries: Tensor, rows: Tensor, metric: str) -> Tensor:
     return dot / (query_norms * row_norms)
 
 
-def _best(ranks: Tensor, k: int, metric: str, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The best ``k`` along the last axis; index -1 and the worst value where candidates run out."""
+def _best(ranks: Tensor, k: int, metric: str, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The best `k` along the last axis; index -1 and the worst value where candidates run out."""
     worst = float("-inf") if metric in SIMILARITIES else float("inf")
     shape = (*ranks.shape[:-1], k)
     if ranks.shape[-1] == 0:
         return ranks.new_full(shape, worst), torch.full(shape, -1, dtype=torch.int64, device=ranks.device)
     key = (-ranks if metric in SIMILARITIES else ranks).detach()
-    if mask is not None:
-        key = key.masked_fill(~mask.expand(ranks.shape), float("nan"))
+    if allowed is not None:
+        key = key.masked_fill(~allowed.expand(ranks.shape), float("nan"))
     # A stable sort leaves equal scores in order of index, and puts NaN (what may not be chosen) after +inf.
     indices = torch.sort(key, dim=-1, stable=True).indices[..., :k]
     missing = key.gather(-1, indices).isnan()
@@ -310,7 +283,7 @@ def _check_codes(codes: Tensor, limit: int) -> None:
 
 
 def _round(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round float64 to ``dtype`` once. (torch goes to the 16-bit types by way of float32, rounding twice.)"""
+    """Round float64 to `dtype` once. (torch goes to the 16-bit types by way of float32, rounding twice.)"""
     if dtype not in (torch.bfloat16, torch.float16) or x.requires_grad:
         return x.to(dtype)
     # Round to odd first: the last bit of the float32 then records that something was cut off.

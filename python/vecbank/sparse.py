@@ -1,7 +1,7 @@
 """Sparse dictionaries: encode with a few latents out of many, decode as a weighted sum of rows.
 
-``z = relu(x W^T + b)`` has one value per latent; only the chosen ones are kept. A code is a pair of padded
-lists: ``values (..., c)`` and ``indices (..., c)``, where index -1 (value 0) fills what a row does not use.
+`z = relu(x W^T + b)` has one value per latent; only the chosen ones are kept. A code is a pair of padded
+lists: `values (..., c)` and `indices (..., c)`, where index -1 (value 0) fills what a row does not use.
 The matrix of all values is never stored: at most a block of it exists at a time. A value is the float64 score
 in the library's order of summation, plus the bias, rounded once, and it decides the choice: every encoder
 gives a pair the same bits, in any batch, on any number of threads and any processor (what a caller's own
@@ -19,201 +19,163 @@ reconstruction fidelity with JumpReLU sparse autoencoders", 2024; the others are
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import _checks, _sparse
+from . import _sparse_arguments as arguments
+from ._deprecated import old_names
 from ._finite import finite_rows, voided
-from ._interrupt import ops as _ops
 from ._numpy import entry_point
-from ._ops import REDUCTIONS
+from ._ops import REDUCTIONS, ops
+from ._prepared import PreparedBank
 from ._sparse import Score
-from .bank import Bank
 from .functional import lookup
 from .results import Fired, TopK
 
-# ---- Arguments ---------------------------------------------------------------------------------------------
-
-
-def _dictionary(weight: Tensor | Bank, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The rows of a dictionary and the bias, of which a Bank brings both."""
-    if not isinstance(weight, Bank):
-        return weight, bias
-    if weight.metric not in ("dot", None) or bias is not None:
-        raise ValueError(
-            f'weight as a Bank must have metric "dot" and bring its bias with it, got metric {weight.metric!r}'
-            f"{'' if bias is None else ' and a bias beside it'}"
-        )
-    return weight.vectors, weight.bias
-
-
-def _flat(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    _checks.floating("weight", weight)
-    if weight.dim() != 2 or weight.shape[0] == 0:
-        raise ValueError(f"weight must have shape (K, d) with K > 0, got {tuple(weight.shape)}")
-    _checks.pair(x, weight, "weight")
-    if bias is not None:
-        _per_latent("bias", bias, weight)
-        if bias.dtype != weight.dtype:
-            raise TypeError(f"bias must have the dtype of weight ({weight.dtype}), got {bias.dtype}")
-    return x.unsqueeze(0).flatten(0, -2)
-
-
-def _per_latent(name: str, t: Tensor, weight: Tensor) -> None:
-    """`t` has a number for each latent."""
-    _checks.floating(name, t)
-    if t.shape != weight.shape[:1]:
-        raise ValueError(f"{name} must have shape ({weight.shape[0]},), got {tuple(t.shape)}")
-    _beside(name, t, weight)
-
-
-def _beside(name: str, t: Tensor, weight: Tensor) -> None:
-    if t.device != weight.device:
-        raise ValueError(f"{name} must be on the device of weight {weight.device}, got {t.device}")
-
-
-def _check_k(name: str, k: object, latents: int) -> int:
-    count = _checks.integer(name, k)
-    if not 1 <= count <= latents:
-        raise ValueError(f"{name} must lie between 1 and the number of latents {latents}, got {count}")
-    return count
-
-
-def _check_threshold(threshold: object, weight: Tensor) -> Tensor:
-    """One threshold for each latent (K,), in the dtype of values."""
-    latents, dtype = weight.shape[0], _sparse.value_dtype(weight)
-    if not isinstance(threshold, Tensor):
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.integer, np.floating)):
-            raise TypeError(f"threshold must be a number or a tensor, got {type(threshold).__name__}")
-        if not threshold >= 0:
-            raise ValueError(f"threshold must not be negative or NaN, got {threshold}")
-        return weight.new_full((latents,), float(threshold), dtype=dtype)
-    _checks.floating("threshold", threshold)
-    if threshold.shape not in ((), (latents,)):
-        raise ValueError(f"threshold must be a number or have shape ({latents},), got {tuple(threshold.shape)}")
-    _beside("threshold", threshold, weight)
-    if _checks.readable(threshold) and not bool((threshold >= 0).all()):
-        raise ValueError("threshold must not be negative or NaN, and some of its numbers are")
-    return threshold.expand(latents).to(dtype)
-
-
-def _check_bounded(max_k: int | None) -> None:
-    if max_k is None and torch.compiler.is_exporting():
-        raise ValueError("max_k must be given under torch.export: without it the lists are as long as the data say")
-
-
-def _shaped(x: Tensor, *tensors: Tensor) -> list[Tensor]:
-    return [t.reshape(*x.shape[:-1], t.shape[-1]) for t in tensors]
-
+__all__ = [
+    "adapt_bias_",
+    "decode",
+    "encode",
+    "encode_batch",
+    "encode_norm",
+    "encode_threshold",
+    "firing_counts",
+]
+__getattr__ = old_names(
+    __name__,
+    {
+        "sparse_encode": "encode",
+        "sparse_encode_batch": "encode_batch",
+        "sparse_encode_threshold": "encode_threshold",
+        "sparse_encode_norm": "encode_norm",
+        "sparse_decode": "decode",
+    },
+)
 
 # ---- The functions -----------------------------------------------------------------------------------------
 
 
-@entry_point
-def sparse_encode(
+@entry_point(mask="allowed")
+def encode(
     x: Tensor,
-    weight: Tensor | Bank,
-    bias: Tensor | None,
-    k: int | Tensor,
+    weight: Tensor | PreparedBank,
+    bias: Tensor | None = None,
+    k: int | Tensor | None = None,
     *,
     score: Tensor | Score | None = None,
-    mask: Tensor | None = None,
+    allowed: Tensor | None = None,
     max_k: int | None = None,
 ) -> TopK:
-    """The k largest of ``relu(x W^T + b)`` in each row, without storing the rest.
+    """The k largest of `relu(x W^T + b)` in each row, without storing the rest.
 
     Args:
         x: (..., d).
         weight: (K, d), one row per latent, of x's dtype (or float32 with a 16-bit x); or a Bank of them, prepared once
-            for an encoder that stays as it is: ``Bank(weight, "dot", bias=bias)``.
+            for an encoder that stays as it is: `Bank(weight, "dot", bias=bias)`.
         bias: (K,) or None; None with a Bank, which brings its own.
-        k: how many latents each row keeps; or (...) integers, a number of its own for each row (0 to ``max_k``).
+        k: how many latents each row keeps; or (...) integers, a number of its own for each row (0 to `max_k`).
         score: choose by this instead of by value; the value stays what is returned. Either (K,), a factor
-            per latent (decoder norms, say), or a function of a block ``z = x W^T + b`` (r, K) and the slice
+            per latent (decoder norms, say), or a function of a block `z = x W^T + b` (r, K) and the slice
             of rows (of x flattened to (n, d)) that it is, giving (r, K). Influence on a loss, as in g-SAE,
-            is ``lambda z, rows: z * (1 + beta * vecbank.project(grad[rows], decoder, "dot").abs())``. A
+            is `lambda z, rows: z * (1 + beta * vecbank.project(grad[rows], decoder, "dot").abs())`. A
             function may also return a pair (score, value): noise added to z, say, with z's gradient. Only
             positive values are chosen. A function gets z as it is returned, and its scores are taken as they
             are; without one the choice is exact (by float64 value, or value times factor). Ties go to the lower
             index.
-        mask: (K,) bool, True = may be chosen.
+        allowed: (K,) bool, True = this latent may be chosen.
         max_k: the largest of k (...); found by looking (a wait for the device) when not given.
 
     Returns:
         TopK(values, indices), (..., k), best first; value 0 and index -1 where fewer latents are positive.
         Values are float32 (float64 for float64), differentiable in x, weight and bias.
 
-    Sources: Gao et al. 2024 (top-k); Olmo et al., "Features that make a difference: leveraging gradients
-        for improved
+    Sources: Gao et al. 2024 (top-k); Olmo et al., "Features that make a difference: leveraging gradients for improved
     dictionary learning", 2024 (a score that is not the value).
+
+    Example:
+        >>> import torch, vecbank
+        >>> encoder = vecbank.Bank(torch.eye(4), "dot", bias=torch.tensor([0.0, 0.0, 0.0, -9.0]))
+        >>> values, latents = vecbank.sparse.encode(torch.tensor([[1.0, -1.0, 3.0, 5.0]]), encoder, k=3)
+        >>> values.tolist(), latents.tolist()
+        ([[3.0, 1.0, 0.0]], [[2, 0, -1]])
     """
-    bank = weight
-    weight, bias = _dictionary(weight, bias)
-    rows = _flat(x, weight, bias)
+    dictionary, rows = arguments.dictionary_of(x, weight, bias)
+    weight, bias, bank = dictionary
     per_row: Tensor | None = None
     if isinstance(k, Tensor) and (k.dim() > 0 or x.dim() == 1):
         k = _checks.integers(k, "k")
         if k.shape != x.shape[:-1]:
             raise ValueError(f"k must have x's leading shape {tuple(x.shape[:-1])}, got {tuple(k.shape)}")
         per_row = k.reshape(-1, 1)
-        most = weight.shape[0] if max_k is None else _check_k("max_k", max_k, weight.shape[0])
+        most = weight.shape[0] if max_k is None else arguments.count_of("max_k", max_k, weight.shape[0])
         _checks.in_range(k, most + 1, "k", 0, ValueError)
         k = most if max_k is not None else max(1, int(k.max())) if k.numel() else 1
     elif max_k is not None:
-        _check_k("max_k", max_k, weight.shape[0])
-    k = _check_k("k", k, weight.shape[0])
-    if mask is not None:
-        _checks.boolean("mask", mask, "may be chosen")
-        if mask.shape != weight.shape[:1]:
-            raise ValueError(f"mask must have shape ({weight.shape[0]},), got {tuple(mask.shape)}")
-        _beside("mask", mask, weight)
+        arguments.count_of("max_k", max_k, weight.shape[0])
+    k = arguments.count_of("k", k, weight.shape[0])
+    if allowed is not None:
+        _checks.boolean("allowed", allowed, "may be chosen")
+        if allowed.shape != weight.shape[:1]:
+            raise ValueError(f"allowed must have shape ({weight.shape[0]},), got {tuple(allowed.shape)}")
+        arguments.same_device("allowed", allowed, weight)
     if isinstance(score, Tensor):
-        _per_latent("score", score, weight)
+        arguments.per_latent("score", score, weight)
     elif score is not None and not callable(score):
         raise TypeError(f"score must be a function or a tensor ({weight.shape[0]},), got {type(score).__name__}")
     with torch.no_grad():
         if score is None:
-            values, indices = _sparse.largest(rows, bank, None if bank is not weight else bias, k, mask)
+            values, indices = _sparse.largest(rows, bank, dictionary.beside, k, allowed)
         else:
-            values, indices = _sparse.best_by_score(rows, weight, bias, k, score, mask)
+            values, indices = _sparse.best_by_score(rows, dictionary, k, score, allowed)
         if per_row is not None:
             off = torch.arange(k, device=x.device) >= per_row
             values, indices = values.masked_fill(off, 0), indices.masked_fill(off, -1)
-    return TopK(*_shaped(x, _sparse.Pairs.apply(rows, weight, bias, indices, values), indices))
+    return TopK(*arguments.like_input(x, _sparse.Pairs.apply(rows, weight, bias, indices, values), indices))
 
 
 @entry_point
-def sparse_encode_batch(
-    x: Tensor, weight: Tensor | Bank, bias: Tensor | None, k: int, *, max_k: int | None = None
+def encode_batch(
+    x: Tensor,
+    weight: Tensor | PreparedBank,
+    bias: Tensor | None = None,
+    k: int | None = None,
+    *,
+    max_k: int | None = None,
 ) -> TopK:
-    """The ``n k`` largest of ``relu(x W^T + b)`` over all n rows together: rows share a budget of k on
+    """The `n k` largest of `relu(x W^T + b)` over all n rows together: rows share a budget of k on
     average.
 
     Args:
-        x, weight, bias: as in `sparse_encode`.
+        x, weight, bias: as in `sparse.encode`.
         k: average number of latents per row. A row with NaN or inf has none, and adds nothing to the budget.
         max_k: take at most this many from one row. Then shapes are fixed and nothing waits for the device;
             without it, lists grow until no row could have given more.
 
     Returns:
-        TopK(values, indices), (..., c) with c the longest row's count (or ``max_k``); best first, padded by
+        TopK(values, indices), (..., c) with c the longest row's count (or `max_k`); best first, padded by
         0 and -1. Equal values are taken from the row that comes first.
 
     Source: Bussmann et al. 2024.
+
+    Example:
+        >>> import torch, vecbank
+        >>> x = torch.tensor([[1.0, 4.0, 3.0], [2.0, 0.0, 0.0]])
+        >>> vecbank.sparse.encode_batch(x, torch.eye(3), k=1).indices.tolist()
+        [[1, 2], [-1, -1]]
     """
-    weight, bias = _dictionary(weight, bias)
-    rows = _flat(x, weight, bias)
-    latents, k = weight.shape[0], _check_k("k", k, weight.shape[0])
-    _check_bounded(max_k)
-    width = min(latents, max(4 * k, 16)) if max_k is None else _check_k("max_k", max_k, latents)
+    dictionary, rows = arguments.dictionary_of(x, weight, bias)
+    weight, bias, bank = dictionary
+    latents, k = weight.shape[0], arguments.count_of("k", k, weight.shape[0])
+    arguments.bounded_under_export(max_k)
+    width = min(latents, max(4 * k, 16)) if max_k is None else arguments.count_of("max_k", max_k, latents)
     with torch.no_grad():
         finite = finite_rows(rows)
         count: int | Tensor = rows.shape[0] if finite is None else finite.sum()
         budget = k * (count if max_k is not None else int(count))
         known = voided(rows, finite)
         while True:
-            values, indices = _sparse.largest(known, weight, bias, width)
+            values, indices = _sparse.largest(known, bank, dictionary.beside, width)
             bar = _sparse.bar(values.flatten(), budget, k * rows.shape[0])
             full = (values[:, -1] > 0) & (values[:, -1] >= bar)  # rows that may hold more above the bar
             if max_k is not None or width == latents or not full.any():
@@ -226,80 +188,85 @@ def sparse_encode_batch(
             width = max(1, int(keep.sum(1).max())) if keep.numel() else 1
             values, indices, keep = values[:, :width], indices[:, :width], keep[:, :width]
         values, indices = values.masked_fill(~keep, 0), indices.masked_fill(~keep, -1)
-    return TopK(*_shaped(x, _sparse.Pairs.apply(rows, weight, bias, indices, values), indices))
+    return TopK(*arguments.like_input(x, _sparse.Pairs.apply(rows, weight, bias, indices, values), indices))
 
 
 @entry_point
-def sparse_encode_threshold(
+def encode_threshold(
     x: Tensor,
-    weight: Tensor | Bank,
-    bias: Tensor | None,
+    weight: Tensor | PreparedBank,
+    bias: Tensor | None = None,
     threshold: float | Tensor = 0.0,
     *,
     bandwidth: float = 0.0,
     max_k: int | None = None,
 ) -> Fired:
-    """All latents of ``z = x W^T + b`` above a threshold: ``z 1[z > theta]`` (JumpReLU; a plain relu at
+    """All latents of `z = x W^T + b` above a threshold: `z 1[z > theta]` (JumpReLU; a plain relu at
     theta 0).
 
     Args:
-        x, weight, bias: as in `sparse_encode`.
+        x, weight, bias: as in `sparse.encode`.
         threshold: one number, or theta (K,), not negative (nor NaN). Learnable with a bandwidth.
-        bandwidth: width eps of the window around theta in which the step has a gradient: ``d value / d
-            theta = -theta / eps`` and ``d active / d theta = -1 / eps`` where |z - theta| < eps / 2.
+        bandwidth: width eps of the window around theta in which the step has a gradient: `d value / d
+            theta = -theta / eps` and `d active / d theta = -1 / eps` where |z - theta| < eps / 2.
             Latents in the window but under the threshold are then in the lists too, with value 0.
         max_k: list at most this many per row (those furthest above their threshold). Then shapes are fixed
             and nothing waits for the device; without it lists are as long as the longest row needs.
 
     Returns:
-        Fired(values, indices, active): values and indices (..., c), by ascending index (by excess, largest
-            first, with
-        ``max_k``), padded by 0 and -1; active (...) float, the number of values kept. Differentiable.
+        Fired(values, indices, active): values and indices (..., c), by ascending index (by excess, largest first, with
+        `max_k`), padded by 0 and -1; active (...) float, the number of values kept. Differentiable.
 
     Source: Rajamanoharan et al. 2024.
+
+    Example:
+        >>> import torch, vecbank
+        >>> fired = vecbank.sparse.encode_threshold(torch.tensor([[1.0, 4.0, 3.0]]), torch.eye(3), threshold=2.0)
+        >>> fired.values.tolist(), fired.indices.tolist(), fired.active.tolist()
+        ([[4.0, 3.0]], [[1, 2]], [2.0])
     """
-    _check_bounded(max_k)
-    weight, bias = _dictionary(weight, bias)
-    rows = _flat(x, weight, bias)
+    arguments.bounded_under_export(max_k)
+    dictionary, rows = arguments.dictionary_of(x, weight, bias)
+    weight, bias, bank = dictionary
     latents = weight.shape[0]
     _checks.number("bandwidth", bandwidth)
     if not bandwidth >= 0:
         raise ValueError(f"bandwidth must not be negative, got {bandwidth}")
-    theta = _check_threshold(threshold, weight)
+    theta = arguments.thresholds(threshold, weight)
     with torch.no_grad():
         floor = theta - bandwidth / 2
         if max_k is not None:
-            indices = _sparse.furthest_above(rows, weight, bias, floor, _check_k("max_k", max_k, latents))
+            indices = _sparse.furthest_above(rows, weight, bias, floor, arguments.count_of("max_k", max_k, latents))
             values = None
         else:
-            values, indices = _sparse.above(rows, weight, bias, floor)
+            values, indices = _sparse.above(rows, dictionary, floor)
     values = _sparse.Pairs.apply(rows, weight, bias, indices, values)
     limits = lookup(indices.unsqueeze(-1), theta.unsqueeze(1), reduce="sum").squeeze(-1)
     values, gate = _sparse.Jump.apply(values, limits.masked_fill(indices < 0, torch.inf), bandwidth)
     if bandwidth == 0 and max_k is not None:
         indices = indices.masked_fill(gate == 0, -1)  # found by a rounded excess: one on the edge may be too many
-    values, indices = _shaped(x, values, indices)
+    values, indices = arguments.like_input(x, values, indices)
     return Fired(values, indices, gate.sum(1).reshape(x.shape[:-1]))
 
 
 @entry_point
-def sparse_encode_norm(
+def encode_norm(
     x: Tensor,
-    weight: Tensor | Bank,
-    bias: Tensor | None,
-    norms: Tensor,
+    weight: Tensor | PreparedBank,
+    bias: Tensor | None = None,
+    norms: Tensor | None = None,
     target: Tensor | None = None,
     *,
     max_k: int | None = None,
 ) -> TopK:
     """As many latents per row as it takes for the code to be as long as the input (top-AFA).
 
-    With ``z = relu(x W^T + b)`` sorted by ``z_j norms_j``, row by row ``k = argmin_k | sqrt(sum_{j <= k}
-    (z_j norms_j)^2) - target |`` (the smallest such k, at least 1): the norm that the decoded code would
+    With `z = relu(x W^T + b)` sorted by `z_j norms_j`, row by row `k = argmin_k | sqrt(sum_{j <= k}
+    (z_j norms_j)^2) - target |` (the smallest such k, at least 1): the norm that the decoded code would
     have if the decoder's rows were orthogonal.
 
     Args:
-        x, weight, bias: as in `sparse_encode`.
+        x, weight, bias: as in `sparse.encode`.
         norms: (K,), norms of the decoder's rows, positive.
         target: (...), |x| when not given.
         max_k: at most this many per row.
@@ -308,12 +275,19 @@ def sparse_encode_norm(
         TopK(values, indices), (..., c): by falling score, padded by 0 and -1. Differentiable in x,
             weight, bias.
 
-    Source: Lee et al., "Evaluating and designing sparse autoencoders by approximating quasi-orthogonality",
-        2025.
+    Source: Lee et al., "Evaluating and designing sparse autoencoders by approximating quasi-orthogonality", 2025.
+
+    Example:
+        >>> import torch, vecbank
+        >>> x = torch.tensor([[3.0, 4.0, 0.0]])
+        >>> vecbank.sparse.encode_norm(x, torch.eye(3), norms=torch.ones(3)).indices.tolist()
+        [[1, 0]]
     """
-    weight, bias = _dictionary(weight, bias)
-    rows = _flat(x, weight, bias)
-    _per_latent("norms", norms, weight)
+    dictionary, rows = arguments.dictionary_of(x, weight, bias)
+    weight, bias, bank = dictionary
+    if norms is None:
+        raise TypeError("norms must be given: (K,), the norms of the decoder's rows")
+    arguments.per_latent("norms", norms, weight)
     if _checks.readable(norms) and bool((norms < 0).any()):
         raise ValueError(f"norms must not be negative, got {float(norms.min())}")
     if target is None:
@@ -322,10 +296,10 @@ def sparse_encode_norm(
         _checks.floating("target", target)
         if target.shape != x.shape[:-1]:
             raise ValueError(f"target must have x's leading shape {tuple(x.shape[:-1])}, got {tuple(target.shape)}")
-    most = weight.shape[0] if max_k is None else _check_k("max_k", max_k, weight.shape[0])
+    most = weight.shape[0] if max_k is None else arguments.count_of("max_k", max_k, weight.shape[0])
     with torch.no_grad():
         wanted, factor, lists = target.detach().double().reshape(-1, 1), norms.detach().double(), []
-        latents = _sparse.Latents(rows, weight, bias)
+        latents = _sparse.Latents(rows, dictionary)
         for block in latents.blocks():
             width = min(most, 64)
             while True:
@@ -342,7 +316,7 @@ def sparse_encode_norm(
         width = max([v.shape[1] for v, _ in lists], default=1)
         values = torch.cat([_pad(v, width, 0) for v, _ in lists]) if lists else x.new_zeros(0, 1)
         indices = torch.cat([_pad(i, width, -1) for _, i in lists]) if lists else values.long()
-    return TopK(*_shaped(x, _sparse.Pairs.apply(rows, weight, bias, indices, values), indices))
+    return TopK(*arguments.like_input(x, _sparse.Pairs.apply(rows, weight, bias, indices, values), indices))
 
 
 def _pad(t: Tensor, width: int, value: int) -> Tensor:
@@ -350,8 +324,8 @@ def _pad(t: Tensor, width: int, value: int) -> Tensor:
 
 
 @entry_point
-def sparse_decode(values: Tensor, indices: Tensor, decoder: Tensor | Bank, bias: Tensor | None = None) -> Tensor:
-    """``sum_t values[..., t] decoder[indices[..., t]] + bias``: what a sparse code stands for.
+def decode(values: Tensor, indices: Tensor, decoder: Tensor | PreparedBank, bias: Tensor | None = None) -> Tensor:
+    """`sum_t values[..., t] decoder[indices[..., t]] + bias`: what a sparse code stands for.
 
     Args:
         values, indices: (..., c), as the encoders return them; index -1 adds nothing.
@@ -359,10 +333,16 @@ def sparse_decode(values: Tensor, indices: Tensor, decoder: Tensor | Bank, bias:
         bias: (d,) or None.
 
     Returns:
-        (..., d) in decoder's dtype; float64 sums, rounded once. Differentiable in values, decoder (a
-        deterministic scatter-add over the chosen rows) and bias.
+        (..., d) in decoder's dtype; float64 sums, rounded once. Differentiable in values, decoder (a deterministic
+        scatter-add over the chosen rows) and bias.
+
+    Example:
+        >>> import torch, vecbank
+        >>> decoder = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> vecbank.sparse.decode(torch.tensor([[2.0, 0.0]]), torch.tensor([[1, -1]]), decoder).tolist()
+        [[0.0, 2.0]]
     """
-    decoder = decoder.vectors if isinstance(decoder, Bank) else decoder
+    decoder = decoder.vectors if isinstance(decoder, PreparedBank) else decoder
     _checks.floating("values", values)
     _checks.shaped("decoder", decoder, ("K", "d"))
     indices = _checks.integers(indices, "indices")
@@ -378,7 +358,7 @@ def sparse_decode(values: Tensor, indices: Tensor, decoder: Tensor | Bank, bias:
         _checks.floating("bias", bias)
         if bias.shape != decoder.shape[-1:]:
             raise ValueError(f"bias must have shape ({decoder.shape[-1]},), got {tuple(bias.shape)}")
-    decoded: Tensor = _ops.lookup(indices, decoder, values.to(decoder.dtype), REDUCTIONS["sum"])
+    decoded: Tensor = ops.lookup(indices, decoder, values.to(decoder.dtype), REDUCTIONS["sum"])
     return decoded if bias is None else decoded + bias
 
 
@@ -386,8 +366,13 @@ def sparse_decode(values: Tensor, indices: Tensor, decoder: Tensor | Bank, bias:
 def firing_counts(indices: Tensor, latents: int, values: Tensor | None = None) -> Tensor:
     """How often each latent is in a code, (latents,) int64; with values, how often at more than 0.
 
-    ``indices`` are integers of any shape, ``values`` has it too. Index -1 counts for nothing. Nothing waits for the
+    `indices` are integers of any shape, `values` has it too. Index -1 counts for nothing. Nothing waits for the
     device, and integers add up the same in any order.
+
+    Example:
+        >>> import torch, vecbank
+        >>> vecbank.sparse.firing_counts(torch.tensor([[2, 0], [2, -1]]), 4).tolist()
+        [1, 0, 2, 0]
     """
     indices, latents = _checks.integers(indices, "indices"), _checks.at_least(0, "latents", latents)
     _checks.in_range(indices, latents, "indices")
@@ -416,17 +401,22 @@ def adapt_bias_(
 ) -> Tensor:
     """Nudges biases in place so that latents fire at their target frequency; returns the bias.
 
-    One that fires more often than ``target`` is lowered by ``step``, one that never fires is raised by it
-    (no further than ``ceiling``). For use with `sparse_encode_threshold` at threshold 0, where the bias
+    One that fires more often than `target` is lowered by `step`, one that never fires is raised by it
+    (no further than `ceiling`). For use with `sparse.encode_threshold` at threshold 0, where the bias
     alone controls sparsity.
 
     Args:
         bias: (K,).
-        counts: (K,), from `firing_counts`, over ``samples`` rows.
+        counts: (K,), from `firing_counts`, over `samples` rows.
         target: frequency in (0, 1), one number or (K,) (groups of latents with frequencies of their own).
 
-    Source: Chen et al., "Taming polysemanticity in LLMs: provable feature recovery via sparse
-        autoencoders", 2025.
+    Source: Chen et al., "Taming polysemanticity in LLMs: provable feature recovery via sparse autoencoders", 2025.
+
+    Example:
+        >>> import torch, vecbank
+        >>> bias, counts = torch.zeros(3), torch.tensor([0, 5, 90])
+        >>> vecbank.sparse.adapt_bias_(bias, counts, samples=100, target=0.1, step=0.5).tolist()
+        [0.5, 0.0, -0.5]
     """
     if counts.shape != bias.shape:
         raise ValueError(f"counts must have the shape of bias {tuple(bias.shape)}, got {tuple(counts.shape)}")

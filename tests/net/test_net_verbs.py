@@ -59,8 +59,8 @@ def test_masks_of_rows(target: Target) -> None:
         x, bank = any_rows(dice, leading, 3), gauss(7, 3, seed=seed)
         mask = any_mask(dice, leading[:-1], leading[-1]).expand(leading)
         on = target.device
-        got = vecbank.quantize_train(x.to(on), bank.to(on), mask=mask.to(on))
-        want = reference.quantize_train(x, bank, mask=mask.contiguous())
+        got = vecbank.quantize_train(x.to(on), bank.to(on), valid=mask.to(on))
+        want = reference.quantize_train(x, bank, valid=mask.contiguous())
         assert_same((got.quantized, got.codes, got.counts), (want.quantized, want.codes, want.counts), f"seed {seed}")
         torch.testing.assert_close(got.loss.cpu(), want.loss)
 
@@ -69,9 +69,9 @@ def test_a_broadcast_mask_is_not_written_out() -> None:
     """(8, 4, 1, M) beside x (8, 4, N, d): 320 MB if it were."""
     x, bank = gauss(8, 4, 500, 2), gauss(20000, 2)
     mask = torch.rand(8, 4, 1, 20000) < 0.5
-    vecbank.topk(x[:1], bank, 1, mask=mask[:1])
+    vecbank.topk(x[:1], bank, 1, allowed=mask[:1])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = vecbank.topk(x, bank, 1, mask=mask)
+    found = vecbank.topk(x, bank, 1, allowed=mask)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert grown < 100e6, f"{grown / 1e6:.0f} MB"
     assert bool(mask.squeeze(2).gather(-1, found.indices.squeeze(-1)).all())

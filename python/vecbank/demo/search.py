@@ -99,7 +99,7 @@ def run(digits: Digits, quick: bool = False) -> Search:
     recalls: list[Recall] = []
     examples: list[Example] = []
     for name, x, metric in tqdm(cases, desc="search", unit="case"):
-        indices = Bank(x, metric=metric).topk(x, NEIGHBOURS, mask=others).indices
+        indices = Bank(x, metric=metric).topk(x, NEIGHBOURS, allowed=others).indices
         truth, tied = _brute_force(x, metric, NEIGHBOURS)
         ours = indices.numpy()
         shared = (ours[:, :, None] == truth[:, None, :]).any(1).mean()

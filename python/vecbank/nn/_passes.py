@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .._interrupt import ops
-from .._ops import METRICS, ResidualQuantized
+from .._ops import METRICS
+from ..results import ResidualQuantized
 from ._layout import working
 
 

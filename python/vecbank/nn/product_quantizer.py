@@ -154,7 +154,7 @@ class ProductQuantizer(nn.Module):
         y = self._turned(zeroed(x, finite))
         parts = y.reshape(-1, self.parts, self.dim // self.parts).transpose(0, 1)
         mask = None if finite is None else finite.reshape(1, -1).expand(parts.shape[:2])
-        found = quantize_train(parts, self.books.detach(), mask=mask)
+        found = quantize_train(parts, self.books.detach(), valid=mask)
         loss = self.commitment_weight * found.loss
         if self.decay is None:
             offset = self.codes * torch.arange(self.parts, device=x.device).unsqueeze(1)

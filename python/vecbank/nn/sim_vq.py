@@ -116,7 +116,7 @@ class SimVQ(nn.Module):
             x, book = _together(x, self.codebook)
             finite, weight = finite_rows(x), self.input_to_quantize_commit_loss_weight
             x = zeroed(x, finite)
-            rows, codes, loss, counts, sums = quantize_train(x.detach(), book.detach(), mask=finite)
+            rows, codes, loss, counts, sums = quantize_train(x.detach(), book.detach(), valid=finite)
             elements = counted(finite, x.shape[:-1]) * x.shape[-1]
             loss = codebook_loss(x, book, rows, counts, sums, loss, weight, elements)
             quantized = rotate_to(x, rows) if self.rotation_trick else straight_through(x, rows)

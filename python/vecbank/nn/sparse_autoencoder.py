@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from .. import sparse
 from ..functional import lookup
-from ..sparse import firing_counts, sparse_decode, sparse_encode, sparse_encode_batch, sparse_encode_threshold
 from ._arguments import drawn_by, features, maybe_whole, memory_for, numbers, whole
 from ._checkpointing import inside_backward
 from ._distributed import Ranks
@@ -154,15 +154,15 @@ class SparseAutoencoder(nn.Module):
 
     def decode(self, values: Tensor, indices: Tensor) -> Tensor:
         """(..., dim): what a code stands for. Edit a code by changing its lists."""
-        return sparse_decode(values, indices, self.decoder, self.bias)
+        return sparse.decode(values, indices, self.decoder, self.bias)
 
     def _encode(self, x: Tensor, rows: int | Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Values, indices, and the penalty, a mean over `rows` inputs (all by default)."""
         centred, none = x - self.bias, self.bias.new_zeros(())
         if self.activation == "topk":
-            return *sparse_encode(centred, self.encoder, self.encoder_bias, self.k), none
+            return *sparse.encode(centred, self.encoder, self.encoder_bias, self.k), none
         if self.activation == "jumprelu":
-            fired = sparse_encode_threshold(
+            fired = sparse.encode_threshold(
                 centred,
                 self.encoder,
                 self.encoder_bias,
@@ -175,10 +175,10 @@ class SparseAutoencoder(nn.Module):
             average = fired.active.mean() if rows is None else over(fired.active.sum(), rows)
             return fired.values, fired.indices, (average / self.k - 1).square()
         if self.training:
-            code = sparse_encode_batch(centred, self.encoder, self.encoder_bias, self.k, max_k=self.max_k)
+            code = sparse.encode_batch(centred, self.encoder, self.encoder_bias, self.k, max_k=self.max_k)
             return *code, none
         level = self.level.clamp_min(0).expand(self.latents)
-        fired = sparse_encode_threshold(centred, self.encoder, self.encoder_bias, level, max_k=self.max_k)
+        fired = sparse.encode_threshold(centred, self.encoder, self.encoder_bias, level, max_k=self.max_k)
         return fired.values, fired.indices, none
 
     def forward(self, x: Tensor) -> SparseCode:
@@ -214,7 +214,7 @@ class SparseAutoencoder(nn.Module):
     def _count(self, values: Tensor, indices: Tensor, count: int | Tensor, squares: Tensor) -> None:
         """What `count` inputs, with `squares` about their mean over all of dim, have fired."""
         ranks = Ranks(self.sync)
-        fired = ranks.total(firing_counts(indices, self.latents, values))
+        fired = ranks.total(sparse.firing_counts(indices, self.latents, values))
         own = torch.zeros_like(self.inputs) + count
         inputs = ranks.total(own.clone())
         self.counts += fired
@@ -251,8 +251,8 @@ class SparseAutoencoder(nn.Module):
             encoder, decoder = lookup(rows, encoder), lookup(rows, decoder)
             bias = lookup(rows, bias.unsqueeze(1)).squeeze(1)
             mask, k = torch.ones_like(rows, dtype=torch.bool), min(k, rows.numel())
-        values, indices = sparse_encode(x - self.bias, encoder, bias, k, mask=mask)
-        wrong = (working(sparse_decode(values, indices, decoder)) - rest).square().sum()
+        values, indices = sparse.encode(x - self.bias, encoder, bias, k, allowed=mask)
+        wrong = (working(sparse.decode(values, indices, decoder)) - rest).square().sum()
         return torch.where(dead.any(), wrong / rest.square().sum().clamp_min(least).clamp_min(1e-12), 0.0)
 
     @torch.no_grad()

@@ -15,11 +15,11 @@ from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ... import _checks
-from ..._backward import rotated_gradient
-from ..._codes import ESTIMATORS, METRICS
 from ..._finite import zeroed
-from ..._forward import Function
-from ..._interrupt import ops as _ops
+from ..._ops import ESTIMATORS, METRICS
+from ..._ops import ops as _ops
+from ..._ops.rotation import rotated_gradient
+from ..._ops.tangents import Function
 from ...functional import lookup, project, segment_sum
 from .._checkpointing import ForwardRecord
 from .._draws import exponential, uniform

@@ -1,0 +1,32 @@
+"""`pack` and `repack_`: a bank as the kernels stream it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from .define import define
+from .fakes import check, check_bank, check_bias, same_device
+
+
+def _pack(bank: Tensor, metric: int, bias: Tensor | None = None, stamp: bool = False) -> Tensor:
+    check_bank(bank, metric)
+    check_bias(bias, bank, metric)
+    size = _C.pack_bytes(bank.shape[-2], bank.shape[-1], metric, bias is not None)  # symbolic where the shape is
+    return bank.new_empty((*bank.shape[:-2], size), dtype=torch.uint8)
+
+
+define("pack", fake=_pack)
+
+
+@torch.library.register_fake("vecbank::repack_")  # writes into its argument: there is nothing to differentiate
+def _repack(
+    pack: Tensor, bank: Tensor, metric: int, rows: Tensor, bias: Tensor | None = None, stamp: bool = False
+) -> None:
+    check_bank(bank, metric)
+    check_bias(bias, bank, metric)
+    same_device(bank, rows, pack)
+    check(bank.dim() == 2, f"bank must be (M, d), got {tuple(bank.shape)}")
+    check(rows.dtype == torch.int64 and rows.dim() == 1, f"rows must be int64 (R,), got {rows.dtype}")
+    check(pack.dtype == torch.uint8, f"pack must be uint8, got {pack.dtype}")

@@ -1,0 +1,268 @@
+"""What a bank is below the verbs: vectors, perhaps a bias, and the packed copies of them, kept up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from . import _checks
+from ._deprecated import warn
+from ._numpy import entry_point
+from ._ops import METRICS, ops
+from ._ops.names import metric_name
+from ._written import Snapshot
+
+Self = TypeVar("Self", bound="PreparedBank")
+
+
+class _Pack(NamedTuple):
+    """A pack, and what it was made of."""
+
+    pack: Tensor
+    vectors: Snapshot
+    bias: Snapshot | None
+
+    def is_of(self, vectors: Tensor, bias: Tensor | None) -> bool:
+        return self.vectors.shows(vectors) and (bias is None if self.bias is None else self.bias.shows(bias))
+
+
+class PreparedBank(nn.Module):
+    """The base of `vecbank.Bank`, whose docstring says what it promises. Functions that take a bank know it by this."""
+
+    vectors: Tensor
+    bias: Tensor | None
+    _packs: dict[int, _Pack]
+    _warned: set[str]  # what the Bank has warned of, once
+
+    @entry_point
+    def __init__(
+        self, vectors: Tensor, metric: str | None = None, learnable: bool = False, *, bias: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        _checks.vectors("vectors", vectors)
+        if metric is not None and (not isinstance(metric, str) or metric not in METRICS):
+            raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+        if metric is None and bias is not None:
+            metric = "dot"  # the only metric that goes with a bias
+        self._metric = metric
+        self.learnable = learnable
+        self._biased = bias is not None
+        self._packs, self._warned = {}, set()
+        if bias is not None:
+            _checks.bias(bias, vectors, METRICS[metric or "dot"])
+        if learnable:
+            self.vectors = nn.Parameter(vectors.detach().clone())
+            self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
+        else:
+            self.register_buffer("vectors", _own(vectors))
+            self.register_buffer("bias", None if bias is None else _own(bias))
+        self.repack()
+
+    @property
+    def metric(self) -> str | None:
+        """The metric that the Bank was made for; None leaves each verb its own. Read-only."""
+        return self._metric
+
+    @metric.setter
+    def metric(self, value: object) -> None:
+        raise AttributeError(
+            f"the metric of a Bank is fixed at {self._metric!r}: make another one, Bank(bank.vectors, {value!r})"
+        )
+
+    @entry_point
+    def update_(self: Self, rows: Tensor, vectors: Tensor) -> Self:
+        """Overwrite rows (integers, (R,)) with vectors (R, d) in place, and prepare them; returns self.
+
+        The cost follows R, not M: of the packed copy, only the blocks of 16 rows that hold one of them are written.
+        After M rows in all, and for R > M / 16, everything is prepared again.
+
+        A row that is named more than once keeps the last of its vectors, as assignment in numpy does.
+
+        Raises:
+            RuntimeError: the bank is learnable (an optimiser owns it). TypeError: rows that are not integers, or
+                vectors of another dtype than the bank's. ValueError: shapes. IndexError: rows outside 0..M-1.
+
+        Example:
+            >>> import torch, vecbank
+            >>> bank = vecbank.Bank(torch.zeros(3, 2), "l2")
+            >>> bank.update_(torch.tensor([1]), torch.tensor([[5.0, 5.0]])).lookup(torch.tensor(1)).tolist()
+            [5.0, 5.0]
+        """
+        held, bias = self.vectors, self.bias
+        if held.requires_grad:
+            raise RuntimeError("update_ cannot write into a learnable bank: its vectors are a leaf that requires grad")
+        if held.dim() != 2:
+            raise ValueError(f"update_ needs a bank (M, d), this one is {tuple(held.shape)}")
+        rows = _checks.integers(rows, "rows")
+        _checks.floating("vectors", vectors)
+        if rows.dim() != 1 or vectors.shape != (rows.shape[0], held.shape[1]):
+            raise ValueError(
+                f"update_ needs rows (R,) and vectors (R, {held.shape[1]}), "
+                f"got {tuple(rows.shape)} and {tuple(vectors.shape)}"
+            )
+        if vectors.dtype != held.dtype:
+            raise TypeError(f"vectors must be {held.dtype} like the bank, got {vectors.dtype}")
+        if rows.numel():
+            low, high = (int(end) for end in rows.aminmax())
+            if low < 0 or high >= held.shape[0]:
+                raise IndexError(f"rows must lie between 0 and {held.shape[0] - 1}, got values from {low} to {high}")
+        rows, vectors = _last_of_each(rows, vectors.detach())
+        if vectors.untyped_storage().data_ptr() == held.untyped_storage().data_ptr():
+            vectors = vectors.clone()  # rows of the bank itself, perhaps
+        current = {code: made for code, made in self._packs.items() if made.is_of(held, bias)}
+        with torch.no_grad():
+            held.index_copy_(0, rows, vectors)  # bumps the version that autograd checks
+            if not current or torch.compiler.is_compiling():
+                return self.repack()
+            self._packs.clear()  # an error leaves none that is half written
+            made_of = Snapshot.of(held), None if bias is None else Snapshot.of(bias)
+            for code, made in current.items():
+                ops.repack_(made.pack, held, code, rows, bias, True)
+                self._packs[code] = _Pack(made.pack, *made_of)
+        return self
+
+    @entry_point
+    def repack(self: Self) -> Self:
+        """Prepare the vectors again; returns self. Needed only after writes that torch does not count (see the class).
+
+        Example:
+            >>> import torch, vecbank
+            >>> bank = vecbank.Bank(torch.zeros(3, 2), "l2")
+            >>> bank.vectors.data[1] = 5.0
+            >>> bank.repack().nearest(torch.tensor([5.0, 5.0])).indices.item()
+            1
+        """
+        codes = set(self._packs) if self._metric is None else {_pack_family(METRICS[self._metric])}
+        self._packs = {}
+        for code in codes:
+            self._prepare(code, self.vectors, self.bias)
+        return self
+
+    def _prepare(self, code: int, vectors: Tensor, bias: Tensor | None) -> Tensor | None:
+        """Packs the vectors for a metric, if the pack can be held to what it was made of."""
+        if self.learnable or not _packable(vectors) or (bias is not None and not _packable(bias)):
+            return None
+        # before packing: a write in between makes the pack stale
+        made_of = Snapshot.of(vectors), None if bias is None else Snapshot.of(bias)
+        with torch.no_grad():
+            pack: Tensor = ops.pack(vectors, code, bias, True)
+        if _checks.concrete(pack):  # a tracer's own tensor is for that tracer alone
+            self._packs[code] = _Pack(pack, *made_of)
+        return pack
+
+    def _packed(self, verb: str, vectors: Tensor, code: int) -> Tensor | None:
+        """The pack for a metric, current; None where the op has to pack for itself."""
+        family = _pack_family(code)
+        held = self._packs.get(family)
+        if torch.compiler.is_compiling():
+            # The op itself holds the stamp in the pack against the vectors. An exported program keeps no pack.
+            return None if held is None or torch.compiler.is_exporting() else held.pack
+        bias = self._buffers.get("bias") if self._biased else None
+        if held is not None and held.is_of(vectors, bias):
+            return held.pack
+        if self._buffers.get("vectors") is not vectors:
+            return None
+        if self._metric is not None and family != _pack_family(METRICS[self._metric]):
+            self._warn_of_metric(verb, code)
+            return None
+        return self._prepare(family, vectors, bias)
+
+    def _warn_of_metric(self, verb: str, code: int) -> None:
+        if "metric" in self._warned or code == METRICS["l1"]:  # which has no pack to make
+            return
+        self._warned.add("metric")
+        wanted = metric_name(code)
+        warn(
+            f'{verb} by "{wanted}" packs the vectors of this Bank at every call, because the Bank is prepared for '
+            f'"{self._metric}": make a Bank for "{wanted}", or one without a metric',
+            UserWarning,
+        )
+
+    def _code_for(self, verb: str, default: str) -> int:
+        """The metric of a call that names none."""
+        if self._metric is not None:
+            return METRICS[self._metric]
+        if default != "cosine" and "default" not in self._warned:
+            if not torch.compiler.is_compiling():
+                self._warned.add("default")
+            warn(
+                f'{verb} scores by "{default}" with this Bank, because Bank(vectors) no longer means '
+                f'Bank(vectors, "cosine"): name the metric, in Bank or in {verb}'
+            )
+        return METRICS[default]
+
+    # The pack follows whatever torch does to the vectors, and is never carried along.
+
+    def _apply(self: Self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        return self._own_all().repack()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._own_all().repack()
+
+    def _own_all(self: Self) -> Self:
+        """Copies what torch may have put into the buffers and would not count the writes of."""
+        for name, held in self._buffers.items():
+            if held is not None and (held.is_inference() or _foreign(held)):
+                self._buffers[name] = _own(held)
+        return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("vectors", "bias") and "_packs" in self.__dict__:
+            self._packs = {}  # of another tensor; a compiled program could take an alias of it for the same
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.update(_packs={}, _warned=set())
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_metric" not in state:  # written before the metric was read-only
+            state.update(_metric=state.pop("metric"), _packs={}, _warned=set())
+        super().__setstate__(state)
+        if "_biased" not in state:  # written before there was a bias
+            self._biased = False
+            self.register_buffer("bias", None)
+        self.repack()
+
+
+def _last_of_each(rows: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row once, with the last vector that came for it."""
+    if rows.numel() <= 1:
+        return rows, vectors
+    named, place = rows.unique(return_inverse=True)
+    if named.numel() == rows.numel():
+        return rows, vectors
+    order = torch.arange(rows.numel(), device=rows.device)
+    last = torch.zeros_like(named).scatter_reduce_(0, place, order, "amax", include_self=False)
+    return named, vectors[last]
+
+
+def _pack_family(code: int) -> int:
+    """The metric whose packs serve this one: those of "l2" and "sqeuclidean" are the same."""
+    return METRICS["l2"] if code == METRICS["sqeuclidean"] else code
+
+
+def _foreign(t: Tensor) -> bool:
+    """Memory that is not torch's own (an array's, a file's): who else writes there, torch cannot see."""
+    return type(t) is Tensor and t.device.type == "cpu" and not t.untyped_storage().resizable()
+
+
+def _own(vectors: Tensor) -> Tensor:
+    """A contiguous tensor whose writes torch counts: shared where it is one already."""
+    vectors = vectors.detach()
+    if vectors.is_inference():
+        with torch.inference_mode(False):
+            return vectors.clone(memory_format=torch.contiguous_format)
+    return vectors.clone(memory_format=torch.contiguous_format) if _foreign(vectors) else vectors.contiguous()
+
+
+def _packable(t: Tensor) -> bool:
+    """A tensor whose content can be held to its version: on the CPU, plain, its own, without a gradient."""
+    on_cpu = t.device.type == "cpu" and _checks.concrete(t)
+    return on_cpu and not t.requires_grad and not t.is_inference() and not _foreign(t)
