@@ -39,8 +39,8 @@ VQ: dict[str, dict[str, Any]] = {
     "projected": {"codebook_dim": 5},
     "projected, normalised": {"codebook_dim": 5, "layernorm_after_project_in": True},
     "heads": {"heads": 2, "codebook_dim": 4},
-    "head books": {"heads": 2, "codebook_dim": 3, "separate_codebook_per_head": True},
-    "head books, affine": {"heads": 2, "codebook_dim": 4, "separate_codebook_per_head": True, "affine_param": True},
+    "head codebooks": {"heads": 2, "codebook_dim": 3, "separate_codebook_per_head": True},
+    "head codebooks, affine": {"heads": 2, "codebook_dim": 4, "separate_codebook_per_head": True, "affine_param": True},
     "image": {"accept_image_fmap": True},
     "image, projected heads": {"accept_image_fmap": True, "heads": 2, "codebook_dim": 3},
     "channel first": {"channel_last": False},
@@ -59,7 +59,7 @@ VQ: dict[str, dict[str, Any]] = {
     "orthogonal": {"orthogonal_reg_weight": 1.0, "orthogonal_reg_active_codes_only": True},
     "diverse": {"codebook_diversity_loss_weight": 0.5, "codebook_diversity_temperature": 3.0},
     "diverse, heads": {"codebook_diversity_loss_weight": 0.5, "heads": 2, "codebook_dim": 4},
-    "diverse, head books": {
+    "diverse, head codebooks": {
         "codebook_diversity_loss_weight": 0.5,
         "heads": 2,
         "codebook_dim": 4,

@@ -1,4 +1,4 @@
-"""Activation checkpointing, above all of modules that are ours alone: a forward that runs twice moves books once."""
+"""Activation checkpointing, above all of modules of this package alone: a repeated forward updates no codebook."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ BEFORE: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", BEFORE)
-def test_an_input_without_a_gradient_is_coded_by_the_same_book_again(name: str) -> None:
-    """A layer after the module has the gradient of what it was given, and the book moves once."""
+def test_an_input_without_a_gradient_is_coded_by_the_same_codebook_again(name: str) -> None:
+    """A layer after the module has the gradient of what it was given, and the codebook moves once."""
     results = []
     for checkpointed in (False, True):
         torch.manual_seed(0)

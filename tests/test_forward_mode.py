@@ -17,8 +17,9 @@ from torch.autograd import forward_ad, gradcheck
 import vecbank
 from vecbank import _sparse, reference
 from vecbank._ops import tangents
-from vecbank.nn import LatentQuantize, _bits, _estimators, _vq_ops, binary_mapper
+from vecbank.nn import LatentQuantize, _bits, _estimators, binary_mapper
 from vecbank.nn._estimators import rotate_to, scale_gradient
+from vecbank.nn._vq import ops as _vq_ops
 
 F64 = torch.float64
 CODES = torch.tensor([[0, 3, 3], [-1, 1, 3], [-1, -1, -1], [2, 0, -1]])

@@ -22,7 +22,7 @@ VQ: dict[str, dict[str, Any]] = {
     "kmeans": {"kmeans_init": True},
     "cosine": {"use_cosine_sim": True},
     "expiry": {"threshold_ema_dead_code": 1},
-    "head books": {"heads": 2, "codebook_dim": 4, "separate_codebook_per_head": True},
+    "head codebooks": {"heads": 2, "codebook_dim": 4, "separate_codebook_per_head": True},
     "affine": {"affine_param": True},
     "affine, kmeans": {"affine_param": True, "kmeans_init": True},
     "projected": {"codebook_dim": 5},
@@ -162,9 +162,9 @@ def test_an_assigned_codebook_holds(name: str) -> None:
     assert torch.equal(module.codebook, codes)
     module.train()(batch(0)[:0])
     assert torch.equal(module.codebook, codes)
-    book = module._codebook
-    size = float(book.cluster_size.flatten()[0])
-    assert size >= 1 and torch.equal(book.embed_avg, book.embed * size)
+    codebook = module._codebook
+    size = float(codebook.cluster_size.flatten()[0])
+    assert size >= 1 and torch.equal(codebook.embed_avg, codebook.embed * size)
     _, found, _ = module(batch(0))
     used = torch.zeros(CODES, dtype=torch.bool).index_fill(0, found.flatten().unique(), True)
     if module.separate_codebook_per_head or "affine" in name:
@@ -181,7 +181,7 @@ def test_assigned_cosine_codes_are_normalised() -> None:
     assert module(torch.tensor([[[1.0, 0.01]]]))[1].tolist() == [[0]]
 
 
-@pytest.mark.parametrize("name", ["default", "cosine", "head books", "kmeans"])
+@pytest.mark.parametrize("name", ["default", "cosine", "head codebooks", "kmeans"])
 def test_codes_without_rows_stay_where_there_is_no_smoothing(name: str) -> None:
     module = make(name, decay=0.0, eps=0.0)
     x = batch(0)[:, :3]
@@ -189,7 +189,7 @@ def test_codes_without_rows_stay_where_there_is_no_smoothing(name: str) -> None:
         before = module.codebook.clone()
         _, codes, _ = module(x)
         assert bool(module.codebook.isfinite().all())
-        if name != "head books" and not (before == 0).all():
+        if name != "head codebooks" and not (before == 0).all():
             used = torch.zeros(CODES, dtype=torch.bool).index_fill(0, codes.flatten(), True)
             assert torch.equal(module.codebook[~used], before[~used])
 
@@ -231,13 +231,13 @@ def test_codebooks_of_another_shape_or_kind_are_refused(options: dict[str, Any])
 
 def test_assigned_codebooks_of_stages() -> None:
     module = vn.ResidualVQ(dim=DIM, num_quantizers=2, codebook_size=CODES, kmeans_init=True)
-    books = torch.randn(2, CODES, DIM)
-    for layer, book in zip(module.layers, books, strict=True):
-        layer.codebook = book
+    codebooks = torch.randn(2, CODES, DIM)
+    for layer, codebook in zip(module.layers, codebooks, strict=True):
+        layer.codebook = codebook
     module.eval()(batch(0))
-    assert torch.equal(module.codebooks, books)
+    assert torch.equal(module.codebooks, codebooks)
     module.train()(batch(0)[:0])
-    assert torch.equal(module.codebooks, books)
+    assert torch.equal(module.codebooks, codebooks)
 
 
 def test_assigned_codebooks_of_a_product_quantizer() -> None:
@@ -269,7 +269,7 @@ LIVING: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", LIVING)
 def test_gradients_of_graphs_that_live_on(name: str) -> None:
-    """The backward pass of a step gives the same, before the next steps move the book and after them."""
+    """The backward pass of a step gives the same, before the next steps move the codebook and after them."""
     found: list[list[Tensor]] = []
     for late in (False, True):
         torch.manual_seed(0)
@@ -298,7 +298,7 @@ def resident() -> int:
 
 
 LARGE = (16384, 640)  # 40 MiB: more than glibc ever takes from its heap, so it goes back to the system at once
-HELD: dict[str, tuple[Any, float]] = {  # modules, and how many books a graph of theirs may keep
+HELD: dict[str, tuple[Any, float]] = {  # modules, and how many codebooks a graph of theirs may keep
     "averages": (lambda: vn.VectorQuantize(LARGE[1], LARGE[0]), 0),
     "re-seeding": (lambda: vn.VectorQuantize(LARGE[1], LARGE[0], threshold_ema_dead_code=1), 0),
     "learnable": (lambda: vn.VectorQuantize(LARGE[1], LARGE[0], learnable_codebook=True, ema_update=False), 1),
@@ -317,9 +317,9 @@ HELD: dict[str, tuple[Any, float]] = {  # modules, and how many books a graph of
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the memory of the process")
 @pytest.mark.parametrize("name", HELD)
 def test_graphs_that_live_on_keep_no_codebook(name: str) -> None:
-    make, books = HELD[name]
+    make, codebooks = HELD[name]
     module, x = make(), torch.randn(1, 16, LARGE[1], requires_grad=True)
     module(x)
     before, living = resident(), [module(x) for _ in range(4)]
-    assert resident() - before < (4 * books + 2) * 4 * LARGE[0] * LARGE[1]
+    assert resident() - before < (4 * codebooks + 2) * 4 * LARGE[0] * LARGE[1]
     del living

@@ -151,7 +151,7 @@ def test_a_row_that_is_not_finite_moves_nothing(name: str, value: float) -> None
     torch.testing.assert_close(without(name, quantized), want[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vq, default", "vq, head books", "rvq, default", "rvq, beam", "rvq, implicit"])
+@pytest.mark.parametrize("name", ["vq, default", "vq, head codebooks", "rvq, default", "rvq, beam", "rvq, implicit"])
 def test_a_row_that_is_not_finite_beside_a_mask(name: str) -> None:
     """Padding may hold anything; what is inside and not finite is left out as well."""
     module, clean = made(name), made(name)
@@ -169,7 +169,7 @@ def test_a_row_that_is_not_finite_beside_a_mask(name: str) -> None:
 
 
 def test_scores_leave_out_rows_that_are_not_finite() -> None:
-    for name in ("vq, default", "vq, head books", "vq, cosine", "rvq, default", "rvq, implicit"):
+    for name in ("vq, default", "vq, head codebooks", "vq, cosine", "rvq, default", "rvq, implicit"):
         module = made(name).eval()
         x = batch(name, 0)
         codes = module(x)[1]

@@ -39,10 +39,10 @@ def pair(name: str) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
     theirs = getattr(peer, kind)(dim=DIM, codebook_size=CODES, **options)
     for module in theirs.modules():
         if hasattr(module, "_codebook"):
-            book = torch.randn_like(module._codebook.embed)
-            book = nn.functional.normalize(book, dim=-1) if module.use_cosine_sim else book
-            module._codebook.embed.data.copy_(book)
-            module._codebook.embed_avg.copy_(book)
+            codebook = torch.randn_like(module._codebook.embed)
+            codebook = nn.functional.normalize(codebook, dim=-1) if module.use_cosine_sim else codebook
+            module._codebook.embed.data.copy_(codebook)
+            module._codebook.embed_avg.copy_(codebook)
     mine = getattr(ours, kind)(dim=DIM, codebook_size=CODES, **options)
     mine.load_state_dict(theirs.state_dict())
     return mine, theirs, call

@@ -1,4 +1,4 @@
-"""Ranks that meet after their modules were built, and a rank that evaluates alone: nobody waits, books are one."""
+"""Ranks that meet after their modules were built, and a rank that evaluates alone: nobody waits, codebooks are one."""
 
 from __future__ import annotations
 

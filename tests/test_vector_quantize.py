@@ -1,4 +1,4 @@
-"""VectorQuantize against vector-quantize-pytorch, whose place it takes: same tuples, values, gradients and books."""
+"""VectorQuantize against vector-quantize-pytorch, which it replaces: same tuples, values, gradients and codebooks."""
 
 from __future__ import annotations
 
@@ -75,12 +75,14 @@ def test_codes_match_peer_where_float32_can_tell(cosine: bool) -> None:
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(4, 1024, 32)
     rows = nn.functional.normalize(x, dim=-1, eps=1e-6) if cosine else x
-    rows, book = rows.flatten(0, 1).double(), ours.codebook.double()
-    score = rows @ book.T if cosine else -torch.cdist(rows, book, compute_mode="donot_use_mm_for_euclid_dist").square()
+    rows, codebook = rows.flatten(0, 1).double(), ours.codebook.double()
+    direct = "donot_use_mm_for_euclid_dist"
+    score = rows @ codebook.T if cosine else -torch.cdist(rows, codebook, compute_mode=direct).square()
     best = score.topk(2, dim=-1)
     codes, other = ours(x)[1].flatten(), theirs(x)[1].flatten()
     assert torch.equal(codes, best.indices[:, 0])
-    size = rows.norm(dim=-1) * book.norm(dim=-1).max() if cosine else (rows.norm(dim=-1) + book.norm(dim=-1).max()) ** 2
+    row_norm, code_norm = rows.norm(dim=-1), codebook.norm(dim=-1).max()
+    size = row_norm * code_norm if cosine else (row_norm + code_norm) ** 2
     certain = best.values[:, 0] - best.values[:, 1] > 2 * (32 + 4) * 2.0**-24 * size
     assert torch.equal(codes[certain], other[certain])
     assert int((~certain).sum()) < 10

@@ -26,7 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
     "kmeans, expiry": {"kmeans_init": True, "threshold_ema_dead_code": 2},
     "kmeans of the first rank": {"kmeans_init": True, "sync_kmeans": False},
     "cosine": {"use_cosine_sim": True, "kmeans_init": True, "threshold_ema_dead_code": 1},
-    "head books": {
+    "head codebooks": {
         "heads": 2,
         "codebook_dim": 3,  # no projections: these would be every rank's own without DistributedDataParallel
         "separate_codebook_per_head": True,
@@ -42,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "affine": {"affine_param": True, "sync_affine_param": True},
     "affine, not synchronised": {"affine_param": True, "threshold_ema_dead_code": 1},
-    "affine, kmeans, head books": {
+    "affine, kmeans, head codebooks": {
         "affine_param": True,
         "kmeans_init": True,
         "heads": 2,
@@ -79,7 +79,7 @@ def batch(rank: int, step: int) -> tuple[Tensor, Tensor]:
 
 
 def train(name: str, rank: int, world: int) -> dict[str, Tensor]:
-    """A few steps; ranks start from different random books and draw different random numbers."""
+    """A few steps; ranks start from different random codebooks and draw different random numbers."""
     torch.manual_seed(rank)
     module = VectorQuantize(DIM, CODES, **{k: v() if v is Bridge else v for k, v in CASES[name].items()})
     assert module._codebook.ranks.several == (world > 1)
@@ -107,8 +107,8 @@ def train(name: str, rank: int, world: int) -> dict[str, Tensor]:
         if name == "evaluated on the first rank" and rank == 0:
             module.eval()(x)
             module.train()
-    books = {key: value.clone() for key, value in module.state_dict().items()}
-    return books | {"usage": module.usage(), "perplexity": module.perplexity()}
+    codebooks = {key: value.clone() for key, value in module.state_dict().items()}
+    return codebooks | {"usage": module.usage(), "perplexity": module.perplexity()}
 
 
 WORLD = 2  # what the lone process of `test_equals_one_process` imitates
@@ -146,13 +146,13 @@ def test_four_ranks_keep_one_book(four: list[dict[str, dict[str, Tensor]]]) -> N
 
 
 def test_dead_codes_are_re_seeded(two: list[dict[str, dict[str, Tensor]]]) -> None:
-    for name in ("kmeans, expiry", "head books", "compiled"):
+    for name in ("kmeans, expiry", "head codebooks", "compiled"):
         assert float(two[0][name]["_codebook.cluster_size"].min()) >= 2, name
 
 
 @pytest.mark.parametrize("name", ["default", "affine"])
 def test_equals_one_process(name: str, two: list[dict[str, dict[str, Tensor]]]) -> None:
-    """Two ranks on halves of a batch make the book that one process makes on the whole."""
+    """Two ranks on halves of a batch make the codebook that one process makes on the whole."""
     alone = train(name, 0, 1)
     for key, value in two[0][name].items():
         torch.testing.assert_close(alone[key], value, atol=1e-5, rtol=1e-5, msg=lambda m, key=key: f"{key}: {m}")

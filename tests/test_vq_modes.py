@@ -17,7 +17,7 @@ from vecbank.nn.vector_quantize import VectorQuantize
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_rows_are_read_exactly(dtype: torch.dtype) -> None:
-    """Codes and (float32) books are those of the same values in float32, bit for bit."""
+    """Codes and (float32) codebooks are those of the same values in float32, bit for bit."""
     narrow, wide = VectorQuantize(DIM, CODES), VectorQuantize(DIM, CODES)
     wide.load_state_dict(narrow.state_dict())
     for seed in range(3):
@@ -139,7 +139,7 @@ def test_random_parts_behave_as_the_peers(name: str) -> None:
 @pytest.mark.parametrize("name", RANDOM)
 def test_a_generator_decides(name: str) -> None:
     """Same seed, same bits, whatever the default generator does; which it leaves alone."""
-    books = []
+    codebooks = []
     start = VectorQuantize(DIM, CODES, **RANDOM[name]).state_dict()
     for seed in (1, 1, 2):
         module = VectorQuantize(DIM, CODES, **RANDOM[name], generator=torch.Generator().manual_seed(seed))
@@ -147,9 +147,9 @@ def test_a_generator_decides(name: str) -> None:
         before = torch.get_rng_state()
         outs = [module(make_input({}, i).requires_grad_())[0] for i in range(2)]
         assert torch.equal(before, torch.get_rng_state())
-        books.append(torch.cat([module.codebook.detach().flatten(), *(o.detach().flatten() for o in outs)]))
+        codebooks.append(torch.cat([module.codebook.detach().flatten(), *(o.detach().flatten() for o in outs)]))
         torch.manual_seed(seed + 77)
-    assert torch.equal(books[0], books[1]) and not torch.equal(books[0], books[2])
+    assert torch.equal(codebooks[0], codebooks[1]) and not torch.equal(codebooks[0], codebooks[2])
 
 
 def test_expiry_uses_each_row_once_and_waits() -> None:
@@ -170,7 +170,7 @@ def test_expiry_uses_each_row_once_and_waits() -> None:
 COMPILED: dict[str, dict[str, Any]] = {
     "default": {},
     "cosine": {"use_cosine_sim": True},
-    "head books": {"heads": 2, "codebook_dim": 8, "separate_codebook_per_head": True},
+    "head codebooks": {"heads": 2, "codebook_dim": 8, "separate_codebook_per_head": True},
     "image": {"accept_image_fmap": True, "codebook_dim": 4},
     "learnable": LEARN,
     "affine": {"affine_param": True},
@@ -215,7 +215,7 @@ def test_compiles_whole(name: str) -> None:
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_compiled_gradients_are_of_the_books_before_the_update() -> None:
+def test_compiled_gradients_are_of_the_codebooks_before_the_update() -> None:
     """The real compiler, which makes values again in the backward pass from what went into the forward one."""
     options = {**COMPILED["diverse"], "affine_param": True}
     plain, module = VectorQuantize(DIM, CODES, **options), VectorQuantize(DIM, CODES, **options)
@@ -284,7 +284,7 @@ def test_a_book_learns_by_codes_that_are_drawn(options: dict[str, Any]) -> None:
     x = torch.randn(2, 30, 8)
     _, codes, loss = module(x)
     loss.sum().backward()
-    book = module._codebook.embed.detach()[0].requires_grad_()
-    (book[codes] - x).square().mean().backward()
-    assert book.grad is not None and module._codebook.embed.grad is not None
-    torch.testing.assert_close(module._codebook.embed.grad[0], book.grad)
+    codebook = module._codebook.embed.detach()[0].requires_grad_()
+    (codebook[codes] - x).square().mean().backward()
+    assert codebook.grad is not None and module._codebook.embed.grad is not None
+    torch.testing.assert_close(module._codebook.embed.grad[0], codebook.grad)

@@ -29,7 +29,7 @@ class Bridge(nn.Module):
 
 
 def shift_codes(codes: Tensor) -> Tensor:
-    """A book for every row of (3, 20) rows, as implicit neural codebooks make."""
+    """A codebook for every row of (3, 20) rows, as implicit neural codebooks make."""
     shift = torch.linspace(-0.2, 0.2, 60).view(1, 3, 20, 1, 1)
     return codes.unsqueeze(1).unsqueeze(1) * (1 + shift) + shift
 
@@ -46,8 +46,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "projected, normalised": ({"codebook_dim": 4, "layernorm_after_project_in": True}, {}),
     "heads": ({"heads": 4, "codebook_dim": 4}, {}),
     "heads, wider": ({"heads": 2, "codebook_dim": 6}, {}),
-    "head books": ({"heads": 4, "codebook_dim": 4, "separate_codebook_per_head": True}, {}),
-    "head books, cosine": (
+    "head codebooks": ({"heads": 4, "codebook_dim": 4, "separate_codebook_per_head": True}, {}),
+    "head codebooks, cosine": (
         {"heads": 2, "codebook_dim": 6, "separate_codebook_per_head": True, "use_cosine_sim": True},
         {},
     ),
@@ -82,8 +82,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "weighted by function": ({}, {"ema_update_weight": lambda sums, sizes: (sizes > 1).float()}),
     "orthogonal": ({"orthogonal_reg_weight": 1.0}, {}),
     "orthogonal, active": ({"orthogonal_reg_weight": 1.0, "orthogonal_reg_active_codes_only": True}, {}),
-    "orthogonal, wide book": ({"orthogonal_reg_weight": 1.0, "heads": 8, "codebook_dim": 2}, {}),
-    # Here the peer's gradient mixes the book before and after the update: compared where it does not move.
+    "orthogonal, wide codebook": ({"orthogonal_reg_weight": 1.0, "heads": 8, "codebook_dim": 2}, {}),
+    # Here the peer's gradient mixes the codebook before and after the update: compared where it does not move.
     "diverse": (
         {
             "codebook_diversity_loss_weight": 0.5,
@@ -96,7 +96,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"codebook_diversity_loss_weight": 0.5, "heads": 2, "codebook_dim": 8, "freeze_codebook": True},
         {},
     ),
-    "diverse, head books": (
+    "diverse, head codebooks": (
         {
             "codebook_diversity_loss_weight": 0.5,
             "heads": 2,
@@ -149,10 +149,10 @@ def pair(options: dict[str, Any]) -> tuple[VectorQuantize, peer.VectorQuantize]:
         made.append(cls(DIM, CODES, **own))
     ours, theirs = made
     with torch.no_grad():  # codes as far apart as the inputs, so that every step uses many of them
-        book = torch.randn(theirs._codebook.embed.shape, generator=torch.Generator().manual_seed(40))
-        book = nn.functional.normalize(book, dim=-1) if theirs.use_cosine_sim else book
-        theirs._codebook.embed.copy_(book)
-        theirs._codebook.embed_avg.copy_(book)
+        codebook = torch.randn(theirs._codebook.embed.shape, generator=torch.Generator().manual_seed(40))
+        codebook = nn.functional.normalize(codebook, dim=-1) if theirs.use_cosine_sim else codebook
+        theirs._codebook.embed.copy_(codebook)
+        theirs._codebook.embed_avg.copy_(codebook)
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
 

@@ -6,8 +6,8 @@ import torch
 from torch import Generator, Tensor
 
 from ._bits import bit_entropy, entropy, mean_code_probability
+from ._distributed import mean_over_ranks
 from ._draws import uniform
-from ._sync import mean_over_ranks
 
 _FLOOR = 1e-5  # inside the entropies' logarithms
 

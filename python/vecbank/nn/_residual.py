@@ -21,9 +21,9 @@ from .. import _checks
 from .._finite import finite_rows
 from .._ops import METRICS, ops
 from ._arguments import integers, whole
+from ._distributed import Ranks, several_ranks
 from ._estimators import scale_gradient
 from ._layout import Projected, check_width, no_autocast, working
-from ._sync import Ranks, several_ranks
 
 Stage = Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]
 

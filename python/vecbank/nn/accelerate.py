@@ -1,7 +1,7 @@
-"""`accelerate(model)`: modules of vector-quantize-pytorch inside a model become ours, in place.
+"""`accelerate(model)` swaps the modules of vector-quantize-pytorch inside a model for those of this package, in place.
 
-Nothing is copied: a swapped module keeps its identity, its parameters and buffers (an optimiser that holds them goes on
-as before), its hooks and its training mode, so that every reference to it stays good.
+Nothing is copied: a swapped module stays the same object with the same parameters and buffers, hooks and training mode,
+so every reference to it stays valid, and so does an optimiser that holds its parameters.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._codebook import Codebook
 from ._implicit_codebook import CodeMLP
 from ._layout import CosineSimLinear
+from ._vq.codebook import Codebook
 from .binary_mapper import BinaryMapper
 from .fsq import FSQ, GroupedResidualFSQ, ResidualFSQ
 from .grouped_vq import GroupedResidualVQ
@@ -48,7 +48,19 @@ _HOOKS = (
 
 @dataclass(frozen=True)
 class AccelerateReport:
-    """What `accelerate` did: the names of the modules it swapped, and of those it left with the reason."""
+    """The result of `accelerate`: the names of the swapped modules, and of those that were left, with the reason.
+
+    Attributes:
+        swapped: names as in `model.named_modules()`, each with its class.
+        left: the reason by such a name.
+
+    Example:
+        >>> import vecbank
+        >>> print(vecbank.nn.AccelerateReport(swapped=["0 (VectorQuantize)"]))
+        swapped 1
+          0 (VectorQuantize)
+        left 0
+    """
 
     swapped: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
@@ -60,14 +72,27 @@ class AccelerateReport:
 
 
 def accelerate(model: nn.Module) -> AccelerateReport:
-    """Makes every vector_quantize_pytorch module that has a counterpart here into one, in place.
+    """Swaps every vector_quantize_pytorch module that has a counterpart here for that counterpart, in place.
 
-    Weights, moving averages, optimisers and hooks stay; outputs, state_dict and arguments stay the same. Random draws
-    go on from torch's default generator. Modules of that package without a counterpart keep their type, while those
-    inside them are swapped: a ResidualVQ of theirs then runs on stages of ours.
+    Weights, moving averages, optimisers and hooks stay; outputs, state_dict and arguments stay the same. Random numbers
+    come from torch's default generator, as before. Modules of that package without a counterpart keep their type, while
+    the modules inside them are swapped: a ResidualVQ of that package then runs on stages of this one.
+
+    Args:
+        model: any module; it may itself be one that is swapped.
 
     Returns:
         AccelerateReport(swapped, left): names as in `model.named_modules()`, with the class; "" is the model itself.
+
+    Raises:
+        TypeError: `model` is not a torch.nn.Module.
+
+    Example:
+        >>> import torch, vecbank
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), vecbank.nn.VectorQuantize(dim=8, codebook_size=16))
+        >>> report = vecbank.nn.accelerate(model)
+        >>> report.swapped, report.left  # no module of the other package is in this model
+        ([], {})
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -81,7 +106,7 @@ def accelerate(model: nn.Module) -> AccelerateReport:
             continue
         convert = _CONVERTERS.get(kind.__name__)
         if convert is None:
-            if getattr(sys.modules[_PEER], kind.__name__, None) is kind:  # else a part of one: it goes with the whole
+            if getattr(sys.modules[_PEER], kind.__name__, None) is kind:  # else it is swapped with what it is a part of
                 report.left[label] = "no counterpart here; what it is made of is swapped where there is one"
             continue
         try:
@@ -94,7 +119,7 @@ def accelerate(model: nn.Module) -> AccelerateReport:
 
 
 class _CannotSwapError(Exception):
-    """A module in a state that has no equal here."""
+    """A module whose state cannot be represented here."""
 
 
 def _derived(kind: type) -> bool:
@@ -109,12 +134,12 @@ def _fresh(cls: Callable[..., nn.Module], module: nn.Module, **settings: Any) ->
     for name in inspect.signature(cls).parameters:
         if name not in settings and name in module.__dict__:
             settings[name] = module.__dict__[name]
-    with torch.random.fork_rng(devices=[]):  # what it starts with is thrown away, and must not cost random numbers
+    with torch.random.fork_rng(devices=[]):  # its start is replaced, and must not take random numbers
         return cls(**settings)
 
 
 def _become(module: nn.Module, fresh: nn.Module) -> None:
-    """Turns `module` into `fresh`; it stays who it is, with its parameters, buffers, children, hooks and mode."""
+    """Gives `module` the class and settings of `fresh`; parameters, buffers, children, hooks and mode stay."""
     _check_kept(module, fresh)
     old, new = module.__dict__, fresh.__dict__
     like = next(itertools.chain(module.parameters(), module.buffers()), None)
@@ -124,7 +149,7 @@ def _become(module: nn.Module, fresh: nn.Module) -> None:
         new[kind].update((name, value) for name, value in old[kind].items() if name in new[kind])
     new |= {name: old[name] for name in (*_HOOKS, "training") if name in old}
     taken = _names(fresh)
-    for name, value in old.items():  # what a user hung on it
+    for name, value in old.items():  # attributes that a user has added
         if name not in new and name not in taken and not hasattr(type(fresh), name):
             new[name] = value
     module.__dict__ = new
@@ -132,7 +157,7 @@ def _become(module: nn.Module, fresh: nn.Module) -> None:
 
 
 def _check_kept(module: nn.Module, fresh: nn.Module) -> None:
-    """Everything that `module` holds has its place in `fresh`."""
+    """Everything that `module` holds has a place in `fresh`."""
     old = module.__dict__
     persistent = old["_buffers"].keys() - old["_non_persistent_buffers_set"]
     lost = (old["_parameters"].keys() | old["_modules"].keys() | persistent) - _names(fresh)
@@ -148,7 +173,7 @@ def _names(module: nn.Module) -> set[str]:
 
 
 def _check_codebook(b: Any) -> None:
-    """A Codebook that can be swapped, theirs or ours."""
+    """A Codebook that can be swapped, of that package or of this one."""
     if isinstance(b, Codebook):
         return
     if type(b).__module__.partition(".")[0] != _PEER or type(b).__name__ != "Codebook":
@@ -157,15 +182,15 @@ def _check_codebook(b: Any) -> None:
         raise _CannotSwapError("its codebook samples codes by a function of its own")
 
 
-def _codebook(book: nn.Module) -> None:
-    """Their Codebook to ours; once, however many modules share it."""
-    if isinstance(book, Codebook):
+def _codebook(codebook: nn.Module) -> None:
+    """Swaps a Codebook; once, however many modules share it."""
+    if isinstance(codebook, Codebook):
         return
-    b: Any = book
+    b: Any = codebook
     fresh = _fresh(
         Codebook, b, dim=b.embed.shape[-1], kmeans_init=False, sync_kmeans=_sync_kmeans(b), vq_bridge=_bridge(b)
     )
-    pending = b.cluster_size.grad, b.embed_avg.grad  # where theirs keeps what it has accumulated
+    pending = b.cluster_size.grad, b.embed_avg.grad  # where that package keeps what it has accumulated
     _become(b, fresh)
     b.cluster_size.grad = b.embed_avg.grad = None
     b.pending_size, b.pending_sum = pending
@@ -175,28 +200,28 @@ def _codebook(book: nn.Module) -> None:
             setattr(b, name, torch.zeros_like(b.codebook_mean))
 
 
-def _sync_kmeans(book: Any) -> bool:
-    return not book.use_ddp or getattr(book.sample_fn, "__name__", "") == "sample_vectors_distributed"
+def _sync_kmeans(codebook: Any) -> bool:
+    return not codebook.use_ddp or getattr(codebook.sample_fn, "__name__", "") == "sample_vectors_distributed"
 
 
-def _bridge(book: nn.Module) -> nn.Module | None:
-    return book._modules.get("vq_bridge")
+def _bridge(codebook: nn.Module) -> nn.Module | None:
+    return codebook._modules.get("vq_bridge")
 
 
 def _vq_settings(vq: Any) -> dict[str, Any]:
-    """Constructor arguments of a VectorQuantize, theirs or ours."""
-    book = vq._codebook
+    """Constructor arguments of a VectorQuantize, of that package or of this one."""
+    codebook = vq._codebook
     names = inspect.signature(VectorQuantize).parameters
-    settings = {name: value for name, value in {**vars(book), **vars(vq)}.items() if name in names}
-    settings |= {"kmeans_init": False, "codebook_dim": book.embed.shape[-1], "sync_codebook": book.use_ddp}
-    settings |= {"layernorm_after_project_in": isinstance(vq.project_in, nn.Sequential), "vq_bridge": _bridge(book)}
+    settings = {name: value for name, value in {**vars(codebook), **vars(vq)}.items() if name in names}
+    settings |= {"kmeans_init": False, "codebook_dim": codebook.embed.shape[-1], "sync_codebook": codebook.use_ddp}
+    settings |= {"layernorm_after_project_in": isinstance(vq.project_in, nn.Sequential), "vq_bridge": _bridge(codebook)}
     settings |= {"in_place_codebook_optimizer": None}
     if not isinstance(vq, VectorQuantize):
-        sampling = book.gumbel_sample.keywords
+        sampling = codebook.gumbel_sample.keywords
         settings["stochastic_sample_codes"] = sampling["stochastic"]
         settings["straight_through"] = sampling["straight_through"]
-    if not isinstance(book, Codebook):
-        settings["sync_kmeans"] = _sync_kmeans(book)
+    if not isinstance(codebook, Codebook):
+        settings["sync_kmeans"] = _sync_kmeans(codebook)
     return settings
 
 
@@ -204,14 +229,14 @@ def _vector_quantize(module: nn.Module) -> None:
     m: Any = module
     _check_codebook(m._codebook)
     optimizer, fresh = m.in_place_codebook_optimizer, _fresh(VectorQuantize, m, **_vq_settings(m))
-    _check_kept(module, fresh)  # before its book is swapped: theirs cannot work with ours
+    _check_kept(module, fresh)  # before the codebook is swapped: the module could not work with the new one
     _codebook(m._codebook)
     _become(module, fresh)
     m.in_place_codebook_optimizer = optimizer
-    m.zero = m.zero.detach()  # theirs makes it ask for gradients
+    m.zero = m.zero.detach()  # there it requires grad
 
 
-# ---- The others ---------------------------------------------------------------------------------------------------
+# ---- The other modules --------------------------------------------------------------------------------------------
 
 
 def _dim(module: Any, width: int) -> int:
@@ -240,7 +265,7 @@ def _residual_settings(m: Any) -> dict[str, Any]:
 def _residual_vq(module: nn.Module) -> None:
     m: Any = module
     _become(module, _fresh(ResidualVQ, m, **_residual_settings(m)))
-    for layer in m.layers:  # ours puts the features last before it asks its stages
+    for layer in m.layers:  # the stages here always get the features last
         layer.accept_image_fmap = layer.accept_3d_fmap = False
         layer.channel_last = True
     for mlp in m.mlps:
@@ -275,9 +300,9 @@ def _residual_sim_settings(m: Any) -> dict[str, Any]:
 
 
 def _random_projection_settings(m: Any) -> dict[str, Any]:
-    books, dim, width = m.rand_projs.shape
+    count, dim, width = m.rand_projs.shape
     size, norm = m.vq.codebook_size, isinstance(m.norm, nn.LayerNorm)
-    return {"dim": dim, "codebook_dim": width, "num_codebooks": books, "codebook_size": size, "norm": norm}
+    return {"dim": dim, "codebook_dim": width, "num_codebooks": count, "codebook_size": size, "norm": norm}
 
 
 def _has_bias(m: Any) -> bool:

@@ -22,8 +22,8 @@ from ..functional import lookup, topk
 from ..sparse import firing_counts
 from ._arguments import drawn_by, features, integers, memory_for, numbers, whole
 from ._arguments import rows as row_numbers
-from ._recall import inside_backward
-from ._sync import Ranks, draw_rows
+from ._checkpointing import inside_backward
+from ._distributed import Ranks, draw_rows
 
 _METRICS = ("cosine", "dot", "l2")
 

@@ -17,10 +17,10 @@ from .._finite import counted, finite_rows, voided, zeroed
 from .._pq_parts import turned
 from ..functional import lookup, project, quantize_train
 from ._arguments import drawn_by, features, floats, integers, memory_for, number, numbers, whole
+from ._checkpointing import ForwardRecord, ForwardRecords, inside_backward, may_repeat
+from ._distributed import Ranks, draw_rows
 from ._estimators import keep_alive
-from ._moving import moving
-from ._recall import Recall, Seen, inside_backward, may_repeat
-from ._sync import Ranks, draw_rows
+from ._state_updates import state_update
 
 
 class ProductQuantized(NamedTuple):
@@ -114,7 +114,7 @@ class ProductQuantizer(nn.Module):
             self.register_buffer("sizes", torch.ones(parts, codes))
             self.register_buffer("sums", sums)
         self.register_buffer("rotation", torch.eye(dim) if rotation else None)
-        self._recall = Recall()
+        self._recall = ForwardRecords()
         self._shared = False  # whether the ranks have agreed on what to start from
         self._loading = False
 
@@ -165,8 +165,8 @@ class ProductQuantizer(nn.Module):
             self._shared = True
         if not moves or not may_repeat():
             return self._code(x, moves)
-        seen = Seen(x, {"codebooks": self.codebooks}, self.generator, draws=self.rare > 0)
-        self._recall.note(seen)
+        seen = ForwardRecord(x, {"codebooks": self.codebooks}, self.generator, draws=self.rare > 0)
+        self._recall.add(seen)
         found = self._code(x, True)
         seen.finish()
         return found._replace(quantized=keep_alive(found.quantized, seen))
@@ -192,7 +192,7 @@ class ProductQuantizer(nn.Module):
         quantized = voided(quantized, finite)
         return ProductQuantized(quantized, found.codes.T.reshape(*lead, self.parts), loss)
 
-    @moving
+    @state_update
     def _move(self, parts: Tensor, mask: Tensor | None, counts: Tensor, sums: Tensor) -> None:
         ranks, dtype = Ranks(self.sync), self.codebooks.dtype
         counts, sums = ranks.total(counts).to(dtype), ranks.total(sums).to(dtype)

@@ -1,10 +1,9 @@
 """Random-projection quantiser: frozen targets for self-supervised training.
 
-Formula: code_h = argmax_k cos(P_h norm(x), C_hk), with a frozen random projection P_h and a frozen book C_h
-per head.
+Formula: code_h = argmax_k cos(P_h norm(x), C_hk), with a frozen random projection P_h and a frozen codebook C_h per
+head.
 
-Source: Chiu et al., "Self-supervised Learning with Random-projection Quantizer for Speech Recognition", ICML
-2022.
+Source: Chiu et al., "Self-supervised Learning with Random-projection Quantizer for Speech Recognition", ICML 2022.
 """
 
 from __future__ import annotations
@@ -20,17 +19,34 @@ from .vector_quantize import VectorQuantize
 
 
 class RandomProjectionQuantizer(nn.Module):
-    """Codes of random projections. Same arguments and state_dict as
-    `vector_quantize_pytorch.RandomProjectionQuantizer`.
+    """Codes of random projections; replaces `vector_quantize_pytorch.RandomProjectionQuantizer`.
+
+    Arguments and state_dict are those of that class. The same input always gets the same codes: nothing here learns.
 
     Args:
-        dim: features of the input. codebook_size: codes per book. codebook_dim: width of a projection.
-        num_codebooks: heads H, each with its projection and its book.
+        dim: features of the input.
+        codebook_size: codes per codebook.
+        codebook_dim: width of a projection.
+        num_codebooks: heads H, each with a projection and a codebook of its own.
         norm: take each vector to mean 0 and variance 1 first.
-        **kwargs: for the VectorQuantize inside, which is always in eval mode.
+        **kwargs: for the VectorQuantize inside, which is always in evaluation mode.
 
-    `forward(x, indices=None)`: x (b, n, dim) to codes (b, n), or (b, n, H) for several books; with `indices`,
-    the cross-entropy of those codes under the scores.
+    Shapes:
+        x (b, n, dim) floating-point. `forward(x)` returns codes (b, n) int64, or (b, n, H) for several codebooks;
+        `forward(x, indices)` returns the cross-entropy () of these codes under the scores.
+
+    Raises:
+        TypeError, ValueError: an argument of another kind or out of range, an x that does not fit; by name.
+
+    Example:
+        >>> import torch, vecbank
+        >>> options = {"codebook_size": 256, "codebook_dim": 16, "num_codebooks": 4}
+        >>> quantizer = vecbank.nn.RandomProjectionQuantizer(dim=80, **options)
+        >>> targets = quantizer(torch.randn(2, 100, 80))
+        >>> tuple(targets.shape), targets.dtype
+        ((2, 100, 4), torch.int64)
+
+    Source: Chiu et al., ICML 2022, as above.
     """
 
     rand_projs: Tensor
@@ -63,7 +79,7 @@ class RandomProjectionQuantizer(nn.Module):
         )
 
     def forward(self, x: Tensor, indices: Tensor | None = None) -> Tensor:
-        """Codes of x, or the loss of `indices`; see the class."""
+        """Codes of x, or the cross-entropy of `indices`; see the class."""
         check_width(x, self.dim)
         with no_autocast(x):
             projected = torch.einsum("bnd,hde->bnhe", self.norm(x).to(self.rand_projs.dtype), self.rand_projs)

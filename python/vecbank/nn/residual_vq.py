@@ -22,14 +22,14 @@ from .._checks import in_range
 from .._finite import both, counted, finite_rows, uncoded, voided, zeroed
 from ..functional import lookup
 from ._arguments import integers, maybe_whole, numbers, tensor, whole, wholes
+from ._checkpointing import ForwardRecord, ForwardRecords, inside_backward, may_repeat
 from ._derived import Derived
 from ._draws import normal
 from ._estimators import keep_alive, scale_gradient
 from ._implicit_codebook import CodeMLP
 from ._layout import channel_last, working
-from ._moving import moving
-from ._recall import Recall, Seen, inside_backward, may_repeat
 from ._residual import Cascade, ResidualQuantizer, Stage, encode_stages, pad_cascade, run_cascade
+from ._state_updates import state_update
 from .vector_quantize import VectorQuantize
 
 _DIVEQ_VARIANCE = 5e-3
@@ -156,7 +156,7 @@ class ResidualVQ(ResidualQuantizer, Derived):
         self.layers = nn.ModuleList(
             VectorQuantize(self.codebook_dim, size, self.codebook_dim, **vq_kwargs) for size in sizes
         )
-        self._recall = Recall()
+        self._recall = ForwardRecords()
         self.generator: Generator | None = vq_kwargs.get("generator")
         self.vq_is_ema_updating = bool(self.layers[0].ema_update)
         self.mlps: Any = (None,) * (len(sizes) - 1)
@@ -305,8 +305,8 @@ class ResidualVQ(ResidualQuantizer, Derived):
                 return run(False)
         if not may_repeat():
             return run(True)
-        seen = Seen(x, codebooks, self.generator, draws=self.layers[0]._codebook.has_dead_code_replacement)
-        self._recall.note(seen)
+        seen = ForwardRecord(x, codebooks, self.generator, draws=self.layers[0]._codebook.has_dead_code_replacement)
+        self._recall.add(seen)
         done = run(True)
         seen.finish()
         return done._replace(quantized=keep_alive(done.quantized, seen))
@@ -412,7 +412,7 @@ class ResidualVQ(ResidualQuantizer, Derived):
             self._update_by_codes(x.detach(), best.codes, call.mask, call.options)
         return pad_cascade(best, self.num_quantizers - call.active)
 
-    @moving
+    @state_update
     def _update_by_codes(self, x: Tensor, codes: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
         """Updates the codebooks by the codes that a search chose; the residuals are computed again from these codes."""
         frozen = self.layers[0].freeze_codebook if options["freeze_codebook"] is None else True

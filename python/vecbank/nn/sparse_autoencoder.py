@@ -21,9 +21,9 @@ from .. import sparse
 from .._finite import at_least_one, finite_rows, kept, voided, zeroed
 from ..functional import lookup
 from ._arguments import drawn_by, features, maybe_whole, memory_for, numbers, whole
+from ._checkpointing import inside_backward
+from ._distributed import Ranks
 from ._layout import working
-from ._recall import inside_backward
-from ._sync import Ranks
 
 ACTIVATIONS = ("topk", "batch_topk", "jumprelu")
 _PACE = 0.01  # of running means

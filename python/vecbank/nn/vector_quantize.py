@@ -16,11 +16,13 @@ from .._checks import in_range, integer
 from .._finite import both, finite_rows, over, voided, zeroed
 from ._arguments import drawn_by, features, floats, integers, maybe_whole, number, numbers, whole
 from ._arguments import rows as row_numbers
-from ._codebook import Codebook, UpdateWeight, unit
 from ._derived import Derived
 from ._layout import no_autocast
-from ._vq_forward import Call, ask, estimate, losses, score_given_codes
-from ._vq_layout import Layout, projections
+from ._vq.codebook import Codebook, UpdateWeight
+from ._vq.forward import Call, Settings, attach_gradient, losses, score_given_codes, search_codes
+from ._vq.in_place import take_step
+from ._vq.layout import LaidOut, Layout, projections
+from ._vq.ops import unit
 
 
 def _require(condition: bool, message: str) -> None:
@@ -28,43 +30,41 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _follow(optimizer: Optimizer, own: list[nn.Parameter]) -> None:
-    """Points an optimiser at the parameters that took the place of its own (`to_empty`, a state that was assigned)."""
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    if len(held) != len(own) or {id(p) for p in held} == {id(p) for p in own}:
-        return
-    new = dict(zip(map(id, held), own, strict=True))
-    for group in optimizer.param_groups:
-        group["params"] = [new[id(p)] for p in group["params"]]
-    for p in held:
-        if p in optimizer.state:
-            optimizer.state[new[id(p)]] = optimizer.state.pop(p)
-
-
 class VectorQuantize(Derived):
-    """Vector quantisation with a learned codebook; takes the place of vector_quantize_pytorch.VectorQuantize (1.32).
+    """Vector quantisation with a learned codebook; replaces vector_quantize_pytorch.VectorQuantize (1.32).
 
-    code(x) = argmin_k |x - e_k|, the lowest k among equals, ranked by float64 scores; with ``use_cosine_sim`` rows and
+    code(x) = argmin_k |x - e_k|, the lowest k among equals, ranked by float64 scores; with `use_cosine_sim` rows and
     codes are unit vectors and code(x) = argmax_k x.e_k. In training the result carries a gradient to x (rotation trick
-    or straight-through), ``loss = commitment_weight * mean (e_code - x)^2 + ...`` pulls x to its code, and the codes
-    move by exponential averages of their rows (or by gradient, ``learnable_codebook``). One pass over x does it all:
-    no N x K matrix and no one-hot is made, and 16-bit rows are read against float32 codes as they are.
+    or straight-through), `loss = commitment_weight * mean (e_code - x)^2 + ...` pulls x to its code, and the codes
+    move by exponential averages of their rows (or by gradient, `learnable_codebook`). One pass over x computes all of
+    this: no N x K matrix and no one-hot matrix is made, and 16-bit rows are compared with float32 codes as they are.
 
-    Constructor arguments, returned tuples, shapes and ``state_dict`` are those of the package named above; docs/
-    vector_quantize.md lists each argument and the few corners where results differ. Beyond it:
+    Constructor arguments, returned tuples, shapes and `state_dict` are those of the package named above;
+    docs/vector_quantize.md lists each argument and the few cases where results differ. There is one more argument:
 
     Args:
-        generator: draws the k-means start, re-seeded codes, sampled codes and noise; torch's default otherwise.
+        generator: draws the k-means start, re-seeded codes, sampled codes and noise; by default torch's own does.
 
     Shapes:
-        x (b, n, dim), (b, ..., dim) or (b, dim); (b, dim, n) with ``channel_last=False``; (b, dim, h, w) with
-        ``accept_image_fmap``; (b, dim, d, h, w) with ``accept_3d_fmap``. float32, float64, bfloat16 or float16.
-        Returns quantized as x, codes (b, n) int64 (one more axis for heads, one more for topk), loss () float32.
-        Rows outside ``mask`` come back as zeros with code -1. A row with NaN or inf becomes NaN with code -1; it moves
-        nothing, and its gradient is zero.
+        x (b, n, dim), (b, ..., dim) or (b, dim); (b, dim, n) with `channel_last=False`; (b, dim, h, w) with
+        `accept_image_fmap`; (b, dim, d, h, w) with `accept_3d_fmap`. float32, float64, bfloat16 or float16.
+
+    Returns:
+        quantized as x, codes (b, n) int64 (one more axis for heads, one more for topk), loss () float32. Rows outside
+        `mask` are zeros with code -1. A row with NaN or inf becomes NaN with code -1: it updates nothing, and its
+        gradient is zero.
 
     Raises:
         ValueError: arguments that exclude each other or do not fit x, by name.
+
+    Example:
+        >>> import torch, vecbank
+        >>> vq = vecbank.nn.VectorQuantize(dim=32, codebook_size=512)
+        >>> quantized, codes, loss = vq(torch.randn(2, 100, 32))
+        >>> tuple(quantized.shape), tuple(codes.shape), tuple(loss.shape)
+        ((2, 100, 32), (2, 100), ())
+        >>> torch.equal(vq.eval()(vq.codebook[None])[1], torch.arange(512)[None])
+        True
 
     Sources: the paper above; rotation trick: Fifty et al., ICLR 2025; k-means start and re-seeding: Zeghidour et al.,
     "SoundStream", 2021; cosine codes and codebook_dim: Yu et al., "Vector-quantized Image Modeling with Improved
@@ -214,7 +214,7 @@ class VectorQuantize(Derived):
     def _derive(self) -> dict[str, Tensor]:
         return {"zero": torch.zeros((), device="cpu")}
 
-    # ---- the book -------------------------------------------------------------------------------------------------
+    # ---- The codebook ---------------------------------------------------------------------------------------------
 
     @property
     def ema_update(self) -> bool:
@@ -223,11 +223,11 @@ class VectorQuantize(Derived):
 
     @property
     def codebook(self) -> Tensor:
-        """The codes: (K, d), or (heads, K, d) with a book per head.
+        """The codes: (K, d), or (heads, K, d) with a codebook per head.
 
-        Assigning copies into it, in place of a start by k-means: moving averages go on from these codes, as if each had
-        had one row a step (three times `threshold_ema_dead_code`, where that is more). With `use_cosine_sim` they are
-        normalised. TypeError or ValueError for anything but floating-point codes of this shape.
+        An assignment copies into it, and replaces a start by k-means: moving averages go on from these codes, as if
+        each had had one row a step (three times `threshold_ema_dead_code`, where that is more). With `use_cosine_sim`
+        they are normalised. TypeError or ValueError for anything but floating-point codes of this shape.
         """
         embed = self._codebook.embed
         return embed if self.separate_codebook_per_head else embed[0]
@@ -254,25 +254,26 @@ class VectorQuantize(Derived):
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
         """The code vectors of indices as `forward` finds them in evaluation; index -1 gives zeros. Any integer dtype.
 
-        That is `codebook` through `vq_bridge` and the affine parameters, where there are any. (..., d); a book per head
-        gives (..., heads d), a shared one (..., heads, d); features on axis 1 if they are there in the input.
+        These are the rows of `codebook`, changed by `vq_bridge` and the affine parameters if there are any: (..., d),
+        (..., heads d) with a codebook per head, (..., heads, d) with a shared one. Features are on axis 1 if they are
+        there in the input.
         """
         codes = self._codes(indices)
-        return codes if self._layout.channel_last and not self._layout.spatial else codes.movedim(-1, 1)
+        return codes if self._layout.features_last else codes.movedim(-1, 1)
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """What `forward` returns, in evaluation, for vectors with these codes."""
         codes = self._codes(indices)
         codes = codes.flatten(-2) if self.heads > 1 and not self.separate_codebook_per_head else codes
         out = self.project_out(codes)
-        return out if self._layout.channel_last and not self._layout.spatial else out.movedim(-1, 1)
+        return out if self._layout.features_last else out.movedim(-1, 1)
 
     def _codes(self, indices: Tensor) -> Tensor:
-        given, books = row_numbers(indices, self.codebook_size, "indices"), self._codebook.num_codebooks
-        if books > 1 and (given.dim() == 0 or given.shape[-1] != books):
-            raise ValueError(f"indices must be (..., {books}), one for each head's book, got {tuple(given.shape)}")
+        given, count = row_numbers(indices, self.codebook_size, "indices"), self._codebook.num_codebooks
+        if count > 1 and (given.dim() == 0 or given.shape[-1] != count):
+            raise ValueError(f"indices must be (..., {count}), one for each head's codebook, got {tuple(given.shape)}")
         codes = self._codebook.decode(given)
-        return codes if self._codebook.num_codebooks == 1 else codes.flatten(-2)
+        return codes if count == 1 else codes.flatten(-2)
 
     def expire_codes_(self, x: Tensor) -> None:
         """Re-seeds codes that are hardly used with rows of x (..., heads d), already projected."""
@@ -283,48 +284,60 @@ class VectorQuantize(Derived):
         self._codebook.expire_codes_(unit(rows) if self.use_cosine_sim else rows, finite)
 
     def update_indices(self, x: Tensor, indices: Tensor, mask: Tensor | None = None) -> None:
-        """Moves the codes by x as if it had been given these codes: for codes that were chosen elsewhere."""
-        self._layout.check(x, self.dim)
-        rows, finite = self._at_books(self._layout.rows(x))
-        codes = self._given(indices, x.shape)
-        self._codebook.update_indices(rows, codes, self._layout.split_mask(both(mask, finite)))
+        """Updates the codes by x as if it had been given these codes: for codes that were chosen elsewhere."""
+        layout = self._layout
+        _, rows, finite = self._lay_out(layout, x)
+        codes = self._given(layout, indices, x.shape)
+        self._codebook.update_indices(rows, codes, layout.split_mask(both(mask, finite)))
 
     update_ema_indices = update_indices
 
     def update_in_place_optimizer(self) -> None:
         """One step of `in_place_codebook_optimizer`, over all ranks' gradients."""
-        if self.in_place_codebook_optimizer is None:
-            return
-        _follow(self.in_place_codebook_optimizer, list(self._codebook.parameters()))
-        ranks = self._codebook.ranks
-        if ranks.several:
-            for parameter in self._codebook.parameters():
-                if parameter.grad is not None:
-                    parameter.grad = ranks.mean(parameter.grad)
-        self.in_place_codebook_optimizer.step()
-        self.in_place_codebook_optimizer.zero_grad()
+        if self.in_place_codebook_optimizer is not None:
+            take_step(self.in_place_codebook_optimizer, self._codebook)
 
-    # ---- forward --------------------------------------------------------------------------------------------------
+    # ---- Forward --------------------------------------------------------------------------------------------------
 
     @property
     def _layout(self) -> Layout:
         spatial = 2 if self.accept_image_fmap else 3 if self.accept_3d_fmap else 0
         return Layout(self.heads, self.separate_codebook_per_head, self.channel_last, spatial)
 
-    def _at_books(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Inputs (b, n, c) to rows at the books: projected, split into heads, normalised.
+    def _settings(self, layout: Layout) -> Settings:
+        return Settings(
+            layout=layout,
+            training=self.training,
+            has_projections=self.has_projections,
+            use_cosine_sim=self.use_cosine_sim,
+            learnable_codebook=self.learnable_codebook,
+            rotation_trick=self.rotation_trick,
+            straight_through=self.straight_through,
+            directional_reparam=self.directional_reparam,
+            directional_reparam_variance=self.directional_reparam_variance,
+            sync_update_v=self.sync_update_v,
+            stochastic_sample_codes=self.stochastic_sample_codes,
+            has_commitment_loss=self.has_commitment_loss,
+            commitment_weight=self.commitment_weight,
+            commitment_use_cross_entropy_loss=self.commitment_use_cross_entropy_loss,
+            has_codebook_orthogonal_loss=self.has_codebook_orthogonal_loss,
+            orthogonal_reg_weight=self.orthogonal_reg_weight,
+            orthogonal_reg_active_codes_only=self.orthogonal_reg_active_codes_only,
+            orthogonal_reg_max_codes=self.orthogonal_reg_max_codes,
+            has_codebook_diversity_loss=self.has_codebook_diversity_loss,
+            codebook_diversity_loss_weight=self.codebook_diversity_loss_weight,
+            codebook_diversity_temperature=self.codebook_diversity_temperature,
+            in_place_codebook_optimizer=self.in_place_codebook_optimizer,
+            manual_in_place_optimizer_update=self.manual_in_place_optimizer_update,
+            generator=self.generator,
+        )
 
-        And which of them are finite, (b, n), or None for all; the others are zeros.
-        """
-        finite = finite_rows(inputs)
-        rows = self.project_in(zeroed(inputs, finite))
-        if self.has_projections:
-            there = finite_rows(rows)
-            rows, finite = zeroed(rows, there), both(finite, there)
-        rows = self._layout.split(rows)
+    def _lay_out(self, layout: Layout, x: Tensor) -> LaidOut:
+        """The input as rows that are compared with codes; with `use_cosine_sim` these are unit vectors."""
+        inputs, rows, finite = layout.lay_out(x, self.dim, self.project_in if self.has_projections else None)
         if rows.dtype == torch.float64 and self._codebook.embed.dtype != torch.float64:
             rows = rows.float()
-        return unit(rows) if self.use_cosine_sim else rows, finite
+        return LaidOut(inputs, unit(rows) if self.use_cosine_sim else rows, finite)
 
     def forward(
         self,
@@ -350,26 +363,28 @@ class VectorQuantize(Derived):
             topk: the k best codes of every row instead of the best: quantized (..., k, dim), codes and loss (..., k).
             sample_codebook_temp: overrides the module's. freeze_codebook: overrides the module's.
             return_loss_breakdown: returns a LossBreakdown as fourth item.
-            codebook_transform_fn: (1, K, d) to (1, b, n, K, d): gives every row a book of its own.
+            codebook_transform_fn: (1, K, d) to (1, b, n, K, d): gives every row a codebook of its own.
             ema_update_weight, accum_ema_update, ema_update: see Codebook.update.
 
         Returns:
             (quantized, codes, loss), or four items, or two, as above.
         """
-        layout = self._layout
-        layout.check(x, self.dim)
-        inputs = layout.rows(x)
+        layout, codebook = self._layout, self._codebook
+        settings = self._settings(layout)
+        inputs, rows, finite = self._lay_out(layout, x)
         lead = inputs.shape[:2]
-        mask = self._mask(x, mask, lens)
-        topk = self._check_topk(topk)
+        if mask is not None or lens is not None:
+            mask = self._mask(layout, x, mask, lens)
+        if topk is not None:
+            topk = self._check_topk(topk)
         temperature = self.sample_codebook_temp if sample_codebook_temp is None else sample_codebook_temp
-        if not isinstance(temperature, Tensor) and not torch.compiler.is_compiling():  # which are not looked at
+        if not isinstance(temperature, Tensor) and not torch.compiler.is_compiling():  # tensors are not read
             number("sample_codebook_temp", temperature)
         if codebook_transform_fn is not None:
             _require(self.heads == 1, f"codebook_transform_fn needs heads = 1, got {self.heads}")
-        rows, finite = self._at_books(inputs)
+        counted = both(mask, finite)
         call = Call(
-            mask=layout.split_mask(both(mask, finite)),
+            mask=None if counted is None else layout.split_mask(counted),
             masked=mask is not None,
             topk=topk,
             temperature=temperature,
@@ -383,18 +398,20 @@ class VectorQuantize(Derived):
                 "ema_update": ema_update,
             },
         )
-        with no_autocast(rows):
-            found = ask(self, rows, call)
-            quantized = estimate(self, found, call).to(x.dtype)
+        with no_autocast(codebook.embed):
+            found = search_codes(codebook, settings, call, rows)
+            quantized = attach_gradient(settings, call, found).to(x.dtype)
             if indices is not None:
-                given = self._given(indices, x.shape)
-                left = layout.split_mask(finite)
-                given = given if left is None else torch.where(left, given, -1)
-                return layout.as_asked(voided(quantized, left), lead), score_given_codes(self, found, given)
-            loss, terms = losses(self, found, call, inputs)
+                given = self._given(layout, indices, x.shape)
+                finite = layout.split_mask(finite)
+                given = given if finite is None else torch.where(finite, given, -1)
+                return layout.heads_apart(voided(quantized, finite), lead), score_given_codes(found, given)
+            loss, terms = losses(codebook, settings, call, found, inputs)
 
-        quantized = self.project_out(layout.join(quantized, lead))
-        codes = layout.join_codes(found.codes, lead)
+        codes = found.codes
+        if layout.heads > 1:
+            quantized, codes = layout.join(quantized, lead), layout.join_codes(codes, lead)
+        quantized = self.project_out(quantized)
         if finite is not None:
             quantized, codes = voided(quantized, finite), torch.where(over(finite, codes), codes, -1)
         if mask is not None:
@@ -406,21 +423,19 @@ class VectorQuantize(Derived):
             loss = layout.codes_like_input(loss, x.shape)
         return (quantized, codes, loss, terms) if return_loss_breakdown else (quantized, codes, loss)
 
-    def _given(self, indices: Tensor, shape: torch.Size) -> Tensor:
-        """Codes that came with an input of `shape`, as the rows at the books."""
+    def _given(self, layout: Layout, indices: Tensor, shape: torch.Size) -> Tensor:
+        """Codes that came with an input of `shape`, in the layout of its rows."""
         codes = integers(indices, "indices")
-        codes = self._layout.flat_codes(codes, shape) if codes.dim() else codes
-        want = (shape[0], self._layout.positions_of(shape), *([self.heads] if self.heads > 1 else []))
+        codes = layout.flat_codes(codes, shape) if codes.dim() else codes
+        want = (shape[0], layout.positions_of(shape), *([self.heads] if self.heads > 1 else []))
         if codes.shape != want:
             named = "(b, n, heads)" if self.heads > 1 else "(b, n)"
             raise ValueError(f"indices must be {named} = {want} for x {tuple(shape)}, got {tuple(indices.shape)}")
         in_range(codes, self.codebook_size, "indices")
-        return self._layout.split_codes(codes)
+        return layout.split_codes(codes)
 
-    def _mask(self, x: Tensor, mask: Tensor | None, lens: Tensor | None) -> Tensor | None:
-        """The mask (b, n) of a call."""
-        if mask is None and lens is None:
-            return None
+    def _mask(self, layout: Layout, x: Tensor, mask: Tensor | None, lens: Tensor | None) -> Tensor:
+        """The mask (b, n) of a call that gives a mask or lengths."""
         _require(mask is None or lens is None, "give mask or lens, not both")
         if lens is not None:
             lens = integers(lens, "lens")
@@ -430,11 +445,9 @@ class VectorQuantize(Derived):
             in_range(lens, longest + 1, "lens", 0)
             mask = torch.arange(longest, device=x.device) < lens.unsqueeze(-1)
         assert mask is not None
-        return self._layout.mask(mask, x.shape)
+        return layout.mask(mask, x.shape)
 
-    def _check_topk(self, topk: int | None) -> int | None:
-        if topk is None:
-            return None
+    def _check_topk(self, topk: int) -> int:
         topk = integer("topk", topk)
         if not 1 <= topk <= self.codebook_size:
             raise ValueError(f"topk must lie between 1 and {self.codebook_size}, got {topk}")

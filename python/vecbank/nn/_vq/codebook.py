@@ -1,7 +1,7 @@
 """The state of a codebook and everything that changes it: start by k-means, moving averages, re-seeding of dead codes.
 
-Vectors come as x (..., d) for one book, or (H, R, d) for H books; masks have x's shape less the last dimension, True =
-counts. State names and shapes are those of vector-quantize-pytorch, so that either package loads the other's.
+Vectors come as x (..., d) for one codebook, or (H, R, d) for H codebooks; masks have x's shape less the last
+dimension, True = counts. State names and shapes are those of vector-quantize-pytorch: either loads the other's state.
 
 Sources: van den Oord et al., "Neural Discrete Representation Learning", NeurIPS 2017, appendix A.1 (moving averages);
 Razavi et al., "Generating Diverse High-Fidelity Images with VQ-VAE-2", NeurIPS 2019; Zeghidour et al., "SoundStream: An
@@ -15,20 +15,19 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from .._checks import concrete
-from ..functional import lookup, quantize_train
-from ._arguments import drawn_by, function, maybe_numbers, memory_for, numbers, tensor, warn, whole
-from ._draws import uniform
-from ._layout import working
-from ._moving import moving, not_exported, writable
-from ._recall import Recall, Seen, may_repeat
-from ._sync import Ranks, draw_rows
-from ._vq_ops import snapshot, totals
+from ..._checks import concrete
+from ...functional import lookup
+from .._arguments import drawn_by, function, maybe_numbers, memory_for, numbers, tensor, warn, whole
+from .._checkpointing import ForwardRecord, ForwardRecords
+from .._distributed import Ranks, draw_rows
+from .._draws import uniform
+from .._layout import working
+from .._state_updates import refuse_export, state_update, writable
+from .kmeans import kmeans_start
+from .ops import NORM_FLOOR, snapshot, totals, unit
 
-NORM_FLOOR = 1e-6  # of the vectors that a cosine book normalises
 _VARIANCE_FLOOR = 1e-5
 _KEPT = 3  # times the threshold: an assigned code that no row uses is kept for about 1 / (1 - decay) steps (e < 3)
 
@@ -40,13 +39,8 @@ _NOT_STARTED = (
 UpdateWeight: TypeAlias = Tensor | Callable[[Tensor, Tensor], Tensor]
 
 
-def unit(x: Tensor) -> Tensor:
-    """Rows divided by their norm, or by 1e-6 where that is smaller."""
-    return F.normalize(x, dim=-1, eps=NORM_FLOOR)
-
-
 class Codebook(nn.Module):
-    """H books of K codes of width d, `embed (H, K, d)`, with their moving averages.
+    """H codebooks of K codes of width d, `embed (H, K, d)`, with their moving averages.
 
     Moving averages, with decay m, counts n_k and sums s_k of the rows of code k in this batch (over all ranks):
         N_k <- m N_k + (1 - m) n_k        S_k <- m S_k + (1 - m) s_k        e_k = S_k / N'_k
@@ -58,16 +52,17 @@ class Codebook(nn.Module):
         kmeans_init, kmeans_iters: start from k-means on the first batch; sync_kmeans: of all ranks, not of the first.
         decay, eps: m and eps above. manual_ema_update: leave e_k to the caller (`update_ema`).
         threshold_ema_dead_code: 0 never re-seeds. reset_cluster_size: N_k of a re-seeded code.
-        use_ddp: one book for all ranks of torch.distributed: counts, sums, starts and re-seeds are shared.
+        use_ddp: one codebook for all ranks of torch.distributed: counts, sums, starts and re-seeds are shared.
             Whether there are several is asked at every step, so the module may be built before the process group.
-            Evaluation meets no other rank: a book that waits for its k-means start is zeros there, with a warning.
+            Evaluation talks to no other rank: a codebook that waits for its k-means start is zeros there, and a warning
+            says so.
         learnable_codebook: embed is a Parameter. ema_update: keep moving averages.
-        affine_param, affine_param_batch_decay, affine_param_codebook_decay: scale and shift the book by running
-            moments, from its own to those of the rows. Only training moves them: evaluation, and decoding, read codes
-            through the moments that the last training step left (as they are where there was none), so a code means
-            the same in every batch. The moments of the rows are `batch_mean` and `batch_variance` of the state_dict.
-        sync_affine_param: has no effect of its own: where ranks share a book, its moments are of all their rows.
-        use_cosine_sim: codes and rows are unit vectors. vq_bridge: a module applied to the book before use.
+        affine_param, affine_param_batch_decay, affine_param_codebook_decay: scale and shift the codebook by running
+            moments, from its own to those of the rows. Only training updates them: evaluation and decoding read codes
+            through the moments of the last training step (as they are where there was none), so a code means the same
+            in every batch. The moments of the rows are `batch_mean` and `batch_variance` of the state_dict.
+        sync_affine_param: has no effect of its own: where ranks share a codebook, its moments are of all their rows.
+        use_cosine_sim: codes and rows are unit vectors. vq_bridge: a module applied to the codebook before use.
         generator: draws starts and re-seeds.
     """
 
@@ -124,11 +119,11 @@ class Codebook(nn.Module):
         self.use_ddp, self.learnable_codebook = use_ddp, learnable_codebook
         self.ema_update, self.manual_ema_update = ema_update, manual_ema_update
         self.use_cosine_sim, self.generator = use_cosine_sim, drawn_by(generator)
-        self.recall = Recall()
-        self._started = not kmeans_init  # what `initted` says, once it says yes: asked without waiting for a device
+        self.forward_records = ForwardRecords()
+        self._started = not kmeans_init  # `initted`, once it is 1, as a bool: reading it waits for no device
         self._shared = False  # whether the ranks have agreed on a first state
 
-        with memory_for(f"{num_codebooks} books of {codebook_size} x {dim} numbers, and their averages"):
+        with memory_for(f"{num_codebooks} codebooks of {codebook_size} x {dim} numbers, and their averages"):
             embed = torch.zeros(num_codebooks, codebook_size, dim)
             embed_avg = torch.zeros_like(embed)
         if not kmeans_init:
@@ -162,7 +157,7 @@ class Codebook(nn.Module):
 
     @property
     def metric(self) -> str:
-        """How rows and codes are compared; cosine books hold unit vectors, and meet unit rows."""
+        """How rows and codes are compared; cosine codebooks hold unit vectors and are compared with unit rows."""
         return "dot" if self.use_cosine_sim else "l2"
 
     @property
@@ -174,20 +169,21 @@ class Codebook(nn.Module):
         return Ranks(self.use_ddp)
 
     def bank(self, dtype: torch.dtype) -> Tensor:
-        """The codes as rows meet them, (K, d) or (H, K, d) for H > 1: float32, or float64 if rows and book are."""
+        """The code vectors that rows are compared with, (K, d) or (H, K, d) for H > 1: float32, or float64 if both the
+        rows (of `dtype`) and the codebook are.
+        """
         embed = self.embed if self.learnable_codebook else self.embed.detach()
         if embed.dtype != torch.float32:
             embed = embed.to(torch.float64 if embed.dtype == dtype == torch.float64 else torch.float32)
         if self.vq_bridge is not None:
             embed = self.vq_bridge(embed)
-        if self.affine_param:  # with moments of zero it is what it was
+        if self.affine_param:  # moments of zero change nothing
             embed = (embed - self.codebook_mean) / snapshot(self._spread()) + self.batch_mean
         return embed[0] if self.num_codebooks == 1 else embed
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The vectors that codes (..., ) of one book, or (..., H) of H, stand for in evaluation; -1 is a zero vector.
-
-        (..., d), or (..., H, d), in the book's dtype.
+        """The vectors that codes (..., ) of one codebook, or (..., H) of H, stand for in evaluation; -1 is a zero
+        vector. (..., d), or (..., H, d), in the codebook's dtype.
         """
         bank = self.bank(self.embed.dtype).to(self.embed.dtype)
         if self.num_codebooks == 1:
@@ -196,9 +192,9 @@ class Codebook(nn.Module):
         return lookup(torch.where(codes >= 0, codes + offset, codes), bank.flatten(0, 1))
 
     def _spread(self) -> Tensor:
-        """Standard deviation of the book over that of the rows, per dimension."""
-        book, rows = self.codebook_variance, self.batch_variance
-        return book.clamp_min(_VARIANCE_FLOOR).sqrt() / rows.clamp_min(_VARIANCE_FLOOR).sqrt()
+        """Standard deviation of the codebook over that of the rows, per dimension."""
+        codes, rows = self.codebook_variance, self.batch_variance
+        return codes.clamp_min(_VARIANCE_FLOOR).sqrt() / rows.clamp_min(_VARIANCE_FLOOR).sqrt()
 
     def usage(self) -> Tensor:
         """Share of the codes that the last training batch used, () or (H,); stays on the device."""
@@ -206,30 +202,33 @@ class Codebook(nn.Module):
         return used[0] if self.num_codebooks == 1 else used
 
     def perplexity(self) -> Tensor:
-        """exp(entropy) of the codes of the last training batch, () or (H,): how many it used, in effect."""
+        """exp(entropy) of the codes of the last training batch, () or (H,): its effective number of codes."""
         share = self.batch_counts / self.batch_counts.sum(-1, keepdim=True).clamp_min(1)
         result = torch.special.entr(share).sum(-1).exp()
         return result[0] if self.num_codebooks == 1 else result
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that decide codes: what a repeated forward needs back."""
+        """The tensors that decide codes, which a repeated forward reads again as they were."""
         names = ("embed", "codebook_mean", "codebook_variance", "batch_mean", "batch_variance")
         return {name: t for name in names if (t := getattr(self, name, None)) is not None}
 
     # ---- starting -------------------------------------------------------------------------------------------------
 
-    def prepare(self, x: Tensor, mask: Tensor | None) -> None:
-        """What comes before codes are looked for: ranks agree, k-means starts the book, moments follow the rows."""
-        if self.training or not self._started:  # torch.export cannot save a region without gradients that is empty
-            self._prepare(x, mask)
+    @property
+    def needs_preparation(self) -> bool:
+        """Whether `prepare` has something to do."""
+        if not self.training:
+            return not self._started
+        return self.affine_param or not self._started or (not self._shared and self.ranks.several)
 
-    @moving
-    def _prepare(self, x: Tensor, mask: Tensor | None) -> None:
+    @state_update
+    def prepare(self, x: Tensor, mask: Tensor | None) -> None:
+        """What comes before a search: ranks agree on a state, k-means starts the codebook, moments follow the rows."""
         if self.ranks.several and not self._shared and self.training:
             self._share()
             self._shared, self._started = True, self._started and torch.compiler.is_compiling()
         if not self._started and not torch.compiler.is_compiling():
-            self._started = bool(self.initted)  # loaded, set by hand, or the first rank's word
+            self._started = bool(self.initted)  # loaded, set by hand, or taken from the first rank
         if not self._started and self.ranks.several and not self.training:
             warn(_NOT_STARTED)
         elif not self._started:
@@ -238,7 +237,7 @@ class Codebook(nn.Module):
             self._follow_moments(x.detach(), mask)
 
     def _share(self) -> None:
-        """Every rank takes the first one's state, whatever it was built from or has loaded."""
+        """Every rank takes the first rank's state, whatever its own was built from or has loaded."""
         ranks = self.ranks
         held = (t for name, t in self.named_buffers() if name != "batch_counts")
         ranks.share(*held, *self.parameters())
@@ -251,43 +250,37 @@ class Codebook(nn.Module):
         self.pending_size, self.pending_sum = (size, total) if bool(size.any()) else (None, None)
 
     def _start(self, x: Tensor, mask: Tensor | None) -> None:
-        """k-means on these rows (of all ranks, or of the first one), from random rows; without rows it waits."""
-        not_exported("the k-means start of a codebook", "run the module on one batch before the export")
-        rows, keep = self._by_book(x, mask)
+        """k-means on these rows (of all ranks, or of the first one); without rows it waits for the next batch."""
+        refuse_export("the k-means start of a codebook", "run the module on one batch before the export")
+        rows, keep = self._by_codebook(x, mask)
         if not (torch.compiler.is_compiling() or self.ranks.several) and 0 < rows.shape[1] < self.codebook_size:
             warn(f"k-means starts {self.codebook_size} codes from {rows.shape[1]} vectors: some will be the same")
-        own = self.ranks if self.sync_kmeans else Ranks(False)
-        centres, sizes, found_any = [], [], []
-        for book in range(self.num_codebooks):
-            book_mask = None if keep is None else keep[book]
-            centre, available = draw_rows(working(rows[book]), book_mask, self.codebook_size, self.generator, own)
-            found_any.append(available > 0)
-            for _ in range(self.kmeans_iters):
-                found = quantize_train(rows[book], centre, self.metric, book_mask)
-                counts, sums = own.total(found.counts), own.total(found.sums)
-                means = sums / counts.clamp_min(1).unsqueeze(-1)
-                means = unit(means) if self.use_cosine_sim else means
-                centre = torch.where(counts.unsqueeze(-1) > 0, means, centre)
-            centres.append(centre)
-            sizes.append(counts)
-        size, centre, some = torch.stack(sizes), torch.stack(centres), torch.stack(found_any).all()
-        if not self.sync_kmeans:  # every rank saw other rows: the first one's answer is the book
-            size, centre = self.ranks.first(size), self.ranks.first(centre)
+        ranks = self.ranks if self.sync_kmeans else Ranks(False)
+        masks = [None] * self.num_codebooks if keep is None else list(keep)
+        size, steps = self.codebook_size, self.kmeans_iters
+        starts = [
+            kmeans_start(own, own_mask, size, steps, self.metric, self.generator, ranks)
+            for own, own_mask in zip(rows, masks, strict=True)
+        ]
+        centroids, counts, drawn = (torch.stack(parts) for parts in zip(*starts, strict=True))
+        some = drawn.all()
+        if not self.sync_kmeans:  # every rank has other centroids: the codebook takes those of the first rank
+            counts, centroids = self.ranks.first(counts), self.ranks.first(centroids)
             some = self.ranks.first(some.float()) > 0
-        self.cluster_size.copy_(torch.where(some, size, self.cluster_size))
-        self.embed_avg.copy_(torch.where(some, centre * size.unsqueeze(-1), self.embed_avg))
+        self.cluster_size.copy_(torch.where(some, counts, self.cluster_size))
+        self.embed_avg.copy_(torch.where(some, centroids * counts.unsqueeze(-1), self.embed_avg))
         self.update_ema()
         self.initted.copy_(torch.where(some, 1, self.initted))
         self._started = torch.compiler.is_compiling() or bool(self.initted)
 
-    def _by_book(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _by_codebook(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Rows (H, R, d) and their mask (H, R)."""
         rows = x.reshape(self.num_codebooks, -1, x.shape[-1])
         return rows, None if mask is None else mask.reshape(self.num_codebooks, -1)
 
     def _follow_moments(self, x: Tensor, mask: Tensor | None) -> None:
-        """Running mean and variance of the book and of the rows; a batch without rows leaves them as they are."""
-        rows, keep = self._by_book(x, mask)
+        """Running mean and variance of the codebook and of the rows; a batch without rows changes neither."""
+        rows, keep = self._by_codebook(x, mask)
         mean, variance, number = _moments(rows, keep, self.ranks)
         some, unknown = number > 0, ~(self.batch_mean.any() | self.batch_variance.any())
         for name, value in zip(("mean", "variance"), _moments(self.embed.detach(), None, Ranks(False)), strict=False):
@@ -296,7 +289,7 @@ class Codebook(nn.Module):
             stored.copy_(torch.where(some, torch.where(fresh > 0, value.to(stored), moved), stored))
             fresh.copy_(torch.where(some.any(), 0, fresh))
         if self.batch_mean.dtype != mean.dtype:
-            not_exported("moments of another dtype", "train the module on one batch before the export")
+            refuse_export("moments of another dtype", "train the module on one batch before the export")
             self.batch_mean, self.batch_variance = self.batch_mean.to(mean), self.batch_variance.to(mean)
         decay = torch.where(some, torch.where(unknown, 0.0, self.affine_param_batch_decay), 1.0).to(mean.dtype)
         self.batch_mean.copy_(torch.lerp(mean, self.batch_mean, decay))
@@ -304,7 +297,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def assign(self, codes: Tensor) -> None:
-        """Takes codes (H, K, d) for a start: they are the book, and its averages go on from them."""
+        """Starts from codes (H, K, d): they become the codebook, and its averages go on from them."""
         size = max(1.0, _KEPT * self.threshold_ema_dead_code)
         codes = codes.to(self.embed)
         if self.use_cosine_sim:  # codes of unit length stay as they are, bit for bit
@@ -318,34 +311,34 @@ class Codebook(nn.Module):
 
     # ---- changing -------------------------------------------------------------------------------------------------
 
-    @moving
+    @state_update
     def update(
         self,
-        x: Tensor,
         counts: Tensor,
         sums: Tensor,
-        mask: Tensor | None = None,
         ema_update_weight: UpdateWeight | None = None,
         accum_ema_update: bool = False,
         ema_update: bool | None = None,
-    ) -> None:
-        """Takes in one batch: rows x, counts (K,) and sums (K, d) of its codes ((H, K), (H, K, d) for H books).
+    ) -> bool:
+        """Takes in the counts (K,) and sums (K, d) of a batch's codes ((H, K), (H, K, d) for H codebooks).
 
         Args:
             ema_update_weight: how much of the step each code takes, (K,) or (H, K), or a function of (sums, counts).
             accum_ema_update: only keep the counts and sums, for the next batch that is taken in. While they wait they
                 are in the state_dict, as `pending_size` and `pending_sum`, which the peer does not know.
+
+        Returns:
+            Whether the averages were updated, so that codes may have become dead: `expire_codes_` comes next.
         """
         ema_update = self.ema_update if ema_update is None else ema_update
-        counts, sums = counts.view_as(self.cluster_size), sums.view_as(self.embed_avg)
-        both = torch.cat((counts.unsqueeze(-1), sums), -1) if self.ranks.several else None
-        if both is not None:
-            both = self.ranks.total(both)
+        counts, sums, ranks = counts.view_as(self.cluster_size), sums.view_as(self.embed_avg), self.ranks
+        if ranks.several:
+            both = ranks.total(torch.cat((counts.unsqueeze(-1), sums), -1))
             counts, sums = both[..., 0], both[..., 1:]
         self.batch_counts.copy_(counts)
         if not ema_update and not self.has_dead_code_replacement:
-            return
-        if self.affine_param:  # the sums as the book sees them: linear in the rows
+            return False
+        if self.affine_param:  # the sums of the rows in the codebook's own scale: linear in the rows
             size = counts.unsqueeze(-1)
             sums = (sums - size * self.batch_mean) * self._spread() + size * self.codebook_mean
         if self.pending_size is not None and self.pending_sum is not None:
@@ -353,19 +346,19 @@ class Codebook(nn.Module):
             self.pending_size = self.pending_sum = None
         if accum_ema_update:
             self.pending_size, self.pending_sum = counts, sums
-            return
-        some: Tensor | None = None  # a batch without rows moves nothing; on a CPU that is seen at once
+            return False
+        some: Tensor | None = None  # a batch without rows changes nothing; on a CPU that is known at once
         if counts.device.type != "cpu" or torch.compiler.is_compiling():
             some = counts.sum() > 0
         elif not bool(counts.any()):
-            return
+            return False
         step = self._step_size(ema_update_weight, counts, sums)
         step = step if some is None else step * some.to(self.cluster_size.dtype)
         _lerp(self.cluster_size, counts, step)
         _lerp(self.embed_avg, sums, step.unsqueeze(-1) if isinstance(step, Tensor) and step.dim() > 0 else step)
         if ema_update and not self.manual_ema_update:
             self.update_ema(some)
-        self.expire_codes_(x, mask)
+        return True
 
     def _step_size(self, weight: UpdateWeight | None, counts: Tensor, sums: Tensor) -> float | Tensor:
         if weight is None:
@@ -379,9 +372,9 @@ class Codebook(nn.Module):
             )
         return values * (1 - self.decay)
 
-    @moving
+    @state_update
     def update_ema(self, moved: Tensor | None = None) -> None:
-        """The codes from the moving averages, if `moved` () bool. With eps = 0 a code without rows stays as it is."""
+        """Computes the codes from the moving averages, if `moved` () bool. With eps = 0 a code without rows stays."""
         total = self.cluster_size.sum(-1, keepdim=True)
         size = (self.cluster_size + self.eps) / (total + self.codebook_size * self.eps) * total
         mean = self.embed_avg / size.unsqueeze(-1)
@@ -391,41 +384,42 @@ class Codebook(nn.Module):
             moved = held if moved is None else held & moved
         writable(self.embed).copy_(mean if moved is None else torch.where(moved, mean, self.embed.detach()))
 
-    @moving
+    @state_update
     def expire_codes_(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Re-seeds codes that are hardly used with rows of x; each row at most once while there are enough.
+        """Replaces dead codes, which are hardly used, by rows of x; each row at most once while there are enough.
 
-        Where rows are fewer than dead codes, a random few of these wait for the next batch. On a CPU it looks first
-        whether a code is dead; elsewhere (and in a compiled graph) it works without looking, so nothing waits.
+        Where rows are fewer than dead codes, a random few of these wait for the next batch. On a CPU the number of dead
+        codes is read first; elsewhere (and in a compiled graph) it is not, so that nothing waits for the device.
         """
         if not self.has_dead_code_replacement or not self.training:
             return
         ranks = self.ranks
         dead = ranks.first((self.cluster_size < self.threshold_ema_dead_code).float()) > 0.5
-        looks = dead.device.type == "cpu" and not torch.compiler.is_compiling()
-        rows, keep = self._by_book(x.detach(), mask)
-        for book in range(self.num_codebooks):
-            gone = dead[book]
-            most = int(gone.sum()) if looks else self.codebook_size
+        reads_number = dead.device.type == "cpu" and not torch.compiler.is_compiling()
+        rows, keep = self._by_codebook(x.detach(), mask)
+        for h in range(self.num_codebooks):
+            dead_here = dead[h]
+            most = int(dead_here.sum()) if reads_number else self.codebook_size
             if most == 0:
                 continue
-            own = None if keep is None else keep[book]
-            fresh, available = draw_rows(working(rows[book]), own, most, self.generator, ranks)
+            own_mask = None if keep is None else keep[h]
+            fresh, available = draw_rows(working(rows[h]), own_mask, most, self.generator, ranks)
             fresh = unit(fresh) if self.use_cosine_sim else fresh
-            keys = ranks.first(uniform(self.codebook_size, gone, self.generator)) - 2 * gone.float()
-            turn = torch.empty_like(gone, dtype=torch.int64)  # its place in the queue of dead codes, in random order
-            turn.scatter_(0, keys.argsort(), torch.arange(self.codebook_size, device=gone.device))
-            replaced = (gone & (turn < available)).unsqueeze(-1)
-            fresh = fresh[turn.clamp_max(most - 1)].to(self.embed.dtype)
-            writable(self.embed)[book] = torch.where(replaced, fresh, self.embed[book].detach())
-            self.embed_avg[book] = torch.where(replaced, fresh * self.reset_cluster_size, self.embed_avg[book])
-            self.cluster_size[book] = self.cluster_size[book].masked_fill(replaced[:, 0], self.reset_cluster_size)
+            keys = ranks.first(uniform(self.codebook_size, dead_here, self.generator)) - 2 * dead_here.float()
+            place = torch.empty_like(dead_here, dtype=torch.int64)  # of a code among the dead ones, in random order
+            place.scatter_(0, keys.argsort(), torch.arange(self.codebook_size, device=dead.device))
+            replaced = (dead_here & (place < available)).unsqueeze(-1)
+            fresh = fresh[place.clamp_max(most - 1)].to(self.embed.dtype)
+            writable(self.embed)[h] = torch.where(replaced, fresh, self.embed[h].detach())
+            self.embed_avg[h] = torch.where(replaced, fresh * self.reset_cluster_size, self.embed_avg[h])
+            self.cluster_size[h] = self.cluster_size[h].masked_fill(replaced[:, 0], self.reset_cluster_size)
 
-    @moving
+    @state_update
     def update_indices(self, x: Tensor, indices: Tensor, mask: Tensor | None = None, **options: Any) -> None:
-        """`update` for codes that are given, x.shape[:-1]; -1 counts nowhere."""
+        """`update` and `expire_codes_` for codes that are given, x.shape[:-1]; -1 counts nowhere."""
         codes = indices if mask is None else torch.where(mask, indices, -1)
-        self.update(x, *totals(x.detach(), codes, self.bank_shape), mask, **options)
+        if self.update(*totals(x.detach(), codes, self.bank_shape), **options):
+            self.expire_codes_(x, mask)
 
     update_ema_indices = update_indices
 
@@ -441,21 +435,19 @@ class Codebook(nn.Module):
 
     # ---- checkpointing and loading --------------------------------------------------------------------------------
 
-    def see(self, x: Tensor, draws: bool) -> Seen | None:
-        """A note for a forward that may repeat this one; None where none can. `draws`: it takes random numbers."""
-        if not may_repeat():
-            return None
-        seen = Seen(x, self.state(), self.generator, draws)
-        self.recall.note(seen)
-        return seen
+    def record_forward(self, x: Tensor, draws: bool) -> ForwardRecord:
+        """A record for a forward on x that may repeat this one; `draws`: this one takes random numbers."""
+        record = ForwardRecord(x, self.state(), self.generator, draws)
+        self.forward_records.add(record)
+        return record
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        book = state_dict.get(f"{prefix}codebook_mean")
-        if self.affine_param and book is not None:
+        moments = state_dict.get(f"{prefix}codebook_mean")
+        if self.affine_param and moments is not None:
             known = f"{prefix}batch_mean" in state_dict
             for name in ("codebook_mean", "codebook_variance", "batch_mean", "batch_variance"):
                 if not known:  # no rows have been seen there
-                    state_dict[prefix + name] = torch.zeros_like(book)
+                    state_dict[prefix + name] = torch.zeros_like(moments)
                 if name.startswith("batch") and (value := state_dict.get(prefix + name)) is not None:
                     setattr(self, name, torch.empty_like(value, device=self.embed.device))
         waiting = [state_dict.pop(f"{prefix}pending_{name}", None) for name in ("size", "sum")]
@@ -479,9 +471,9 @@ class Codebook(nn.Module):
             del destination[f"{prefix}batch_mean"], destination[f"{prefix}batch_variance"]
 
     def extra_repr(self) -> str:
-        books, size, width = self.embed.shape
+        count, size, width = self.embed.shape
         kind = "cosine" if self.use_cosine_sim else "euclidean"
-        lead = f"books={books}, " if books > 1 else ""
+        lead = f"codebooks={count}, " if count > 1 else ""
         return f"{lead}codes={size}, width={width}, {kind}, ema={self.ema_update}, learnable={self.learnable_codebook}"
 
 

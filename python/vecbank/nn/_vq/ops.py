@@ -1,7 +1,7 @@
-"""What happens to a block of vectors at a codebook: codes, code vectors, gradients, losses over scores.
+"""Differentiable operations on rows and code vectors: training steps, gathers, sampled codes, losses over scores.
 
-Layouts: one book `bank (K, d)` serves rows `x (..., d)`; H books `bank (H, K, d)` serve `x (H, R, d)`. Of scores,
-larger is better: -|x - b| for "l2", x.b for "dot".
+Layouts: one codebook `bank (K, d)` serves rows `x (..., d)`; H codebooks `bank (H, K, d)` serve `x (H, R, d)`. Larger
+scores are better: -|x - b| for "l2", x.b for "dot".
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .._backward import rotated_gradient
-from .._codes import ESTIMATORS
-from .._finite import zeroed
-from .._forward import Function
-from .._interrupt import ops as _ops
-from ..functional import lookup, project, quantize_train, segment_sum
-from ._draws import exponential, uniform
-from ._estimators import once, twice
-from ._layout import mean, working
-from ._recall import Seen
+from ... import _checks
+from ..._finite import zeroed
+from ..._ops import ESTIMATORS, METRICS
+from ..._ops import ops as _ops
+from ..._ops.rotation import rotated_gradient
+from ..._ops.tangents import Function
+from ...functional import lookup, project, segment_sum
+from .._checkpointing import ForwardRecord
+from .._draws import exponential, uniform
+from .._estimators import once, twice
+from .._layout import mean, working
 
+NORM_FLOOR = 1e-6  # of the vectors that a cosine codebook normalises
 _SCORE_BYTES = 8 << 20  # the score matrix of one block of rows
 
 
-class Step(NamedTuple):
+class TrainingStep(NamedTuple):
     """One training pass over x."""
 
     quantized: Tensor  # x's shape
@@ -38,12 +40,17 @@ class Step(NamedTuple):
     sums: Tensor  # (K, d) or (H, K, d) sum of the rows of each code
 
 
+def unit(x: Tensor) -> Tensor:
+    """Rows divided by their norm, or by 1e-6 where that is smaller."""
+    return F.normalize(x, dim=-1, eps=NORM_FLOOR)
+
+
 @torch.library.custom_op("vecbank_nn::snapshot", mutates_args=())
 def snapshot(t: Tensor) -> Tensor:
-    """A copy that torch.compile cannot see through.
+    """A copy that torch.compile cannot remove.
 
-    A backward graph may work a value out again from the inputs of the forward one instead of keeping it; a book that
-    has been updated in between is no longer that input. What comes out of here is kept.
+    A backward graph may compute a value again from the inputs of the forward graph instead of keeping it. A codebook
+    that has been updated in between is no longer that input, but the output of an unknown op is always kept.
     """
     return t.clone()
 
@@ -57,7 +64,7 @@ snapshot.register_autograd(lambda ctx, grad: grad)
 
 
 def _flat_codes(codes: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes into one book of all rows, and that book."""
+    """The H codebooks as one of H K rows, and the codes as its rows."""
     if bank.dim() == 2:
         return codes, bank
     heads, k = bank.shape[:2]
@@ -66,7 +73,7 @@ def _flat_codes(codes: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def totals(x: Tensor, codes: Tensor, bank_shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Rows per code and the sum of each code's rows, for codes that are given; -1 counts nowhere."""
+    """The number of rows of each code and their sum, for codes that are given; -1 counts nowhere."""
     *lead, width = bank_shape
     segments = torch.Size(lead).numel()
     if len(lead) == 2:
@@ -74,13 +81,27 @@ def totals(x: Tensor, codes: Tensor, bank_shape: torch.Size) -> tuple[Tensor, Te
         codes = torch.where(codes >= 0, codes + offset, codes)
     sums = segment_sum(working(x).reshape(-1, width), codes.reshape(-1), segments)
     ones = torch.ones_like(codes, dtype=torch.float32).reshape(-1)
-    counts = ones.new_zeros(segments + 1).scatter_add_(0, codes.reshape(-1) + 1, ones)[1:]  # whole numbers: any order
+    counts = ones.new_zeros(segments + 1).scatter_add_(0, codes.reshape(-1) + 1, ones)[1:]  # exact in any order
     return counts.view(lead), sums.view(bank_shape)
 
 
-def _step(x: Tensor, bank: Tensor, metric: str, mask: Tensor | None, codes: Tensor | None) -> Step:
+def _check_pair(x: Tensor, bank: Tensor) -> None:
+    """Rows fit a codebook; where they do not, the errors of `_checks` say more than those of the ops."""
+    if x.dtype is not bank.dtype or x.device != bank.device or x.shape[-1] != bank.shape[-1]:
+        _checks.pair(x, bank, "codebook")
+
+
+def quantize(x: Tensor, bank: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    """The nearest code vectors in the bank's dtype, and their codes; no gradient."""
+    _check_pair(x, bank)
+    quantized, codes = _ops.quantize(x.detach(), bank.detach(), None, METRICS[metric])
+    return quantized, codes
+
+
+def _step(x: Tensor, bank: Tensor, metric: str, mask: Tensor | None, codes: Tensor | None) -> TrainingStep:
     if codes is None:
-        return Step(*quantize_train(x, bank, metric, mask))
+        _check_pair(x, bank)
+        return TrainingStep(*_ops.quantize_train(x, bank, None, METRICS[metric], mask))
     if mask is not None:
         codes = torch.where(mask, codes, -1)
     quantized = lookup(*_flat_codes(codes, bank))
@@ -89,7 +110,7 @@ def _step(x: Tensor, bank: Tensor, metric: str, mask: Tensor | None, codes: Tens
         loss = mean(gap)
     else:
         loss = (gap * mask.unsqueeze(-1)).sum() / (mask.sum() * x.shape[-1]).clamp_min(1)
-    return Step(quantized, codes, loss, *totals(x, codes, bank.shape))
+    return TrainingStep(quantized, codes, loss, *totals(x, codes, bank.shape))
 
 
 class _Train(Function):
@@ -106,7 +127,7 @@ class _Train(Function):
         metric: str,
         estimator: str,
         learn: bool,
-        seen: Seen | None,
+        record: ForwardRecord | None,
     ) -> tuple[Tensor, ...]:
         quantized, found, *rest = _step(x, bank, metric, mask, codes)
         found = found.clone() if found is codes else found  # an input that is an output cannot be saved
@@ -116,7 +137,7 @@ class _Train(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, bank, mask, _, _, ctx.estimator, ctx.learn, ctx.seen = inputs
+        x, bank, mask, _, _, ctx.estimator, ctx.learn, ctx.record = inputs
         quantized, codes, _, counts, sums = output
         need_bank = ctx.needs_input_grad[1]
         fixed = [codes, counts, sums]
@@ -126,12 +147,12 @@ class _Train(Function):
         ctx.bank_shape = bank.shape
         pull = None
         if need_bank and ctx.learn:
-            # counts b - sums: half the gradient of the summed loss to the book. Taken now: the book is about to change.
+            # counts b - sums: half the gradient of the summed loss in the codebook, which changes after this call.
             now = snapshot(bank.detach()) if torch.compiler.is_compiling() else bank.detach()
             pull = counts.unsqueeze(-1) * now - sums
         ctx.save_for_backward(x, quantized, mask, codes if need_bank and ctx.estimator == "none" else None, pull)
         if not torch.compiler.is_compiling():
-            ctx.bank = bank if pull is not None else None  # for its place in the graph; its values may have changed
+            ctx.bank = bank if pull is not None else None  # for its place in the graph: its values may change
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor, grad_loss: Tensor, *rest: Tensor) -> tuple[Any, ...]:
@@ -152,13 +173,13 @@ class _Train(Function):
 
     @staticmethod
     def backward_twice(ctx: Any, grad: Tensor, scale: Tensor) -> tuple[Any, ...]:
-        """The same by formulas that have a derivative in x; codes and rotations are held still, as the first time."""
+        """The same by formulas that have a derivative in x; codes and rotations are constants, as in the first pass."""
         x, quantized, mask, codes, pull = ctx.saved_tensors
         fixed, grad_bank = quantized.detach(), None
         grad_x = zeroed((x - fixed) * scale, mask)
         if ctx.estimator != "none":
-            turned = rotated_gradient(grad, x.detach(), fixed) if ctx.estimator == "rotation" else grad
-            grad_x = grad_x + turned
+            rotated = rotated_gradient(grad, x.detach(), fixed) if ctx.estimator == "rotation" else grad
+            grad_x = grad_x + rotated
         if pull is not None:
             grad_bank = once(pull * scale, x, ctx.bank)
         if codes is not None:
@@ -176,18 +197,19 @@ def train(
     codes: Tensor | None = None,
     estimator: str = "none",
     learn: bool = False,
-    seen: Seen | None = None,
-) -> Step:
+    record: ForwardRecord | None = None,
+) -> TrainingStep:
     """The pass over x of a training step: one `quantize_train`, and gradients in closed form.
 
-    The loss pulls x to its code, and with `learn` the code to its rows. The gradient of `quantized` goes to x as
-    `estimator` says: "straight" (unchanged), "rotation" (turned and scaled as x was); with "none" it goes to the bank.
+    The gradient of the loss moves x to its code, and with `learn` the code to its rows. The gradient of `quantized`
+    goes to x by the `estimator` "straight" (unchanged) or "rotation" (rotated and scaled as x was); with "none" it goes
+    to the bank.
 
     Args:
-        x: (..., d), or (H, R, d) for H books. bank: (K, d) or (H, K, d). mask: x.shape[:-1] bool, True = counts.
-        codes: take these instead of the nearest. seen: kept alive as long as the graph is.
+        x: (..., d), or (H, R, d) for H codebooks. bank: (K, d) or (H, K, d). mask: x.shape[:-1] bool, True = counts.
+        codes: take these instead of the nearest. record: kept alive as long as the graph is.
     """
-    return Step(*_Train.apply(x, bank, mask, codes, metric, estimator, learn, seen))
+    return TrainingStep(*_Train.apply(x, bank, mask, codes, metric, estimator, learn, record))
 
 
 class _Rows(Function):
@@ -212,7 +234,7 @@ def gather_rows(codes: Tensor, bank: Tensor) -> Tensor:
     return _Rows.apply(codes, bank)
 
 
-# ---- over scores: in blocks of rows, never N x K at once (except where torch.compile traces) ----------------------
+# ---- Functions of scores: in blocks of rows, never N x K at once (except where torch.compile traces) ---------------
 
 
 def scores(x: Tensor, bank: Tensor, metric: str) -> Tensor:
@@ -222,7 +244,7 @@ def scores(x: Tensor, bank: Tensor, metric: str) -> Tensor:
 
 
 def _blocks(x: Tensor, k: int, axis: int) -> tuple[Tensor, ...]:
-    """x cut along an axis so that a float32 score matrix of each piece stays small."""
+    """x in pieces along an axis, each with a float32 score matrix of at most 8 MiB (or of one index)."""
     if torch.compiler.is_compiling():
         return (x,)
     per_index = 4 * k * (x.numel() // max(1, x.shape[axis] * x.shape[-1]))
@@ -230,7 +252,7 @@ def _blocks(x: Tensor, k: int, axis: int) -> tuple[Tensor, ...]:
 
 
 def _recomputed(function: Callable[..., Tensor], *args: Any) -> Tensor:
-    """`function(*args)`, its intermediates made again in the backward pass instead of kept."""
+    """`function(*args)`; the backward pass computes its intermediates again instead of keeping them."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return function(*args)
     result: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
@@ -259,8 +281,8 @@ def sample_codes(
 def soft_rows(x: Tensor, bank: Tensor, metric: str, temperature: float | Tensor) -> Tensor:
     """softmax(score / temperature) @ bank, the bank's rows held constant in the second factor."""
 
-    def mixed(part: Tensor, book: Tensor) -> Tensor:
-        return (scores(part, book, metric) / temperature).softmax(-1) @ book.detach()
+    def mixed(part: Tensor, codebook: Tensor) -> Tensor:
+        return (scores(part, codebook, metric) / temperature).softmax(-1) @ codebook.detach()
 
     return torch.cat([_recomputed(mixed, part, bank) for part in _blocks(x, bank.shape[-2], x.dim() - 2)], x.dim() - 2)
 
@@ -268,8 +290,8 @@ def soft_rows(x: Tensor, bank: Tensor, metric: str, temperature: float | Tensor)
 def cross_entropy(x: Tensor, bank: Tensor, metric: str, codes: Tensor) -> Tensor:
     """Mean over codes that are not -1 of -log softmax(score)[code]; 0 where there are none."""
 
-    def summed(part: Tensor, book: Tensor, wanted: Tensor) -> Tensor:
-        logits = scores(part, book, metric)
+    def summed(part: Tensor, codebook: Tensor, wanted: Tensor) -> Tensor:
+        logits = scores(part, codebook, metric)
         return F.cross_entropy(logits.flatten(0, -2), wanted.flatten(), ignore_index=-1, reduction="sum")
 
     axis = x.dim() - 2
@@ -285,7 +307,7 @@ def negative_entropy_of(p: Tensor) -> Tensor:
 
 
 def mean_negative_entropy(p: Tensor, mask: Tensor | None, summed: bool = False) -> Tensor:
-    """Sum of q log q, q the mean of p (H, G, P, K) over books and groups, averaged (or summed) over positions.
+    """Sum of q log q, q the mean of p (H, G, P, K) over codebooks and groups, averaged (or summed) over positions.
 
     Rows outside mask (H, G, P) do not count, nor do positions without rows.
     """
@@ -300,15 +322,15 @@ def mean_negative_entropy(p: Tensor, mask: Tensor | None, summed: bool = False) 
 def negative_entropy(x: Tensor, bank: Tensor, metric: str, sharpness: float, mask: Tensor | None = None) -> Tensor:
     """Sum of p log p of the codes' mean probabilities: x (H, G, P, d) against bank (H, K, d).
 
-    p is the mean over books and groups of softmax(sharpness * score); one such p for each of the P positions, averaged.
-    Rows outside mask (H, G, P) do not count.
+    p is the mean over codebooks and groups of softmax(sharpness * score): one p for each of the P positions, whose sums
+    are averaged. Rows outside mask (H, G, P) do not count.
     """
     heads, groups, positions, width = x.shape
     if not x.numel():
         return x.sum()
 
-    def summed(part: Tensor, book: Tensor, keep: Tensor | None) -> Tensor:
-        p = (scores(part.reshape(heads, -1, width), book, metric) * sharpness).softmax(-1)
+    def summed(part: Tensor, codebook: Tensor, keep: Tensor | None) -> Tensor:
+        p = (scores(part.reshape(heads, -1, width), codebook, metric) * sharpness).softmax(-1)
         return mean_negative_entropy(p.view(heads, groups, part.shape[2], -1), keep, summed=True)
 
     parts = _blocks(x, bank.shape[-2], 2)
@@ -319,13 +341,13 @@ def negative_entropy(x: Tensor, bank: Tensor, metric: str, sharpness: float, mas
 
 
 def orthogonality(
-    bank: Tensor, active: Tensor | None, most: int | None, generator: Generator | None, moves: bool = False
+    bank: Tensor, active: Tensor | None, most: int | None, generator: Generator | None, updated: bool = False
 ) -> Tensor:
     """Mean squared cosine between codes, less that of a code with itself: sum_ij (b_i.b_j)^2 / (H n^2) - 1 / n.
 
-    Through the d x d product where that is smaller than the n x n one: |B B^T| = |B^T B|. `active (K,)` bool leaves
-    codes out, `most` draws at most so many: both by weight 0, so that no shape waits for data. `moves`: the bank is
-    written to before the backward pass, which needs it as it is now.
+    The d x d product replaces the n x n one where it is smaller: |B B^T| = |B^T B|. `active (K,)` bool leaves codes
+    out, `most` draws at most so many: both by weight 0, so that no shape depends on data. `updated`: the bank is
+    written to before the backward pass, which needs its present values.
 
     Source: Shin et al., "Translation-equivariant Image Quantizer for Bi-directional Image-Text Generation", 2021.
     """
@@ -341,8 +363,8 @@ def orthogonality(
             number = most
         chosen = keys.topk(most).indices
         bank, active = bank[:, chosen], None if active is None else active[chosen]
-    bank = snapshot(bank) if moves else bank
-    unit = F.normalize(bank, dim=-1, eps=1e-6)
-    unit = unit if active is None else unit * active.view(1, -1, 1)
-    gram = unit.mT @ unit if width < unit.shape[1] else unit @ unit.mT
+    bank = snapshot(bank) if updated else bank
+    units = unit(bank)
+    units = units if active is None else units * active.view(1, -1, 1)
+    gram = units.mT @ units if width < units.shape[1] else units @ units.mT
     return gram.square().sum() / (heads * number * number) - 1 / number

@@ -1,7 +1,7 @@
-"""One book trained by several processes: sums over ranks, the first rank's word, rows drawn from all of them.
+"""One codebook trained by several processes: sums over ranks, the first rank's tensors, rows drawn from all ranks.
 
-Everything here is built from one collective, all_reduce, called on every rank in the same order whatever the data:
-ranks whose batches differ in size, or are empty or masked out, still meet.
+Everything here is built from one collective, all_reduce, which every rank calls in the same order whatever the data:
+so ranks may have batches that differ in size, are empty or are masked out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def mean_over_ranks(t: Tensor) -> Tensor:
 
 
 class Ranks:
-    """The processes that share a book; a lone process when not `enabled`."""
+    """The processes that share a codebook; one process alone when not `enabled`."""
 
     def __init__(self, enabled: bool) -> None:
         self.several = enabled and several_ranks()
@@ -48,7 +48,7 @@ class Ranks:
         return self.total(t.clone() if dist.get_rank() == 0 else torch.zeros_like(t))
 
     def share(self, *tensors: Tensor) -> None:
-        """Gives every rank the first rank's tensors, in place."""
+        """Overwrites the tensors of every rank with the first rank's."""
         for t in tensors if self.several else ():
             t.data.copy_(self.first(t.detach().float() if t.dtype == torch.bool else t.detach()))
 
@@ -78,7 +78,7 @@ def draw_rows(
         (count, d) in rows' dtype, and the number of rows there were to draw from, over all ranks (0: the first result
         means nothing).
     """
-    if rows.shape[0] == 0:  # this rank has nothing to offer, but takes part
+    if rows.shape[0] == 0:  # this rank has no row, but takes part in the sums
         rows, mask = rows.new_zeros(1, rows.shape[1]), torch.zeros(1, dtype=torch.bool, device=rows.device)
     order, available = _shuffled(rows, mask, count, generator)
     turn = torch.arange(count, device=rows.device)
