@@ -1,1 +1,0 @@
-from ._ops.rotation import rotated_gradient as rotated_gradient

@@ -1,1 +1,0 @@
-from ._ops.names import *  # noqa: F403

@@ -1,1 +1,0 @@
-from ._ops.calls import *  # noqa: F403
