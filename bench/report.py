@@ -221,7 +221,7 @@ TABLES = (
         "codebooks",
         "Codebooks and sparse dictionaries",
         speed_table,
-        "Ratio: to one plain product per stage or iteration (training too: forward, backward and the book's update).",
+        "Ratio: to one plain product per stage or iteration (training: forward, backward and the codebook's update).",
     ),
     (
         "memory",

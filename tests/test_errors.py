@@ -389,3 +389,14 @@ def test_a_refused_isa_changes_nothing() -> None:
     with pytest.raises(ValueError):
         vecbank._C.set_isa("")
     assert vecbank._C.isa() == before
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_missing_memory_in_a_module_is_a_memory_error(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> Any:
+        raise RuntimeError("check_status, /csrc/torch/common.h:123, vecbank: out of memory for the workspace\nmore")
+
+    module = vecbank.nn.VectorQuantize(3, 5).train(training)
+    monkeypatch.setattr(vecbank.nn._vq.ops, "_ops", SimpleNamespace(quantize=full, quantize_train=full))
+    with pytest.raises(MemoryError, match="^VectorQuantize: there is not enough memory$"):
+        module(X.unsqueeze(0))

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ... import _checks
 from ..._finite import zeroed
+from ..._numpy import plain_error
 from ..._ops import ESTIMATORS, METRICS
 from ..._ops import ops as _ops
 from ..._ops.rotation import rotated_gradient
@@ -94,14 +95,20 @@ def _check_pair(x: Tensor, bank: Tensor) -> None:
 def quantize(x: Tensor, bank: Tensor, metric: str) -> tuple[Tensor, Tensor]:
     """The nearest code vectors in the bank's dtype, and their codes; no gradient."""
     _check_pair(x, bank)
-    quantized, codes = _ops.quantize(x.detach(), bank.detach(), None, METRICS[metric])
+    try:
+        quantized, codes = _ops.quantize(x.detach(), bank.detach(), None, METRICS[metric])
+    except RuntimeError as error:
+        raise plain_error(error, "VectorQuantize") or error from None
     return quantized, codes
 
 
 def _step(x: Tensor, bank: Tensor, metric: str, mask: Tensor | None, codes: Tensor | None) -> TrainingStep:
     if codes is None:
         _check_pair(x, bank)
-        return TrainingStep(*_ops.quantize_train(x, bank, None, METRICS[metric], mask))
+        try:
+            return TrainingStep(*_ops.quantize_train(x, bank, None, METRICS[metric], mask))
+        except RuntimeError as error:
+            raise plain_error(error, "VectorQuantize") or error from None
     if mask is not None:
         codes = torch.where(mask, codes, -1)
     quantized = lookup(*_flat_codes(codes, bank))
