@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 import vecbank
 import vecbank.onnx
@@ -43,10 +44,11 @@ def _found() -> Iterator[tuple[str, Any]]:
 
 
 PUBLIC = dict(_found())
+MODULES = [n for n, cls in vars(vecbank.nn).items() if inspect.isclass(cls) and issubclass(cls, torch.nn.Module)]
 
 
 def test_the_public_names_are_found() -> None:
-    assert len(PUBLIC) > 90
+    assert len(PUBLIC) > 90 and len(MODULES) > 19
     assert {"vecbank.topk", "vecbank.Bank", "Bank.update_", "vecbank.sparse.encode"} <= set(PUBLIC)
 
 
@@ -60,3 +62,13 @@ def test_example(name: str) -> None:
     said: list[str] = []
     runner.run(example, out=said.append)
     assert runner.failures == 0, "".join(said)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_help_of_a_module_is_whole(name: str) -> None:
+    """A class names its source, and points at nothing that stands outside of what `help` shows."""
+    cls = getattr(vecbank.nn, name)
+    text = inspect.getdoc(cls) or ""
+    assert re.search(r"^Sources?: \S", text, re.M), "there is no source"
+    for part in (text, inspect.getdoc(cls.forward) or ""):
+        assert not re.search(r"\babove\b", part), "say what is meant by its name: what stood above may have moved"

@@ -75,7 +75,7 @@ def random(
 
     Args:
         samples: (N, ...), any dtype (only N and the device are read), or N itself.
-        num: 1 to N.
+        num: the number of anchors, 1 to N.
         generator: source of the draw, or the seed of one.
 
     Returns:
@@ -96,11 +96,11 @@ def random(
 
 @entry_point
 def stride(samples: Tensor | SupportsIndex, num: SupportsIndex) -> Tensor:
-    """Samples at equal steps, `floor(i N / num)` for `i < num`; for data without an order of its own.
+    """Samples at equal steps, `floor(i * N / num)` for `i < num`; for data without an order of its own.
 
     Args:
         samples: (N, ...), any dtype (only N and the device are read), or N itself.
-        num: 1 to N.
+        num: the number of anchors, 1 to N.
 
     Returns:
         Indices (num,) int64, ascending.
@@ -128,7 +128,7 @@ def stratified(labels: Tensor, num: SupportsIndex, *, generator: Generator | Sup
 
     Args:
         labels: (N,), integer or bool.
-        num: 1 to N.
+        num: the number of anchors, 1 to N.
         generator: source of the draw, or the seed of one.
 
     Returns:
@@ -175,12 +175,12 @@ def farthest_point(
     """Greedy farthest-point choice: each next sample is the one farthest from all chosen so far.
 
     The result covers the data: no sample is farther from its nearest anchor than twice the best possible
-    for `num` anchors (for "l2"). It takes outliers first. Ties go to the lower index. It reads `samples`
+    for `num` anchors (for "l2"). It chooses outliers first. Ties go to the lower index. It reads `samples`
     `num` times.
 
     Args:
         samples: (N, d), floating point, finite.
-        num: 1 to N.
+        num: the number of anchors, 1 to N.
         metric: "l2", "sqeuclidean" (the same choice) or "cosine" (least similar is farthest).
         first: index of the first anchor; drawn when not given.
         generator: source of that draw, or the seed of one.
@@ -236,8 +236,8 @@ def kmeans_centroids(
 
     Args:
         samples: (N, d), floating point, finite.
-        num: 1 to N.
-        iterations: most steps; it stops early when no sample changes its cluster.
+        num: the number of anchors, 1 to N.
+        iterations: at most this many steps; it stops early when no sample changes its cluster.
         generator: source of the starting samples, or the seed of one.
 
     Returns:
@@ -274,8 +274,8 @@ def kmeans_medoids(
 
     Args:
         samples: (N, d), floating point, finite.
-        num: 1 to N.
-        iterations: most steps; it stops early when no sample changes its cluster.
+        num: the number of anchors, 1 to N.
+        iterations: at most this many steps; it stops early when no sample changes its cluster.
         generator: source of the starting samples, or the seed of one.
 
     Returns:

@@ -1,6 +1,6 @@
 """Product quantisation: a vector cut into parts, each part replaced by the nearest row of its own small codebook.
 
-`x ~ concat_i codebooks[i][code_i]`; m parts of b bits stand for 2^(m b) vectors in m b / 8 bytes. Optionally
+`x ~ concat_i codebooks[i][code_i]`; m parts of b bits stand for 2^(m * b) vectors in m * b / 8 bytes. Optionally
 the vector is rotated first so that the parts are as independent and as even as they can be (optimised
 product quantisation). Distances to codes are sums of m table entries: exact query against code
 (asymmetric), or code against code (symmetric).
@@ -45,7 +45,7 @@ def encode(x: Tensor, codebooks: Tensor, rotation: Tensor | None = None) -> Tens
     Args:
         x: (..., d), of the codebooks' dtype (or 16-bit with float32 codebooks).
         codebooks: (m, K, w) with w = ceil(d / m); a d that m does not divide is filled up with zeros.
-        rotation: (m w, m w) orthogonal; `x R` is what is coded.
+        rotation: (m * w, m * w) orthogonal; `x @ R` is what is coded.
 
     Returns:
         Codes (..., m) int64; -1 for a part with NaN.
@@ -72,8 +72,8 @@ def decode(codes: Tensor, codebooks: Tensor, rotation: Tensor | None = None, wid
     Args:
         codes: (..., m) integers; -1 gives zeros for its part.
         codebooks: (m, K, w).
-        rotation: (m w, m w) orthogonal, the one of `encode`.
-        width: d of the vectors that were coded, m w by default.
+        rotation: (m * w, m * w) orthogonal, the one of `encode`.
+        width: d of the vectors that were coded, m * w by default.
 
     Returns:
         (..., d) in the codebooks' dtype.
@@ -110,7 +110,7 @@ def tables(x: Tensor, codebooks: Tensor, metric: str = "sqeuclidean", rotation: 
         x: queries (..., d).
         codebooks: (m, K, w).
         metric: "sqeuclidean" or "dot", which are sums over parts.
-        rotation: (m w, m w) orthogonal, the one of `encode`.
+        rotation: (m * w, m * w) orthogonal, the one of `encode`.
 
     Returns:
         (..., m, K) in the queries' dtype.
@@ -207,8 +207,8 @@ class ProductCodec:
 
     Args:
         codebooks: (m, K, w).
-        width: d of the vectors it codes, m w at most.
-        rotation: (m w, m w) orthogonal, or None.
+        width: d of the vectors that it codes, m * w at most.
+        rotation: (m * w, m * w) orthogonal, or None.
 
     Raises:
         TypeError, ValueError: an argument of another dtype, shape or value, by its name.
@@ -387,14 +387,14 @@ def train(
 
     Args:
         x: (N, d) samples, finite, N >= 2^bits. 16-bit samples are read as float32.
-        parts: m, 1 to d.
-        bits: 1 to 16 per part: codebooks of 2^bits rows.
-        rotation: also learn an orthogonal matrix R that makes `x R` cheaper to code. Start: the better of none and
+        parts: the number m of parts, 1 to d.
+        bits: the number of bits of the code of one part, 1 to 16: each codebook has 2^bits rows.
+        rotation: also learn an orthogonal matrix R that makes `x @ R` cheaper to code. Start: the better of none and
             eigenvalue allocation; then `rotations` times one k-means step and the best R for the decoded vectors
             (an orthogonal Procrustes problem). The linear algebra is torch's: repeatable, but not the same bits on
             every machine.
-        iterations: k-means steps per part.
-        rotations: steps of the rotation.
+        iterations: the number of k-means steps for each part.
+        rotations: the number of steps that improve the rotation.
         samples_per_code: train on at most this many samples per row of a codebook, drawn without replacement.
         generator: source of all draws, or the seed of one.
         progress: draw a bar on stderr.

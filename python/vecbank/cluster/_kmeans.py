@@ -158,20 +158,20 @@ def kmeans(
 
     Args:
         x: (N, d) float32, float64, bfloat16 or float16, dense and finite. 16-bit samples are read as they are.
-        k: 1 to N.
+        k: the number of centroids, 1 to N.
         init: "k-means++": each next centroid is drawn in proportion to its distance to those before it, and is the
             best of `local_trials` draws (greedy k-means++, as in scikit-learn). "random": k different samples. Or
             starts (r, d) with r <= k: those given come first, the other k - r are drawn as in k-means++.
         metric: "l2" (or "sqeuclidean", the same clustering) or "cosine".
         weights: (N,) floating point, finite, not negative, not all zero: how much each sample counts.
-        iterations: most steps. Stops when no sample changes its code, or the squared moves of all centroids together
-            are at most `tolerance` times the mean variance of a feature (scikit-learn's rule).
-        tolerance: as above; 0 goes on until no sample changes its code.
+        iterations: at most this many steps. It stops early when no sample changes its code, or the squared moves of
+            all centroids together are at most `tolerance` times the mean variance of a feature (scikit-learn's rule).
+        tolerance: the factor in that rule; 0 goes on until no sample changes its code.
         restarts: runs from different starts, of which the one with the smallest inertia is returned.
         batch_size: mini-batches of this many samples; `iterations` and the result's then count passes over x.
         local_trials: draws that k-means++ compares for each centroid, by the inertia that they would leave. None: 2 +
             floor(ln k), as in scikit-learn. 1: the plain k-means++ of 2007. The start compares each sample with
-            k `local_trials` draws and takes the time of two to four times `local_trials` iterations: give less, or
+            `k * local_trials` draws and takes the time of two to four times `local_trials` iterations: give less, or
             "random", where few iterations follow.
         generator: source of all draws: a torch.Generator, or an int that seeds one on the CPU. None: torch's global
             generator.
@@ -183,7 +183,7 @@ def kmeans(
 
     Raises:
         TypeError: a dtype, a sparse tensor, a number or a generator of another type.
-        ValueError: a shape, a device or a value that is not allowed. Either names the argument.
+        ValueError: a shape, a device or a value that is not allowed. The message of both errors names the argument.
 
     Example:
         >>> import torch, vecbank

@@ -71,7 +71,7 @@ def unit(rows: Tensor) -> Tensor:
 
 
 def scaled(x: Tensor, power: int) -> Tensor:
-    """x 2^power, exactly where the dtype can hold it; in two steps, as one factor might not be a float."""
+    """x * 2^power, exactly where the dtype can hold it; in two steps, as one factor might not be a float."""
     return x if power == 0 else x.mul(2.0 ** (power // 2)).mul_(2.0 ** (power - power // 2))
 
 

@@ -18,7 +18,7 @@ _MOST_PLANES = 62  # whose sum, and twice it, int64 holds
 def sign_quantize(z: Tensor, scale: float | Tensor = 1.0) -> Quantized:
     """Lookup-free quantisation: `scale` where z > 0, else `-scale`.
 
-    `bits_to_index` makes one number of a row of bits, `pack_bits` bytes.
+    `bits_to_index` turns a row of bits into one number, and `pack_bits` turns it into bytes.
 
     Args:
         z: (..., d).
@@ -48,7 +48,7 @@ def sign_lookup(bits: Tensor, scale: float | Tensor = 1.0, dtype: torch.dtype = 
     Args:
         bits: (..., d) bool, or integers 0 and 1.
         scale: a number, or a tensor that broadcasts to the bits.
-        dtype: of the result.
+        dtype: dtype of the result.
 
     Returns:
         (..., d).
@@ -103,12 +103,13 @@ def _check_planes(name: str, planes: int) -> None:
 
 @entry_point
 def residual_binary_quantize(x: Tensor, planes: int, scale: float | Tensor = 1.0) -> Quantized:
-    """Signs of x, then of the residual, with halving weights: `scale (b_0 + b_1 / 2 + b_2 / 4 + ...)`, b = +-1.
+    """Signs of x, then of the residual, with halving weights: `scale * (b_0 + b_1 / 2 + b_2 / 4 + ...)`, b = +-1.
 
     Args:
         x: (..., d).
-        planes: 1 to 62; reach is +-2 scale, and each plane halves the error within it.
-        scale: a number, or a tensor that broadcasts to x (one per dimension, say). The mean of |x| is a good first.
+        planes: the number of planes, 1 to 62. Each plane halves the error of values within +-2 * scale.
+        scale: a number, or a tensor that broadcasts to x (one per dimension, say). The mean of |x| is a good
+            first choice.
 
     Returns:
         Quantized(quantized, codes): (..., d) in x's dtype, and the bit planes (..., planes, d) bool, most significant
@@ -142,7 +143,7 @@ def residual_binary_lookup(bits: Tensor, scale: float | Tensor = 1.0, dtype: tor
     Args:
         bits: (..., planes, d) bool, or integers 0 and 1; 1 to 62 planes.
         scale: a number, or a tensor that broadcasts to (..., d).
-        dtype: of the result.
+        dtype: dtype of the result.
 
     Returns:
         (..., d).

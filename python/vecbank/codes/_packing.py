@@ -35,8 +35,8 @@ def packed_bytes(count: int, bits: int | Sequence[int]) -> int:
     """The bytes of one row of codes, packed.
 
     Args:
-        count: codes in a row.
-        bits: 1 to 63, the same for all or one per code.
+        count: the number of codes in a row.
+        bits: the number of bits of one code, 1 to 63: one number for all codes, or one for each of them.
 
     Returns:
         ceil(sum of bits / 8), an int.
@@ -72,7 +72,7 @@ def pack_bits(codes: Tensor, bits: int | Sequence[int] = 1) -> Tensor:
 
     Args:
         codes: (..., n) integers, 0 <= code < 2^bits; or bool, for 1 bit.
-        bits: 1 to 63, the same for all or one per code.
+        bits: the number of bits of one code, 1 to 63: one number for all codes, or one for each of them.
 
     Returns:
         (..., ceil(sum of bits / 8)) uint8.
@@ -121,8 +121,8 @@ def unpack_bits(packed: Tensor, count: int, bits: int | Sequence[int] = 1) -> Te
 
     Args:
         packed: (..., bytes) uint8.
-        count: codes in a row.
-        bits: those of `pack_bits`.
+        count: the number of codes in a row.
+        bits: the same as was given to `pack_bits`.
 
     Returns:
         (..., count) int64.
@@ -170,7 +170,7 @@ def check_bits(bits: Tensor) -> None:
 
 @entry_point
 def bits_to_index(bits: Tensor) -> Tensor:
-    """Bits as one number: `sum_j bits[..., j] 2^j`.
+    """Bits as one number: `sum_j bits[..., j] * 2^j`.
 
     Args:
         bits: (..., n) bool, or integers 0 and 1; n at most 63.
@@ -200,7 +200,7 @@ def index_to_bits(index: Tensor, count: int) -> Tensor:
 
     Args:
         index: (...) integers below 2^count.
-        count: 1 to 63.
+        count: the number of bits, 1 to 63.
 
     Returns:
         (..., count) bool.

@@ -92,7 +92,7 @@ def scalar_lookup(codes: Tensor, tables: Tensor) -> Tensor:
 
 @entry_point
 def round_quantize(x: Tensor, step: float) -> Quantized:
-    """Multiples of a step: `step round(x / step)`.
+    """Multiples of a step: `step * round(x / step)`.
 
     Args:
         x: (...).
@@ -142,8 +142,8 @@ def _mixed_radix(levels: list[int], device: torch.device) -> tuple[Tensor, Tenso
 def fsq_quantize(z: Tensor, levels: Sequence[int]) -> Quantized:
     """Finite scalar quantisation: each coordinate squashed and rounded to one of `levels[j]` values in [-1, 1].
 
-    With L levels, h = (L - 1)(1 + 1e-3) / 2 and o = 1/2 for even L (0 for odd):
-    `round(h tanh(z + atanh(o / h)) - o) / (L // 2)`. Only the rounding is straight-through.
+    With L levels, h = (L - 1) * (1 + 1e-3) / 2 and o = 1/2 for even L (0 for odd):
+    `round(h * tanh(z + atanh(o / h)) - o) / (L // 2)`. Only the rounding is straight-through.
 
     Args:
         z: (..., d). 16-bit z is squashed in float32, where the grid is exact, and only the result is rounded to its
@@ -187,8 +187,8 @@ def fsq_lookup(codes: Tensor, levels: Sequence[int], dtype: torch.dtype = torch.
 
     Args:
         codes: (...) integers; -1 gives zeros.
-        levels: those of `fsq_quantize`.
-        dtype: of the result.
+        levels: the same as were given to `fsq_quantize`.
+        dtype: dtype of the result.
 
     Returns:
         (..., d).

@@ -22,7 +22,7 @@ def _table(name: str, t: Tensor) -> None:
 
 
 class IntegerRows(NamedTuple):
-    """Rows as integers, which stand for `scale[id] (code - 2^(bits - 1))`: `quantize_rows` makes them.
+    """Rows as integers, which stand for `scale[id] * (code - 2^(bits - 1))`: `quantize_rows` makes them.
 
     Example:
         >>> import torch, vecbank
@@ -51,7 +51,7 @@ def row_scale(table: Tensor, bits: int, *, steps: int = 8) -> Tensor:
 
     Args:
         table: (V, d).
-        bits: 2 to 16, of an integer.
+        bits: the number of bits of one integer, 2 to 16.
         steps: how often it alternates.
 
     Returns:
@@ -83,12 +83,12 @@ def quantize_rows(table: Tensor, bits: int, scale: Tensor | None = None) -> Inte
 
     Args:
         table: (V, d).
-        bits: 2 to 16, of an integer.
+        bits: the number of bits of one integer, 2 to 16.
         scale: (V,), `row_scale`'s by default. A trained scale may be negative: it stands for the same values, with the
             signs of the integers turned.
 
     Returns:
-        IntegerRows(packed, scale): packed (V, ceil(d bits / 8)) uint8, scale (V,).
+        IntegerRows(packed, scale): packed (V, ceil(d * bits / 8)) uint8, scale (V,).
 
     Raises:
         TypeError, ValueError: an argument of another dtype, shape or value, by its name.
@@ -111,13 +111,13 @@ def quantize_rows(table: Tensor, bits: int, scale: Tensor | None = None) -> Inte
 
 @entry_point
 def integer_lookup(ids: Tensor, rows: IntegerRows, dim: int, bits: int) -> Tensor:
-    """Rows from packed integers, `scale[id] q[id]`: only the rows asked for are unpacked.
+    """Rows from packed integers, `scale[id] * q[id]`: only the rows asked for are unpacked.
 
     Args:
         ids: (...) integers; -1 gives zeros.
-        rows: IntegerRows, of `quantize_rows`.
+        rows: IntegerRows, as `quantize_rows` returns them.
         dim: d of the table.
-        bits: of an integer.
+        bits: the number of bits of one integer.
 
     Returns:
         (..., dim) in the scale's dtype. Differentiable in the scale.
@@ -147,14 +147,14 @@ def fake_integer_lookup(ids: Tensor, table: Tensor, scale: Tensor, bits: int) ->
     """The value of `integer_lookup` from a table that still trains, and a scale that trains with it.
 
     Gradients: straight through to the table where it is in range; to the scale, `q - w / scale` in range and the
-    limit beyond it, over `sqrt(d (2^(bits - 1) - 1))`, which gives scale and table steps of like size (learned step
-    size quantisation).
+    limit beyond it, divided by `sqrt(d * (2^(bits - 1) - 1))`, which gives scale and table steps of like size (learned
+    step size quantisation).
 
     Args:
         ids: (...) integers; -1 gives zeros.
         table: (V, d).
         scale: (V,).
-        bits: 2 to 16, of an integer.
+        bits: the number of bits of one integer, 2 to 16.
 
     Returns:
         (..., d) in the table's dtype.

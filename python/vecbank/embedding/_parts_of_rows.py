@@ -60,7 +60,7 @@ def pruned_lookup(ids: Tensor, rows: PrunedRows) -> Tensor:
 
     Args:
         ids: (...) integers; -1 gives zeros.
-        rows: PrunedRows, of `prune_rows`.
+        rows: PrunedRows, as `prune_rows` returns them.
 
     Returns:
         (..., d). Differentiable in the table.
@@ -139,7 +139,7 @@ def ragged_lookup(ids: Tensor, rows: RaggedRows) -> Tensor:
 
     Args:
         ids: (...) integers; -1 gives zeros.
-        rows: RaggedRows, of `ragged_rows`.
+        rows: RaggedRows, as `ragged_rows` returns them.
 
     Returns:
         (..., d). Differentiable in the values.

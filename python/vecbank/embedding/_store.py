@@ -22,7 +22,7 @@ def stored_bytes(tensors: Iterable[Tensor | None]) -> int:
         An int.
 
     Raises:
-        TypeError: something else among them.
+        TypeError: something in `tensors` is neither a tensor, an array nor None.
 
     Example:
         >>> import torch, vecbank

@@ -32,15 +32,15 @@ def _shifted(x: Tensor, count: int) -> Tensor:
 
 @entry_point
 def hash_rows(ids: Tensor, rows: int, probes: int = 1, *, feature: int | Tensor = 0, seed: int = 0) -> Tensor:
-    """Row numbers below `rows` for each id, as good as drawn at random but always the same.
+    """Row numbers below `rows` for each id, pseudo-random and repeatable.
 
     They come from the finaliser of the splitmix64 generator, on id, feature, probe and seed, and are the same on every
     machine.
 
     Args:
         ids: (...) integers; -1 gives -1.
-        rows: rows of the table.
-        probes: numbers per id.
+        rows: the number of rows of the table.
+        probes: the number of row numbers for each id.
         feature: which feature the id is a value of, an int or integers that broadcast with ids: features share the
             table and collide independently.
         seed: another seed gives other rows.
@@ -94,12 +94,12 @@ def hashed_lookup(
     Args:
         ids: (...) integers; -1 gives zeros.
         table: (M, w).
-        probes: rows read for each id.
-        feature, seed: as of `hash_rows`.
+        probes: the number of rows that are read for each id.
+        feature, seed: as in `hash_rows`.
         reduce: "concat", "sum" or "mean" of the rows of an id.
 
     Returns:
-        (..., probes w) for "concat", else (..., w), in the table's dtype. Differentiable in the table.
+        (..., probes * w) for "concat", else (..., w), in the table's dtype. Differentiable in the table.
 
     Raises:
         TypeError, ValueError: an argument of another dtype, shape or value, by its name.
@@ -118,7 +118,7 @@ def hashed_lookup(
 
 @entry_point
 def two_table_lookup(ids: Tensor, remainders: Tensor, quotients: Tensor, combine: str = "mul") -> Tensor:
-    """Row `id mod R` of one table with row `id div R` of another: all ids below R Q stay different.
+    """Row `id mod R` of one table with row `id div R` of another: all ids below R * Q stay different.
 
     Args:
         ids: (...) integers; -1 gives zeros.
@@ -130,7 +130,7 @@ def two_table_lookup(ids: Tensor, remainders: Tensor, quotients: Tensor, combine
         (..., w), or (..., w + v) for "concat". Differentiable in both tables.
 
     Raises:
-        IndexError: an id of R Q or more.
+        IndexError: an id of R * Q or more.
         TypeError, ValueError: an argument of another dtype, shape or value, by its name.
 
     Example:
@@ -155,7 +155,7 @@ def two_table_lookup(ids: Tensor, remainders: Tensor, quotients: Tensor, combine
 
 @entry_point
 def low_rank_lookup(ids: Tensor, factors: Tensor, basis: Tensor) -> Tensor:
-    """Rows of a table of low rank: `factors[id] basis`.
+    """Rows of a table of low rank: `factors[id] @ basis`.
 
     Args:
         ids: (...) integers; -1 gives zeros.
@@ -188,10 +188,10 @@ def coded_lookup(ids: Tensor, packed: Tensor, codebooks: Tensor, bits: int, dim:
 
     Args:
         ids: (...) integers; -1 gives zeros.
-        packed: (V, bytes) uint8, of `vecbank.codes.pack_bits` or `ProductCodec.encode(..., packed=True)`.
+        packed: (V, bytes) uint8, from `vecbank.codes.pack_bits` or `ProductCodec.encode(..., packed=True)`.
         codebooks: (m, K, w).
-        bits: of one code.
-        dim: width of a row, m w by default.
+        bits: the number of bits of one code.
+        dim: width of a row, m * w by default.
 
     Returns:
         (..., dim) in the codebooks' dtype. Differentiable in the codebooks.

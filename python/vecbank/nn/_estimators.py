@@ -199,10 +199,10 @@ def codebook_loss(
     weight: float,
     elements: Tensor | int,
 ) -> Tensor:
-    """|sg(x) - b|^2 + weight |x - sg(b)|^2, each averaged over `elements`, b = codebook[codes] = `rows`.
+    """|sg(x) - b|^2 + weight * |x - sg(b)|^2, each averaged over `elements`, b = codebook[codes] = `rows`.
 
     `counts` (M,), `sums` (M, d) and `loss` = mean (x - rows)^2 are results of the quantising pass. The codebook's
-    gradient is 2 (counts b - sums) / elements, so nothing of size (N, d) is made or scattered for it. Rows that do
+    gradient is 2 * (counts * b - sums) / elements, so nothing of size (N, d) is made or scattered for it. Rows that do
     not count are equal in x and `rows`.
     """
     return _CodebookLoss.apply(x, codebook, rows, counts, sums, loss, weight, elements)

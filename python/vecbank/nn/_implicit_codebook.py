@@ -20,7 +20,7 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 class CodeMLP(nn.Module):
-    """A codebook for every position: c <- W [so far, c], c <- c + f(c), ..., where "so far" is the decoded sum.
+    """A codebook for every position: c <- W @ [so far, c], c <- c + f(c), ..., where "so far" is the decoded sum.
 
     Args:
         dim: features d.

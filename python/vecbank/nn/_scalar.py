@@ -77,7 +77,7 @@ class ScalarQuantizer(Projected, Derived):
         return channel_first(codes) if first else codes
 
     def _split(self, x: Tensor) -> Tensor:
-        """Features (..., c d) of c codes to (..., c, d)."""
+        """Features (..., c * d) of c codes to (..., c, d)."""
         return x.unflatten(-1, (self.num_codebooks, self.codebook_dim))
 
     def _as_returned(self, codes: Tensor) -> Tensor:

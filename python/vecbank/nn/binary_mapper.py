@@ -1,14 +1,4 @@
-"""Binary mapper: bits drawn from their log-odds, and returned as the one-hot vector of the number that they spell.
-
-Formula: b_i ~ Bernoulli(sigmoid(l_i / T)), code = sum_i b_i 2^i. Straight through: the output is the one-hot
-vector of the code, and its gradient that of G, G_c = prod_i sigmoid(+-l_i), the probability of every code.
-Loss: the mean over rows of relu(KL to uniform bits - threshold), KL = bits log 2 - H(l).
-
-The result has an axis of 2^bits. The backward pass computes the probabilities again from two half tables instead of
-keeping them.
-
-Source: Fleuret, "The Free Transformer", 2025.
-"""
+"""Binary mapper: bits drawn from their log-odds, and returned as the one-hot vector of the number that they spell."""
 
 from __future__ import annotations
 
@@ -70,8 +60,15 @@ class BinaryMapper(Derived):
 
     A row with NaN comes out as NaN with code -1.
 
+    Formula: b_i ~ Bernoulli(sigmoid(l_i / T)), code = sum_i b_i * 2^i. Straight through: the output is the one-hot
+    vector of the code, and its gradient that of G, G_c = prod_i sigmoid(+-l_i), the probability of every code.
+    Loss: the mean over rows of relu(KL to uniform bits - threshold), KL = bits * log 2 - H(l).
+
+    The result has an axis of 2^bits. The backward pass computes the probabilities again from two half tables instead
+    of keeping them.
+
     Args:
-        bits: per code, at most 30.
+        bits: the number of bits of one code, at most 30.
         kl_loss_threshold: nats that the loss leaves free; one bit by default.
         deterministic_on_eval: round instead of drawing, in evaluation.
 
@@ -85,6 +82,8 @@ class BinaryMapper(Derived):
         >>> one_hot, codes, loss = module(torch.tensor([[9.0, -9.0, 9.0]]), return_indices=True)
         >>> codes, one_hot.int().tolist()
         (tensor([5]), [[0, 0, 0, 0, 0, 1, 0, 0]])
+
+    Source: Fleuret, "The Free Transformer", 2025.
     """
 
     power_two: Tensor

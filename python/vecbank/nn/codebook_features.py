@@ -1,9 +1,4 @@
-"""Codebook features: a hidden state replaced by the sum (or mean) of the k codes most like it.
-
-Source: Tamkin et al., "Codebook features: sparse and discrete interpretability for neural networks", 2023: a codebook
-much larger than k at every layer (or attention head), so that a code is a discrete feature that can be read, disabled
-or forced.
-"""
+"""Codebook features: a hidden state replaced by the sum (or mean) of the k codes most like it."""
 
 from __future__ import annotations
 
@@ -40,7 +35,7 @@ torch.utils._pytree._register_namedtuple(Features, serialized_type_name="vecbank
 
 
 class CodebookFeatures(nn.Module):
-    """A bottleneck of k codes out of `num_codes`: `h -> (1 / k) sum_{c in top-k_c cos(h, e_c)} e_c`.
+    """A bottleneck of k codes out of `num_codes`: `h -> (1 / k) * sum_{c in top-k_c cos(h, e_c)} e_c`.
 
     The gradient passes straight through to h; the codebook learns from the task (later layers read its codes), from
     `|features - h|^2` with h held still, or both.
@@ -77,6 +72,10 @@ class CodebookFeatures(nn.Module):
         >>> features, codes, loss = layer(torch.randn(5, 8))
         >>> features.shape, codes.shape, torch.equal(layer.decode(codes), features)
         (torch.Size([5, 8]), torch.Size([5, 3]), True)
+
+    Source: Tamkin et al., "Codebook features: sparse and discrete interpretability for neural networks", 2023: a
+    codebook much larger than k at every layer (or attention head), so that a code is a discrete feature that can be
+    read, disabled or forced.
     """
 
     book: nn.Parameter  # `codebook`, by the name that it has in states

@@ -1,4 +1,4 @@
-"""Embedding modules on compressed tables: `vecbank.embedding` with parameters. Sources are named there."""
+"""Embedding modules on compressed tables: `vecbank.embedding` with parameters."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ METHODS = ("full", "hashed", "two_table", "low_rank", "integer", "product", "pru
 class HashedEmbedding(Derived):
     """One table for all features: `e_f(v) = concat_u table[h_{f, u}(v)]` (Unified Embedding).
 
-    Feature f reads `probes[f]` hashed rows of width `width`, so that its embedding is `probes[f] width` wide; the
+    Feature f reads `probes[f]` hashed rows of width `width`, so that its embedding is `probes[f] * width` wide; the
     layers that follow tell the features apart.
 
     Args:
-        rows, width: of the shared table.
+        rows, width: number of rows of the shared table, and their width.
         probes: rows read for each feature; their number is the number of features.
-        seed: of the hashes.
+        seed: seed of the hashes.
         std: standard deviation of the first table, which is normal.
         generator: draws the table.
 
@@ -46,6 +46,9 @@ class HashedEmbedding(Derived):
         >>> embedding = vecbank.nn.HashedEmbedding(rows=1000, width=8, probes=[1, 2])
         >>> embedding(torch.tensor([[7, 123456789], [8, -1]])).shape
         torch.Size([2, 24])
+
+    Source: Coleman et al., "Unified embedding: battle-tested feature representations for web-scale ML systems",
+    NeurIPS 2023.
     """
 
     def __init__(
@@ -103,10 +106,10 @@ class CompressedEmbedding(nn.Module):
 
     * "full": `table[id]`.
     * "hashed": concat (or "sum", "mean") of hashed rows. rows, probes (2), reduce ("concat"), seed (0).
-    * "two_table": `table_1[id mod R]` times `table_2[id div R]`. base R (about sqrt V), combine ("mul", "add" or
+    * "two_table": `table_1[id mod R] * table_2[id div R]`. base R (about sqrt V), combine ("mul", "add" or
       "concat").
-    * "low_rank": `factors[id] basis`. rank.
-    * "integer": `scale[id] q[id]`, q of some bits. bits (8).
+    * "low_rank": `factors[id] @ basis`. rank.
+    * "integer": `scale[id] * q[id]`, q integers of `bits` bits. bits (8).
     * "product": concat of the rows that codes name. parts (dim / 4), bits (8).
     * "pruned": `table[remap[id]]`, zeros where pruned. keep: (V,) bool, or a share (of largest norms).
     * "ragged": the columns of the id's block, zeros elsewhere. block (V,), keep (blocks, dim).
@@ -120,10 +123,10 @@ class CompressedEmbedding(nn.Module):
 
     Args:
         num_embeddings, dim: V and the width of a row.
-        method: one of those above.
+        method: the name of one of these methods.
         std: standard deviation of the first tables, which are normal.
-        generator: draws them.
-        options: those of the method.
+        generator: draws the first tables.
+        options: the options of the method.
 
     Shapes:
         ids (...) integers; -1 gives a zero row with every method.
@@ -139,6 +142,9 @@ class CompressedEmbedding(nn.Module):
         >>> embedding = vecbank.nn.CompressedEmbedding(1000, 16, "integer", bits=4).freeze_()
         >>> embedding(torch.tensor([3, -1])).shape, embedding.stored_bytes
         (torch.Size([2, 16]), 12000)
+
+    Sources: Zhang et al., "Experimental analysis of large-scale learnable vector storage compression", VLDB 2023,
+    compares these methods; help(vecbank.embedding) names the source of each.
     """
 
     packed: Tensor

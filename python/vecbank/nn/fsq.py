@@ -1,16 +1,4 @@
-"""Finite scalar quantisation: every feature is bounded and rounded to one of a few levels; the codebook is
-implied.
-
-Formula, for L levels: with the bound of the paper y = tanh(z + s) h - o, where h = (L - 1)(1 + 1e-3) / 2, o =
-1/2 for even L else 0, s = atanh(o / h); digit = round(y) + L // 2 and value = round(y) / (L // 2). With
-`preserve_symmetry`: digit = floor((L - 1)(tanh(z) + 1) / 2 + 1/2) and value = 2 digit / (L - 1) - 1,
-symmetric about 0 for every L. A code is the mixed-radix number of its digits, the first feature's being the
-lowest.
-
-Sources: Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple", ICLR 2024; symmetric form and
-noise: Parker et al., "Scaling Transformers for Low-Bitrate High-Quality Speech Coding", 2024; rotation: Tseng
-et al., "QuIP#", 2024.
-"""
+"""Finite scalar quantisation: every feature is rounded to one of a few levels, and no codebook is stored."""
 
 from __future__ import annotations
 
@@ -41,6 +29,12 @@ class FSQ(ScalarQuantizer):
     The gradient passes straight through the rounding. A vector with NaN or inf has code -1 and comes out as NaN,
     whatever it is bounded by.
 
+    Formula, for L levels: with the bound of the paper y = h * tanh(z + s) - o, where h = (L - 1) * (1 + 1e-3) / 2,
+    o = 1/2 for even L else 0, and s = atanh(o / h); digit = round(y) + L // 2 and value = round(y) / (L // 2).
+    The symmetric form: digit = floor((L - 1) * (tanh(z) + 1) / 2 + 1/2) and value = 2 * digit / (L - 1) - 1, which
+    is symmetric about 0 for every L. A code is the mixed-radix number of its digits, the first feature's being the
+    lowest.
+
     Args:
         levels: levels per feature, each at least 3, or 2 with `preserve_symmetry`.
         dim: features of the input; a linear map goes in front and behind where it differs from
@@ -50,10 +44,10 @@ class FSQ(ScalarQuantizer):
         scale: kept as an attribute and not used (as in the peer).
         allowed_dtypes: dtypes that are quantised as they are; others as float32 (with force_quantization_f32).
         channel_first: features on axis 1. Inputs of four and more axes have them there in any case.
-        projection_has_bias: of the linear maps.
+        projection_has_bias: whether the linear maps have a bias.
         return_indices: False returns None for the codes.
         force_quantization_f32: decide in float32 or wider whatever the input's dtype.
-        preserve_symmetry: the symmetric form above.
+        preserve_symmetry: use the symmetric form of the formula.
         noise_dropout: in training, the share of features that get uniform noise in [-1/2, 1/2] on top of
             their value.
         bound_hard_clamp: clamp to [-1, 1] in place of tanh.
@@ -74,6 +68,10 @@ class FSQ(ScalarQuantizer):
         (torch.Size([2, 7, 3]), torch.Size([2, 7]), 200)
         >>> torch.allclose(module.indices_to_codes(codes), quantized)
         True
+
+    Sources: Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple", ICLR 2024; symmetric form and noise:
+    Parker et al., "Scaling Transformers for Low-Bitrate High-Quality Speech Coding", 2024; rotation: Tseng et al.,
+    "QuIP#", 2024.
     """
 
     _levels: Tensor
@@ -240,10 +238,10 @@ class ResidualFSQ(ResidualQuantizer, Derived):
         quantize_dropout: train with a random number of stages (with grad enabled only); codes of the others are -1.
         quantize_dropout_cutoff_index: at least this number of stages plus one run.
         quantize_dropout_multiple_of: their number is rounded up to a multiple of this one.
-        soft_clamp_input_value: c; the input becomes c tanh(x / c). With bound_hard_clamp it is 1 + 1 / (levels - 1),
-            and must not be given.
-        bound_hard_clamp: of the stages.
-        **kwargs: of `FSQ`.
+        soft_clamp_input_value: c; the input becomes c * tanh(x / c). With bound_hard_clamp it is
+            1 + 1 / (levels - 1), and must not be given.
+        bound_hard_clamp: as in `FSQ`, for every stage.
+        **kwargs: further arguments of `FSQ`, for every stage.
 
     Shapes:
         x (b, ..., dim), or (b, dim, ...) channel first; codes (b, ..., S), or (b, S, ...) channel first.
@@ -255,6 +253,8 @@ class ResidualFSQ(ResidualQuantizer, Derived):
         >>> quantized, codes = module(torch.randn(2, 7, 16))
         >>> quantized.shape, codes.shape
         (torch.Size([2, 7, 16]), torch.Size([2, 7, 2]))
+
+    Sources: those of `FSQ`; cascade: Zeghidour et al., "SoundStream: An End-to-End Neural Audio Codec", 2021.
     """
 
     scales: Tensor
@@ -384,7 +384,7 @@ class GroupedResidualFSQ(GroupedResidual):
         dim: features, a multiple of groups.
         groups: G.
         accept_image_fmap: features on axis 1, (b, dim, h, w).
-        **kwargs: of `ResidualFSQ`; `is_channel_first` follows from accept_image_fmap.
+        **kwargs: further arguments of `ResidualFSQ`; `is_channel_first` follows from accept_image_fmap.
 
     Shapes:
         x (b, ..., dim), or (b, dim, h, w); codes (G, b, ..., S), or (G, b, S, h, w).
@@ -396,6 +396,9 @@ class GroupedResidualFSQ(GroupedResidual):
         >>> quantized, codes = module(torch.randn(2, 7, 16))
         >>> quantized.shape, codes.shape
         (torch.Size([2, 7, 16]), torch.Size([2, 2, 7, 2]))
+
+    Sources: those of `ResidualFSQ`; groups: Yang et al., "HiFi-Codec: Group-residual Vector quantization for High
+    Fidelity Audio Codec", 2023.
     """
 
     _stacked = 1

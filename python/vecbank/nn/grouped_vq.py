@@ -1,7 +1,4 @@
-"""Grouped residual vector quantisation: the features are cut into slices, each with a cascade of its own.
-
-Source: Yang et al., "HiFi-Codec: Group-residual Vector quantization for High Fidelity Audio Codec", 2023.
-"""
+"""Grouped residual vector quantisation: the features are cut into slices, each with a cascade of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ class GroupedResidualVQ(GroupedResidual):
         dim: features, a multiple of groups.
         groups: G.
         accept_image_fmap: x is (b, dim, h, w).
-        **kwargs: of `ResidualVQ`.
+        **kwargs: further arguments of `ResidualVQ`, for every group.
 
     Shapes:
         x (b, ..., dim), or (b, dim, h, w); codes int64 (G, b, ..., S); losses float32 (G, S).
@@ -35,6 +32,8 @@ class GroupedResidualVQ(GroupedResidual):
         >>> quantized, codes, losses = module(torch.randn(2, 5, 8))
         >>> quantized.shape, codes.shape, losses.shape
         (torch.Size([2, 5, 8]), torch.Size([2, 2, 5, 3]), torch.Size([2, 3]))
+
+    Source: Yang et al., "HiFi-Codec: Group-residual Vector quantization for High Fidelity Audio Codec", 2023.
     """
 
     def __init__(self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any) -> None:

@@ -1,11 +1,4 @@
-"""Latent quantisation (QLAE): every feature has its own small table of learned numbers.
-
-Formula: q_j = V_j[k_j] with k_j = argmin_v |z_j - V_j[v]| (ties to the lower index), code = sum_j k_j
-prod_{i<j} L_i. In training the loss is w_q mean (sg(out) - x)^2 + w_c mean (sg(x) - out)^2 on what goes in
-and what comes out.
-
-Source: Hsu et al., "Disentanglement via Latent Quantization", NeurIPS 2023.
-"""
+"""Latent quantisation (QLAE): every feature has its own small table of learned numbers."""
 
 from __future__ import annotations
 
@@ -74,12 +67,17 @@ class LatentQuantize(ScalarQuantizer):
 
     A vector with NaN or inf has code -1, comes out as NaN and counts in no loss.
 
+    Formula: q_j = V_j[k_j] with k_j = argmin_v |z_j - V_j[v]| (ties to the lower index), where V_j is the table of
+    feature j and L_j its size; code = sum_j k_j * prod_{i<j} L_i. In training the loss is
+    w_q * mean((sg(out) - x)^2) + w_c * mean((sg(x) - out)^2) on what goes in and what comes out, where sg stops the
+    gradient.
+
     Args:
         levels: table sizes, one per feature of a code; or one size for codebook_dim features.
         dim: features of the input; a linear map goes in front and behind where it differs from the codes'
             width.
-        commitment_loss_weight: w_c above.
-        quantization_loss_weight: w_q above.
+        commitment_loss_weight: w_c of the loss.
+        quantization_loss_weight: w_q of the loss.
         num_codebooks: codes per vector.
         codebook_dim: features of a code; only read where levels is an int.
         keep_num_codebooks_dim: keep the axis of the codebooks in the codes; always where there is more than one.
@@ -102,6 +100,8 @@ class LatentQuantize(ScalarQuantizer):
         >>> quantized, codes, loss = module(torch.randn(2, 3, 7))
         >>> quantized.shape, codes.shape, torch.equal(module.indices_to_codes(codes), quantized)
         (torch.Size([2, 3, 7]), torch.Size([2, 7]), True)
+
+    Source: Hsu et al., "Disentanglement via Latent Quantization", NeurIPS 2023.
     """
 
     _levels: Tensor

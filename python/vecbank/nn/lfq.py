@@ -1,18 +1,4 @@
-"""Lookup-free quantisation: the code is the sign of every feature, the codebook {-s, s}^d is never searched.
-
-Formula: q = s sign(x) (-s at 0), code = sum of 2^(d-1-i) over the positive features. The training loss is
-w_e (E H(p_n) - gamma H(E p_n)) + w_c E (x - q)^2, where p_n is the softmax over all 2^d codes of 2 tau x.c.
-Because the codes are all sign vectors, p_n is a product of d independent bits with log-odds 4 tau s x_i (see
-`_bits`).
-
-Codes and vectors need d numbers each. H(E p_n) is defined over all 2^d codes, which takes 2^d numbers, but no
-N x 2^d. E H(p_n) takes up to N x 2^d numbers, a block at a time, because its logarithm is cut off at 1e-5
-(otherwise it would be a sum over bits). With entropy_loss_weight = 0 neither is computed.
-
-Sources: Yu et al., "Language Model Beats Diffusion: Tokenizer is Key to Visual Generation", ICLR 2024;
-spherical: Zhao et al., "Image and Video Tokenization with Binary Spherical Quantization", 2024; rotation:
-Tseng et al., "QuIP#", 2024.
-"""
+"""Lookup-free quantisation: the code is the sign of every feature, and no codebook is searched."""
 
 from __future__ import annotations
 
@@ -60,27 +46,36 @@ class LFQ(ScalarQuantizer):
 
     A vector with NaN or inf has code -1, comes out as NaN and counts in no loss, whatever it is clamped to.
 
+    Formula: q = s * sign(x) (-s at 0), code = sum of 2^(d-1-i) over the positive features. The training loss is
+    w_e * (E(H(p_n)) - gamma * H(E(p_n))) + w_c * E((x - q)^2), where E is a mean, H an entropy, and p_n the
+    softmax over all 2^d codes c of 2 * tau * x.c. Because the codes are all sign vectors, p_n is a product of d
+    independent bits with log-odds 4 * tau * s * x_i.
+
+    Codes and vectors need d numbers each. H(E(p_n)) is defined over all 2^d codes, which takes 2^d numbers, but no
+    N x 2^d. E(H(p_n)) takes up to N x 2^d numbers, a block at a time, because its logarithm is cut off at 1e-5
+    (otherwise it would be a sum over bits). With entropy_loss_weight = 0 neither is computed.
+
     Args:
         dim: features of the input; by default log2(codebook_size) * num_codebooks. A linear map goes in front and
             behind where it differs from that number.
         codebook_size: number of codes, a power of two up to 2^62; by default 2^dim.
-        entropy_loss_weight: w_e above.
-        commitment_loss_weight: w_c above.
-        diversity_gamma: gamma above.
+        entropy_loss_weight: w_e of the training loss.
+        commitment_loss_weight: w_c of the training loss.
+        diversity_gamma: gamma of the training loss.
         straight_through_activation: the gradient passes to the input through this module; identity by default.
         num_codebooks: codes per vector.
         keep_num_codebooks_dim: keep that axis in the codes; by default where there is more than one.
-        codebook_scale: s.
+        codebook_scale: s of the formula.
         frac_per_sample_entropy: share of the rows, drawn at random, that the entropies are taken over.
-        has_projections: whether there are linear maps, if not by the rule above.
-        projection_has_bias: of the linear maps.
-        soft_clamp_input_value: c; the input becomes c tanh(x / c).
+        has_projections: whether there are linear maps; by default only where dim asks for them.
+        projection_has_bias: whether the linear maps have a bias.
+        soft_clamp_input_value: c; the input becomes c * tanh(x / c).
         cosine_sim_project_in: project in by scaled cosines.
         cosine_sim_project_in_scale: their scale; codebook_scale by default.
         channel_first: features on axis 1; None means that they are there in inputs of four and more axes.
         experimental_softplus_entropy_loss: softplus(entropy loss + entropy_loss_offset) in place of that loss.
-        entropy_loss_offset: of that term.
-        spherical: unit vectors times s on both sides; then q = s / sqrt(d) sign(x).
+        entropy_loss_offset: the number that is added in that softplus.
+        spherical: unit vectors times s on both sides; then q = s / sqrt(d) * sign(x).
         force_quantization_f32: decide in float32.
         orthogonal_rotation: a fixed random rotation before, and back after.
 
@@ -97,6 +92,10 @@ class LFQ(ScalarQuantizer):
         >>> quantized, codes, loss = module(torch.randn(2, 5, 8))
         >>> quantized.shape, codes.shape, torch.equal(module.indices_to_codes(codes), quantized)
         (torch.Size([2, 5, 8]), torch.Size([2, 5]), True)
+
+    Sources: Yu et al., "Language Model Beats Diffusion: Tokenizer is Key to Visual Generation", ICLR 2024; spherical:
+    Zhao et al., "Image and Video Tokenization with Binary Spherical Quantization", 2024; rotation: Tseng et al.,
+    "QuIP#", 2024.
     """
 
     mask: Tensor
@@ -263,7 +262,7 @@ class LFQ(ScalarQuantizer):
 
         Args:
             x: (b, ..., dim), or (b, dim, ...) channel first.
-            inv_temperature: tau above.
+            inv_temperature: tau of the training loss (see the class).
             return_loss_breakdown: return the parts of the loss too.
             mask: bool (b,) or (b, n), True = counts in the losses. Where no row counts the losses are 0.
             generator: draws the rows of frac_per_sample_entropy.
@@ -317,8 +316,8 @@ class ResidualLFQ(ResidualQuantizer):
         quantize_dropout: train with a random number of stages (with grad enabled only); codes of the others are -1.
         quantize_dropout_cutoff_index: at least this number of stages plus one run.
         quantize_dropout_multiple_of: their number is rounded up to a multiple of this one.
-        soft_clamp_input_value: of the first stage, halved at every further one.
-        **kwargs: of `LFQ`.
+        soft_clamp_input_value: as in `LFQ`, for the first stage; every further stage has half of the one before.
+        **kwargs: further arguments of `LFQ`, for every stage.
 
     Shapes:
         x (b, ..., dim), or (b, dim, ...) channel first; codes int64 (b, ..., S); losses (S,).
@@ -330,6 +329,8 @@ class ResidualLFQ(ResidualQuantizer):
         >>> quantized, codes, losses = module(torch.randn(2, 5, 8))
         >>> quantized.shape, codes.shape, losses.shape
         (torch.Size([2, 5, 8]), torch.Size([2, 5, 2]), torch.Size([2]))
+
+    Sources: those of `LFQ`; cascade: Zeghidour et al., "SoundStream: An End-to-End Neural Audio Codec", 2021.
     """
 
     def __init__(
@@ -410,7 +411,7 @@ class GroupedResidualLFQ(GroupedResidual):
         dim: features, a multiple of groups.
         groups: G.
         accept_image_fmap: features on axis 1, (b, dim, h, w).
-        **kwargs: of `ResidualLFQ`; `channel_first` follows from accept_image_fmap.
+        **kwargs: further arguments of `ResidualLFQ`; `channel_first` follows from accept_image_fmap.
 
     Shapes:
         x (b, ..., dim), or (b, dim, h, w); codes int64 (G, b, ..., S); losses (G, S).
@@ -422,6 +423,9 @@ class GroupedResidualLFQ(GroupedResidual):
         >>> quantized, codes, losses = module(torch.randn(2, 5, 8))
         >>> quantized.shape, codes.shape, losses.shape
         (torch.Size([2, 5, 8]), torch.Size([2, 2, 5, 2]), torch.Size([2, 2]))
+
+    Sources: those of `ResidualLFQ`; groups: Yang et al., "HiFi-Codec: Group-residual Vector quantization for High
+    Fidelity Audio Codec", 2023.
     """
 
     def __init__(self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any) -> None:

@@ -1,8 +1,4 @@
-"""A product quantiser that trains: each slice of the input has a codebook, moved by averages or by gradient.
-
-Sources: Jegou, Douze, Schmid, "Product quantization for nearest neighbor search", PAMI 33, 2011; trained with van den
-Oord et al., "Neural discrete representation learning", NeurIPS 2017 (straight-through, commitment, moving averages).
-"""
+"""A product quantiser that trains: each slice of the input has a codebook, moved by averages or by gradient."""
 
 from __future__ import annotations
 
@@ -37,8 +33,8 @@ torch.utils._pytree._register_namedtuple(ProductQuantized, serialized_type_name=
 class ProductQuantizer(nn.Module):
     """A product quantiser that trains: `x -> concat_i codebooks[i][argmin_j |x_i - codebooks[i][j]|]` over slices x_i.
 
-    With `decay` the codebooks are moving averages of what they are given: `N <- decay N + (1 - decay) n`,
-    `S <- decay S + (1 - decay) s` for the count n and sum s of a code's slices in this batch, and `S / N'` is the
+    With `decay` the codebooks are moving averages of what they are given: `N <- decay * N + (1 - decay) * n`,
+    `S <- decay * S + (1 - decay) * s` for the count n and sum s of a code's slices in this batch, and `S / N'` is the
     code (N' = N after Laplace smoothing). Without `decay` they are a parameter that learns from |quantized - x|^2 with
     x held still.
 
@@ -47,11 +43,11 @@ class ProductQuantizer(nn.Module):
 
     Args:
         dim, parts: width and number of slices; dim must be a multiple of parts.
-        codes: rows of a codebook.
-        decay: of the moving averages, or None for codebooks that learn by gradient.
+        codes: number of rows of each codebook.
+        decay: decay of the moving averages, or None for codebooks that learn by gradient.
         commitment_weight: weight in `loss` of the mean of (x - quantized)^2, where quantized is held still.
         rare: codes whose moving average count N is under this become random slices of the batch (0: never).
-        rotation: quantise `x R` and turn back, R an orthogonal buffer that `fit_` learns (identity until then).
+        rotation: quantise `x @ R` and turn back, R an orthogonal buffer that `fit_` learns (identity until then).
         sync: share counts and draws over all ranks of torch.distributed, where there are several; before the first
             step all take the first rank's codebooks.
         generator: draws the first codebooks and the replacements.
@@ -62,8 +58,8 @@ class ProductQuantizer(nn.Module):
     Returns:
         ProductQuantized(quantized, codes, loss): quantized (..., dim) in the codebooks' dtype, codes (..., parts)
         int64, loss (). Straight-through: the gradient of quantized goes to x as it is. In eval mode nothing moves, and
-        `loss` is still the commitment term. A row with NaN or inf becomes NaN with codes -1; it moves nothing, and its
-        gradient is zero.
+        `loss` is still the commitment term. A row with NaN or inf becomes NaN with codes -1; it does not
+        change the codebooks, and its gradient is zero.
 
     Raises:
         TypeError, ValueError: an argument of another kind, shape or value, by its name.
@@ -74,6 +70,10 @@ class ProductQuantizer(nn.Module):
         >>> quantized, codes, loss = quantizer(torch.randn(5, 8))
         >>> quantized.shape, codes.shape, quantizer.codebooks.shape
         (torch.Size([5, 8]), torch.Size([5, 4]), torch.Size([4, 16, 2]))
+
+    Sources: Jegou, Douze, Schmid, "Product quantization for nearest neighbor search", PAMI 33, 2011; trained with van
+    den Oord et al., "Neural discrete representation learning", NeurIPS 2017 (straight-through, commitment, moving
+    averages).
     """
 
     books: Tensor  # `codebooks`, by the name that it has in states

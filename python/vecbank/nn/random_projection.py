@@ -1,10 +1,4 @@
-"""Random-projection quantiser: frozen targets for self-supervised training.
-
-Formula: code_h = argmax_k cos(P_h norm(x), C_hk), with a frozen random projection P_h and a frozen codebook C_h per
-head.
-
-Source: Chiu et al., "Self-supervised Learning with Random-projection Quantizer for Speech Recognition", ICML 2022.
-"""
+"""Random-projection quantiser: frozen targets for self-supervised training."""
 
 from __future__ import annotations
 
@@ -23,13 +17,16 @@ class RandomProjectionQuantizer(nn.Module):
 
     Arguments and state_dict are those of that class. The same input always gets the same codes: nothing here learns.
 
+    Formula: code_h = argmax_k cos(norm(x) @ P_h, C_hk), with a frozen random projection P_h and a frozen codebook C_h
+    for each head h.
+
     Args:
         dim: features of the input.
-        codebook_size: codes per codebook.
+        codebook_size: number of codes of each codebook.
         codebook_dim: width of a projection.
         num_codebooks: heads H, each with a projection and a codebook of its own.
         norm: take each vector to mean 0 and variance 1 first.
-        **kwargs: for the VectorQuantize inside, which is always in evaluation mode.
+        **kwargs: further arguments for the VectorQuantize inside, which is always in evaluation mode.
 
     Shapes:
         x (b, n, dim) floating-point. `forward(x)` returns codes (b, n) int64, or (b, n, H) for several codebooks;
@@ -46,7 +43,7 @@ class RandomProjectionQuantizer(nn.Module):
         >>> tuple(targets.shape), targets.dtype
         ((2, 100, 4), torch.int64)
 
-    Source: Chiu et al., ICML 2022, as above.
+    Source: Chiu et al., "Self-supervised Learning with Random-projection Quantizer for Speech Recognition", ICML 2022.
     """
 
     rand_projs: Tensor

@@ -1,7 +1,4 @@
-"""Relative representations: describe a vector by its similarities to a fixed list of anchors.
-
-Source: Moschella et al., "Relative representations enable zero-shot latent space communication", ICLR 2023.
-"""
+"""Relative representations: describe a vector by its similarities to a fixed list of anchors."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ class RelativeProjection(nn.Module):
     """A module that maps x to its similarities to A anchors: `R[..., j] = sim(x, anchors[j])`.
 
     With `metric="cosine"` the result does not change when the latent space is rotated, reflected or scaled:
-    `R(x; a) = R(c x Q; c a Q)` for orthogonal Q and c > 0. Two encoders that differ by about such a
+    `R(x; a) = R(c * x @ Q; c * a @ Q)` for orthogonal Q and c > 0. Two encoders that differ by about such a
     map therefore give about the same relative rows, provided that their anchors are the encodings of the
     same samples in the same order, and a head trained on one works on the other ("zero-shot stitching").
 
@@ -57,6 +54,8 @@ class RelativeProjection(nn.Module):
         >>> turned = vecbank.nn.RelativeProjection(-2 * relative.anchors)
         >>> relative(x).shape, torch.allclose(relative(x), turned(-2 * x), atol=1e-6)
         (torch.Size([100, 8]), True)
+
+    Source: Moschella et al., "Relative representations enable zero-shot latent space communication", ICLR 2023.
     """
 
     bank: Bank

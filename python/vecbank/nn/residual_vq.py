@@ -1,13 +1,4 @@
-"""Residual vector quantisation: every stage codes the residual of the stages before it.
-
-Formula: r_0 = x; k_s = the code nearest to r_s, q_s its vector, r_{s+1} = r_s - q_s; the result is sum_s q_s.
-Beam search keeps the B sequences of codes with the smallest weighted sum of losses instead of one.
-
-Sources: Zeghidour et al., "SoundStream: An End-to-End Neural Audio Codec", 2021; structured dropout: Defossez
-et al., "High Fidelity Neural Audio Compression", 2022; implicit codebooks: Huijben et al., "Residual
-Quantization with Implicit Neural Codebooks", ICML 2024; directional reparametrisation: Vali et al., "DiVeQ",
-2025.
-"""
+"""Residual vector quantisation: every stage codes the residual of the stages before it."""
 
 from __future__ import annotations
 
@@ -49,7 +40,10 @@ class ResidualVQ(ResidualQuantizer, Derived):
     """A cascade of `VectorQuantize` stages, with the arguments and state_dict of `vector_quantize_pytorch.ResidualVQ`.
 
     In evaluation the cascade is one call. Residuals of 16-bit inputs are kept in float32. A row with NaN or inf
-    becomes NaN with codes -1; it updates nothing, and its gradient is zero.
+    becomes NaN with codes -1; it does not change the codebooks, and its gradient is zero.
+
+    Formula: r_0 = x; k_s = the code nearest to r_s, q_s its vector, r_{s+1} = r_s - q_s; the result is sum_s q_s.
+    Beam search keeps the B sequences of codes with the smallest weighted sum of losses instead of one.
 
     Args:
         dim: features of the input.
@@ -70,7 +64,8 @@ class ResidualVQ(ResidualQuantizer, Derived):
         beam_score_quantizer_weights: S numbers, each stage's weight in the sum of losses; 1 by default.
         quant_grad_frac: share of the gradient that passes from a stage to the codes of those before it.
         return_zeros_for_masked_padding: rows outside the mask come back as zeros, and not as they were.
-        **vq_kwargs: of `VectorQuantize`; `accept_3d_fmap` and `channel_last=False` say that the features are on axis 1.
+        **vq_kwargs: further arguments of `VectorQuantize`; `accept_3d_fmap` and `channel_last=False` say that the
+            features are on axis 1.
 
     Shapes:
         x (b, ..., dim), or (b, dim, ...) with features on axis 1; codes int64 (b, ..., S); losses float32 (S,).
@@ -87,6 +82,10 @@ class ResidualVQ(ResidualQuantizer, Derived):
         (torch.Size([2, 5, 8]), torch.Size([2, 5, 3]), torch.Size([3]))
         >>> torch.allclose(module.get_output_from_indices(codes), quantized)
         True
+
+    Sources: Zeghidour et al., "SoundStream: An End-to-End Neural Audio Codec", 2021; structured dropout: Defossez et
+    al., "High Fidelity Neural Audio Compression", 2022; implicit codebooks: Huijben et al., "Residual Quantization with
+    Implicit Neural Codebooks", ICML 2024; directional reparametrisation: Vali et al., "DiVeQ", 2025.
     """
 
     beam_score_weights: Tensor

@@ -1,13 +1,4 @@
-"""SimVQ: the codebook is a learned map of a frozen random table, so that every training step updates all codes.
-
-Formula: codebook C = f(T) with T frozen and f learned (a linear map by default), code = argmin_k |x - C_k|, and
-the loss w (mean (sg(x) - C_k)^2 + w_x mean (x - sg(C_k))^2). The gradient to x is turned by the rotation
-trick or passed straight through; the codebook's is 2 w (n_k C_k - S_k) / numel from the codes' counts n and sums
-S, without a row per x.
-
-Source: Zhu et al., "Addressing Representation Collapse in Vector Quantized Models with One Linear Layer",
-2024.
-"""
+"""SimVQ: the codebook is a learned map of a frozen random table."""
 
 from __future__ import annotations
 
@@ -45,6 +36,11 @@ class SimVQ(nn.Module):
     Evaluation returns the same as training. The codebook is read in the dtype of its map, whatever autocast says. A
     row with NaN or inf becomes NaN with code -1, and counts nowhere.
 
+    Formula: codebook C = f(T) with the table T frozen and the map f learned, so that every training step updates all
+    codes; code = argmin_k |x - C_k|; loss w * (mean((sg(x) - C_k)^2) + w_x * mean((x - sg(C_k))^2)), where sg stops the
+    gradient. The gradient to x is turned by the rotation trick or passed straight through; the codebook's is
+    2 * w * (n_k * C_k - S_k) / numel from the codes' counts n and sums S, without a row per x.
+
     Args:
         dim: features d.
         codebook_size: codes M.
@@ -52,8 +48,8 @@ class SimVQ(nn.Module):
         init_fn: makes the frozen table from draws (M, frozen_codebook_dim) of N(0, 1 / frozen_codebook_dim).
         channel_first: features on axis 1.
         rotation_trick: gradient to x by the rotation trick instead of straight through.
-        input_to_quantize_commit_loss_weight: w_x above.
-        commitment_weight: w above.
+        input_to_quantize_commit_loss_weight: w_x of the loss.
+        commitment_weight: w of the loss.
         frozen_codebook_dim: width of the frozen table; dim by default.
 
     Shapes:
@@ -66,6 +62,8 @@ class SimVQ(nn.Module):
         >>> quantized, codes, loss = module(torch.randn(2, 5, 8))
         >>> torch.equal(module.indices_to_codes(codes), quantized)
         True
+
+    Source: Zhu et al., "Addressing Representation Collapse in Vector Quantized Models with One Linear Layer", 2024.
     """
 
     frozen_codebook: Tensor
@@ -151,7 +149,7 @@ class ResidualSimVQ(ResidualQuantizer):
         quantize_dropout_multiple_of: their number is rounded up to a multiple of this one.
         channel_first: features on axis 1.
         rotation_trick: gradient to x by the rotation trick instead of straight through.
-        **sim_vq_kwargs: of `SimVQ`.
+        **sim_vq_kwargs: further arguments of `SimVQ`, for every stage.
 
     Shapes:
         x (b, ..., d), or (b, d, ...) channel first; codes int64 (b, ..., S); losses (S,).
@@ -163,6 +161,8 @@ class ResidualSimVQ(ResidualQuantizer):
         >>> quantized, codes, losses = module(torch.randn(2, 5, 8))
         >>> quantized.shape, codes.shape, losses.shape
         (torch.Size([2, 5, 8]), torch.Size([2, 5, 3]), torch.Size([3]))
+
+    Sources: that of `SimVQ`; cascade: Zeghidour et al., "SoundStream: An End-to-End Neural Audio Codec", 2021.
     """
 
     def __init__(

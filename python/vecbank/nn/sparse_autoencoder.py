@@ -1,13 +1,4 @@
-"""Sparse autoencoders on `vecbank.sparse`: an overcomplete dictionary of which each input uses a few rows.
-
-`x ~ bias + sum_t values_t decoder[indices_t]`, with `values, indices` the code of `(x - bias) W^T + b`.
-
-Sources: Gao et al., "Scaling and evaluating sparse autoencoders", 2024 (top-k, auxiliary loss on dead
-latents, tied start); Bussmann et al., "BatchTopK sparse autoencoders", 2024; Rajamanoharan et al., "Jumping
-ahead: improving reconstruction fidelity with JumpReLU sparse autoencoders", 2024 (and its target for the
-number of latents, appendix); Bricken et al., "Towards monosemanticity", 2023 (decoder rows of norm 1,
-gradients projected).
-"""
+"""Sparse autoencoders on `vecbank.sparse`: an overcomplete dictionary of which each input uses a few rows."""
 
 from __future__ import annotations
 
@@ -50,16 +41,19 @@ torch.utils._pytree._register_namedtuple(SparseCode, serialized_type_name="vecba
 class SparseAutoencoder(nn.Module):
     """A dictionary of `latents` rows, about `k` of which encode an input.
 
-    * "topk": the k largest of relu((x - bias) W^T + b) per input.
-    * "batch_topk": the n k largest over the n inputs of a batch. In eval mode, every latent above the
+    Formula: `x ~ bias + sum_t values_t * decoder[indices_t]`, with `values, indices` the code of
+    `(x - bias) @ W.T + b`. The activations differ in which latents that code has:
+
+    * "topk": the k largest of `relu((x - bias) @ W.T + b)` per input.
+    * "batch_topk": the n * k largest over the n inputs of a batch. In eval mode, every latent over the
       running mean of the smallest value kept in training, so that an input's code does not depend on its
       batch.
-    * "jumprelu": every latent above its own learned threshold, with
+    * "jumprelu": every latent over its own learned threshold, with
       `penalty = (mean number of latents / k - 1)^2`.
 
     A latent that has not fired for `dead_after` inputs is dead. The `aux_k` best of the dead latents
-    reconstruct the residual of the others, so that they fire again. `loss = error + penalty_weight penalty
-    + aux_weight auxiliary`.
+    reconstruct the residual of the others, so that they fire again.
+    `loss = error + penalty_weight * penalty + aux_weight * auxiliary`.
 
     `error` is relative to the variance of the batch (its biased form, the mean over dim), but to no less than
     a quarter of the running variance of training, so that a last batch of one row, or of rows that are much the same,
@@ -78,10 +72,12 @@ class SparseAutoencoder(nn.Module):
         k: latents per input (on average).
         activation: "topk", "batch_topk" or "jumprelu".
         aux_k: 0 for no auxiliary loss; dim / 2 by default.
-        aux_weight, dead_after: as above.
-        penalty_weight: of "jumprelu".
-        threshold: what its thresholds start from.
-        bandwidth: width of the window in which they have a gradient. The defaults suit inputs of norm about 1.
+        aux_weight: weight of `auxiliary` in `loss`.
+        dead_after: number of inputs without firing after which a latent is dead.
+        penalty_weight: weight of `penalty` in `loss`; "jumprelu" alone has a penalty.
+        threshold: what the thresholds of "jumprelu" start from.
+        bandwidth: width of the window in which these thresholds have a gradient. The defaults suit inputs of norm
+            about 1.
         max_k: list at most this many latents per input: fixed shapes for "batch_topk" and "jumprelu", as
             `torch.compile` wants them.
         sync: count firing over all ranks of torch.distributed, where there are several.
@@ -103,6 +99,11 @@ class SparseAutoencoder(nn.Module):
         >>> out = sae(torch.randn(8, 16))
         >>> out.reconstruction.shape, out.indices.shape, out.loss.shape
         (torch.Size([8, 16]), torch.Size([8, 4]), torch.Size([]))
+
+    Sources: Gao et al., "Scaling and evaluating sparse autoencoders", 2024 (top-k, auxiliary loss on dead latents,
+    tied start); Bussmann et al., "BatchTopK sparse autoencoders", 2024; Rajamanoharan et al., "Jumping ahead: improving
+    reconstruction fidelity with JumpReLU sparse autoencoders", 2024 (and its target for the number of latents,
+    appendix); Bricken et al., "Towards monosemanticity", 2023 (decoder rows of norm 1, gradients projected).
     """
 
     silent: Tensor

@@ -1,7 +1,4 @@
-"""Vector quantisation: every vector becomes the nearest of K codes, and the codes follow the vectors.
-
-Source: van den Oord, Vinyals and Kavukcuoglu, "Neural Discrete Representation Learning", NeurIPS 2017.
-"""
+"""Vector quantisation: every vector becomes the nearest of K codes, and the codes follow the vectors."""
 
 from __future__ import annotations
 
@@ -35,11 +32,11 @@ class VectorQuantize(Derived):
 
     code(x) = argmin_k |x - e_k|, the lowest k among equals, ranked by float64 scores; with `use_cosine_sim` rows and
     codes are unit vectors and code(x) = argmax_k x.e_k. In training the result carries a gradient to x (rotation trick
-    or straight-through), `loss = commitment_weight * mean (e_code - x)^2 + ...` pulls x to its code, and the codes
+    or straight-through), `loss = commitment_weight * mean((e_code - x)^2) + ...` pulls x to its code, and the codes
     move by exponential averages of their rows (or by gradient, `learnable_codebook`). One pass over x computes all of
     this: no N x K matrix and no one-hot matrix is made, and 16-bit rows are compared with float32 codes as they are.
 
-    Constructor arguments, returned tuples, shapes and `state_dict` are those of the package named above;
+    Constructor arguments, returned tuples, shapes and `state_dict` are those of the class that it replaces;
     docs/vector_quantize.md lists each argument and the few cases where results differ. There is one more argument:
 
     Args:
@@ -51,8 +48,8 @@ class VectorQuantize(Derived):
 
     Returns:
         quantized as x, codes (b, n) int64 (one more axis for heads, one more for topk), loss () float32. Rows outside
-        `mask` are zeros with code -1. A row with NaN or inf becomes NaN with code -1: it updates nothing, and its
-        gradient is zero.
+        `mask` are zeros with code -1. A row with NaN or inf becomes NaN with code -1: it does not change the codebook,
+        and its gradient is zero.
 
     Raises:
         ValueError: arguments that exclude each other or do not fit x, by name.
@@ -66,11 +63,12 @@ class VectorQuantize(Derived):
         >>> torch.equal(vq.eval()(vq.codebook[None])[1], torch.arange(512)[None])
         True
 
-    Sources: the paper above; rotation trick: Fifty et al., ICLR 2025; k-means start and re-seeding: Zeghidour et al.,
-    "SoundStream", 2021; cosine codes and codebook_dim: Yu et al., "Vector-quantized Image Modeling with Improved
-    VQGAN", ICLR 2022; orthogonal term: Shin et al., 2021; affine codes and sync_update_v: Huh et al., ICML 2023;
-    directional reparametrisation: Vali et al., "DiVeQ", 2025; bridge: Chang et al., "Scalable Training for
-    Vector-Quantized Networks with 100% Codebook Utilization", 2025.
+    Sources: van den Oord, Vinyals and Kavukcuoglu, "Neural Discrete Representation Learning", NeurIPS 2017; rotation
+    trick: Fifty et al., ICLR 2025; k-means start and re-seeding: Zeghidour et al., "SoundStream", 2021; cosine codes
+    and codebook_dim: Yu et al., "Vector-quantized Image Modeling with Improved VQGAN", ICLR 2022; orthogonal term:
+    Shin et al., 2021; affine codes and sync_update_v: Huh et al., ICML 2023; directional reparametrisation: Vali et
+    al., "DiVeQ", 2025; bridge: Chang et al., "Scalable Training for Vector-Quantized Networks with 100% Codebook
+    Utilization", 2025.
     """
 
     zero: Tensor
@@ -255,7 +253,7 @@ class VectorQuantize(Derived):
         """The code vectors of indices as `forward` finds them in evaluation; index -1 gives zeros. Any integer dtype.
 
         These are the rows of `codebook`, changed by `vq_bridge` and the affine parameters if there are any: (..., d),
-        (..., heads d) with a codebook per head, (..., heads, d) with a shared one. Features are on axis 1 if they are
+        (..., heads * d) with a codebook per head, (..., heads, d) with a shared one. Features are on axis 1 if they are
         there in the input.
         """
         codes = self._codes(indices)
@@ -276,7 +274,7 @@ class VectorQuantize(Derived):
         return codes if count == 1 else codes.flatten(-2)
 
     def expire_codes_(self, x: Tensor) -> None:
-        """Re-seeds codes that are hardly used with rows of x (..., heads d), already projected."""
+        """Re-seeds codes that are hardly used with rows of x (..., heads * d), already projected."""
         features("x", x, self.codebook_dim * self.heads)
         rows = self._layout.split(x.reshape(1, -1, x.shape[-1]))
         finite = finite_rows(rows)
@@ -367,7 +365,7 @@ class VectorQuantize(Derived):
             ema_update_weight, accum_ema_update, ema_update: see Codebook.update.
 
         Returns:
-            (quantized, codes, loss), or four items, or two, as above.
+            (quantized, codes, loss); four items with `return_loss_breakdown`, or two with `indices`.
         """
         layout, codebook = self._layout, self._codebook
         settings = self._settings(layout)

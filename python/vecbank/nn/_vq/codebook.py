@@ -43,14 +43,14 @@ class Codebook(nn.Module):
     """H codebooks of K codes of width d, `embed (H, K, d)`, with their moving averages.
 
     Moving averages, with decay m, counts n_k and sums s_k of the rows of code k in this batch (over all ranks):
-        N_k <- m N_k + (1 - m) n_k        S_k <- m S_k + (1 - m) s_k        e_k = S_k / N'_k
-        N'_k = (N_k + eps) / (sum_j N_j + K eps) * sum_j N_j                (Laplace smoothing)
+        N_k <- m * N_k + (1 - m) * n_k        S_k <- m * S_k + (1 - m) * s_k        e_k = S_k / N'_k
+        N'_k = (N_k + eps) / (sum_j N_j + K * eps) * sum_j N_j                  (Laplace smoothing)
     A code with N_k below `threshold_ema_dead_code` becomes a random row of the batch, with N_k = that threshold.
 
     Args:
         dim, codebook_size, num_codebooks: d, K, H.
         kmeans_init, kmeans_iters: start from k-means on the first batch; sync_kmeans: of all ranks, not of the first.
-        decay, eps: m and eps above. manual_ema_update: leave e_k to the caller (`update_ema`).
+        decay, eps: m and eps of the formulas. manual_ema_update: leave e_k to the caller (`update_ema`).
         threshold_ema_dead_code: 0 never re-seeds. reset_cluster_size: N_k of a re-seeded code.
         use_ddp: one codebook for all ranks of torch.distributed: counts, sums, starts and re-seeds are shared.
             Whether there are several is asked at every step, so the module may be built before the process group.

@@ -235,7 +235,7 @@ def attach_gradient(settings: Settings, call: Call, found: Found) -> Tensor:
 
 
 def _directional(settings: Settings, rows: Tensor, quantized: Tensor) -> Tensor:
-    """x + |e - x| v, v the (constant) direction of e - x with noise; the codes learn through the length.
+    """x + |e - x| * v, v the (constant) direction of e - x with noise; the codes learn through the length.
 
     Source: Vali et al., "DiVeQ: Differentiable Vector Quantization Using the Reparameterization Trick", 2025.
     """

@@ -36,7 +36,7 @@ class Layout:
 
     Inputs are (b, *positions, c), (b, c), (b, c, n) when channels come first, or (b, c, *spatial). A forward lays them
     out once, as (b, n, c). Rows that are compared with codes are (b, n, d) for one head, (b, n, h, d) for heads that
-    share a codebook, (h, b n, d) for a codebook per head.
+    share a codebook, (h, b * n, d) for a codebook per head.
     """
 
     def __init__(self, heads: int, separate: bool, channel_last: bool, spatial: int) -> None:
@@ -121,7 +121,7 @@ class Layout:
     # ---- Heads ----------------------------------------------------------------------------------------------------
 
     def split(self, rows: Tensor) -> Tensor:
-        """Rows (b, n, h d) as they are compared with codes."""
+        """Rows (b, n, h * d) as they are compared with codes."""
         if self.heads == 1:
             return rows
         rows = rows.unflatten(-1, (self.heads, -1))
@@ -156,7 +156,7 @@ class Layout:
         return rows.unsqueeze(0) if self.heads == 1 else rows.transpose(1, 2).flatten(0, 1).unsqueeze(0)
 
     def heads_apart(self, rows: Tensor, lead: torch.Size) -> Tensor:
-        """`split` rows with an axis for the heads: (b, n, d), (1, b h, n, d) or (h, b, n, d)."""
+        """`split` rows with an axis for the heads: (b, n, d), (1, b * h, n, d) or (h, b, n, d)."""
         if self.heads == 1:
             return rows
         return rows.unflatten(1, lead) if self.separate else self.positions(rows, lead)

@@ -65,7 +65,7 @@ snapshot.register_autograd(lambda ctx, grad: grad)
 
 
 def _flat_codes(codes: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-    """The H codebooks as one of H K rows, and the codes as its rows."""
+    """The H codebooks as one of H * K rows, and the codes as its rows."""
     if bank.dim() == 2:
         return codes, bank
     heads, k = bank.shape[:2]
