@@ -189,8 +189,8 @@ class PreparedBank(nn.Module):
             if not torch.compiler.is_compiling():
                 self._warned.add("default")
             warn(
-                f'{verb} scores by "{default}" with this Bank, because Bank(vectors) no longer means '
-                f'Bank(vectors, "cosine"): name the metric, in Bank or in {verb}'
+                f'{verb} scores by "{default}", its default metric, because this Bank names none (earlier '
+                f'releases took "cosine"): name the metric, Bank(vectors, "{default}")'
             )
         return METRICS[default]
 
