@@ -222,8 +222,9 @@ class PreparedBank(nn.Module):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state.update(_packs={}, _warned=set())  # earlier releases kept other things there
         if "_metric" not in state:  # written before the metric was read-only
-            state.update(_metric=state.pop("metric"), _packs={}, _warned=set())
+            state["_metric"] = state.pop("metric")
         super().__setstate__(state)
         if "_biased" not in state:  # written before there was a bias
             self._biased = False
