@@ -170,8 +170,8 @@ def test_sparse_encoders_say_what_is_missing() -> None:
             ValueError,
             "bias must be None beside a Bank.*name what comes after it",
         ),
-        (lambda: vecbank.sparse.encode(x, bank), TypeError, "k must be an int, got NoneType"),
-        (lambda: vecbank.sparse.encode_batch(x, bank), TypeError, "k must be an int"),
+        (lambda: vecbank.sparse.encode(x, bank), TypeError, "k must be an int, the number of latents"),
+        (lambda: vecbank.sparse.encode_batch(x, bank), TypeError, "k must be an int, the number of latents"),
         (lambda: vecbank.sparse.encode_norm(x, bank), TypeError, "norms must be given"),
         (lambda: vecbank.sparse.encode(x, Bank(bank.vectors, "l2"), k=3), ValueError, 'must have metric "dot"'),
     ):

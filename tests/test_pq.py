@@ -274,7 +274,7 @@ def test_module_compiles_whole() -> None:
         (lambda x, b: ProductQuantizer(12, 3, decay=1.0), ValueError, "decay must lie in"),
         (lambda x, b: ProductQuantizer(12, 3)(x[:, :5]), ValueError, "x must have shape"),
         (lambda x, b: ProductQuantizer(12, 3, 9).fit_(x), ValueError, "fit_ needs a power of two"),
-        (lambda x, b: pq.scores(pq.tables(x, b), torch.zeros(2, 4).long()), ValueError, "need tables"),
+        (lambda x, b: pq.scores(pq.tables(x, b), torch.zeros(2, 4).long()), ValueError, "tables must be"),
         (lambda x, b: pq.scores(pq.tables(x, b), torch.full((2, 3), 9)), IndexError, "codes must lie between"),
         (lambda x, b: pq.symmetric_tables(torch.zeros(2, 4).long(), b), ValueError, "codes must have shape"),
     ],
@@ -359,3 +359,12 @@ def test_a_codec_gives_its_codes_as_int64() -> None:
     codes = codec.encode(gauss(5, 8))
     found = codec.codes(codes.int())
     assert found.dtype == torch.int64 and torch.equal(found, codes)
+
+
+def test_a_codec_takes_vectors_of_its_own_width_alone() -> None:
+    codec = vecbank.pq.train(gauss(40, 16), 4, 3, generator=seeded())
+    for width in (13, 17):
+        with pytest.raises(ValueError, match="x must have the codec's width 16"):
+            codec.encode(gauss(3, width))
+        with pytest.raises(ValueError, match="x must have the codec's width 16"):
+            codec.tables(gauss(3, width))

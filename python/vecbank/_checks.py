@@ -158,6 +158,7 @@ def pair(x: Tensor, bank: Tensor, name: str = "bank", of: str = "x") -> None:
         raise TypeError(
             f"{of} and {name} must share a dtype (or {of} be bfloat16/float16 with a float32 {name}), "
             f"got {of} {x.dtype} and {name} {bank.dtype}"
+            f"{' (float64 is what numpy makes by default)' if torch.float64 in (x.dtype, bank.dtype) else ''}"
         )
     shape, rows = x.shape, bank.shape
     if len(shape) == 0:

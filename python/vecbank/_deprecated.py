@@ -83,15 +83,15 @@ def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
     return get
 
 
-def old_module(old: str, new: str) -> None:
-    """Imports from the old place of a module find what the module `new` has, where a package has another use for the
-    name: no attribute is set.
+def old_module(old: str, new: str, **renamed: str) -> None:
+    """Imports from the old place of a module, and pickles that name it, find what the module `new` has; `renamed` are
+    those of its names that have changed. The package gets no attribute, as it may have another use for the name.
     """
 
     def get(name: str) -> Any:
         if name.startswith("__"):  # what the import system asks
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
-        value = getattr(sys.modules[new], name)
+        value = getattr(sys.modules[new], renamed.get(name, name))
         warn(f"{old} is now {new}; the old name goes with the next release")
         return value
 

@@ -189,8 +189,8 @@ class PreparedBank(nn.Module):
             if not torch.compiler.is_compiling():
                 self._warned.add("default")
             warn(
-                f'{verb} scores by "{default}" with this Bank, because Bank(vectors) no longer means '
-                f'Bank(vectors, "cosine"): name the metric, in Bank or in {verb}'
+                f'{verb} scores by "{default}", its default metric, because this Bank names none (earlier '
+                f'releases took "cosine"): name the metric, Bank(vectors, "{default}")'
             )
         return METRICS[default]
 
@@ -222,8 +222,9 @@ class PreparedBank(nn.Module):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state.update(_packs={}, _warned=set())  # earlier releases kept other things there
         if "_metric" not in state:  # written before the metric was read-only
-            state.update(_metric=state.pop("metric"), _packs={}, _warned=set())
+            state["_metric"] = state.pop("metric")
         super().__setstate__(state)
         if "_biased" not in state:  # written before there was a bias
             self._biased = False

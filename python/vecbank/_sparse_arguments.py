@@ -49,6 +49,8 @@ def same_device(name: str, t: Tensor, weight: Tensor) -> None:
 
 
 def count_of(name: str, k: object, latents: int) -> int:
+    if k is None:
+        raise TypeError(f"{name} must be an int, the number of latents that a row keeps, and was not given")
     count = _checks.integer(name, k)
     if not 1 <= count <= latents:
         raise ValueError(f"{name} must lie between 1 and the number of latents {latents}, got {count}")

@@ -45,7 +45,7 @@ class Bank(PreparedBank):
         TypeError: vectors or bias that are no floating-point tensors. ValueError: their shapes, an unknown metric, or a
             bias with another metric than "dot".
 
-    Updating a Bank while another thread searches it is the caller's race, as with any torch module.
+    Do not change a Bank while another thread searches it, as with any torch module.
 
     Example:
         >>> import torch, vecbank

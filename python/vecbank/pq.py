@@ -191,7 +191,10 @@ def scores(tables: Tensor, codes: Tensor) -> Tensor:
     _checks.floating("tables", tables)
     codes = _checks.integers(codes)
     if tables.dim() != 3 or codes.dim() != 2 or codes.shape[1] != tables.shape[1]:
-        raise ValueError(f"need tables (Q, m, K) and codes (N, m), got {tuple(tables.shape)} and {tuple(codes.shape)}")
+        packed = " (packed codes: unpack them with codes.unpack_bits)" if codes.dtype == torch.uint8 else ""
+        raise ValueError(
+            f"tables must be (Q, m, K) and codes (N, m), got {tuple(tables.shape)} and {tuple(codes.shape)}{packed}"
+        )
     _checks.in_range(codes, tables.shape[2])
     sums, rows = tables.new_zeros(tables.shape[0], codes.shape[0]), codes.clamp_min(0)
     for i in range(codes.shape[1]):
@@ -252,6 +255,11 @@ class ProductCodec:
         """Bytes of one packed row of codes."""
         return packed_bytes(self.codebooks.shape[0], self.bits)
 
+    def _check_width(self, x: Tensor) -> None:
+        _checks.floating("x", x)
+        if x.dim() == 0 or x.shape[-1] != self.width:
+            raise ValueError(f"x must have the codec's width {self.width} as its last axis, got {tuple(x.shape)}")
+
     @entry_point
     def encode(self, x: Tensor, *, packed: bool = False) -> Tensor:
         """Codes of vectors.
@@ -270,6 +278,7 @@ class ProductCodec:
             >>> codec.encode(x).tolist(), codec.encode(x, packed=True).tolist()
             ([[1, 0], [0, 1]], [[1], [2]])
         """
+        self._check_width(x)
         codes = encode(x, self.codebooks, self.rotation)
         return pack_bits(codes, self.bits) if packed else codes
 
@@ -316,6 +325,7 @@ class ProductCodec:
             >>> codec.tables(torch.tensor([3.0, 1.0])).tolist()
             [[9.0, 4.0], [1.0, 1.0]]
         """
+        self._check_width(x)
         return tables(x, self.codebooks, metric, self.rotation)
 
     @entry_point

@@ -113,7 +113,7 @@ def quantize(
             the metric that the Banks name (one for all of them), and else "l2".
         num_stages: run only the first so many stages (quantise dropout, or fewer bits at run time).
         beam: keep so many sequences of codes from stage to stage, those with the smallest squared error so far (ties
-            to the sequence that is ahead, then to the better code), instead of one. Distances only.
+            to the sequence that is ahead, then to the better code), instead of one. By "l2" or "sqeuclidean" alone.
         valid: bool (...); True = this row of x counts. Rows that do not count get codes -1, come back as they were and
             are in no loss.
 

@@ -96,7 +96,10 @@ def pack_bits(codes: Tensor, bits: int | Sequence[int] = 1) -> Tensor:
     if codes.dtype != torch.bool and flat.numel():
         limit = torch.tensor([(1 << w) - 1 for w in widths], device=codes.device)
         if bool(((flat < 0) | (flat > limit)).any()):
-            raise ValueError(f"codes must lie between 0 and 2^bits - 1 for bits = {bits}, and some do not")
+            raise ValueError(
+                f"codes must lie between 0 and 2^bits - 1 for bits = {bits}, "
+                f"got values from {int(flat.min())} to {int(flat.max())}"
+            )
     size = (total + 7) // 8
     out = torch.empty((flat.shape[0], size), dtype=torch.uint8, device=codes.device)
     plain = isinstance(bits, int) and 8 % bits == 0  # then no code crosses a byte
@@ -144,7 +147,7 @@ def unpack_bits(packed: Tensor, count: int, bits: int | Sequence[int] = 1) -> Te
     size = (total + 7) // 8
     if packed.dim() == 0 or packed.shape[-1] != size:
         raise ValueError(
-            f"packed must have shape (..., {size}) for {count} codes of these bits, got {tuple(packed.shape)}"
+            f"packed must have shape (..., {size}) for {count} codes of {bits} bits, got {tuple(packed.shape)}"
         )
     flat = packed.reshape(math.prod(packed.shape[:-1]), size)
     out = torch.zeros((flat.shape[0], count), dtype=torch.int64, device=packed.device)

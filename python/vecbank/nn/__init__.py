@@ -3,6 +3,7 @@
 import sys as _sys
 
 from .. import anchors
+from .._deprecated import old_module as _old_module
 from .accelerate import AccelerateReport, accelerate
 from .binary_mapper import BinaryMapper
 from .codebook_features import CodebookFeatures
@@ -18,6 +19,10 @@ from .residual_vq import ResidualVQ
 from .sim_vq import ResidualSimVQ, SimVQ
 from .sparse_autoencoder import SparseAutoencoder
 from .vector_quantize import VectorQuantize
+
+# Modules that earlier releases have pickled name these.
+_old_module(f"{__name__}._codebook", f"{__name__}._vq.codebook")
+_old_module(f"{__name__}._recall", f"{__name__}._checkpointing", Recall="ForwardRecords")
 
 __all__ = [
     "FSQ",

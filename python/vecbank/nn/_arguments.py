@@ -71,7 +71,10 @@ def drawn_by(value: object) -> Generator | None:
     """The generator of a module's draws; None stands for torch's default one."""
     if value is None or isinstance(value, Generator):
         return value
-    raise TypeError(f"generator must be a torch.Generator or None, got {type(value).__name__}")
+    raise TypeError(
+        f"generator must be a torch.Generator or None, got {type(value).__name__} "
+        f"(torch.Generator().manual_seed(seed) makes one)"
+    )
 
 
 def function(name: str, value: object) -> None:

@@ -149,6 +149,11 @@ class ResidualQuantizer(Projected):
         self.quantize_dropout = self._dropout.enabled
         self._project(dim, width)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "has_projections" not in state:  # pickled by an earlier release, in which not all had them
+            self.has_projections, self.project_in, self.project_out = False, nn.Identity(), nn.Identity()
+
     @property
     def codebook_size(self) -> int:
         """Codes of the first stage."""

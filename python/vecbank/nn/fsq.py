@@ -177,7 +177,9 @@ class FSQ(ScalarQuantizer):
 
     def _digits_of(self, numbers: Tensor) -> Tensor:
         if self.codebook_size > _EXACT:
-            raise ValueError(f"levels give {self.codebook_size} codes, more than 2^53, which have no numbers")
+            raise ValueError(
+                f"levels give {self.codebook_size} codes; more than 2^53 cannot be numbered: set return_indices=False"
+            )
         return digits_of(numbers, self._basis, self._levels)
 
     def codes_to_indices(self, zhat: Tensor) -> Tensor:

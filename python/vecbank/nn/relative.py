@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .._checks import pair
 from ..bank import Bank
 from ..functional import project
 from ._arguments import floats, tensor
@@ -85,6 +86,8 @@ class RelativeProjection(nn.Module):
         """
         tensor("x", x)
         if anchors is None:
+            if x.dim() == 0 or x.shape[-1] != self.anchors.shape[-1]:
+                pair(x, self.anchors, "anchors")
             return self.bank.project(x)
         return project(x, _check_anchors(anchors), self.metric)
 

@@ -134,7 +134,8 @@ class VectorQuantize(Derived):
         rotation_trick = not directional_reparam and dim > 1 if rotation_trick is None else rotation_trick
         _require(
             sum((straight_through, rotation_trick, directional_reparam)) <= 1,
-            "at most one of straight_through, rotation_trick (on by default) and directional_reparam may be set",
+            "at most one of straight_through, rotation_trick (on by default: set rotation_trick=False) and "
+            "directional_reparam may be set",
         )
         _require(not (use_cosine_sim and learnable), "learnable_codebook does not go with use_cosine_sim")
         _require(not (use_cosine_sim and affine_param), "affine_param does not go with use_cosine_sim")

@@ -427,6 +427,11 @@ class Codebook(nn.Module):
     def bank_shape(self) -> torch.Size:
         return self.embed.shape[1:] if self.num_codebooks == 1 else self.embed.shape
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "recall" in state:  # pickled by an earlier release
+            state["forward_records"] = state.pop("recall")
+        super().__setstate__(state)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Codebook:
         super()._apply(fn, recurse)
         if self.pending_size is not None and self.pending_sum is not None:

@@ -60,7 +60,8 @@ class Layout:
                 if first
                 else f"(b, ..., {dim})"
             )
-            raise ValueError(f"x must be {shape}, got {tuple(x.shape)}")
+            others = "channel_last, accept_image_fmap and accept_3d_fmap say where the features are"
+            raise ValueError(f"x must be {shape}, got {tuple(x.shape)} ({others})")
 
     def lay_out(self, x: Tensor, dim: int, project_in: nn.Module | None) -> LaidOut:
         """Checks an input and lays it out; `project_in`: the map in front of the codebook."""
