@@ -100,6 +100,8 @@ def topk(
 ) -> TopK:
     """The k best bank rows for every vector, best first: exact nearest-neighbour search.
 
+    The keyword `exact` is ignored and goes with the next release.
+
     Args:
         x: (..., d).
         bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
@@ -108,7 +110,6 @@ def topk(
         allowed: bool, broadcastable to (..., M); True = this bank row may be returned.
         bias: (M,) in the bank's dtype, added to dot products (with a tensor bank; a Bank brings its own): the encoder
             of a sparse autoencoder.
-        exact: goes with the next release, and is ignored: the answer is always exact.
         pad: a bank of fewer than k rows is no error: what it does not have is index -1, as in FAISS.
 
     Returns:
@@ -185,11 +186,12 @@ def _expand_allowed(allowed: Tensor, x: Tensor, rows: int) -> Tensor:
 def nearest(x: Tensor, bank: Tensor | PreparedBank, metric: str | None = None, *, exact: bool | None = None) -> Nearest:
     """The best bank row for every vector: `topk` with k = 1, on its own faster path.
 
+    The keyword `exact` is ignored and goes with the next release.
+
     Args:
         x: (..., d).
         bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
         metric: "l2", "sqeuclidean", "l1", "dot" or "cosine". None (default): what a Bank names, else "l2".
-        exact: goes with the next release, and is ignored: the answer is always exact.
 
     Returns:
         Nearest(values, indices), both (...): dtypes and gradients as in `topk`; index -1 where M = 0 or every score
