@@ -23,6 +23,11 @@ def warn(message: str, category: type[Warning] = FutureWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
+def warn_renamed(old: str, new: str) -> None:
+    """The warning of a name that was used."""
+    warn(f"{old} is now {new}; the old name goes with the next release")
+
+
 def new_keywords(function: str, given: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
     """The keywords of a call by their new names.
 
@@ -33,7 +38,7 @@ def new_keywords(function: str, given: dict[str, Any], renamed: Mapping[str, str
         if old in given:
             if new in given:
                 raise TypeError(f"{function} got {old} and {new}, which are one argument: {old} is its old name")
-            warn(f"{function}: the keyword {old} is now {new}; the old name goes with the next release")
+            warn_renamed(f"{function}: the keyword {old}", new)
             given = {new if name == old else name: value for name, value in given.items()}
     return given
 
@@ -60,11 +65,11 @@ def old_attribute(old: str, new: str) -> Any:
     """A property under the old name of an attribute."""
 
     def get(self: object) -> Any:
-        warn(f"{type(self).__name__}.{old} is now {new}; the old name goes with the next release")
+        warn_renamed(f"{type(self).__name__}.{old}", new)
         return getattr(self, new)
 
     def put(self: object, value: Any) -> None:
-        warn(f"{type(self).__name__}.{old} is now {new}; the old name goes with the next release")
+        warn_renamed(f"{type(self).__name__}.{old}", new)
         setattr(self, new, value)
 
     return property(get, put, doc=f"The old name of `{new}`.")
@@ -77,7 +82,7 @@ def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         new = names[name]
-        warn(f"{module}.{name} is now {module}.{new}; the old name goes with the next release")
+        warn_renamed(f"{module}.{name}", f"{module}.{new}")
         return getattr(sys.modules[module], new)
 
     return get
@@ -92,7 +97,7 @@ def old_module(old: str, new: str, **renamed: str) -> None:
         if name.startswith("__"):  # what the import system asks
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
         value = getattr(sys.modules[new], renamed.get(name, name))
-        warn(f"{old} is now {new}; the old name goes with the next release")
+        warn_renamed(old, new)
         return value
 
     module = ModuleType(old, f"The old place of `{new}`.")

@@ -220,6 +220,16 @@ def farthest_point(
     return torch.tensor(chosen, device=samples.device)
 
 
+def _clusters(
+    samples: Tensor, num: SupportsIndex, iterations: SupportsIndex, generator: Generator | SupportsIndex | None
+) -> tuple[Tensor, int, Tensor]:
+    """The samples and their number of clusters, checked, and the centroids of these."""
+    samples = _check_samples(samples)
+    count = _check_num(num, samples.shape[0], "samples")
+    found = kmeans(samples, count, init="random", iterations=iterations, tolerance=0.0, generator=generator)
+    return samples, count, found.centroids
+
+
 @entry_point
 @torch.no_grad()
 def kmeans_centroids(
@@ -254,9 +264,7 @@ def kmeans_centroids(
         >>> vecbank.anchors.kmeans_centroids(samples, 2, generator=0).sort(0).values.tolist()
         [[0.5], [10.5]]
     """
-    samples = _check_samples(samples)
-    num = _check_num(num, samples.shape[0], "samples")
-    return kmeans(samples, num, init="random", iterations=iterations, tolerance=0.0, generator=generator).centroids
+    return _clusters(samples, num, iterations, generator)[2]
 
 
 @entry_point
@@ -291,9 +299,7 @@ def kmeans_medoids(
         >>> vecbank.anchors.kmeans_medoids(samples, 2, generator=0).sort().values.tolist()
         [1, 4]
     """
-    samples = _check_samples(samples)
-    num = _check_num(num, samples.shape[0], "samples")
-    centroids = kmeans_centroids(samples, num, iterations=iterations, generator=generator)
+    samples, num, centroids = _clusters(samples, num, iterations, generator)
     distances, codes = nearest(samples.to(centroids.dtype), centroids, "sqeuclidean")
     # Sorted by cluster, nearest first (two stable sorts); the first of each run is the medoid.
     order = torch.argsort(distances, stable=True)

@@ -36,7 +36,7 @@ Codebooks: TypeAlias = Tensor | PreparedBank | Sequence[Tensor | PreparedBank]
 
 
 def _stages(codebooks: Codebooks, num_stages: int | None, name: str = "num_stages") -> list[Tensor | PreparedBank]:
-    """The codebook of each stage; a Bank (S, M, d) stays whole, and is the only item."""
+    """The codebook of each stage; those of a Bank (S, M, d) are its tensors."""
     num_stages = None if num_stages is None else _checks.integer("num_stages", num_stages)
     if not isinstance(codebooks, (PreparedBank, Iterable)):
         raise TypeError(f"codebooks must be a tensor, a Bank or a sequence of them, got {type(codebooks).__name__}")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._deprecated import warn
+from ._deprecated import warn_renamed
 
 
 class TopK(NamedTuple):
@@ -68,7 +68,7 @@ class KMeans(NamedTuple):
     @property
     def centres(self) -> Tensor:
         """The old name of `centroids`."""
-        warn("KMeans.centres is now centroids; the old name goes with the next release")
+        warn_renamed("KMeans.centres", "centroids")
         return self.centroids
 
 

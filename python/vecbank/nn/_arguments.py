@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Generator, OutOfMemoryError, Tensor
 
-from .. import _checks
+from .. import _checks, _deprecated
 from .._checks import integers as integers
 from .._checks import rows as rows
 from .._checks import tensor as tensor
@@ -92,15 +90,9 @@ def features(name: str, x: object, width: int) -> None:
 
 
 def warn(message: str) -> None:
-    """A UserWarning at the caller's line: the innermost one outside of this package and of torch, whose modules call
-    each other. A compiled program does not warn.
-    """
-    if torch.compiler.is_compiling():
-        return
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("vecbank", "torch"):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)
+    """A UserWarning at the caller's line, outside of this package and of torch. A compiled program does not warn."""
+    if not torch.compiler.is_compiling():
+        _deprecated.warn(message, UserWarning)
 
 
 @contextmanager

@@ -64,15 +64,6 @@ def _(t: Tensor) -> Tensor:
 snapshot.register_autograd(lambda ctx, grad: grad)
 
 
-def _flat_codes(codes: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-    """The H codebooks as one of H * K rows, and the codes as its rows."""
-    if bank.dim() == 2:
-        return codes, bank
-    heads, k = bank.shape[:2]
-    offset = torch.arange(heads, device=codes.device).view(-1, *[1] * (codes.dim() - 1)) * k
-    return torch.where(codes >= 0, codes + offset, codes), bank.reshape(heads * k, -1)
-
-
 def totals(x: Tensor, codes: Tensor, bank_shape: torch.Size) -> tuple[Tensor, Tensor]:
     """The number of rows of each code and their sum, for codes that are given; -1 counts nowhere."""
     *lead, width = bank_shape
@@ -92,26 +83,28 @@ def _check_pair(x: Tensor, bank: Tensor) -> None:
         _checks.pair(x, bank, "codebook")
 
 
+def _answer(op: Callable[..., Any], *arguments: Any) -> Any:
+    """What an op returns; its errors come in the words of Python."""
+    try:
+        return op(*arguments)
+    except RuntimeError as error:
+        raise plain_error(error, "VectorQuantize") or error from None
+
+
 def quantize(x: Tensor, bank: Tensor, metric: str) -> tuple[Tensor, Tensor]:
     """The nearest code vectors in the bank's dtype, and their codes; no gradient."""
     _check_pair(x, bank)
-    try:
-        quantized, codes = _ops.quantize(x.detach(), bank.detach(), None, METRICS[metric])
-    except RuntimeError as error:
-        raise plain_error(error, "VectorQuantize") or error from None
+    quantized, codes = _answer(_ops.quantize, x.detach(), bank.detach(), None, METRICS[metric])
     return quantized, codes
 
 
 def _step(x: Tensor, bank: Tensor, metric: str, mask: Tensor | None, codes: Tensor | None) -> TrainingStep:
     if codes is None:
         _check_pair(x, bank)
-        try:
-            return TrainingStep(*_ops.quantize_train(x, bank, None, METRICS[metric], mask))
-        except RuntimeError as error:
-            raise plain_error(error, "VectorQuantize") or error from None
+        return TrainingStep(*_answer(_ops.quantize_train, x, bank, None, METRICS[metric], mask))
     if mask is not None:
         codes = torch.where(mask, codes, -1)
-    quantized = lookup(*_flat_codes(codes, bank))
+    quantized = lookup(codes, bank)
     gap = (quantized - x).square()
     if mask is None:
         loss = mean(gap)
@@ -224,7 +217,7 @@ class _Rows(Function):
 
     @staticmethod
     def forward(codes: Tensor, bank: Tensor) -> Tensor:
-        return lookup(*_flat_codes(codes, bank))
+        return lookup(codes, bank)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
