@@ -195,8 +195,8 @@ Vec<double> of_all_sizes(Vec<double> bs, int64_t d) {
   return bs;
 }
 
-// What the harness itself promises: a kernel sees the device's side of a Vec, the host's is hidden from it where that can
-// be shown, and memory that is no Vec is refused.
+// What the harness itself promises: a kernel sees the device's side of a Vec, the host's is hidden from it where that
+// can be shown, and memory that is no Vec is refused.
 TEST(cuda_cases_keep_host_and_device_apart) {
   Vec<float> v = {1.0f, 2.0f, 3.0f};
   const float* host = v.data();

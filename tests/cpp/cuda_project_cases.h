@@ -1,5 +1,5 @@
-// project on both paths, within tolerance of the CPU's. For the library's, a product on the host stands in for cuBLAS; on
-// a GPU the memory goes to the host and back for it, between the kernels.
+// project on both paths, within tolerance of the CPU's. For the library's, a product on the host stands in for cuBLAS;
+// on a GPU the memory goes to the host and back for it, between the kernels.
 #pragma once
 
 #include "cuda/heuristics.h"

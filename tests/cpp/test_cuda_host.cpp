@@ -39,8 +39,12 @@ Error sort_pairs(void*, int64_t, Sorted* pairs, int64_t count, int64_t, const De
 const bool twin::Side::kShowsAll = true;
 void* twin::Side::take(size_t bytes) { return ::operator new(bytes, std::align_val_t(kAlignment)); }
 void twin::Side::give(void* p) { ::operator delete(p, std::align_val_t(kAlignment)); }
-bool twin::Side::write(void* device, const void* host, size_t bytes) { return std::memcpy(device, host, bytes) != nullptr; }
-bool twin::Side::read(void* host, const void* device, size_t bytes) { return std::memcpy(host, device, bytes) != nullptr; }
+bool twin::Side::write(void* device, const void* host, size_t bytes) {
+  return std::memcpy(device, host, bytes) != nullptr;
+}
+bool twin::Side::read(void* host, const void* device, size_t bytes) {
+  return std::memcpy(host, device, bytes) != nullptr;
+}
 vecbank::cuda::Error twin::Side::wait() { return nullptr; }
 void twin::Side::hide(void* host, size_t bytes) {
   std::memset(host, 0xff, bytes);  // NaN, or an index that nothing has

@@ -1,7 +1,7 @@
-// Memory with two sides, for the cases of the CUDA kernels: a case makes inputs and reads answers on the host's side, and
-// a kernel is given the device's side, which exists while a call runs. On a GPU that is cudaMalloc and copies. The
-// emulator's device side is host memory too; so that a host pointer that was handed to a kernel is noticed there as well,
-// the host's side is overwritten (and poisoned, under AddressSanitizer) until the call is over.
+// Memory with two sides, for the cases of the CUDA kernels: a case makes inputs and reads answers on the host's side,
+// and a kernel is given the device's side, which exists while a call runs. On a GPU that is cudaMalloc and copies. The
+// emulator's device side is host memory too; so that a host pointer that was handed to a kernel is noticed there as
+// well, the host's side is overwritten (and poisoned, under AddressSanitizer) until the call is over.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ namespace twin {
 
 // The device's memory. The including file defines these.
 struct Side {
-  static const bool kShowsAll;  // every block has a device side during a call, not only those that the call names
+  static const bool kShowsAll;      // every block has a device side during a call, not only those that the call names
   static void* take(size_t bytes);  // null: there is none
   static void give(void* p);
   static bool write(void* device, const void* host, size_t bytes);
@@ -133,7 +133,9 @@ class Crossing {
     return reinterpret_cast<T*>(found->second.device + (at - found->first));
   }
   vecbank::cuda::Multiply to(const vecbank::cuda::Multiply& m) { return m; }  // the host's own
-  vecbank::cuda::Device to(const vecbank::cuda::Device& d) { return moved(d, &vecbank::cuda::Device::state, workspace); }
+  vecbank::cuda::Device to(const vecbank::cuda::Device& d) {
+    return moved(d, &vecbank::cuda::Device::state, workspace);
+  }
   vecbank::Rows to(const vecbank::Rows& r) { return moved(r, &vecbank::Rows::data); }
   vecbank::Mask to(const vecbank::Mask& m) { return moved(m, &vecbank::Mask::data); }
   vecbank::PackedCodebook to(const vecbank::PackedCodebook& c) {
