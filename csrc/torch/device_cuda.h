@@ -95,11 +95,11 @@ class CudaScope {
   static cuda::Path path_override() {
     const char* name = std::getenv("VECBANK_CUDA_PATH");
     if (name == nullptr || *name == 0 || std::strcmp(name, "simt") == 0) return cuda::Path::simt;
-    if (std::strcmp(name, "mma16") == 0) return cuda::Path::mma16;
     if (std::strcmp(name, "sm90") == 0) return cuda::Path::sm90;  // NEVER RUN
-    STD_TORCH_CHECK(std::strcmp(name, "mma") == 0, "vecbank: VECBANK_CUDA_PATH must be simt, mma, mma16 or sm90, got ",
-                    name);
-    return cuda::Path::mma;
+    // mma is another name of mma16.
+    STD_TORCH_CHECK(std::strcmp(name, "mma16") == 0 || std::strcmp(name, "mma") == 0,
+                    "vecbank: VECBANK_CUDA_PATH must be simt, mma16 or sm90, got ", name);
+    return cuda::Path::mma16;
   }
   static cuda::ProjectOverride project_override() {
     const char* name = std::getenv("VECBANK_CUDA_PROJECT");
