@@ -167,7 +167,7 @@ packages() { # a folder with vecbank, its built modules and the carried wheels, 
     done
     modules=("$bundle"/modules/_C*.so)
   fi
-  if [[ ! -e ${modules[0]:-} ]] || ! "$python" -c "import sysconfig, sys, pathlib; sys.exit(not pathlib.Path('$bundle/modules/_C' + sysconfig.get_config_var('EXT_SUFFIX')).exists())"; then
+  if [[ ! -e ${modules[0]:-} ]] || ! "$python" -c "import sysconfig, sys, pathlib; sys.exit(not pathlib.Path('$bundle/modules/_C' + sysconfig.get_config_var('EXT_SUFFIX')).exists())" >/dev/null 2>&1; then
     architecture
     if [[ -n $bundle ]]; then
       # shellcheck disable=SC2016  # that bash knows $build

@@ -327,6 +327,15 @@ def test_sanitize_alone(machine: Path, setting: str, status: int, said: str) -> 
     assert done.returncode == 0 and "no compute-sanitizer" in done.stdout
 
 
+def test_the_sanitized_tests_exist() -> None:
+    sources_ = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.*") if path.suffix in (".h", ".cu"))
+    tests = re.findall(r"^TEST\((\w+)\)", sources_, re.M)
+    script = (ROOT / "scripts" / "cuda_sanitize.sh").read_text()
+    lists = re.findall(r'\[(?:memcheck|racecheck)\]="([^"]*)"', script)
+    assert len(lists) == 2 and len(tests) > 20
+    assert not [name for names in lists for name in names.split() if not any(name in test for test in tests)]
+
+
 # ---- The bundle -----------------------------------------------------------------------------------------------------
 
 
