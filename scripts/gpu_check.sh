@@ -167,7 +167,7 @@ except RuntimeError as error:
     print(error)
     absent = "VECBANK_CUDA_PATH must be", "left out of this build"
     sys.exit(3 if any(text in str(error) for text in absent) else 1)'
-for path in mma mma16 sm90; do
+for path in mma16 sm90; do
   ((ops)) || break
   if [[ $path == sm90 && $capability != 9.0 ]]; then
     say "not run: path sm90 (compute capability $capability)"

@@ -60,7 +60,7 @@ def test_judging() -> None:
     found = judge(case, {OURS: entry(2.1), **peers}, OURS, "NVIDIA H200")
     assert found["met"] is None and found["absent"] == [FLASH]
     assert judge(case, {OURS: entry(5.0), **peers}, OURS, "NVIDIA H200")["met"] is False  # whichever peer is absent
-    assert judge(case, {OURS: entry(5.0), "vecbank mma": entry(2.0), **peers}, "vecbank mma", "H200")["met"] is None
+    assert judge(case, {OURS: entry(5.0), "vecbank mma16": entry(2.0), **peers}, "vecbank mma16", "H200")["met"] is None
 
 
 def test_judging_by_kernels_and_baseline() -> None:
@@ -85,8 +85,8 @@ def test_path_settings_last_for_the_call_alone(monkeypatch: pytest.MonkeyPatch) 
     import os
 
     monkeypatch.setenv("VECBANK_CUDA_PATH", "simt")
-    with cuda_candidates.environment({"VECBANK_CUDA_PATH": "mma", "VECBANK_CUDA_PROJECT": "library"}):
-        assert os.environ["VECBANK_CUDA_PATH"] == "mma" and os.environ["VECBANK_CUDA_PROJECT"] == "library"
+    with cuda_candidates.environment({"VECBANK_CUDA_PATH": "mma16", "VECBANK_CUDA_PROJECT": "library"}):
+        assert os.environ["VECBANK_CUDA_PATH"] == "mma16" and os.environ["VECBANK_CUDA_PROJECT"] == "library"
     assert os.environ["VECBANK_CUDA_PATH"] == "simt" and "VECBANK_CUDA_PROJECT" not in os.environ
 
 
@@ -190,7 +190,7 @@ def test_run_report_and_plots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     shared = next(row for row in rows if "VectorQuantize" in row["name"])["candidates"][VQP]
     assert shared["status"] == "ok" and shared["median_s"] == 2e-3  # half the rows, twice the time
     text = report.markdown(found, [])
-    assert "# Bench on the CUDA" in text and "## On the GPU" in text and "mma 1 ms (not judged)" in text
+    assert "# Bench on the CUDA" in text and "## On the GPU" in text and "mma16 1 ms (not judged)" in text
     assert "not installed" in text and all(name in text for name in names)
     pytest.importorskip("matplotlib")
     from bench.plots import draw
@@ -217,7 +217,7 @@ def test_a_failing_path_is_not_run_and_a_failing_default_is_named(
     def prepare(name: str, case: Any, data: Any) -> Any:
         if name in broken:
             raise RuntimeError("no such path")
-        if name == "vecbank mma":  # the worst row instead of the best
+        if name == "vecbank mma16":  # the worst row instead of the best
             return lambda: (None, torch.zeros(case.n, dtype=torch.int64))
         return real(name, case, data)
 
@@ -227,7 +227,7 @@ def test_a_failing_path_is_not_run_and_a_failing_default_is_named(
     found = json.loads(out.read_text())
     entry = found["rows"][0]["candidates"]["vecbank sm90"]
     assert entry["status"] == "not run" and "no such path" in entry["reason"]
-    assert "wrong answers of vecbank mma" in found["failures"][0]
+    assert "wrong answers of vecbank mma16" in found["failures"][0]
     broken.add(OURS)
     small_bench(out, "--only", "topk 1 x").run()  # goes on to whatever comes next
     found = json.loads(out.read_text())

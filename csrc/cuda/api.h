@@ -11,10 +11,9 @@ namespace vecbank::cuda {
 
 using Error = const char*;  // null: fine
 
-// Which screen runs; simt is the default, and VECBANK_CUDA_PATH selects another. mma: 16-bit inputs as they are, others
-// split in two for tf32. mma16: float32 and float64 inputs are rounded to bf16 for the screen. sm90: the operands are
-// the same, and Hopper's kernel screens them up to width 256.
-enum class Path : int32_t { simt = 0, mma = 1, mma16 = 2, sm90 = 3 };
+// Which screen runs: search_path() in heuristics.h chooses. simt: float32. mma16: 16-bit inputs as they are, others
+// rounded to bf16 for the screen. sm90: the operands are the same, and Hopper's kernel screens them up to width 256.
+enum class Path : int32_t { simt = 0, mma16 = 1, sm90 = 2 };
 
 // What is known of a device's tensor cores. unchecked: a graph was being captured, and the check would wait for the
 // device. absent: its compute capability is below 8.0. sound: they compute as tensor_cores/bounds.h assumes.

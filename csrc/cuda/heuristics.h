@@ -12,12 +12,12 @@ namespace vecbank::cuda {
 
 // ---- Searches ------------------------------------------------------------------------------------------------------
 
-constexpr const char* kPathNames[] = {"simt", "mma", "mma16", "sm90"};  // by Path's values
+constexpr const char* kPathNames[] = {"simt", "mma16", "sm90"};  // by Path's values
 
 inline std::optional<Path> path_named(const char* name) {
   for (size_t i = 0; i < std::size(kPathNames); ++i)
     if (std::strcmp(name, kPathNames[i]) == 0) return static_cast<Path>(i);
-  return std::nullopt;
+  return std::strcmp(name, "mma") == 0 ? std::optional(Path::mma16) : std::nullopt;  // an older name
 }
 
 // Whoever wants a path gets it, checked or not. Otherwise tensor cores screen where they were found sound: predicted to

@@ -102,7 +102,7 @@ class CudaScope {
     std::optional<cuda::Path> wanted;
     if (name != nullptr && *name != 0) {
       wanted = cuda::path_named(name);
-      STD_TORCH_CHECK(wanted.has_value(), "vecbank: VECBANK_CUDA_PATH must be simt, mma, mma16 or sm90, got ", name);
+      STD_TORCH_CHECK(wanted.has_value(), "vecbank: VECBANK_CUDA_PATH must be simt, mma16 or sm90, got ", name);
     }
     const auto found = wanted ? cuda::TensorCores::unchecked : cuda::tensor_cores(index_, device_).outcome;
     device_.path = cuda::search_path(device_.capability, found, wanted);

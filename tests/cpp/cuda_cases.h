@@ -36,7 +36,7 @@ struct OnPath {  // until the end of a scope
 // Called inside a test, because before main() the kernels' library may not be registered with the runtime yet.
 const std::vector<cuda::Path>& every_path() {
   static const std::vector<cuda::Path> paths = [] {
-    std::vector<cuda::Path> found = {cuda::Path::simt, cuda::Path::mma, cuda::Path::mma16};
+    std::vector<cuda::Path> found = {cuda::Path::simt, cuda::Path::mma16};
     if (has_sm90()) found.push_back(cuda::Path::sm90);
     return found;
   }();

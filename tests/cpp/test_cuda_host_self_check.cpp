@@ -105,7 +105,7 @@ TEST(cuda_search_path_by_capability_and_check) {
     }
   for (const Path path : {Path::simt, Path::mma16, Path::sm90})
     CHECK(cuda::path_named(cuda::kPathNames[static_cast<size_t>(path)]) == path);
-  CHECK(!cuda::path_named("cublas") && !cuda::path_named(""));
+  CHECK(cuda::path_named("mma") == Path::mma16 && !cuda::path_named("cublas") && !cuda::path_named(""));
 }
 
 }  // namespace

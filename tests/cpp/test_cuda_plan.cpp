@@ -99,7 +99,7 @@ TEST(cuda_plans_fit_the_workspace) {
             }
 }
 
-// 16-bit inputs stay what they are; a mixture, or wider ones, are rounded to bf16 only on request.
+// 16-bit inputs stay what they are; a mixture, or wider ones, are rounded to bf16.
 TEST(cuda_plan_chooses_operands) {
   const auto plan = [](DType x, DType b, cuda::Path path) {
     SearchProblem p;
@@ -109,12 +109,9 @@ TEST(cuda_plan_chooses_operands) {
   };
   for (const DType t : {DType::bf16, DType::f16}) {
     CHECK(!plan(t, t, cuda::Path::simt).operands);
-    CHECK(!plan(t, DType::f32, cuda::Path::mma).operands);
-    for (const cuda::Path path : {cuda::Path::mma, cuda::Path::mma16})
-      CHECK(plan(t, t, path).operands && plan(t, t, path).operand_type == t);
+    CHECK(plan(t, t, cuda::Path::mma16).operands && plan(t, t, cuda::Path::mma16).operand_type == t);
     CHECK(plan(t, DType::f32, cuda::Path::mma16).operand_type == DType::bf16);
   }
-  CHECK(!plan(DType::f32, DType::f32, cuda::Path::mma).operands);
   CHECK(plan(DType::f64, DType::f64, cuda::Path::mma16).operand_type == DType::bf16);
 }
 
@@ -264,14 +261,6 @@ TEST(cuda_operand_bound_covers_what_is_lost) {
       }
   CHECK(cuda::operand_share(DType::f16, DType::f16, Metric::cosine, true) < 0x1p-20);  // queries keep their origin
   CHECK(cuda::operand_share(DType::f16, DType::f16, Metric::l2, true) > 0x1p-20);
-}
-
-TEST(cuda_tensor_bound_covers_the_plain_one) {
-  for (const int64_t d : {1, 8, 64, 128, 1024, 16384}) {
-    const double factor = cuda::tensor_factor(d);
-    CHECK(factor > 1.0 && factor < 10.0);
-    CHECK(factor * screen_unit(d) >= cuda::kSplitUnit + 3.0 * static_cast<double>(d / 8) * cuda::kTf32Unit);
-  }
 }
 
 // The threshold that the cascade takes from registers never exceeds the one that the screens compute column by column.

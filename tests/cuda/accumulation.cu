@@ -18,18 +18,8 @@ using namespace vecbank;
 
 constexpr int kTrials = 4096;  // instructions per kind of data
 
-// An instruction: its name, how many products it adds to an accumulator, what it is assumed to lose, and what of a
-// number its operands hold.
-struct Tf32 {
-  static constexpr const char* name = "tf32";
-  static constexpr int depth = 8;
-  static constexpr double unit = cuda::kTf32Unit;
-  static float held(double x) {
-    if (x == 0.0) return 0.0f;
-    const double unit = std::ldexp(1.0, std::ilogb(x) - 10);
-    return static_cast<float>(std::trunc(x / unit) * unit);
-  }
-};
+// An instruction: its name, how many products it adds to an accumulator, what it is assumed to lose, and what its
+// operands hold of a number.
 struct Bf16 {
   static constexpr const char* name = "bf16";
   static constexpr int depth = 16;
@@ -59,21 +49,15 @@ __global__ void one_instruction(const Sums s) {
   float sum[4];
   for (int e = 0; e < 4; ++e) sum[e] = c[(g + 8 * (e / 2)) * 8 + 2 * t + e % 2];
   uint32_t left[4], right[2];
-  if constexpr (depth == 8) {
-    for (int e = 0; e < 4; ++e) left[e] = __float_as_uint(a[(g + 8 * (e % 2)) * depth + t + 4 * (e / 2)]);
-    for (int e = 0; e < 2; ++e) right[e] = __float_as_uint(b[(t + 4 * e) * 8 + g]);
-    cuda::mma_tf32(sum, left, right);
-  } else {
-    for (int e = 0; e < 4; ++e) {
-      const float* two = a + (g + 8 * (e % 2)) * depth + 2 * t + 8 * (e / 2);
-      left[e] = I::bits(two[0]) | I::bits(two[1]) << 16;
-    }
-    for (int e = 0; e < 2; ++e) {
-      const float* two = b + (2 * t + 8 * e) * 8 + g;
-      right[e] = I::bits(two[0]) | I::bits(two[8]) << 16;
-    }
-    cuda::mma_16<std::is_same_v<I, Bf16>>(sum, left, right[0], right[1]);
+  for (int e = 0; e < 4; ++e) {
+    const float* two = a + (g + 8 * (e % 2)) * depth + 2 * t + 8 * (e / 2);
+    left[e] = I::bits(two[0]) | I::bits(two[1]) << 16;
   }
+  for (int e = 0; e < 2; ++e) {
+    const float* two = b + (2 * t + 8 * e) * 8 + g;
+    right[e] = I::bits(two[0]) | I::bits(two[8]) << 16;
+  }
+  cuda::mma_16<std::is_same_v<I, Bf16>>(sum, left, right[0], right[1]);
   for (int e = 0; e < 4; ++e) c[(g + 8 * (e / 2)) * 8 + 2 * t + e % 2] = sum[e];
 }
 
@@ -144,7 +128,6 @@ double worst_error() {
   return worst;
 }
 
-TEST(tensor_core_accumulation_tf32) { CHECK(worst_error<Tf32>() <= Tf32::unit); }
 TEST(tensor_core_accumulation_bf16) { CHECK(worst_error<Bf16>() <= Bf16::unit); }
 TEST(tensor_core_accumulation_fp16) { CHECK(worst_error<F16>() <= F16::unit); }
 
