@@ -27,6 +27,7 @@ struct Device {
   int processors = 1;      // multiprocessors: the plans count blocks by them
   int capability = 80;     // 10 * major + minor
   Path path = Path::simt;
+  bool few = true;         // few queries read the bank's own rows, on every path (few.cu)
   State* state = nullptr;  // device memory, see use_device()
   void* workspace = nullptr;
   int64_t workspace_bytes = 0;
