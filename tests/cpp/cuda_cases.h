@@ -54,6 +54,7 @@ struct Bench {
     device.path = path();
     if (path() == cuda::Path::sm90) device.capability = 90;
     device.processors = processors;
+    device.few = false;
     device.state = states.data();
   }
   void provide(int64_t bytes) {
@@ -152,9 +153,17 @@ Answer emulated(const Matrix& x, const Matrix& b, const Case& c, Bench& bench) {
   });
 }
 
+// Few queries take the path's screen, and then the one that few queries have.
 cuda::State compare(const Matrix& x, const Matrix& b, const Case& c, const char* what, int processors = 3) {
-  Bench bench(processors);
-  const bool same = emulated(x, b, c, bench) == on_cpu(x, b, c);
+  Bench bench(processors), other(processors);
+  const Answer expected = on_cpu(x, b, c);
+  bool same = emulated(x, b, c, bench) == expected;
+  if (x.rows.count <= cuda::kFewQueries && path() == cuda::Path::simt) {
+    other.device.few = true;
+    same = emulated(x, b, c, other) == expected && same;
+    CHECK(other.state.bad_codes == 0);
+    CHECK(other.state.queries == static_cast<unsigned long long>(x.rows.count));
+  }
   CHECK(same);
   CHECK(bench.state.bad_codes == 0);
   CHECK(bench.state.queries == static_cast<unsigned long long>(x.rows.count));
@@ -475,6 +484,7 @@ TEST(cuda_bad_codes_are_not_read) {
 
 }  // namespace
 
+#include "cuda_few_cases.h"
 #include "cuda_project_cases.h"
 #include "cuda_screen_cases.h"
 #include "cuda_sm90_cases.h"

@@ -125,7 +125,7 @@ void compare_by_library(const Matrix& x, const Matrix& b, Metric metric, DType o
   HostProduct host;
   compare_dense_by(x, b, metric, out, tolerance, what, [&](const ProjectProblem& p, Bench& bench) {
     CHECK(cuda::library_can(p));
-    bench.provide(cuda::project_library_workspace(p));
+    bench.provide(cuda::project_library_workspace(p, bench.device));
     return ran(cuda::project_by_library, p, cuda::Multiply{&host, HostProduct::run}, bench.device);
   });
   CHECK(host.calls > 0);
@@ -172,8 +172,8 @@ TEST(cuda_project_by_library_in_blocks) {
   const Matrix x(normal<double>(n * d, 91), d, DType::bf16), b(normal<double>(m * d, 92), d, DType::bf16);
   ProjectProblem p;
   p.queries = x.rows, p.bank = b.rows, p.metric = Metric::cosine, p.out_dtype = DType::bf16;
-  const cuda::LibraryPlan plan = cuda::plan_library(p);
-  CHECK(!plan.in_place && plan.rows == 1024 && plan.columns == cuda::kProductColumns);
+  const cuda::LibraryPlan plan = cuda::plan_library(p, cuda::Device{}.l2_bytes);
+  CHECK(!plan.in_place && plan.rows == 640 && plan.columns == cuda::kProductColumns);
   compare_by_library(x, b, Metric::cosine, DType::bf16, 8e-3, "blocks");
 }
 

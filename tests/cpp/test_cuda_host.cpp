@@ -6,6 +6,7 @@
 
 #include "cuda/codebook.cu"
 #include "cuda/estimator.cu"
+#include "cuda/few.cu"
 #include "cuda/library/project.cu"
 #include "cuda/pack.cu"
 #include "cuda/project.cu"
