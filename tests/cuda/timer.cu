@@ -172,6 +172,7 @@ int measure(const Case& c, const Options& o, const std::vector<Prediction>& pred
   Device device;
   if (const Error e = cuda::use_device(0, &device)) return failed(c, e);
   device.path = c.path;
+  device.few = c.few;
   if (const Error e = cuda::search_fault(device)) {
     std::printf("not run: %s: %s\n", c.name.c_str(), e);
     return 0;
@@ -235,6 +236,7 @@ int dry_run(const std::vector<Case>& cases, const std::vector<Prediction>& predi
   for (const Case& c : cases) {
     if (++names[c.name] > 1) fault(c.name + ": two cases of that name");
     device.path = c.path;
+    device.few = c.few;
     Store store(true);
     const Prepared p = c.prepare(store, device);
     if (!p.call) fault(c.name + ": nothing to call");

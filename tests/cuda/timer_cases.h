@@ -86,6 +86,7 @@ struct Case {
   std::string name;
   Path path;
   std::function<Prepared(Store&, const Device&)> prepare;  // `device` has no workspace yet
+  bool few = false;                                        // few queries may have their own screen
 };
 
 inline const char* name_of(Path path) { return path == Path::simt ? "simt" : path == Path::mma16 ? "mma16" : "sm90"; }
@@ -172,8 +173,13 @@ inline std::vector<Case> all_cases() {
       cases.push_back(search_case({million, 8192, 64}, 1, path, pack));
       cases.push_back(search_case({4096, 1000000, 128}, 10, path, pack));
     }
-  for (const Path path : paths)
-    for (const int64_t n : {1, 4, 16})
+  for (const int64_t n : {1, 4, 16}) {  // the screen of few queries, which reads the bank's own rows
+    cases.push_back(search_case({n, 1000000, 128}, 10, Path::simt, false));
+    cases.back().name = "topk10-" + Shape{n, 1000000, 128}.text() + "/few";
+    cases.back().few = true;
+  }
+  for (const Path path : paths)  // and without it
+    for (const int64_t n : {1, 16})
       if (n == 1 || path != Path::simt) cases.push_back(search_case({n, 1000000, 128}, 10, path, true));
   for (const Path path : paths) cases.push_back(search_case({65536, 8192, 64, DType::f32}, 1, path, true));
   cases.push_back(segment_sum_case("uniform", Codes::uniform));
@@ -248,7 +254,6 @@ inline std::vector<Case> all_cases() {
                    }});
   for (const Path path : paths) cases.push_back(search_case({million, 8192, 128}, 1, path, true));
   for (const Path path : paths) cases.push_back(search_case({4096, 1000000, 128}, 100, path, true));
-  cases.push_back(search_case({1, 1000000, 128}, 10, Path::mma16, false));
   return cases;
 }
 
