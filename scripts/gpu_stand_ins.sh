@@ -28,7 +28,8 @@ exec mkdir -p "$4/module"
 BODY
 stand_in ninja <<'BODY'
 folder=$(dirname "$0")
-cp "$folder/vecbank_cuda_tests" "$folder/vecbank_cuda_timer" "$2" && touch "$2/module/_C.so" && echo 'a stand-in for a build'
+cp --no-clobber "$folder/vecbank_cuda_tests" "$folder/vecbank_cuda_timer" "$2"
+touch "$2/module/_C.so" && echo 'a stand-in for a build'
 BODY
 stand_in compute-sanitizer <<'BODY'
 echo 'Unable to attach: a stand-in'

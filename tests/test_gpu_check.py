@@ -52,7 +52,7 @@ STAND_INS = {
     "cmake": 'echo "cmake $*"; [[ -z ${NO_CMAKE:-} ]] && mkdir -p "$4/module"',
     "ninja": """
         for last; do [[ $last != "${NO_TARGET:-}" ]] || exit 1; done
-        cp "$(dirname "$0")"/vecbank_cuda_t* "$2" && touch "$2/module/_C.so" """,
+        cp --no-clobber "$(dirname "$0")"/vecbank_cuda_t* "$2"; touch "$2/module/_C.so" """,
     "nvidia-smi": '[[ $* == *compute_cap* ]] && echo "${GPU:-9.0}" || echo "Made-up GPU, 1.0"',
     "nvcc": "true",
     "ncu": """
