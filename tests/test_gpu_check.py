@@ -79,6 +79,7 @@ STAND_INS = {
         [[ $1 == "${CRASHES:-}" ]] && kill -SEGV $$
         [[ $1 == "${FAILS:-}" ]] && { echo "tests/cpp/cuda_cases.h:9: failed: same"; echo "1 tests, 1 failed"; exit 1; }
         [[ -n ${SLOW_TESTS:-} ]] && sleep 1
+        [[ -n ${VECBANK_TESTS_WITHOUT_SM90:-} ]] && echo "sm90 is left out"
         [[ $1 == *accumulation* ]] && echo "     bf16 tensor cores: worst error 0.5 of 2^-22 (assumed: 1)"
         echo "1 tests, 12 checks, 0 failed" """,
     "vecbank_cuda_timer": """
@@ -171,6 +172,7 @@ def test_one_bad_test_costs_itself_alone(machine: Path, how: str, said_of_it: st
     assert status == 1 and f"FAIL  cuda_search_sm90_equals_cpu: {said_of_it}" in said, said
     assert "ok    kernels: 6 of 7 tests passed" in said and "ok    timer: 2 of 2 cases" in said
     assert ("cuda_cases.h:9: failed: same" in said) == (how == "FAILS")
+    assert "note: from here on, tests of every path leave sm90 out" in said and "sm90 is left out" in log_of(machine)
 
 
 def test_a_case_of_the_timer_that_hangs(machine: Path) -> None:

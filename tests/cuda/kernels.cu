@@ -40,7 +40,7 @@ const bool asked = [] {
 }();
 
 bool has_sm90() {
-  if (std::getenv("VECBANK_TESTS_WITHOUT_SM90") != nullptr) return false;  // for racecheck, which reports bulk copies
+  if (std::getenv("VECBANK_TESTS_WITHOUT_SM90") != nullptr) return false;  // gpu_check.sh, cuda_sanitize.sh
   vecbank::cuda::Device device;
   if (vecbank::cuda::use_device(0, &device) != nullptr) return false;
   device.path = vecbank::cuda::Path::sm90;
