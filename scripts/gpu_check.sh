@@ -31,11 +31,14 @@ if [[ ! $phase =~ ^(first|tests|bench|profile|all)$ ]]; then
   echo "gpu_check: PHASE must be first, tests, bench, profile or all, got: ${phase:-nothing}" >&2
   exit 2
 fi
-if [[ -n $bundle && ! -x $bundle/vecbank_cuda_tests ]]; then
+if [[ -n $bundle && ! -e $bundle/vecbank_cuda_tests ]]; then
   echo "gpu_check: --bundle: $bundle holds no vecbank_cuda_tests (make gpu-bundle fills such a folder)" >&2
   exit 2
 fi
-[[ -n $bundle ]] && bundle=$(cd "$bundle" && pwd)
+if [[ -n $bundle ]]; then
+  bundle=$(cd "$bundle" && pwd)
+  chmod +x "$bundle"/vecbank_cuda_t* # a copy may have lost it
+fi
 out=${out:-build/gpu_check}
 out=$(mkdir -p "$out" && cd "$out" && pwd) || exit 2
 if [[ $phase == all ]]; then
@@ -147,7 +150,7 @@ architecture() { # of the first GPU, as VECBANK_CUDA_ARCHS has it; all where it 
 }
 programs() { # the kernels' tests and the timer
   if [[ -n $bundle ]]; then
-    [[ $(cat "$bundle/SOURCES" 2>/dev/null) == "$(scripts/cuda_sources.sh)" ]] || say "note: the bundle was built from other sources"
+    [[ $(cat "$bundle/SOURCES" 2>/dev/null) == "$(bash scripts/cuda_sources.sh)" ]] || say "note: the bundle was built from other sources"
     tests=$bundle/vecbank_cuda_tests timer=$bundle/vecbank_cuda_timer
     return
   fi
