@@ -1,4 +1,5 @@
-// The gradients of selected pairs. A bank row's gradient is a sum over the pairs that chose it: segments.cuh adds it up.
+// The gradients of selected pairs. A bank row's gradient is a sum over the pairs that chose it: segments.cuh adds it
+// up.
 #include "segments.cuh"
 
 namespace vecbank::cuda {

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads) starts_kernel(const StartsArgs a) {
 
 struct WeightedRow {
   static constexpr int kAtOnce = 8;
-  const void *weights;
+  const void* weights;
   DType weights_dtype, out_dtype;
   int64_t width;
   void* out;

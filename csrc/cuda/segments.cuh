@@ -112,7 +112,8 @@ __device__ __forceinline__ void walk(const SumArgs<Term>& a, SumShared& shared, 
   const auto add = [&](const S* x, const Member* members, int rows) {
     for (int r = 0; r < rows; r += Term::kAtOnce) {
       const int more = rows - r < Term::kAtOnce ? rows - r : Term::kAtOnce;
-      if (more == Term::kAtOnce && members[r + Term::kAtOnce - 1].segment == segment) {  // then all of them are of this segment
+      if (more == Term::kAtOnce &&
+          members[r + Term::kAtOnce - 1].segment == segment) {  // then all of them are of this segment
         S value[Term::kAtOnce];
         uint32_t row[Term::kAtOnce];
         double facts[2][Term::kAtOnce];
@@ -185,8 +186,8 @@ __global__ void __launch_bounds__(kSumThreads, 5) sum_kernel(const SumArgs<Term>
       begin = s.cut[unit / s.row_blocks], end = begin + 1;
       partial = s.partials + (s.slot[begin] + block) * a.source.width + column;
       if (thread < 2)
-        shared.range[thread] = lower_position(s.pairs.values, s.start[begin], s.start[end],
-                                              (block + thread) * kSumBlock * s.k);
+        shared.range[thread] =
+            lower_position(s.pairs.values, s.start[begin], s.start[end], (block + thread) * kSumBlock * s.k);
     } else {
       begin = (unit - parts) * a.group;
       end = s.segments - begin < a.group ? s.segments : begin + a.group;

@@ -35,7 +35,8 @@ SortedSegments cut_workspace(Arena& arena, int64_t codes, int64_t k, int64_t seg
 
 // A smaller workspace costs speed: fewer segments are cut. False: it is too small even without partial vectors.
 inline bool fit(SortedSegments* s, int64_t width, int64_t used, const Device& device) {
-  if (used > device.workspace_bytes) s->capacity -= ceil_div(used - device.workspace_bytes, 8 * (width > 0 ? width : 1));
+  if (used > device.workspace_bytes)
+    s->capacity -= ceil_div(used - device.workspace_bytes, 8 * (width > 0 ? width : 1));
   return s->capacity >= 0;
 }
 

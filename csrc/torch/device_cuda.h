@@ -62,9 +62,7 @@ class CudaScope {
     else
       check(cuda::project(p, with_workspace(cuda::project_workspace(p, device_))));
   }
-  void pair_gradients(const PairProblem& p) {
-    check(cuda::pair_gradients(p, with_workspace(cuda::pair_workspace(p))));
-  }
+  void pair_gradients(const PairProblem& p) { check(cuda::pair_gradients(p, with_workspace(cuda::pair_workspace(p)))); }
   void lookup(const LookupProblem& p) const { check(cuda::lookup(p, device_)); }
   void lookup_dot(const LookupDotProblem& p) const { check(cuda::lookup_dot(p, device_)); }
   void segment_sum(const SegmentSumProblem& p) {

@@ -40,7 +40,7 @@ struct SumCase {
   DType dtype = DType::f32;
   bool weighted = false, odd_strides = false;
   int processors = 3;
-  bool shifted = false;    // rows do not begin where 16 bytes do
+  bool shifted = false;  // rows do not begin where 16 bytes do
   int64_t withheld = 0;  // partial vectors for which the workspace has no room
 };
 
@@ -105,8 +105,8 @@ TEST(cuda_sums_by_blocks_equal_cpu) {
     compare_sums({Codes::few, 4000, 1, 5, 16, DType::f32, false, false, 3, false, 4000 / 8 - room}, ++seed);
 }
 
-// Without a root and without norms of its own, a pair's factor is the incoming gradient: the bank's gradient is then the
-// CPU's to the bit.
+// Without a root and without norms of its own, a pair's factor is the incoming gradient: the bank's gradient is then
+// the CPU's to the bit.
 TEST(cuda_bank_gradients_equal_cpu) {
   uint32_t seed = 1000;
   std::mt19937 random(seed);
