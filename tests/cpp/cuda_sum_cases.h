@@ -73,7 +73,7 @@ void compare_sums(const SumCase& c, uint32_t seed) {
       CHECK(segment_sum(s, Parallel{}) == Status::ok);
     } else {
       bench.provide(cuda::segment_sum_workspace(s) - c.withheld * 8 * c.d);
-      CHECK(ran(cuda::segment_sum(s, bench.device)));
+      CHECK(ran(cuda::segment_sum, s, bench.device));
     }
   }
   const bool same = same_numbers(out[1], out[0], c.dtype) && counts[0] == counts[1] && bench.state.bad_codes == 0;
@@ -134,7 +134,7 @@ TEST(cuda_bank_gradients_equal_cpu) {
             CHECK(pair_gradients(p, Parallel{}) == Status::ok);
           } else {
             bench.provide(cuda::pair_workspace(p));
-            CHECK(ran(cuda::pair_gradients(p, bench.device)));
+            CHECK(ran(cuda::pair_gradients, p, bench.device));
           }
         }
         CHECK(same_numbers(gradient[1], gradient[0], dtype));
