@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kPairThreads) pair_queries_kernel(const PairAr
 
 // What a pair adds to the gradient of its bank row.
 struct BankTerm {
-  static constexpr int kAtOnce = 4;
+  static constexpr int kAtOnce = 4, kBlocks = 4;
   PairArgs a;
   Term kind;
   bool unit_rows;
@@ -97,7 +97,7 @@ SortedSegments cut_pairs(Arena& arena, const PairProblem& p, PairArgs* a) {
   const int64_t pairs = p.queries.count * p.k;
   a->along = arena.take<double>(pairs);
   a->own_bank = arena.take<double>(pairs);
-  return cut_workspace(arena, pairs, p.k, p.bank.count, p.queries.width);
+  return cut_workspace(arena, pairs, p.k, p.bank.count, p.queries);
 }
 
 }  // namespace

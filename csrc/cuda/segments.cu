@@ -47,7 +47,9 @@ __global__ void __launch_bounds__(kThreads) starts_kernel(const StartsArgs a) {
         const uint32_t room = atomicAdd(&s.counters->used, static_cast<unsigned>(s.row_blocks));
         if (room + s.row_blocks <= s.capacity) {
           slot = room;
-          s.cut[atomicAdd(&s.counters->cut, 1u)] = static_cast<uint32_t>(segment);
+          const uint32_t number = atomicAdd(&s.counters->cut, 1u);
+          s.cut[number] = static_cast<uint32_t>(segment);
+          for (int64_t slice = 0; slice < s.slices; ++slice) s.finished[number * s.slices + slice] = 0;
         }
       }
       s.slot[segment] = slot;
@@ -57,7 +59,7 @@ __global__ void __launch_bounds__(kThreads) starts_kernel(const StartsArgs a) {
 }
 
 struct WeightedRow {
-  static constexpr int kAtOnce = 8;
+  static constexpr int kAtOnce = 8, kBlocks = 5;
   const void* weights;
   DType weights_dtype, out_dtype;
   int64_t width;
@@ -74,7 +76,8 @@ struct WeightedRow {
 
 }  // namespace
 
-SortedSegments cut_workspace(Arena& arena, int64_t codes, int64_t k, int64_t segments, int64_t width) {
+SortedSegments cut_workspace(Arena& arena, int64_t codes, int64_t k, int64_t segments, const Rows& source) {
+  const int64_t width = source.width;
   SortedSegments s{};
   s.codes = codes;
   s.k = k < 1 ? 1 : k;
@@ -92,7 +95,10 @@ SortedSegments cut_workspace(Arena& arena, int64_t codes, int64_t k, int64_t seg
   s.scratch = arena.take<char>(s.scratch_bytes);
   s.start = arena.take<uint32_t>(segments + 1);
   s.slot = arena.take<uint32_t>(segments);
-  s.cut = arena.take<uint32_t>(s.capacity == 0 ? 0 : s.capacity / s.row_blocks);
+  s.slices = ceil_div(width * static_cast<int64_t>(size_of(source.dtype)), kSliceBytes);
+  const int64_t most_cut = s.capacity == 0 ? 0 : s.capacity / s.row_blocks;
+  s.cut = arena.take<uint32_t>(most_cut);
+  s.finished = arena.take<uint32_t>(most_cut * s.slices);
   s.counters = arena.take<SumCounters>(1);
   s.partials = arena.take<double>(s.capacity * width);
   return s;
@@ -110,13 +116,13 @@ Error sort_codes(const int64_t* codes, float* counts, SortedSegments* s, const D
 
 int64_t segment_sum_workspace(const SegmentSumProblem& p) {
   Arena arena(nullptr);
-  cut_workspace(arena, p.count, p.k, p.segments, p.source.width);
+  cut_workspace(arena, p.count, p.k, p.segments, p.source);
   return arena.used();
 }
 
 Error segment_sum(const SegmentSumProblem& p, const Device& device) {
   Arena arena(device.workspace);
-  SortedSegments s = cut_workspace(arena, p.count, p.k, p.segments, p.source.width);
+  SortedSegments s = cut_workspace(arena, p.count, p.k, p.segments, p.source);
   if (!fit(&s, p.source.width, arena.used(), device)) return kTooSmall;
   VB_TRY(sort_codes(p.codes, p.counts, &s, device));
   const WeightedRow term{p.weights, p.weights_dtype, p.out_dtype, p.source.width, p.out};

@@ -2,8 +2,8 @@
 //
 // The codes are sorted with their positions, so that the members of a code (a segment) lie side by side, ascending. A
 // block of threads takes units from a queue: a few whole segments, or one row block of a long segment, whose sum goes
-// to the workspace as a partial vector; join_kernel adds these up. Who adds what changes with the data and the memory
-// there is, the order of additions does not.
+// to the workspace as a partial vector; the block that finishes the last of them adds these up. Who adds what changes
+// with the data and the memory there is, the order of additions does not.
 //
 // A unit walks its members in tiles: all threads of the block copy the rows of the next tiles into shared memory, while
 // one thread for each column adds up those that have arrived.
@@ -16,8 +16,8 @@
 namespace vecbank::cuda {
 
 constexpr int kSumThreads = 128;
-constexpr int kTileMembers = 32, kSliceBytes = 256;  // a unit has the columns of a slice of the rows
-constexpr int kTilesAhead = 2;                       // on their way while a tile is added up
+constexpr int kTileMembers = 32;
+constexpr int kTilesAhead = 2;  // on their way while a tile is added up
 constexpr int kTileBytes = kTileMembers * kSliceBytes;
 constexpr int kJoined = 16;  // partial vectors that are on their way
 
@@ -30,11 +30,12 @@ struct SumShared {
   char tiles[kTilesAhead + 1][kTileBytes];
   Member members[kTilesAhead + 2][kTileMembers];  // they arrive one step before their tile
   int64_t unit, range[2];
-  unsigned whole;
+  unsigned first_cut, done;
 };
 
 // Term is what differs between sums:
 //   kAtOnce                                                             members that are read before they are added
+//   kBlocks                                                             blocks that a multiprocessor has registers for
 //   void load(Member*, uint32_t position)                               what the member at a position needs
 //   double own(int64_t segment, int64_t column)                         a number of the segment that its terms need
 //   double of(double x, double first, double second, double own)        what a member adds; x: the column of its row
@@ -164,12 +165,28 @@ __device__ __forceinline__ void walk(const SumArgs<Term>& a, SumShared& shared, 
   __syncthreads();  // the next walk writes to the buffers
 }
 
+// A column of the sum of a segment that was cut, of its partial vectors. Other blocks have just written them, so the
+// reads are volatile: they may not come from this multiprocessor's own cache.
+__device__ __forceinline__ double joined(const volatile double* part, int64_t blocks, int64_t width) {
+  double sum = 0.0;
+  int64_t b = 0;
+  for (; b + kJoined <= blocks; b += kJoined) {
+    double some[kJoined];
+#pragma unroll
+    for (int i = 0; i < kJoined; ++i) some[i] = part[(b + i) * width];
+#pragma unroll
+    for (int i = 0; i < kJoined; ++i) sum = add_rn(sum, some[i]);
+  }
+  for (; b < blocks; ++b) sum = add_rn(sum, part[b * width]);
+  return sum;
+}
+
 template <class S, class Term>
-__global__ void __launch_bounds__(kSumThreads, 5) sum_kernel(const SumArgs<Term> a) {
+__global__ void __launch_bounds__(kSumThreads, Term::kBlocks) sum_kernel(const SumArgs<Term> a) {
   SumShared& shared = *reinterpret_cast<SumShared*>(shared_memory());
   constexpr int64_t columns = kSliceBytes / static_cast<int64_t>(sizeof(S));
   const SortedSegments& s = a.s;
-  const int64_t slices = ceil_div(a.source.width, columns), cut = s.counters->cut, parts = cut * s.row_blocks;
+  const int64_t slices = s.slices, cut = s.counters->cut, parts = cut * s.row_blocks;
   const int64_t units = (parts + ceil_div(s.segments, a.group)) * slices;
   const int thread = static_cast<int>(threadIdx.x);
   for (;;) {
@@ -180,10 +197,10 @@ __global__ void __launch_bounds__(kSumThreads, 5) sum_kernel(const SumArgs<Term>
     if (taken >= units) return;
     const int64_t column = slice * columns + thread;
     double* partial = nullptr;
-    int64_t begin, end;  // segments
-    if (unit < parts) {  // these come first, because they are long
+    int64_t begin, end, whole = -1;  // segments; one that was cut
+    if (unit < parts) {              // these come first, because they are long
       const int64_t block = unit % s.row_blocks;
-      begin = s.cut[unit / s.row_blocks], end = begin + 1;
+      whole = begin = s.cut[unit / s.row_blocks], end = begin + 1;
       partial = s.partials + (s.slot[begin] + block) * a.source.width + column;
       if (thread < 2)
         shared.range[thread] =
@@ -195,12 +212,12 @@ __global__ void __launch_bounds__(kSumThreads, 5) sum_kernel(const SumArgs<Term>
     while (begin < end) {
       int64_t stop = end;  // before the next segment that is cut
       if (cut > 0 && partial == nullptr) {
-        if (thread == 0) shared.whole = kSumThreads;
+        if (thread == 0) shared.first_cut = kSumThreads;
         __syncthreads();
         if (begin + thread < end && s.slot[begin + thread] != kNotCut)
-          atomicMin(&shared.whole, static_cast<unsigned>(thread));
+          atomicMin(&shared.first_cut, static_cast<unsigned>(thread));
         __syncthreads();
-        if (begin + shared.whole < end) stop = begin + shared.whole;
+        if (begin + shared.first_cut < end) stop = begin + shared.first_cut;
       }
       if (partial == nullptr && thread < 2) shared.range[thread] = s.start[thread == 0 ? begin : stop];
       __syncthreads();
@@ -212,29 +229,16 @@ __global__ void __launch_bounds__(kSumThreads, 5) sum_kernel(const SumArgs<Term>
       });
       begin = stop + 1;
     }
-  }
-}
-
-// Adds up the partial vectors of each segment that was cut.
-template <class Term>
-__global__ void __launch_bounds__(kSumThreads) join_kernel(const SumArgs<Term> a) {
-  const SortedSegments& s = a.s;
-  const int64_t width = a.source.width, slices = ceil_div(width, kSumThreads), units = s.counters->cut * slices;
-  for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
-    const int64_t segment = s.cut[unit / slices], column = unit % slices * kSumThreads + threadIdx.x;
-    if (column >= width) continue;
-    const double* part = s.partials + s.slot[segment] * width + column;
-    double sum = 0.0;
-    int64_t b = 0;
-    for (; b + kJoined <= s.row_blocks; b += kJoined) {
-      double some[kJoined];
-#pragma unroll
-      for (int i = 0; i < kJoined; ++i) some[i] = part[(b + i) * width];
-#pragma unroll
-      for (int i = 0; i < kJoined; ++i) sum = add_rn(sum, some[i]);
-    }
-    for (; b < s.row_blocks; ++b) sum = add_rn(sum, part[b * width]);
-    a.term.store(sum, segment, column);
+    if (partial == nullptr) continue;
+    __threadfence();  // this part is written before it is counted
+    __syncthreads();
+    if (thread == 0) shared.done = atomicAdd(&s.finished[unit / s.row_blocks * slices + slice], 1u);
+    __syncthreads();
+    if (shared.done + 1 < s.row_blocks) continue;
+    __threadfence();
+    if (thread < columns && column < a.source.width)
+      a.term.store(joined(s.partials + s.slot[whole] * a.source.width + column, s.row_blocks, a.source.width), whole,
+                   column);
   }
 }
 
@@ -246,14 +250,11 @@ Error sum_segments(const SortedSegments& s, const Rows& source, const Term& term
   a.whole_words = source.col_stride == 1 && source.width * size % 16 == 0 && source.row_stride * size % 16 == 0 &&
                   reinterpret_cast<uintptr_t>(source.data) % 16 == 0;
   a.group = group_of(s, device.processors);
-  const int64_t slices = ceil_div(source.width * size, kSliceBytes);
-  const int64_t units = slices * (ceil_div(s.segments, a.group) + s.capacity), most = int64_t{8} * device.processors;
-  VB_TRY(with_dtype(source.dtype, [&](auto type) {
+  const int64_t units = s.slices * (ceil_div(s.segments, a.group) + s.capacity), most = int64_t{8} * device.processors;
+  return with_dtype(source.dtype, [&](auto type) {
     return launch(sum_kernel<Element<decltype(type)>, Term>, grid_for(units < most ? units : most), kSumThreads,
                   static_cast<int64_t>(sizeof(SumShared)), device, a);
-  }));
-  const int64_t joins = s.capacity == 0 ? 0 : s.capacity / s.row_blocks * ceil_div(source.width, kSumThreads);
-  return launch(join_kernel<Term>, grid_for(joins < most ? joins : most), kSumThreads, 0, device, a);
+  });
 }
 
 }  // namespace vecbank::cuda

@@ -8,6 +8,7 @@
 namespace vecbank::cuda {
 
 constexpr uint32_t kNotCut = ~0u;
+constexpr int kSliceBytes = 256;                     // of a row
 constexpr int64_t kCutMembers = 1024, kCutRows = 8;  // a segment is cut where it has this many, and 8 a row block
 constexpr int64_t kPartialBytes = int64_t{32} << 20;
 
@@ -23,15 +24,17 @@ struct SortedSegments {
   Sorted pairs;                // of (code, position)
   void* scratch;
   int64_t scratch_bytes;
-  uint32_t* start;  // [segments + 1]: where each begins
-  uint32_t* slot;   // [segments]: its first partial vector; kNotCut: it has none
-  uint32_t* cut;    // the segments that are cut
+  uint32_t* start;     // [segments + 1]: where each begins
+  uint32_t* slot;      // [segments]: its first partial vector; kNotCut: it has none
+  uint32_t* cut;       // the segments that are cut
+  uint32_t* finished;  // [cut][slices]: parts that are done
+  int64_t slices;      // of the columns: a part has those of one
   SumCounters* counters;
   double* partials;  // [capacity][width]
 };
 
 // 16 bytes a code, 8 a segment, and the partial vectors.
-SortedSegments cut_workspace(Arena& arena, int64_t codes, int64_t k, int64_t segments, int64_t width);
+SortedSegments cut_workspace(Arena& arena, int64_t codes, int64_t k, int64_t segments, const Rows& source);
 
 // A smaller workspace costs speed: fewer segments are cut. False: it is too small even without partial vectors.
 inline bool fit(SortedSegments* s, int64_t width, int64_t used, const Device& device) {
