@@ -10,10 +10,10 @@ log=${3:-/dev/null}
 # One test of each kind of kernel, chosen for few launches: a tool makes each many times slower.
 declare -A reduced=(
   [racecheck]="cuda_search_masks_and_large_k cuda_search_overflow cuda_search_masks_and_bias cuda_residual_counts cuda_product
-    cuda_codebook cuda_gradients cuda_pass_back cuda_project_by_library_in_blocks cuda_few_every_metric"
+    cuda_codebook cuda_sums cuda_gradients cuda_pass_back cuda_project_by_library_in_blocks cuda_few_every_metric"
   [memcheck]="cuda_search_sm90_adversarial cuda_search_masks_and_large_k cuda_search_operands cuda_search_bad_pack
-    cuda_residual_adversarial cuda_product cuda_project_close cuda_codebook cuda_gradients cuda_pass_back cuda_few_every_metric
-    cuda_bad")
+    cuda_residual_adversarial cuda_product cuda_project_close cuda_codebook cuda_sums cuda_gradients cuda_pass_back
+    cuda_few_every_metric cuda_bad")
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 if [[ -z $sanitizer ]]; then
   echo "not run: memcheck racecheck (no compute-sanitizer)"

@@ -220,8 +220,9 @@ def test_tests(machine: Path) -> None:
     for name in ("table", "path_mma16", "path_sm90", "path_simt"):
         assert f"ok    {name}: " in said
     assert "6 passed" in said and "2 skipped" in said  # of two shards
-    assert "ok    memcheck: 11 of 12 groups of tests" in said  # this build has no cuda_gradients
-    assert "ok    racecheck: 9 of 10 groups of tests" in said
+    for tool in ("memcheck", "racecheck"):  # this build has no cuda_gradients
+        found = re.search(rf"ok    {tool}: (\d+) of (\d+) groups of tests", said)
+        assert found and int(found[1]) == int(found[2]) - 1 > 5
 
 
 def test_failures_are_named_and_the_rest_goes_on(machine: Path) -> None:

@@ -280,14 +280,14 @@ class StreamedSum {
   // Adds the sum of the list that starts at row i. Two rows at a time, so that the part is read and written less often.
   template <class Row, class Weight>
   void add_list(int64_t i, double* sum, int64_t width, Row&& row, Weight&& weight) {
-    const auto *x = row(i);
+    const auto* x = row(i);
     double u = weight(i);
     int64_t j = next_[i];
     if (j < 0) {
       for (int64_t k = 0; k < width; ++k) sum[k] += u * widened(x[k]);
       return;
     }
-    const auto *y = row(j);
+    const auto* y = row(j);
     double v = weight(j);
     if (next_[j] < 0) {
       for (int64_t k = 0; k < width; ++k) sum[k] += u * widened(x[k]) + v * widened(y[k]);

@@ -64,13 +64,11 @@ class CudaScope {
     else
       check(cuda::project(p, with_workspace(cuda::project_workspace(p, device_))));
   }
-  void pair_gradients(const PairProblem& p) {
-    check(cuda::pair_gradients(p, with_workspace(cuda::pair_workspace(p.queries.count * p.k, p.bank.count))));
-  }
+  void pair_gradients(const PairProblem& p) { check(cuda::pair_gradients(p, with_workspace(cuda::pair_workspace(p)))); }
   void lookup(const LookupProblem& p) const { check(cuda::lookup(p, device_)); }
   void lookup_dot(const LookupDotProblem& p) const { check(cuda::lookup_dot(p, device_)); }
   void segment_sum(const SegmentSumProblem& p) {
-    check(cuda::segment_sum(p, with_workspace(cuda::segment_sum_workspace(p.count, p.segments))));
+    check(cuda::segment_sum(p, with_workspace(cuda::segment_sum_workspace(p))));
   }
   void product_quantize(const ProductProblem& p) {
     choose_screen();

@@ -252,7 +252,7 @@ def quantize_train(
         QuantizeTrain(quantized, codes, loss, counts, sums): as `quantize`, then
         loss (): mean over counted rows and dimensions of (quantized - x)^2, float32 (float64 for float64), with a
         gradient to x (the commitment term); counts (M,) or (B, M): rows per code, float32; sums (M, d) or (B, M, d):
-        sum of x per code, float32 (float64), as EMA codebooks and k-means need. Sums run in float64 in row order.
+        sum of x per code, float32 (float64), as EMA codebooks and k-means need, added up as `segment_sum` does.
 
     Source: van den Oord et al. 2017; EMA form: Razavi et al., "Generating Diverse High-Fidelity Images with VQ-VAE-2".
 
@@ -280,7 +280,7 @@ def lookup(
         bank: (M, d), or (B, M, d) with codes (B, ...), or a Bank.
         weights: codes' shape, the bank's dtype; multiplies each row.
         reduce: "none", or "sum" / "mean" over the last axis of codes; mean divides by the number of codes that are
-            not -1. Sums run in float64 in ascending order and round once.
+            not -1. Sums run in float64 in the order of codes and round once.
 
     Returns:
         (..., d) in the bank's dtype. Differentiable in the bank (a deterministic scatter-add) and in weights.
@@ -333,8 +333,9 @@ def segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None
         weights: codes' shape, x's dtype.
 
     Returns:
-        (num_codes, d) in x's dtype; float64 sums in ascending order of position, rounded once: the same bits for any
-        thread count. Differentiable in x and weights.
+        (num_codes, d) in x's dtype. The vectors of a code are added up in float64 within blocks of 1024 rows of x, in
+        ascending order of position, then the blocks are added up, and the result is rounded once: the same bits for
+        any thread count and device. Differentiable in x and weights.
 
     Raises:
         IndexError: a code outside -1..num_codes-1. TypeError, ValueError: dtypes and shapes.

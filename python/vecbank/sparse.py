@@ -85,7 +85,7 @@ def encode(
             function may also return a pair (score, value): noise added to z, say, with z's gradient. Only
             positive values are chosen. A function gets z as it is returned, and its scores are taken as they
             are; without one the choice is exact (by float64 value, or value times factor). Ties go to the lower
-            index.
+            index. On a GPU a choice by score waits for the device.
         allowed: (K,) bool, True = this latent may be chosen.
         max_k: the largest of k (...); found by looking (a wait for the device) when not given.
 

@@ -204,6 +204,17 @@ Vec<double> of_all_sizes(Vec<double> bs, int64_t d) {
   return bs;
 }
 
+// Whether the numbers are the same; the bits of a NaN do not matter.
+bool same_numbers(const Vec<char>& a, const Vec<char>& b, DType dtype) {
+  return a.size() == b.size() && with_dtype(dtype, [&](auto type) {
+           const auto *x = reinterpret_cast<decltype(type)>(a.data()), *y = reinterpret_cast<decltype(type)>(b.data());
+           for (size_t i = 0; i < a.size() / sizeof *x; ++i)
+             if (std::memcmp(x + i, y + i, sizeof *x) != 0 && !(std::isnan(widened(x[i])) && std::isnan(widened(y[i]))))
+               return false;
+           return true;
+         });
+}
+
 // What the harness itself promises: a kernel sees the device's side of a Vec, the host's is hidden from it where that
 // can be shown, and memory that is no Vec is refused.
 TEST(cuda_cases_keep_host_and_device_apart) {
@@ -410,7 +421,7 @@ TEST(cuda_codebook_equals_cpu) {
       CHECK(segment_sum(s, Parallel{}) == Status::ok);
       s.out = ours.data();
       s.counts = counts[1].data();
-      bench.provide(cuda::segment_sum_workspace(s.count, m));
+      bench.provide(cuda::segment_sum_workspace(s));
       CHECK(ran(cuda::segment_sum, s, bench.device));
       CHECK(ours == theirs);
       CHECK(counts[0] == counts[1]);
@@ -439,7 +450,7 @@ TEST(cuda_gradients_close_to_cpu) {
       p.grad_queries = gx[side].data();
       p.grad_bank = gb[side].data();
       LookupDotProblem l{codes.data(), k, p.queries, p.bank, dots[side].data()};
-      bench.provide(cuda::pair_workspace(n * k, m));
+      bench.provide(cuda::pair_workspace(p));
       if (side == 0)
         CHECK(pair_gradients(p, Parallel{}) == Status::ok && lookup_dot(l, Parallel{}) == Status::ok);
       else
@@ -476,7 +487,7 @@ TEST(cuda_bad_codes_are_not_read) {
   s.source = view(xs, 3);
   Vec<float> sums(12, 7.0f);
   s.out = sums.data();
-  bench.provide(cuda::segment_sum_workspace(6, 4));
+  bench.provide(cuda::segment_sum_workspace(s));
   CHECK(ran(cuda::segment_sum, s, bench.device));
   CHECK(bench.state.bad_codes == 6);
   CHECK(sums[0] == xs[0] && sums[3] == 0.0f && sums[9] == xs[3]);
@@ -488,3 +499,4 @@ TEST(cuda_bad_codes_are_not_read) {
 #include "cuda_project_cases.h"
 #include "cuda_screen_cases.h"
 #include "cuda_sm90_cases.h"
+#include "cuda_sum_cases.h"

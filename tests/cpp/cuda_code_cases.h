@@ -8,17 +8,6 @@
 
 namespace {
 
-// Whether the numbers are the same; the bits of a NaN do not matter.
-bool same_numbers(const Vec<char>& a, const Vec<char>& b, DType dtype) {
-  return a.size() == b.size() && with_dtype(dtype, [&](auto type) {
-           const auto *x = reinterpret_cast<decltype(type)>(a.data()), *y = reinterpret_cast<decltype(type)>(b.data());
-           for (size_t i = 0; i < a.size() / sizeof *x; ++i)
-             if (std::memcmp(x + i, y + i, sizeof *x) != 0 && !(std::isnan(widened(x[i])) && std::isnan(widened(y[i]))))
-               return false;
-           return true;
-         });
-}
-
 TEST(cuda_pass_back_equals_cpu) {
   uint32_t seed = 400;
   for (const DType dtype : kDTypes)

@@ -9,11 +9,13 @@
 #include "cuda/few.cu"
 #include "cuda/library/project.cu"
 #include "cuda/pack.cu"
+#include "cuda/pairs.cu"
 #include "cuda/project.cu"
 #include "cuda/refine.cu"
 #include "cuda/residual.cu"
 #include "cuda/screen.cu"
 #include "cuda/search.cu"
+#include "cuda/segments.cu"
 #include "cuda/stages.cu"
 
 namespace vecbank::cuda {

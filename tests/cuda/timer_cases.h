@@ -159,7 +159,7 @@ inline Case segment_sum_case(const char* name, Codes kind) {
             s.segments = m;
             s.out = store.empty<float>(m * d);
             s.counts = store.empty<float>(m);
-            return {cuda::segment_sum_workspace(n, m), [s](const Device& w) { return cuda::segment_sum(s, w); }};
+            return {cuda::segment_sum_workspace(s), [s](const Device& w) { return cuda::segment_sum(s, w); }};
           }};
 }
 
@@ -220,8 +220,7 @@ inline std::vector<Case> all_cases() {
                      p.grad = store.normal(65536, 32, DType::f32).data;
                      p.grad_queries = store.empty<float>(65536 * 64);
                      p.grad_bank = store.empty<float>(8192 * 64);
-                     return {cuda::pair_workspace(65536 * 32, 8192),
-                             [p](const Device& d) { return cuda::pair_gradients(p, d); }};
+                     return {cuda::pair_workspace(p), [p](const Device& d) { return cuda::pair_gradients(p, d); }};
                    }});
   // The rest of a training step of VectorQuantize.
   cases.push_back({"lookup-1048576x8192-d64-f32", Path::simt, [=](Store& store, const Device&) -> Prepared {

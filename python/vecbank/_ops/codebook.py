@@ -114,11 +114,12 @@ def _residual_backward(ctx: Any, grad: Tensor, _: Tensor, grad_losses: Tensor) -
     """Straight through to x; and the gap that each stage leaves, worked out again from the codes. Rows stay still."""
     x, codes, *codebooks = ctx.saved_tensors
     residual, total = x.to(codebooks[0].dtype), grad
+    codes = codes.movedim(-1, 0).contiguous()  # what all stages need, at once: a stage is few launches on a GPU
+    valid = (codes >= 0).unsqueeze(-1)
+    scales = 2.0 * grad_losses / (valid.flatten(1).sum(1) * x.shape[-1]).clamp_min(1)
     for s, codebook in enumerate(codebooks):
-        residual = residual - ops.lookup(codes[..., s].contiguous(), codebook.detach(), None, REDUCTIONS["none"])
-        valid = (codes[..., s] >= 0).unsqueeze(-1)
-        scale = 2.0 * grad_losses[s] / (valid.sum() * x.shape[-1]).clamp_min(1)
-        total = total + torch.where(valid, residual * scale, 0.0)
+        residual = residual - ops.lookup(codes[s], codebook.detach(), None, REDUCTIONS["none"])
+        total = total + torch.where(valid[s], residual * scales[s], 0.0)
     return total.to(x.dtype), [None] * ctx.stages, [None] * ctx.packs, None
 
 
