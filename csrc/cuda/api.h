@@ -37,6 +37,7 @@ struct Device {
   int capability = 80;     // 10 * major + minor
   int64_t l2_bytes = int64_t{40} << 20;
   Path path = Path::simt;
+  bool few = true;         // few queries read the bank's own rows, on every path (few.cu)
   State* state = nullptr;  // device memory, see use_device()
   void* workspace = nullptr;
   int64_t workspace_bytes = 0;

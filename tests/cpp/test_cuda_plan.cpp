@@ -134,6 +134,24 @@ TEST(cuda_ranges_follow_the_number_of_queries) {
   }
 }
 
+TEST(cuda_plan_of_few_queries) {
+  SearchProblem p;
+  p.k = 10;
+  for (const int64_t n : {1, 8, 16, 17, 1000})
+    for (const int64_t d : {1, 128, 768, 3072, 3073, 12288, 12289, 40000})
+      for (const int64_t m : {1, 50, 1000000}) {
+        p.queries = {nullptr, DType::bf16, n, d, d, 1};
+        p.bank = {nullptr, DType::bf16, m, d, d, 1};
+        for (const cuda::Path path : {cuda::Path::simt, cuda::Path::mma16, cuda::Path::sm90}) {
+          const cuda::SearchPlan plan = cuda::plan_search(p, 132, path, true);
+          const bool fits = n <= 16 && d <= (n <= 4 ? 12288 : 3072) && m > 80;
+          CHECK(plan.few == fits);
+          CHECK(!plan.few || (plan.rows >= n && plan.lists.capacity == cuda::kFewCapacity));
+          CHECK(!cuda::plan_search(p, 132, path).few);
+        }
+      }
+}
+
 ProjectProblem projection(Metric metric, DType x, DType bank, DType out, int64_t n = 100, int64_t m = 50,
                           int64_t d = 8) {
   ProjectProblem p;
