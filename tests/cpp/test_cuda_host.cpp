@@ -100,3 +100,23 @@ TEST(cuda_emulator_interleaves_two_blocks) {
   CHECK(kept == 100);
   CHECK(lost < 100);  // two blocks have read the same number
 }
+
+namespace {
+
+// Norms of rows and of columns, one pass for each block that the library multiplies, and one to rescore.
+TEST(cuda_project_by_library_launches) {
+  const int64_t d = 2, m = cuda::kProductColumns;
+  for (const int64_t n : {1, 640, 641}) {
+    const Matrix x(normal<double>(n * d, 93), d, DType::bf16), b(normal<double>(m * d, 94), d, DType::bf16);
+    HostProduct host;
+    Bench bench;
+    const long long before = emulator::machine().launches;
+    dense(x, b, Metric::cosine, DType::bf16, [&](ProjectProblem& p) {
+      bench.provide(cuda::project_library_workspace(p, bench.device));
+      CHECK(cuda::project_by_library(p, {&host, HostProduct::run}, bench.device) == nullptr);
+    });
+    CHECK(host.calls == ceil_div(n, 640) && emulator::machine().launches - before == 3 + host.calls);
+  }
+}
+
+}  // namespace

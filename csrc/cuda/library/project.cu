@@ -81,28 +81,57 @@ struct alignas(sizeof(S) * kWide) Several {
   S at[kWide];
 };
 
+// Stores eight bytes at once. Left to itself, the compiler stores number by number; as doubles it moves the bits alone.
+template <class S, int kWide>
+__device__ __forceinline__ void store_several(const Several<S, kWide>& from, S* to) {
+  void* aligned = __builtin_assume_aligned(to, sizeof from);
+  if constexpr (sizeof from % sizeof(double) == 0) {
+    Several<double, sizeof from / sizeof(double)> words;
+    std::memcpy(&words, &from, sizeof from);
+    std::memcpy(aligned, &words, sizeof words);
+  } else {
+    std::memcpy(aligned, &from, sizeof from);
+  }
+}
+
+// Calls f with the function that makes a score of a product and the factors of its row and column.
+template <class T, class F>
+__device__ __forceinline__ void with_score(Finish finish, F&& f) {
+  const auto distance = [](T p, T row, T column) { return p * T(-2) + (row + column); };
+  if (finish == Finish::linear)
+    f([](T p, T row, T column) { return p * row * column; });
+  else if (finish == Finish::rooted)
+    f([=](T p, T row, T column) { return last_step<T>(distance(p, row, column), Finish::rooted); });
+  else
+    f([=](T p, T row, T column) { return last_step<T>(distance(p, row, column), Finish::squared); });
+}
+
 template <class T, class Out, int kWide>
 __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ ProductBlock<T> a) {
   const int down = kThreads / a.across;
   const int64_t column = (int64_t{blockIdx.x} * a.across + threadIdx.x % a.across) * kWide;
+  const int64_t first = int64_t{blockIdx.y} * down * kFinishRows + threadIdx.x / a.across;
   if (column >= a.bank.count) return;
   const auto mine = *reinterpret_cast<const Several<T, kWide>*>(a.column_factor + column);
-  const bool distance = record(a.metric).term == Term::square;
-  const int64_t first = int64_t{blockIdx.y} * down * kFinishRows + threadIdx.x / a.across;
+  const auto row_at = [&](int i) { return first + i * down; };
+  Several<T, kWide> p[kFinishRows];  // all loads are on their way before the first is waited for
+  T other[kFinishRows];
 #pragma unroll
-  for (int i = 0; i < kFinishRows; ++i) {
-    const int64_t row = first + i * down;
-    if (row >= a.queries.count) continue;
-    const auto p = *reinterpret_cast<const Several<T, kWide>*>(a.product + row * a.product_stride + column);
-    const T other = a.row_factor[row];
-    Several<Out, kWide> done;
-#pragma unroll
-    for (int w = 0; w < kWide; ++w) {
-      const T v = distance ? p.at[w] * T(-2) + (other + mine.at[w]) : p.at[w] * other * mine.at[w];
-      narrow(last_step<T>(v, a.finish), &done.at[w]);
+  for (int i = 0; i < kFinishRows; ++i)
+    if (row_at(i) < a.queries.count) {
+      p[i] = *reinterpret_cast<const Several<T, kWide>*>(a.product + row_at(i) * a.product_stride + column);
+      other[i] = a.row_factor[row_at(i)];
     }
-    *reinterpret_cast<Several<Out, kWide>*>(static_cast<Out*>(a.out) + row * a.out_stride + column) = done;
-  }
+  with_score<T>(a.finish, [&](auto&& score) {
+#pragma unroll
+    for (int i = 0; i < kFinishRows; ++i)
+      if (row_at(i) < a.queries.count) {
+        Several<Out, kWide> done;
+#pragma unroll
+        for (int w = 0; w < kWide; ++w) narrow(score(p[i].at[w], other[i], mine.at[w]), &done.at[w]);
+        store_several(done, static_cast<Out*>(a.out) + row_at(i) * a.out_stride + column);
+      }
+  });
 }
 
 template <class T, class Out, int kWide>
@@ -118,7 +147,7 @@ template <class T>
 Error finish_block(const ProductBlock<T>& b, const Device& device) {
   return with_dtype(b.out_dtype, [&](auto type) {
     using Out = Element<decltype(type)>;
-    const bool whole = b.bank.count % 4 == 0 && b.product_stride % 4 == 0 && b.out_stride % 4 == 0 &&
+    const bool whole = b.bank.count % 4 == 0 && b.out_stride % 4 == 0 &&
                        reinterpret_cast<uintptr_t>(b.product) % (4 * sizeof(T)) == 0 &&
                        reinterpret_cast<uintptr_t>(b.out) % (4 * sizeof(Out)) == 0;
     return whole ? finish_by<T, Out, 4>(b, device) : finish_by<T, Out, 1>(b, device);
