@@ -59,64 +59,67 @@ __global__ void __launch_bounds__(kThreads, 1) mma_kernel(const __grid_constant_
   float* shared = reinterpret_cast<float*>(shared_memory());
   TileState& state = *reinterpret_cast<TileState*>(shared_memory() + kBytes);
   const WarpPlace w = warp_place();
-  const auto [first_row, begin, end] = tile_run(a);
   const int64_t query_panels = (a.rows + kPanel - 1) / kPanel;
-  begin_rows(a, first_row, state);
-  __syncthreads();
-
-  for (int slot = begin; slot < end; slot += kTilePanels) {
-    find_panels(a, slot, end, state);
-    Side<float> x = make_side<float>([&](int p) -> const float* {
-      const int64_t panel = first_row / kPanel + p;
-      return panel < query_panels ? a.queries + panel * (a.width + 1) * kPanel : nullptr;
-    });
-    Side<float> b = make_side<float>([&](int p) -> const float* {
-      return state.panels[p] == nullptr ? nullptr : state.panels[p] + kPanel;  // line 0 is a start, not a coordinate
-    });
-    Accumulators acc;
-#pragma unroll
-    for (int j = 0; j < kColumnTiles; ++j)
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int column = fragment_column(w, j, e);
-        const float* panel = state.panels[column / kPanel];
-        float start = -HUGE_VALF;
-        if (panel != nullptr) {
-          start = panel[(a.width + 2) * kPanel + column % kPanel];
-          // The panel's start includes the float32 screen's share of the bound; this adds the remainder of this
-          // screen's.
-          const double r = panel[(a.width + 1) * kPanel + column % kPanel];
-          double more = a.start_per_r2 * (1.0 - 1.0 / a.factor) * r * r;
-          if (a.biased)
-            more += (a.factor - 1.0) * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
-          if (start < HUGE_VALF && more > 0.0) start = round_up(static_cast<double>(start) + more);
-        }
-#pragma unroll
-        for (int i = 0; i < kRowTiles; ++i) acc[i][j][e] = acc[i][j][e + 2] = start;
-      }
-
-    float *now = shared, *then = shared + 2 * kBuffer;
-    int lines = static_cast<int>(a.width) + 1;
-    fetch<float, kLine>(x, lines, a.panels, now);
-    fetch<float, kLine>(b, lines, a.panels, now + kBuffer);
-    commit_copies();
-    wait_copies<0>();
+  begin_run(a, state);
+  while (next_segment(a, state)) {
+    begin_rows(a, state.first_row, state);
     __syncthreads();
-    for (; lines > 0; lines -= S::kDepth) {
-      if (lines > S::kDepth) {  // into the other buffer: its last readers passed the barrier of the step before
-        fetch<float, kLine>(x, lines - S::kDepth, a.panels, then);
-        fetch<float, kLine>(b, lines - S::kDepth, a.panels, then + kBuffer);
-        commit_copies();
-      }
-      multiply_step(now, now + kBuffer, w, acc);
+
+    for (int slot = state.begin; slot < state.end; slot += kTilePanels) {
+      find_panels(a, slot, state.end, state);
+      Side<float> x = make_side<float>([&](int p) -> const float* {
+        const int64_t panel = state.first_row / kPanel + p;
+        return panel < query_panels ? a.queries + panel * (a.width + 1) * kPanel : nullptr;
+      });
+      Side<float> b = make_side<float>([&](int p) -> const float* {
+        return state.panels[p] == nullptr ? nullptr : state.panels[p] + kPanel;  // line 0 is a start, not a coordinate
+      });
+      Accumulators acc;
+#pragma unroll
+      for (int j = 0; j < kColumnTiles; ++j)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int column = fragment_column(w, j, e);
+          const float* panel = state.panels[column / kPanel];
+          float start = -HUGE_VALF;
+          if (panel != nullptr) {
+            start = panel[(a.width + 2) * kPanel + column % kPanel];
+            // The panel's start includes the float32 screen's share of the bound; this adds the remainder of this
+            // screen's.
+            const double r = panel[(a.width + 1) * kPanel + column % kPanel];
+            double more = a.start_per_r2 * (1.0 - 1.0 / a.factor) * r * r;
+            if (a.biased)
+              more += (a.factor - 1.0) * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
+            if (start < HUGE_VALF && more > 0.0) start = round_up(static_cast<double>(start) + more);
+          }
+#pragma unroll
+          for (int i = 0; i < kRowTiles; ++i) acc[i][j][e] = acc[i][j][e + 2] = start;
+        }
+
+      float *now = shared, *then = shared + 2 * kBuffer;
+      int lines = static_cast<int>(a.width) + 1;
+      fetch<float, kLine>(x, lines, a.panels, now);
+      fetch<float, kLine>(b, lines, a.panels, now + kBuffer);
+      commit_copies();
       wait_copies<0>();
       __syncthreads();
-      float* swap = now;
-      now = then;
-      then = swap;
-    }
+      for (; lines > 0; lines -= S::kDepth) {
+        if (lines > S::kDepth) {  // into the other buffer: its last readers passed the barrier of the step before
+          fetch<float, kLine>(x, lines - S::kDepth, a.panels, then);
+          fetch<float, kLine>(b, lines - S::kDepth, a.panels, then + kBuffer);
+          commit_copies();
+        }
+        multiply_step(now, now + kBuffer, w, acc);
+        wait_copies<0>();
+        __syncthreads();
+        float* swap = now;
+        now = then;
+        then = swap;
+      }
 
-    finish_tile<kDumped>(a, [&](auto&& f) { each_accumulator(acc, w, f); }, first_row, slot, end, shared, state, [] {});
+      finish_tile<kDumped>(
+          a, [&](auto&& f) { each_accumulator(acc, w, f); }, state.first_row, slot, state.end, shared, state, [] {});
+    }
   }
 }
 
