@@ -33,7 +33,6 @@ Error pack_panels(const BankPanels& args, const Device& device);
 struct QueryPanels {
   Rows queries;
   Metric metric;
-  double factor = 1.0;  // of the float32 screen's error bound
   bool tensor = false;  // inputs below 2^-126 may count as zero
   PackHeader* header;   // the bank's frame
   const double* centre;
@@ -55,7 +54,7 @@ Error pack_queries(const QueryPanels& args, const Device& device);
 // ---- tensor_cores/operands.cu --------------------------------------------------------------------------------------
 
 struct QueryOperands {  // layout: operands.h
-  QueryPanels common;   // without panels, factor and dense outputs
+  QueryPanels common;   // without panels and dense outputs
   Operand to;           // operand_rows(queries.count) of them
 };
 Error pack_query_operands(const QueryOperands& args, const Device& device);
@@ -68,7 +67,7 @@ struct BankOperands {
 };
 Error pack_bank_operands(const BankOperands& args, const Device& device);
 
-// ---- screen.cu, tensor_cores/mma.cu, mma16.cu, sm90.cu -------------------------------------------------------------
+// ---- screen.cu, tensor_cores/mma16.cu, sm90.cu ---------------------------------------------------------------------
 
 // A chunk's part of a mask. A mask of several strides comes with the offset of each of its rows: a screen that computed
 // the offsets itself would spill registers in their divisions.
@@ -97,7 +96,6 @@ struct Screen {
   const float* norms;
   const double* slacks;
   double start_per_r2;
-  double factor;   // times the float32 screen's error bound; norms include it
   int32_t listed;  // k where thresholds rise while the screen runs: a block lists its rows' k best; 0: no lists
   float* thresholds;
   int32_t* counts;
@@ -107,7 +105,6 @@ struct Screen {
   TileWork work;   // set by the launcher
 };
 Error screen_simt(const Screen& args, const Device& device);
-Error screen_mma(const Screen& args, const Device& device);
 Error screen_mma16(const Screen& args, const Device& device);
 Error screen_sm90(const Screen& args, const Device& device);  // width up to kWidestSm90; `listed` 0 or 1
 Error sm90_fault(const Device& device);                       // null where it can run, otherwise the reason

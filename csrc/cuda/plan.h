@@ -58,7 +58,7 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
   SearchPlan plan;
   const int64_t n = p.queries.count, m = p.bank.count, d = p.bank.width;
   const bool both_16 = p.queries.dtype == p.bank.dtype && size_of(p.bank.dtype) == 2;
-  plan.operands = path == Path::mma16 || path == Path::sm90 || (path == Path::mma && both_16);
+  plan.operands = path != Path::simt;
   plan.hopper = path == Path::sm90 && d <= kWidestSm90;
   plan.lists.fused = p.k <= kMostListed && !(plan.hopper && p.k > 1);  // Hopper's kernel lists one entry
   plan.operand_type = both_16 ? p.bank.dtype : DType::bf16;            // bf16 has float32's range

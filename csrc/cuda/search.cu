@@ -170,8 +170,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   QueryPanels q{};
   q.queries = all.result.queries;
   q.metric = p.metric;
-  q.tensor = device.path != Path::simt;
-  q.factor = q.tensor && !plan.operands ? tensor_factor(p.bank.width) : 1.0;
+  q.tensor = plan.operands;
   q.header = header;
   q.centre = centre;
   q.expected = host;
@@ -193,10 +192,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
     s.bank_operand = {plan.operand_type, w.piece_rows, query_operand.pitch};
     s.terms = w.terms;
   }
-  const auto screen = plan.hopper                ? screen_sm90
-                      : plan.operands            ? screen_mma16
-                      : device.path == Path::mma ? screen_mma
-                                                 : screen_simt;
+  const auto screen = plan.hopper ? screen_sm90 : plan.operands ? screen_mma16 : screen_simt;
   s.queries = w.queries;
   s.rows = count;
   s.width = p.bank.width;
@@ -207,8 +203,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   s.mask = all.result.mask;
   s.norms = w.norms;
   s.slacks = w.slacks;
-  s.factor = q.factor;
-  s.start_per_r2 = start_bound_per_r2(p.metric, p.bank.width) * q.factor;
+  s.start_per_r2 = start_bound_per_r2(p.metric, p.bank.width);
   s.listed = plan.lists.fused ? static_cast<int32_t>(p.k) : 0;
   s.thresholds = w.thresholds;
   s.counts = w.counts;

@@ -116,7 +116,7 @@ TEST(cuda_few_refuse_a_bad_pack) {
   const Answer a = answer(x, b, {Metric::l2, 1}, [&](SearchProblem& p) {
     p.pack = reinterpret_cast<const PackHeader*>(garbage.data());
     bench.provide(cuda::search_workspace(p, bench.device));
-    CHECK(ran(cuda::search(p, bench.device)));
+    CHECK(ran(cuda::search, p, bench.device));
   });
   CHECK(a == on_cpu(x, b, {Metric::l2, 1}));
   CHECK(bench.state.bad_codes == 1 && bench.state.repeated == 5);
