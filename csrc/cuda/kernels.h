@@ -101,8 +101,8 @@ struct Screen {
   int32_t* counts;
   Candidate* candidates;
   int32_t capacity;
-  int64_t blocks;           // at most this many blocks share the columns of a row tile
-  int64_t tiles_per_block;  // set by the launcher
+  int64_t blocks;  // at most this many blocks share the columns of a row tile
+  TileWork work;   // set by the launcher
 };
 Error screen_simt(const Screen& args, const Device& device);
 Error screen_mma16(const Screen& args, const Device& device);

@@ -46,7 +46,7 @@ __device__ __forceinline__ Side<T> make_side(F&& panel) {
   Side<T> side;
 #pragma unroll
   for (int u = 0; u < S::kVectors; ++u) {
-    const int at = u * kThreads + threadIdx.x, within = at % per_panel;
+    const unsigned at = u * kThreads + threadIdx.x, within = at % per_panel;
     const T* p = panel(at / per_panel);
     side.mine[u] = p == nullptr ? nullptr : p + within / per_line * kPanel + within % per_line * S::kVector;
   }
@@ -61,9 +61,9 @@ __device__ __forceinline__ void fetch(Side<T>& side, int remaining, const T* som
   constexpr int per_line = kPanel / S::kVector, per_panel = per_line * S::kDepth;
 #pragma unroll
   for (int u = 0; u < S::kVectors; ++u) {
-    const int at = u * kThreads + threadIdx.x, panel = at / per_panel, within = at % per_panel,
-              line = within / per_line;
-    const bool valid = side.mine[u] != nullptr && line < remaining;
+    const unsigned at = u * kThreads + threadIdx.x, panel = at / per_panel, within = at % per_panel,
+                   line = within / per_line;
+    const bool valid = side.mine[u] != nullptr && static_cast<int>(line) < remaining;
     copy_async(buffer + line * Line + panel * kPanel + within % per_line * S::kVector, valid ? side.mine[u] : some,
                valid);
     side.mine[u] += valid ? S::kDepth * kPanel : 0;
@@ -89,8 +89,9 @@ __device__ __forceinline__ void multiply(Side<T> x, Side<T> b, int lines, const 
       fetch<T>(b, lines - S::kDepth, some, then + S::kBuffer);
       commit_copies();
     }
+    const int here = lines < S::kDepth ? lines : S::kDepth;
 #pragma unroll 2
-    for (int l = 0; l < S::kDepth; ++l) {
+    for (int l = 0; l < here; ++l) {
       T xs[S::kSide], bs[S::kSide];
 #pragma unroll
       for (int g = 0; g < S::kSide; g += S::kVector) {

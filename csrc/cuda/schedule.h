@@ -31,6 +31,38 @@ inline Schedule make_schedule(int64_t rows) {
   return s;
 }
 
+// All pairs of a row tile and a column tile form one sequence, row tile after row tile. It is cut into equal runs, one
+// for each block of threads, so that all blocks end together. A run consists of segments, each of one row tile.
+struct TileSegment {
+  int row_tile, begin, end;  // column tiles [begin, end)
+};
+struct TileWork {  // of less than 2^31 pairs
+  int row_tiles = 0, column_tiles = 0, blocks = 1;
+  VB_HOST_DEVICE int pairs() const { return row_tiles * column_tiles; }
+  // The first pair of block `b`. The first pairs() % blocks blocks take one pair more than the others.
+  VB_HOST_DEVICE int begin(int b) const {
+    const int each = pairs() / blocks, more = pairs() % blocks;
+    return b * each + (b < more ? b : more);
+  }
+  VB_HOST_DEVICE TileSegment segment(int at, int end) const {  // the segment that begins with pair `at`
+    const int row_tile = at / column_tiles, first = at - row_tile * column_tiles, last = first + end - at;
+    return {row_tile, first, last < column_tiles ? last : column_tiles};
+  }
+};
+// `places`: blocks that run at the same time.
+inline TileWork make_tile_work(int64_t row_tiles, int64_t column_tiles, int places, int64_t blocks_per_row_tile) {
+  TileWork w;
+  w.row_tiles = static_cast<int>(row_tiles);
+  w.column_tiles = static_cast<int>(column_tiles);
+  w.blocks = static_cast<int>(
+      std::max<int64_t>(1, std::min({int64_t{places}, int64_t{w.pairs()}, w.row_tiles * blocks_per_row_tile})));
+  return w;
+}
+// The most column tiles that one launch may take.
+inline int64_t most_column_tiles(int64_t row_tiles) { return ((int64_t{1} << 31) - 1) / row_tiles; }
+
+constexpr int kTileBlocks = 2;  // blocks of a screen on mma.sync or float32 that fit a multiprocessor
+
 // How many candidates a row can hold, which limits the length of a range.
 struct ListPlan {
   bool fused = false;    // thresholds rise while the screen runs, from lists of each row's k best
@@ -38,9 +70,10 @@ struct ListPlan {
   int64_t growth = 0;    // not fused: a range of columns is at most this many times what was seen before it
 };
 
-// How many blocks share a range, so that few query tiles still use every multiprocessor.
+// How many blocks share a row tile's range, so that few query tiles still use every multiprocessor. Equal runs cut a
+// row tile at most once more.
 inline int64_t column_blocks(int64_t row_tiles, int64_t column_tiles, int processors) {
-  return std::clamp<int64_t>(ceil_div(4 * processors, std::max<int64_t>(row_tiles, 1)), 1,
+  return std::clamp<int64_t>(ceil_div(kTileBlocks * processors, std::max<int64_t>(row_tiles, 1)), 1,
                              std::max<int64_t>(column_tiles, 1));
 }
 

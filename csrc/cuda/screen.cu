@@ -18,39 +18,38 @@ __global__ void __launch_bounds__(kThreads, 2) screen_kernel(const __grid_consta
   float* shared = reinterpret_cast<float*>(shared_memory());
   TileState& state = *reinterpret_cast<TileState*>(shared_memory() + S::kSharedBytes);
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-  const auto [first_row, begin, end] = tile_run(a);
+  begin_run(a, state);
+  while (next_segment(a, state)) {
+    begin_rows(a, state.first_row, state);
+    for (int slot = state.begin; slot < state.end; slot += kTilePanels) {
+      find_panels(a, slot, state.end, state);
+      const Side<float> x = make_side<float>([&](int p) -> const float* {
+        const int row = state.first_row + p * kPanel;
+        return row < a.rows ? a.queries + row * (a.width + 1) : nullptr;
+      });
+      const Side<float> b = make_side<float>([&](int p) -> const float* {
+        return state.panels[p] == nullptr ? nullptr : state.panels[p] + kPanel;  // line 0 is a start, not a coordinate
+      });
 
-  const int64_t query_panels = (a.rows + kPanel - 1) / kPanel;
-  begin_rows(a, first_row, state);
-
-  for (int slot = begin; slot < end; slot += kTilePanels) {
-    find_panels(a, slot, end, state);
-    const Side<float> x = make_side<float>([&](int p) -> const float* {
-      const int64_t panel = first_row / kPanel + p;
-      return panel < query_panels ? a.queries + panel * (a.width + 1) * kPanel : nullptr;
-    });
-    const Side<float> b = make_side<float>([&](int p) -> const float* {
-      return state.panels[p] == nullptr ? nullptr : state.panels[p] + kPanel;  // line 0 is a start, not a coordinate
-    });
-
-    float acc[S::kSide][S::kSide];
+      float acc[S::kSide][S::kSide];
 #pragma unroll
-    for (int j = 0; j < S::kSide; ++j) {
-      const int column = S::spread(j, tx);
-      const float* panel = state.panels[column / kPanel];
-      const float start = panel != nullptr ? panel[(a.width + 2) * kPanel + column % kPanel] : -HUGE_VALF;
+      for (int j = 0; j < S::kSide; ++j) {
+        const int column = S::spread(j, tx);
+        const float* panel = state.panels[column / kPanel];
+        const float start = panel != nullptr ? panel[(a.width + 2) * kPanel + column % kPanel] : -HUGE_VALF;
 #pragma unroll
-      for (int i = 0; i < S::kSide; ++i) acc[i][j] = start;
+        for (int i = 0; i < S::kSide; ++i) acc[i][j] = start;
+      }
+      multiply<float>(x, b, static_cast<int>(a.width) + 1, a.panels, shared, acc);
+
+      const auto each = [&](auto&& f) {
+#pragma unroll
+        for (int i = 0; i < S::kSide; ++i)
+#pragma unroll
+          for (int j = 0; j < S::kSide; ++j) f(acc[i][j], S::spread(i, ty), S::spread(j, tx));
+      };
+      finish_tile<kDumped>(a, each, state.first_row, slot, state.end, shared, state, [] {});
     }
-    multiply<float>(x, b, static_cast<int>(a.width) + 1, a.panels, shared, acc);
-
-    const auto each = [&](auto&& f) {
-#pragma unroll
-      for (int i = 0; i < S::kSide; ++i)
-#pragma unroll
-        for (int j = 0; j < S::kSide; ++j) f(acc[i][j], S::spread(i, ty), S::spread(j, tx));
-    };
-    finish_tile<kDumped>(a, each, first_row, slot, end, shared, state, [] {});
   }
 }
 

@@ -19,7 +19,8 @@ struct TileState {                   // shared memory of a block, after its buff
   const float* panels[kTilePanels];  // of the current tile (with operands: their starts); null past the end
   int64_t columns[kTilePanels];      // the bank row each panel begins with
   float thresholds[kTile];
-  int hits;  // may exceed kQueue; the queue holds the first of them
+  int at, first_row, begin, end;  // of the run: the next pair; of its segment: the first row, the slots
+  int hits;                       // may exceed kQueue; the queue holds the first of them
   Hit queue[kQueue];
   // [kTile][listed], behind this struct: each row's best lower bounds among this block's columns, best first.
   VB_INLINE float* lists() { return reinterpret_cast<float*>(this + 1); }
@@ -28,25 +29,40 @@ inline int64_t tile_state_bytes(const Screen& a) {
   return static_cast<int64_t>(sizeof(TileState)) + int64_t{kTile} * a.listed * 4;
 }
 
-// Which rows and which slots a block screens. blockIdx.x: query tile. blockIdx.y: a run of tiles_per_block column
-// tiles. Slots fit 32 bits, since columns do, and 64 bits would cost registers that the product needs.
-struct TileRun {
-  int64_t first_row;
-  int begin, end;
-};
-__device__ __forceinline__ TileRun tile_run(const Screen& a) {
-  const int64_t begin = a.begin + blockIdx.y * a.tiles_per_block * kTilePanels;
-  const int64_t limit = begin + a.tiles_per_block * kTilePanels;
-  return {static_cast<int64_t>(blockIdx.x) * kTile, static_cast<int>(begin),
-          static_cast<int>(limit < a.end ? limit : a.end)};
+// A block's run of the work. What describes its segment stays in shared memory, as the product needs the registers.
+__device__ __forceinline__ void begin_run(const Screen& a, TileState& state) {
+  if (threadIdx.x == 0) state.at = a.work.begin(static_cast<int>(blockIdx.x));
+}
+// Moves on to the next segment; false: there is none. The whole block calls this. Slots fit 32 bits, since columns do.
+__device__ __forceinline__ bool next_segment(const Screen& a, TileState& state) {
+  __syncthreads();  // all threads have finished the last one
+  if (threadIdx.x == 0) {
+    const int at = state.at, stop = a.work.begin(static_cast<int>(blockIdx.x) + 1);
+    state.begin = state.end = 0;
+    if (at < stop) {
+      const TileSegment segment = a.work.segment(at, stop);
+      const int64_t limit = a.begin + int64_t{segment.end} * kTilePanels;
+      state.first_row = segment.row_tile * kTile;
+      state.begin = static_cast<int>(a.begin + int64_t{segment.begin} * kTilePanels);
+      state.end = static_cast<int>(limit < a.end ? limit : a.end);
+      state.at = at + segment.end - segment.begin;
+    }
+  }
+  __syncthreads();
+  return state.begin < state.end;
 }
 static_assert(kMostColumns / kPanel < INT32_MAX);
 inline Error launch_tiles(void (*kernel)(Screen), Screen a, int64_t shared_bytes, const Device& device) {
-  const int64_t row_tiles = ceil_div(a.rows, kTile), column_tiles = ceil_div(a.end - a.begin, kTilePanels);
-  if (row_tiles == 0 || column_tiles == 0) return nullptr;
-  a.tiles_per_block = ceil_div(column_tiles, a.blocks);
-  const dim3 grid(static_cast<unsigned>(row_tiles), static_cast<unsigned>(ceil_div(column_tiles, a.tiles_per_block)));
-  return launch(kernel, grid, kThreads, shared_bytes + tile_state_bytes(a), device, a);
+  const int64_t row_tiles = ceil_div(a.rows, kTile), end = a.end;
+  if (row_tiles == 0) return nullptr;
+  for (const int64_t most = most_column_tiles(row_tiles) * kTilePanels; a.begin < end; a.begin = a.end) {
+    a.end = std::min(end, a.begin + most);
+    a.work =
+        make_tile_work(row_tiles, ceil_div(a.end - a.begin, kTilePanels), kTileBlocks * device.processors, a.blocks);
+    VB_TRY(launch(kernel, dim3(static_cast<unsigned>(a.work.blocks)), kThreads, shared_bytes + tile_state_bytes(a),
+                  device, a));
+  }
+  return nullptr;
 }
 
 // Finds the panels of the tile that begins at `slot`; ends with a barrier.
@@ -68,7 +84,7 @@ __device__ __forceinline__ float published(const Screen& a, int64_t row) {
   return *static_cast<volatile const float*>(a.thresholds + row);
 }
 
-// Before a block's first tile; a barrier must follow.
+// Before a segment's first tile; a barrier must follow.
 __device__ __forceinline__ void begin_rows(const Screen& a, int64_t first_row, TileState& state) {
   for (int i = threadIdx.x; i < kTile * a.listed; i += blockDim.x) state.lists()[i] = -HUGE_VALF;
   if (threadIdx.x < kTile) {
@@ -147,7 +163,7 @@ __device__ __forceinline__ int reserve(const Screen& a, int64_t row, int count) 
 // Keeps the queued hits. Each row belongs to a warp, which passes the row's hits through the row's list one by one and
 // appends those that still reach the threshold to the row's candidates. The whole block calls this function after a
 // barrier, and it ends with a barrier. It is not inlined, because it is rare and would take registers from the product.
-static __device__ __noinline__ void keep_hits(const Screen& a, int64_t first_row, TileState& state) {
+static __device__ __noinline__ void keep_hits(const Screen& a, int first_row, TileState& state) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, count = state.hits;
   for (int base = 0; base < count; base += 32) {
     const Hit hit = base + lane < count ? state.queue[base + lane] : Hit{0.0f, -1};
@@ -181,7 +197,7 @@ static __device__ __noinline__ void keep_hits(const Screen& a, int64_t first_row
 
 // Keeps many hits: uppers[rows][128], whose row 0 is the tile's row `from`. All hits of a row enter its list before any
 // is appended, so the first tile of a block gives each row about k candidates. The rest is as in keep_hits.
-static __device__ __noinline__ void keep_survivors(const Screen& a, const float* uppers, int64_t first_row, int from,
+static __device__ __noinline__ void keep_survivors(const Screen& a, const float* uppers, int first_row, int from,
                                                    int rows, TileState& state) {
   constexpr int kEach = kTile / 32;  // columns of a lane
   const int lane = threadIdx.x % 32;
@@ -210,10 +226,22 @@ static __device__ __noinline__ void keep_survivors(const Screen& a, const float*
     }
     if (a.listed > 0) {
       RowList list(a, state, from + i, lane);
+      if (a.listed == 1) {  // the best of all of them is enough
+        float best = -HUGE_VALF;
 #pragma unroll
-      for (int c = 0; c < kEach; ++c)
-        for (unsigned left = __ballot_sync(kAllLanes, keep[c] && lower[c] > list.last); left != 0; left &= left - 1)
-          list.push(a, __shfl_sync(kAllLanes, lower[c], __ffs(static_cast<int>(left)) - 1), lane);
+        for (int c = 0; c < kEach; ++c)
+          if (keep[c] && lower[c] > best) best = lower[c];
+        for (int step = 16; step > 0; step /= 2) {
+          const float other = __shfl_xor_sync(kAllLanes, best, step);
+          best = other > best ? other : best;
+        }
+        list.push(a, best, lane);
+      } else {
+#pragma unroll
+        for (int c = 0; c < kEach; ++c)
+          for (unsigned left = __ballot_sync(kAllLanes, keep[c] && lower[c] > list.last); left != 0; left &= left - 1)
+            list.push(a, __shfl_sync(kAllLanes, lower[c], __ffs(static_cast<int>(left)) - 1), lane);
+      }
       threshold = list.close(a, state, first_row, from + i, threshold, lane);
     }
     if (lane == 0) state.thresholds[from + i] = threshold;
@@ -242,8 +270,8 @@ static __device__ __noinline__ void keep_survivors(const Screen& a, const float*
 // thread's accumulators in an unrolled loop. A tile with more hits than the queue holds passes through `dump`, `Rows`
 // rows at a time, after the whole block has called `make_room`. Returns whether the tile passed through `dump`.
 template <int Rows, class Each, class MakeRoom>
-__device__ __forceinline__ bool finish_tile(const Screen& a, Each&& each, int64_t first_row, int slot, int end,
-                                            float* dump, TileState& state, MakeRoom&& make_room) {
+__device__ __forceinline__ bool finish_tile(const Screen& a, Each&& each, int first_row, int slot, int end, float* dump,
+                                            TileState& state, MakeRoom&& make_room) {
   bool hit = false;
   each([&](float upper, int row, int) { hit |= !(upper < state.thresholds[row]); });
   const int threads = __syncthreads_count(hit);

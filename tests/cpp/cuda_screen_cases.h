@@ -44,7 +44,7 @@ TEST(cuda_search_every_k_on_every_path) {
   const int64_t d = 21, m = 1203;
   const Matrix b(normal<double>(m * d, 201), d, DType::f32), b16(normal<double>(m * d, 202), d, DType::bf16);
   const Matrix few(normal<double>(3 * d, 203), d, DType::f32), few16(normal<double>(3 * d, 204), d, DType::bf16);
-  const Matrix many(normal<double>(131 * d, 205), d, DType::f32);
+  const Matrix many(normal<double>(131 * d, 205), d, DType::f32), more(normal<double>(260 * d, 206), d, DType::f32);
   for (const cuda::Path p : every_path()) {
     const OnPath on(p);
     for (const int64_t k : {1, 2, 10, 32, 33, 100}) {
@@ -53,7 +53,7 @@ TEST(cuda_search_every_k_on_every_path) {
         compare(native ? few16 : few, native ? b16 : b, {Metric::l2, k}, "k", processors);
       }
     }
-    compare(many, b, {Metric::dot, 3}, "two row tiles", 1);
+    compare(more, b, {Metric::dot, 3}, "runs that go on with another row tile", 1);
     compare(many, b, {Metric::cosine, 1, false, true}, "two row tiles", 40);
   }
 }

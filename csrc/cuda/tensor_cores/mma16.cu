@@ -87,50 +87,52 @@ __global__ void __launch_bounds__(kThreads, 2) mma16_kernel(const __grid_constan
   TileTerms& terms = *reinterpret_cast<TileTerms*>(stages + 2 * kStageBytes);
   TileState& state = *reinterpret_cast<TileState*>(stages + kBytes);
   const WarpPlace w = warp_place();
-  const auto [first_row, begin, end] = tile_run(a);
-  begin_rows(a, first_row, state);
-  if (threadIdx.x < kTile)
-    terms.norms[threadIdx.x] = first_row + threadIdx.x < a.rows ? a.norms[first_row + threadIdx.x] : 0.0f;
+  begin_run(a, state);
+  while (next_segment(a, state)) {
+    begin_rows(a, state.first_row, state);
+    if (threadIdx.x < kTile)
+      terms.norms[threadIdx.x] = state.first_row + threadIdx.x < a.rows ? a.norms[state.first_row + threadIdx.x] : 0.0f;
 
-  const int pitch = static_cast<int>(a.bank_operand.pitch);
-  Loader loader;
-  loader.x = static_cast<int>(first_row) * pitch;
-  loader.mine = threadIdx.x / kChunks * pitch + threadIdx.x % kChunks * 8;
-  loader.column = static_cast<int>(begin - a.first_slot) * kPanel;
-  loader.tiles = (end - begin + kTilePanels - 1) / kTilePanels;
-  loader.depth = pitch / kDepth;
-  loader.next(a, stages, 0, terms);
+    const int pitch = static_cast<int>(a.bank_operand.pitch);
+    Loader loader;
+    loader.x = static_cast<int>(state.first_row) * pitch;
+    loader.mine = threadIdx.x / kChunks * pitch + threadIdx.x % kChunks * 8;
+    loader.column = static_cast<int>(state.begin - a.first_slot) * kPanel;
+    loader.tiles = (state.end - state.begin + kTilePanels - 1) / kTilePanels;
+    loader.depth = pitch / kDepth;
+    loader.next(a, stages, 0, terms);
 
-  int stage = 0;
-  for (int tile = 0; tile < loader.tiles; ++tile) {
-    Accumulators acc;
-    for (int k = 0; k < loader.depth; ++k, stage ^= 1) {
-      wait_copies<0>();
-      __syncthreads();  // this step has arrived, and no thread still reads the other stage
-      loader.next(a, stages, stage ^ 1, terms);
-      if (k == 0)  // accumulators include the bound, so they end as upper bounds
+    int stage = 0;
+    for (int tile = 0; tile < loader.tiles; ++tile) {
+      Accumulators acc;
+      for (int k = 0; k < loader.depth; ++k, stage ^= 1) {
+        wait_copies<0>();
+        __syncthreads();  // this step has arrived, and no thread still reads the other stage
+        loader.next(a, stages, stage ^ 1, terms);
+        if (k == 0)  // accumulators include the bound, so they end as upper bounds
 #pragma unroll
-        for (int i = 0; i < kRowTiles; ++i)
+          for (int i = 0; i < kRowTiles; ++i)
 #pragma unroll
-          for (int j = 0; j < kColumnTiles; ++j)
+            for (int j = 0; j < kColumnTiles; ++j)
 #pragma unroll
-            for (int e = 0; e < 4; ++e) {
-              const int column = fragment_column(w, j, e);
-              acc[i][j][e] = fused(terms.norms[fragment_row(w, i, e)], terms.bounds[tile % 2][column],
-                                   terms.starts[tile % 2][column]);
-            }
-      multiply_step<Bf16>(stages + stage * kStageBytes, w, acc);
-    }
-    // Many hits overwrite both stages, also the one that is being filled, whose step is then loaded again.
-    const auto each = [&](auto&& f) { each_accumulator(acc, w, f); };
-    const auto make_room = [] {
-      wait_copies<0>();
-      __syncthreads();
-    };
-    if (finish_tile<kTile>(a, each, first_row, begin + tile * kTilePanels, end, reinterpret_cast<float*>(stages), state,
-                           make_room)) {
-      loader.tile = tile + 1, loader.k = 0, loader.resident = 0;
-      loader.next(a, stages, stage, terms);
+              for (int e = 0; e < 4; ++e) {
+                const int column = fragment_column(w, j, e);
+                acc[i][j][e] = fused(terms.norms[fragment_row(w, i, e)], terms.bounds[tile % 2][column],
+                                     terms.starts[tile % 2][column]);
+              }
+        multiply_step<Bf16>(stages + stage * kStageBytes, w, acc);
+      }
+      // Many hits overwrite both stages, also the one that is being filled, whose step is then loaded again.
+      const auto each = [&](auto&& f) { each_accumulator(acc, w, f); };
+      const auto make_room = [] {
+        wait_copies<0>();
+        __syncthreads();
+      };
+      if (finish_tile<kTile>(a, each, state.first_row, state.begin + tile * kTilePanels, state.end,
+                             reinterpret_cast<float*>(stages), state, make_room)) {
+        loader.tile = tile + 1, loader.k = 0, loader.resident = 0;
+        loader.next(a, stages, stage, terms);
+      }
     }
   }
 }

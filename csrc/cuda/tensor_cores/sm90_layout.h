@@ -7,6 +7,7 @@
 
 #include "../../core/types.h"
 #include "../candidates.h"
+#include "../schedule.h"
 #include "operands.h"
 
 namespace vecbank::cuda::sm90 {
@@ -37,35 +38,13 @@ static_assert(kHalves * kScores + 64 <= kConsumerRegisters, "the accumulators an
 VB_INLINE constexpr int blocks_of(int64_t pitch) { return static_cast<int>(pitch / kOperandDepth); }
 
 // ---- The schedule --------------------------------------------------------------------------------------------------
-// All pairs of a query tile and a bank tile form one sequence, which is cut into equal runs, one for each block of
-// threads. A run consists of segments, each of one query tile.
-
-struct Segment {
-  int row_tile, begin, end;  // bank tiles [begin, end)
-};
-struct Work {  // of less than 2^31 pairs
-  int row_tiles = 0, column_tiles = 0, blocks = 1;
-  VB_HOST_DEVICE int pairs() const { return row_tiles * column_tiles; }
-  // The first pair of block `b`. The first pairs() % blocks blocks take one pair more than the others.
-  VB_HOST_DEVICE int begin(int b) const {
-    const int each = pairs() / blocks, more = pairs() % blocks;
-    return b * each + (b < more ? b : more);
-  }
-  VB_HOST_DEVICE Segment segment(int at, int end) const {  // the segment that begins with pair `at`
-    const int row_tile = at / column_tiles, first = at - row_tile * column_tiles, last = first + end - at;
-    return {row_tile, first, last < column_tiles ? last : column_tiles};
-  }
-};
+using Segment = TileSegment;
+using Work = TileWork;
 inline Work make_work(int64_t rows, int64_t columns, int processors, int64_t blocks_per_row_tile) {
-  Work w;
-  w.row_tiles = static_cast<int>(ceil_div(rows, kRows));
-  w.column_tiles = static_cast<int>(ceil_div(columns, kColumns));
-  w.blocks = static_cast<int>(
-      std::max<int64_t>(1, std::min({int64_t{processors}, int64_t{w.pairs()}, w.row_tiles * blocks_per_row_tile})));
-  return w;
+  return make_tile_work(ceil_div(rows, kRows), ceil_div(columns, kColumns), processors, blocks_per_row_tile);
 }
 // The most columns that one launch may take, a multiple of the tile.
-inline int64_t most_columns(int64_t rows) { return ((int64_t{1} << 31) - 1) / ceil_div(rows, kRows) * kColumns; }
+inline int64_t most_columns(int64_t rows) { return most_column_tiles(ceil_div(rows, kRows)) * kColumns; }
 
 // ---- Shared memory -------------------------------------------------------------------------------------------------
 
