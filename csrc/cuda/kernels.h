@@ -43,6 +43,7 @@ struct QueryPanels {
   double* slacks = nullptr;
   float* thresholds = nullptr;
   int32_t* counts = nullptr;
+  int32_t* fallback_count = nullptr;  // cleared, for the refinement to come
   // Only a dense product needs these: value = score * scale + term; fallback rows are scored in float64.
   void *scale = nullptr, *term = nullptr;  // of T
   unsigned char* fallback = nullptr;
@@ -108,21 +109,24 @@ Error screen_mma16(const Screen& args, const Device& device);
 Error screen_sm90(const Screen& args, const Device& device);  // width up to kWidestSm90; `listed` 0 or 1
 Error sm90_fault(const Device& device);                       // null where it can run, otherwise the reason
 
+// ---- compact.cu ----------------------------------------------------------------------------------------------------
+
 struct Compact {
   int64_t rows, k;
   float* thresholds;
   int32_t* counts;
   Candidate* candidates;
   int32_t capacity;
+  int32_t enough;  // a row with at most as many candidates stays as it is
 };
 // Raises each row's threshold to the k-th best lower bound it holds, and drops what cannot reach it.
 Error compact(const Compact& args, const Device& device);
 
-// ---- refine.cu -----------------------------------------------------------------------------------------------------
+// ---- refine.cu, refine_all.cu ---------------------------------------------------------------------------------------
 
 struct Result {  // of a chunk: row 0 is its first query
   Rows queries, bank;
-  Metric metric;
+  MetricRecord metric;
   int64_t k;
   const double* bias;
   MaskRows mask;
@@ -136,7 +140,7 @@ struct Result {  // of a chunk: row 0 is its first query
 struct Refine {
   Result result;
   const float* thresholds;
-  const int32_t* counts;
+  int32_t* counts;  // zero afterwards for a fallback row
   const Candidate* candidates;
   int32_t capacity;
   int32_t *fallback_count, *fallback_rows;  // the fallback rows, which are refined against everything
@@ -147,10 +151,19 @@ struct RefineAll {
   Result result;
   const int32_t* fallback_count = nullptr;  // null: every row
   const int32_t* fallback_rows = nullptr;
-  int64_t splits = 1, list = 512;
-  Scored* partial = nullptr;  // [row][split][k]; only with splits
+  int64_t list = 512;
+  // Few rows share the bank over many blocks, by as many parts as there are slots: [slot][k], [slot].
+  int64_t slots = 1;
+  Scored* partial = nullptr;
   int64_t* partial_counts = nullptr;
+  int32_t* arrivals = nullptr;  // [row], zero before
 };
+constexpr int64_t kLeastPart = 256;  // bank rows
+VB_INLINE int64_t parts_of_bank(const RefineAll& a, int64_t rows) {
+  const int64_t least = 4 * a.result.k > kLeastPart ? 4 * a.result.k : kLeastPart;
+  const int64_t most = a.result.bank.count / least, parts = a.slots / (rows > 1 ? rows : 1);
+  return parts < 1 || most < 1 ? 1 : parts < most ? parts : most;
+}
 Error refine_all(const RefineAll& args, const Device& device);
 
 // ---- codebook.cu ---------------------------------------------------------------------------------------------------

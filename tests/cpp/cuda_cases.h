@@ -456,5 +456,6 @@ TEST(cuda_bad_codes_are_not_read) {
 }  // namespace
 
 #include "cuda_project_cases.h"
+#include "cuda_refine_cases.h"
 #include "cuda_screen_cases.h"
 #include "cuda_sm90_cases.h"

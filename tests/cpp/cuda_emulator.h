@@ -321,6 +321,7 @@ inline unsigned __reduce_or_sync(unsigned, unsigned value) {
 inline unsigned __ballot_sync(unsigned all, int vote) {
   return __reduce_or_sync(all, vote ? 1u << emulator::block().now % 32 : 0u);
 }
+inline void __threadfence() { emulator::yield_now_and_then(); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __any_sync(unsigned all, int vote) { return __ballot_sync(all, vote) != 0; }

@@ -5,11 +5,13 @@
 #include "cuda_emulator.h"
 
 #include "cuda/codebook.cu"
+#include "cuda/compact.cu"
 #include "cuda/estimator.cu"
 #include "cuda/library/project.cu"
 #include "cuda/pack.cu"
 #include "cuda/project.cu"
 #include "cuda/refine.cu"
+#include "cuda/refine_all.cu"
 #include "cuda/residual.cu"
 #include "cuda/screen.cu"
 #include "cuda/search.cu"
@@ -71,4 +73,17 @@ TEST(cuda_emulator_interleaves_two_blocks) {
   CHECK(emulator::machine().launches == before + 1);
   CHECK(kept == 100);
   CHECK(lost < 100);  // two blocks have read the same number
+}
+
+// A chunk of queries is packed, screened and refined, and its fallback rows, if any, are refined in full: four launches
+// where a bank of one piece and one range is packed (three launches choose the frame, one writes the panels).
+TEST(cuda_search_launches) {
+  const Matrix x(normal<double>(20 * 8, 1), 8, DType::f32), b(normal<double>(90 * 8, 2), 8, DType::f32);
+  for (const cuda::Path p : every_path()) {
+    const OnPath on(p);
+    Bench bench(1);
+    const long long before = emulator::machine().launches;
+    emulated(x, b, {Metric::l2, 1}, bench);
+    CHECK(emulator::machine().launches == before + 8);
+  }
 }

@@ -56,7 +56,7 @@ void check_ranges(const cuda::SearchPlan& plan, int64_t n, int64_t k, int proces
       CHECK(at == 0 ? columns <= plan.lists.capacity : columns <= std::max<int64_t>(8 * at * kPanel, cuda::kTile));
     else
       CHECK(cuda::expected_survivors(k, at * kPanel, columns, next.blocks) <=
-            static_cast<double>(plan.lists.capacity) / 2);
+            static_cast<double>(plan.lists.capacity) / 2 * (1.0 + 1e-12));
     at = next.end;
   }
   CHECK(!plan.lists.fused || ranges <= 6);
@@ -75,10 +75,10 @@ TEST(cuda_plans_fit_the_workspace) {
               p.bank = {nullptr, DType::f32, m, d, d, 1};
               p.k = k;
               const cuda::SearchPlan plan = cuda::plan_search(p, processors, path);
-              CHECK(plan.rows >= 1 && plan.rows <= cuda::kMostRows && plan.splits >= 1 && plan.splits <= 65535);
+              CHECK(plan.rows >= 1 && plan.rows <= cuda::kMostSearched && plan.slots >= 1);
               CHECK(plan.list >= 512 && plan.list <= cuda::kMostSorted &&
                     cuda::power_of_two_from(plan.list) == plan.list);
-              CHECK(plan.splits == 1 || k <= plan.list / 2);  // a split keeps all its ranks at once
+              CHECK(plan.slots == 1 || k <= plan.list / 2);  // a part keeps all its ranks at once
               if (plan.direct) continue;
               CHECK(plan.operands == (path != cuda::Path::simt));
               CHECK(plan.hopper == (path == cuda::Path::sm90 && d <= cuda::kWidestSm90));
@@ -94,7 +94,7 @@ TEST(cuda_plans_fit_the_workspace) {
                                                   : plan.rows * (d + 1) * 4 + rows * (d + 3) * 4;
               const int64_t bytes = plan.rows * plan.lists.capacity * static_cast<int64_t>(sizeof(cuda::Candidate)) +
                                     sides + plan.rows * 32 + d * 8 +
-                                    (plan.splits > 1 ? std::min(n, plan.rows) * plan.splits * (k * 16 + 8) : 0);
+                                    plan.slots * (k * 16 + 8);
               CHECK(bytes + (1 << 16) <= cuda::kMostWorkspace);
             }
 }
