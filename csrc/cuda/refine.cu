@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kManyThreads, 3) refine_nearest_kernel(const _
           const int from = first_lane + (valid ? __ffs(static_cast<int>(left)) - 1 : 0);
           const int64_t j = __shfl_sync(kAllLanes, c.column, from);
           const Scored e{group_key(r, q, query_norm, j, valid), j};
-          if (valid && !isnan(e.key) && better(e, best)) best = e;
+          if (valid && better(e, best)) best = e;  // false for a NaN
         }
     }
     if (falls_back && lane == 0) fall_back(a, q);  // now that all lanes have read the count
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kManyThreads, 3) refine_short_kernel(const __g
         const bool valid = from >= 0;
         const int64_t j = __shfl_sync(kAllLanes, c.column, valid ? from : 0);
         const Scored e{group_key(r, q, query_norm, j, valid), j};
-        best.add(valid && lane % kLanes == 0 && !isnan(e.key), e);
+        best.add(valid && lane % kLanes == 0, e);  // a NaN goes before nothing
       }
     }
     if (lane < k) write_rank(r, q * k + lane, best.entry);

@@ -10,7 +10,6 @@ namespace {
 
 __device__ State state;  // one per device and process
 
-constexpr int kMostDevices = 64;
 struct Facts {
   std::atomic<State*> state{nullptr};
   int processors = 0, capability = 0;
@@ -38,6 +37,7 @@ Error use_device(int number, Device* device) {
     f.capability = 10 * major + minor;
     f.state.store(static_cast<State*>(address), std::memory_order_release);
   }
+  device->number = number;
   device->processors = f.processors;
   device->capability = f.capability;
   device->state = f.state.load(std::memory_order_acquire);

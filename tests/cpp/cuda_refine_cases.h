@@ -58,7 +58,11 @@ TEST(cuda_refine_every_kind_of_row) {
     }
   const Matrix nans(Vec<double>(static_cast<size_t>(40 * d), NAN), d, DType::f32);
   const Matrix x(normal<double>(n * d, 419), d, DType::f32);
-  for (const bool values : {true, false}) compare(x, nans, {Metric::l2, 1, values, true}, "only NaN", 1);
+  const Matrix one(Vec<double>(static_cast<size_t>(d), NAN), d, DType::f32);  // a row's only candidate
+  for (const bool values : {true, false}) {
+    compare(x, nans, {Metric::l2, 1, values, true}, "only NaN", 1);
+    for (const int processors : {1, 40}) compare(x, one, {Metric::l2, 1, values, true}, "one NaN", processors);
+  }
 }
 
 TEST(cuda_refine_masks_and_biases) {
@@ -86,6 +90,7 @@ TEST(cuda_refine_some_rows_fall_back) {
   for (int64_t j = 0; j < m; ++j)
     if (j >= 700)
       for (int64_t i = 0; i < d; ++i) bs[static_cast<size_t>(j * d + i)] = i == 0 ? 9.0 : 0.5;
+  bs[static_cast<size_t>((m - 1) * d)] = std::nextafter(9.0f, 10.0f);  // a best row in the last part
   Vec<double> xs = normal<double>(n * d, 452);
   unsigned long long wanted = 0;
   for (int64_t q = 0; q < n; ++q) {
