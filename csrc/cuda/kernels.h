@@ -2,6 +2,7 @@
 #pragma once
 
 #include "candidates.h"
+#include "few.h"
 #include "launch.h"
 #include "order.h"
 #include "schedule.h"
@@ -108,6 +109,23 @@ Error screen_simt(const Screen& args, const Device& device);
 Error screen_mma16(const Screen& args, const Device& device);
 Error screen_sm90(const Screen& args, const Device& device);  // width up to kWidestSm90; `listed` 0 or 1
 Error sm90_fault(const Device& device);                       // null where it can run, otherwise the reason
+
+struct Few {  // few.cu
+  Screen s;   // rows, width, columns, metric, biased, mask, thresholds, counts, candidates, capacity
+  Rows queries, bank;
+  const double* bias;      // null: none
+  const PackHeader* pack;  // a caller's pack, which is not read but must be what `expected` says; null: none
+  PackHeader expected;
+  State* state;
+  int64_t k;
+  FewSample sample;
+  int32_t* fallback_count;  // cleared
+  float* tops;              // [queries][kFewTops]
+  float unit;     // these two are set by the launcher
+  bool sampling;  // the sample, or the whole bank
+};
+// Begins the queries' lists, thresholds and counts too. Up to kFewQueries queries; few_group() is not 0.
+Error screen_few(const Few& args, const Device& device);
 
 // ---- compact.cu ----------------------------------------------------------------------------------------------------
 

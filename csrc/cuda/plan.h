@@ -6,6 +6,7 @@
 
 #include "api.h"
 #include "candidates.h"
+#include "few.h"
 #include "order.h"
 #include "schedule.h"
 #include "tensor_cores/operands.h"
@@ -28,6 +29,7 @@ constexpr int64_t kMostSearched = 1 << 17;  // the same of a search
 struct SearchPlan {
   bool operands = false;  // the screen takes 16-bit operands rather than float32 panels
   bool hopper = false;    // the screen is screen_sm90
+  bool few = false;       // the screen is screen_few, whatever the path
   ListPlan lists;         // of each row's candidates; empty if direct
   DType operand_type = DType::bf16;
   bool direct = false;       // no screen, every row is refined: k is large, or panels are too wide
@@ -53,7 +55,13 @@ inline int64_t candidate_capacity(int64_t k, bool fused, int64_t m, bool rounded
 }
 constexpr int64_t kFewCapacity = 1024;  // the capacity of lists may grow to this where rows are few and blocks many
 
-inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path = Path::simt) {
+inline bool plan_few(const SearchProblem& p) {
+  const int group = few_group(p.queries.count, p.bank.width);
+  return p.queries.count <= kFewQueries && p.k <= kMostFew && group > 0 && ceil_div(p.queries.count, group) <= 4;
+}
+
+// `few`: few queries may have a screen of their own.
+inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path = Path::simt, bool few = false) {
   SearchPlan plan;
   const int64_t n = p.queries.count, m = p.bank.count, d = p.bank.width;
   const bool both_16 = p.queries.dtype == p.bank.dtype && size_of(p.bank.dtype) == 2;
@@ -66,6 +74,8 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
                 m >= kMostColumns;
   plan.schedule = make_schedule(m);
   plan.lists.capacity = plan.direct ? 0 : candidate_capacity(p.k, plan.lists.fused, m, plan.operands && !both_16);
+  plan.few = few && !plan.direct && plan_few(p);
+  if (plan.few) plan.lists.capacity = p.k <= kMostListed ? kFewCapacity : kMostSorted;
   plan.lists.growth = std::clamp<int64_t>((plan.lists.capacity - 2 * p.k) / (2 * p.k), 1, 8);
   const auto row_bytes = [&](int64_t capacity) {
     return query_bytes + capacity * static_cast<int64_t>(sizeof(Candidate));
@@ -77,7 +87,7 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
   }
   const int64_t unit = most >= kTile ? kTile : kPanel;
   plan.rows = std::min(most, round_up_to(ceil_div(n, ceil_div(n, most)), unit));
-  if (!plan.direct && plan.lists.fused)
+  if (!plan.direct && !plan.few && plan.lists.fused)
     while (plan.lists.capacity < kFewCapacity && plan.rows * row_bytes(2 * plan.lists.capacity) <= kRowShare)
       plan.lists.capacity *= 2;
   if (plan.operands)  // whole tiles

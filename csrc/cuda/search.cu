@@ -23,6 +23,7 @@ struct Work {  // the parts of one workspace; with a null base only their bytes 
   Scored* partial;
   int64_t* partial_counts;
   int64_t* mask_starts;
+  float* tops;
   int64_t bytes;
 };
 
@@ -30,7 +31,9 @@ Work cut(const SearchProblem& p, const SearchPlan& plan, void* base) {
   Arena arena(base);
   Work w{};
   const int64_t d = p.bank.width, n = std::min(plan.rows, round_up_to(p.queries.count, kPanel));
-  if (!plan.direct) {
+  if (plan.few) {
+    w.tops = arena.take<float>(n * kFewTops);
+  } else if (!plan.direct) {
     if (p.pack == nullptr) {
       w.header = arena.take<PackHeader>(1);
       w.centre = arena.take<double>(d);
@@ -47,6 +50,8 @@ Work cut(const SearchProblem& p, const SearchPlan& plan, void* base) {
     }
     w.norms = arena.take<float>(n);
     w.slacks = arena.take<double>(n);
+  }
+  if (!plan.direct) {
     w.thresholds = arena.take<float>(n);
     w.fallback_rows = arena.take<int32_t>(n);
     w.fallback_count = arena.take<int32_t>(1);
@@ -104,6 +109,44 @@ __global__ void __launch_bounds__(kThreads) mask_kernel(const __grid_constant__ 
     a.starts[i] = a.mask.row_start(i);
 }
 
+// Few queries: one pass over the bank's own rows.
+Error screen_few_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w, const PackHeader& host,
+                       const Result& result, const Device& device) {
+  Few f{};
+  f.s.rows = result.queries.count;
+  f.s.width = p.bank.width;
+  f.s.columns = p.bank.count;
+  f.s.schedule = make_schedule(p.bank.count * kPanel);  // of single rows
+  f.s.metric = p.metric;
+  f.s.biased = p.bias != nullptr;
+  f.s.mask = result.mask;
+  f.s.thresholds = w.thresholds;
+  f.s.counts = w.counts;
+  f.s.candidates = w.candidates;
+  f.s.capacity = static_cast<int32_t>(plan.lists.capacity);
+  f.queries = result.queries;
+  f.bank = p.bank;
+  f.bias = p.bias;
+  f.pack = p.pack;
+  f.expected = host;
+  f.state = device.state;
+  f.k = p.k;
+  f.sample = few_sample(p.k, p.bank.count, plan.lists.capacity);
+  f.fallback_count = w.fallback_count;
+  f.tops = w.tops;
+  return screen_few(f, device);
+}
+
+// Refines the candidates, and the fallback rows against everything.
+Error refine_chunk(RefineAll all, const SearchPlan& plan, const Work& w, const Device& device) {
+  const Refine r{all.result,       w.thresholds,   w.counts, w.candidates, static_cast<int32_t>(plan.lists.capacity),
+                 w.fallback_count, w.fallback_rows};
+  VB_TRY(refine(r, device));
+  all.fallback_count = w.fallback_count;
+  all.fallback_rows = w.fallback_rows;
+  return refine_all(all, device);
+}
+
 // One chunk of queries against the whole bank.
 Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w, int64_t first, int64_t count,
                    const Device& device) {
@@ -127,6 +170,10 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   }
 
   const PackHeader host = pack_layout(p.bank.count, p.bank.width, p.metric, p.bank.dtype, 4, p.bias != nullptr);
+  if (plan.few) {
+    VB_TRY(screen_few_chunk(p, plan, w, host, all.result, device));
+    return refine_chunk(all, plan, w, device);
+  }
   char* packed = const_cast<char*>(reinterpret_cast<const char*>(p.pack));  // not written
   PackHeader* header = packed != nullptr ? reinterpret_cast<PackHeader*>(packed) : w.header;
   const double* centre = packed != nullptr ? reinterpret_cast<const double*>(packed + host.centre_at) : w.centre;
@@ -212,17 +259,13 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
     }
   }
 
-  const Refine r{all.result, w.thresholds, w.counts, w.candidates, s.capacity, w.fallback_count, w.fallback_rows};
-  VB_TRY(refine(r, device));
-  all.fallback_count = w.fallback_count;
-  all.fallback_rows = w.fallback_rows;
-  return refine_all(all, device);
+  return refine_chunk(all, plan, w, device);
 }
 
 }  // namespace
 
 int64_t search_workspace(const SearchProblem& p, const Device& device) {
-  return p.queries.count == 0 ? 0 : cut(p, plan_search(p, device.processors, device.path), nullptr).bytes;
+  return p.queries.count == 0 ? 0 : cut(p, plan_search(p, device.processors, device.path, device.few), nullptr).bytes;
 }
 
 Error search_fault(const Device& device) { return device.path == Path::sm90 ? sm90_fault(device) : nullptr; }
@@ -230,10 +273,10 @@ Error search_fault(const Device& device) { return device.path == Path::sm90 ? sm
 Error search(const SearchProblem& p, const Device& device) {
   if (p.queries.count == 0) return nullptr;
   VB_TRY(search_fault(device));
-  const SearchPlan plan = plan_search(p, device.processors, device.path);
+  const SearchPlan plan = plan_search(p, device.processors, device.path, device.few);
   const Work w = cut(p, plan, device.workspace);
   if (w.bytes > device.workspace_bytes) return kTooSmall;
-  if (!plan.direct && p.pack == nullptr) {
+  if (!plan.direct && !plan.few && p.pack == nullptr) {
     const PackHeader host = pack_layout(p.bank.count, p.bank.width, p.metric, p.bank.dtype, 4, p.bias != nullptr);
     VB_TRY(choose_frame(p.bank, host, w.header, w.centre, w.sample_scale, device));
   }

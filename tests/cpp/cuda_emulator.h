@@ -318,6 +318,13 @@ inline unsigned __reduce_or_sync(unsigned, unsigned value) {
   for (int lane = 0; lane < 32; ++lane) all |= static_cast<unsigned>(emulator::lane_slots(set, lane)[0]);
   return all;
 }
+inline unsigned __reduce_add_sync(unsigned, unsigned value) {
+  const uint64_t word = value;
+  const unsigned set = emulator::meet(&word, 1);
+  unsigned all = 0;
+  for (int lane = 0; lane < 32; ++lane) all += static_cast<unsigned>(emulator::lane_slots(set, lane)[0]);
+  return all;
+}
 inline unsigned __ballot_sync(unsigned all, int vote) {
   return __reduce_or_sync(all, vote ? 1u << emulator::block().now % 32 : 0u);
 }

@@ -85,7 +85,7 @@ TEST(cuda_refine_masks_and_biases) {
 
 // Some rows overflow and some do not: the bank is split for the few that do, and the parts merge.
 TEST(cuda_refine_some_rows_fall_back) {
-  const int64_t d = 4, n = 16, m = 2 * cuda::kFewCapacity + 700;
+  const int64_t d = 4, n = 20, m = 2 * cuda::kFewCapacity + 700;
   Vec<double> bs = normal<double>(m * d, 451);
   for (int64_t j = 0; j < m; ++j)
     if (j >= 700)

@@ -11,6 +11,7 @@
 #include "core/half.h"
 #include "cuda/tensor_cores/bounds.h"
 #include "cuda/tensor_cores/ptx.h"
+#include "device_array.h"
 
 namespace {
 
@@ -61,22 +62,13 @@ __global__ void one_instruction(const Sums s) {
   for (int e = 0; e < 4; ++e) c[(g + 8 * (e / 2)) * 8 + 2 * t + e % 2] = sum[e];
 }
 
-template <class T>
-T* managed(int64_t count) {
-  T* p = nullptr;
-  CHECK(cudaMallocManaged(&p, static_cast<size_t>(count) * sizeof(T)) == cudaSuccess);
-  return p;
-}
-
 template <class I>
 double worst_error() {
   constexpr int depth = I::depth;
   std::mt19937 random(1);
   std::normal_distribution<double> normal;
   double worst = 0.0;
-  float *a = managed<float>(kTrials * 16 * depth), *b = managed<float>(kTrials * depth * 8),
-        *c = managed<float>(kTrials * 128);
-  if (a == nullptr || b == nullptr || c == nullptr) return HUGE_VAL;
+  std::vector<float> a(kTrials * 16 * depth), b(kTrials * depth * 8), c(kTrials * 128);
   const int widest = std::is_same_v<I, F16> ? 10 : 20;  // of exponents either way
   for (int kind = 0; kind < 8; ++kind) {
     for (int i = 0; i < kTrials * 16 * depth; ++i) {
@@ -101,9 +93,11 @@ double worst_error() {
     }
     for (int i = 0; i < kTrials * depth * 8; ++i)
       b[i] = I::held(kind >= 6 ? 0x1p-13 : kind == 0 || kind >= 4 ? normal(random) : 1.0);
-    const std::vector<float> before(c, c + kTrials * 128);
-    one_instruction<I><<<kTrials, 32>>>({a, b, c});
+    const std::vector<float> before = c;
+    DeviceArray<float> device_a(a), device_b(b), device_c(c);
+    one_instruction<I><<<kTrials, 32>>>({device_a.data(), device_b.data(), device_c.data()});
     CHECK(cudaDeviceSynchronize() == cudaSuccess);
+    CHECK(device_c.read(c));
     for (int trial = 0; trial < kTrials; ++trial)
       for (int row = 0; row < 16; ++row)
         for (int column = 0; column < 8; ++column) {
@@ -119,7 +113,6 @@ double worst_error() {
           if (size > 0.0) worst = std::max(worst, std::fabs(c[at] - sum) / size);
         }
   }
-  cudaFree(a), cudaFree(b), cudaFree(c);
   int major = 0, minor = 0;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0);
