@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "cuda"
 ARCHITECTURES = ("80", "86", "89", "90a", "100")
 HOT = {
-    *("screen_kernel", "mma16_kernel<bf16>", "mma16_kernel<fp16>", "sm90_kernel"),
+    *("screen_kernel", "mma16_kernel<bf16>", "mma16_kernel<fp16>", "sm90_kernel", "few_kernel"),
     *("store_kernel<float>", "store_kernel<double>", "refine_kernel"),
     *("stages_kernel<cascade>", "stages_kernel<parts>", "pass_back_kernel<float>"),
 }
