@@ -21,7 +21,8 @@ CUDA = ROOT / "csrc" / "cuda"
 ARCHITECTURES = ("80", "86", "89", "90a", "100")
 HOT = {
     *("screen_kernel", "mma16_kernel<bf16>", "mma16_kernel<fp16>", "sm90_kernel"),
-    *("store_kernel<float>", "store_kernel<double>", "refine_kernel"),
+    *("store_kernel<float>", "store_kernel<double>"),
+    *("refine_nearest_kernel", "refine_short_kernel", "refine_row_kernel"),
     *("stages_kernel<cascade>", "stages_kernel<parts>", "pass_back_kernel<float>"),
 }
 FUNCTION = re.compile(r"(?:Function properties for|Compiling entry function) '?(\S+?)'?(?: for .*)?$")
@@ -33,11 +34,12 @@ SHARED = """
 | mma16_kernel | 256, at least 2 blocks an SM | 70,792 bytes: two steps of 64 coordinates, likewise; 512 k more |
 | sm90_kernel (9.0a only) | 384, one block an SM | 195 to 221 KiB by width: queries, a ring of tiles |
 | store_kernel | 256, at least 2 blocks an SM | 36,864 bytes |
-| compact_kernel | 128 | 16 bytes a candidate + 16: 1 to 16 KiB for k up to 32, 64 KiB for k 512 and up |
+| compact_kernel (k above 32) | 128 | 16 bytes a candidate + 16: up to 64 KiB for k 512 and up |
 | stages_kernel | 256, at least 2 blocks an SM where they fit | 40 KiB + 264 bytes a coordinate: 73 KiB for d 128 |
-| refine_kernel | 128 | 16 bytes a candidate + 12: 1 to 64 KiB |
+| refine_nearest_kernel, refine_short_kernel | 256, at least 3 blocks an SM | 4 bytes |
+| refine_row_kernel | 128, at least 8 blocks an SM | 16 bytes a candidate + 8: 1 to 64 KiB |
 | write_query_operands_kernel, write_bank_operands_kernel | 256 | at most 128 bytes |
-| refine_all_kernel, merge_kernel | 256 | 16 bytes an entry + 4: 8 to 64 KiB |
+| refine_all_kernel | 256 | 16 bytes an entry + 8: 8 to 64 KiB |
 | write_bank_panels, write_query_panels | 256 | about 1.5 KiB (float), 2.6 KiB (double) |
 | frame_* | 256 | up to 6.2 KiB |
 | the rest | 128 or 256 | at most 4 KiB |

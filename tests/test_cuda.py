@@ -367,7 +367,8 @@ def test_bad_codes_set_the_flag() -> None:
 @gpu
 def test_counters() -> None:
     _cuda.reset_counters()
-    vecbank.nearest(gauss(10, 4).cuda(), torch.ones(500, 4, device="cuda"))  # all rows equal: the last resort
+    # All rows equal, and more than any list holds (kFewCapacity in csrc/cuda/plan.h, twice): the last resort.
+    vecbank.nearest(gauss(10, 4).cuda(), torch.ones(2 * 1024 + 5, 4, device="cuda"))
     assert _cuda.counters()["queries"] == 10 and _cuda.counters()["repeated"] == 10
 
 

@@ -32,6 +32,7 @@ struct State {
 };
 
 struct Device {
+  int number = 0;          // the current device's
   void* stream = nullptr;  // cudaStream_t
   int processors = 1;      // multiprocessors: the plans count blocks by them
   int capability = 80;     // 10 * major + minor
@@ -43,6 +44,7 @@ struct Device {
   int64_t workspace_bytes = 0;
 };
 
+constexpr int kMostDevices = 64;
 constexpr int64_t kMostWorkspace = int64_t{64} << 20;
 
 // Makes a device current and finds its properties and State; the caller sets stream and workspace.

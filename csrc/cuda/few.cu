@@ -125,6 +125,7 @@ __device__ __forceinline__ void prepare(const Few& a, int64_t q, int j, FewState
   state.queries[j] = query;
   state.thresholds[j] = query.usable ? -HUGE_VALF : HUGE_VALF;
   if (!a.sampling || blockIdx.x != 0) return;
+  if (q == 0) *a.fallback_count = 0;
   if (!good && q == 0) atomicAdd(&a.state->bad_codes, 1u);
   if (!valid) return;
   a.s.thresholds[q] = state.thresholds[j];

@@ -44,6 +44,7 @@ struct QueryPanels {
   double* slacks = nullptr;
   float* thresholds = nullptr;
   int32_t* counts = nullptr;
+  int32_t* fallback_count = nullptr;  // cleared, for the refinement to come
   // Only a dense product needs these: value = score * scale + term; fallback rows are scored in float64.
   void *scale = nullptr, *term = nullptr;  // of T
   unsigned char* fallback = nullptr;
@@ -118,12 +119,15 @@ struct Few {  // few.cu
   State* state;
   int64_t k;
   FewSample sample;
-  float* tops;    // [queries][kFewTops]
+  int32_t* fallback_count;  // cleared
+  float* tops;              // [queries][kFewTops]
   float unit;     // these two are set by the launcher
   bool sampling;  // the sample, or the whole bank
 };
 // Begins the queries' lists, thresholds and counts too. Up to kFewQueries queries; few_group() is not 0.
 Error screen_few(const Few& args, const Device& device);
+
+// ---- compact.cu ----------------------------------------------------------------------------------------------------
 
 struct Compact {
   int64_t rows, k;
@@ -131,15 +135,16 @@ struct Compact {
   int32_t* counts;
   Candidate* candidates;
   int32_t capacity;
+  int32_t enough;  // a row with at most as many candidates stays as it is
 };
 // Raises each row's threshold to the k-th best lower bound it holds, and drops what cannot reach it.
 Error compact(const Compact& args, const Device& device);
 
-// ---- refine.cu -----------------------------------------------------------------------------------------------------
+// ---- refine.cu, refine_all.cu ---------------------------------------------------------------------------------------
 
 struct Result {  // of a chunk: row 0 is its first query
   Rows queries, bank;
-  Metric metric;
+  MetricRecord metric;
   int64_t k;
   const double* bias;
   MaskRows mask;
@@ -153,7 +158,7 @@ struct Result {  // of a chunk: row 0 is its first query
 struct Refine {
   Result result;
   const float* thresholds;
-  const int32_t* counts;
+  int32_t* counts;  // zero afterwards for a fallback row
   const Candidate* candidates;
   int32_t capacity;
   int32_t *fallback_count, *fallback_rows;  // the fallback rows, which are refined against everything
@@ -164,10 +169,19 @@ struct RefineAll {
   Result result;
   const int32_t* fallback_count = nullptr;  // null: every row
   const int32_t* fallback_rows = nullptr;
-  int64_t splits = 1, list = 512;
-  Scored* partial = nullptr;  // [row][split][k]; only with splits
+  int64_t list = 512;
+  // Few rows share the bank over many blocks, by as many parts as there are slots: [slot][k], [slot].
+  int64_t slots = 1;
+  Scored* partial = nullptr;
   int64_t* partial_counts = nullptr;
+  int32_t* arrivals = nullptr;  // [row], zero before
 };
+constexpr int64_t kLeastPart = 256;  // bank rows
+VB_INLINE int64_t parts_of_bank(const RefineAll& a, int64_t rows) {
+  const int64_t least = 4 * a.result.k > kLeastPart ? 4 * a.result.k : kLeastPart;
+  const int64_t most = a.result.bank.count / least, parts = a.slots / (rows > 1 ? rows : 1);
+  return parts < 1 || most < 1 ? 1 : parts < most ? parts : most;
+}
 Error refine_all(const RefineAll& args, const Device& device);
 
 // ---- codebook.cu ---------------------------------------------------------------------------------------------------

@@ -7,17 +7,38 @@
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 
+#include <atomic>
+
 namespace vecbank::cuda {
 
+// A bit for each device on which a kernel may have all shared memory. Null: the table is full. It never forgets.
+inline std::atomic<uint64_t>* raised_on(const void* kernel) {
+  struct Entry {
+    std::atomic<const void*> kernel{nullptr};
+    std::atomic<uint64_t> devices{0};
+  };
+  static Entry entries[256];
+  for (Entry& entry : entries) {
+    const void* found = entry.kernel.load(std::memory_order_acquire);
+    if (found == nullptr && entry.kernel.compare_exchange_strong(found, kernel)) return &entry.devices;
+    if (found == kernel) return &entry.devices;
+  }
+  return nullptr;
+}
+
 // Allows a kernel all the shared memory that a block can have. Setting the exact size of a launch would be a race:
-// another thread's smaller launch could lower the size before this launch starts.
+// another thread's smaller launch could lower the size before this launch starts. The runtime is asked once.
 template <class Args>
-cudaError_t raise_shared(void (*kernel)(Args)) {
-  int number = 0, most = 0;
-  cudaError_t status = cudaGetDevice(&number);
-  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, number);
-  return status == cudaSuccess ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most)
-                               : status;
+cudaError_t raise_shared(void (*kernel)(Args), const Device& device) {
+  static_assert(kMostDevices <= 64);
+  std::atomic<uint64_t>* devices = raised_on(reinterpret_cast<const void*>(kernel));
+  const uint64_t mine = uint64_t{1} << device.number;
+  if (devices != nullptr && (devices->load(std::memory_order_acquire) & mine) != 0) return cudaSuccess;
+  int most = 0;
+  cudaError_t status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.number);
+  if (status == cudaSuccess) status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (status == cudaSuccess && devices != nullptr) devices->fetch_or(mine, std::memory_order_release);
+  return status;
 }
 
 // Called before and after every launch, for a timer; null, as everywhere else: nothing is called.
@@ -29,7 +50,7 @@ Error launch(void (*kernel)(Args), dim3 grid, int threads, int64_t shared_bytes,
              const Args& args) {
   if (grid.x == 0 || grid.y == 0) return nullptr;
   if (shared_bytes > (48 << 10)) {
-    const cudaError_t raised = raise_shared(kernel);
+    const cudaError_t raised = raise_shared(kernel, device);
     if (raised != cudaSuccess) {
       (void)cudaGetLastError();  // clears the error, which the next launch would report again
       return cudaGetErrorString(raised);

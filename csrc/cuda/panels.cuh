@@ -97,6 +97,7 @@ __device__ __forceinline__ void begin_query(const QueryPanels& a, int64_t q, con
   a.slacks[q] = slack;
   a.thresholds[q] = usable ? -HUGE_VALF : HUGE_VALF;
   a.counts[q] = usable ? 0 : kFellBack;
+  if (q == 0 && a.fallback_count != nullptr) *a.fallback_count = 0;
 }
 
 // Writes `width` lines of 16 mapped rows; rows that are not `written` become zeros. Reads run along rows, writes along

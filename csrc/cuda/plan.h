@@ -20,11 +20,11 @@ constexpr int64_t kWidestScreen = 1 << 14;   // a panel of 16 rows is then 1 MiB
 constexpr int64_t kWidestProduct = 1 << 18;  // a float64 panel of 16 rows is then 32 MiB
 
 // Shares of the workspace, together below 64 MiB (a test adds them up).
-constexpr int64_t kCandidateShare = int64_t{24} << 20;
-constexpr int64_t kPieceShare = int64_t{16} << 20;  // packed part of the bank, unless the caller packed it
-constexpr int64_t kQueryShare = int64_t{8} << 20;
-constexpr int64_t kPartialShare = int64_t{8} << 20;  // best rows of the parts of a split bank
+constexpr int64_t kRowShare = int64_t{42} << 20;     // packed queries and candidates of a chunk
+constexpr int64_t kPieceShare = int64_t{16} << 20;   // packed part of the bank, unless the caller packed it
+constexpr int64_t kPartialShare = int64_t{4} << 20;  // best rows of the parts of a split bank
 constexpr int64_t kMostRows = 1 << 16;               // query rows of a chunk
+constexpr int64_t kMostSearched = 1 << 17;  // the same of a search
 
 struct SearchPlan {
   bool operands = false;  // the screen takes 16-bit operands rather than float32 panels
@@ -35,14 +35,21 @@ struct SearchPlan {
   bool direct = false;       // no screen, every row is refined: k is large, or panels are too wide
   int64_t rows = 0;          // query rows per chunk
   int64_t piece_panels = 0;  // bank panels packed at a time
-  int64_t splits = 1;        // parts of the bank, for rows refined against everything
+  int64_t slots = 1;         // parts of the bank that are refined at once against everything
   int64_t list = 0;          // entries that a block sorts when it refines against everything: twice what it keeps
   Schedule schedule;
 };
 
 // Fused lists keep about k candidates, and k ln 2 more with every doubling of the columns seen. Without fused lists the
-// whole first range is kept.
-inline int64_t candidate_capacity(int64_t k, bool fused) {
+// whole first range is kept. A row that overflows costs about 300 times what the screen costs it, so overflow must be
+// rare. For k = 1 a row keeps one candidate and, as a Poisson variable, ln(m / 128) more: three times the expected
+// number is exceeded by 8 rows in a million at m = 8192, and by fewer elsewhere. `rounded`: operands lose precision,
+// so near rows are kept as well; in Gaussian data, up to d = 768, these are as many again.
+inline int64_t candidate_capacity(int64_t k, bool fused, int64_t m, bool rounded) {
+  if (fused && k == 1) {
+    const double expected = expected_survivors(1, 0, std::max<int64_t>(m, kTile), 1);
+    return (rounded ? 2 : 1) * std::max<int64_t>(16, power_of_two_from(static_cast<int64_t>(3.0 * expected)));
+  }
   if (fused) return std::max<int64_t>(64, power_of_two_from(16 * k));
   return std::min(kMostSorted, std::max<int64_t>(2 * kTile, power_of_two_from(8 * k)));
 }
@@ -66,21 +73,22 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
   plan.direct = refined_only(p.metric) || p.k > kMostScreened || (p.k > 1 && p.k * 8 >= m) || d > kWidestScreen ||
                 m >= kMostColumns;
   plan.schedule = make_schedule(m);
-  plan.lists.capacity = plan.direct ? 0 : candidate_capacity(p.k, plan.lists.fused);
+  plan.lists.capacity = plan.direct ? 0 : candidate_capacity(p.k, plan.lists.fused, m, plan.operands && !both_16);
   plan.few = few && !plan.direct && plan_few(p);
   if (plan.few) plan.lists.capacity = p.k <= kMostListed ? kFewCapacity : kMostSorted;
   plan.lists.growth = std::clamp<int64_t>((plan.lists.capacity - 2 * p.k) / (2 * p.k), 1, 8);
-  int64_t most = kMostRows;
+  const auto row_bytes = [&](int64_t capacity) {
+    return query_bytes + capacity * static_cast<int64_t>(sizeof(Candidate));
+  };
+  int64_t most = kMostSearched;
   if (!plan.direct) {
-    most = std::min({most, kCandidateShare / (plan.lists.capacity * static_cast<int64_t>(sizeof(Candidate))),
-                     kQueryShare / query_bytes});
+    most = std::min(most, kRowShare / row_bytes(plan.lists.capacity));
     most = most >= kTile ? most / kTile * kTile : std::max<int64_t>(kPanel, most / kPanel * kPanel);
   }
   const int64_t unit = most >= kTile ? kTile : kPanel;
   plan.rows = std::min(most, round_up_to(ceil_div(n, ceil_div(n, most)), unit));
   if (!plan.direct && !plan.few && plan.lists.fused)
-    while (plan.lists.capacity < kFewCapacity &&
-           plan.rows * plan.lists.capacity * 2 * static_cast<int64_t>(sizeof(Candidate)) <= kCandidateShare)
+    while (plan.lists.capacity < kFewCapacity && plan.rows * row_bytes(2 * plan.lists.capacity) <= kRowShare)
       plan.lists.capacity *= 2;
   if (plan.operands)  // whole tiles
     plan.piece_panels = std::min(std::max<int64_t>(kPieceShare / operand_bytes(d) / kOperandTile, 1) * kOperandTile,
@@ -92,11 +100,8 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
 
   const int64_t kept = std::min(power_of_two_from(p.k), kMostSorted / 2);
   plan.list = std::max<int64_t>(512, 2 * kept);
-  if (p.k <= kept) {  // the bank is split only where one pass finds all ranks
-    const int64_t slots = std::min(plan.rows, n);
-    const int64_t wanted = ceil_div(2 * processors, slots), affordable = kPartialShare / (slots * (p.k * 16 + 8));
-    plan.splits = std::clamp<int64_t>(std::min({wanted, affordable, m / std::max<int64_t>(1024, 4 * p.k)}), 1, 1024);
-  }
+  if (p.k <= kept)  // the bank is split only where one pass finds all ranks
+    plan.slots = std::clamp<int64_t>(4 * int64_t{processors}, 1, kPartialShare / (p.k * 16 + 8));
   return plan;
 }
 

@@ -1,117 +1,185 @@
-// The refinement of every answer: float64 scores in the contract's order, sorted by (score, lower index).
-// refine: a row's candidates. refine_all: a row against every bank row, with a list that cannot overflow.
+// The refinement of candidates: float64 scores in the contract's order, sorted by (score, lower index). Which of a
+// row's candidates are scored depends neither on timing nor on the kernel: those that reach the row's threshold, which
+// is the k-th best lower bound of all it has seen.
+// Three kernels, because rows are many or few and k is one, short or long. A row costs little work and several
+// dependent loads, so where rows are many, each gets few threads.
 #include "block_sort.cuh"
-#include "rows.cuh"
+#include "refine.cuh"
+#include "warp_list.cuh"
 
 namespace vecbank::cuda {
 namespace {
 
-constexpr int kRefineThreads = 128;
-constexpr int kAllThreads = 256;
-constexpr int kColumnsAtOnce = 4;                              // per group of eight lanes
-constexpr int kBatch = kAllThreads / kLanes * kColumnsAtOnce;  // entries between looks at the list
+constexpr int kManyThreads = 256;
+constexpr int kRefineThreads = 128;  // where a block has a row
 
-__device__ __forceinline__ double lane_of(const Rows& x, int64_t i, const Rows& b, int64_t j, Term term) {
-  return pair_lane(x, i, b, j, static_cast<int>(threadIdx.x % kLanes), term);
+// Leaves a row to refine_all, whose parts of the row count their arrivals in the row's counter.
+__device__ __forceinline__ void fall_back(const Refine& a, int64_t q) {
+  a.fallback_rows[atomicAdd(a.fallback_count, 1)] = static_cast<int32_t>(q);
+  a.counts[q] = 0;
 }
 
-// The key of a pair, by eight lanes; the whole warp calls it. Lanes without a pair pass `valid` false.
-__device__ __forceinline__ double group_key(const Result& r, int64_t q, double query_norm, int64_t j, bool valid) {
-  const MetricRecord m = record(r.metric);
-  const double raw = sum_of_8(valid ? lane_of(r.queries, q, r.bank, j, m.term) : 0.0);
-  double bank_norm = 1.0;
-  if (m.unit_rows) bank_norm = floored(sqrt(sum_of_8(valid ? lane_of(r.bank, j, r.bank, j, Term::product) : 0.0)));
-  return key_of(r.metric, raw, query_norm, bank_norm, r.bias != nullptr && valid ? r.bias + j : nullptr);
-}
-__device__ __forceinline__ double group_norm(const Result& r, int64_t q) {
-  if (!record(r.metric).unit_rows) return 1.0;
-  return floored(sqrt(sum_of_8(lane_of(r.queries, q, r.queries, q, Term::product))));
+// Adds what the threads of a block have refined, with one atomic operation for the block: millions of rows would wait
+// for each other at one address. Every thread calls it once; `sum` lies in shared memory.
+__device__ __forceinline__ void count_refined(const Result& r, unsigned refined, unsigned* sum) {
+  if (threadIdx.x == 0) *sum = 0;
+  __syncthreads();
+  for (int step = 16; step > 0; step /= 2) refined += __shfl_xor_sync(kAllLanes, refined, step);
+  if (threadIdx.x % 32 == 0 && refined != 0) atomicAdd(sum, refined);
+  __syncthreads();
+  if (threadIdx.x == 0) count_work(r.state, blockIdx.x == 0 ? r.queries.count : 0, static_cast<int64_t>(*sum), 0);
 }
 
-__device__ __forceinline__ bool allowed(const Result& r, int64_t q, int64_t j) { return r.mask.allows(q, j); }
-
-// Best first.
-__device__ void sort_scored(Scored* list, int size) {
-  sort_in_block(list, size, [](const Scored& a, const Scored& b) { return better(a, b); });
+struct Held {  // what a screen leaves of a row besides its candidates
+  int32_t count;
+  float threshold;
+};
+__device__ __forceinline__ Held held_by(const Refine& a, int64_t q) {
+  return q < a.result.queries.count ? Held{a.counts[q], a.thresholds[q]} : Held{0, HUGE_VALF};
 }
 
-// ---- Results -------------------------------------------------------------------------------------------------------
+// ---- k = 1 ---------------------------------------------------------------------------------------------------------
 
-template <class T>
-__device__ __forceinline__ void copy_row(const Rows& bank, int64_t j, void* out, int64_t row) {
-  const T* from = reinterpret_cast<const T*>(row_of(bank, j));
-  T* to = static_cast<T*>(out) + row * bank.width;
-  for (int64_t k = threadIdx.x; k < bank.width; k += blockDim.x) to[k] = from[k * bank.col_stride];
-}
-
-// Ranks [from, from + take) of row q: the first `count` of them from `list`, the rest absent. The whole block takes
-// part.
-__device__ void write_ranks(const Result& r, int64_t q, const Scored* list, int64_t count, int64_t from, int64_t take) {
-  const double worst = worst_value(r.metric);
-  for (int64_t i = threadIdx.x; i < take; i += blockDim.x) {
-    const int64_t at = q * r.k + from + i;
-    if (r.indices != nullptr) r.indices[at] = i < count ? list[i].index : -1;
-    if (r.values == nullptr) continue;
-    const double value = i < count ? value_of(r.metric, list[i].key) : worst;
-    if (r.values_dtype == DType::f64)
-      static_cast<double*>(r.values)[at] = value;
-    else
-      static_cast<float*>(r.values)[at] = static_cast<float>(value);
-  }
-  if (r.gathered == nullptr || from != 0) return;
-  if (count > 0) {
-    const int64_t j = list[0].index;
-    switch (size_of(r.bank.dtype)) {
-      case 8: return copy_row<uint64_t>(r.bank, j, r.gathered, q);
-      case 4: return copy_row<uint32_t>(r.bank, j, r.gathered, q);
-      default: return copy_row<uint16_t>(r.bank, j, r.gathered, q);
-    }
-  }
-  for (int64_t k = threadIdx.x; k < r.bank.width; k += blockDim.x) {
-    const int64_t at = q * r.bank.width + k;
-    switch (r.bank.dtype) {
-      case DType::f64: static_cast<double*>(r.gathered)[at] = nan(""); break;
-      case DType::f32: static_cast<uint32_t*>(r.gathered)[at] = 0x7fc00000u; break;
-      case DType::bf16: static_cast<uint16_t*>(r.gathered)[at] = 0x7fc0u; break;
-      default: static_cast<uint16_t*>(r.gathered)[at] = 0x7e00u;
-    }
-  }
-}
-
-// ---- A row's candidates --------------------------------------------------------------------------------------------
-
-// A block per row. Shared memory: `capacity` entries, two counters.
-__global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Refine a) {
-  Scored* list = reinterpret_cast<Scored*>(shared_memory());
-  int* kept = reinterpret_cast<int*>(list + a.capacity);  // [0] kept, [1] of these with a score, [2] any fallback row
+// Eight lanes to a row, which walk the candidates that reach its threshold one after the other. Most rows have one such
+// candidate, which needs no score unless the caller wants it. Counts and thresholds are loaded one row ahead.
+__global__ void __launch_bounds__(kManyThreads, 3) refine_nearest_kernel(const __grid_constant__ Refine a) {
+  constexpr int kRows = kManyThreads / kLanes;
   const Result& r = a.result;
-  for (int64_t q = blockIdx.x; q < r.queries.count; q += gridDim.x) {
-    const int32_t count = a.counts[q];
-    if (threadIdx.x == 0) kept[0] = kept[1] = kept[2] = 0;
-    __syncthreads();
+  const int lane = threadIdx.x % kLanes, first_lane = static_cast<int>(threadIdx.x % 32) - lane;
+  const int rows = static_cast<int>(r.queries.count), step = static_cast<int>(gridDim.x) * kRows;
+  unsigned refined = 0;
+  int q = static_cast<int>(blockIdx.x * kRows + threadIdx.x / kLanes);
+  Held next = held_by(a, q);
+  for (int base = static_cast<int>(blockIdx.x) * kRows; base < rows; base += step, q += step) {
+    const Held held = next;
+    next = held_by(a, q + step);
+    const bool falls_back = held.count > a.capacity;
+    const int n = falls_back ? 0 : held.count;
+    const Candidate* list = a.candidates + int64_t{q} * a.capacity;
+    Candidate c{};
+    // Loads eight candidates from the i-th. Returns a bit for each that reaches the threshold.
+    const auto load = [&](int i, bool wanted) {
+      const bool there = wanted && i + lane < n;
+      if (there) c = list[i + lane];
+      return __ballot_sync(kAllLanes, there && !(c.upper < held.threshold)) >> first_lane & 0xffu;
+    };
+
+    int kept = 0;
+    float upper = -HUGE_VALF;  // of the last that was kept
+    Scored best = last_scored();
+    for (int i = 0; __any_sync(kAllLanes, i < n); i += kLanes) {
+      const unsigned reach = load(i, true);
+      const int from = first_lane + (reach != 0 ? __ffs(static_cast<int>(reach)) - 1 : 0);
+      const float u = __shfl_sync(kAllLanes, c.upper, from);
+      const uint32_t column = __shfl_sync(kAllLanes, c.column, from);
+      if (reach != 0) upper = u, best.index = column;
+      kept += __popc(reach);
+    }
+    const bool scored = kept > 1 || (kept == 1 && (r.values != nullptr || !(upper < HUGE_VALF)));
+    if (scored) best = last_scored();
+    if (__any_sync(kAllLanes, scored)) {
+      const double query_norm = group_norm(r, q, scored);
+      for (int i = 0; __any_sync(kAllLanes, scored && i < n); i += kLanes)
+        for (unsigned left = load(i, scored); __any_sync(kAllLanes, left != 0); left &= left - 1) {
+          const bool valid = left != 0;
+          const int from = first_lane + (valid ? __ffs(static_cast<int>(left)) - 1 : 0);
+          const int64_t j = __shfl_sync(kAllLanes, c.column, from);
+          const Scored e{group_key(r, q, query_norm, j, valid), j};
+          if (valid && better(e, best)) best = e;  // false for a NaN
+        }
+    }
+    if (falls_back && lane == 0) fall_back(a, q);  // now that all lanes have read the count
+    if (falls_back || q >= rows) continue;
+    if (lane == 0) write_rank(r, q, best);
+    if (lane == 0 && scored) refined += static_cast<unsigned>(kept);
+    gather_best(r, q, best.index, lane, kLanes);
+  }
+  count_refined(r, refined, reinterpret_cast<unsigned*>(shared_memory()));
+}
+
+// ---- Short lists ---------------------------------------------------------------------------------------------------
+
+// A warp to a row: it scores four candidates at a time, and lane i holds rank i. k <= kWarpList.
+__global__ void __launch_bounds__(kManyThreads, 3) refine_short_kernel(const __grid_constant__ Refine a) {
+  const Result& r = a.result;
+  const int lane = threadIdx.x % 32, group = lane / kLanes, k = static_cast<int>(r.k);
+  unsigned refined = 0;
+  const int64_t step = int64_t{gridDim.x} * (kManyThreads / 32);
+  for (int64_t q = int64_t{blockIdx.x} * (kManyThreads / 32) + threadIdx.x / 32; q < r.queries.count; q += step) {
+    const auto [count, found] = held_by(a, q);
+    __syncwarp();  // all lanes have read the count
     if (count > a.capacity) {
-      if (threadIdx.x == 0) {
-        a.fallback_rows[atomicAdd(a.fallback_count, 1)] = static_cast<int32_t>(q);
-        count_work(r.state, 1, 0, 1);
+      if (lane == 0) fall_back(a, q);
+      continue;
+    }
+    const Candidate* list = a.candidates + q * a.capacity;
+    const float threshold = count > k ? raised_threshold(list, count, k, found) : found;
+    const double query_norm = group_norm(r, q);
+    WarpList<Scored> best(k, last_scored());
+    for (int base = 0; base < count; base += 32) {
+      const bool there = base + lane < count;
+      const Candidate c = there ? list[base + lane] : Candidate{};
+      unsigned left = __ballot_sync(kAllLanes, there && !(c.upper < threshold));
+      if (lane == 0) refined += static_cast<unsigned>(__popc(left));
+      while (left != 0) {
+        int from = -1;  // the lane whose candidate this group scores
+#pragma unroll
+        for (int g = 0; g < 32 / kLanes; ++g, left &= left - 1)
+          if (g == group) from = __ffs(static_cast<int>(left)) - 1;
+        const bool valid = from >= 0;
+        const int64_t j = __shfl_sync(kAllLanes, c.column, valid ? from : 0);
+        const Scored e{group_key(r, q, query_norm, j, valid), j};
+        best.add(valid && lane % kLanes == 0, e);  // a NaN goes before nothing
       }
-      __syncthreads();
+    }
+    if (lane < k) write_rank(r, q * k + lane, best.entry);
+    if (r.gathered != nullptr) gather_best(r, q, of_lane(best.entry, 0).index, lane, 32);
+  }
+  count_refined(r, refined, reinterpret_cast<unsigned*>(shared_memory()));
+}
+
+// ---- Long lists, and few rows --------------------------------------------------------------------------------------
+
+// A block to a row. Shared memory: `capacity` entries and two counters.
+__global__ void __launch_bounds__(kRefineThreads, 8) refine_row_kernel(const __grid_constant__ Refine a) {
+  Scored* list = reinterpret_cast<Scored*>(shared_memory());
+  float* lowers = reinterpret_cast<float*>(list);         // before there are scores
+  int* kept = reinterpret_cast<int*>(list + a.capacity);  // [0] kept, [1] of these with a score
+  const Result& r = a.result;
+  unsigned refined = 0;
+  for (int64_t q = blockIdx.x; q < r.queries.count; q += gridDim.x) {
+    const auto [count, found] = held_by(a, q);
+    __syncthreads();  // all threads have read the count, and have finished the row before
+    if (count > a.capacity) {
+      if (threadIdx.x == 0) fall_back(a, q);
       continue;
     }
     const Candidate* held = a.candidates + q * a.capacity;
-    const float threshold = a.thresholds[q];
+    float threshold = found;
+    int size = 1;
+    while (size < count) size *= 2;
+    if (count > r.k) {
+      for (int i = threadIdx.x; i < size; i += blockDim.x) lowers[i] = i < count ? held[i].lower : -HUGE_VALF;
+      __syncthreads();
+      sort_in_block(lowers, size, [](float x, float y) { return x > y; });
+      if (lowers[r.k - 1] > threshold) threshold = lowers[r.k - 1];
+      __syncthreads();  // all threads have the threshold
+    }
+    if (threadIdx.x == 0) kept[0] = kept[1] = 0;
+    __syncthreads();
+    bool unbounded = false;  // a candidate whose score may be anything, or NaN
     for (int i = threadIdx.x; i < count; i += blockDim.x)
       if (!(held[i].upper < threshold)) {
         list[atomicAdd(&kept[0], 1)].index = held[i].column;
-        if (!(held[i].upper < HUGE_VALF)) kept[2] = 1;
+        unbounded |= !(held[i].upper < HUGE_VALF);
       }
-    __syncthreads();
+    unbounded = __syncthreads_or(unbounded) != 0;
     const int n = kept[0];
-    if (n == 1 && r.values == nullptr && kept[2] == 0) {  // the answer needs no score
-      if (threadIdx.x == 0) count_work(r.state, 1, 0, 0);
+    if (n == 1 && r.values == nullptr && !unbounded) {  // the answer needs no score
       write_ranks(r, q, list, 1, 0, r.k);
-      __syncthreads();
       continue;
     }
+    if (threadIdx.x == 0) refined += static_cast<unsigned>(n);
     const double query_norm = group_norm(r, q);
     const int group = threadIdx.x / kLanes, groups = kRefineThreads / kLanes;
     for (int base = 0; base < n; base += groups) {
@@ -128,154 +196,29 @@ __global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Refine a) 
         }
       }
     }
-    int size = 1;
+    size = 1;
     while (size < n) size *= 2;
     for (int i = n + threadIdx.x; i < size; i += blockDim.x) list[i] = last_scored();
     __syncthreads();
-    sort_scored(list, size);
-    const int64_t found = kept[1] < r.k ? kept[1] : r.k;
-    if (threadIdx.x == 0) count_work(r.state, 1, n, 0);
-    write_ranks(r, q, list, found, 0, r.k);
-    __syncthreads();
+    sort_in_block(list, size, [](const Scored& x, const Scored& y) { return better(x, y); });
+    write_ranks(r, q, list, kept[1] < r.k ? kept[1] : r.k, 0, r.k);
   }
-}
-
-// ---- Everything ----------------------------------------------------------------------------------------------------
-
-// The best `take` of a stream of entries, in shared memory. Any thread pushes between two calls of keep_best().
-struct BlockList {
-  Scored* list;
-  int* count;
-  int size, take;
-  Scored threshold;  // what an entry must precede; the same in every thread
-
-  __device__ void clear() {
-    if (threadIdx.x == 0) *count = 0;
-    threshold = last_scored();
-    __syncthreads();
-  }
-  __device__ void push(const Scored& e) {
-    if (better(e, threshold)) list[atomicAdd(count, 1)] = e;
-  }
-  // Makes room for `room` more pushes; all threads of the block take part.
-  __device__ void keep_best(int room) {
-    __syncthreads();
-    const int n = *count;
-    __syncthreads();  // no thread pushes before all have read the count
-    if (n + room > size) finish(n);
-  }
-  // Sorts and cuts; returns how many there are.
-  __device__ int finish(int n) {
-    for (int i = n + threadIdx.x; i < size; i += blockDim.x) list[i] = last_scored();
-    __syncthreads();
-    sort_scored(list, size);
-    const int kept = n < take ? n : take;
-    if (kept == take) threshold = list[take - 1];
-    if (threadIdx.x == 0) *count = kept;
-    __syncthreads();
-    return kept;
-  }
-};
-
-// blockIdx.x walks the rows, blockIdx.y is the part of the bank.
-__global__ void __launch_bounds__(kAllThreads) refine_all_kernel(const RefineAll a) {
-  const Result& r = a.result;
-  const int64_t items = a.fallback_count == nullptr ? r.queries.count : *a.fallback_count;
-  const int64_t per_split = (r.bank.count + a.splits - 1) / a.splits;
-  const int64_t begin = blockIdx.y * per_split;
-  const int64_t stop = begin + per_split, end = stop < r.bank.count ? stop : r.bank.count;
-  const int group = threadIdx.x / kLanes;
-
-  BlockList best;
-  best.list = reinterpret_cast<Scored*>(shared_memory());
-  best.count = reinterpret_cast<int*>(best.list + a.list);
-  best.size = static_cast<int>(a.list);
-
-  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-    const int64_t q = a.fallback_rows == nullptr ? item : a.fallback_rows[item];
-    const double query_norm = group_norm(r, q);
-    Scored previous = first_scored();  // with k beyond the list, each pass finds the ranks after the last one's
-    for (int64_t done = 0; done < r.k;) {
-      const int64_t wanted = r.k - done, most = a.list / 2;
-      best.take = static_cast<int>(wanted < most ? wanted : most);
-      best.clear();
-      for (int64_t base = begin; base < end; base += kBatch) {
-        for (int u = 0; u < kColumnsAtOnce; ++u) {
-          const int64_t j = base + u * (kAllThreads / kLanes) + group;
-          const bool valid = j < end && allowed(r, q, j);
-          const double key = group_key(r, q, query_norm, j, valid);
-          const Scored e{key, j};
-          if (valid && threadIdx.x % kLanes == 0 && !isnan(key) && better(previous, e)) best.push(e);
-        }
-        best.keep_best(kBatch);
-      }
-      __syncthreads();
-      const int have = *best.count;
-      __syncthreads();
-      const int found = best.finish(have);
-      if (a.partial != nullptr) {
-        const int64_t at = q * a.splits + blockIdx.y;
-        for (int i = threadIdx.x; i < found; i += blockDim.x) a.partial[at * r.k + i] = best.list[i];
-        if (threadIdx.x == 0) a.partial_counts[at] = found;
-      } else {
-        write_ranks(r, q, best.list, found, done, found < best.take ? wanted : best.take);
-      }
-      if (found > 0) previous = best.list[found - 1];
-      done += best.take;
-      const bool exhausted = found < best.take;
-      __syncthreads();
-      if (exhausted) break;
-    }
-    if (threadIdx.x == 0) {
-      const int64_t columns = end > begin ? end - begin : 0;
-      const bool all = a.fallback_rows == nullptr;
-      count_work(r.state, all && blockIdx.y == 0 ? 1 : 0, columns, all && blockIdx.y == 0 ? 1 : 0);
-    }
-  }
-}
-
-// Merges the parts of each row: their entries carry the float64 key, so the split cannot be seen in the answer.
-__global__ void __launch_bounds__(kAllThreads) merge_kernel(const RefineAll a) {
-  const Result& r = a.result;
-  const int64_t items = a.fallback_count == nullptr ? r.queries.count : *a.fallback_count;
-  BlockList best;
-  best.list = reinterpret_cast<Scored*>(shared_memory());
-  best.count = reinterpret_cast<int*>(best.list + a.list);
-  best.size = static_cast<int>(a.list);
-  best.take = static_cast<int>(r.k);
-  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-    const int64_t q = a.fallback_rows == nullptr ? item : a.fallback_rows[item];
-    best.clear();
-    for (int64_t s = 0; s < a.splits; ++s) {
-      const int64_t at = q * a.splits + s, count = a.partial_counts[at];
-      for (int64_t base = 0; base < count; base += kAllThreads) {
-        best.keep_best(kAllThreads);
-        if (base + threadIdx.x < count) best.push(a.partial[at * r.k + base + threadIdx.x]);
-      }
-    }
-    __syncthreads();
-    const int have = *best.count;
-    __syncthreads();
-    const int found = best.finish(have);
-    write_ranks(r, q, best.list, found, 0, r.k);
-    __syncthreads();
-  }
+  __syncthreads();  // the last row has been written
+  count_refined(r, refined, reinterpret_cast<unsigned*>(shared_memory()));
 }
 
 }  // namespace
 
 Error refine(const Refine& args, const Device& device) {
-  const int64_t shared = args.capacity * static_cast<int64_t>(sizeof(Scored)) + 3 * static_cast<int64_t>(sizeof(int));
-  return launch(refine_kernel, grid_for(args.result.queries.count), kRefineThreads, shared, device, args);
-}
-
-Error refine_all(const RefineAll& args, const Device& device) {
-  const int64_t shared = args.list * static_cast<int64_t>(sizeof(Scored)) + static_cast<int64_t>(sizeof(int));
-  const int64_t most = 8 * static_cast<int64_t>(device.processors);
-  const unsigned x = static_cast<unsigned>(std::clamp<int64_t>(args.result.queries.count, 1, most));
-  VB_TRY(launch(refine_all_kernel, dim3(x, static_cast<unsigned>(args.splits)), kAllThreads, shared, device, args));
-  if (args.partial == nullptr) return nullptr;
-  return launch(merge_kernel, dim3(x), kAllThreads, shared, device, args);
+  const int64_t rows = args.result.queries.count, k = args.result.k;
+  if (k > kWarpList || rows <= 4 * int64_t{device.processors}) {  // a block to each row fills the device
+    const int64_t shared = args.capacity * static_cast<int64_t>(sizeof(Scored)) + 2 * static_cast<int64_t>(sizeof(int));
+    return launch(refine_row_kernel, grid_for(rows), kRefineThreads, shared, device, args);
+  }
+  const int64_t each = kManyThreads / (k == 1 ? kLanes : 32);
+  const dim3 grid = grid_for(std::min(ceil_div(rows, each), 8 * int64_t{device.processors}));
+  return launch(k == 1 ? refine_nearest_kernel : refine_short_kernel, grid, kManyThreads, sizeof(unsigned), device,
+                args);
 }
 
 }  // namespace vecbank::cuda

@@ -1,7 +1,6 @@
-// The portable screen, and the compaction between ranges of columns. The accumulators of its float32 tiles start at the
+// The portable screen. The accumulators of its float32 tiles start at the
 // column's upper start and take the bound line as one more coordinate, so an accumulator is an upper bound of the
 // score.
-#include "block_sort.cuh"
 #include "mainloop_simt.cuh"
 #include "survivors.cuh"
 
@@ -53,58 +52,10 @@ __global__ void __launch_bounds__(kThreads, 2) screen_kernel(const __grid_consta
   }
 }
 
-// ---- Compaction ----------------------------------------------------------------------------------------------------
-
-constexpr int kCompactThreads = 128;
-
-// Each block has a row.
-__global__ void __launch_bounds__(kCompactThreads) compact_kernel(const Compact a) {
-  Candidate* held = reinterpret_cast<Candidate*>(shared_memory());
-  float* lowers = reinterpret_cast<float*>(held + a.capacity);  // a power of two: capacity is one
-  int* kept = reinterpret_cast<int*>(lowers + a.capacity);
-  for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
-    const int32_t count = a.counts[row];
-    Candidate* list = a.candidates + row * a.capacity;
-    __syncthreads();  // all threads have read the count and have finished the row before
-    if (count > a.capacity) {
-      if (threadIdx.x == 0) {
-        a.counts[row] = kFellBack;
-        a.thresholds[row] = HUGE_VALF;
-      }
-      continue;
-    }
-    int size = 1;
-    while (size < count) size *= 2;
-    for (int i = threadIdx.x; i < size; i += blockDim.x) {
-      if (i < count) held[i] = list[i];
-      lowers[i] = i < count ? held[i].lower : -HUGE_VALF;
-    }
-    if (threadIdx.x == 0) *kept = 0;
-    __syncthreads();
-    float threshold = a.thresholds[row];
-    if (count >= a.k) {
-      sort_in_block(lowers, size, [](float x, float y) { return x > y; });
-      if (lowers[a.k - 1] > threshold) threshold = lowers[a.k - 1];
-    }
-    for (int i = threadIdx.x; i < count; i += blockDim.x)
-      if (!(held[i].upper < threshold)) list[atomicAdd(kept, 1)] = held[i];
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      a.thresholds[row] = threshold;
-      a.counts[row] = *kept;
-    }
-  }
-}
-
 }  // namespace
 
 Error screen_simt(const Screen& args, const Device& device) {
   return launch_tiles(screen_kernel, args, S::kSharedBytes, device);
-}
-
-Error compact(const Compact& args, const Device& device) {
-  const int64_t shared = args.capacity * static_cast<int64_t>(sizeof(Candidate) + sizeof(float)) + 16;
-  return launch(compact_kernel, grid_for(args.rows), kCompactThreads, shared, device, args);
 }
 
 }  // namespace vecbank::cuda

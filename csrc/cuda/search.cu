@@ -53,14 +53,14 @@ Work cut(const SearchProblem& p, const SearchPlan& plan, void* base) {
   }
   if (!plan.direct) {
     w.thresholds = arena.take<float>(n);
-    w.counts = arena.take<int32_t>(n);
     w.fallback_rows = arena.take<int32_t>(n);
     w.fallback_count = arena.take<int32_t>(1);
     w.candidates = arena.take<Candidate>(n * plan.lists.capacity);
   }
-  if (plan.splits > 1) {
-    w.partial = arena.take<Scored>(n * plan.splits * p.k);
-    w.partial_counts = arena.take<int64_t>(n * plan.splits);
+  w.counts = arena.take<int32_t>(n);
+  if (plan.slots > 1) {
+    w.partial = arena.take<Scored>(plan.slots * p.k);
+    w.partial_counts = arena.take<int64_t>(plan.slots);
   }
   if (p.mask.dims > 1) w.mask_starts = arena.take<int64_t>(n);
   w.bytes = arena.used();
@@ -73,7 +73,7 @@ Result result_of(const SearchProblem& p, int64_t first, int64_t count, State* st
   r.queries.data = row_of(p.queries, first);
   r.queries.count = count;
   r.bank = p.bank;
-  r.metric = p.metric;
+  r.metric = record(p.metric);
   r.k = p.k;
   r.bias = p.bias;
   r.mask = {p.mask.data, nullptr, p.mask.strides[0], p.mask.col_stride};
@@ -90,6 +90,15 @@ Result result_of(const SearchProblem& p, int64_t first, int64_t count, State* st
   return r;
 }
 
+struct ClearArgs {
+  int32_t* counts;
+  int64_t count;
+};
+__global__ void __launch_bounds__(kThreads) clear_kernel(const ClearArgs a) {
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < a.count; i += int64_t{gridDim.x} * kThreads)
+    a.counts[i] = 0;
+}
+
 struct MaskArgs {
   Mask mask;
   int64_t count;
@@ -99,8 +108,6 @@ __global__ void __launch_bounds__(kThreads) mask_kernel(const __grid_constant__ 
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < a.count; i += int64_t{gridDim.x} * kThreads)
     a.starts[i] = a.mask.row_start(i);
 }
-
-Error clear(int32_t* counter, const Device& device);
 
 // Few queries: one pass over the bank's own rows.
 Error screen_few_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w, const PackHeader& host,
@@ -125,15 +132,13 @@ Error screen_few_chunk(const SearchProblem& p, const SearchPlan& plan, const Wor
   f.state = device.state;
   f.k = p.k;
   f.sample = few_sample(p.k, p.bank.count, plan.lists.capacity);
+  f.fallback_count = w.fallback_count;
   f.tops = w.tops;
-  VB_TRY(screen_few(f, device));
-  if (p.k == 1) return nullptr;
-  return compact({f.s.rows, p.k, w.thresholds, w.counts, w.candidates, f.s.capacity}, device);
+  return screen_few(f, device);
 }
 
 // Refines the candidates, and the fallback rows against everything.
 Error refine_chunk(RefineAll all, const SearchPlan& plan, const Work& w, const Device& device) {
-  VB_TRY(clear(w.fallback_count, device));
   const Refine r{all.result,       w.thresholds,   w.counts, w.candidates, static_cast<int32_t>(plan.lists.capacity),
                  w.fallback_count, w.fallback_rows};
   VB_TRY(refine(r, device));
@@ -152,11 +157,17 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
                   MaskArgs{p.mask.from(first), count, w.mask_starts}));
     all.result.mask.starts = w.mask_starts;
   }
-  all.splits = plan.splits;
   all.list = plan.list;
+  all.slots = plan.slots;
   all.partial = w.partial;
   all.partial_counts = w.partial_counts;
-  if (plan.direct) return refine_all(all, device);
+  all.arrivals = w.counts;
+  if (plan.direct) {
+    if (parts_of_bank(all, count) > 1)
+      VB_TRY(
+          launch(clear_kernel, grid_for(ceil_div(count, kThreads)), kThreads, 0, device, ClearArgs{w.counts, count}));
+    return refine_all(all, device);
+  }
 
   const PackHeader host = pack_layout(p.bank.count, p.bank.width, p.metric, p.bank.dtype, 4, p.bias != nullptr);
   if (plan.few) {
@@ -180,6 +191,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   q.slacks = w.slacks;
   q.thresholds = w.thresholds;
   q.counts = w.counts;
+  q.fallback_count = w.fallback_count;
   const Operand query_operand{plan.operand_type, w.query_rows, operand_pitch(p.bank.width)};
   if (plan.operands)
     VB_TRY(pack_query_operands({q, query_operand}, device));
@@ -209,7 +221,9 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   s.counts = w.counts;
   s.candidates = w.candidates;
   s.capacity = static_cast<int32_t>(plan.lists.capacity);
-  const Compact c{count, p.k, w.thresholds, w.counts, w.candidates, s.capacity};
+  // Without fused lists, the next range grows by what the capacity leaves above k.
+  const int64_t enough = plan.lists.fused ? 2 * p.k : p.k + p.k / 2;
+  const Compact c{count, p.k, w.thresholds, w.counts, w.candidates, s.capacity, static_cast<int32_t>(enough)};
 
   const bool ready = packed != nullptr && !plan.operands;  // the screen reads the caller's panels
   const int64_t panels = plan.schedule.panels, piece = ready ? panels : plan.piece_panels;
@@ -239,23 +253,13 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
       s.end = range.end;
       s.blocks = range.blocks;
       VB_TRY(screen(s, device));
-      // The k-th best over all blocks is a better threshold than that of one block, and does not depend on timing. For
-      // k = 1 the blocks publish their best as they find it.
-      if (p.k > 1 || s.end < stop) VB_TRY(compact(c, device));
+      // The k-th best over all blocks is a better threshold than that of one block. For k = 1 the blocks publish their
+      // best as they find it. After the last range, the refinement finds the threshold itself.
+      if (s.end < panels && (p.k > 1 || s.end < stop)) VB_TRY(compact(c, device));
     }
   }
 
   return refine_chunk(all, plan, w, device);
-}
-
-struct ClearArgs {
-  int32_t* counter;
-};
-__global__ void __launch_bounds__(32) clear_kernel(const ClearArgs a) {
-  if (threadIdx.x == 0) *a.counter = 0;
-}
-Error clear(int32_t* counter, const Device& device) {  // a kernel, so that launch() starts all work
-  return launch(clear_kernel, dim3(1), 32, 0, device, ClearArgs{counter});
 }
 
 }  // namespace

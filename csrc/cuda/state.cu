@@ -13,7 +13,6 @@ namespace {
 __device__ State state;  // one per device and process
 __device__ SelfCheck self_check_found;
 
-constexpr int kMostDevices = 64;
 struct Facts {
   std::atomic<State*> state{nullptr};
   int processors = 0, capability = 0, l2_bytes = 0;
@@ -103,6 +102,7 @@ Error use_device(int number, Device* device) {
     f.capability = 10 * major + minor;
     f.state.store(static_cast<State*>(address), std::memory_order_release);
   }
+  device->number = number;
   device->processors = f.processors;
   device->capability = f.capability;
   device->l2_bytes = f.l2_bytes;

@@ -497,6 +497,7 @@ TEST(cuda_bad_codes_are_not_read) {
 
 #include "cuda_few_cases.h"
 #include "cuda_project_cases.h"
+#include "cuda_refine_cases.h"
 #include "cuda_screen_cases.h"
 #include "cuda_sm90_cases.h"
 #include "cuda_sum_cases.h"

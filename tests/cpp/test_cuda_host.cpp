@@ -5,6 +5,7 @@
 #include "cuda_emulator.h"
 
 #include "cuda/codebook.cu"
+#include "cuda/compact.cu"
 #include "cuda/estimator.cu"
 #include "cuda/few.cu"
 #include "cuda/library/project.cu"
@@ -12,6 +13,7 @@
 #include "cuda/pairs.cu"
 #include "cuda/project.cu"
 #include "cuda/refine.cu"
+#include "cuda/refine_all.cu"
 #include "cuda/residual.cu"
 #include "cuda/screen.cu"
 #include "cuda/search.cu"
@@ -113,9 +115,22 @@ TEST(cuda_project_by_library_launches) {
     const long long before = emulator::machine().launches;
     dense(x, b, Metric::cosine, DType::bf16, [&](ProjectProblem& p) {
       bench.provide(cuda::project_library_workspace(p, bench.device));
-      CHECK(cuda::project_by_library(p, {&host, HostProduct::run}, bench.device) == nullptr);
+      CHECK(ran(cuda::project_by_library, p, cuda::Multiply{&host, HostProduct::run}, bench.device));
     });
     CHECK(host.calls == ceil_div(n, 640) && emulator::machine().launches - before == 3 + host.calls);
+  }
+}
+
+// A chunk of queries is packed, screened and refined, and its fallback rows, if any, are refined in full: four launches
+// where a bank of one piece and one range is packed (three launches choose the frame, one writes the panels).
+TEST(cuda_search_launches) {
+  const Matrix x(normal<double>(20 * 8, 1), 8, DType::f32), b(normal<double>(90 * 8, 2), 8, DType::f32);
+  for (const cuda::Path p : every_path()) {
+    const OnPath on(p);
+    Bench bench(1);
+    const long long before = emulator::machine().launches;
+    emulated(x, b, {Metric::l2, 1}, bench);
+    CHECK(emulator::machine().launches == before + 8);
   }
 }
 

@@ -75,10 +75,10 @@ TEST(cuda_plans_fit_the_workspace) {
               p.bank = {nullptr, DType::f32, m, d, d, 1};
               p.k = k;
               const cuda::SearchPlan plan = cuda::plan_search(p, processors, path);
-              CHECK(plan.rows >= 1 && plan.rows <= cuda::kMostRows && plan.splits >= 1 && plan.splits <= 65535);
+              CHECK(plan.rows >= 1 && plan.rows <= cuda::kMostSearched && plan.slots >= 1);
               CHECK(plan.list >= 512 && plan.list <= cuda::kMostSorted &&
                     cuda::power_of_two_from(plan.list) == plan.list);
-              CHECK(plan.splits == 1 || k <= plan.list / 2);  // a split keeps all its ranks at once
+              CHECK(plan.slots == 1 || k <= plan.list / 2);  // a part keeps all its ranks at once
               if (plan.direct) continue;
               CHECK(plan.operands == (path != cuda::Path::simt));
               CHECK(plan.hopper == (path == cuda::Path::sm90 && d <= cuda::kWidestSm90));
@@ -93,8 +93,7 @@ TEST(cuda_plans_fit_the_workspace) {
                                                         rows * cuda::operand_bytes(d)
                                                   : plan.rows * (d + 1) * 4 + rows * (d + 3) * 4;
               const int64_t bytes = plan.rows * plan.lists.capacity * static_cast<int64_t>(sizeof(cuda::Candidate)) +
-                                    sides + plan.rows * 32 + d * 8 +
-                                    (plan.splits > 1 ? std::min(n, plan.rows) * plan.splits * (k * 16 + 8) : 0);
+                                    sides + plan.rows * 32 + d * 8 + plan.slots * (k * 16 + 8);
               CHECK(bytes + (1 << 16) <= cuda::kMostWorkspace);
             }
 }
@@ -158,6 +157,25 @@ TEST(cuda_plan_chooses_operands) {
     CHECK(plan(t, DType::f32, cuda::Path::mma16).operand_type == DType::bf16);
   }
   CHECK(plan(DType::f64, DType::f64, cuda::Path::mma16).operand_type == DType::bf16);
+}
+
+// A fallback row costs about 300 times what a screen costs it, so among many rows overflow must be rare: k = 1 keeps
+// one candidate, and as many more as a Poisson variable says.
+TEST(cuda_plan_lists_of_many_rows_seldom_overflow) {
+  for (const int64_t m : {1000, 8192, 20000, 65536, 1000000})
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      SearchProblem p;
+      p.queries = {nullptr, dtype, 1 << 20, 64, 64, 1};
+      p.bank = {nullptr, dtype, m, 64, 64, 1};
+      const cuda::SearchPlan plan = cuda::plan_search(p, 132, cuda::Path::mma16);
+      CHECK(plan.lists.capacity >= 16 && plan.lists.capacity <= 64);
+      CHECK(dtype == DType::f32 ? plan.rows > 1 << 15 : plan.rows > 1 << 16);
+      // Rounded operands keep near rows as well: twice as many.
+      const double more = (dtype == DType::f32 ? 2.0 : 1.0) * (cuda::expected_survivors(1, 0, m, 1) - 1.0);
+      double chance = std::exp(-more), within = chance;
+      for (int64_t i = 1; i < plan.lists.capacity; ++i) within += chance *= more / static_cast<double>(i);
+      CHECK(1.0 - within < 2e-5);
+    }
 }
 
 // Few queries begin on a few blocks with a sample; many go through a piece at once.

@@ -25,20 +25,24 @@ namespace vecbank::cuda::sm90 {
 
 using TensorMap = CUtensorMap;
 
-// The driver's encoder is found at run time, so nothing here links with libcuda.
-inline Error encode(const TensorSpec& s, TensorMap* map) {
-  if (const Error fault = tensor_spec_fault(s)) return fault;
+// The driver's encoder is found at run time, so nothing here links with libcuda. Null where the driver has none.
+using Encoder = decltype(&cuTensorMapEncodeTiled);
+inline Encoder find_encoder() {
   void* entry = nullptr;
   cudaDriverEntryPointQueryResult found{};
-  if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found) !=
-          cudaSuccess ||
-      found != cudaDriverEntryPointSuccess)
-    return "the CUDA driver has no cuTensorMapEncodeTiled (12.0 or later is needed)";
+  const cudaError_t status =
+      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
+  return status == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<Encoder>(entry) : nullptr;
+}
+inline Error encode(const TensorSpec& s, TensorMap* map) {
+  if (const Error fault = tensor_spec_fault(s)) return fault;
+  static const Encoder encoder = find_encoder();
+  if (encoder == nullptr) return "the CUDA driver has no cuTensorMapEncodeTiled (12.0 or later is needed)";
   const auto type = s.type == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   const cuuint64_t size[2] = {s.size[0], s.size[1]}, stride[1] = {s.stride[0]};
-  const CUresult made = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry)(
-      map, type, 2, const_cast<void*>(s.base), size, stride, s.box, s.step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult made =
+      encoder(map, type, 2, const_cast<void*>(s.base), size, stride, s.box, s.step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+              CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return made == CUDA_SUCCESS ? nullptr : "cuTensorMapEncodeTiled refused the operands";
 }
 
@@ -53,13 +57,19 @@ __device__ __forceinline__ void barrier_init(uint64_t* barrier, int arrivals) {
 }
 // Makes fresh barriers visible to the copy engine; a __syncthreads() must follow.
 __device__ __forceinline__ void barrier_init_done() { cutlass::arch::fence_barrier_init(); }
-__device__ __forceinline__ void barrier_arrive(uint64_t* barrier) { Transactions::arrive(barrier); }
+// CUTLASS does not tell the compiler that the next two order memory: what was read before an arrival may be overwritten
+// after it, and what is read after a wait was written before.
+__device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
+  asm volatile("" ::: "memory");
+  Transactions::arrive(barrier);
+}
 // Arrives, and adds `bytes` to the bytes that the barrier waits for.
 __device__ __forceinline__ void barrier_expect(uint64_t* barrier, int bytes) {
   Transactions::arrive_and_expect_tx(barrier, static_cast<uint32_t>(bytes));
 }
 __device__ __forceinline__ void barrier_wait(uint64_t* barrier, unsigned parity) {
   Transactions::wait(barrier, parity);
+  asm volatile("" ::: "memory");
 }
 
 // The two consumer groups use the matrix units in turn, through the named barriers 1 and 2 (0 is __syncthreads): one
