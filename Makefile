@@ -141,7 +141,7 @@ cuda-check: $(STAMPS)/cuda ## compile every CUDA file, if nvcc is there (no GPU 
 
 GPU_PYTHON ?= python3.12
 .PHONY: gpu-bundle
-gpu-bundle: $(STAMPS)/torch $(STAMPS)/cuda ## what a machine with a GPU and no network needs, into build/gpu_bundle (nvcc, no GPU needed)
+gpu-bundle: $(STAMPS)/torch $(STAMPS)/cuda ## for a machine with a GPU and no network: all it needs, in build/gpu_bundle
 	$(PY) scripts/gpu_bundle.py --python '$(GPU_PYTHON)' --cmake $(CMAKE) --ninja $(NINJA)
 
 # ---- Style --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# compute-sanitizer on a reduced table of the kernels' own tests (no torch, no Python), its tools side by side: memcheck on
-# every kind of kernel, and racecheck on those without bulk copies, whose barriers it does not understand.
+# compute-sanitizer on a reduced table of the kernels' own tests (no torch, no Python), its tools side by side: memcheck
+# on every kind of kernel, and racecheck on those without bulk copies, whose barriers it does not understand.
 # One line a tool: ok, FAIL or not run (no sanitizer, it cannot attach, or not in time); fails only on FAIL.
 # Usage: scripts/cuda_sanitize.sh TESTS_EXECUTABLE [SECONDS [LOG]]   Has never run on a GPU.
 set -uo pipefail
@@ -9,8 +9,9 @@ limit=${2:-60}
 log=${3:-/dev/null}
 # One test of each kind of kernel, chosen for few launches: a tool makes each many times slower.
 declare -A reduced=(
-  [racecheck]="cuda_search_masks_and_large_k cuda_search_overflow cuda_search_masks_and_bias cuda_residual_counts cuda_product
-    cuda_codebook cuda_sums cuda_gradients cuda_pass_back cuda_project_by_library_in_blocks cuda_few_every_metric"
+  [racecheck]="cuda_search_masks_and_large_k cuda_search_overflow cuda_search_masks_and_bias cuda_residual_counts
+    cuda_product cuda_codebook cuda_sums cuda_gradients cuda_pass_back cuda_project_by_library_in_blocks
+    cuda_few_every_metric"
   [memcheck]="cuda_search_sm90_adversarial cuda_search_masks_and_large_k cuda_search_operands cuda_search_bad_pack
     cuda_residual_adversarial cuda_product cuda_project_close cuda_codebook cuda_sums cuda_gradients cuda_pass_back
     cuda_few_every_metric cuda_bad")
@@ -20,6 +21,7 @@ if [[ -z $sanitizer ]]; then
   exit 0
 fi
 
+absent='unable to (attach|launch)|not supported|permission|insufficient|no cuda device'
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 check() { # tool: every test of its list, each a process of its own, until the time is over
@@ -28,12 +30,12 @@ check() { # tool: every test of its list, each a process of its own, until the t
   for name in ${reduced[$tool]}; do
     local left=$((end - SECONDS))
     ((left > 0)) || break
-    timeout --kill-after=5 "$((left < 60 ? left : 60))" "$sanitizer" --tool "$tool" --error-exitcode 9 "$tests" "$name" \
-      >"$scratch/one.$tool" 2>&1
+    timeout --kill-after=5 "$((left < 60 ? left : 60))" \
+      "$sanitizer" --tool "$tool" --error-exitcode 9 "$tests" "$name" >"$scratch/one.$tool" 2>&1
     rc=$?
     { echo "== $tool $name (status $rc)"; cat "$scratch/one.$tool"; } >>"$scratch/log.$tool"
-    if grep -qiE 'unable to (attach|launch)|not supported|permission|insufficient|no cuda device' "$scratch/one.$tool"; then
-      echo "not run: $tool ($(grep -iE -m1 'unable to|not supported|permission|insufficient|no cuda' "$scratch/one.$tool" | cut -c1-100))"
+    if grep -qiE "$absent" "$scratch/one.$tool"; then
+      echo "not run: $tool ($(grep -iE -m1 "$absent" "$scratch/one.$tool" | cut -c1-100))"
       return
     fi
     grep -q '^0 tests' "$scratch/one.$tool" && continue # this build has none of that name

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What needs a GPU, in phases that each fit into a few minutes: for a machine with a GPU, torch >= 2.11 with CUDA, and no
-# network. Every phase writes as it goes, so what ends it early costs only the rest of it.   Has never run on a GPU.
+# What needs a GPU, in phases that each fit into a few minutes: for a machine with a GPU, torch >= 2.11 with CUDA, and
+# no network. Every phase writes as it goes, so what ends it early costs only the rest of it.   Has never run on a GPU.
 #
 #   scripts/gpu_check.sh PHASE [OUT] [--bundle DIR] [--dry-run]
 #     first    240 s  accumulation and one wgmma, every test of the kernels in a process of its own, ms of every kernel
@@ -12,7 +12,8 @@
 #   --bundle  the folder that `make gpu-bundle` filled: nothing of CUDA is compiled. Without it, a phase builds first.
 #   --dry-run stand-ins for GPU, Python and tools; programs of a bundle are the real ones, and say that nothing can run
 # Settings: PYTHON, VECBANK_GPU_BUILD (build/gpu), VECBANK_GPU_SECONDS (for every phase), VECBANK_GPU_SHARDS (6),
-# VECBANK_GPU_TEST_SECONDS (20, for one test). Exit status: 0 all that ran passed, 1 something failed, 2 nothing could run.
+# VECBANK_GPU_TEST_SECONDS (20, for one test).
+# Exit status: 0 all that ran passed, 1 something failed, 2 nothing could run.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
@@ -22,7 +23,15 @@ while (($#)); do
     --bundle) bundle=${2:-} && shift ;;
     --dry-run) dry=1 ;;
     -*) echo "gpu_check: $1: expected --bundle DIR or --dry-run" >&2 && exit 2 ;;
-    *) if [[ -z $phase ]]; then phase=$1; elif [[ -z $out ]]; then out=$1; else echo "gpu_check: $1: too many arguments" >&2 && exit 2; fi ;;
+    *)
+      if [[ -z $phase ]]; then
+        phase=$1
+      elif [[ -z $out ]]; then
+        out=$1
+      else
+        echo "gpu_check: $1: expected one PHASE and one OUT" >&2 && exit 2
+      fi
+      ;;
   esac
   shift
 done
@@ -64,7 +73,7 @@ failed=0
 scratch=$(mktemp -d)
 : >"$scratch/said"
 
-# ---- Saying -----------------------------------------------------------------------------------------------------------
+# ---- Saying --------------------------------------------------------------------------------------------------------
 say() { echo "$*" | tee -a "$scratch/said" >>"$summary"; }
 fail() {
   say "FAIL  $*"
@@ -79,8 +88,9 @@ finish() { # the summary of this phase, in at most MOST_LINES lines: the failure
   if ((lines <= MOST_LINES)); then
     cat "$scratch/said"
   else
-    { head -n 1 "$scratch/said"; tail -n +2 "$scratch/said" | head -n -1 | grep '^FAIL'; tail -n +2 "$scratch/said" | head -n -1 | grep -v '^FAIL'; } |
-      head -n $((MOST_LINES - 2))
+    head -n 1 "$scratch/said"
+    sed '1d;$d' "$scratch/said" >"$scratch/inner"
+    { grep '^FAIL' "$scratch/inner"; grep -v '^FAIL' "$scratch/inner"; } | head -n $((MOST_LINES - 3))
     echo "... $((lines - MOST_LINES + 1)) more lines in summary.txt"
     tail -n 1 "$scratch/said"
   fi
@@ -116,7 +126,7 @@ step() { # name, most seconds, command...
   return "$rc"
 }
 
-# ---- What is there ----------------------------------------------------------------------------------------------------
+# ---- What is there -------------------------------------------------------------------------------------------------
 if ((dry)); then
   bash scripts/gpu_stand_ins.sh "$scratch/bin" && export PATH=$scratch/bin:$PATH PYTHON=$scratch/bin/python
   build=$scratch/build
@@ -127,7 +137,9 @@ if [[ -z $python ]]; then # the first that has torch
     "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' 2>/dev/null && break
   done
 fi
-say "==== $phase  $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1 || true)  commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)$( ((dry)) && echo '  dry run: stand-ins')"
+gpu=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1)
+commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
+say "==== $phase  ${gpu:-no nvidia-smi}  commit $commit$( ((dry)) && echo '  dry run: stand-ins')"
 
 # What has not been built is built: everything without a bundle; with one, the module for the CPU where none was carried
 # for this Python. `extension` ends it in the background while kernels run.
@@ -137,8 +149,8 @@ build_all() { # target...: with torch's ops where _C is among them
   [[ " $* " == *" _C "* ]] && torch=ON
   [[ " $* " == *cuda* ]] || cuda=OFF
   CUDACXX=${CUDACXX:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)} cmake -S . -B "$build" -G Ninja \
-    -DVECBANK_TORCH="$torch" -DVECBANK_CUDA="$cuda" -DPython_EXECUTABLE="$(command -v "$python")" && ninja -C "$build" "$@" &&
-    echo "built $*"
+    -DVECBANK_TORCH="$torch" -DVECBANK_CUDA="$cuda" -DPython_EXECUTABLE="$(command -v "$python")" &&
+    ninja -C "$build" "$@" && echo "built $*"
 }
 export -f build_all
 export python build
@@ -150,7 +162,8 @@ architecture() { # of the first GPU, as VECBANK_CUDA_ARCHS has it; all where it 
 }
 programs() { # the kernels' tests and the timer
   if [[ -n $bundle ]]; then
-    [[ $(cat "$bundle/SOURCES" 2>/dev/null) == "$(bash scripts/cuda_sources.sh)" ]] || say "note: the bundle was built from other sources"
+    [[ $(cat "$bundle/SOURCES" 2>/dev/null) == "$(bash scripts/cuda_sources.sh)" ]] ||
+      say "note: the bundle was built from other sources"
     tests=$bundle/vecbank_cuda_tests timer=$bundle/vecbank_cuda_timer
     return
   fi
@@ -166,11 +179,14 @@ packages() { # a folder with vecbank, its built modules and the carried wheels, 
     for wheel in "$bundle"/wheels/*.whl; do
       [[ -e $wheel ]] || break
       run "wheel $(basename "$wheel")" 60 "$python" -m pip install --quiet --disable-pip-version-check --no-index \
-        --no-deps --no-compile --upgrade --target "$site" "$wheel" || say "note: $(basename "$wheel") could not be installed"
+        --no-deps --no-compile --upgrade --target "$site" "$wheel" ||
+        say "note: $(basename "$wheel") could not be installed"
     done
     modules=("$bundle"/modules/_C*.so)
   fi
-  if [[ ! -e ${modules[0]:-} ]] || ! "$python" -c "import sysconfig, sys, pathlib; sys.exit(not pathlib.Path('$bundle/modules/_C' + sysconfig.get_config_var('EXT_SUFFIX')).exists())" >/dev/null 2>&1; then
+  local fits='import sys, sysconfig, pathlib
+sys.exit(not pathlib.Path(sys.argv[1], "modules", "_C" + sysconfig.get_config_var("EXT_SUFFIX")).exists())'
+  if [[ ! -e ${modules[0]:-} ]] || ! "$python" -c "$fits" "$bundle" >/dev/null 2>&1; then
     architecture
     if [[ -n $bundle ]]; then
       # shellcheck disable=SC2016  # that bash knows $build
@@ -192,7 +208,7 @@ vecbank.nearest(torch.ones(4, 8, device="cuda"), torch.ones(4, 8, device="cuda")
 print("torch", torch.__version__, "on", torch.cuda.get_device_name() + ";", _cuda.module.tensor_cores(0))'
 }
 
-# ---- first --------------------------------------------------------------------------------------------------------------
+# ---- first ---------------------------------------------------------------------------------------------------------
 in_order() { # the names of tests: what decides most comes first
   awk '{
     rank = 9
@@ -244,7 +260,8 @@ timings() {
   if ((dry)); then step "timer's plans" 60 "$timer" --dry-run --predictions bench/cuda_predictions.csv; fi
   while read -r name; do
     if (($(left) < 3)); then break; fi
-    run "timer $name" "$TEST_S" "$timer" --case "$name" --predictions bench/cuda_predictions.csv --json "$out/timer.jsonl"
+    run "timer $name" "$TEST_S" "$timer" --case "$name" --predictions bench/cuda_predictions.csv \
+      --json "$out/timer.jsonl"
     rc=$?
     reached=$((reached + 1))
     case $rc in
@@ -253,13 +270,13 @@ timings() {
       *) fail "timer $name: $(why $rc)" ;;
     esac
   done <"$scratch/names"
-  say "ok    timer: $reached of $(wc -l <"$scratch/names") cases${told[*]}; every kernel's ms are in log.txt and timer.jsonl"
+  say "ok    timer: $reached of $(wc -l <"$scratch/names") cases${told[*]}; every kernel's ms: log.txt, timer.jsonl"
 }
 phase_first() {
   rm -f "$out/timer.jsonl"
   nothing=0
-  "$python" -c 'import torch; print("torch", torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "sees no GPU")' \
-    >"$scratch/torch" 2>&1 & # meanwhile: a first import is slow
+  "$python" -c 'import torch; print("torch", torch.__version__, end=" ")
+print(torch.cuda.get_device_name() if torch.cuda.is_available() else "sees no GPU")' >"$scratch/torch" 2>&1 &
   torch=$!
   if ! nvidia-smi >>"$log" 2>&1; then say "note: nvidia-smi does not answer"; fi
   programs || return
@@ -274,7 +291,7 @@ phase_first() {
   say "note: $(tail -n 1 "$scratch/torch" | cut -c1-110)"
 }
 
-# ---- tests --------------------------------------------------------------------------------------------------------------
+# ---- tests ---------------------------------------------------------------------------------------------------------
 pytests() { # name, most seconds, pytest arguments...: in SHARDS processes; one line with what passed, failed, skipped
   local name=$1 limit shard worst=0 late=0 rc counts jobs=()
   limit=$(least "$2" "$(left)")
@@ -300,7 +317,8 @@ pytests() { # name, most seconds, pytest arguments...: in SHARDS processes; one 
   counts=${counts%, }
   if ((worst != 0)); then
     fail "$name: ${counts:-nothing ran} (status $worst)"
-    cat "$scratch/$name".* | grep -E '^(FAILED|ERROR)' | cut -c1-150 | head -n 5 | while read -r line; do say "      $line"; done
+    cat "$scratch/$name".* | grep -E '^(FAILED|ERROR)' | cut -c1-150 | head -n 5 |
+      while read -r line; do say "      $line"; done
   elif ((late)); then
     fail "$name: not finished in $limit s; of the shards that were: ${counts:-none}"
   elif [[ $counts != *passed* ]]; then
@@ -344,17 +362,19 @@ phase_tests() {
   done <"$scratch/sanitized"
 }
 
-# ---- bench --------------------------------------------------------------------------------------------------------------
+# ---- bench ---------------------------------------------------------------------------------------------------------
 bench_rows() { # JSON, seconds, more arguments...
   local json=$1 limit=$2 rc rows
   shift 2
-  run bench "$limit" "$python" bench/run.py --device cuda --out "$json" --seconds $((limit > 80 ? limit - 40 : limit / 2)) "$@"
+  run bench "$limit" "$python" bench/run.py --device cuda --out "$json" \
+    --seconds $((limit > 80 ? limit - 40 : limit / 2)) "$@"
   rc=$?
   ((rc == 0)) || timeout 20 "$python" bench/report.py "$json" >>"$log" 2>&1 # of the rows until then
   rows="$(grep -m1 'rows met' "${json%.json}.md" 2>/dev/null | tr -d '*')"
   rows="${rows:-no table} $(grep -m1 'want of time' "${json%.json}.md" 2>/dev/null | tr -d '*')"
   if ((rc == 0)); then say "ok    bench: $rows"; else fail "bench: $rows ($(why $rc))"; fi
-  grep -E '^\|.*(met|missed)' "${json%.json}.md" 2>/dev/null | cut -c1-160 | head -n 24 | while read -r line; do say "$line"; done
+  grep -E '^\|.*(met|missed)' "${json%.json}.md" 2>/dev/null | cut -c1-160 | head -n 24 |
+    while read -r line; do say "$line"; done
 }
 phase_bench() {
   rm -f "$out"/bench*
@@ -365,15 +385,16 @@ phase_bench() {
   [[ -e $out/bench_compiled.json ]] && rm -f "$out"/bench*.png
 }
 
-# ---- profile ------------------------------------------------------------------------------------------------------------
+# ---- profile -------------------------------------------------------------------------------------------------------
 phase_profile() {
-  local kernel name
+  local kernel name shown="Duration|Compute \\(SM\\) Throughput|Memory Throughput|L2 Cache Throughput"
+  shown+="|Registers Per Thread|Achieved Occupancy|Executed Ipc Active"
   programs || return
   : >"$out/profile.txt"
   command -v ncu >/dev/null || { say "not run: profile (no ncu)"; return; }
   while read -r kernel name; do
-    run "ncu $kernel" 45 ncu --clock-control none --set full --kernel-name "regex:^$kernel" --launch-skip 1 --launch-count 1 \
-      "$timer" --case "$name" --seconds 0.1
+    run "ncu $kernel" 45 ncu --clock-control none --set full --kernel-name "regex:^$kernel" --launch-skip 1 \
+      --launch-count 1 "$timer" --case "$name" --seconds 0.1
     local rc=$?
     { echo "==== $kernel in $name (status $rc)"; cat "$scratch/run"; } >>"$out/profile.txt"
     if ((rc != 0)); then
@@ -382,8 +403,7 @@ phase_profile() {
       fail "ncu $kernel: $name starts no kernel of that name"
     else
       say "ok    ncu $kernel in $name"
-      grep -E '^ +(Duration|Compute \(SM\) Throughput|Memory Throughput|L2 Cache Throughput|Registers Per Thread|Achieved Occupancy|Executed Ipc Active) ' \
-        "$scratch/run" | tr -s ' ' | sed 's/^ *//' | paste -sd';' | cut -c1-200 | grep . |
+      grep -E "^ +($shown) " "$scratch/run" | tr -s ' ' | sed 's/^ *//' | paste -sd';' | cut -c1-200 | grep . |
         while read -r line; do say "      $line"; done
     fi
   done <<'KERNELS'

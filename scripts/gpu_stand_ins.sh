@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Stand-ins for what scripts/gpu_check.sh calls, for its --dry-run: they take the arguments, look whether the files named
-# there exist, and say that nothing can run. Usage: gpu_stand_ins.sh FOLDER
+# Stand-ins for what scripts/gpu_check.sh calls, for its --dry-run: they take the arguments, look whether the files that
+# these name exist, and say that nothing can run. Usage: gpu_stand_ins.sh FOLDER
 set -euo pipefail
 folder=$1
 mkdir -p "$folder"

@@ -121,7 +121,6 @@ TEST(cuda_project_by_library_launches) {
   }
 }
 
-}  // namespace
 // A chunk of queries is packed, screened and refined, and its fallback rows, if any, are refined in full: four launches
 // where a bank of one piece and one range is packed (three launches choose the frame, one writes the panels).
 TEST(cuda_search_launches) {
@@ -134,3 +133,5 @@ TEST(cuda_search_launches) {
     CHECK(emulator::machine().launches == before + 8);
   }
 }
+
+}  // namespace
