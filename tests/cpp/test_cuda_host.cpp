@@ -111,7 +111,7 @@ TEST(cuda_project_by_library_launches) {
     const long long before = emulator::machine().launches;
     dense(x, b, Metric::cosine, DType::bf16, [&](ProjectProblem& p) {
       bench.provide(cuda::project_library_workspace(p, bench.device));
-      CHECK(cuda::project_by_library(p, {&host, HostProduct::run}, bench.device) == nullptr);
+      CHECK(ran(cuda::project_by_library, p, cuda::Multiply{&host, HostProduct::run}, bench.device));
     });
     CHECK(host.calls == ceil_div(n, 640) && emulator::machine().launches - before == 3 + host.calls);
   }
