@@ -44,6 +44,14 @@ Error use_device(int number, Device* device) {
   return nullptr;
 }
 
+bool is_capturing(const Device& device) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const cudaError_t asked = cudaStreamIsCapturing(static_cast<cudaStream_t>(device.stream), &status);
+  if (asked == cudaSuccess) return status != cudaStreamCaptureStatusNone;
+  (void)cudaGetLastError();  // the default stream may not be asked while another one captures
+  return true;
+}
+
 Error read_state(int number, int64_t (&counters)[4]) {
   if (const Error e = message(cudaSetDevice(number))) return e;
   if (const Error e = message(cudaDeviceSynchronize())) return e;
