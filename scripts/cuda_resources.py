@@ -37,7 +37,7 @@ SHARED = """
 | compact_kernel | 128 | 16 bytes a candidate + 16: 1 to 16 KiB for k up to 32, 64 KiB for k 512 and up |
 | stages_kernel | 256, at least 2 blocks an SM where they fit | 40 KiB + 264 bytes a coordinate: 73 KiB for d 128 |
 | refine_kernel | 128 | 16 bytes a candidate + 12: 1 to 64 KiB |
-| write_query_operands_kernel, write_bank_operands_kernel | 256 | at most 128 bytes |
+| write_query_operands_kernel, write_bank_operands_kernel | 64 | none |
 | refine_all_kernel, merge_kernel | 256 | 16 bytes an entry + 4: 8 to 64 KiB |
 | write_bank_panels, write_query_panels | 256 | about 1.5 KiB (float), 2.6 KiB (double) |
 | frame_* | 256 | up to 6.2 KiB |
