@@ -1,7 +1,8 @@
-// Runs CUDA kernels on the host, one block at a time, so that the very files that nvcc compiles can be tested where
+// Runs CUDA kernels on the host, two blocks at a time, so that the very files that nvcc compiles can be tested where
 // there is no GPU: define VECBANK_EMULATE, include this file, then the .cu files.
 //
-// Every thread of a block is a fibre; a barrier or a warp operation hands over to the next fibre, in a shuffled order.
+// Every thread of a block is a fibre; a barrier or a warp operation hands over to the next fibre of either block, in a
+// shuffled order, and so does an atomic operation now and then. The blocks of a launch come in a shuffled order too.
 // Shared memory has exactly the size of the launch, and is filled with NaN before every block; device memory is plain
 // heap memory: so AddressSanitizer (make sanitize) finds reads and writes out of bounds, and an unset value shows up in
 // the answer. A barrier that some threads of a block never reach ends the program. Asynchronous copies arrive only when
@@ -96,56 +97,67 @@ struct Fibre {
 
 struct Block {
   std::vector<Fibre> fibres;
-  Flow scheduler;
-  int now = 0, count = 0;
+  dim3 where;
+  int now = 0, count = 0;  // its thread that runs; its threads, 0 where no block runs
   int votes[2] = {0, 0};
   char* shared = nullptr;
+};
+constexpr int kAtOnce = 2;  // blocks
+struct Machine {
+  Block blocks[kAtOnce];
+  int now = 0;  // the block that runs
+  Flow scheduler;
   void (*body)(void*) = nullptr;
   void* argument = nullptr;
   std::mt19937 random{12345};
-  long long launches = 0, blocks = 0;
+  long long launches = 0;
   void* fake_stack = nullptr;
   const void* scheduler_stack = nullptr;
   size_t scheduler_size = 0;
 };
-inline Block& block() {
-  static Block b;
-  return b;
+inline Machine& machine() {
+  static Machine m;
+  return m;
 }
+inline Block& block() { return machine().blocks[machine().now]; }
 
 [[noreturn]] inline void stop(const char* why) {
   std::fprintf(stderr, "cuda emulator: %s (block %u,%u thread %d)\n", why, blockIdx.x, blockIdx.y, block().now);
   std::abort();
 }
 
+inline Fibre& self() { return block().fibres[static_cast<size_t>(block().now)]; }
+
 #if defined(__SANITIZE_ADDRESS__)  // AddressSanitizer must be told of every switch
 inline void to_scheduler(bool last = false) {
-  Block& b = block();
-  Fibre& f = b.fibres[static_cast<size_t>(b.now)];
-  __sanitizer_start_switch_fiber(last ? nullptr : &f.fake_stack, b.scheduler_stack, b.scheduler_size);
-  switch_flow(&f.flow, &b.scheduler);
-  __sanitizer_finish_switch_fiber(f.fake_stack, &b.scheduler_stack, &b.scheduler_size);
+  Machine& m = machine();
+  Fibre& f = self();
+  __sanitizer_start_switch_fiber(last ? nullptr : &f.fake_stack, m.scheduler_stack, m.scheduler_size);
+  switch_flow(&f.flow, &m.scheduler);
+  __sanitizer_finish_switch_fiber(f.fake_stack, &m.scheduler_stack, &m.scheduler_size);
 }
-inline void to_fibre(Block& b, Fibre& f) {
-  __sanitizer_start_switch_fiber(&b.fake_stack, f.stack.get(), kStack);
-  switch_flow(&b.scheduler, &f.flow);
-  __sanitizer_finish_switch_fiber(b.fake_stack, nullptr, nullptr);
+inline void to_fibre(Machine& m, Fibre& f) {
+  __sanitizer_start_switch_fiber(&m.fake_stack, f.stack.get(), kStack);
+  switch_flow(&m.scheduler, &f.flow);
+  __sanitizer_finish_switch_fiber(m.fake_stack, nullptr, nullptr);
 }
 #else
-inline void to_scheduler(bool = false) {
-  Block& b = block();
-  switch_flow(&b.fibres[static_cast<size_t>(b.now)].flow, &b.scheduler);
-}
-inline void to_fibre(Block& b, Fibre& f) { switch_flow(&b.scheduler, &f.flow); }
+inline void to_scheduler(bool = false) { switch_flow(&self().flow, &machine().scheduler); }
+inline void to_fibre(Machine& m, Fibre& f) { switch_flow(&m.scheduler, &f.flow); }
 #endif
 
+// Before an atomic operation, other threads may come first: also between it and what this thread read before.
+inline void yield_now_and_then() {
+  if (machine().random() % 4 == 0) to_scheduler();
+}
+
 inline void entry() {
-  Block& b = block();
+  Machine& m = machine();
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(nullptr, &b.scheduler_stack, &b.scheduler_size);
+  __sanitizer_finish_switch_fiber(nullptr, &m.scheduler_stack, &m.scheduler_size);
 #endif
-  b.body(b.argument);
-  b.fibres[static_cast<size_t>(b.now)].state = Fibre::done;
+  m.body(m.argument);
+  self().state = Fibre::done;
   to_scheduler(true);
 }
 
@@ -173,12 +185,9 @@ inline bool release(Block& b) {
   return any;
 }
 
-inline void run_block(int threads, size_t shared_bytes, void (*body)(void*), void* argument) {
-  Block& b = block();
-  ++b.blocks;
+inline void start_block(Block& b, dim3 where, int threads, size_t shared_bytes) {
+  b.where = where;
   b.count = threads;
-  b.body = body;
-  b.argument = argument;
   b.votes[0] = b.votes[1] = 0;
   b.shared = static_cast<char*>(std::aligned_alloc(128, (shared_bytes + 127) / 128 * 128 + 128));
   std::memset(b.shared, 0xff, shared_bytes);  // NaN in every float format
@@ -194,30 +203,57 @@ inline void run_block(int threads, size_t shared_bytes, void (*body)(void*), voi
 #endif
     start_flow(f.flow, f.stack.get(), entry);
   }
-  blockDim = dim3(static_cast<unsigned>(threads));
-  std::vector<int> order(static_cast<size_t>(threads));
-  for (int i = 0; i < threads; ++i) order[static_cast<size_t>(i)] = i;
-  for (;;) {
-    std::shuffle(order.begin(), order.end(), b.random);
-    int alive = 0;
-    bool ran = false;
-    for (const int i : order) {
-      Fibre& f = b.fibres[static_cast<size_t>(i)];
-      alive += f.state != Fibre::done;
-      if (f.state != Fibre::ready) continue;
-      b.now = i;
-      threadIdx = dim3(static_cast<unsigned>(i), 0, 0);
-      to_fibre(b, f);
-      ran = true;
-    }
-    if (alive == 0) break;
+}
+
+// Runs every ready fibre of a block once, in a shuffled order. Returns whether the block goes on.
+inline bool run_round(Machine& m, Block& b, std::vector<int>& order) {
+  std::shuffle(order.begin(), order.end(), m.random);
+  blockIdx = b.where;
+  int alive = 0;
+  bool ran = false;
+  for (const int i : order) {
+    Fibre& f = b.fibres[static_cast<size_t>(i)];
+    alive += f.state != Fibre::done;
+    if (f.state != Fibre::ready) continue;
+    b.now = i;
+    threadIdx = dim3(static_cast<unsigned>(i), 0, 0);
+    to_fibre(m, f);
+    ran = true;
+  }
+  if (alive != 0) {
     if (!release(b) && !ran) stop("some threads wait at a barrier or warp operation that others never reach");
+    return true;
   }
   std::free(b.shared);
   b.shared = nullptr;
+  b.count = 0;
+  return false;
 }
 
-inline Fibre& self() { return block().fibres[static_cast<size_t>(block().now)]; }
+inline void run_grid(dim3 grid, int threads, size_t shared_bytes, void (*body)(void*), void* argument) {
+  Machine& m = machine();
+  m.body = body;
+  m.argument = argument;
+  gridDim = grid;
+  blockDim = dim3(static_cast<unsigned>(threads));
+  std::vector<dim3> waiting;
+  for (unsigned y = 0; y < grid.y; ++y)
+    for (unsigned x = 0; x < grid.x; ++x) waiting.emplace_back(x, y, 0);
+  std::shuffle(waiting.begin(), waiting.end(), m.random);
+  std::vector<int> order(static_cast<size_t>(threads));
+  for (int i = 0; i < threads; ++i) order[static_cast<size_t>(i)] = i;
+  for (int running = 0; running > 0 || !waiting.empty();) {
+    m.now = static_cast<int>(m.random() % kAtOnce);
+    Block& b = block();
+    if (b.count == 0) {
+      if (waiting.empty()) continue;
+      start_block(b, waiting.back(), threads, shared_bytes);
+      waiting.pop_back();
+      ++running;
+    }
+    if (!run_round(m, b, order)) --running;
+  }
+}
 
 // Brings `words` to a warp operation; afterwards every lane's are in its slots. Returns which of the two sets to read.
 inline unsigned meet(const uint64_t* words, int count) {
@@ -294,16 +330,19 @@ struct float2 {
 };
 template <class T, class U>
 T atomicAdd(T* at, U value) {
+  emulator::yield_now_and_then();
   const T before = *at;
   *at = before + static_cast<T>(value);
   return before;
 }
 inline int atomicMax(int* at, int value) {
+  emulator::yield_now_and_then();
   const int before = *at;
   if (value > before) *at = value;
   return before;
 }
 inline unsigned atomicMin(unsigned* at, unsigned value) {
+  emulator::yield_now_and_then();
   const unsigned before = *at;
   if (value < before) *at = value;
   return before;
@@ -335,23 +374,18 @@ Error launch(void (*kernel)(Args), dim3 grid, int threads, int64_t shared_bytes,
     emulator::stop("more shared memory than the device has, or, if it is not said to be Hopper, than all have");
   if (grid.y > 65535 || grid.x > 0x7fffffffu) emulator::stop("grid too large");
   if (sizeof(Args) > 4096) emulator::stop("arguments too large");
-  ++emulator::block().launches;
+  ++emulator::machine().launches;
   struct Call {
     void (*kernel)(Args);
     const Args* args;
   } call{kernel, &args};
-  gridDim = grid;
-  for (unsigned y = 0; y < grid.y; ++y)
-    for (unsigned x = 0; x < grid.x; ++x) {
-      blockIdx = dim3(x, y, 0);
-      emulator::run_block(
-          threads, static_cast<size_t>(shared_bytes),
-          [](void* c) {
-            Call& call = *static_cast<Call*>(c);
-            call.kernel(*call.args);
-          },
-          &call);
-    }
+  emulator::run_grid(
+      grid, threads, static_cast<size_t>(shared_bytes),
+      [](void* c) {
+        Call& call = *static_cast<Call*>(c);
+        call.kernel(*call.args);
+      },
+      &call);
   return nullptr;
 }
 

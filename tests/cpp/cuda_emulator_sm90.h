@@ -34,24 +34,30 @@ struct Product {
   int batch;
 };
 
-struct Hopper {
-  std::vector<Landing> landings;
+struct Hopper {                                                                          // of a block
   std::vector<std::vector<Product>> products = std::vector<std::vector<Product>>(1024);  // of each thread
   std::vector<int> batches = std::vector<int>(1024);
   int waiting[16] = {}, generation[16] = {};  // named barriers
+};
+struct Memory {
+  std::vector<Landing> landings;
   long long idle = 0, landed = 0, multiplied = 0;
   std::mt19937 random{99};
 };
 inline Hopper& hopper() {
-  static Hopper h;
-  return h;
+  static Hopper h[kAtOnce];
+  return h[machine().now];
+}
+inline Memory& memory() {
+  static Memory m;
+  return m;
 }
 
 constexpr unsigned kSharedStart = 0x480;  // of a block's dynamic memory: not where the swizzle repeats
 inline char* shared_at(unsigned address) { return block().shared + (address - kSharedStart); }
 
 inline void land(size_t which) {
-  Hopper& h = hopper();
+  Memory& h = memory();
   Landing& l = h.landings[which];
   for (const auto& line : l.lines) {
     std::memcpy(line.first, line.second.data(), line.second.size());
@@ -65,12 +71,12 @@ inline void land(size_t which) {
 }
 // A thread that waits lets the others run, and now and then lands a copy.
 inline void poll() {
-  Hopper& h = hopper();
+  Memory& h = memory();
   if (!h.landings.empty() && h.random() % 2048 == 0) land(h.random() % h.landings.size()), h.idle = 0;
   if (++h.idle > 4000000) stop("everyone waits");
   to_scheduler();
 }
-inline void progress() { hopper().idle = 0; }
+inline void progress() { memory().idle = 0; }
 
 // A matrix element by its descriptor: rows in groups of eight lines of 128 bytes, `stride` apart; bits 4-6 of the
 // address are exclusive-ored with bits 7-9.
@@ -187,7 +193,7 @@ inline void load_bytes(const void* global, uint64_t* barrier, void* shared, int 
     emulator::stop("a bulk copy is not aligned");
   emulator::Landing landing{{}, &real(barrier)};
   copy_line(landing, static_cast<char*>(shared), global, static_cast<size_t>(bytes));
-  emulator::hopper().landings.push_back(std::move(landing));
+  emulator::memory().landings.push_back(std::move(landing));
 }
 inline void load_box(const TensorMap& map, uint64_t* barrier, void* shared, int64_t coordinate, int64_t row) {
   const unsigned start = shared_address(shared);
@@ -202,7 +208,7 @@ inline void load_box(const TensorMap& map, uint64_t* barrier, void* shared, int6
       copy_line(landing, emulator::shared_at(at),
                 inside ? static_cast<const char*>(map.base) + y * map.stride[0] + x * 2 : nullptr, 16);
     }
-  emulator::hopper().landings.push_back(std::move(landing));
+  emulator::memory().landings.push_back(std::move(landing));
 }
 
 // ---- Products ------------------------------------------------------------------------------------------------------
@@ -228,7 +234,7 @@ void products_wait() {
     if (thread % 128 == 0 && waiting[done].seen != emulator::digest(waiting[done], kColumns))
       emulator::stop("operands changed under a product");
     emulator::make(waiting[done], static_cast<int>(thread) % 128, kColumns);
-    ++h.multiplied;
+    ++emulator::memory().multiplied;
   }
   waiting.erase(waiting.begin(), waiting.begin() + static_cast<std::ptrdiff_t>(done));
   emulator::progress();

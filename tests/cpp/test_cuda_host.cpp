@@ -48,3 +48,27 @@ bool ran(vecbank::cuda::Error error) {
 }  // namespace
 
 #include "cuda_code_cases.h"
+
+namespace {
+
+struct Counting {
+  int *lost, *kept;
+};
+void counting_kernel(const Counting a) {  // each block adds one, with and without an atomic operation
+  const int seen = *a.lost;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  *a.lost = seen + 1;
+  atomicAdd(a.kept, 1);
+}
+
+}  // namespace
+
+TEST(cuda_emulator_interleaves_two_blocks) {
+  int lost = 0, kept = 0;
+  const long long before = emulator::machine().launches;
+  CHECK(cuda::launch(counting_kernel, dim3(50, 2), 32, 0, cuda::Device{}, Counting{&lost, &kept}) == nullptr);
+  CHECK(emulator::machine().launches == before + 1);
+  CHECK(kept == 100);
+  CHECK(lost < 100);  // two blocks have read the same number
+}

@@ -127,7 +127,7 @@ struct Trial {
     const int64_t middle = setup.whole ? schedule.panels : schedule.panels / 2 / 8 * 8;
     for (s.begin = 0, s.end = middle; s.begin < schedule.panels; s.begin = s.end, s.end = schedule.panels)
       if (s.begin < s.end) CHECK(cuda::screen_sm90(s, device) == nullptr);
-    CHECK(emulator::hopper().landings.empty());  // every copy was waited for
+    CHECK(emulator::memory().landings.empty());  // every copy was waited for
   }
 
   // Every column that may be best is listed, once, with bounds that hold. Returns the rows that overflowed.
