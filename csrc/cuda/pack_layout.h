@@ -42,7 +42,7 @@ DevicePackParts<Int> device_pack_parts(const Int& rows, const Int& width, Metric
   return {panels_at, operands_at, terms_at, terms_at + kept * (4 * kTermBytes)};
 }
 
-// As pack_layout() of core/pack.h. The offsets of kinds and norms are zero: a pack from the CPU is not taken for one.
+// As pack_layout() of core/pack.h; there are no kinds and no norms.
 inline PackHeader device_pack_layout(int64_t rows, int64_t width, Metric metric, DType dtype, bool biased) {
   PackHeader h = pack_layout(rows, width, metric, dtype, 4, biased);
   const DevicePackParts<int64_t> parts = device_pack_parts(rows, width, metric);

@@ -9,12 +9,13 @@ TEST(cuda_packed_search_equals_cpu) {
   uint32_t seed = 900;
   for (const cuda::Path p : every_path()) {
     const OnPath on(p);
-    for (const Metric metric : kMetrics)
+    for (const Metric metric : {Metric::dot, Metric::cosine, Metric::l2, Metric::sqeuclidean})
       for (const DType bank : kDTypes)
         for (const DType queries : kDTypes) {
           const bool pair = queries == bank || (bank == DType::f32 && size_of(queries) == 2);
           if (!pair) continue;
-          const int64_t d = metric == Metric::dot ? 70 : 19, n = metric == Metric::l2 ? 130 : 5, m = 290;
+          const bool tiles = metric == Metric::l2 && queries == DType::bf16;
+          const int64_t d = metric == Metric::dot ? 70 : 19, n = tiles ? 130 : 5, m = 290;
           const int64_t k = metric == Metric::cosine ? 12 : 1;
           const double offset = metric == Metric::sqeuclidean ? 20.0 : 0.0;  // centred
           const Matrix x(normal<double>(n * d, ++seed, 1.0, offset), d, queries, k == 1);
@@ -61,18 +62,19 @@ TEST(cuda_packed_search_near_ties) {
 
 // Several chunks of queries against several pieces: from a pack, and from operands that the first chunk leaves behind.
 TEST(cuda_search_packs_once_for_all_chunks) {
-  const int64_t d = 3, n = 520, m = 2600, k = 300;
+  const int64_t d = 3, n = 513, m = 2100, k = 257, piece = 64 * 1024;
   const Matrix x(normal<double>(n * d, 971), d, DType::bf16), b(normal<double>(m * d, 972), d, DType::bf16);
-  for (const cuda::Path p : {cuda::Path::mma16, cuda::Path::sm90}) {
-    if (p == cuda::Path::sm90 && !has_sm90()) continue;
-    const OnPath on(p);
-    Case c{Metric::l2, k, true, false, true};
-    compare(x, b, c, "pieces of a pack", 3, 64 * 1024);
-    c.packed = false;
-    compare(x, b, c, "pieces of the workspace", 3, 64 * 1024);
-    c.whole = true;
-    compare(x, b, c, "the whole bank in the workspace", 3, 64 * 1024);
+  Case c{Metric::l2, k, true, false, true};
+  {
+    const OnPath on(cuda::Path::mma16);
+    compare(x, b, c, "pieces of a pack", 3, piece);
+    c.packed = false, c.whole = true;
+    compare(x, b, c, "the whole bank in the workspace", 3, piece);
   }
+  if (!has_sm90()) return;
+  const OnPath on(cuda::Path::sm90);
+  c.packed = true, c.whole = false;
+  compare(x, b, c, "pieces of a pack", 3, piece);
 }
 
 TEST(cuda_packed_search_adversarial_inputs) {
@@ -91,6 +93,13 @@ TEST(cuda_packed_search_adversarial_inputs) {
     all(broken_x, broken, DType::bf16, "NaN and infinities");
     all(xs, of_all_sizes(bs, d), DType::f64, "all sizes");
     all(normal<double>(n * d, 984, 0.01, 1000.0), normal<double>(m * d, 985, 0.01, 1000.0), DType::f32, "1000 +- 0.01");
+    Vec<double> sized = xs, small = bs;  // queries of extreme norms have a scale of their own
+    for (size_t i = 0; i < sized.size(); ++i) sized[i] *= i / d % 3 == 0 ? 1e-25 : i / d % 3 == 1 ? 1e25 : 1.0;
+    all(sized, bs, DType::f32, "queries of all sizes");
+    for (double& v : small) v *= 1e-40;  // their power of two is no float32: in the frame they are as any others
+    const Matrix few(Vec<double>(small.begin(), small.begin() + n * d), d, DType::f32), many(small, d, DType::f32);
+    const cuda::State s = compare(few, many, {Metric::l2, 1, true, true, true}, "tiny");
+    CHECK(s.repeated == 0 && static_cast<int64_t>(s.refined) < n * m / 8);
     Case c{Metric::dot, 4, true, false, true};
     c.bias = &bias;
     compare(Matrix(xs, d, DType::f16), Matrix(bs, d, DType::f16), c, "bias");

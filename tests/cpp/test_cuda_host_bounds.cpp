@@ -111,6 +111,10 @@ long double exact_score(const Rows& x, int64_t q, const Rows& b, int64_t j, Metr
     squares += v * v;
   }
   if (record(metric).shares_frame) return sum - squares / 2.0L;
+  double of_query = 0.0;
+  for (int64_t k = 0; k < b.width; ++k) of_query += static_cast<double>(at(x, q, k) * at(x, q, k));
+  const double limit = query_limit(metric, s.header.exponent, bias != nullptr);
+  sum *= std::ldexp(1.0L, query_frame(metric, b.width, of_query, s.header.exponent, bias != nullptr, limit).exponent);
   return bias != nullptr ? sum + static_cast<long double>(bias[j]) * post : sum;
 }
 
@@ -171,6 +175,12 @@ TEST(cuda_bounds_hold_on_random_data) {
           const Data b(gaussian<double>(90 * d, ++seed, 1.0, offset), d, dtype);
           CHECK(tightness(x.rows, b.rows, metric, path, "random") > 0.0);
         }
+  for (const cuda::Path path : {cuda::Path::simt, cuda::Path::mma16, cuda::Path::sm90})
+    for (const double scale : {1e25, 1e-25}) {  // queries that are scaled by a power of two of their own
+      const Data x(gaussian<double>(5 * 30, ++seed, scale), 30, DType::f32),
+          b(gaussian<double>(60 * 30, ++seed), 30, DType::f32);
+      CHECK(tightness(x.rows, b.rows, Metric::dot, path, "scaled queries") > 0.0);
+    }
   for (const cuda::Path path : {cuda::Path::mma16, cuda::Path::sm90})  // every dtype against every other
     for (const Metric metric : kMetrics)
       for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
