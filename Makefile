@@ -139,6 +139,11 @@ aarch64-check: $(STAMPS)/build ## C++ tests cross-compiled for aarch64, run unde
 cuda-check: $(STAMPS)/cuda ## compile every CUDA file, if nvcc is there (no GPU needed)
 	@bash scripts/cuda_check.sh $(CMAKE) $(NINJA) $(PY)
 
+GPU_PYTHON ?= python3.12
+.PHONY: gpu-bundle
+gpu-bundle: $(STAMPS)/torch $(STAMPS)/cuda ## what a machine with a GPU and no network needs, into build/gpu_bundle (nvcc, no GPU needed)
+	$(PY) scripts/gpu_bundle.py --python '$(GPU_PYTHON)' --cmake $(CMAKE) --ninja $(NINJA)
+
 # ---- Style --------------------------------------------------------------------------------------------------------
 .PHONY: lint
 lint: $(STAMPS)/lint $(STAMPS)/test ## clang-format, ruff, mypy

@@ -14,13 +14,12 @@ from bench.cases import OURS, Case, Target
 # Our own call on another path than the default, beside it in the same run. A path that this build or this GPU does
 # not have raises an error when it is called, and the row reports it as not run.
 PATHS: dict[str, dict[str, str]] = {
-    "vecbank mma": {"VECBANK_CUDA_PATH": "mma"},
     "vecbank mma16": {"VECBANK_CUDA_PATH": "mma16"},
     "vecbank sm90": {"VECBANK_CUDA_PATH": "sm90"},
     "vecbank kernel": {"VECBANK_CUDA_PROJECT": "kernel"},
     "vecbank library": {"VECBANK_CUDA_PROJECT": "library"},
 }
-SEARCH_PATHS = ("vecbank mma", "vecbank mma16", "vecbank sm90")
+SEARCH_PATHS = ("vecbank mma16", "vecbank sm90")
 PROJECT_PATHS = ("vecbank kernel", "vecbank library")
 
 EXPRESSION, COMPILED = "torch", "torch.compile"  # the expression a user writes around a cuBLAS product

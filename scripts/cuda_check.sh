@@ -21,7 +21,7 @@ if [[ -z $nvcc ]]; then
   exit 0
 fi
 export CUDACXX=$nvcc
-torch=OFF targets=(vecbank_cuda vecbank_cuda_tests) also="without the torch ops: $python has no torch or no pybind11"
+torch=OFF targets=(vecbank_cuda vecbank_cuda_tests vecbank_cuda_timer) also="without the torch ops: $python has no torch or no pybind11"
 if "$python" -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("torch") and u.find_spec("pybind11")))'; then
   torch=ON targets+=(_C_cuda) also="and the torch ops"
 fi
@@ -32,5 +32,11 @@ if ! grep -q '^vecbank_cuda:' <<<"$("$ninja" -C build/cuda -t targets all)"; the
   exit 0
 fi
 "$ninja" -C build/cuda "${targets[@]}"
+library=build/cuda/module/_C_cuda.so
+if [[ $torch == ON ]] && nm -D --undefined-only "$library" | grep -E ' _?Py[A-Z_]'; then
+  echo "cuda-check: FAILED: $library needs Python's symbols (above), so it would serve one Python only" >&2
+  exit 1
+fi
+build/cuda/vecbank_cuda_timer --dry-run --predictions bench/cuda_predictions.csv | tail -n 1
 echo "cuda-check: compiled ${#sources[@]} CUDA files with" \
   "$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/nvcc \1/p')" "$also"

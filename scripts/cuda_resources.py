@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "cuda"
 ARCHITECTURES = ("80", "86", "89", "90a", "100")
 HOT = {
-    *("screen_kernel", "mma_kernel", "mma16_kernel<bf16>", "mma16_kernel<fp16>", "sm90_kernel"),
+    *("screen_kernel", "mma16_kernel<bf16>", "mma16_kernel<fp16>", "sm90_kernel"),
     *("store_kernel<float>", "store_kernel<double>", "refine_kernel"),
     *("stages_kernel<cascade>", "stages_kernel<parts>", "pass_back_kernel<float>"),
 }
@@ -30,7 +30,6 @@ SHARED = """
 | kernel | threads | dynamic shared memory (no static) |
 |---|---|---|
 | screen_kernel | 256, at least 2 blocks an SM | 39,560 bytes: two steps, also dumps; 512 k more up to k 32 |
-| mma_kernel | 256 | 37,512 bytes, likewise |
 | mma16_kernel | 256, at least 2 blocks an SM | 70,792 bytes: two steps of 64 coordinates, likewise; 512 k more |
 | sm90_kernel (9.0a only) | 384, one block an SM | 195 to 221 KiB by width: queries, a ring of tiles |
 | store_kernel | 256, at least 2 blocks an SM | 36,864 bytes |

@@ -1,61 +1,280 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command, within 9 minutes; leaves at most eight files in one folder: summary.txt,
-# log.txt, bench.json, bench.md and the bench's plots. For a bare machine with nvcc >= 12.8, torch >= 2.11 with CUDA,
-# cmake, ninja, pybind11 and pytest; no network. What is missing may lie as wheels in a folder given to it (among them the
-# bench's peers and matplotlib, which are optional).
-# Usage: [PYTHON=python3.12] scripts/gpu_check.sh [OUT_FOLDER] [FOLDER_OF_WHEELS]     Has never run on a GPU.
+# What needs a GPU, in phases that each fit into a few minutes: for a machine with a GPU, torch >= 2.11 with CUDA, and no
+# network. Every phase writes as it goes, so what ends it early costs only the rest of it.   Has never run on a GPU.
 #
-# Where the time goes, for 16 cores and one architecture (build: from compile times seen on 2 cores; the rest: guesses):
-#   build 60 s (sort.cu alone 30) · kernels' own tests 20 · table on cuda, in shards 60 · sanitizers beside the CPU's
-#   AVX-512 table 60 · the other paths' tests 60 · bench: what is left, about 270, and never less than BENCH_S.
+#   scripts/gpu_check.sh PHASE [OUT] [--bundle DIR] [--dry-run]
+#     first    240 s  accumulation and one wgmma, every test of the kernels in a process of its own, ms of every kernel
+#     tests    240 s  pytest on the default path, then on each path; memcheck and racecheck meanwhile
+#     bench    300 s  the rows of the bench, the most wanted first; torch.compile only in what time is left
+#     profile  150 s  Nsight Compute on four kernels
+#     all             one after the other, whatever fails
+#   OUT (build/gpu_check): summary.txt, log.txt, timer.jsonl, profile.txt, bench.json, bench.md and at most two plots
+#   --bundle  the folder that `make gpu-bundle` filled: nothing of CUDA is compiled. Without it, a phase builds first.
+#   --dry-run stand-ins for GPU, Python and tools; programs of a bundle are the real ones, and say that nothing can run
+# Settings: PYTHON, VECBANK_GPU_BUILD (build/gpu), VECBANK_GPU_SECONDS (for every phase), VECBANK_GPU_SHARDS (6),
+# VECBANK_GPU_TEST_SECONDS (20, for one test). Exit status: 0 all that ran passed, 1 something failed, 2 nothing could run.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
-out=$(mkdir -p "${1:-build/gpu_check}" && cd "${1:-build/gpu_check}" && pwd)
-wheels=${2:-}
+
+phase="" out="" bundle="" dry=0
+while (($#)); do
+  case $1 in
+    --bundle) bundle=${2:-} && shift ;;
+    --dry-run) dry=1 ;;
+    -*) echo "gpu_check: $1: expected --bundle DIR or --dry-run" >&2 && exit 2 ;;
+    *) if [[ -z $phase ]]; then phase=$1; elif [[ -z $out ]]; then out=$1; else echo "gpu_check: $1: too many arguments" >&2 && exit 2; fi ;;
+  esac
+  shift
+done
+((dry)) && phase=${phase:-all}
+if [[ ! $phase =~ ^(first|tests|bench|profile|all)$ ]]; then
+  echo "gpu_check: PHASE must be first, tests, bench, profile or all, got: ${phase:-nothing}" >&2
+  exit 2
+fi
+if [[ -n $bundle && ! -x $bundle/vecbank_cuda_tests ]]; then
+  echo "gpu_check: --bundle: $bundle holds no vecbank_cuda_tests (make gpu-bundle fills such a folder)" >&2
+  exit 2
+fi
+[[ -n $bundle ]] && bundle=$(cd "$bundle" && pwd)
+out=${out:-build/gpu_check}
+out=$(mkdir -p "$out" && cd "$out" && pwd) || exit 2
+if [[ $phase == all ]]; then
+  worst=0
+  for phase in first tests bench profile; do
+    again=("$phase" "$out")
+    [[ -n $bundle ]] && again+=(--bundle "$bundle")
+    ((dry)) && again+=(--dry-run)
+    bash scripts/gpu_check.sh "${again[@]}"
+    status=$?
+    ((status > worst)) && worst=$status
+  done
+  exit "$worst"
+fi
+
+declare -A seconds=([first]=240 [tests]=240 [bench]=300 [profile]=150)
+readonly PHASE_S=${VECBANK_GPU_SECONDS:-${seconds[$phase]}} SHARDS=${VECBANK_GPU_SHARDS:-6}
+readonly TEST_S=${VECBANK_GPU_TEST_SECONDS:-20} MOST_LINES=40
 build=${VECBANK_GPU_BUILD:-build/gpu}
-readonly TOTAL_S=${VECBANK_GPU_SECONDS:-540} BENCH_S=150 SHARDS=${VECBANK_GPU_SHARDS:-6}
 summary=$out/summary.txt log=$out/log.txt
-unset VECBANK_CUDA_PATH VECBANK_CUDA_PROJECT # the table is for what a user gets
+unset VECBANK_CUDA_PATH VECBANK_CUDA_PROJECT # the tests are for what a user gets
 failed=0
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-rm -f "$out"/bench*
-: >"$summary"
-: >"$log"
+: >"$scratch/said"
 
-say() { echo "[$SECONDS s] $*" | tee -a "$summary"; }
+# ---- Saying -----------------------------------------------------------------------------------------------------------
+say() { echo "$*" | tee -a "$scratch/said" >>"$summary"; }
 fail() {
   say "FAIL  $*"
   failed=1
 }
-bound() { # seconds wanted: fewer where the bench would be left with less than its own
-  local left=$((TOTAL_S - SECONDS - BENCH_S))
-  echo $((left < 1 ? 1 : left < $1 ? left : $1))
-}
-step() { # name, most seconds, command...: its output goes to the log, its last line to the summary
-  local name=$1 limit rc
-  limit=$(bound "$2")
-  shift 2
-  echo "==== $name: $*" >>"$log"
-  timeout --kill-after=5 "$limit" "$@" >"$scratch/step" 2>&1
-  rc=$?
-  cat "$scratch/step" >>"$log"
-  if ((rc == 0)); then
-    say "ok    $name: $(tail -n 1 "$scratch/step")"
-  elif ((rc == 124 || rc == 137)); then
-    fail "$name: not finished in $limit s"
+# shellcheck disable=SC2329  # called by the trap
+finish() { # the summary of this phase, in at most MOST_LINES lines: the failures, then the rest from the top
+  local lines
+  jobs -p | while read -r job; do kill -- "-$job" "$job" 2>/dev/null; done
+  say "$phase: $( ((failed)) && echo 'something failed' || echo 'all that ran passed'), $SECONDS s"
+  lines=$(wc -l <"$scratch/said")
+  if ((lines <= MOST_LINES)); then
+    cat "$scratch/said"
   else
-    fail "$name (status $rc): $(tail -n 1 "$scratch/step")"
+    { head -n 1 "$scratch/said"; tail -n +2 "$scratch/said" | head -n -1 | grep '^FAIL'; tail -n +2 "$scratch/said" | head -n -1 | grep -v '^FAIL'; } |
+      head -n $((MOST_LINES - 2))
+    echo "... $((lines - MOST_LINES + 1)) more lines in summary.txt"
+    tail -n 1 "$scratch/said"
   fi
+  rm -rf "$scratch"
+}
+trap finish EXIT
+trap 'fail "stopped from outside"; exit 1' TERM INT
+left() { echo $((PHASE_S - SECONDS > 0 ? PHASE_S - SECONDS : 0)); }
+least() { echo $(($1 < $2 ? $1 : $2)); }
+run() { # name, most seconds, command...: output to the log and to $scratch/run; 124: not in time
+  local name=$1 limit rc
+  limit=$(least "$2" "$(left)")
+  shift 2
+  ((limit > 0)) || return 124
+  timeout --kill-after=3 "$limit" "$@" >"$scratch/run" 2>&1 </dev/null
+  rc=$?
+  { echo "==== $name (status $rc): $*"; cat "$scratch/run"; } >>"$log"
+  ((rc == 137)) && rc=124
   return "$rc"
 }
+why() { # of a status that run() returned: what the summary says
+  case $1 in
+    124) echo "not finished in time" ;;
+    134 | 136 | 139) echo "crashed, signal $(($1 - 128))" ;;
+    *) echo "status $1: $(grep -v '^ *$' "$scratch/run" | tail -n 1 | cut -c1-110)" ;;
+  esac
+}
+step() { # name, most seconds, command...
+  local name=$1 rc
+  run "$@"
+  rc=$?
+  if ((rc == 0)); then say "ok    $name: $(tail -n 1 "$scratch/run" | cut -c1-110)"; else fail "$name: $(why "$rc")"; fi
+  return "$rc"
+}
+
+# ---- What is there ----------------------------------------------------------------------------------------------------
+if ((dry)); then
+  bash scripts/gpu_stand_ins.sh "$scratch/bin" && export PATH=$scratch/bin:$PATH PYTHON=$scratch/bin/python
+  build=$scratch/build
+fi
+python=${PYTHON:-}
+if [[ -z $python ]]; then # the first that has torch
+  for python in python3 python3.13 python3.12 python3.11 python3.10; do
+    "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' 2>/dev/null && break
+  done
+fi
+say "==== $phase  $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1 || true)  commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)$( ((dry)) && echo '  dry run: stand-ins')"
+
+# What has not been built is built: everything without a bundle; with one, the module for the CPU where none was carried
+# for this Python. `extension` ends it in the background while kernels run.
+# shellcheck disable=SC2329  # called by the bash of a step
+build_all() { # target...: with torch's ops where _C is among them
+  local torch=OFF cuda=ON
+  [[ " $* " == *" _C "* ]] && torch=ON
+  [[ " $* " == *cuda* ]] || cuda=OFF
+  CUDACXX=${CUDACXX:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)} cmake -S . -B "$build" -G Ninja \
+    -DVECBANK_TORCH="$torch" -DVECBANK_CUDA="$cuda" -DPython_EXECUTABLE="$(command -v "$python")" && ninja -C "$build" "$@" &&
+    echo "built $*"
+}
+export -f build_all
+export python build
+architecture() { # of the first GPU, as VECBANK_CUDA_ARCHS has it; all where it cannot be said
+  local capability
+  capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1)
+  [[ $capability == 9.0 ]] && capability=9.0a
+  [[ $capability =~ ^[0-9]+\.[0-9]a?$ ]] && export VECBANK_CUDA_ARCHS=${VECBANK_CUDA_ARCHS:-$capability}
+}
+programs() { # the kernels' tests and the timer
+  if [[ -n $bundle ]]; then
+    [[ $(cat "$bundle/SOURCES" 2>/dev/null) == "$(scripts/cuda_sources.sh)" ]] || say "note: the bundle was built from other sources"
+    tests=$bundle/vecbank_cuda_tests timer=$bundle/vecbank_cuda_timer
+    return
+  fi
+  architecture
+  # shellcheck disable=SC2016  # that bash knows $build
+  step build "$PHASE_S" bash -c 'build_all vecbank_cuda_tests vecbank_cuda_timer' || return
+  tests=$build/vecbank_cuda_tests timer=$build/vecbank_cuda_timer
+}
+packages() { # a folder with vecbank, its built modules and the carried wheels, first on PYTHONPATH
+  local site=$scratch/site modules=() wheel
+  mkdir -p "$site" && cp -r python/vecbank "$site/" && rm -f "$site"/vecbank/_C*.so
+  if [[ -n $bundle ]]; then
+    for wheel in "$bundle"/wheels/*.whl; do
+      [[ -e $wheel ]] || break
+      run "wheel $(basename "$wheel")" 60 "$python" -m pip install --quiet --disable-pip-version-check --no-index \
+        --no-deps --no-compile --upgrade --target "$site" "$wheel" || say "note: $(basename "$wheel") could not be installed"
+    done
+    modules=("$bundle"/modules/_C*.so)
+  fi
+  if [[ ! -e ${modules[0]:-} ]] || ! "$python" -c "import sysconfig, sys, pathlib; sys.exit(not pathlib.Path('$bundle/modules/_C' + sysconfig.get_config_var('EXT_SUFFIX')).exists())"; then
+    architecture
+    if [[ -n $bundle ]]; then
+      # shellcheck disable=SC2016  # that bash knows $build
+      step _C "$PHASE_S" bash -c 'build=${build}_cpu; build_all _C' || return
+      modules+=("${build}_cpu"/module/_C*.so)
+    else
+      # shellcheck disable=SC2016  # that bash knows $build
+      step _C "$PHASE_S" bash -c 'build_all _C _C_cuda' || return
+      modules=("$build"/module/_C*.so)
+    fi
+  fi
+  cp "${modules[@]}" "$site/vecbank/" && export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH} TQDM_DISABLE=1
+  step vecbank 120 "$python" -c '
+import torch, vecbank
+from vecbank import _cuda
+assert torch.cuda.is_available(), "torch sees no GPU"
+assert _cuda.module is not None, _cuda.reason
+print("torch", torch.__version__, "on", torch.cuda.get_device_name(), "capability", "%d.%d" % torch.cuda.get_device_capability())'
+}
+
+# ---- first --------------------------------------------------------------------------------------------------------------
+in_order() { # the names of tests: what decides most comes first
+  awk '{
+    rank = 9
+    if (/project|exact/) rank = 8
+    if (/code|pass_back|gradients|loss/) rank = 7
+    if (/residual|product/) rank = 6
+    if (/search/) rank = 5
+    if (/tensor_cores/) rank = 4
+    if (/operands/) rank = 3
+    if (/sm90/) rank = 2
+    if (/accumulation|keep_host/) rank = 1
+    print rank, NR, $0
+  }' | sort -n -k1,1 -k2,2 | cut -d' ' -f3-
+}
+kernel_tests() {
+  local name rc passed=0 absent=0 late=0
+  run list 20 "$tests" --list || { fail "kernels: $(why $?)"; return; }
+  in_order <"$scratch/run" >"$scratch/names"
+  while read -r name; do
+    if (($(left) < PHASE_S / 3)); then # the rest is the timer's
+      late=$((late + 1))
+      continue
+    fi
+    run "$name" "$TEST_S" "$tests" "$name"
+    rc=$?
+    case $rc in
+      0) passed=$((passed + 1)) ;;
+      77) absent=$((absent + 1)) ;;
+      *)
+        fail "$name: $(why $rc)"
+        grep ': failed: ' "$scratch/run" | head -n 2 | while read -r line; do say "      $line"; done
+        ;;
+    esac
+    grep 'worst error' "$scratch/run" | while read -r line; do say "      $line"; done
+  done <"$scratch/names"
+  if ((absent)); then say "not run: $absent tests of the kernels (no CUDA device)"; fi
+  if ((late)); then fail "kernels: $late tests were not reached in time"; fi
+  say "$( ((passed)) && echo 'ok   ' || echo 'none ') kernels: $passed of $(wc -l <"$scratch/names") tests passed"
+  ((passed || dry)) || nothing=1
+}
+timings() {
+  local name rc reached=0 told=()
+  run cases 20 "$timer" --list || { fail "timer: $(why $?)"; return; }
+  cp "$scratch/run" "$scratch/names"
+  if ((dry)); then step "timer's plans" 60 "$timer" --dry-run --predictions bench/cuda_predictions.csv; fi
+  while read -r name; do
+    if (($(left) < 3)); then break; fi
+    run "timer $name" "$TEST_S" "$timer" --case "$name" --predictions bench/cuda_predictions.csv --json "$out/timer.jsonl"
+    rc=$?
+    reached=$((reached + 1))
+    case $rc in
+      0) say "      $(head -n 1 "$scratch/run" | tr -s ' ')" ;;
+      77) told=(" (no CUDA device)") ;;
+      *) fail "timer $name: $(why $rc)" ;;
+    esac
+  done <"$scratch/names"
+  say "ok    timer: $reached of $(wc -l <"$scratch/names") cases${told[*]}; every kernel's ms are in log.txt and timer.jsonl"
+}
+phase_first() {
+  rm -f "$out/timer.jsonl"
+  nothing=0
+  "$python" -c 'import torch; print("torch", torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "sees no GPU")' \
+    >"$scratch/torch" 2>&1 & # meanwhile: a first import is slow
+  torch=$!
+  if ! nvidia-smi >>"$log" 2>&1; then say "note: nvidia-smi does not answer"; fi
+  programs || return
+  kernel_tests
+  if ((nothing)); then
+    say "NOT RUN: no test of the kernels passed, so nothing is measured"
+    failed=2
+    return
+  fi
+  timings
+  if kill -0 "$torch" 2>/dev/null; then kill "$torch"; fi
+  say "note: $(tail -n 1 "$scratch/torch" | cut -c1-110)"
+}
+
+# ---- tests --------------------------------------------------------------------------------------------------------------
 pytests() { # name, most seconds, pytest arguments...: in SHARDS processes; one line with what passed, failed, skipped
-  local name=$1 limit shard worst=0 late=0 rc jobs=()
-  limit=$(bound "$2")
+  local name=$1 limit shard worst=0 late=0 rc counts jobs=()
+  limit=$(least "$2" "$(left)")
   shift 2
+  ((limit > 5)) || { fail "$name: no time was left"; return; }
   for ((shard = 0; shard < SHARDS; ++shard)); do
-    OMP_NUM_THREADS=2 VECBANK_TEST_SHARD=$shard/$SHARDS timeout --kill-after=5 "$limit" \
-      "$python" -m pytest -q -p no:cacheprovider "$@" >"$scratch/$name.$shard" 2>&1 &
+    OMP_NUM_THREADS=2 VECBANK_TEST_SHARD=$shard/$SHARDS timeout --kill-after=3 "$limit" \
+      "$python" -m pytest -q -p no:cacheprovider "$@" >"$scratch/$name.$shard" 2>&1 </dev/null &
     jobs+=($!)
   done
   for shard in "${!jobs[@]}"; do
@@ -68,13 +287,12 @@ pytests() { # name, most seconds, pytest arguments...: in SHARDS processes; one 
       *) worst=$rc ;;
     esac
   done
-  local counts
   counts=$(cat "$scratch/$name".* | grep -oE '[0-9]+ (passed|failed|errors?|skipped)' |
     awk '{n[$2] += $1} END {for (k in n) printf "%d %s, ", n[k], k}')
   counts=${counts%, }
-  grep -h '^vecbank: .* skipped' "$scratch/$name".* | sort | uniq -c | sed 's/^ *\([0-9]*\) /        in \1 shards: /' >>"$summary"
   if ((worst != 0)); then
     fail "$name: ${counts:-nothing ran} (status $worst)"
+    cat "$scratch/$name".* | grep -E '^(FAILED|ERROR)' | cut -c1-150 | head -n 5 | while read -r line; do say "      $line"; done
   elif ((late)); then
     fail "$name: not finished in $limit s; of the shards that were: ${counts:-none}"
   elif [[ $counts != *passed* ]]; then
@@ -83,80 +301,6 @@ pytests() { # name, most seconds, pytest arguments...: in SHARDS processes; one 
     say "ok    $name: $counts"
   fi
 }
-
-# ---- What is there --------------------------------------------------------------------------------------------------
-python=${PYTHON:-}
-if [[ -z $python ]]; then # the first that has torch
-  for python in python3 python3.13 python3.12 python3.11 python3.10; do
-    "$python" -c 'import torch' 2>/dev/null && break
-  done
-fi
-if [[ -n $wheels ]]; then
-  for wheel in "$wheels"/*.whl; do
-    [[ $(basename "$wheel") == torch-* ]] && continue
-    "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --upgrade \
-      --target "$scratch/wheels" "$wheel" >>"$log" 2>&1 || say "note: $(basename "$wheel") could not be installed"
-  done
-  export PYTHONPATH=$scratch/wheels${PYTHONPATH:+:$PYTHONPATH} PATH=$scratch/wheels/bin:$PATH
-fi
-if ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>>"$log"; then
-  say "NOT RUN: $python has no torch that sees a GPU"
-  exit 2
-fi
-capability=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')
-[[ $capability == 9.0 ]] && architecture=9.0a || architecture=$capability
-export VECBANK_CUDA_ARCHS=${VECBANK_CUDA_ARCHS:-$architecture} # only this GPU's: the rest is cuda-check's job
-export CUDACXX=${CUDACXX:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
-say "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1 || echo 'no nvidia-smi'); kernels for $VECBANK_CUDA_ARCHS; commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
-
-# ---- Build: one tree for the ops and the kernels' own tests, so that every .cu is compiled once ---------------------
-# shellcheck disable=SC2317  # called by the bash of a step
-build_all() { # ON or OFF: with torch's ops
-  cmake -S . -B "$build" -G Ninja -DVECBANK_TORCH="$1" -DVECBANK_INPLACE=ON -DVECBANK_CUDA=ON \
-    -DPython_EXECUTABLE="$(command -v "$python")" || return
-  local targets=(vecbank_cuda_tests)
-  [[ $1 == ON ]] && targets+=(_C _C_cuda)
-  ninja -C "$build" "${targets[@]}" || return
-  echo "built ${targets[*]}"
-}
-export -f build_all
-export python build
-ops=1
-if ! step build 200 bash -c 'build_all ON'; then
-  ops=0
-  # shellcheck disable=SC2016  # that bash knows $build
-  step kernels_only 100 bash -c 'rm -rf "$build" && build_all OFF' || { say "nothing else can run"; exit 1; }
-fi
-export PYTHONPATH=$PWD/python${PYTHONPATH:+:$PYTHONPATH}
-
-# ---- Tests ----------------------------------------------------------------------------------------------------------
-step kernels 60 "$build/vecbank_cuda_tests"
-grep -q 'worst error' "$scratch/step" || say "      the accumulation test did not report"
-grep 'worst error' "$scratch/step" | while read -r line; do say "      $line"; done
-
-table=(tests/test_cuda.py tests/test_exact.py tests/test_project.py tests/test_gather.py tests/test_autograd.py
-  tests/test_invariance.py tests/test_residual.py tests/test_train.py tests/test_bank.py tests/test_errors.py)
-if ((ops)); then
-  pytests table 120 "${table[@]}" -k cuda
-fi
-
-cpu_table() { # beside the sanitizers, which leave the processor alone
-  local isas
-  isas=$("$python" -c 'import vecbank; print(*vecbank._C.available_isas())' 2>>"$log")
-  if [[ " $isas " == *" avx512 "* ]]; then
-    pytests avx512 60 tests/test_exact.py tests/test_project.py -k avx512
-  else
-    say "not run: avx512 (this processor has: ${isas:-unknown})"
-  fi
-}
-scripts/cuda_sanitize.sh "$build/vecbank_cuda_tests" "$(bound 60)" "$scratch/sanitizers" >"$scratch/sanitized" 2>&1 &
-sanitizing=$!
-((ops)) && cpu_table
-wait "$sanitizing" || failed=1
-{ echo "==== sanitizers"; cat "$scratch/sanitizers"; } >>"$log" 2>/dev/null
-while read -r line; do say "$line"; done <"$scratch/sanitized"
-
-# The paths that are not the default: the exact table again, where this GPU and this build have them.
 probe='
 import sys, torch, vecbank
 x = torch.randn(256, 64, device="cuda").bfloat16()
@@ -165,36 +309,87 @@ try:
     torch.cuda.synchronize()
 except RuntimeError as error:
     print(error)
-    absent = "VECBANK_CUDA_PATH must be", "left out of this build"
+    absent = "VECBANK_CUDA_PATH must be", "left out of this build", "compute capability"
     sys.exit(3 if any(text in str(error) for text in absent) else 1)'
-for path in mma mma16 sm90; do
-  ((ops)) || break
-  if [[ $path == sm90 && $capability != 9.0 ]]; then
-    say "not run: path sm90 (compute capability $capability)"
-    continue
+phase_tests() {
+  local path sanitizing="" table=(tests/test_cuda.py tests/test_exact.py tests/test_project.py tests/test_gather.py
+    tests/test_autograd.py tests/test_invariance.py tests/test_residual.py tests/test_train.py tests/test_bank.py
+    tests/test_errors.py)
+  programs || return
+  bash scripts/cuda_sanitize.sh "$tests" "$(least 150 "$(left)")" "$scratch/sanitizers" >"$scratch/sanitized" 2>&1 &
+  sanitizing=$!
+  if packages; then
+    pytests table 110 "${table[@]}" -k cuda
+    for path in mma16 sm90 simt; do
+      VECBANK_CUDA_PATH=$path run "path $path" 60 "$python" -c "$probe"
+      case $? in
+        0) VECBANK_CUDA_PATH=$path pytests "path_$path" 60 tests/test_cuda.py tests/test_exact.py -k cuda ;;
+        3) say "not run: path $path ($(tail -n 1 "$scratch/run" | cut -c1-90))" ;;
+        *) fail "path $path: $(why $?)" ;;
+      esac
+    done
   fi
-  VECBANK_CUDA_PATH=$path timeout 60 "$python" -c "$probe" >"$scratch/probe" 2>&1
-  case $? in
-    0) VECBANK_CUDA_PATH=$path pytests "path_$path" 60 tests/test_cuda.py tests/test_exact.py -k cuda ;;
-    3) say "not run: path $path (this build has none)" ;;
-    *) fail "path $path: $(tail -n 1 "$scratch/probe")" ;;
-  esac
-done
+  wait "$sanitizing"
+  { echo "==== sanitizers"; cat "$scratch/sanitizers"; } >>"$log" 2>/dev/null
+  while read -r line; do
+    if [[ $line == FAIL* ]]; then fail "${line#FAIL  }"; else say "$line"; fi
+  done <"$scratch/sanitized"
+}
 
-# ---- Bench: every row of its table, the most wanted first, until the time is over -------------------------------------
-left=$((TOTAL_S - SECONDS - 20))
-if ((!ops)); then
-  say "not run: bench (no ops)"
-else
-  echo "==== bench" >>"$log"
-  TQDM_DISABLE=1 timeout --kill-after=5 "$left" "$python" bench/run.py --device cuda --out "$out/bench.json" \
-    --seconds $((left > 60 ? left - 45 : 15)) >"$scratch/bench" 2>&1
+# ---- bench --------------------------------------------------------------------------------------------------------------
+bench_rows() { # JSON, seconds, more arguments...
+  local json=$1 limit=$2 rc rows
+  shift 2
+  run bench "$limit" "$python" bench/run.py --device cuda --out "$json" --seconds $((limit > 80 ? limit - 40 : limit / 2)) "$@"
   rc=$?
-  cat "$scratch/bench" >>"$log"
-  ((rc == 0)) || timeout 10 "$python" bench/report.py "$out/bench.json" >>"$log" 2>&1 # of the rows until then
-  rows="$(grep -m1 'rows met' "$out/bench.md" 2>/dev/null | tr -d '*')"
-  rows="${rows:-no table} $(grep -m1 'want of time' "$out/bench.md" 2>/dev/null | tr -d '*')"
-  if ((rc == 0)); then say "ok    bench: $rows"; else fail "bench (status $rc): $rows $(tail -n 1 "$scratch/bench")"; fi
-fi
-say "$([[ $failed == 0 ]] && echo 'all that ran passed' || echo 'something failed'); $(find "$out" -type f | wc -l) files in the folder"
+  ((rc == 0)) || timeout 20 "$python" bench/report.py "$json" >>"$log" 2>&1 # of the rows until then
+  rows="$(grep -m1 'rows met' "${json%.json}.md" 2>/dev/null | tr -d '*')"
+  rows="${rows:-no table} $(grep -m1 'want of time' "${json%.json}.md" 2>/dev/null | tr -d '*')"
+  if ((rc == 0)); then say "ok    bench: $rows"; else fail "bench: $rows ($(why $rc))"; fi
+  grep -E '^\|.*(met|missed)' "${json%.json}.md" 2>/dev/null | cut -c1-160 | head -n 24 | while read -r line; do say "$line"; done
+}
+phase_bench() {
+  rm -f "$out"/bench*
+  packages || return
+  bench_rows "$out/bench.json" "$(left)" --skip torch.compile
+  (($(left) > 90)) && bench_rows "$out/bench_compiled.json" "$(left)"
+  find "$out" -name 'bench*.png' | sort | tail -n +3 | xargs -r rm -f # eight files at most
+  [[ -e $out/bench_compiled.json ]] && rm -f "$out"/bench*.png
+}
+
+# ---- profile ------------------------------------------------------------------------------------------------------------
+phase_profile() {
+  local kernel name
+  programs || return
+  : >"$out/profile.txt"
+  command -v ncu >/dev/null || { say "not run: profile (no ncu)"; return; }
+  while read -r kernel name; do
+    run "ncu $kernel" 45 ncu --clock-control none --set full --kernel-name "regex:^$kernel" --launch-skip 1 --launch-count 1 \
+      "$timer" --case "$name" --seconds 0.1
+    local rc=$?
+    { echo "==== $kernel in $name (status $rc)"; cat "$scratch/run"; } >>"$out/profile.txt"
+    if ((rc != 0)); then
+      fail "ncu $kernel: $(why $rc)"
+    elif grep -q 'No kernels were profiled' "$scratch/run"; then
+      fail "ncu $kernel: $name starts no kernel of that name"
+    else
+      say "ok    ncu $kernel in $name"
+      grep -E '^ +(Duration|Compute \(SM\) Throughput|Memory Throughput|L2 Cache Throughput|Registers Per Thread|Achieved Occupancy|Executed Ipc Active) ' \
+        "$scratch/run" | tr -s ' ' | sed 's/^ *//' | paste -sd';' | cut -c1-200 | grep . |
+        while read -r line; do say "      $line"; done
+    fi
+  done <<'KERNELS'
+sm90_kernel nearest-1048576x8192-d64-bf16/sm90/packed
+mma16_kernel nearest-1048576x8192-d64-bf16/mma16/packed
+screen_kernel nearest-65536x8192-d64-f32/simt/packed
+refine nearest-1048576x8192-d64-bf16/mma16/packed
+KERNELS
+}
+
+case $phase in
+  first) phase_first ;;
+  tests) phase_tests ;;
+  bench) phase_bench ;;
+  profile) phase_profile ;;
+esac
 exit "$failed"

@@ -6,6 +6,10 @@ holds the rest. Without a GPU, or with a build without kernels, everything here 
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +20,7 @@ from helpers import FLOATS, NO_CUDA, assert_same, gauss, op, run
 from test_project import assert_within_contract
 
 import vecbank
-from vecbank import _cuda
+from vecbank import _cuda, info, reference
 from vecbank._ops import ESTIMATORS
 
 gpu = pytest.mark.skipif(NO_CUDA is not None, reason=f"CUDA kernels cannot run here: {NO_CUDA}")
@@ -57,6 +61,74 @@ def test_exact_ops_equal_the_cpu(op: str) -> None:
         got = run(case, to(inputs.x, "cuda"), to(inputs.bank, "cuda"), to(inputs.mask, "cuda"))
         assert_same(got, want, str(case))
     _cuda.check()
+
+
+@gpu
+def test_tensor_cores_are_sound_and_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the 16-bit screens assume holds on this device, so they are the default; each path gives the same answer."""
+    assert _cuda.module is not None
+    monkeypatch.delenv("VECBANK_CUDA_PATH", raising=False)
+    torch.cuda.init()
+    found, fast = _cuda.module.tensor_cores(0), torch.cuda.get_device_capability() >= (8, 0)
+    assert (found.outcome, found.path) == (("sound", "mma16") if fast else ("absent", "simt")), str(found)
+    assert str(found) in info.render(info.collect())
+    x, bank = gauss(300, 40), gauss(3000, 40)
+    want = tuple(vecbank.topk(x, bank, 7))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(tuple(vecbank.topk(x.cuda(), bank.cuda(), 7)), want)
+        for path in ("simt", "mma16") if fast else ("simt",):
+            monkeypatch.setenv("VECBANK_CUDA_PATH", path)
+            assert _cuda.module.tensor_cores(0).path == path
+            assert_same(tuple(vecbank.topk(x.cuda(), bank.cuda(), 7)), want)
+    monkeypatch.setenv("VECBANK_CUDA_PATH", "cublas")
+    assert _cuda.module.tensor_cores(0).path is None
+    with pytest.raises(RuntimeError, match="VECBANK_CUDA_PATH must be simt, .* got cublas"):
+        vecbank.topk(x.cuda(), bank.cuda(), 7)
+
+
+# The first search of the process is captured, so it cannot wait for a check; the second one checks.
+CAPTURED = """
+import torch, vecbank
+x, bank = torch.randn(300, 40), torch.randn(3000, 40)
+a, b = x.cuda(), bank.cuda()
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    captured = vecbank.topk(a, b, 7)
+graph.replay()
+for got in (captured, vecbank.topk(a, b, 7)):
+    for ours, theirs in zip(got, vecbank.topk(x, bank, 7)):
+        assert torch.equal(ours.cpu(), theirs)
+print(vecbank._cuda.module.tensor_cores(0).outcome)
+"""
+
+
+@gpu
+def test_a_first_search_can_be_captured() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CAPTURED],
+        env={**os.environ, "CUDA_MODULE_LOADING": "EAGER"},  # kernels cannot be loaded while a graph is captured
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["sound" if torch.cuda.get_device_capability() >= (8, 0) else "absent"]
+
+
+@gpu
+def test_project_by_default_is_within_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VECBANK_CUDA_PROJECT", raising=False)
+    for case in PROJECT:
+        x, bank, _ = vars(build(case)).values()
+        got = vecbank.project(x.cuda(), bank.cuda(), case.metric)
+        assert_within_contract(got.cpu(), x, bank, case.metric, "cuda")
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)  # 11 bits of each factor, as in ATen's own
+    x, bank = gauss(700, 64), gauss(600, 64)
+    want = reference.project(x, bank, "cosine")
+    assert (vecbank.project(x.cuda(), bank.cuda(), "cosine").cpu() - want).abs().max() <= 2.0**-9
+    got = vecbank.project(x.cuda(), bank.cuda(), "l2")  # a distance would show what TF32 loses
+    assert_within_contract(got.cpu(), x, bank, "l2")
 
 
 @gpu

@@ -1,47 +1,64 @@
-"""scripts/gpu_check.sh and scripts/cuda_sanitize.sh with stand-ins for Python, CMake, ninja and the sanitizer.
+"""scripts/gpu_check.sh and what it calls, with stand-ins for a GPU, Python, CUDA's tools and the kernels' programs.
 
-What the scripts say, whichever part of a machine is missing or failing. **Neither has run on a GPU.**
+What the scripts say, whichever part of a machine is missing, hangs or fails. **None has run on a GPU.**
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = next(p for p in Path(__file__).parents if (p / "scripts").is_dir())
+sys.path.insert(0, str(ROOT))
+
+from scripts import gpu_bundle  # noqa: E402
 
 # Each answers by what the environment says it should do; unknown commands fail, so that nothing is overlooked.
 STAND_INS = {
     "python": """
         case "$*" in
           *"pip install"*) [[ $* != *broken* ]] ;;
-          *is_available*) [[ -n ${GPU:-} ]] ;;
-          *get_device_capability*) echo "$GPU" ;;
-          *available_isas*) echo "scalar avx2 ${AVX512:-}" ;;
+          *find_spec*) [[ ${0##*/} != "${TORCHLESS:-}" ]] ;;
+          *EXT_SUFFIX*) [[ -z ${OTHER_PYTHON:-} ]] ;;
+          *"import torch, vecbank"*)
+            [[ -n ${NO_VECBANK:-} ]] && echo "no module" && exit 1
+            echo "torch 2.11 on Made-up GPU" ;;
+          *"import torch; print"*) echo "torch 2.11 Made-up GPU" ;;
           *vecbank.nearest*)
-            echo "error: VECBANK_CUDA_PATH must be ..."
-            [[ $VECBANK_CUDA_PATH == mma ]] || exit "${SM90:-3}" ;;
+            echo "error: left out of this build"
+            [[ $VECBANK_CUDA_PATH != sm90 ]] || exit "${SM90:-3}" ;;
           *"-m pytest"*)
             [[ -n ${SLOW:-} && $* == *test_project* ]] && exec sleep 60
             echo "vecbank: 1 tests skipped: one GPU only"
+            [[ -n ${TESTS_STATUS:-} ]] && echo "FAILED tests/test_cuda.py::test_one - wrong"
             echo "${TESTS:-3 passed, 1 skipped in 0.1s}"; exit "${TESTS_STATUS:-0}" ;;
           *bench/run.py*)
             for last; do [[ ${previous:-} == --out ]] && out=$last; previous=$last; done
-            echo '{}' >"$out"
-            printf '**7 of 9 rows met.**\\n- **Not run, for want of time:** a row\\n' >"${out%.json}.md"
+            echo '{}' >"$out"; touch "${out%.json}-cuda.png" "${out%.json}-memory.png" "${out%.json}-more.png"
+            printf '%s\n' '**7 of 9 rows met.**' '- **Not run, for want of time:** a row' '| nearest | 2 ms | met |' \
+              >"${out%.json}.md"
+            [[ -n ${SLOW:-} ]] && exec sleep 60
             exit "${BENCH_STATUS:-0}" ;;
           *bench/report.py*) echo "reported" ;;
-          *"import torch"*) [[ ${0##*/} != "${TORCHLESS:-}" ]] ;;
           *) echo "python $*" >&2; exit 1 ;;
         esac""",
-    "cmake": '[[ $* != *TORCH=ON* || -z ${NO_TORCH:-} ]] && mkdir -p "$4"',
-    "ninja": '[[ -z ${NO_NINJA:-} ]] && cp "$KERNELS" "$2/vecbank_cuda_tests"',
-    "nvidia-smi": 'echo "Made-up GPU, 1.0"',
+    "cmake": 'echo "cmake $*"; [[ -z ${NO_CMAKE:-} ]] && mkdir -p "$4/module"',
+    "ninja": """
+        for last; do [[ $last != "${NO_TARGET:-}" ]] || exit 1; done
+        cp "$(dirname "$0")"/vecbank_cuda_t* "$2" && touch "$2/module/_C.so" """,
+    "nvidia-smi": '[[ $* == *compute_cap* ]] && echo "${GPU:-9.0}" || echo "Made-up GPU, 1.0"',
     "nvcc": "true",
+    "ncu": """
+        [[ $* == *"--clock-control none"* ]] || exit 1
+        [[ $* == *"${NO_KERNEL:-nothing}"* ]] && echo "==WARNING== No kernels were profiled." && exit 0
+        echo "    Duration                usecond   12.3" """,
     "compute-sanitizer": """
         case "$2:${SANITIZER:-fine}" in
           *:unable) echo "Unable to attach"; exit 1 ;;
@@ -49,11 +66,32 @@ STAND_INS = {
           *:slow) sleep 60 ;;
           *) shift 4; "$@" ;;
         esac""",
-    "kernels": """
-        [[ ${1:-} == cuda_gradients ]] && { echo "0 tests, 0 checks, 0 failed"; exit 1; }
-        echo "     tensor cores, compute capability 9.0: worst error 0.5 of 2^-22 (assumed: 1)"
-        echo "12 tests"; exit "${KERNELS_STATUS:-0}" """,
-}
+    "vecbank_cuda_tests": """
+        if [[ $1 == --list ]]; then
+          printf '%s\n' cuda_project_close cuda_search_sm90_equals_cpu cuda_search_equals_cpu \
+            tensor_core_accumulation_bf16 cuda_residual_equals_cpu cuda_search_operands_equal_cpu \
+            cuda_codebook_equals_cpu
+          exit
+        fi
+        [[ -n ${NO_GPU:-} ]] && { echo "NOT RUN: no CUDA device"; exit 77; }
+        [[ $1 == cuda_gradients ]] && { echo "0 tests, 0 checks, 0 failed"; exit 1; }
+        [[ $1 == "${HANGS:-}" ]] && exec sleep 60
+        [[ $1 == "${CRASHES:-}" ]] && kill -SEGV $$
+        [[ $1 == "${FAILS:-}" ]] && { echo "tests/cpp/cuda_cases.h:9: failed: same"; echo "1 tests, 1 failed"; exit 1; }
+        [[ -n ${SLOW_TESTS:-} ]] && sleep 1
+        [[ $1 == *accumulation* ]] && echo "     bf16 tensor cores: worst error 0.5 of 2^-22 (assumed: 1)"
+        echo "1 tests, 12 checks, 0 failed" """,
+    "vecbank_cuda_timer": """
+        case "$*" in
+          --list) printf '%s\n' nearest-a/sm90 topk-b/sm90 ;;
+          "--dry-run --predictions bench/cuda_predictions.csv") echo "dry run: 2 cases" ;;
+          "--case nearest-a/sm90"*)
+            [[ -n ${TIMER_HANGS:-} ]] && exec sleep 60
+            echo "nearest-a/sm90  2.5 ms predicted 2.2: x 1.14" ;;
+          "--case topk"*) echo "topk-b/sm90  3.0 ms"; echo '{}' >>"${!#}" ;;
+          *) exit 1 ;;
+        esac""",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -66,122 +104,254 @@ def machine(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def bundle_of(machine: Path) -> Path:
+    """What make gpu-bundle would have made."""
+    bundle = machine / "bundle"
+    (bundle / "modules").mkdir(parents=True)
+    for name in ("vecbank_cuda_tests", "vecbank_cuda_timer"):
+        shutil.copy(machine / "bin" / name, bundle / name)
+    (bundle / "modules" / "_C.so").touch()
+    (bundle / "SOURCES").write_text(sources())
+    return bundle
+
+
+def sources() -> str:
+    return subprocess.run([str(ROOT / "scripts" / "cuda_sources.sh")], capture_output=True, text=True).stdout
+
+
 def environment(machine: Path, **settings: str) -> dict[str, str]:
     bin_ = machine / "bin"
     return {
         **{k: v for k, v in os.environ.items() if not k.startswith("VECBANK_") and k not in ("PYTHONPATH", "PYTHON")},
         "PATH": f"{bin_}:{os.environ['PATH']}",
         "PYTHON": str(bin_ / "python"),
-        "KERNELS": str(bin_ / "kernels"),
         "VECBANK_GPU_BUILD": str(machine / "build"),
         "VECBANK_GPU_SHARDS": "2",
+        "VECBANK_GPU_TEST_SECONDS": "2",
         **settings,
     }
 
 
 def gpu_check(machine: Path, *arguments: str, **settings: str) -> tuple[int, str]:
-    """Exit status and summary; whatever happens, at most eight files."""
+    """Exit status and what it printed: at most 40 lines a phase. Whatever happens, at most eight files are left."""
     out = machine / "out"
-    command = ["bash", str(ROOT / "scripts" / "gpu_check.sh"), str(out), *arguments]
+    command = ["bash", str(ROOT / "scripts" / "gpu_check.sh"), arguments[0], str(out), *arguments[1:]]
     done = subprocess.run(command, env=environment(machine, **settings), capture_output=True, text=True, timeout=120)
-    assert len(list(out.iterdir())) <= 8
-    return done.returncode, (out / "summary.txt").read_text() + done.stderr
+    assert not out.exists() or len(list(out.iterdir())) <= 8
+    assert len(done.stdout.splitlines()) <= (160 if arguments[0] == "all" else 40), done.stdout
+    return done.returncode, done.stdout + done.stderr
 
 
-def test_everything_there(machine: Path) -> None:
-    status, said = gpu_check(machine, GPU="9.0", AVX512="avx512", SM90="0")
-    assert status == 0 and "all that ran passed; 4 files" in said, said
-    assert "kernels for 9.0a" in said and "Made-up GPU" in said
-    assert "ok    build: built vecbank_cuda_tests _C _C_cuda" in said
-    assert "tensor cores, compute capability 9.0: worst error 0.5" in said
-    for name in ("table", "avx512", "path_mma", "path_sm90"):
-        assert f"ok    {name}: " in said, said
+def log_of(machine: Path) -> str:
+    return (machine / "out" / "log.txt").read_text()
+
+
+def test_first(machine: Path) -> None:
+    status, said = gpu_check(machine, "first")
+    assert status == 0 and "first: all that ran passed" in said, said
+    assert said.startswith("==== first  Made-up GPU, 1.0  commit ")
+    assert "ok    build: built vecbank_cuda_tests vecbank_cuda_timer" in said and "-DVECBANK_TORCH=OFF" in log_of(
+        machine
+    )
+    assert "bf16 tensor cores: worst error 0.5" in said
+    assert "ok    kernels: 7 of 7 tests passed" in said and "note: torch 2.11 Made-up GPU" in said
+    assert "nearest-a/sm90 2.5 ms predicted 2.2: x 1.14" in said and "ok    timer: 2 of 2 cases" in said
+    assert (machine / "out" / "timer.jsonl").read_text() == "{}\n"
+    wanted = ("accumulation", "sm90_equals", "operands", "search_equals", "residual", "codebook", "project")
+    at = [re.search(f"==== \\S*{name}", log_of(machine)) for name in wanted]
+    assert all(at) and [m.start() for m in at if m] == sorted(m.start() for m in at if m)  # what decides most is first
+
+
+@pytest.mark.parametrize(
+    "how, said_of_it",
+    [("HANGS", "not finished in time"), ("CRASHES", "crashed, signal 11"), ("FAILS", "status 1: 1 tests, 1 failed")],
+)
+def test_one_bad_test_costs_itself_alone(machine: Path, how: str, said_of_it: str) -> None:
+    status, said = gpu_check(machine, "first", **{how: "cuda_search_sm90_equals_cpu"})
+    assert status == 1 and f"FAIL  cuda_search_sm90_equals_cpu: {said_of_it}" in said, said
+    assert "ok    kernels: 6 of 7 tests passed" in said and "ok    timer: 2 of 2 cases" in said
+    assert ("cuda_cases.h:9: failed: same" in said) == (how == "FAILS")
+
+
+def test_a_case_of_the_timer_that_hangs(machine: Path) -> None:
+    status, said = gpu_check(machine, "first", TIMER_HANGS="1")
+    assert status == 1 and "FAIL  timer nearest-a/sm90: not finished in time" in said and "topk-b/sm90 3.0 ms" in said
+
+
+def test_first_without_a_gpu(machine: Path) -> None:
+    status, said = gpu_check(machine, "first", NO_GPU="1")
+    assert status == 2 and "not run: 7 tests of the kernels (no CUDA device)" in said
+    assert "NOT RUN: no test of the kernels passed" in said and "timer:" not in said
+
+
+def test_first_when_the_time_is_used_up(machine: Path) -> None:
+    status, said = gpu_check(machine, "first", SLOW_TESTS="1", VECBANK_GPU_SECONDS="6")
+    assert status == 1 and "tests were not reached in time" in said, said
+    assert "ok    timer: " in said  # a third of the time is its own
+
+
+def test_a_build_that_fails(machine: Path) -> None:
+    for phase in ("first", "tests", "profile"):
+        status, said = gpu_check(machine, phase, NO_CMAKE="1")
+        assert status == 1 and "FAIL  build: status 1" in said and "kernels:" not in said, said
+    status, said = gpu_check(machine, "tests", NO_TARGET="_C_cuda", SANITIZER="fine")
+    assert status == 1 and "FAIL  _C: status 1" in said and "ok    memcheck" in said and "table" not in said
+
+
+def test_a_bundle_is_not_built_again(machine: Path) -> None:
+    bundle = bundle_of(machine)
+    for phase in ("first", "tests", "bench", "profile"):
+        status, said = gpu_check(machine, phase, "--bundle", str(bundle), NO_CMAKE="1")
+        assert status == 0 and "built " not in said and "other sources" not in said, said
+    (bundle / "SOURCES").write_text("0")
+    assert "note: the bundle was built from other sources" in gpu_check(machine, "first", "--bundle", str(bundle))[1]
+    status, said = gpu_check(machine, "bench", "--bundle", str(bundle), OTHER_PYTHON="1")  # its module is for another
+    assert status == 0 and "ok    _C: built _C" in said and "ok    bench" in said, said
+    status, said = gpu_check(machine, "first", "--bundle", str(machine))
+    assert status == 2 and "holds no vecbank_cuda_tests" in said
+
+
+def test_tests(machine: Path) -> None:
+    status, said = gpu_check(machine, "tests", SM90="0")
+    assert status == 0 and "tests: all that ran passed" in said, said
+    assert "ok    vecbank: torch 2.11 on Made-up GPU" in said
+    for name in ("table", "path_mma16", "path_sm90", "path_simt"):
+        assert f"ok    {name}: " in said
     assert "6 passed" in said and "2 skipped" in said  # of two shards
-    assert "in 2 shards: vecbank: 1 tests skipped: one GPU only" in said
-    for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
-        assert f"ok    {tool}: 10 of 11 groups of tests" in said  # this build has no cuda_gradients
-    assert "ok    bench: 7 of 9 rows met. - Not run, for want of time: a row" in said
-    assert not (machine / "out" / "log.txt").read_text().count("python -")
-
-
-def test_no_gpu(machine: Path) -> None:
-    status, said = gpu_check(machine)
-    assert status == 2 and "NOT RUN" in said and len(list((machine / "out").iterdir())) == 2
-
-
-def test_the_python_that_has_torch(machine: Path) -> None:
-    for name in ("python3", "python3.13", "python3.12"):
-        (machine / "bin" / name).write_text((machine / "bin" / "python").read_text())
-        (machine / "bin" / name).chmod(0o755)
-    status, said = gpu_check(machine, PYTHON="", TORCHLESS="python3")
-    assert status == 2 and "NOT RUN: python3.13 has no torch that sees a GPU" in said
-
-
-def test_other_gpu_without_avx512_or_sanitizer_rights(machine: Path) -> None:
-    status, said = gpu_check(machine, GPU="8.6", SANITIZER="unable")
-    assert status == 0 and "kernels for 8.6" in said
-    assert "not run: avx512 (this processor has: scalar avx2 )" in said
-    assert "not run: path sm90 (compute capability 8.6)" in said
-    assert said.count("(Unable to attach)") == 4
-
-
-def test_a_build_without_the_hopper_path(machine: Path) -> None:
-    status, said = gpu_check(machine, GPU="9.0")
-    assert status == 0 and all(f"not run: path {path} (this build has none)" in said for path in ("mma16", "sm90"))
-    status, said = gpu_check(machine, GPU="9.0", SM90="1")
-    assert status == 1 and "FAIL  path sm90: error" in said
+    assert "ok    memcheck: 10 of 11 groups of tests" in said  # this build has no cuda_gradients
+    assert "ok    racecheck: 8 of 9 groups of tests" in said
 
 
 def test_failures_are_named_and_the_rest_goes_on(machine: Path) -> None:
-    failing = {"TESTS": "1 failed, 2 passed in 1s", "TESTS_STATUS": "1", "KERNELS_STATUS": "1", "BENCH_STATUS": "1"}
-    status, said = gpu_check(machine, GPU="9.0", SANITIZER="race", **failing)
+    status, said = gpu_check(machine, "tests", TESTS="1 failed, 2 passed in 1s", TESTS_STATUS="1", SANITIZER="race")
     assert status == 1 and "something failed" in said
-    assert "FAIL  kernels (status 1): 12 tests" in said and "FAIL  table: " in said and "2 failed" in said
-    assert "FAIL  racecheck: cuda_search_masks_and_large_k (status 9)" in said
-    assert "FAIL  bench (status 1): 7 of 9 rows met." in said
-    assert "reported" in (machine / "out" / "log.txt").read_text()
+    assert "FAIL  table: " in said and "2 failed" in said and "FAILED tests/test_cuda.py::test_one" in said
+    assert "FAIL  path_simt: " in said and "not run: path sm90 (error: left out of this build)" in said
+    assert "FAIL  racecheck: cuda_search_masks_and_large_k (status 9)" in said and "ok    memcheck" in said
+    status, said = gpu_check(machine, "tests", SM90="1", NO_VECBANK="")
+    assert status == 1 and "FAIL  path sm90: status 1: error" in said
+    status, said = gpu_check(machine, "tests", NO_VECBANK="1")
+    assert status == 1 and "FAIL  vecbank: status 1: no module" in said and "ok    memcheck" in said
 
 
 def test_tests_that_only_skip_did_not_run(machine: Path) -> None:
-    status, said = gpu_check(machine, GPU="9.0", TESTS="4 skipped in 0.1s", TESTS_STATUS="5")
+    status, said = gpu_check(machine, "tests", TESTS="4 skipped in 0.1s", TESTS_STATUS="5", SANITIZER="unable")
     assert status == 0 and "not run: table (no test passed or failed: 8 skipped)" in said
+    assert said.count("(Unable to attach)") == 2
 
 
-def test_time_runs_out(machine: Path) -> None:
-    """With a total of no more than the bench's own part every step gets a second, and says so."""
-    status, said = gpu_check(machine, GPU="9.0", SLOW="1", SANITIZER="slow", VECBANK_GPU_SECONDS="40")
-    assert status == 1 and "FAIL  table: not finished in 1 s" in said
-    assert said.count("(not in time)") == 4 and "ok    bench" in said
+def test_tests_when_the_time_is_used_up(machine: Path) -> None:
+    status, said = gpu_check(machine, "tests", SLOW="1", SANITIZER="slow", VECBANK_GPU_SECONDS="8")
+    assert status == 1 and re.search(r"FAIL  table: not finished in \d s", said), said
+    assert "FAIL  path simt: not finished in time" in said and said.count("(not in time)") == 2
 
 
-def test_without_pybind11_the_kernels_own_tests_still_run(machine: Path) -> None:
-    status, said = gpu_check(machine, GPU="9.0", NO_TORCH="1")
-    assert status == 1 and "FAIL  build" in said and "ok    kernels_only: built vecbank_cuda_tests" in said
-    assert "ok    kernels: 12 tests" in said and "ok    memcheck" in said
-    assert "not run: bench (no ops)" in said and "table" not in said
-    status, said = gpu_check(machine, GPU="9.0", NO_NINJA="1")
-    assert status == 1 and "nothing else can run" in said and "kernels:" not in said
+def test_bench(machine: Path) -> None:
+    status, said = gpu_check(machine, "bench", VECBANK_GPU_SECONDS="60")
+    assert status == 0 and "ok    bench: 7 of 9 rows met. - Not run, for want of time: a row" in said, said
+    assert "| nearest | 2 ms | met |" in said and "--skip torch.compile" in log_of(machine)
+    assert log_of(machine).count("bench/run.py") == 1
+    status, said = gpu_check(machine, "bench")  # there is time left for torch.compile
+    assert (
+        status == 0 and log_of(machine).count("bench/run.py") == 3 and (machine / "out" / "bench_compiled.md").exists()
+    )
+    status, said = gpu_check(machine, "bench", VECBANK_GPU_SECONDS="60", BENCH_STATUS="1")
+    assert status == 1 and "FAIL  bench: 7 of 9 rows met." in said and "reported" in log_of(machine)
+    status, said = gpu_check(machine, "bench", VECBANK_GPU_SECONDS="5", SLOW="1")
+    assert status == 1 and "FAIL  bench: 7 of 9 rows met." in said and "(not finished in time)" in said
+
+
+def test_profile(machine: Path) -> None:
+    status, said = gpu_check(machine, "profile")
+    assert status == 0 and said.count("ok    ncu ") == 4 and "Duration usecond 12.3" in said, said
+    assert (machine / "out" / "profile.txt").read_text().count("Duration") == 4
+    status, said = gpu_check(machine, "profile", NO_KERNEL="^sm90_kernel")
+    assert status == 1 and "FAIL  ncu sm90_kernel: nearest-" in said and said.count("ok    ncu ") == 3
+
+
+def test_the_profiled_kernels_and_cases_exist() -> None:
+    script = (ROOT / "scripts" / "gpu_check.sh").read_text()
+    listed = [line.split() for line in script.split("<<'KERNELS'\n")[1].split("KERNELS\n")[0].splitlines()]
+    kernels = " ".join(path.read_text() for path in (ROOT / "csrc" / "cuda").rglob("*.cu*"))
+    assert len(listed) == 4 and all(re.search(rf"\) {name}\w*\(const", kernels) for name, _ in listed)
+
+
+def test_a_dry_run_walks_all_phases(machine: Path) -> None:
+    """With the stand-ins that the script brings along, and none of this file's."""
+    without = {"PATH": os.environ["PATH"], "PYTHON": "", "VECBANK_GPU_SHARDS": "2"}
+    status, said = gpu_check(machine, "all", "--dry-run", **without)
+    assert status == 0, said
+    for phase in ("first", "tests", "bench", "profile"):
+        assert f"==== {phase}  stand-in for a GPU" in said and f"{phase}: all that ran passed" in said
+    assert "ok    timer's plans: dry run of a stand-in" in said and said.count("ok    ncu") == 4
+    assert "not run: table (no test passed or failed: 2 skipped)" in said and "ok    bench" in said
+    assert not (machine / "build").exists()  # what it builds is gone
+    status, said = gpu_check(machine, "first", "--dry-run", "--bundle", str(bundle_of(machine)), NO_GPU="1")
+    assert status == 0 and "not run: 7 tests of the kernels" in said and "ok    timer's plans: dry run: 2 cases" in said
+
+
+def test_wrong_arguments(machine: Path) -> None:
+    assert gpu_check(machine, "second") == (
+        2,
+        "gpu_check: PHASE must be first, tests, bench, profile or all, got: second\n",
+    )
+    assert gpu_check(machine, "first", "--fast")[0] == 2 and gpu_check(machine, "first", "more")[0] == 2
+
+
+def test_the_python_that_has_torch(machine: Path) -> None:
+    for name in ("python3", "python3.13"):
+        shutil.copy(machine / "bin" / "python", machine / "bin" / name)
+    gpu_check(machine, "bench", PYTHON="", TORCHLESS="python3", VECBANK_GPU_SECONDS="60")
+    assert "python3.13 bench/run.py" in log_of(machine)
 
 
 def test_wheels(machine: Path) -> None:
-    folder = machine / "wheels"
-    folder.mkdir()
-    for name in ("torch-2.11-x.whl", "broken-1-x.whl", "pytest-1-x.whl"):
-        (folder / name).touch()
-    status, said = gpu_check(machine, str(folder), GPU="9.0")
-    assert status == 0 and "note: broken-1-x.whl could not be installed" in said and "torch-2.11" not in said
+    bundle = bundle_of(machine)
+    (bundle / "wheels").mkdir()
+    for name in ("broken-1-x.whl", "pytest-1-x.whl"):
+        (bundle / "wheels" / name).touch()
+    status, said = gpu_check(machine, "bench", "--bundle", str(bundle), VECBANK_GPU_SECONDS="60")
+    assert status == 0 and "note: broken-1-x.whl could not be installed" in said and "pytest-1-x.whl" not in said
+    assert "==== wheel pytest-1-x.whl (status 0)" in log_of(machine)
 
 
 @pytest.mark.parametrize("setting, status, said", [("fine", 0, "ok    memcheck"), ("race", 1, "FAIL  racecheck")])
 def test_sanitize_alone(machine: Path, setting: str, status: int, said: str) -> None:
     script = str(ROOT / "scripts" / "cuda_sanitize.sh")
-    command = ["bash", script, str(machine / "bin" / "kernels"), "20"]
+    command = ["bash", script, str(machine / "bin" / "vecbank_cuda_tests"), "20"]
     settings = environment(machine, SANITIZER=setting)
     done = subprocess.run(command, env=settings, capture_output=True, text=True)
     assert done.returncode == status and said in done.stdout
     (machine / "bin" / "compute-sanitizer").unlink()
     done = subprocess.run(command, env=settings, capture_output=True, text=True)
     assert done.returncode == 0 and "no compute-sanitizer" in done.stdout
+
+
+# ---- The bundle -----------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_carries_what_its_wheels_need(tmp_path: Path) -> None:
+    wheel = tmp_path / "one_thing-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        needs = ("torch>=2", "Other.Thing", 'docs-only; extra == "docs"', 'colorama; sys_platform=="win32"')
+        archive.writestr("one_thing-1.0.dist-info/METADATA", "".join(f"Requires-Dist: {need}\n" for need in needs))
+    assert gpu_bundle.absent([wheel], {"torch"}) == [f"{wheel.name} needs Other.Thing"]
+    assert gpu_bundle.absent([wheel], {"torch", "other-thing"}) == []
+    assert gpu_bundle.version_of("/usr/bin/python3.12") == "3.12"
+    with pytest.raises(SystemExit, match="a name like python3.12"):
+        gpu_bundle.version_of("python")
+
+
+def test_the_checksum_of_sources_is_that_of_this_tree() -> None:
+    assert re.fullmatch(r"[0-9a-f]{16}\n", sources()) and sources() == sources()
+
+
+def test_predictions_are_well_formed() -> None:
+    """vecbank_cuda_timer --dry-run checks them against its cases; this is what can be seen without nvcc."""
+    lines = (ROOT / "bench" / "cuda_predictions.csv").read_text().splitlines()
+    rows = [line.split(",", 3) for line in lines if line and not line.startswith("#")]
+    assert rows and all(len(row) == 4 and float(row[2]) > 0 and row[3] for row in rows)
+    assert len({(row[0], row[1]) for row in rows}) == len(rows)
 
 
 def test_each_cuda_folder_says_once_what_has_run() -> None:

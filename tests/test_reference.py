@@ -85,12 +85,18 @@ def test_gradient(metric: str) -> None:
 
 
 def test_scatter_in_plain_python() -> None:
-    x, codes = gauss(40, 3), torch.randint(-1, 6, (40,))
-    weights = gauss(40)
+    n = 2500  # two blocks of 1024 rows, and a part of one
+    x, codes = gauss(n, 3) * 10.0 ** torch.randint(-9, 9, (n, 1)), torch.randint(-1, 6, (n,))
+    weights = gauss(n)
     total = [[0.0] * 3 for _ in range(6)]
-    for row, code, weight in zip(x.tolist(), codes.tolist(), weights.tolist(), strict=True):
-        if code >= 0:
-            total[code] = [t + v * weight for t, v in zip(total[code], row, strict=True)]
+    for block in range(0, n, 1024):
+        part: dict[int, list[float]] = {}
+        cut = slice(block, block + 1024)
+        for row, code, weight in zip(x[cut].tolist(), codes[cut].tolist(), weights[cut].tolist(), strict=True):
+            if code >= 0:
+                part[code] = [t + v * weight for t, v in zip(part.get(code, [0.0] * 3), row, strict=True)]
+        for code, sums in part.items():
+            total[code] = [t + v for t, v in zip(total[code], sums, strict=True)]
     want = torch.tensor(total, dtype=torch.float64).float()
     assert same(reference.segment_sum(x, codes, 6, weights), want)
     assert same(reference.lookup(codes, want)[codes < 0], torch.zeros(int((codes < 0).sum()), 3))

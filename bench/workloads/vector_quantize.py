@@ -65,7 +65,7 @@ WORKLOAD = Workload(
     cuda=OnCuda(
         cases=(
             row(
-                "vq_train", 160, *WIDE, 64, BF16, Target(None, ((VQP, 0.1), (BARE, 1.5))), (BARE, VQP),
+                "vq_train", 50, *WIDE, 64, BF16, Target(None, ((VQP, 0.1), (BARE, 2.5))), (BARE, VQP),
                 name="VectorQuantize train step 1,048,576 x 8,192, d 64",
                 share=(VQP, 16),  # the peer holds N x M scores twice
             ),

@@ -16,7 +16,17 @@ struct LookupProblem {
   void* out = nullptr;  // [count][width] in the bank's dtype
 };
 
-// out[c] = sum over i ascending of weight[i] * source[i / k], for codes[i] == c; code -1 is skipped.
+// The order of every float64 sum of rows by code: of segment_sum(), and of the bank's gradient through selected pairs.
+// Member i of a code (a position in `codes`) belongs to source row i / k, and to block (i / k) / kSumBlock: blocks lie
+// at absolute rows. Within a block, the members of a code are added up from zero in ascending order of position; then
+// the blocks' sums p are added up from zero in ascending order, t = t + p. A block without a member of this code is
+// left out. Products are rounded before they are added, never fused, and the last t is rounded once to the output.
+// Neither threads, nor the instruction set, nor the device change this order. When several processes share the rows,
+// each with whole blocks, they get the same bits if they add up the p of all blocks in ascending order: a process may
+// go on from the t of the one before it, or send its p.
+constexpr int64_t kSumBlock = 1024;
+
+// out[c] = the sum of weight[i] * source[i / k] over all i with codes[i] == c; code -1 is skipped.
 struct SegmentSumProblem {
   const int64_t* codes = nullptr;  // [count], contiguous
   int64_t count = 0, k = 1;        // source has count / k rows

@@ -1,5 +1,5 @@
-// Gathers, segment sums and the gradients of selected pairs. Sums run in float64, in a fixed order, and round once:
-// the same bits for any thread count.
+// Gathers, segment sums and the gradients of selected pairs. Sums run in float64, in a fixed order (that of sums by
+// code is stated in core/lookup.h), and round once: the same bits for any thread count.
 #include "api.h"
 
 #include <cmath>
@@ -16,10 +16,11 @@ namespace {
 // Rows widened to float64, and an accumulator, for one worker.
 struct Scratch {
   RowReader first, second;
-  Buffer<double> sum, a, b;
+  Buffer<double> sum, part, a, b;
   bool reserve(const Rows& x, const Rows& y) {
     const int64_t width = round_up_to(x.width, 8);
-    return first.reserve(x, 1) && second.reserve(y, 1) && sum.reserve(width) && a.reserve(width) && b.reserve(width);
+    return first.reserve(x, 1) && second.reserve(y, 1) && sum.reserve(width) && part.reserve(width) &&
+           a.reserve(width) && b.reserve(width);
   }
 };
 
@@ -76,6 +77,34 @@ struct Segments {
   int64_t begin(int64_t s) const { return s == 0 ? 0 : start[s - 1]; }
   int64_t end(int64_t s) const { return start[s]; }
 };
+
+int64_t sum_block(int64_t i, int64_t k) { return (k == 1 ? i : i / k) / kSumBlock; }
+
+// scratch.sum = the sum of one code, in the order of core/lookup.h. member(i) prepares the member at position i, and
+// term(column) is then what it adds.
+template <class Member, class Term>
+void sum_members(const Segments& segments, int64_t code, int64_t k, int64_t width, Stop stop, Scratch& scratch,
+                 Member&& member, Term&& term) {
+  double *sum = scratch.sum.get(), *part = scratch.part.get();
+  const int64_t begin = segments.begin(code), end = segments.end(code);
+  std::fill_n(sum, width, 0.0);
+  in_stretches(stop, begin, end, stretch_of(width), [&](int64_t from, int64_t to) {
+    for (int64_t o = from; o < to; ++o) {
+      const int64_t i = segments.order[o], block = sum_block(i, k);
+      const bool first = o == begin || sum_block(segments.order[o - 1], k) != block;
+      const bool last = o + 1 == end || sum_block(segments.order[o + 1], k) != block;
+      member(i);
+      if (first && last)  // the block's sum is this term
+        for (int64_t c = 0; c < width; ++c) sum[c] += term(c);
+      else if (first)
+        for (int64_t c = 0; c < width; ++c) part[c] = term(c);
+      else if (!last)
+        for (int64_t c = 0; c < width; ++c) part[c] += term(c);
+      else
+        for (int64_t c = 0; c < width; ++c) sum[c] += part[c] + term(c);
+    }
+  });
+}
 
 double dot(const double* a, const double* b, int64_t n) {
   double sum = 0.0;
@@ -168,12 +197,12 @@ Status lookup_dot(const LookupDotProblem& p, const Parallel& parallel) {
   return bad ? Status::bad_index : done;
 }
 
-// Adds the rows in memory order, for a slice of the columns at a time, so that memory is read as a stream and the sums
-// stay in L2. Every sum has the same terms in the same order as in segment_sum() below, so the results are the same
-// bits.
-struct StreamedSum {
-  static constexpr int64_t kBytes = 1 << 20, kLeast = 16;
-
+// For many rows a code. The rows are read as a stream, a block at a time, and a slice of the columns at a time, so that
+// the sums stay in L2. Within a block the rows of each code are added up one after another: every sum is then read and
+// written once a block, and gets the same terms in the same order as in sum_members().
+class StreamedSum {
+ public:
+  // The width of a slice; 0: the rows are better gathered.
   static int64_t columns(const SegmentSumProblem& p, int workers) {
     const int64_t d = p.source.width;
     if (p.k != 1 || p.source.col_stride != 1 || p.segments == 0 || p.count < 4 * p.segments) return 0;
@@ -184,37 +213,106 @@ struct StreamedSum {
   static Status run(const SegmentSumProblem& p, int64_t columns, const Parallel& parallel) {
     const int64_t d = p.source.width;
     Buffer<int64_t> counts;
-    PerWorker<Buffer<double>> sums(parallel.workers);
-    if (!sums.each([&](Buffer<double>& sum) { return sum.reserve(p.segments * columns); }) ||
-        !counts.reserve(p.segments))
+    PerWorker<StreamedSum> workers(parallel.workers);
+    if (!workers.each([&](StreamedSum& s) { return s.reserve(p.segments, columns); }) || !counts.reserve(p.segments))
       return Status::out_of_memory;
     const Status counted = count_codes(p.codes, p.count, p.segments, counts.get(), parallel.stop);
     if (counted != Status::ok) return counted;
     const Status summed = for_each_task(parallel, ceil_div(d, columns), [&](int worker, int64_t task) {
-      const int64_t first = task * columns, width = std::min(columns, d - first);
-      double* sum = sums[worker].get();
-      std::fill_n(sum, p.segments * width, 0.0);
-      with_dtype(p.source.dtype, [&](auto type) {
-        in_stretches(parallel.stop, 0, p.count, stretch_of(width), [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i) {
-            if (p.codes[i] < 0) continue;
-            const auto* from = static_cast<decltype(type)>(p.source.row(i)) + first;
-            double* to = sum + p.codes[i] * width;
-            const double w = p.weights == nullptr ? 1.0 : element(p.weights, p.weights_dtype, i);
-            for (int64_t k = 0; k < width; ++k) to[k] += w * widened(from[k]);
-          }
-        });
-      });
-      with_dtype(p.out_dtype, [&](auto type) {
-        auto* out = static_cast<Element<decltype(type)>*>(p.out) + first;
-        for (int64_t c = 0; c < p.segments; ++c)
-          for (int64_t k = 0; k < width; ++k) narrow(sum[c * width + k], out + c * d + k);
-      });
+      const int64_t first = task * columns;
+      workers[worker].slice(p, first, std::min(columns, d - first), parallel.stop);
     });
     if (p.counts != nullptr)
       for (int64_t c = 0; c < p.segments; ++c) p.counts[c] = static_cast<float>(counts[c]);
     return summed;
   }
+
+ private:
+  static constexpr int64_t kBytes = 1 << 20, kLeast = 16;
+
+  bool reserve(int64_t segments, int64_t columns) {
+    return sum_.reserve(segments * columns) && part_.reserve(columns) && head_.reserve(segments);
+  }
+
+  void slice(const SegmentSumProblem& p, int64_t first, int64_t width, Stop stop) {
+    std::fill_n(sum_.get(), p.segments * width, 0.0);
+    std::fill_n(head_.get(), p.segments, int16_t{-1});
+    with_dtype(p.source.dtype, [&](auto type) {
+      using T = Element<decltype(type)>;
+      in_stretches(stop, 0, ceil_div(p.count, kSumBlock), stretch_of(width * kSumBlock), [&](int64_t from, int64_t to) {
+        for (int64_t b = from; b < to; ++b) add_block<T>(p, b * kSumBlock, first, width);
+      });
+    });
+    with_dtype(p.out_dtype, [&](auto type) {
+      auto* out = static_cast<Element<decltype(type)>*>(p.out) + first;
+      for (int64_t c = 0; c < p.segments; ++c)
+        for (int64_t k = 0; k < width; ++k) narrow(sum_[c * width + k], out + c * p.source.width + k);
+    });
+  }
+
+  // Lists the rows of each code of a block, then adds the lists up.
+  template <class T>
+  void add_block(const SegmentSumProblem& p, int64_t begin, int64_t first, int64_t width) {
+    const int64_t rows = std::min(kSumBlock, p.count - begin);
+    for (int64_t i = rows - 1; i >= 0; --i) {
+      const int64_t code = p.codes[begin + i];
+      if (code < 0) continue;
+      next_[i] = head_[code];
+      head_[code] = static_cast<int16_t>(i);
+    }
+    const auto row = [&](int64_t i) { return static_cast<const T*>(p.source.row(begin + i)) + first; };
+    const auto weight = [&](int64_t i) {
+      return p.weights == nullptr ? 1.0 : element(p.weights, p.weights_dtype, begin + i);
+    };
+    const int64_t bytes = width * static_cast<int64_t>(sizeof(T));
+    for (int64_t i = 0; i < rows; ++i) {
+      // The lists are not in the order of memory, so the next block is fetched in order meanwhile.
+      if (begin + kSumBlock + i < p.count && bytes <= kFetched)
+        for (int64_t byte = 0; byte < bytes; byte += 64)
+          __builtin_prefetch(reinterpret_cast<const char*>(row(kSumBlock + i)) + byte);
+      const int64_t code = p.codes[begin + i];
+      if (code < 0 || head_[code] != i) continue;  // not the first row of its list
+      head_[code] = -1;
+      add_list(i, sum_.get() + code * width, width, row, weight);
+    }
+  }
+
+  // Adds the sum of the list that starts at row i. Two rows at a time, so that the part is read and written less often.
+  template <class Row, class Weight>
+  void add_list(int64_t i, double* sum, int64_t width, Row&& row, Weight&& weight) {
+    const auto *x = row(i);
+    double u = weight(i);
+    int64_t j = next_[i];
+    if (j < 0) {
+      for (int64_t k = 0; k < width; ++k) sum[k] += u * widened(x[k]);
+      return;
+    }
+    const auto *y = row(j);
+    double v = weight(j);
+    if (next_[j] < 0) {
+      for (int64_t k = 0; k < width; ++k) sum[k] += u * widened(x[k]) + v * widened(y[k]);
+      return;
+    }
+    double* part = part_.get();
+    for (int64_t k = 0; k < width; ++k) part[k] = u * widened(x[k]) + v * widened(y[k]);
+    for (i = next_[j]; i >= 0 && next_[i] >= 0 && next_[next_[i]] >= 0; i = next_[j]) {
+      j = next_[i];
+      x = row(i), y = row(j), u = weight(i), v = weight(j);
+      for (int64_t k = 0; k < width; ++k) part[k] = (part[k] + u * widened(x[k])) + v * widened(y[k]);
+    }
+    x = row(i), u = weight(i), j = next_[i];
+    if (j < 0) {
+      for (int64_t k = 0; k < width; ++k) sum[k] += part[k] + u * widened(x[k]);
+      return;
+    }
+    y = row(j), v = weight(j);
+    for (int64_t k = 0; k < width; ++k) sum[k] += (part[k] + u * widened(x[k])) + v * widened(y[k]);
+  }
+
+  static constexpr int64_t kFetched = 512;  // wider rows keep the processor's own prefetching busy
+  Buffer<double> sum_, part_;
+  Buffer<int16_t> head_;     // [segments]: the first row of its list; -1: none
+  int16_t next_[kSumBlock];  // the row after each row in its list; -1: none
 };
 
 Status segment_sum(const SegmentSumProblem& p, const Parallel& parallel) {
@@ -226,18 +324,15 @@ Status segment_sum(const SegmentSumProblem& p, const Parallel& parallel) {
   if (!reserve(workers, p.source, p.source)) return Status::out_of_memory;
   const Status built = segments.build(p.codes, p.count, p.segments, parallel.stop);
   if (built != Status::ok) return built;
-  const int64_t stretch = stretch_of(d), members = 1 + p.count / std::max<int64_t>(p.segments, 1);
+  const int64_t members = 1 + p.count / std::max<int64_t>(p.segments, 1);
   return for_each_row(parallel, p.segments, d * members, [&](int worker, int64_t c) {
     Scratch& s = workers[worker];
-    std::fill_n(s.sum.get(), d, 0.0);
-    in_stretches(parallel.stop, segments.begin(c), segments.end(c), stretch, [&](int64_t from, int64_t to) {
-      for (int64_t o = from; o < to; ++o) {
-        const int64_t i = segments.order[o];
-        const double w = p.weights == nullptr ? 1.0 : element(p.weights, p.weights_dtype, i);
-        kernels().widen(s.first.row(i / p.k), p.source.dtype, d, s.a.get());
-        for (int64_t k = 0; k < d; ++k) s.sum[k] += w * s.a[k];
-      }
-    });
+    double w = 1.0;
+    const auto member = [&](int64_t i) {
+      if (p.weights != nullptr) w = element(p.weights, p.weights_dtype, i);
+      kernels().widen(s.first.row(i / p.k), p.source.dtype, d, s.a.get());
+    };
+    sum_members(segments, c, p.k, d, parallel.stop, s, member, [&](int64_t k) { return w * s.a[k]; });
     write_row(s.sum.get(), d, p.out_dtype, p.out, c);
     if (p.counts != nullptr) p.counts[c] = static_cast<float>(segments.end(c) - segments.begin(c));
   });
@@ -333,19 +428,16 @@ Status pair_gradients(const PairProblem& p, const Parallel& parallel) {
   });
   if (p.grad_bank == nullptr || paired != Status::ok) return paired;
 
-  const int64_t stretch = stretch_of(d);
   return for_each_row(parallel, p.bank.count, d, [&](int worker, int64_t j) {
     Scratch& s = workers[worker];
-    std::fill_n(s.sum.get(), d, 0.0);
     if (segments.begin(j) < segments.end(j)) kernels().widen(s.second.row(j), p.bank.dtype, d, s.b.get());
-    in_stretches(parallel.stop, segments.begin(j), segments.end(j), stretch, [&](int64_t from, int64_t to) {
-      for (int64_t o = from; o < to; ++o) {
-        const int64_t i = segments.order[o];
-        const PairFactors& f = factors[i];
-        kernels().widen(s.first.row(i / p.k), p.queries.dtype, d, s.a.get());
-        for (int64_t k = 0; k < d; ++k) s.sum[k] += pair_gradient(term, f.along, f.own_bank, s.b[k], s.a[k]);
-      }
-    });
+    PairFactors f{};
+    const auto member = [&](int64_t i) {
+      f = factors[i];
+      kernels().widen(s.first.row(i / p.k), p.queries.dtype, d, s.a.get());
+    };
+    sum_members(segments, j, p.k, d, parallel.stop, s, member,
+                [&](int64_t c) { return pair_gradient(term, f.along, f.own_bank, s.b[c], s.a[c]); });
     write_row(s.sum.get(), d, p.bank.dtype, p.grad_bank, j);
   });
 }

@@ -12,10 +12,19 @@ namespace vecbank::cuda {
 
 using Error = const char*;  // null: fine
 
-// Which screen runs; simt is the default, and VECBANK_CUDA_PATH selects another. mma: 16-bit inputs as they are, others
-// split in two for tf32. mma16: float32 and float64 inputs are rounded to bf16 for the screen. sm90: the operands are
-// the same, and Hopper's kernel screens them up to width 256.
-enum class Path : int32_t { simt = 0, mma = 1, mma16 = 2, sm90 = 3 };
+// Which screen runs: search_path() in heuristics.h chooses. simt: float32. mma16: 16-bit inputs as they are, others
+// rounded to bf16 for the screen. sm90: the operands are the same, and Hopper's kernel screens them up to width 256.
+enum class Path : int32_t { simt = 0, mma16 = 1, sm90 = 2 };
+
+// What is known of a device's tensor cores. unchecked: a graph was being captured, and the check would wait for the
+// device. absent: its compute capability is below 8.0. sound: they compute as tensor_cores/bounds.h assumes.
+enum class TensorCores : int32_t { unchecked = 0, absent = 1, sound = 2, unsound = 3 };
+
+// What their self-check found: the worst errors, in units of 2^-22 of the magnitudes that one instruction adds.
+struct SelfCheck {
+  float integers, subnormals, bf16, fp16;
+  int32_t instructions;  // that were compared
+};
 
 // What the kernels count, for the host to read at any time. There is one State for each device.
 struct State {
@@ -27,7 +36,9 @@ struct Device {
   void* stream = nullptr;  // cudaStream_t
   int processors = 1;      // multiprocessors: the plans count blocks by them
   int capability = 80;     // 10 * major + minor
+  int64_t l2_bytes = int64_t{40} << 20;
   Path path = Path::simt;
+  bool few = true;         // few queries read the bank's own rows, on every path (few.cu)
   State* state = nullptr;  // device memory, see use_device()
   void* workspace = nullptr;
   int64_t workspace_bytes = 0;
@@ -43,6 +54,18 @@ bool is_capturing(const Device& device);
 // These two make the device current too, and wait until it is idle.
 Error read_state(int number, int64_t (&counters)[4]);  // queries, refined, repeated, bad_codes
 Error clear_state(int number, bool counters, bool flag);
+
+// The self-check (tensor_cores/self_check.h) runs once for each process and device, at the first call, and waits for
+// it; this is the only call of an op that waits. While `stream` is being captured it does not run, and a later call
+// runs it.
+struct Checked {
+  TensorCores outcome = TensorCores::unchecked;
+  SelfCheck found{};
+  Error error = nullptr;  // why an unsound device could not be checked
+};
+Checked tensor_cores(int number, const Device& device);
+// Where to report a device that was just found unsound; one place for the process.
+void report_unsound_to(void (*report)(int number));
 
 // The workspace that an operation needs, in bytes.
 int64_t search_workspace(const SearchProblem& problem, const Device& device);
@@ -72,7 +95,7 @@ struct Multiply {
   void* context;
   Error (*run)(void* context, const Rows& queries, const Rows& bank, void* out, DType dtype, int64_t stride);
 };
-int64_t project_library_workspace(const ProjectProblem& problem);
+int64_t project_library_workspace(const ProjectProblem& problem, const Device& device);
 Error project_by_library(const ProjectProblem& problem, const Multiply& multiply, const Device& device);
 Error lookup(const LookupProblem& problem, const Device& device);
 Error lookup_dot(const LookupDotProblem& problem, const Device& device);

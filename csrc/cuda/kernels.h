@@ -2,6 +2,7 @@
 #pragma once
 
 #include "candidates.h"
+#include "few.h"
 #include "launch.h"
 #include "order.h"
 #include "pack_layout.h"
@@ -31,7 +32,6 @@ Error pack_panels(const BankPanels& args, const Device& device);
 struct QueryPanels {
   Rows queries;
   Metric metric;
-  double factor = 1.0;  // of the float32 screen's error bound
   bool tensor = false;  // inputs below 2^-126 may count as zero
   PackHeader* header;   // the bank's frame
   const double* centre;
@@ -53,7 +53,7 @@ Error pack_queries(const QueryPanels& args, const Device& device);
 // ---- tensor_cores/operands.cu --------------------------------------------------------------------------------------
 
 struct QueryOperands {  // layout: operands.h
-  QueryPanels common;   // without panels, factor and dense outputs
+  QueryPanels common;   // without panels and dense outputs
   Operand to;           // operand_rows(queries.count) of them
 };
 Error pack_query_operands(const QueryOperands& args, const Device& device);
@@ -64,7 +64,7 @@ struct BankOperands {
 };
 Error pack_bank_operands(const BankOperands& args, const Device& device);
 
-// ---- screen.cu, tensor_cores/mma.cu, mma16.cu, sm90.cu -------------------------------------------------------------
+// ---- screen.cu, tensor_cores/mma16.cu, sm90.cu ---------------------------------------------------------------------
 
 // A chunk's part of a mask. A mask of several strides comes with the offset of each of its rows: a screen that computed
 // the offsets itself would spill registers in their divisions.
@@ -93,7 +93,6 @@ struct Screen {
   const float* norms;
   const double* slacks;
   double start_per_r2;
-  double factor;   // times the float32 screen's error bound; norms include it
   int32_t listed;  // k where thresholds rise while the screen runs: a block lists its rows' k best; 0: no lists
   float* thresholds;
   int32_t* counts;
@@ -103,10 +102,25 @@ struct Screen {
   int64_t tiles_per_block;  // set by the launcher
 };
 Error screen_simt(const Screen& args, const Device& device);
-Error screen_mma(const Screen& args, const Device& device);
 Error screen_mma16(const Screen& args, const Device& device);
 Error screen_sm90(const Screen& args, const Device& device);  // width up to kWidestSm90; `listed` 0 or 1
 Error sm90_fault(const Device& device);                       // null where it can run, otherwise the reason
+
+struct Few {  // few.cu
+  Screen s;   // rows, width, columns, metric, biased, mask, thresholds, counts, candidates, capacity
+  Rows queries, bank;
+  const double* bias;      // null: none
+  const PackHeader* pack;  // a caller's pack, which is not read but must be what `expected` says; null: none
+  PackHeader expected;
+  State* state;
+  int64_t k;
+  FewSample sample;
+  float* tops;    // [queries][kFewTops]
+  float unit;     // these two are set by the launcher
+  bool sampling;  // the sample, or the whole bank
+};
+// Begins the queries' lists, thresholds and counts too. Up to kFewQueries queries; few_group() is not 0.
+Error screen_few(const Few& args, const Device& device);
 
 struct Compact {
   int64_t rows, k;

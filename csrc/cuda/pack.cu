@@ -217,7 +217,7 @@ __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryP
     if (threadIdx.x % 16 == 0) {
       float rider = 0.0f;  // multiplies the bank's bound line
       if (valid && a.norms != nullptr) {
-        if (f.frame.usable) rider = round_up(f.frame.packed * a.factor);
+        if (f.frame.usable) rider = round_up(f.frame.packed);
         begin_query(a, q, f, f.frame.usable, rider);
       }
       if (valid && a.scale != nullptr) {

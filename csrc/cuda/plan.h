@@ -6,6 +6,7 @@
 
 #include "api.h"
 #include "candidates.h"
+#include "few.h"
 #include "order.h"
 #include "pack_layout.h"
 #include "schedule.h"
@@ -27,6 +28,7 @@ constexpr int64_t kMostRows = 1 << 16;               // query rows of a chunk
 struct SearchPlan {
   bool operands = false;     // the screen takes 16-bit operands rather than float32 panels
   bool hopper = false;       // the screen is screen_sm90
+  bool few = false;          // the screen is screen_few, whatever the path
   bool ready = false;        // the caller's pack holds what the screen reads
   bool whole = false;        // the operands of the whole bank lie in the workspace, and are written once
   ListPlan lists;            // of each row's candidates; empty if direct
@@ -46,21 +48,28 @@ inline int64_t candidate_capacity(int64_t k, bool fused) {
 }
 constexpr int64_t kFewCapacity = 1024;  // the capacity of lists may grow to this where rows are few and blocks many
 
-// `whole`: the workspace may hold the operands of the whole bank. `piece_elements`: the most of a piece.
-inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path = Path::simt, bool whole = false,
-                              int64_t piece_elements = kMostOperandElements) {
+inline bool plan_few(const SearchProblem& p) {
+  const int group = few_group(p.queries.count, p.bank.width);
+  return p.queries.count <= kFewQueries && p.k <= kMostFew && group > 0 && ceil_div(p.queries.count, group) <= 4;
+}
+
+// `few`: few queries may have a screen of their own. `whole`: the workspace may hold the operands of the whole bank.
+// `piece_elements`: the most of a piece.
+inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path = Path::simt, bool few = false,
+                              bool whole = false, int64_t piece_elements = kMostOperandElements) {
   SearchPlan plan;
   const int64_t n = p.queries.count, m = p.bank.count, d = p.bank.width;
-  const bool both_16 = p.queries.dtype == p.bank.dtype && size_of(p.bank.dtype) == 2;
-  plan.operands = path == Path::mma16 || path == Path::sm90 || (path == Path::mma && both_16);
+  plan.operands = path != Path::simt;
   plan.hopper = path == Path::sm90 && d <= kWidestSm90;
   plan.lists.fused = p.k <= kMostListed && !(plan.hopper && p.k > 1);  // Hopper's kernel lists one entry
   const int64_t query_bytes = plan.operands ? operand_pitch(d) * 2 : (d + 1) * 4;
   plan.direct = refined_only(p.metric) || p.k > kMostScreened || (p.k > 1 && p.k * 8 >= m) || d > kWidestScreen ||
                 m >= kMostColumns;
-  plan.ready = !plan.direct && p.pack != nullptr && (plan.operands || packs_panels(p.bank));
   plan.schedule = make_schedule(m);
   plan.lists.capacity = plan.direct ? 0 : candidate_capacity(p.k, plan.lists.fused);
+  plan.few = few && !plan.direct && plan_few(p);
+  plan.ready = !plan.direct && !plan.few && p.pack != nullptr && (plan.operands || packs_panels(p.bank));
+  if (plan.few) plan.lists.capacity = p.k <= kMostListed ? kFewCapacity : kMostSorted;
   plan.lists.growth = std::clamp<int64_t>((plan.lists.capacity - 2 * p.k) / (2 * p.k), 1, 8);
   int64_t most = kMostRows;
   if (!plan.direct) {
@@ -70,7 +79,7 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
   }
   const int64_t unit = most >= kTile ? kTile : kPanel;
   plan.rows = std::min(most, round_up_to(ceil_div(n, ceil_div(n, most)), unit));
-  if (!plan.direct && plan.lists.fused)
+  if (!plan.direct && !plan.few && plan.lists.fused)
     while (plan.lists.capacity < kFewCapacity &&
            plan.rows * plan.lists.capacity * 2 * static_cast<int64_t>(sizeof(Candidate)) <= kCandidateShare)
       plan.lists.capacity *= 2;

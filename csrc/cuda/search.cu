@@ -23,6 +23,7 @@ struct Work {  // the parts of one workspace; with a null base only their bytes 
   Scored* partial;
   int64_t* partial_counts;
   int64_t* mask_starts;
+  float* tops;
   int64_t bytes;
 };
 
@@ -30,7 +31,9 @@ Work cut(const SearchProblem& p, const SearchPlan& plan, void* base) {
   Arena arena(base);
   Work w{};
   const int64_t d = p.bank.width, n = std::min(plan.rows, round_up_to(p.queries.count, kPanel));
-  if (!plan.direct) {
+  if (plan.few) {
+    w.tops = arena.take<float>(n * kFewTops);
+  } else if (!plan.direct) {
     if (!plan.ready) {
       w.header = arena.take<PackHeader>(1);
       w.centre = arena.take<double>(d);
@@ -53,6 +56,8 @@ Work cut(const SearchProblem& p, const SearchPlan& plan, void* base) {
     }
     w.norms = arena.take<float>(n);
     w.slacks = arena.take<double>(n);
+  }
+  if (!plan.direct) {
     w.thresholds = arena.take<float>(n);
     w.counts = arena.take<int32_t>(n);
     w.fallback_rows = arena.take<int32_t>(n);
@@ -103,6 +108,46 @@ __global__ void __launch_bounds__(kThreads) mask_kernel(const __grid_constant__ 
 
 Error clear(int32_t* counter, const Device& device);
 
+// Few queries: one pass over the bank's own rows.
+Error screen_few_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w, const PackHeader& host,
+                       const Result& result, const Device& device) {
+  Few f{};
+  f.s.rows = result.queries.count;
+  f.s.width = p.bank.width;
+  f.s.columns = p.bank.count;
+  f.s.schedule = make_schedule(p.bank.count * kPanel);  // of single rows
+  f.s.metric = p.metric;
+  f.s.biased = p.bias != nullptr;
+  f.s.mask = result.mask;
+  f.s.thresholds = w.thresholds;
+  f.s.counts = w.counts;
+  f.s.candidates = w.candidates;
+  f.s.capacity = static_cast<int32_t>(plan.lists.capacity);
+  f.queries = result.queries;
+  f.bank = p.bank;
+  f.bias = p.bias;
+  f.pack = p.pack;
+  f.expected = host;
+  f.state = device.state;
+  f.k = p.k;
+  f.sample = few_sample(p.k, p.bank.count, plan.lists.capacity);
+  f.tops = w.tops;
+  VB_TRY(screen_few(f, device));
+  if (p.k == 1) return nullptr;
+  return compact({f.s.rows, p.k, w.thresholds, w.counts, w.candidates, f.s.capacity}, device);
+}
+
+// Refines the candidates, and the fallback rows against everything.
+Error refine_chunk(RefineAll all, const SearchPlan& plan, const Work& w, const Device& device) {
+  VB_TRY(clear(w.fallback_count, device));
+  const Refine r{all.result,       w.thresholds,   w.counts, w.candidates, static_cast<int32_t>(plan.lists.capacity),
+                 w.fallback_count, w.fallback_rows};
+  VB_TRY(refine(r, device));
+  all.fallback_count = w.fallback_count;
+  all.fallback_rows = w.fallback_rows;
+  return refine_all(all, device);
+}
+
 // One chunk of queries against the whole bank.
 Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w, int64_t first, int64_t count,
                    const Device& device) {
@@ -120,6 +165,10 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   if (plan.direct) return refine_all(all, device);
 
   const PackHeader host = device_pack_layout(p.bank.count, p.bank.width, p.metric, p.bank.dtype, p.bias != nullptr);
+  if (plan.few) {
+    VB_TRY(screen_few_chunk(p, plan, w, host, all.result, device));
+    return refine_chunk(all, plan, w, device);
+  }
   char* packed = plan.ready ? const_cast<char*>(reinterpret_cast<const char*>(p.pack)) : nullptr;  // not written
   PackHeader* header = packed != nullptr ? reinterpret_cast<PackHeader*>(packed) : w.header;
   const double* centre = packed != nullptr ? reinterpret_cast<const double*>(packed + host.centre_at) : w.centre;
@@ -127,8 +176,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   QueryPanels q{};
   q.queries = all.result.queries;
   q.metric = p.metric;
-  q.tensor = device.path != Path::simt;
-  q.factor = q.tensor && !plan.operands ? tensor_factor(p.bank.width) : 1.0;
+  q.tensor = plan.operands;
   q.header = header;
   q.centre = centre;
   q.expected = host;
@@ -146,10 +194,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
 
   Screen s{};
   if (plan.operands) s.query_operand = query_operand;
-  const auto screen = plan.hopper                ? screen_sm90
-                      : plan.operands            ? screen_mma16
-                      : device.path == Path::mma ? screen_mma
-                                                 : screen_simt;
+  const auto screen = plan.hopper ? screen_sm90 : plan.operands ? screen_mma16 : screen_simt;
   s.queries = w.queries;
   s.rows = count;
   s.width = p.bank.width;
@@ -160,8 +205,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   s.mask = all.result.mask;
   s.norms = w.norms;
   s.slacks = w.slacks;
-  s.factor = q.factor;
-  s.start_per_r2 = start_bound_per_r2(p.metric, p.bank.width) * q.factor;
+  s.start_per_r2 = start_bound_per_r2(p.metric, p.bank.width);
   s.listed = plan.lists.fused ? static_cast<int32_t>(p.k) : 0;
   s.thresholds = w.thresholds;
   s.counts = w.counts;
@@ -208,12 +252,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
     }
   }
 
-  VB_TRY(clear(w.fallback_count, device));
-  const Refine r{all.result, w.thresholds, w.counts, w.candidates, s.capacity, w.fallback_count, w.fallback_rows};
-  VB_TRY(refine(r, device));
-  all.fallback_count = w.fallback_count;
-  all.fallback_rows = w.fallback_rows;
-  return refine_all(all, device);
+  return refine_chunk(all, plan, w, device);
 }
 
 struct ClearArgs {
@@ -226,15 +265,18 @@ Error clear(int32_t* counter, const Device& device) {  // a kernel, so that laun
   return launch(clear_kernel, dim3(1), 32, 0, device, ClearArgs{counter});
 }
 
+SearchPlan plan_for(const SearchProblem& p, const Device& device, bool whole) {
+  return plan_search(p, device.processors, device.path, device.few, whole, device.piece_elements);
+}
+
 }  // namespace
 
 int64_t search_workspace(const SearchProblem& p, const Device& device) {
-  if (p.queries.count == 0) return 0;
-  return cut(p, plan_search(p, device.processors, device.path, false, device.piece_elements), nullptr).bytes;
+  return p.queries.count == 0 ? 0 : cut(p, plan_for(p, device, false), nullptr).bytes;
 }
 int64_t whole_search_workspace(const SearchProblem& p, const Device& device) {
   if (p.queries.count == 0) return 0;
-  const SearchPlan plan = plan_search(p, device.processors, device.path, true, device.piece_elements);
+  const SearchPlan plan = plan_for(p, device, true);
   return plan.whole ? cut(p, plan, nullptr).bytes : 0;
 }
 
@@ -244,11 +286,10 @@ Error search(const SearchProblem& p, const Device& device) {
   if (p.queries.count == 0) return nullptr;
   VB_TRY(search_fault(device));
   const int64_t room = whole_search_workspace(p, device);
-  const bool whole = room > 0 && room <= device.workspace_bytes;
-  const SearchPlan plan = plan_search(p, device.processors, device.path, whole, device.piece_elements);
+  const SearchPlan plan = plan_for(p, device, room > 0 && room <= device.workspace_bytes);
   const Work w = cut(p, plan, device.workspace);
   if (w.bytes > device.workspace_bytes) return kTooSmall;
-  if (!plan.direct && !plan.ready) {
+  if (!plan.direct && !plan.few && !plan.ready) {
     const PackHeader host = device_pack_layout(p.bank.count, p.bank.width, p.metric, p.bank.dtype, p.bias != nullptr);
     VB_TRY(choose_frame(p.bank, host, w.header, w.centre, w.sample_scale, device));
   }

@@ -97,7 +97,7 @@ __device__ __forceinline__ Survivor look_up(const Screen& a, float upper, int64_
     r = a.terms.bound[at], slack += a.terms.lift[at];
   } else {
     r = panel[(a.width + 1) * kPanel + column % kPanel];
-    if (a.biased) slack += a.factor * start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
+    if (a.biased) slack += start_bound(a.width, 2.0 * fabs(static_cast<double>(panel[column % kPanel])));
     slack += a.start_per_r2 * r * r;
   }
   survivor.lower = lower_bound(upper, a.norms[row], r, slack);

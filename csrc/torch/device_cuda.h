@@ -28,7 +28,6 @@ class CudaScope {
   CudaScope(const Tensor& first, const char* name)
       : index_(checked_index(first, name)), where_(torch::headeronly::DeviceType::CUDA, index_), guard_(index_) {
     check(cuda::use_device(index_, &device_));
-    device_.path = path_override();
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &device_.stream));
   }
 
@@ -62,6 +61,7 @@ class CudaScope {
     check(cuda::pack_bank(bank, metric, out, with_workspace(cuda::pack_workspace()), bias));
   }
   void search(const SearchProblem& p) {
+    choose_screen();
     const int64_t whole = cuda::whole_search_workspace(p, device_);
     const bool roomy = whole > 0 && with_workspace_if_there(whole);
     check(cuda::search(p, roomy ? device_ : with_workspace(cuda::search_workspace(p, device_))));
@@ -83,6 +83,7 @@ class CudaScope {
     check(cuda::segment_sum(p, with_workspace(cuda::segment_sum_workspace(p.count, p.segments))));
   }
   void product_quantize(const ProductProblem& p) {
+    choose_screen();
     check(cuda::product_quantize(p, with_workspace(cuda::product_workspace(p, device_))));
   }
   void quantize_loss(const QuantizeLossProblem& p, Tensor& loss) {
@@ -90,6 +91,7 @@ class CudaScope {
                               with_workspace(cuda::quantize_loss_workspace(p.x.count))));
   }
   void residual_quantize(const ResidualProblem& p, Tensor& losses) {
+    choose_screen();
     check(cuda::residual_quantize(p, losses.mutable_data_ptr(), with_workspace(cuda::residual_workspace(p, device_))));
   }
   void pass_back(const PassBackProblem& p, const Tensor& scale) const {
@@ -104,14 +106,16 @@ class CudaScope {
     check_place(t.is_cuda(), name, "a CUDA device");
     return t.get_device_index();
   }
-  static cuda::Path path_override() {
+  // The first search on a device checks its tensor cores, unless VECBANK_CUDA_PATH names a path.
+  void choose_screen() {
     const char* name = std::getenv("VECBANK_CUDA_PATH");
-    if (name == nullptr || *name == 0 || std::strcmp(name, "simt") == 0) return cuda::Path::simt;
-    if (std::strcmp(name, "mma16") == 0) return cuda::Path::mma16;
-    if (std::strcmp(name, "sm90") == 0) return cuda::Path::sm90;  // NEVER RUN
-    STD_TORCH_CHECK(std::strcmp(name, "mma") == 0, "vecbank: VECBANK_CUDA_PATH must be simt, mma, mma16 or sm90, got ",
-                    name);
-    return cuda::Path::mma;
+    std::optional<cuda::Path> wanted;
+    if (name != nullptr && *name != 0) {
+      wanted = cuda::path_named(name);
+      STD_TORCH_CHECK(wanted.has_value(), "vecbank: VECBANK_CUDA_PATH must be simt, mma16 or sm90, got ", name);
+    }
+    const auto found = wanted ? cuda::TensorCores::unchecked : cuda::tensor_cores(index_, device_).outcome;
+    device_.path = cuda::search_path(device_.capability, found, wanted);
   }
   static cuda::ProjectOverride project_override() {
     const char* name = std::getenv("VECBANK_CUDA_PROJECT");
@@ -150,7 +154,8 @@ class CudaScope {
       aten_product(x, bank, out, dtype, stride, *static_cast<const torch::stable::Device*>(where));
       return cuda::Error{nullptr};
     };
-    check(cuda::project_by_library(p, {&where_, multiply}, with_workspace(cuda::project_library_workspace(p))));
+    check(
+        cuda::project_by_library(p, {&where_, multiply}, with_workspace(cuda::project_library_workspace(p, device_))));
   }
 
   int32_t index_;

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vecbank import _C
+from vecbank import _C, _cuda
 from vecbank._version import __version__
 
 
@@ -59,6 +59,11 @@ def render(facts: dict[str, Any]) -> str:
         ("ISA", f"{isas}; {chosen}"),
         ("CUDA", _cuda_line(facts["cuda"])),
     ]
+    for index, device in enumerate(facts["cuda"]["devices"]):
+        text = f"{device['name']}, compute capability {device['capability']}"
+        if device["path"] is not None:
+            text += f", searches on {device['path']}"
+        rows.append((f"cuda:{index}", "; ".join(filter(None, (text, device["tensor_cores"])))))
     # Whatever else the build says about itself.
     known = {"compiler", "flags", "cuda", "version"}
     rows += [(name, str(value)) for name, value in sorted(build.items()) if name not in known]
@@ -90,16 +95,31 @@ def _cpu_name() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def _cuda_devices() -> list[str]:
+def _cuda_devices() -> list[dict[str, Any]]:
+    """Each device, and what a search would find there: this runs the self-check of its tensor cores."""
     if not torch.cuda.is_available():
         return []
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [_cuda_device(index) for index in range(torch.cuda.device_count())]
+
+
+def _cuda_device(index: int) -> dict[str, Any]:
+    name, (major, minor) = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+    path: str | None = None
+    said: str | None = None
+    if _cuda.module is not None:
+        torch.cuda.init()
+        with torch.cuda.device(index):
+            found = _cuda.module.tensor_cores(index)
+        path, said = found.path, str(found)
+        if path is None:
+            said += f"; VECBANK_CUDA_PATH={os.environ.get('VECBANK_CUDA_PATH')} names no path"
+    return {"name": name, "capability": f"{major}.{minor}", "path": path, "tensor_cores": said}
 
 
 def _cuda_line(cuda: dict[str, Any]) -> str:
     ours = "kernels in this build" if cuda["in_this_build"] else "left out of this build"
     theirs = f"torch has CUDA {cuda['torch_cuda']}" if cuda["torch_cuda"] else "torch is a CPU build"
-    return f"{ours}; {theirs}; devices: {', '.join(cuda['devices']) or 'none'}"
+    return f"{ours}; {theirs}; devices: {len(cuda['devices']) or 'none'}"
 
 
 if __name__ == "__main__":

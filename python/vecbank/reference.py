@@ -6,6 +6,8 @@ and `segment_sum` follow the contract's order of operations; a compiled kernel h
 * every sum over the `d` features is kept in eight lanes: feature `i` goes to lane `i % 8`, each lane is
   added up in ascending order from zero, and the lanes are joined as `((0+1)+(2+3)) + ((4+5)+(6+7))`;
 * a product is rounded before it is added (no fused multiply-add, hence no matmul, einsum or `sum` here);
+* a sum of rows by code is added up over blocks of 1024 rows: first the rows of a code within a block, in ascending
+  order, then the sums of the blocks, in ascending order;
 * ranking is by the float64 score (`l2` by its square), equal scores go to the lower index, a NaN score is
   never chosen, and only the value that is returned is rounded, once.
 
@@ -40,6 +42,7 @@ DISTANCES = ("l2", "sqeuclidean", "l1")
 
 _LANES = 8
 _BLOCK = 1 << 17  # elements held per lane step: small enough to stay in cache
+_SUM_BLOCK = 1024  # rows whose terms are added up before they enter a sum of rows by code
 
 
 def project(x: Tensor, bank: Tensor, metric: str = "cosine", *, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -192,7 +195,7 @@ def lookup(codes: Tensor, bank: Tensor, weights: Tensor | None = None, *, reduce
 
 
 def segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None = None) -> Tensor:
-    """`out[c]` = sum of the rows of `x` whose code is `c`, in order of position; code -1 is left out.
+    """`out[c]` = sum of the rows of `x` whose code is `c`, block by block of 1024 rows; code -1 is left out.
 
     Codes `(..., k)` beside `x` `(..., d)` add every row to `k` sums.
 
@@ -207,19 +210,30 @@ def segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None
 def _segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None) -> Tensor:
     """`segment_sum` before it is rounded."""
     _check_codes(codes, num_codes)
+    per_row = 1
     if codes.dim() == x.dim():
+        per_row = codes.shape[-1]
         x = x.unsqueeze(-2).expand(*codes.shape, x.shape[-1])
     d = x.shape[-1]
     codes = codes.reshape(-1)
     rows = x.reshape(codes.numel(), d).to(torch.float64)
     if weights is not None:
         rows = rows * weights.reshape(-1, 1).to(torch.float64)
-    rows, codes = rows[codes >= 0], codes[codes >= 0]
+    # Sums of the (code, block) pairs that have rows, then of the pairs of each code; blocks lie at absolute rows.
+    blocks = torch.arange(codes.numel(), device=codes.device) // max(1, per_row) // _SUM_BLOCK
+    many = int(blocks.max()) + 1 if codes.numel() else 1
+    rows, blocks, codes = rows[codes >= 0], blocks[codes >= 0], codes[codes >= 0]
+    pairs, pair_of_row = torch.unique(codes * many + blocks, return_inverse=True)
+    return _sums_in_order(_sums_in_order(rows, pair_of_row, len(pairs)), pairs // many, num_codes)
+
+
+def _sums_in_order(rows: Tensor, codes: Tensor, num_codes: int) -> Tensor:
+    """The sum from zero of the rows of every code, one after another in ascending order."""
     # The r-th row of every code is added in round r: ascending within a code, and no code twice in a round.
     order = torch.sort(codes, stable=True).indices
     counts = torch.bincount(codes, minlength=num_codes)
     starts = counts.cumsum(0) - counts
-    total = torch.zeros(num_codes, d, dtype=torch.float64, device=x.device)
+    total = torch.zeros(num_codes, rows.shape[-1], dtype=torch.float64, device=rows.device)
     for r in range(int(counts.max()) if codes.numel() else 0):
         live = (counts > r).nonzero().squeeze(-1)
         total = total.index_put((live,), total[live] + rows[order[starts[live] + r]])

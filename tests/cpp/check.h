@@ -21,6 +21,11 @@ inline std::vector<TestCase>& all_tests() {
   return tests;
 }
 inline int64_t checks_done = 0, checks_failed = 0;
+// Says why no test of this program can run here; null: they can. Unset: nothing stands in the way.
+inline const char* (*&why_not_run())() {
+  static const char* (*ask)() = nullptr;
+  return ask;
+}
 
 #define TEST(name)                                                                    \
   static void name();                                                                 \

@@ -1,12 +1,13 @@
 // What the CUDA kernels must answer: the CPU's answers, bit for bit where the contract says so. This file is included
 // twice: on the host's block emulator (test_cuda_host.cpp), and on a GPU (tests/cuda/kernels.cu). The including file
-// defines first Vec<T>, memory that host and kernels share; ran(error), which waits for the device and reports; and
-// has_sm90(), whether Hopper's kernels can run here.
+// defines first twin::Side, the device's memory, and has_sm90(), whether Hopper's kernels can run here. What a kernel
+// reads or writes is a Vec<T>, and every driver is called through ran(driver, arguments...) (twin.h).
 #pragma once
 
 #include "check.h"
 #include "cuda/api.h"
 #include "cuda/plan.h"
+#include "twin.h"
 
 namespace {
 
@@ -36,7 +37,7 @@ struct OnPath {  // until the end of a scope
 // Called inside a test, because before main() the kernels' library may not be registered with the runtime yet.
 const std::vector<cuda::Path>& every_path() {
   static const std::vector<cuda::Path> paths = [] {
-    std::vector<cuda::Path> found = {cuda::Path::simt, cuda::Path::mma, cuda::Path::mma16};
+    std::vector<cuda::Path> found = {cuda::Path::simt, cuda::Path::mma16};
     if (has_sm90()) found.push_back(cuda::Path::sm90);
     return found;
   }();
@@ -53,13 +54,13 @@ struct Bench {
     device.path = path();
     if (path() == cuda::Path::sm90) device.capability = 90;
     device.processors = processors;
+    device.few = false;
     device.state = states.data();
   }
   void provide(int64_t bytes) {
     CHECK(bytes <= cuda::kMostWorkspace);
-    workspace.assign(static_cast<size_t>(bytes) + 256, static_cast<char>(0xff));
-    const uintptr_t at = reinterpret_cast<uintptr_t>(workspace.data());
-    device.workspace = reinterpret_cast<void*>((at + 255) / 256 * 256);
+    workspace.assign(static_cast<size_t>(bytes), static_cast<char>(0xff));
+    device.workspace = workspace.data();
     device.workspace_bytes = bytes;
   }
 };
@@ -144,21 +145,29 @@ Answer emulated(const Matrix& x, const Matrix& b, const Case& c, Bench& bench) {
     if (c.packed) {
       pack.resize(static_cast<size_t>(cuda::device_pack_bytes(p.bank.count, p.bank.width, p.metric) + 7) / 8);
       bench.provide(cuda::pack_workspace());
-      CHECK(ran(cuda::pack_bank(p.bank, p.metric, pack.data(), bench.device, p.bias)));
+      CHECK(ran(cuda::pack_bank, p.bank, p.metric, pack.data(), bench.device, p.bias));
       p.pack = reinterpret_cast<const PackHeader*>(pack.data());
     }
     const int64_t room = c.whole ? cuda::whole_search_workspace(p, bench.device) : 0;
     CHECK((room > 0) == c.whole);
     bench.provide(room > 0 ? room : cuda::search_workspace(p, bench.device));
-    CHECK(ran(cuda::search(p, bench.device)));
+    CHECK(ran(cuda::search, p, bench.device));
   });
 }
 
+// Few queries take the path's screen, and then the one that few queries have.
 cuda::State compare(const Matrix& x, const Matrix& b, const Case& c, const char* what, int processors = 3,
                     int64_t piece_elements = cuda::kMostOperandElements) {
-  Bench bench(processors);
+  Bench bench(processors), other(processors);
   bench.device.piece_elements = piece_elements;
-  const bool same = emulated(x, b, c, bench) == on_cpu(x, b, c);
+  const Answer expected = on_cpu(x, b, c);
+  bool same = emulated(x, b, c, bench) == expected;
+  if (x.rows.count <= cuda::kFewQueries && path() == cuda::Path::simt) {
+    other.device.few = true;
+    same = emulated(x, b, c, other) == expected && same;
+    CHECK(other.state.bad_codes == 0);
+    CHECK(other.state.queries == static_cast<unsigned long long>(x.rows.count));
+  }
   CHECK(same);
   CHECK(bench.state.bad_codes == 0);
   CHECK(bench.state.queries == static_cast<unsigned long long>(x.rows.count));
@@ -197,6 +206,26 @@ std::pair<Vec<double>, Vec<double>> not_finite(Vec<double> xs, Vec<double> bs, i
 Vec<double> of_all_sizes(Vec<double> bs, int64_t d) {
   for (size_t i = 0; i < bs.size(); ++i) bs[i] *= i / d % 3 == 0 ? 1e-300 : i / d % 3 == 1 ? 1e150 : 1.0;
   return bs;
+}
+
+// What the harness itself promises: a kernel sees the device's side of a Vec, the host's is hidden from it where that
+// can be shown, and memory that is no Vec is refused.
+TEST(cuda_cases_keep_host_and_device_apart) {
+  Vec<float> v = {1.0f, 2.0f, 3.0f};
+  const float* host = v.data();
+  CHECK(ran(
+      [&](float* there) -> cuda::Error {
+        CHECK(there != nullptr && there != host + 1 && reinterpret_cast<uintptr_t>(there) % twin::kAlignment == 4);
+        CHECK(twin::Side::hidden(host, 3 * sizeof(float)));
+        return nullptr;
+      },
+      v.data() + 1));
+  CHECK(v[0] == 1.0f && v[1] == 2.0f && v[2] == 3.0f);
+  float elsewhere = 5.0f;
+  bool called = false;
+  const auto never = [&](float*) -> cuda::Error { return called = true, nullptr; };
+  std::printf("     (the next line is meant:)\n");
+  CHECK(!ran(never, &elsewhere) && !called);
 }
 
 TEST(cuda_search_equals_cpu) {
@@ -308,7 +337,7 @@ TEST(cuda_quantize_loss_close_to_cpu) {
   for (const bool masked : {false, true}) {
     Vec<float> rounded[2] = {start, start};
     Vec<int64_t> codes[2];
-    double mean[2] = {-1.0, -1.0};
+    Vec<double> mean = {-1.0, -1.0};
     Bench bench;
     for (const int side : {0, 1}) {
       for (int64_t i = 0; i < n; ++i) codes[side].push_back(i % 7 == 0 ? -1 : i);
@@ -322,7 +351,7 @@ TEST(cuda_quantize_loss_close_to_cpu) {
         CHECK(quantize_loss(p, Parallel{}) == Status::ok);
         mean[0] = p.squares / (static_cast<double>(p.valid) * static_cast<double>(d));
       } else {
-        CHECK(ran(cuda::quantize_loss(p, &mean[1], DType::f64, bench.device)));
+        CHECK(ran(cuda::quantize_loss, p, &mean[1], DType::f64, bench.device));
       }
     }
     CHECK(std::abs(mean[1] - mean[0]) <= 1e-13 * mean[0]);
@@ -339,11 +368,11 @@ TEST(cuda_search_bad_pack_is_not_read) {
       Bench bench;
       Vec<uint64_t> garbage(static_cast<size_t>(cuda::device_pack_bytes(101, 8, Metric::l2)) / 8 + 1, ~0ull);
       bench.provide(cuda::pack_workspace());
-      if (other) CHECK(ran(cuda::pack_bank(longer.rows, Metric::l2, garbage.data(), bench.device)));
+      if (other) CHECK(ran(cuda::pack_bank, longer.rows, Metric::l2, garbage.data(), bench.device, nullptr));
       const Answer a = answer(x, b, {Metric::l2, 1}, [&](SearchProblem& p) {
         p.pack = reinterpret_cast<const PackHeader*>(garbage.data());
         bench.provide(cuda::search_workspace(p, bench.device));
-        CHECK(ran(cuda::search(p, bench.device)));
+        CHECK(ran(cuda::search, p, bench.device));
       });
       CHECK(a == on_cpu(x, b, {Metric::l2, 1}));
       CHECK(bench.state.bad_codes != 0 && bench.state.repeated == 5);
@@ -373,7 +402,7 @@ TEST(cuda_codebook_equals_cpu) {
         p.out = theirs.data();
         CHECK(lookup(p, Parallel{}) == Status::ok);
         p.out = ours.data();
-        CHECK(ran(cuda::lookup(p, bench.device)));
+        CHECK(ran(cuda::lookup, p, bench.device));
         CHECK(ours == theirs);
       }
       Vec<char> ours(static_cast<size_t>(m * d) * size, 1), theirs = ours;
@@ -393,7 +422,7 @@ TEST(cuda_codebook_equals_cpu) {
       s.out = ours.data();
       s.counts = counts[1].data();
       bench.provide(cuda::segment_sum_workspace(s.count, m));
-      CHECK(ran(cuda::segment_sum(s, bench.device)));
+      CHECK(ran(cuda::segment_sum, s, bench.device));
       CHECK(ours == theirs);
       CHECK(counts[0] == counts[1]);
       CHECK(bench.state.bad_codes == 0);
@@ -425,7 +454,7 @@ TEST(cuda_gradients_close_to_cpu) {
       if (side == 0)
         CHECK(pair_gradients(p, Parallel{}) == Status::ok && lookup_dot(l, Parallel{}) == Status::ok);
       else
-        CHECK(ran(cuda::pair_gradients(p, bench.device)) && ran(cuda::lookup_dot(l, bench.device)));
+        CHECK(ran(cuda::pair_gradients, p, bench.device) && ran(cuda::lookup_dot, l, bench.device));
     }
     const auto close = [](const Vec<float>& a, const Vec<float>& b) {
       for (size_t i = 0; i < a.size(); ++i)
@@ -446,7 +475,7 @@ TEST(cuda_bad_codes_are_not_read) {
   p.count = 6;
   p.bank = view(bs, 3);
   p.out = out.data();
-  CHECK(ran(cuda::lookup(p, bench.device)));
+  CHECK(ran(cuda::lookup, p, bench.device));
   CHECK(bench.state.bad_codes == 3);
   CHECK(out[0] == bs[0] && std::isnan(out[3]) && out[6] == 0.0f && std::isnan(out[9]) && out[12] == bs[9] &&
         std::isnan(out[15]));
@@ -459,13 +488,14 @@ TEST(cuda_bad_codes_are_not_read) {
   Vec<float> sums(12, 7.0f);
   s.out = sums.data();
   bench.provide(cuda::segment_sum_workspace(6, 4));
-  CHECK(ran(cuda::segment_sum(s, bench.device)));
+  CHECK(ran(cuda::segment_sum, s, bench.device));
   CHECK(bench.state.bad_codes == 6);
   CHECK(sums[0] == xs[0] && sums[3] == 0.0f && sums[9] == xs[3]);
 }
 
 }  // namespace
 
+#include "cuda_few_cases.h"
 #include "cuda_pack_cases.h"
 #include "cuda_project_cases.h"
 #include "cuda_screen_cases.h"

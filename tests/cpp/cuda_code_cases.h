@@ -43,7 +43,7 @@ TEST(cuda_pass_back_equals_cpu) {
         p.out = ours.data();
         p.scale = NAN;  // the scale on the device is read
         Bench bench;
-        CHECK(ran(cuda::pass_back(p, scale.rows.data, DType::f64, bench.device)));
+        CHECK(ran(cuda::pass_back, p, scale.rows.data, DType::f64, bench.device));
         CHECK(same_numbers(ours, theirs, dtype));
       }
 }
@@ -111,14 +111,14 @@ Coded cascade_on_device(const Matrix& x, const std::vector<Matrix>& codebooks, M
                                  packed(codebooks, memory, metric,
                                         [&](const Rows& bank, Metric m, void* out) {
                                           bench.provide(cuda::pack_workspace());
-                                          CHECK(ran(cuda::pack_bank(bank, m, out, bench.device)));
+                                          CHECK(ran(cuda::pack_bank, bank, m, out, bench.device, nullptr));
                                         }),
                                  metric, c);
   if (spoil) memory[0].assign(memory[0].size(), ~0ull);
   const DType dtype = codebooks[0].rows.dtype;
   Vec<char> losses(codebooks.size() * size_of(dtype), 1);
   bench.provide(cuda::residual_workspace(p, bench.device));
-  CHECK(ran(cuda::residual_quantize(p, losses.data(), bench.device)));
+  CHECK(ran(cuda::residual_quantize, p, losses.data(), bench.device));
   for (size_t s = 0; s < codebooks.size(); ++s)
     c.losses[s] = with_dtype(dtype, [&](auto t) { return widened(reinterpret_cast<decltype(t)>(losses.data())[s]); });
   return c;
@@ -279,7 +279,7 @@ TEST(cuda_product_equals_cpu) {
         p.codebooks = packed(codebooks, memory, Metric::sqeuclidean, [&](const Rows& bank, Metric m, void* out) {
           if (!device) return pack_on_cpu(bank, m, out);
           bench.provide(cuda::pack_workspace());
-          CHECK(ran(cuda::pack_bank(bank, m, out, bench.device)));
+          CHECK(ran(cuda::pack_bank, bank, m, out, bench.device, nullptr));
         });
         codes[device].assign(static_cast<size_t>(n * parts), -7);
         p.codes = codes[device].data();
@@ -287,7 +287,7 @@ TEST(cuda_product_equals_cpu) {
           CHECK(product_quantize(p, Parallel{}) == Status::ok);
         } else {
           bench.provide(cuda::product_workspace(p, bench.device));
-          CHECK(ran(cuda::product_quantize(p, bench.device)));
+          CHECK(ran(cuda::product_quantize, p, bench.device));
           CHECK(bench.state.bad_codes == 0 && bench.state.queries == static_cast<unsigned long long>(n * parts));
         }
       }

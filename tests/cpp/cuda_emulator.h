@@ -318,6 +318,13 @@ inline unsigned __reduce_or_sync(unsigned, unsigned value) {
   for (int lane = 0; lane < 32; ++lane) all |= static_cast<unsigned>(emulator::lane_slots(set, lane)[0]);
   return all;
 }
+inline unsigned __reduce_add_sync(unsigned, unsigned value) {
+  const uint64_t word = value;
+  const unsigned set = emulator::meet(&word, 1);
+  unsigned all = 0;
+  for (int lane = 0; lane < 32; ++lane) all += static_cast<unsigned>(emulator::lane_slots(set, lane)[0]);
+  return all;
+}
 inline unsigned __ballot_sync(unsigned all, int vote) {
   return __reduce_or_sync(all, vote ? 1u << emulator::block().now % 32 : 0u);
 }
@@ -413,12 +420,6 @@ void wait_copies() {
   f.copies = later;
 }
 
-inline uint32_t round_tf32(float x) {
-  uint32_t bits = __float_as_uint(x);
-  if ((bits & 0x7f800000u) != 0x7f800000u) bits += 0x1000u;  // half a unit, ties away from zero
-  return bits & 0xffffe000u;
-}
-
 // One step of a tensor core by the worst of the models: every term is cut, towards zero, to a unit 2^-24 below the
 // largest, and the sum is rounded towards zero.
 template <size_t N>
@@ -445,25 +446,6 @@ float worst_case_sum(float start, const double (&products)[N]) {
   return worst_case_step(worst_case_step(start, low), high);
 }
 inline uint64_t word_pair(uint32_t low, uint32_t high) { return static_cast<uint64_t>(high) << 32 | low; }
-
-inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  const uint64_t words[3] = {word_pair(a[0], a[1]), word_pair(a[2], a[3]), word_pair(b[0], b[1])};
-  const unsigned set = emulator::meet(words, 3);
-  const auto at = [&](int lane, int word) {
-    const uint64_t w = emulator::lane_slots(set, lane)[word / 2];
-    return static_cast<double>(__uint_as_float(static_cast<uint32_t>(word % 2 == 0 ? w : w >> 32)));
-  };
-  const int lane = emulator::block().now % 32, g = lane / 4, t = lane % 4;
-  for (int e = 0; e < 4; ++e) {
-    const int row = g + 8 * (e / 2), column = 2 * t + e % 2;
-    double products[8];
-    // (row, k) of a lies in lane row % 8 * 4 + k % 4, word row / 8 + 2 * (k / 4); (k, column) of b in lane column * 4
-    // + k % 4.
-    for (int k = 0; k < 8; ++k)
-      products[k] = at(row % 8 * 4 + k % 4, row / 8 + 2 * (k / 4)) * at(column * 4 + k % 4, 4 + k / 4);
-    c[e] = worst_case_sum(c[e], products);
-  }
-}
 
 inline void load_matrices(uint32_t (&m)[4], const void* row) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) emulator::stop("a row of a matrix is not aligned");

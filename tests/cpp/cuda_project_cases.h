@@ -1,5 +1,5 @@
 // project on both paths, within tolerance of the CPU's. For the library's, a product on the host stands in for cuBLAS;
-// on a GPU it runs in managed memory between the kernels, which ran() waits for.
+// on a GPU the memory goes to the host and back for it, between the kernels.
 #pragma once
 
 #include "cuda/heuristics.h"
@@ -48,7 +48,7 @@ void compare_dense_by(const Matrix& x, const Matrix& b, Metric metric, DType out
 void compare_dense(const Matrix& x, const Matrix& b, Metric metric, DType out, double tolerance, const char* what) {
   compare_dense_by(x, b, metric, out, tolerance, what, [](const ProjectProblem& p, Bench& bench) {
     bench.provide(cuda::project_workspace(p, bench.device));
-    return ran(cuda::project(p, bench.device));
+    return ran(cuda::project, p, bench.device);
   });
 }
 
@@ -91,7 +91,7 @@ TEST(cuda_exact_scores_are_the_cpus) {
         p.out = ours.data();
         Bench bench;
         bench.provide(0);
-        CHECK(ran(cuda::project(p, bench.device)));
+        CHECK(ran(cuda::project, p, bench.device));
         for (size_t i = 0; i < ours.size(); ++i)
           CHECK(ours[i] == theirs[i] || (std::isnan(ours[i]) && std::isnan(theirs[i])));
       }
@@ -105,14 +105,18 @@ struct HostProduct {
     auto& self = *static_cast<HostProduct*>(context);
     ++self.calls;
     self.largest = std::max(self.largest, queries.count * bank.count);
-    if (!ran(nullptr)) return "the kernels before the product failed";
-    for (int64_t i = 0; i < queries.count; ++i)
-      for (int64_t j = 0; j < bank.count; ++j) {
-        double sum = 0.0;
-        for (int lane = 0; lane < 8; ++lane) sum += cuda::pair_lane(queries, i, bank, j, lane, Term::product);
-        with_dtype(dtype, [&](auto t) { narrow(sum, static_cast<Element<decltype(t)>*>(out) + i * stride + j); });
-      }
-    return nullptr;
+    twin::Crossing& memory = *twin::Crossing::current();
+    return memory.on_host([&] {
+      Rows x = queries, b = bank;
+      x.data = memory.host_of(queries.data), b.data = memory.host_of(bank.data);
+      void* to = memory.host_of(out);
+      for (int64_t i = 0; i < x.count; ++i)
+        for (int64_t j = 0; j < b.count; ++j) {
+          double sum = 0.0;
+          for (int lane = 0; lane < 8; ++lane) sum += cuda::pair_lane(x, i, b, j, lane, Term::product);
+          with_dtype(dtype, [&](auto t) { narrow(sum, static_cast<Element<decltype(t)>*>(to) + i * stride + j); });
+        }
+    });
   }
 };
 
@@ -121,8 +125,8 @@ void compare_by_library(const Matrix& x, const Matrix& b, Metric metric, DType o
   HostProduct host;
   compare_dense_by(x, b, metric, out, tolerance, what, [&](const ProjectProblem& p, Bench& bench) {
     CHECK(cuda::library_can(p));
-    bench.provide(cuda::project_library_workspace(p));
-    return ran(cuda::project_by_library(p, {&host, HostProduct::run}, bench.device));
+    bench.provide(cuda::project_library_workspace(p, bench.device));
+    return ran(cuda::project_by_library, p, cuda::Multiply{&host, HostProduct::run}, bench.device);
   });
   CHECK(host.calls > 0);
 }
@@ -168,8 +172,8 @@ TEST(cuda_project_by_library_in_blocks) {
   const Matrix x(normal<double>(n * d, 91), d, DType::bf16), b(normal<double>(m * d, 92), d, DType::bf16);
   ProjectProblem p;
   p.queries = x.rows, p.bank = b.rows, p.metric = Metric::cosine, p.out_dtype = DType::bf16;
-  const cuda::LibraryPlan plan = cuda::plan_library(p);
-  CHECK(!plan.in_place && plan.rows == 1024 && plan.columns == cuda::kProductColumns);
+  const cuda::LibraryPlan plan = cuda::plan_library(p, cuda::Device{}.l2_bytes);
+  CHECK(!plan.in_place && plan.rows == 640 && plan.columns == cuda::kProductColumns);
   compare_by_library(x, b, Metric::cosine, DType::bf16, 8e-3, "blocks");
 }
 

@@ -5,7 +5,7 @@ namespace {
 
 // The same searches through the tensor-core screen, whose emulation rounds as badly as its bound assumes.
 TEST(cuda_search_tensor_cores_equal_cpu) {
-  const OnPath on(cuda::Path::mma);
+  const OnPath on(cuda::Path::mma16);
   uint32_t seed = 60;
   for (const Metric metric : kMetrics)
     for (const int64_t k : {1, 6}) {
@@ -26,23 +26,17 @@ TEST(cuda_search_tensor_cores_equal_cpu) {
 // Inputs of 16 bits as they are, and everything else rounded to bf16.
 TEST(cuda_search_operands_equal_cpu) {
   uint32_t seed = 100;
-  for (const cuda::Path p : {cuda::Path::mma, cuda::Path::mma16}) {
-    const OnPath on(p);
-    for (const Metric metric : kMetrics)
-      for (const DType dtype : kDTypes)
-        for (const int64_t k : {1, 10}) {
-          if (p == cuda::Path::mma && size_of(dtype) != 2) continue;
-          const int64_t d = metric == Metric::dot ? 130
-                            : k == 1              ? 64
-                                                  : 19,
-                        n = k == 1 ? 137 : 6, m = k == 1 ? 300 : 500;
-          const Matrix x(normal<double>(n * d, ++seed), d, dtype, k == 1),
-              b(normal<double>(m * d, ++seed), d, dtype, k != 1);
-          compare(x, b, {metric, k, true, k == 1, k == 10}, "operands");
-        }
-    const Matrix x(normal<double>(9 * 12, ++seed), 12, DType::f16), b(normal<double>(90 * 12, ++seed), 12, DType::f32);
-    compare(x, b, {Metric::l2, 1}, "a 16-bit query with a float32 bank");
-  }
+  const OnPath on(cuda::Path::mma16);
+  for (const Metric metric : kMetrics)
+    for (const DType dtype : kDTypes)
+      for (const int64_t k : {1, 10}) {
+        const int64_t d = metric == Metric::dot ? 130 : k == 1 ? 64 : 19, n = k == 1 ? 137 : 6, m = k == 1 ? 300 : 500;
+        const Matrix x(normal<double>(n * d, ++seed), d, dtype, k == 1),
+            b(normal<double>(m * d, ++seed), d, dtype, k != 1);
+        compare(x, b, {metric, k, true, k == 1, k == 10}, "operands");
+      }
+  const Matrix x(normal<double>(9 * 12, ++seed), 12, DType::f16), b(normal<double>(90 * 12, ++seed), 12, DType::f32);
+  compare(x, b, {Metric::l2, 1}, "a 16-bit query with a float32 bank");
 }
 
 // Lists and no lists, with one block to a row tile and with many, over tiles that are not whole.
@@ -54,9 +48,10 @@ TEST(cuda_search_every_k_on_every_path) {
   for (const cuda::Path p : every_path()) {
     const OnPath on(p);
     for (const int64_t k : {1, 2, 10, 32, 33, 100}) {
-      const bool native = p == cuda::Path::mma;
-      for (const int processors : {1, 40})
+      for (const int processors : {1, 40}) {
+        const bool native = p == cuda::Path::mma16 && processors == 1;
         compare(native ? few16 : few, native ? b16 : b, {Metric::l2, k}, "k", processors);
+      }
     }
     compare(many, b, {Metric::dot, 3}, "two row tiles", 1);
     compare(many, b, {Metric::cosine, 1, false, true}, "two row tiles", 40);
@@ -95,9 +90,8 @@ TEST(cuda_search_masks_and_bias_on_operands) {
   const int64_t d = 20, n = 4, m = 700;
   std::mt19937 random(5);
   const auto bias = normal<double>(m, 231, 3.0);
-  for (const cuda::Path p : {cuda::Path::mma, cuda::Path::mma16}) {
-    const OnPath on(p);
-    const DType dtype = p == cuda::Path::mma ? DType::f16 : DType::f32;
+  const OnPath on(cuda::Path::mma16);
+  for (const DType dtype : {DType::f16, DType::f32}) {
     const Matrix x(normal<double>(n * d, 232), d, dtype), b(normal<double>(m * d, 233), d, dtype);
     compare_masked(x, b, bias, random);
   }

@@ -2,10 +2,23 @@
 
 #include "check.h"
 
-// vecbank_cpp_tests [part of a name]        those tests alone
+// vecbank_cpp_tests [name, or part of one]  that test alone, or all whose names hold the part
 // vecbank_cpp_tests --shard 0/2             every second one, from the first: shards run side by side
+// vecbank_cpp_tests --list                  the names, one a line; nothing runs
+// Exit status: 0 all passed, 1 a check failed or no test has that name, 2 wrong arguments, 77 nothing can run here.
 int main(int argc, char** argv) {
   std::string only = argc > 1 ? argv[1] : "";
+  if (only == "--list") {
+    for (const TestCase& t : all_tests()) std::printf("%s\n", t.name);
+    return 0;
+  }
+  if (why_not_run() != nullptr)
+    if (const char* why = why_not_run()()) {
+      std::printf("NOT RUN: %s\n", why);
+      return 77;
+    }
+  bool whole = false;
+  for (const TestCase& t : all_tests()) whole = whole || only == t.name;
   int shard = 0, shards = 1;
   if (only == "--shard") {
     if (argc != 3 || std::sscanf(argv[2], "%d/%d", &shard, &shards) != 2 || shard < 0 || shard >= shards) {
@@ -17,7 +30,8 @@ int main(int argc, char** argv) {
   int ran = 0, number = 0;
   for (const TestCase& t : all_tests()) {
     if (number++ % shards != shard) continue;
-    if (!only.empty() && std::string(t.name).find(only) == std::string::npos) continue;
+    const std::string name = t.name;
+    if (whole ? name != only : name.find(only) == std::string::npos) continue;
     const int64_t before = checks_failed;
     const auto start = std::chrono::steady_clock::now();
     t.run();

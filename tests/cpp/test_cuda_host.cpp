@@ -6,6 +6,7 @@
 
 #include "cuda/codebook.cu"
 #include "cuda/estimator.cu"
+#include "cuda/few.cu"
 #include "cuda/library/project.cu"
 #include "cuda/pack.cu"
 #include "cuda/project.cu"
@@ -33,17 +34,42 @@ Error sort_pairs(void*, int64_t, Sorted* pairs, int64_t count, int64_t, const De
 
 }  // namespace vecbank::cuda
 
+#include "twin.h"
+
+// The device's memory of the emulator: the host's, in blocks of exactly the size asked for.
+const bool twin::Side::kShowsAll = true;
+void* twin::Side::take(size_t bytes) { return ::operator new(bytes, std::align_val_t(kAlignment)); }
+void twin::Side::give(void* p) { ::operator delete(p, std::align_val_t(kAlignment)); }
+bool twin::Side::write(void* device, const void* host, size_t bytes) {
+  return std::memcpy(device, host, bytes) != nullptr;
+}
+bool twin::Side::read(void* host, const void* device, size_t bytes) {
+  return std::memcpy(host, device, bytes) != nullptr;
+}
+vecbank::cuda::Error twin::Side::wait() { return nullptr; }
+void twin::Side::hide(void* host, size_t bytes) {
+  std::memset(host, 0xff, bytes);  // NaN, or an index that nothing has
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_poison_memory_region(host, bytes);
+#endif
+}
+void twin::Side::show(void* host, size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(host, bytes);
+#endif
+  std::memset(host, 0xff, bytes);
+}
+bool twin::Side::hidden(const void* host, size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  return __asan_region_is_poisoned(const_cast<void*>(host), bytes) == host;
+#else
+  return std::memcmp(host, std::vector<unsigned char>(bytes, 0xff).data(), bytes) == 0;
+#endif
+}
+
 namespace {
 
-template <class T>
-using Vec = std::vector<T>;
-
 bool has_sm90() { return true; }  // the emulator has Hopper's instructions
-
-bool ran(vecbank::cuda::Error error) {
-  if (error != nullptr) std::printf("  %s\n", error);
-  return error == nullptr;
-}
 
 }  // namespace
 

@@ -45,13 +45,11 @@ Screened screen_everything(const Rows& x, const Rows& b, Metric metric, const do
   SearchProblem p;
   p.queries = x, p.bank = b, p.metric = metric, p.bias = bias;
   const cuda::SearchPlan plan = cuda::plan_search(p, device.processors, path);
-  const bool tensor = path != cuda::Path::simt;
   std::vector<float> norms(static_cast<size_t>(n)), thresholds(norms);
   out.slacks.resize(norms.size());
   out.counts.resize(norms.size());
   cuda::QueryPanels q{};
-  q.queries = x, q.metric = metric, q.tensor = tensor;
-  q.factor = tensor && !plan.operands ? cuda::tensor_factor(d) : 1.0;
+  q.queries = x, q.metric = metric, q.tensor = plan.operands;
   q.header = header, q.centre = out.centre.data(), q.expected = host, q.state = &state;
   q.norms = norms.data(), q.slacks = out.slacks.data(), q.thresholds = thresholds.data(), q.counts = out.counts.data();
   cuda::BankPanels bank;
@@ -65,8 +63,8 @@ Screened screen_everything(const Rows& x, const Rows& b, Metric metric, const do
   cuda::Screen s{};
   s.rows = n, s.width = d, s.schedule = bank.schedule, s.end = panels, s.columns = m, s.metric = metric;
   s.biased = bias != nullptr;
-  s.norms = norms.data(), s.slacks = out.slacks.data(), s.factor = q.factor;
-  s.start_per_r2 = start_bound_per_r2(metric, d) * q.factor;
+  s.norms = norms.data(), s.slacks = out.slacks.data();
+  s.start_per_r2 = start_bound_per_r2(metric, d);
   out.candidates.resize(static_cast<size_t>(n * m));
   s.thresholds = thresholds.data(), s.counts = out.counts.data(), s.candidates = out.candidates.data();
   s.capacity = static_cast<int32_t>(m);
@@ -83,7 +81,7 @@ Screened screen_everything(const Rows& x, const Rows& b, Metric metric, const do
     s.queries = queries.get(), s.panels = held.get();
     CHECK(cuda::pack_queries<float>(q, device) == nullptr);
     CHECK(cuda::pack_panels<float>(bank, device) == nullptr);
-    CHECK((tensor ? cuda::screen_mma(s, device) : cuda::screen_simt(s, device)) == nullptr);
+    CHECK(cuda::screen_simt(s, device) == nullptr);
   }
   CHECK(state.bad_codes == 0);
   return out;
@@ -162,7 +160,7 @@ struct Data {
 };
 
 const Metric kMetrics[] = {Metric::dot, Metric::cosine, Metric::l2};
-const cuda::Path kPaths[] = {cuda::Path::simt, cuda::Path::mma, cuda::Path::mma16, cuda::Path::sm90};
+const cuda::Path kPaths[] = {cuda::Path::simt, cuda::Path::mma16, cuda::Path::sm90};
 
 TEST(cuda_bounds_hold_on_random_data) {
   uint32_t seed = 1;
@@ -220,7 +218,7 @@ TEST(cuda_bounds_hold_where_roundings_add_up) {
 // A large start, and products that each fall just below what the accumulator keeps (tensor_cores/bounds.h assumes as
 // much): every instruction loses all sixteen.
 TEST(cuda_bounds_hold_where_sums_lose) {
-  for (const auto& [path, d] : {std::pair<cuda::Path, int64_t>{cuda::Path::mma, 512}, {cuda::Path::sm90, 256}})
+  for (const auto& [path, d] : {std::pair<cuda::Path, int64_t>{cuda::Path::mma16, 512}, {cuda::Path::sm90, 256}})
     for (const DType dtype : {DType::bf16, DType::f16}) {
       const int64_t m = 40;
       const std::vector<double> bias(static_cast<size_t>(m), 1.0);

@@ -1,4 +1,5 @@
-// The screen on 16-bit operands and their packing, on the emulator: a file of its own, as test_cuda_host_mma.cpp.
+// The screen on 16-bit operands and their packing, on the emulator: a file of its own, since its tiles have the same
+// names as the portable one's.
 #define VECBANK_EMULATE 1
 #include "cuda_emulator.h"
 

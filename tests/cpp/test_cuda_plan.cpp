@@ -99,7 +99,7 @@ TEST(cuda_plans_fit_the_workspace) {
             }
 }
 
-// 16-bit inputs stay what they are; a mixture, or wider ones, are rounded to bf16 only on request.
+// 16-bit inputs stay what they are; a mixture, or wider ones, are rounded to bf16.
 TEST(cuda_plan_chooses_operands) {
   const auto plan = [](DType x, DType b, cuda::Path path) {
     SearchProblem p;
@@ -109,10 +109,9 @@ TEST(cuda_plan_chooses_operands) {
   };
   for (const DType t : {DType::bf16, DType::f16}) {
     CHECK(!plan(t, t, cuda::Path::simt).operands);
-    CHECK(!plan(t, DType::f32, cuda::Path::mma).operands && cuda::operand_type(t) == t);
-    for (const cuda::Path path : {cuda::Path::mma, cuda::Path::mma16}) CHECK(plan(t, t, path).operands);
+    CHECK(plan(t, t, cuda::Path::mma16).operands && cuda::operand_type(t) == t);
+    CHECK(plan(t, DType::f32, cuda::Path::mma16).operands);
   }
-  CHECK(!plan(DType::f32, DType::f32, cuda::Path::mma).operands);
   for (const DType wide : {DType::f32, DType::f64}) CHECK(cuda::operand_type(wide) == DType::bf16);
 }
 
@@ -126,7 +125,7 @@ TEST(cuda_plan_packs_once) {
     p.queries = {nullptr, DType::bf16, n, 128, 128, 1};
     p.bank = {nullptr, DType::bf16, m, 128, 128, 1};
     p.pack = packed ? reinterpret_cast<const PackHeader*>(256) : nullptr;
-    return plan_search(p, 132, path, room);
+    return plan_search(p, 132, path, false, room);
   };
   for (const Path path : {Path::mma16, Path::sm90}) {
     const SearchPlan with = plan(100000, 1000000, path, true, true);
@@ -200,6 +199,24 @@ TEST(cuda_ranges_follow_the_number_of_queries) {
   }
 }
 
+TEST(cuda_plan_of_few_queries) {
+  SearchProblem p;
+  p.k = 10;
+  for (const int64_t n : {1, 8, 16, 17, 1000})
+    for (const int64_t d : {1, 128, 768, 3072, 3073, 12288, 12289, 40000})
+      for (const int64_t m : {1, 50, 1000000}) {
+        p.queries = {nullptr, DType::bf16, n, d, d, 1};
+        p.bank = {nullptr, DType::bf16, m, d, d, 1};
+        for (const cuda::Path path : {cuda::Path::simt, cuda::Path::mma16, cuda::Path::sm90}) {
+          const cuda::SearchPlan plan = cuda::plan_search(p, 132, path, true);
+          const bool fits = n <= 16 && d <= (n <= 4 ? 12288 : 3072) && m > 80;
+          CHECK(plan.few == fits);
+          CHECK(!plan.few || (plan.rows >= n && plan.lists.capacity == cuda::kFewCapacity));
+          CHECK(!cuda::plan_search(p, 132, path).few);
+        }
+      }
+}
+
 ProjectProblem projection(Metric metric, DType x, DType bank, DType out, int64_t n = 100, int64_t m = 50,
                           int64_t d = 8) {
   ProjectProblem p;
@@ -210,18 +227,32 @@ ProjectProblem projection(Metric metric, DType x, DType bank, DType out, int64_t
   return p;
 }
 
-TEST(cuda_heuristics_name_a_measurement_or_stay_with_the_kernel) {
+TEST(cuda_heuristics_choose_a_path_and_say_why) {
   using namespace cuda;
+  using enum ProjectPath;
   const size_t last = std::size(kProjectRules) - 1;
-  const ProjectProblem any = projection(Metric::dot, DType::f32, DType::f32, DType::f32);
-  CHECK(kProjectRules[last].holds(any, 80));  // some row always decides
-  for (const ProjectRule& rule : kProjectRules) {
-    CHECK(rule.what != nullptr && rule.measured != nullptr && *rule.measured != 0);
-    CHECK(rule.path == ProjectPath::kernel || std::string(rule.measured).find("never") == std::string::npos);
+  const DType f32 = DType::f32, f64 = DType::f64, bf16 = DType::bf16, f16 = DType::f16;
+  CHECK(kProjectRules[last].holds(projection(Metric::dot, f32, f32, f32), 80));  // some row always decides
+  for (const ProjectRule& rule : kProjectRules) CHECK(*rule.what != 0 && *rule.reason != 0);
+  const auto path = [](Metric metric, DType in, DType out, ProjectOverride wanted = ProjectOverride::none) {
+    return project_path(projection(metric, in, in, out), 90, wanted);
+  };
+  for (const DType half : {bf16, f16})
+    for (const Metric metric : {Metric::dot, Metric::cosine, Metric::l2, Metric::sqeuclidean}) {
+      CHECK(path(metric, half, half) == library);
+      CHECK(path(metric, half, f32) == (is_product(projection(metric, half, half, f32)) ? library : kernel));
+    }
+  for (const Metric metric : {Metric::dot, Metric::cosine})
+    for (const DType out : {f32, f64, bf16})
+      CHECK(path(metric, f32, out) == library && path(metric, f64, out) == kernel);
+  for (const Metric metric : {Metric::l2, Metric::sqeuclidean, Metric::l1}) {
+    CHECK(path(metric, f32, f32) == kernel && path(metric, f64, f64) == kernel);
+    CHECK(path(metric, f32, f32, ProjectOverride::library) == kernel);  // it cannot
   }
-  CHECK(project_path(any, 90, ProjectOverride::none) == ProjectPath::kernel);  // until a row says otherwise
-  CHECK(project_path(any, 90, ProjectOverride::kernel) == ProjectPath::kernel);
-  CHECK(project_path(any, 90, ProjectOverride::library) == ProjectPath::library);
+  CHECK(path(Metric::l1, bf16, bf16) == kernel);
+  CHECK(project_path(projection(Metric::dot, bf16, f32, bf16), 90, ProjectOverride::none) == kernel);  // two dtypes
+  CHECK(path(Metric::dot, bf16, bf16, ProjectOverride::kernel) == kernel);
+  CHECK(path(Metric::l2, f64, f64, ProjectOverride::library) == library);
 }
 
 TEST(cuda_library_takes_what_it_can_carry) {
@@ -242,19 +273,32 @@ TEST(cuda_library_takes_what_it_can_carry) {
 
 TEST(cuda_library_plans_fit_the_workspace) {
   using namespace cuda;
-  for (const Metric metric : {Metric::dot, Metric::cosine, Metric::l2})
-    for (const DType in : {DType::f32, DType::f64, DType::bf16, DType::f16})
-      for (const DType out : {DType::f32, DType::f64, DType::bf16})
-        for (const int64_t n : {1, 127, 5000, 1 << 20, 1 << 25})
-          for (const int64_t m : {1, 300, 8192, 1 << 20}) {
-            const ProjectProblem p = projection(metric, in, in, out, n, m, 64);
-            const LibraryPlan plan = plan_library(p);
-            const int64_t size = static_cast<int64_t>(size_of(product_dtype(p)));
-            CHECK(plan.rows >= 1 && plan.rows <= n && plan.columns >= 1 && plan.columns <= m);
-            CHECK(plain_product(p) || plan.rows * plan.columns * size <= kProductShare);
-            CHECK(plain_product(p) || ceil_div(plan.rows, kRowsPerFinish) <= 65535);
-            CHECK(plan.in_place == (plain_product(p) || out == product_dtype(p)));
-          }
+  for (const int64_t l2 : {0, 6 << 20, 40 << 20, 50 << 20, 1 << 30})
+    for (const Metric metric : {Metric::dot, Metric::cosine, Metric::l2})
+      for (const DType in : {DType::f32, DType::f64, DType::bf16, DType::f16})
+        for (const DType out : {DType::f32, DType::f64, DType::bf16})
+          for (const int64_t n : {1, 127, 5000, 1 << 20, 1 << 25})
+            for (const int64_t m : {1, 3, 300, 1024, 8192, 1 << 20, 1 << 22}) {
+              const ProjectProblem p = projection(metric, in, in, out, n, m, 64);
+              const LibraryPlan plan = plan_library(p, l2);
+              const int64_t size = static_cast<int64_t>(size_of(product_dtype(p)));
+              CHECK(plan.in_place == (plain_product(p) || out == product_dtype(p)));
+              CHECK(plan.rows >= 1 && plan.rows <= n && plan.columns >= 1 && plan.columns <= m);
+              if (plain_product(p)) continue;
+              const int64_t bytes = plan.rows * plan.columns * size;
+              CHECK(bytes <= std::clamp(l2 / 2, kLeastProduct, kMostProduct));
+              const int64_t factors = (std::min(n, kMostFactors) + std::min(m, kMostFactors)) * (size + 1);
+              CHECK((plan.in_place ? 0 : bytes) + factors + 4096 <= kMostWorkspace);
+              for (const int wide : {1, 4}) {
+                const FinishGrid g = finish_grid(plan.rows, plan.columns, wide);
+                CHECK(g.across >= 1 && g.across * g.down == kThreads && g.y <= 65535);
+                CHECK(g.x * g.across * wide >= plan.columns && g.y * g.down * kFinishRows >= plan.rows);
+                CHECK(g.across == 1 || g.across * wide < 2 * plan.columns);  // at least half of the threads have work
+              }
+            }
+  // On an H100: 65,536 x 1024 in 11 blocks, so 2 norms, 11 products and finishing passes, 1 rescoring.
+  const ProjectProblem p = projection(Metric::cosine, DType::bf16, DType::bf16, DType::bf16, 65536, 1024, 768);
+  CHECK(ceil_div(65536, plan_library(p, int64_t{50} << 20).rows) == 11);
 }
 
 TEST(cuda_refine_order_equals_cpu) {
@@ -300,14 +344,6 @@ TEST(cuda_operand_bound_covers_what_is_lost) {
       }
   CHECK(cuda::operand_share(DType::f16, DType::f16, Metric::cosine, true) < 0x1p-20);  // queries keep their origin
   CHECK(cuda::operand_share(DType::f16, DType::f16, Metric::l2, true) > 0x1p-20);
-}
-
-TEST(cuda_tensor_bound_covers_the_plain_one) {
-  for (const int64_t d : {1, 8, 64, 128, 1024, 16384}) {
-    const double factor = cuda::tensor_factor(d);
-    CHECK(factor > 1.0 && factor < 10.0);
-    CHECK(factor * screen_unit(d) >= cuda::kSplitUnit + 3.0 * static_cast<double>(d / 8) * cuda::kTf32Unit);
-  }
 }
 
 // The threshold that the cascade takes from registers never exceeds the one that the screens compute column by column.

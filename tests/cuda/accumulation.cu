@@ -11,6 +11,7 @@
 #include "core/half.h"
 #include "cuda/tensor_cores/bounds.h"
 #include "cuda/tensor_cores/ptx.h"
+#include "device_array.h"
 
 namespace {
 
@@ -18,18 +19,8 @@ using namespace vecbank;
 
 constexpr int kTrials = 4096;  // instructions per kind of data
 
-// An instruction: its name, how many products it adds to an accumulator, what it is assumed to lose, and what of a
-// number its operands hold.
-struct Tf32 {
-  static constexpr const char* name = "tf32";
-  static constexpr int depth = 8;
-  static constexpr double unit = cuda::kTf32Unit;
-  static float held(double x) {
-    if (x == 0.0) return 0.0f;
-    const double unit = std::ldexp(1.0, std::ilogb(x) - 10);
-    return static_cast<float>(std::trunc(x / unit) * unit);
-  }
-};
+// An instruction: its name, how many products it adds to an accumulator, what it is assumed to lose, and what its
+// operands hold of a number.
 struct Bf16 {
   static constexpr const char* name = "bf16";
   static constexpr int depth = 16;
@@ -59,29 +50,16 @@ __global__ void one_instruction(const Sums s) {
   float sum[4];
   for (int e = 0; e < 4; ++e) sum[e] = c[(g + 8 * (e / 2)) * 8 + 2 * t + e % 2];
   uint32_t left[4], right[2];
-  if constexpr (depth == 8) {
-    for (int e = 0; e < 4; ++e) left[e] = __float_as_uint(a[(g + 8 * (e % 2)) * depth + t + 4 * (e / 2)]);
-    for (int e = 0; e < 2; ++e) right[e] = __float_as_uint(b[(t + 4 * e) * 8 + g]);
-    cuda::mma_tf32(sum, left, right);
-  } else {
-    for (int e = 0; e < 4; ++e) {
-      const float* two = a + (g + 8 * (e % 2)) * depth + 2 * t + 8 * (e / 2);
-      left[e] = I::bits(two[0]) | I::bits(two[1]) << 16;
-    }
-    for (int e = 0; e < 2; ++e) {
-      const float* two = b + (2 * t + 8 * e) * 8 + g;
-      right[e] = I::bits(two[0]) | I::bits(two[8]) << 16;
-    }
-    cuda::mma_16<std::is_same_v<I, Bf16>>(sum, left, right[0], right[1]);
+  for (int e = 0; e < 4; ++e) {
+    const float* two = a + (g + 8 * (e % 2)) * depth + 2 * t + 8 * (e / 2);
+    left[e] = I::bits(two[0]) | I::bits(two[1]) << 16;
   }
+  for (int e = 0; e < 2; ++e) {
+    const float* two = b + (2 * t + 8 * e) * 8 + g;
+    right[e] = I::bits(two[0]) | I::bits(two[8]) << 16;
+  }
+  cuda::mma_16<std::is_same_v<I, Bf16>>(sum, left, right[0], right[1]);
   for (int e = 0; e < 4; ++e) c[(g + 8 * (e / 2)) * 8 + 2 * t + e % 2] = sum[e];
-}
-
-template <class T>
-T* managed(int64_t count) {
-  T* p = nullptr;
-  CHECK(cudaMallocManaged(&p, static_cast<size_t>(count) * sizeof(T)) == cudaSuccess);
-  return p;
 }
 
 template <class I>
@@ -90,9 +68,7 @@ double worst_error() {
   std::mt19937 random(1);
   std::normal_distribution<double> normal;
   double worst = 0.0;
-  float *a = managed<float>(kTrials * 16 * depth), *b = managed<float>(kTrials * depth * 8),
-        *c = managed<float>(kTrials * 128);
-  if (a == nullptr || b == nullptr || c == nullptr) return HUGE_VAL;
+  std::vector<float> a(kTrials * 16 * depth), b(kTrials * depth * 8), c(kTrials * 128);
   const int widest = std::is_same_v<I, F16> ? 10 : 20;  // of exponents either way
   for (int kind = 0; kind < 8; ++kind) {
     for (int i = 0; i < kTrials * 16 * depth; ++i) {
@@ -117,9 +93,11 @@ double worst_error() {
     }
     for (int i = 0; i < kTrials * depth * 8; ++i)
       b[i] = I::held(kind >= 6 ? 0x1p-13 : kind == 0 || kind >= 4 ? normal(random) : 1.0);
-    const std::vector<float> before(c, c + kTrials * 128);
-    one_instruction<I><<<kTrials, 32>>>({a, b, c});
+    const std::vector<float> before = c;
+    DeviceArray<float> device_a(a), device_b(b), device_c(c);
+    one_instruction<I><<<kTrials, 32>>>({device_a.data(), device_b.data(), device_c.data()});
     CHECK(cudaDeviceSynchronize() == cudaSuccess);
+    CHECK(device_c.read(c));
     for (int trial = 0; trial < kTrials; ++trial)
       for (int row = 0; row < 16; ++row)
         for (int column = 0; column < 8; ++column) {
@@ -135,7 +113,6 @@ double worst_error() {
           if (size > 0.0) worst = std::max(worst, std::fabs(c[at] - sum) / size);
         }
   }
-  cudaFree(a), cudaFree(b), cudaFree(c);
   int major = 0, minor = 0;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0);
@@ -144,7 +121,6 @@ double worst_error() {
   return worst;
 }
 
-TEST(tensor_core_accumulation_tf32) { CHECK(worst_error<Tf32>() <= Tf32::unit); }
 TEST(tensor_core_accumulation_bf16) { CHECK(worst_error<Bf16>() <= Bf16::unit); }
 TEST(tensor_core_accumulation_fp16) { CHECK(worst_error<F16>() <= F16::unit); }
 

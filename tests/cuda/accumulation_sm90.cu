@@ -10,6 +10,7 @@
 
 #include "../cpp/check.h"
 #include "core/half.h"
+#include "device_array.h"
 
 namespace vecbank::cuda::sm90 {
 namespace {
@@ -59,21 +60,13 @@ __global__ void __launch_bounds__(128) one_product_kernel(const __grid_constant_
 #endif
 }
 
-template <class T>
-T* managed(int64_t count) {
-  T* p = nullptr;
-  CHECK(cudaMallocManaged(&p, static_cast<size_t>(count) * sizeof(T)) == cudaSuccess);
-  return p;
-}
-
 // The worst error of a kind of sums, relative to the magnitudes summed; 0 where all are exact.
 template <class T, class Make>
 double worst_error(Make&& make) {
   constexpr bool bf16 = std::is_same_v<T, BFloat16>;
   constexpr int trials = 16, side = kSide * kStep, out = kSide * kSide;
-  uint16_t *x = managed<uint16_t>(trials * side), *b = managed<uint16_t>(trials * side);
-  float* c = managed<float>(trials * out);
-  if (x == nullptr || b == nullptr || c == nullptr) return HUGE_VAL;
+  std::vector<uint16_t> x(trials * side), b(trials * side);
+  std::vector<float> c(trials * out);
   const auto held = [](double v) {
     T t;
     narrow(v, &t);
@@ -81,10 +74,13 @@ double worst_error(Make&& make) {
   };
   for (int i = 0; i < trials * side; ++i) x[i] = held(make(0, i % kStep)), b[i] = held(make(1, i % kStep));
   for (int i = 0; i < trials * out; ++i) c[i] = static_cast<float>(make(2, 0));
-  const std::vector<float> before(c, c + trials * out);
+  const std::vector<float> before = c;
+  DeviceArray<uint16_t> device_x(x), device_b(b);
+  DeviceArray<float> device_c(c);
   CHECK(cuda::launch(one_product_kernel<bf16>, dim3(trials), 128, 2 * kBankBox + kAlignment, cuda::Device{},
-                     Product{x, b, c}) == nullptr);
+                     Product{device_x.data(), device_b.data(), device_c.data()}) == nullptr);
   CHECK(cudaDeviceSynchronize() == cudaSuccess);
+  CHECK(device_c.read(c));
   double worst = 0.0;
   for (int i = 0; i < trials * out; ++i) {
     double sum = before[static_cast<size_t>(i)], size = std::fabs(sum);
@@ -97,7 +93,6 @@ double worst_error(Make&& make) {
     if (!std::isfinite(c[i])) worst = HUGE_VAL;
     if (size > 0.0) worst = std::max(worst, std::fabs(c[i] - sum) / size);
   }
-  cudaFree(x), cudaFree(b), cudaFree(c);
   return worst;
 }
 

@@ -1,41 +1,41 @@
-// The kernels' own tests on a GPU, without torch or Python: the cases of the block emulator, in managed memory.
+// The kernels' own tests on a GPU, without torch or Python: the cases of the block emulator, in plain device memory.
 #include <cuda_runtime.h>
 
 #include <cstdio>
-#include <cstdlib>
-#include <new>
-#include <vector>
 
+#include "../cpp/check.h"
+#include "../cpp/twin.h"
 #include "cuda/api.h"
+
+const bool twin::Side::kShowsAll = false;
+void* twin::Side::take(size_t bytes) {
+  void* p = nullptr;
+  return cudaMalloc(&p, bytes) == cudaSuccess ? p : nullptr;
+}
+void twin::Side::give(void* p) { cudaFree(p); }
+bool twin::Side::write(void* device, const void* host, size_t bytes) {
+  return cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice) == cudaSuccess;
+}
+bool twin::Side::read(void* host, const void* device, size_t bytes) {
+  return cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost) == cudaSuccess;
+}
+vecbank::cuda::Error twin::Side::wait() {
+  const cudaError_t status = cudaDeviceSynchronize();
+  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+}
+void twin::Side::hide(void*, size_t) {}
+void twin::Side::show(void*, size_t) {}
+bool twin::Side::hidden(const void*, size_t) { return true; }  // a kernel cannot reach it
 
 namespace {
 
-template <class T>
-struct Managed {
-  using value_type = T;
-  Managed() = default;
-  template <class U>
-  Managed(const Managed<U>&) {}
-  T* allocate(size_t count) {
-    void* p = nullptr;
-    if (cudaMallocManaged(&p, (count == 0 ? 1 : count) * sizeof(T)) != cudaSuccess) throw std::bad_alloc();
-    return static_cast<T*>(p);
-  }
-  void deallocate(T* p, size_t) { cudaFree(p); }
-  template <class U>
-  bool operator==(const Managed<U>&) const {
-    return true;
-  }
-};
-template <class T>
-using Vec = std::vector<T, Managed<T>>;
-
 // Before any test: without a GPU there is nothing to say.
-const bool there = [] {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) return true;
-  std::printf("vecbank_cuda_tests: NOT RUN: no CUDA device\n");
-  std::exit(77);
+const bool asked = [] {
+  why_not_run() = [] {
+    int count = 0;
+    return cudaGetDeviceCount(&count) == cudaSuccess && count > 0 ? nullptr : "no CUDA device";
+  };
+  return true;
 }();
 
 bool has_sm90() {
@@ -43,18 +43,8 @@ bool has_sm90() {
   if (vecbank::cuda::use_device(0, &device) != nullptr) return false;
   device.path = vecbank::cuda::Path::sm90;
   const vecbank::cuda::Error fault = vecbank::cuda::search_fault(device);
-  if (fault != nullptr) std::printf("vecbank_cuda_tests: the sm90 path is not tested: %s\n", fault);
+  if (fault != nullptr) std::printf("     the sm90 path is not tested: %s\n", fault);
   return fault == nullptr;
-}
-
-bool ran(vecbank::cuda::Error error) {
-  if (error == nullptr) {
-    const cudaError_t status = cudaDeviceSynchronize();
-    if (status == cudaSuccess) return true;
-    error = cudaGetErrorString(status);
-  }
-  std::printf("  %s\n", error);
-  return false;
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
-// project through a library's product: first the norms, then the product block by block. One pass finishes each block
-// while L2 still holds it: it scales or combines, takes the last step and converts to the output's dtype. Fallback rows
-// and columns, whose products could overflow or vanish, are rescored in float64, as in project.cu.
+// project through a library's product: first the norms of all rows and columns, then the product block by block. One
+// pass finishes each block while L2 still holds it: it scales or combines, takes the last step and converts to the
+// output's dtype. At the end, fallback rows and columns, whose products could overflow or vanish, are rescored in
+// float64, as in project.cu. That is three launches, and two for every block.
 #include "../arena.h"
 #include "../panels.cuh"
 #include "../project.cuh"
@@ -21,37 +22,42 @@ struct RowFactors {
   Metric metric;
   T* factor;  // cosine: 1 / norm; distances: norm squared
   unsigned char* fallback;
+  int32_t *none, *any;  // flags: the rows' launch clears one, the columns' launch sets it if any falls back; or null
 };
 
-// Sixteen threads share a row.
+// Sixteen threads share a row. The loads of eight steps are on their way at once.
+__device__ __forceinline__ double squares_of_row(const Rows& rows, int64_t i, bool valid) {
+  double sum = 0.0;
+  if (valid)
+    with_dtype(rows.dtype, [&](auto type) {
+      const auto* row = reinterpret_cast<decltype(type)>(row_of(rows, i));
+#pragma unroll 8
+      for (int64_t k = threadIdx.x % 16; k < rows.width; k += 16) {
+        const double v = widened(row[k]);
+        sum = add_rn(sum, mul_rn(v, v));
+      }
+    });
+  return sum_of_16(sum);
+}
+
 template <class T>
 __global__ void __launch_bounds__(kPanelThreads) row_factor_kernel(const __grid_constant__ RowFactors<T> a) {
   constexpr int64_t step = kPanelThreads / 16;
+  if (a.none != nullptr && blockIdx.x == 0 && threadIdx.x == 0) *a.none = 0;
   for (int64_t base = blockIdx.x * step; base < a.rows.count; base += gridDim.x * step) {
     const int64_t i = base + threadIdx.x / 16;
     const bool valid = i < a.rows.count;
-    const double squares = squares_of(a.rows, i, valid, {}), norm = sqrt(squares);
+    const double squares = squares_of_row(a.rows, i, valid), norm = sqrt(squares);
     if (!valid || threadIdx.x % 16 != 0) continue;
     const bool fallback = !(norm <= Extent<T>::most) || (norm > 0.0 && norm < Extent<T>::least);
     a.fallback[i] = fallback;
+    if (fallback && a.any != nullptr) *a.any = 1;
     const MetricRecord m = record(a.metric);
     a.factor[i] = fallback                 ? T(0)
                   : m.unit_rows            ? static_cast<T>(1.0 / floored(norm))
                   : m.term == Term::square ? static_cast<T>(squares)
                                            : T(1);
   }
-}
-
-struct AnyFallback {
-  const unsigned char* fallback;
-  int64_t count;
-  int32_t* any;
-};
-__global__ void __launch_bounds__(kThreads) any_fallback_kernel(const AnyFallback a) {  // one block
-  int found = 0;
-  for (int64_t i = threadIdx.x; i < a.count; i += kThreads) found |= a.fallback[i];
-  const int any = __syncthreads_or(found);
-  if (threadIdx.x == 0) *a.any = any;
 }
 
 template <class T>
@@ -67,24 +73,59 @@ struct ProductBlock {
   void* out;
   DType out_dtype;
   int64_t out_stride;
+  int across;  // finish_grid
 };
 
-// Each thread has a column, so that a warp loads and stores neighbours. blockIdx.y: kRowsPerFinish rows at a time.
-template <class T>
+template <class S, int kWide>
+struct alignas(sizeof(S) * kWide) Several {
+  S at[kWide];
+};
+
+template <class T, class Out, int kWide>
 __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ ProductBlock<T> a) {
-  const int64_t column = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int down = kThreads / a.across;
+  const int64_t column = (int64_t{blockIdx.x} * a.across + threadIdx.x % a.across) * kWide;
   if (column >= a.bank.count) return;
-  const T mine = a.column_factor[column];
+  const auto mine = *reinterpret_cast<const Several<T, kWide>*>(a.column_factor + column);
   const bool distance = record(a.metric).term == Term::square;
-  const int64_t first = int64_t{blockIdx.y} * kRowsPerFinish;
-#pragma unroll 4
-  for (int64_t row = first; row < first + kRowsPerFinish && row < a.queries.count; ++row) {
-    const T p = a.product[row * a.product_stride + column], other = a.row_factor[row];
-    const T v = distance ? p * T(-2) + (other + mine) : p * other * mine;
-    store(last_step<T>(v, a.finish), a.out, a.out_dtype, row * a.out_stride + column);
+  const int64_t first = int64_t{blockIdx.y} * down * kFinishRows + threadIdx.x / a.across;
+#pragma unroll
+  for (int i = 0; i < kFinishRows; ++i) {
+    const int64_t row = first + i * down;
+    if (row >= a.queries.count) continue;
+    const auto p = *reinterpret_cast<const Several<T, kWide>*>(a.product + row * a.product_stride + column);
+    const T other = a.row_factor[row];
+    Several<Out, kWide> done;
+#pragma unroll
+    for (int w = 0; w < kWide; ++w) {
+      const T v = distance ? p.at[w] * T(-2) + (other + mine.at[w]) : p.at[w] * other * mine.at[w];
+      narrow(last_step<T>(v, a.finish), &done.at[w]);
+    }
+    *reinterpret_cast<Several<Out, kWide>*>(static_cast<Out*>(a.out) + row * a.out_stride + column) = done;
   }
 }
 
+template <class T, class Out, int kWide>
+Error finish_by(ProductBlock<T> b, const Device& device) {
+  const FinishGrid grid = finish_grid(b.queries.count, b.bank.count, kWide);
+  b.across = grid.across;
+  return launch(finish_kernel<T, Out, kWide>, dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y)),
+                kThreads, 0, device, b);
+}
+
+// Four columns a thread where every row begins at a multiple of four numbers.
+template <class T>
+Error finish_block(const ProductBlock<T>& b, const Device& device) {
+  return with_dtype(b.out_dtype, [&](auto type) {
+    using Out = Element<decltype(type)>;
+    const bool whole = b.bank.count % 4 == 0 && b.product_stride % 4 == 0 && b.out_stride % 4 == 0 &&
+                       reinterpret_cast<uintptr_t>(b.product) % (4 * sizeof(T)) == 0 &&
+                       reinterpret_cast<uintptr_t>(b.out) % (4 * sizeof(Out)) == 0;
+    return whole ? finish_by<T, Out, 4>(b, device) : finish_by<T, Out, 1>(b, device);
+  });
+}
+
+// The fallback rows and columns of rows and columns that share their factors.
 template <class T>
 __global__ void __launch_bounds__(kThreads) rescore_block_kernel(const __grid_constant__ ProductBlock<T> a) {
   const bool columns = *a.any_column_fallback != 0;
@@ -109,62 +150,72 @@ template <class T>
 LibraryWork<T> cut_library(const ProjectProblem& p, const LibraryPlan& plan, void* base) {
   LibraryWork<T> w{};
   if (plain_product(p)) return w;
+  const int64_t rows = std::min(p.queries.count, kMostFactors), columns = std::min(p.bank.count, kMostFactors);
   Arena arena(base);
   if (!plan.in_place) w.product = arena.take<T>(plan.rows * plan.columns);
-  w.row_factor = arena.take<T>(plan.rows);
-  w.column_factor = arena.take<T>(plan.columns);
-  w.row_fallback = arena.take<unsigned char>(plan.rows);
-  w.column_fallback = arena.take<unsigned char>(plan.columns);
+  w.row_factor = arena.take<T>(rows);
+  w.column_factor = arena.take<T>(columns);
+  w.row_fallback = arena.take<unsigned char>(rows);
+  w.column_fallback = arena.take<unsigned char>(columns);
   w.any_column_fallback = arena.take<int32_t>(1);
   w.bytes = arena.used();
   return w;
 }
 
 template <class T>
-Error find_factors(const Rows& rows, Metric metric, T* factor, unsigned char* fallback, const Device& device) {
-  const RowFactors<T> args{rows, metric, factor, fallback};
-  return launch(row_factor_kernel<T>, grid_for(ceil_div(rows.count, kPanelThreads / 16)), kPanelThreads, 0, device,
+Error find_factors(const RowFactors<T>& args, const Device& device) {
+  return launch(row_factor_kernel<T>, grid_for(ceil_div(args.rows.count, kPanelThreads / 16)), kPanelThreads, 0, device,
                 args);
 }
 
-// The outer loop walks columns and the inner loop rows, so that the factors of a column are computed once.
+// A part of the answer whose rows and columns have their factors: block by block, then the fallbacks.
+template <class T>
+Error multiply_part(const ProductBlock<T>& part, const LibraryPlan& plan, T* product, const Multiply& multiply,
+                    const Device& device) {
+  const int64_t out_size = static_cast<int64_t>(size_of(part.out_dtype));
+  const DType dtype = sizeof(T) == 8 ? DType::f64 : DType::f32;
+  for (int64_t column = 0; column < part.bank.count; column += plan.columns)
+    for (int64_t row = 0; row < part.queries.count; row += plan.rows) {
+      ProductBlock<T> b = part;
+      b.queries = part_of(part.queries, row, plan.rows, 0, part.queries.width);
+      b.bank = part_of(part.bank, column, plan.columns, 0, part.bank.width);
+      b.row_factor += row;
+      b.column_factor += column;
+      b.out = static_cast<char*>(part.out) + (row * part.out_stride + column) * out_size;
+      b.product = plan.in_place ? static_cast<const T*>(b.out) : product;
+      b.product_stride = plan.in_place ? b.out_stride : b.bank.count;
+      VB_TRY(multiply.run(multiply.context, b.queries, b.bank, const_cast<T*>(b.product), dtype, b.product_stride));
+      VB_TRY(finish_block(b, device));
+    }
+  const int64_t most = int64_t{8} * device.processors;
+  return launch(rescore_block_kernel<T>, grid_for(std::min(part.queries.count, most)), kThreads, 0, device, part);
+}
+
 template <class T>
 Error by_library(const ProjectProblem& p, const Multiply& multiply, const Device& device) {
-  const LibraryPlan plan = plan_library(p);
+  const LibraryPlan plan = plan_library(p, device.l2_bytes);
   const LibraryWork<T> w = cut_library<T>(p, plan, device.workspace);
   if (w.bytes > device.workspace_bytes) return kTooSmall;
+  if (plain_product(p)) return multiply.run(multiply.context, p.queries, p.bank, p.out, p.out_dtype, p.bank.count);
   const int64_t out_size = static_cast<int64_t>(size_of(p.out_dtype));
-  for (int64_t column = 0; column < p.bank.count; column += plan.columns) {
-    ProductBlock<T> b{};
-    b.bank = part_of(p.bank, column, plan.columns, 0, p.bank.width);
-    b.metric = p.metric;
-    b.finish = finish_of(p.metric);
-    b.row_factor = w.row_factor, b.column_factor = w.column_factor;
-    b.row_fallback = w.row_fallback, b.column_fallback = w.column_fallback,
-    b.any_column_fallback = w.any_column_fallback;
-    b.out_dtype = p.out_dtype;
-    b.out_stride = p.bank.count;
-    const bool plain = plain_product(p);
-    if (!plain) {
-      VB_TRY(find_factors(b.bank, p.metric, w.column_factor, w.column_fallback, device));
-      VB_TRY(launch(any_fallback_kernel, dim3(1), kThreads, 0, device,
-                    AnyFallback{w.column_fallback, b.bank.count, w.any_column_fallback}));
-    }
-    for (int64_t row = 0; row < p.queries.count; row += plan.rows) {
-      b.queries = part_of(p.queries, row, plan.rows, 0, p.queries.width);
-      b.out = static_cast<char*>(p.out) + (row * b.out_stride + column) * out_size;
-      void* product = plan.in_place ? b.out : w.product;
-      b.product = static_cast<const T*>(product);
-      b.product_stride = plan.in_place ? b.out_stride : b.bank.count;
-      if (!plain) VB_TRY(find_factors(b.queries, p.metric, w.row_factor, w.row_fallback, device));
-      VB_TRY(multiply.run(multiply.context, b.queries, b.bank, product, plain ? p.out_dtype : product_dtype(p),
-                          b.product_stride));
-      if (plain) continue;
-      const dim3 grid(static_cast<unsigned>(ceil_div(b.bank.count, kThreads)),
-                      static_cast<unsigned>(ceil_div(b.queries.count, kRowsPerFinish)));
-      VB_TRY(launch(finish_kernel<T>, grid, kThreads, 0, device, b));
-      const int64_t most = int64_t{8} * device.processors;
-      VB_TRY(launch(rescore_block_kernel<T>, grid_for(std::min(b.queries.count, most)), kThreads, 0, device, b));
+  ProductBlock<T> part{};
+  part.metric = p.metric;
+  part.finish = finish_of(p.metric);
+  part.row_factor = w.row_factor, part.column_factor = w.column_factor;
+  part.row_fallback = w.row_fallback, part.column_fallback = w.column_fallback;
+  part.any_column_fallback = w.any_column_fallback;
+  part.out_dtype = p.out_dtype;
+  part.out_stride = p.bank.count;
+  for (int64_t row = 0; row < p.queries.count; row += kMostFactors) {
+    part.queries = part_of(p.queries, row, kMostFactors, 0, p.queries.width);
+    VB_TRY(find_factors<T>({part.queries, p.metric, w.row_factor, w.row_fallback, w.any_column_fallback, nullptr},
+                           device));
+    for (int64_t column = 0; column < p.bank.count; column += kMostFactors) {
+      part.bank = part_of(p.bank, column, kMostFactors, 0, p.bank.width);
+      part.out = static_cast<char*>(p.out) + (row * part.out_stride + column) * out_size;
+      VB_TRY(find_factors<T>({part.bank, p.metric, w.column_factor, w.column_fallback, nullptr, w.any_column_fallback},
+                             device));
+      VB_TRY(multiply_part(part, plan, w.product, multiply, device));
     }
   }
   return nullptr;
@@ -172,9 +223,9 @@ Error by_library(const ProjectProblem& p, const Multiply& multiply, const Device
 
 }  // namespace
 
-int64_t project_library_workspace(const ProjectProblem& p) {
+int64_t project_library_workspace(const ProjectProblem& p, const Device& device) {
   if (p.queries.count == 0 || p.bank.count == 0) return 0;
-  const LibraryPlan plan = plan_library(p);
+  const LibraryPlan plan = plan_library(p, device.l2_bytes);
   return product_dtype(p) == DType::f64 ? cut_library<double>(p, plan, nullptr).bytes
                                         : cut_library<float>(p, plan, nullptr).bytes;
 }

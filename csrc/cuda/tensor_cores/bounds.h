@@ -8,23 +8,12 @@ namespace vecbank::cuda {
 
 // ---- Tensor cores --------------------------------------------------------------------------------------------------
 // ASSUMED, not documented: one tensor-core instruction adds its products to the accumulator with an error of at most
-// kTensorUnit (16-bit inputs) or kTf32Unit times the sum of the magnitudes of all terms. tests/cuda/accumulation*.cu
+// kTensorUnit times the sum of the magnitudes of all terms. tests/cuda/accumulation*.cu
 // measure this, and one constant serves every architecture until each is measured. Bit-exact models that others fitted
 // to hardware (MMA-Sim, for one) cut every term at a unit 2^-24 (8.x) or 2^-25 (9.0, 10.0) below the largest, and round
-// the sum towards zero. On 8.x an instruction is two steps of 8 products (16-bit inputs) or of 4 products (tf32), which
-// lose 2 (8 + 2) 2^-24 = 5 * 2^-22 and 2 (4 + 2) 2^-24 = 3 * 2^-22. The other architectures lose less.
-constexpr double kTensorUnit = 5.5 * 0x1p-22, kTf32Unit = 3.3 * 0x1p-22;
-// A float32 is split as hi + lo of 11 bits each; hi hi + hi lo + lo hi leaves out at most 3.01 * 2^-22 |x||b|.
-constexpr double kSplitUnit = 3.01 * 0x1p-22;
-
-// The factor by which the float32 screen's error bound must grow to cover the split screen. unit(d) is u (d + 16)
-// there; here it is the split's loss plus three instructions for every eight coordinates, bound line and start
-// included.
-VB_INLINE double tensor_factor(int64_t width) {
-  const double instructions = 3.0 * static_cast<double>((width + 1 + 7) / 8 + 2);
-  const double unit = (kSplitUnit + instructions * kTf32Unit) * 1.02 + screen_unit(width);
-  return unit / screen_unit(width);
-}
+// the sum towards zero. On 8.x an instruction is two steps of 8 products, which lose 2 (8 + 2) 2^-24 = 5 * 2^-22. The
+// other architectures lose less.
+constexpr double kTensorUnit = 5.5 * 0x1p-22;
 // Covers inputs below 2^-126, which tensor cores may count as zero. `norm`: of the packed query.
 VB_INLINE double tensor_slack(int64_t width, double norm) {
   return static_cast<double>(width + 16) * 0x1p-124 * (1.0 + norm + 2.0 * kMaxBankNorm);

@@ -1,7 +1,7 @@
-// The tensor-core screen on 16-bit operands (operands.h), for sm_80 and later. Only VECBANK_CUDA_PATH selects it: mma
-// for 16-bit inputs, mma16 for others, which are rounded to bf16. A tile of 128 x 128 is computed in steps of 64
-// coordinates. Two steps have buffers, and the loads of a step overlap the product of the step before, across tiles
-// too. The proof of the bounds is in bounds.h.
+// The tensor-core screen on 16-bit operands (operands.h), for sm_80 and later. Only VECBANK_CUDA_PATH selects it.
+// 16-bit inputs of one type are taken as they are, others are rounded to bf16. A tile of 128 x 128 is computed in steps
+// of 64 coordinates. Two steps have buffers, and the loads of a step overlap the product of the step before, across
+// tiles too. The proof of the bounds is in bounds.h.
 #include "../plan.h"
 #include "mma_tile.cuh"
 

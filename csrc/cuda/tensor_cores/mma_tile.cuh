@@ -1,5 +1,4 @@
-// What the screens with mma.sync share: eight warps of 64 x 32 on a tile of 128 x 128, and the end of a tile. The
-// layout of the accumulators is that of mma.sync, which is the same for tf32 and 16-bit operands.
+// A tile of mma.sync: eight warps of 64 x 32 on 128 x 128. The layout of the accumulators is that of mma.sync.
 #pragma once
 
 #include "../survivors.cuh"

@@ -6,24 +6,6 @@
 #if defined(__CUDACC__)
 namespace vecbank::cuda {
 
-// The nearest float with 11 significant bits, ties away from zero, as the bits that mma_tf32 takes.
-__device__ __forceinline__ uint32_t round_tf32(float x) {
-  uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-  return bits;
-}
-
-// c[16][8] += a[16][8] * b[8][8] over a warp. With g = lane / 4, t = lane % 4: a holds (g, t), (g + 8, t), (g, t + 4),
-// (g + 8, t + 4); b holds (t, g), (t + 4, g) as (k, column); c holds (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t +
-// 1).
-__device__ __forceinline__ void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
-      "%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
 // Four 8 x 8 matrices of 16-bit elements: lane 8 m + i gives the address of row i of matrix m in shared memory (16
 // bytes, aligned), and lane l receives elements (l / 4, 2 (l % 4)) and the next of each matrix.
 __device__ __forceinline__ void load_matrices(uint32_t (&m)[4], const void* row) {
@@ -35,7 +17,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&m)[4], const void* row)
 
 // c[16][8] += a[16][16] * b[16][8] over a warp, bf16 or fp16. With g = lane / 4, t = lane % 4, two neighbours in k a
 // word, the lower one first: a holds (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8); b holds (2t, g), (2t + 8, g)
-// as (k, column); c as in mma_tf32.
+// as (k, column); c holds (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
 template <bool Bf16>
 __device__ __forceinline__ void mma_16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (Bf16)

@@ -1,5 +1,0 @@
-// The tensor-core screen on the emulator: a file of its own, since its tiles have the same names as the portable one's.
-#define VECBANK_EMULATE 1
-#include "cuda_emulator.h"
-
-#include "cuda/tensor_cores/mma.cu"
