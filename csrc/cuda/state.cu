@@ -26,13 +26,6 @@ std::atomic<void (*)(int)> report_unsound{nullptr};
 
 Error message(cudaError_t status) { return status == cudaSuccess ? nullptr : cudaGetErrorString(status); }
 
-bool is_captured(void* stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  const bool known = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status) == cudaSuccess;
-  if (!known) (void)cudaGetLastError();  // the default stream, while another stream is captured
-  return !known || status != cudaStreamCaptureStatusNone;
-}
-
 // On a stream of its own, so that it waits for nothing else.
 Error run_self_check(const Device& device, SelfCheck* found) {
   void* address = nullptr;
@@ -67,10 +60,17 @@ Checked check(const Device& device) {
 
 }  // namespace
 
+bool is_capturing(const Device& device) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const bool known = cudaStreamIsCapturing(static_cast<cudaStream_t>(device.stream), &status) == cudaSuccess;
+  if (!known) (void)cudaGetLastError();  // the default stream, while another stream is captured
+  return !known || status != cudaStreamCaptureStatusNone;
+}
+
 Checked tensor_cores(int number, const Device& device) {
   Facts& f = facts[number];
   if (f.is_checked.load(std::memory_order_acquire)) return f.checked;
-  if (is_captured(device.stream)) return {};
+  if (is_capturing(device)) return {};
   {
     const std::lock_guard<std::mutex> one_at_a_time(f.checking);
     if (f.is_checked.load(std::memory_order_relaxed)) return f.checked;
@@ -108,14 +108,6 @@ Error use_device(int number, Device* device) {
   device->l2_bytes = f.l2_bytes;
   device->state = f.state.load(std::memory_order_acquire);
   return nullptr;
-}
-
-bool is_capturing(const Device& device) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  const cudaError_t asked = cudaStreamIsCapturing(static_cast<cudaStream_t>(device.stream), &status);
-  if (asked == cudaSuccess) return status != cudaStreamCaptureStatusNone;
-  (void)cudaGetLastError();  // the default stream may not be asked while another one captures
-  return true;
 }
 
 Error read_state(int number, int64_t (&counters)[4]) {
