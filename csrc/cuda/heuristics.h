@@ -21,8 +21,8 @@ inline std::optional<Path> path_named(const char* name) {
 }
 
 // Whoever wants a path gets it, checked or not. Otherwise tensor cores screen where they were found sound: predicted to
-// be 6 to 8 times faster than float32 on 8.0 and 9.0, never measured. Hopper's own kernel stays behind its name until
-// it has run once.
+// be 6 to 8 times faster than float32 on 8.0 and 9.0, never measured. Hopper's own kernel stays behind its name, since
+// the self-check says nothing of wgmma, TMA and barriers.
 inline Path search_path(int capability, TensorCores found, std::optional<Path> wanted) {
   if (wanted) return *wanted;
   return capability >= 80 && found == TensorCores::sound ? Path::mma16 : Path::simt;
