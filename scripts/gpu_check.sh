@@ -219,7 +219,7 @@ in_order() { # the names of tests: what decides most comes first
     if (/tensor_cores/) rank = 4
     if (/operands/) rank = 3
     if (/sm90/) rank = 2
-    if (/accumulation|keep_host|self_check/) rank = 1
+    if (/accumulation|self_check|keep_host/) rank = 1
     print rank, NR, $0
   }' | sort -n -k1,1 -k2,2 | cut -d' ' -f3-
 }
