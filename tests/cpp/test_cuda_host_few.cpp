@@ -32,7 +32,9 @@ double tightness(const Rows& x, const Rows& b, Metric metric, const char* what, 
   f.s.thresholds = thresholds.data(), f.s.counts = counts.data(), f.s.candidates = candidates.data();
   f.s.capacity = static_cast<int32_t>(m);
   f.queries = x, f.bank = b, f.bias = bias, f.state = &state, f.k = 5, f.tops = tops.data();
-  CHECK(cuda::screen_few(f, device) == nullptr);
+  int32_t fallback_count = -1;
+  f.fallback_count = &fallback_count;
+  CHECK(cuda::screen_few(f, device) == nullptr && fallback_count == 0);
   double worst = 0.0;
   for (int64_t q = 0; q < n; ++q) {
     double squares = 0.0;
