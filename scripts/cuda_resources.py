@@ -36,8 +36,8 @@ SHARED = """
 | store_kernel | 256, at least 2 blocks an SM | 36,864 bytes |
 | compact_kernel (k above 32) | 128 | 16 bytes a candidate + 16: up to 64 KiB for k 512 and up |
 | stages_kernel | 256, at least 2 blocks an SM where they fit | 40 KiB + 264 bytes a coordinate: 73 KiB for d 128 |
-| refine_nearest_kernel, refine_short_kernel | 256, at least 3 blocks an SM | 4 bytes |
-| refine_row_kernel | 128, at least 8 blocks an SM | 16 bytes a candidate + 8: 1 to 64 KiB |
+| refine_nearest_kernel, refine_short_kernel | 256, at least 3 blocks an SM (10.0: 2) | 4 bytes |
+| refine_row_kernel | 128, at least 8 blocks an SM (10.0: 6) | 16 bytes a candidate + 8: 1 to 64 KiB |
 | write_query_operands_kernel, write_bank_operands_kernel | 64 | none |
 | refine_all_kernel | 256 | 16 bytes an entry + 8: 8 to 64 KiB |
 | write_bank_panels, write_query_panels | 256 | about 1.5 KiB (float), 2.6 KiB (double) |

@@ -10,6 +10,12 @@
 namespace vecbank::cuda {
 namespace {
 
+// Blocks of a multiprocessor, as many as registers without spills allow; nvcc needs more of these for 10.0.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kManyBlocks = 2, kRowBlocks = 6;
+#else
+constexpr int kManyBlocks = 3, kRowBlocks = 8;
+#endif
 constexpr int kManyThreads = 256;
 constexpr int kRefineThreads = 128;  // where a block has a row
 
@@ -42,7 +48,7 @@ __device__ __forceinline__ Held held_by(const Refine& a, int64_t q) {
 
 // Eight lanes to a row, which walk the candidates that reach its threshold one after the other. Most rows have one such
 // candidate, which needs no score unless the caller wants it. Counts and thresholds are loaded one row ahead.
-__global__ void __launch_bounds__(kManyThreads, 3) refine_nearest_kernel(const __grid_constant__ Refine a) {
+__global__ void __launch_bounds__(kManyThreads, kManyBlocks) refine_nearest_kernel(const __grid_constant__ Refine a) {
   constexpr int kRows = kManyThreads / kLanes;
   const Result& r = a.result;
   const int lane = threadIdx.x % kLanes, first_lane = static_cast<int>(threadIdx.x % 32) - lane;
@@ -100,7 +106,7 @@ __global__ void __launch_bounds__(kManyThreads, 3) refine_nearest_kernel(const _
 // ---- Short lists ---------------------------------------------------------------------------------------------------
 
 // A warp to a row: it scores four candidates at a time, and lane i holds rank i. k <= kWarpList.
-__global__ void __launch_bounds__(kManyThreads, 3) refine_short_kernel(const __grid_constant__ Refine a) {
+__global__ void __launch_bounds__(kManyThreads, kManyBlocks) refine_short_kernel(const __grid_constant__ Refine a) {
   const Result& r = a.result;
   const int lane = threadIdx.x % 32, group = lane / kLanes, k = static_cast<int>(r.k);
   unsigned refined = 0;
@@ -141,7 +147,7 @@ __global__ void __launch_bounds__(kManyThreads, 3) refine_short_kernel(const __g
 // ---- Long lists, and few rows --------------------------------------------------------------------------------------
 
 // A block to a row. Shared memory: `capacity` entries and two counters.
-__global__ void __launch_bounds__(kRefineThreads, 8) refine_row_kernel(const __grid_constant__ Refine a) {
+__global__ void __launch_bounds__(kRefineThreads, kRowBlocks) refine_row_kernel(const __grid_constant__ Refine a) {
   Scored* list = reinterpret_cast<Scored*>(shared_memory());
   float* lowers = reinterpret_cast<float*>(list);         // before there are scores
   int* kept = reinterpret_cast<int*>(list + a.capacity);  // [0] kept, [1] of these with a score

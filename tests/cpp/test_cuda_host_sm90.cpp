@@ -22,6 +22,7 @@ struct Setup {
   bool raise = true;
   int32_t capacity = 64;
   bool whole = true;  // one launch; else two, each of some of the bank's tiles
+  int64_t near = 12;  // fewer of a row's candidates than this may reach its last threshold
 };
 
 struct Trial {
@@ -169,7 +170,7 @@ struct Trial {
       for (int64_t j = 0; j < setup.m; ++j)
         if (allowed(i, j) && (fallback_columns[static_cast<size_t>(j)] || !(score(i, j) < needed)))
           complete = complete && listed[static_cast<size_t>(j)] == 1;
-      if (setup.raise) sparse = sparse && reach < 12;
+      if (setup.raise) sparse = sparse && reach < setup.near;
     }
     CHECK(complete);  // else an answer would be wrong
     CHECK(once);
@@ -249,6 +250,7 @@ TEST(sm90_screen_adversarial_inputs) {
   CHECK(equal.verify() == 20);
 
   Trial sorted({20, 1500, 20, DType::bf16, Metric::dot, 3}, 202);  // every column beats those before it
+  sorted.setup.near = 40;  // columns so close to the best that bf16 cannot tell them apart
   for (float& v : sorted.x) v = std::fabs(v);
   for (size_t i = 0; i < sorted.b.size(); ++i) sorted.b[i] = static_cast<float>(i / 20) * 0.05f;
   sorted.run();
