@@ -20,11 +20,12 @@ constexpr int64_t kWidestScreen = 1 << 14;   // a panel of 16 rows is then 1 MiB
 constexpr int64_t kWidestProduct = 1 << 18;  // a float64 panel of 16 rows is then 32 MiB
 
 // Shares of the workspace, together below 64 MiB (a test adds them up).
-constexpr int64_t kRowShare = int64_t{42} << 20;     // packed queries and candidates of a chunk
-constexpr int64_t kPieceShare = int64_t{16} << 20;   // packed part of the bank, unless the caller packed it
-constexpr int64_t kPartialShare = int64_t{4} << 20;  // best rows of the parts of a split bank
-constexpr int64_t kMostRows = 1 << 16;               // query rows of a chunk
-constexpr int64_t kMostSearched = 1 << 17;  // the same of a search
+constexpr int64_t kRowShare = int64_t{42} << 20;       // packed queries and candidates of a chunk
+constexpr int64_t kPieceShare = int64_t{16} << 20;     // packed part of the bank, unless the caller packed it
+constexpr int64_t kBesideOperands = int64_t{8} << 20;  // what a cascade of searches keeps beside one on operands
+constexpr int64_t kPartialShare = int64_t{4} << 20;    // best rows of the parts of a split bank
+constexpr int64_t kMostRows = 1 << 16;                 // query rows of a chunk
+constexpr int64_t kMostSearched = 1 << 17;             // the same of a search
 
 struct SearchPlan {
   bool operands = false;  // the screen takes 16-bit operands rather than float32 panels
@@ -87,8 +88,9 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
   }
   const int64_t unit = most >= kTile ? kTile : kPanel;
   plan.rows = std::min(most, round_up_to(ceil_div(n, ceil_div(n, most)), unit));
+  const int64_t room = kRowShare - (plan.operands ? kBesideOperands : 0);
   if (!plan.direct && !plan.few && plan.lists.fused)
-    while (plan.lists.capacity < kFewCapacity && plan.rows * row_bytes(2 * plan.lists.capacity) <= kRowShare)
+    while (plan.lists.capacity < kFewCapacity && plan.rows * row_bytes(2 * plan.lists.capacity) <= room)
       plan.lists.capacity *= 2;
   if (plan.operands)  // whole tiles
     plan.piece_panels = std::min(std::max<int64_t>(kPieceShare / operand_bytes(d) / kOperandTile, 1) * kOperandTile,
@@ -113,6 +115,7 @@ constexpr int64_t kStageFixed = 40 << 10;      // bytes of shared memory that do
 constexpr int64_t kStageSums = 4 << 20;        // bytes of the sums, one for each block and stage
 constexpr int64_t kMostStageBlocks = 1 << 16;  // blocks whose sums are kept apart
 constexpr int64_t kStepRows = 1 << 16;         // rows of a chunk where each stage is a search
+constexpr int64_t kStepShare = 5 << 20;        // bytes of such a chunk's residuals, beside a whole search's workspace
 constexpr int64_t kFewColumns = 4096;          // a codebook this long is not split, however few the blocks
 
 // Bytes of shared memory that a block may have. A device not listed gets the smallest of the limits.
@@ -153,8 +156,7 @@ inline StagesPlan plan_stages(const Rows& x, const std::vector<PackedCodebook>& 
   plan.on_chip = plan.on_chip && width > 0 && stage_shared(width) <= shared_limit(device.capability) && !few &&
                  longest < (int64_t{1} << 31) && stages < 65536;
   const int64_t element = !codebooks.empty() && codebooks[0].bank.dtype == DType::f64 ? 8 : 4;
-  // The residuals and the rows found use the share that a search does not need when its bank comes packed.
-  const int64_t most = cascade ? kPieceShare / 2 / std::max<int64_t>(width * element, 1) : kStepRows;
+  const int64_t most = cascade ? kStepShare / std::max<int64_t>(width * element, 1) : kStepRows;
   plan.rows = std::clamp<int64_t>(most < kStageRows ? most : most / kStageRows * kStageRows, 1, kStepRows);
   const int64_t affordable = std::max<int64_t>(1, kStageSums / (16 * std::max<int64_t>(stages, 1)));
   const int64_t rows = plan.on_chip ? x.count : std::min(plan.rows, x.count);

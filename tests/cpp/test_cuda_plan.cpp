@@ -367,9 +367,9 @@ TEST(cuda_row_threshold_is_below_every_lower_bound) {
 TEST(cuda_stage_plans_fit) {
   for (const int capability : {80, 86, 89, 90, 100, 120, 0})
     for (const int64_t n : {0, 1, 64, 5000, 1 << 20, 1 << 27})
-      for (const int64_t d : {0, 1, 64, 128, 512, 4096, 100000})
+      for (const int64_t d : {0, 1, 48, 64, 128, 512, 4096, 100000})
         for (const size_t stages : {size_t{1}, size_t{8}, size_t{300}})
-          for (const int64_t m : {0, 1024, 100000})
+          for (const int64_t m : {0, 1024, 1000000})
             for (const DType dtype : {DType::f32, DType::f64}) {
               ResidualProblem p;
               p.queries = {nullptr, dtype, n, d, d, 1};
@@ -382,7 +382,10 @@ TEST(cuda_stage_plans_fit) {
               CHECK(plan.rows >= 1 && plan.rows <= cuda::kStepRows);
               if (plan.on_chip) CHECK(dtype == DType::f32 && d > 0 && cuda::stage_shared(d) <= (227 << 10));
               if (dtype == DType::f32 && d == 128 && m == 1024) CHECK(plan.on_chip);  // everywhere
-              CHECK(cuda::residual_workspace(p, device) <= cuda::kMostWorkspace);
+              for (const cuda::Path path : {cuda::Path::simt, cuda::Path::mma16}) {
+                device.path = path;
+                CHECK(cuda::residual_workspace(p, device) <= cuda::kMostWorkspace);
+              }
               ProductProblem q;
               q.queries = {nullptr, dtype, n, d * static_cast<int64_t>(stages), d * static_cast<int64_t>(stages), 1};
               q.codebooks = p.stages;
