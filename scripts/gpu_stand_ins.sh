@@ -39,7 +39,7 @@ stand_in ncu <<'BODY'
 echo 'a stand-in for ncu'
 BODY
 stand_in vecbank_cuda_tests <<'BODY'
-[[ $1 == --list ]] && printf '%s\n' cuda_search_equals_cpu tensor_core_accumulation_bf16 && exit 0
+[[ $1 == --list ]] && printf '%s\n' cuda_search_equals_cpu tensor_core_accumulation && exit 0
 echo 'NOT RUN: a stand-in'
 exit 77
 BODY

@@ -69,7 +69,7 @@ STAND_INS = {
     "vecbank_cuda_tests": """
         if [[ $1 == --list ]]; then
           printf '%s\n' cuda_project_close cuda_search_sm90_equals_cpu cuda_search_equals_cpu \
-            tensor_core_accumulation_bf16 cuda_residual_equals_cpu cuda_search_operands_equal_cpu \
+            tensor_core_accumulation cuda_residual_equals_cpu cuda_search_operands_equal_cpu \
             cuda_codebook_equals_cpu
           exit
         fi

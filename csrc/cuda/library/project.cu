@@ -81,16 +81,21 @@ struct alignas(sizeof(S) * kWide) Several {
   S at[kWide];
 };
 
+template <int kCount>
+struct [[gnu::may_alias]] alignas(kCount * sizeof(double)) Words {
+  double at[kCount];
+};
+
 // Stores eight bytes at once. Left to itself, the compiler stores number by number; as doubles it moves the bits alone.
 template <class S, int kWide>
 __device__ __forceinline__ void store_several(const Several<S, kWide>& from, S* to) {
-  void* aligned = __builtin_assume_aligned(to, sizeof from);
-  if constexpr (sizeof from % sizeof(double) == 0) {
-    Several<double, sizeof from / sizeof(double)> words;
-    std::memcpy(&words, &from, sizeof from);
-    std::memcpy(aligned, &words, sizeof words);
+  constexpr int bytes = sizeof(S) * kWide;
+  if constexpr (bytes % sizeof(double) == 0) {
+    Words<bytes / sizeof(double)> words;
+    std::memcpy(&words, &from, bytes);
+    *reinterpret_cast<Words<bytes / sizeof(double)>*>(to) = words;
   } else {
-    std::memcpy(aligned, &from, sizeof from);
+    *reinterpret_cast<Several<S, kWide>*>(to) = from;
   }
 }
 
