@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "cuda"
 ARCHITECTURES = ("80", "86", "89", "90a", "100")
 HOT = {
-    *("screen_kernel", "mma16_kernel<bf16>", "mma16_kernel<fp16>", "sm90_kernel"),
-    *("store_kernel<float>", "store_kernel<double>"),
+    *("screen_kernel", "mma16_kernel<bf16>", "mma16_kernel<fp16>", "sm90_kernel", "few_kernel"),
+    *("store_kernel<float>", "store_kernel<double>", "sum_kernel"),
     *("refine_nearest_kernel", "refine_short_kernel", "refine_row_kernel"),
     *("stages_kernel<cascade>", "stages_kernel<parts>", "pass_back_kernel<float>"),
 }
