@@ -215,7 +215,7 @@ in_order() { # the names of tests: what decides most comes first
     if (/project|exact/) rank = 8
     if (/code|pass_back|gradients|loss/) rank = 7
     if (/residual|product/) rank = 6
-    if (/search/) rank = 5
+    if (/search|few|refine/) rank = 5
     if (/tensor_cores/) rank = 4
     if (/operands/) rank = 3
     if (/sm90/) rank = 2
@@ -246,7 +246,7 @@ kernel_tests() {
         fi
         ;;
     esac
-    grep 'worst error' "$scratch/run" | while read -r line; do say "      $line"; done
+    grep -E 'worst error|self-check took' "$scratch/run" | while read -r line; do say "      $line"; done
   done <"$scratch/names"
   if ((absent)); then say "not run: $absent tests of the kernels (no CUDA device)"; fi
   if ((late)); then fail "kernels: $late tests were not reached in time"; fi
