@@ -38,7 +38,7 @@ SHARED = """
 | stages_kernel | 256, at least 2 blocks an SM where they fit | 40 KiB + 264 bytes a coordinate: 73 KiB for d 128 |
 | refine_nearest_kernel, refine_short_kernel | 256, at least 3 blocks an SM | 4 bytes |
 | refine_row_kernel | 128, at least 8 blocks an SM | 16 bytes a candidate + 8: 1 to 64 KiB |
-| write_query_operands_kernel, write_bank_operands_kernel | 256 | at most 128 bytes |
+| write_query_operands_kernel, write_bank_operands_kernel | 64 | none |
 | refine_all_kernel | 256 | 16 bytes an entry + 8: 8 to 64 KiB |
 | write_bank_panels, write_query_panels | 256 | about 1.5 KiB (float), 2.6 KiB (double) |
 | frame_* | 256 | up to 6.2 KiB |

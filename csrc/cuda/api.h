@@ -6,6 +6,7 @@
 #include "../core/lookup.h"
 #include "../core/problem.h"
 #include "../core/residual.h"
+#include "pack_layout.h"
 
 namespace vecbank::cuda {
 
@@ -42,6 +43,7 @@ struct Device {
   State* state = nullptr;  // device memory, see use_device()
   void* workspace = nullptr;
   int64_t workspace_bytes = 0;
+  int64_t piece_elements = kMostOperandElements;  // of the operands in a piece of the bank; tests take less
 };
 
 constexpr int kMostDevices = 64;
@@ -49,6 +51,8 @@ constexpr int64_t kMostWorkspace = int64_t{64} << 20;
 
 // Makes a device current and finds its properties and State; the caller sets stream and workspace.
 Error use_device(int number, Device* device);
+// Whether work on the device's stream is being captured into a graph.
+bool is_capturing(const Device& device);
 // These two make the device current too, and wait until it is idle.
 Error read_state(int number, int64_t (&counters)[4]);  // queries, refined, repeated, bad_codes
 Error clear_state(int number, bool counters, bool flag);
@@ -67,6 +71,9 @@ void report_unsound_to(void (*report)(int number));
 
 // The workspace that an operation needs, in bytes.
 int64_t search_workspace(const SearchProblem& problem, const Device& device);
+// The same with room for the bank's operands, 2 bytes a coordinate and 12 a row: with so much workspace a search of
+// several chunks of queries writes them once, not once a chunk. 0: this search would gain nothing.
+int64_t whole_search_workspace(const SearchProblem& problem, const Device& device);
 int64_t project_workspace(const ProjectProblem& problem, const Device& device);
 int64_t pack_workspace();
 int64_t segment_sum_workspace(const SegmentSumProblem& problem);
@@ -75,7 +82,7 @@ int64_t quantize_loss_workspace(int64_t rows);
 int64_t residual_workspace(const ResidualProblem& problem, const Device& device);
 int64_t product_workspace(const ProductProblem& problem, const Device& device);
 
-using vecbank::pack_bytes;  // the layout of core/pack.h
+// Writes the whole pack to `out` (device_pack_bytes() of pack_layout.h long, 256-byte aligned).
 Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device, const double* bias = nullptr);
 Error widen(const Rows& one, double* to, const Device& device);  // one row to float64
 

@@ -5,8 +5,8 @@
 #include "few.h"
 #include "launch.h"
 #include "order.h"
+#include "pack_layout.h"
 #include "schedule.h"
-#include "tensor_cores/operands.h"
 
 namespace vecbank::cuda {
 
@@ -21,7 +21,6 @@ struct BankPanels {
   Metric metric;
   PackHeader* header;  // the frame is read, the count of fallback columns is written
   const double* centre;
-  double* norms = nullptr;       // [bank rows] for cosine; null: not stored
   const double* bias = nullptr;  // [bank rows]; null: none
   void* panels;                  // of T, [count][width + 3][16]
   Schedule schedule;             // which panel each slot holds
@@ -61,10 +60,8 @@ struct QueryOperands {  // layout: operands.h
 Error pack_query_operands(const QueryOperands& args, const Device& device);
 
 struct BankOperands {
-  BankPanels common;  // without panels and norms; `count` panels of 16 rows, padded to whole tiles
-  DType queries;      // of the queries to come
-  Operand to;
-  ColumnTerms terms;
+  BankPanels common;  // without panels; `count` panels of 16 rows, padded to whole tiles
+  PackedOperands to;
 };
 Error pack_bank_operands(const BankOperands& args, const Device& device);
 

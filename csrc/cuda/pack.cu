@@ -203,7 +203,8 @@ __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryP
     const bool valid = q < a.queries.count;
     T* lines = static_cast<T*>(a.panels) + p * (d + 1) * kPanel;
 
-    const QueryFacts f = query_facts(a, q, valid, good);
+    const Affine map = map_of_queries(a, good);
+    const QueryFacts f = query_facts(a, valid, good, map, squares_of(a.queries, q, valid, map));
     double along_centre = 0.0;  // x . centre, which a dense similarity adds back
     if (valid && adds_centre)
       with_dtype(a.queries.dtype, [&](auto type) {
@@ -277,7 +278,7 @@ Error widen(const Rows& one, double* to, const Device& device) {
 int64_t pack_workspace() { return round_up_to(kThreads * static_cast<int64_t>(sizeof(double)), 256); }
 
 Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device, const double* bias) {
-  const PackHeader h = pack_layout(bank.count, bank.width, metric, bank.dtype, 4, bias != nullptr);
+  const PackHeader h = device_pack_layout(bank.count, bank.width, metric, bank.dtype, bias != nullptr);
   char* base = static_cast<char*>(out);
   PackHeader* header = reinterpret_cast<PackHeader*>(base);
   if (refined_only(metric))
@@ -288,15 +289,17 @@ Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device
   a.header = header;
   double* centre = reinterpret_cast<double*>(base + h.centre_at);
   a.centre = centre;
-  a.norms = record(metric).unit_rows ? reinterpret_cast<double*>(base + h.norms_at) : nullptr;
-  if (bias != nullptr)
-    VB_TRY(widen({bias, DType::f64, 1, bank.count, 0, 1}, reinterpret_cast<double*>(base + h.norms_at), device));
   a.bias = bias;
   a.panels = base + h.panels_at;
-  a.schedule.panels = std::max<int64_t>(1, ceil_div(bank.count, kPanel));  // natural order
   a.count = ceil_div(bank.count, kPanel);
   VB_TRY(choose_frame(bank, h, a.header, centre, static_cast<double*>(device.workspace), device));
-  return pack_panels<float>(a, device);
+  if (packs_panels(bank)) {
+    a.schedule.panels = std::max<int64_t>(1, a.count);  // natural order
+    VB_TRY(pack_panels<float>(a, device));
+  }
+  if (bank.width > kWidestScreen) return nullptr;
+  a.schedule = make_schedule(bank.count);
+  return pack_bank_operands({a, packed_operands(header, bank, metric)}, device);
 }
 
 }  // namespace vecbank::cuda

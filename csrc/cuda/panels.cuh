@@ -10,12 +10,14 @@ namespace vecbank::cuda {
 
 constexpr int kPanelThreads = 256;  // 16 rows x 16 threads
 
-template <class S>
-__device__ __forceinline__ double mapped(const S* row, int64_t step, int64_t k, const Affine& map) {
-  double v = widened(row[k * step]);
+__device__ __forceinline__ double mapped(double v, int64_t k, const Affine& map) {
   if (map.pre != 1.0) v = mul_rn(v, map.pre);
   if (map.centre != nullptr) v = add_rn(v, -map.centre[k]);
   return mul_rn(v, map.post);
+}
+template <class S>
+__device__ __forceinline__ double mapped(const S* row, int64_t step, int64_t k, const Affine& map) {
+  return mapped(widened(row[k * step]), k, map);
 }
 
 __device__ __forceinline__ double sum_of_16(double v) {
@@ -50,7 +52,6 @@ __device__ __forceinline__ void norms_of_panel(const BankPanels& a, int64_t colu
   const double norm = norm_of(a.bank, column + r, column + r < a.bank.count);
   if (threadIdx.x % kLanes != 0 || threadIdx.x >= kPanel * kLanes) return;
   norms[r] = norm;
-  if (a.norms != nullptr && column + r < a.bank.count) a.norms[column + r] = norm;
 }
 
 // `squares`: of the mapped row; `original_squares`: without the centre. `norm`: floored, where there are unit rows.
@@ -71,16 +72,18 @@ struct QueryFacts {
   Affine map;
   QueryFrame frame;  // not usable without a row, or a pack that is trusted
 };
-// The sixteen threads of row q call it.
-__device__ __forceinline__ QueryFacts query_facts(const QueryPanels& a, int64_t q, bool valid, bool good) {
+// How a query is mapped before its norm is known.
+__device__ __forceinline__ Affine map_of_queries(const QueryPanels& a, bool good) {
+  if (!record(a.metric).shares_frame || !good) return {};
+  return {a.header->centred ? a.centre : nullptr, 1.0, ldexp(1.0, a.header->exponent)};
+}
+// `squares`: of the query, so mapped.
+__device__ __forceinline__ QueryFacts query_facts(const QueryPanels& a, bool valid, bool good, const Affine& map,
+                                                  double squares) {
   const int shift = good ? a.header->exponent : 0;
-  const bool shared = record(a.metric).shares_frame;
-  QueryFacts f{};
-  if (shared) f.map = {good && a.header->centred ? a.centre : nullptr, 1.0, ldexp(1.0, shift)};
-  const double squares = squares_of(a.queries, q, valid, f.map);
-  f.frame = query_frame(a.metric, a.queries.width, squares, shift, a.expected.biased,
-                        query_limit(a.metric, shift, a.expected.biased));
-  if (!shared) f.map.post = ldexp(1.0, f.frame.exponent);
+  QueryFacts f{map, query_frame(a.metric, a.queries.width, squares, shift, a.expected.biased,
+                                query_limit(a.metric, shift, a.expected.biased))};
+  if (!record(a.metric).shares_frame) f.map.post = ldexp(1.0, f.frame.exponent);
   f.frame.usable = f.frame.usable && valid && good;
   return f;
 }

@@ -8,15 +8,14 @@
 #include "candidates.h"
 #include "few.h"
 #include "order.h"
+#include "pack_layout.h"
 #include "schedule.h"
-#include "tensor_cores/operands.h"
 
 namespace vecbank::cuda {
 
 constexpr int64_t kMostListed = 32;          // up to this k a block lists the best bounds of each row
 constexpr int64_t kMostScreened = 1024;      // above this k there is no screen: 64 KiB hold no more candidates
 constexpr int64_t kMostSorted = 4096;        // entries that a block sorts in shared memory: 64 KiB
-constexpr int64_t kWidestScreen = 1 << 14;   // a panel of 16 rows is then 1 MiB
 constexpr int64_t kWidestProduct = 1 << 18;  // a float64 panel of 16 rows is then 32 MiB
 
 // Shares of the workspace, together below 64 MiB (a test adds them up).
@@ -28,11 +27,12 @@ constexpr int64_t kMostRows = 1 << 16;                 // query rows of a chunk
 constexpr int64_t kMostSearched = 1 << 17;             // the same of a search
 
 struct SearchPlan {
-  bool operands = false;  // the screen takes 16-bit operands rather than float32 panels
-  bool hopper = false;    // the screen is screen_sm90
-  bool few = false;       // the screen is screen_few, whatever the path
-  ListPlan lists;         // of each row's candidates; empty if direct
-  DType operand_type = DType::bf16;
+  bool operands = false;     // the screen takes 16-bit operands rather than float32 panels
+  bool hopper = false;       // the screen is screen_sm90
+  bool few = false;          // the screen is screen_few, whatever the path
+  bool ready = false;        // the caller's pack holds what the screen reads
+  bool whole = false;        // the operands of the whole bank lie in the workspace, and are written once
+  ListPlan lists;            // of each row's candidates; empty if direct
   bool direct = false;       // no screen, every row is refined: k is large, or panels are too wide
   int64_t rows = 0;          // query rows per chunk
   int64_t piece_panels = 0;  // bank panels packed at a time
@@ -61,21 +61,23 @@ inline bool plan_few(const SearchProblem& p) {
   return p.queries.count <= kFewQueries && p.k <= kMostFew && group > 0 && ceil_div(p.queries.count, group) <= 4;
 }
 
-// `few`: few queries may have a screen of their own.
-inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path = Path::simt, bool few = false) {
+// `few`: few queries may have a screen of their own. `whole`: the workspace may hold the operands of the whole bank.
+// `piece_elements`: the most of a piece.
+inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path = Path::simt, bool few = false,
+                              bool whole = false, int64_t piece_elements = kMostOperandElements) {
   SearchPlan plan;
   const int64_t n = p.queries.count, m = p.bank.count, d = p.bank.width;
-  const bool both_16 = p.queries.dtype == p.bank.dtype && size_of(p.bank.dtype) == 2;
   plan.operands = path != Path::simt;
   plan.hopper = path == Path::sm90 && d <= kWidestSm90;
   plan.lists.fused = p.k <= kMostListed && !(plan.hopper && p.k > 1);  // Hopper's kernel lists one entry
-  plan.operand_type = both_16 ? p.bank.dtype : DType::bf16;            // bf16 has float32's range
   const int64_t query_bytes = plan.operands ? operand_pitch(d) * 2 : (d + 1) * 4;
   plan.direct = refined_only(p.metric) || p.k > kMostScreened || (p.k > 1 && p.k * 8 >= m) || d > kWidestScreen ||
                 m >= kMostColumns;
   plan.schedule = make_schedule(m);
-  plan.lists.capacity = plan.direct ? 0 : candidate_capacity(p.k, plan.lists.fused, m, plan.operands && !both_16);
+  const bool rounded = plan.operands && (p.queries.dtype != p.bank.dtype || size_of(p.bank.dtype) != 2);
+  plan.lists.capacity = plan.direct ? 0 : candidate_capacity(p.k, plan.lists.fused, m, rounded);
   plan.few = few && !plan.direct && plan_few(p);
+  plan.ready = !plan.direct && !plan.few && p.pack != nullptr && (plan.operands || packs_panels(p.bank));
   if (plan.few) plan.lists.capacity = p.k <= kMostListed ? kFewCapacity : kMostSorted;
   plan.lists.growth = std::clamp<int64_t>((plan.lists.capacity - 2 * p.k) / (2 * p.k), 1, 8);
   const auto row_bytes = [&](int64_t capacity) {
@@ -92,13 +94,17 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
   if (!plan.direct && !plan.few && plan.lists.fused)
     while (plan.lists.capacity < kFewCapacity && plan.rows * row_bytes(2 * plan.lists.capacity) <= room)
       plan.lists.capacity *= 2;
-  if (plan.operands)  // whole tiles
-    plan.piece_panels = std::min(std::max<int64_t>(kPieceShare / operand_bytes(d) / kOperandTile, 1) * kOperandTile,
-                                 operand_rows(std::max<int64_t>(m, 1))) /
-                        kPanel;
-  else
-    plan.piece_panels =
-        std::clamp<int64_t>(kPieceShare / ((d + 3) * kPanel * 4), 1, std::max<int64_t>(plan.schedule.panels, 1));
+  const int64_t all = std::max<int64_t>(plan.schedule.panels, 1);
+  if (plan.operands) {  // whole tiles
+    const auto rows_of = [](int64_t tiles) { return std::max<int64_t>(tiles, 1) * kOperandTile; };
+    const int64_t padded = operand_rows(all * kPanel);
+    const int64_t kept = rows_of(piece_elements / std::max<int64_t>(operand_pitch(d), 1) / kOperandTile);
+    const int64_t piece = std::min(kept, rows_of(kPieceShare / operand_bytes(d) / kOperandTile));
+    plan.whole = whole && !plan.direct && !plan.ready && piece < padded && plan.rows < n;
+    plan.piece_panels = std::min(plan.ready || plan.whole ? kept : piece, padded) / kPanel;
+  } else {
+    plan.piece_panels = plan.ready ? all : std::clamp<int64_t>(kPieceShare / ((d + 3) * kPanel * 4), 1, all);
+  }
 
   const int64_t kept = std::min(power_of_two_from(p.k), kMostSorted / 2);
   plan.list = std::max<int64_t>(512, 2 * kept);
@@ -148,15 +154,18 @@ inline StagesPlan plan_stages(const Rows& x, const std::vector<PackedCodebook>& 
   plan.on_chip = !refined_only(metric);
   for (const PackedCodebook& codebook : codebooks) {
     longest = std::max(longest, codebook.bank.count);
-    plan.on_chip = plan.on_chip && codebook.bank.dtype == DType::f32;
+    plan.on_chip = plan.on_chip && codebook.bank.dtype == DType::f32 && packs_panels(codebook.bank);
   }
   // Few blocks over a long codebook would leave multiprocessors idle; a search splits the codebook.
   const int64_t at_once = cascade ? tiles : tiles * stages;
   const bool few = 4 * at_once < device.processors && longest > kFewColumns;
-  plan.on_chip = plan.on_chip && width > 0 && stage_shared(width) <= shared_limit(device.capability) && !few &&
-                 longest < (int64_t{1} << 31) && stages < 65536;
+  plan.on_chip =
+      plan.on_chip && width > 0 && stage_shared(width) <= shared_limit(device.capability) && !few && stages < 65536;
   const int64_t element = !codebooks.empty() && codebooks[0].bank.dtype == DType::f64 ? 8 : 4;
-  const int64_t most = cascade ? kStepShare / std::max<int64_t>(width * element, 1) : kStepRows;
+  // The residuals and the rows found use what a search does not need when its bank comes packed. A pack without panels
+  // does not serve every search.
+  const int64_t share = longest <= kPanelRows ? kStepShare : kPieceShare / 8;
+  const int64_t most = cascade ? share / std::max<int64_t>(width * element, 1) : kStepRows;
   plan.rows = std::clamp<int64_t>(most < kStageRows ? most : most / kStageRows * kStageRows, 1, kStepRows);
   const int64_t affordable = std::max<int64_t>(1, kStageSums / (16 * std::max<int64_t>(stages, 1)));
   const int64_t rows = plan.on_chip ? x.count : std::min(plan.rows, x.count);

@@ -102,6 +102,9 @@ ProjectPlan plan_of(const ProjectProblem& p) {
   return plan;
 }
 
+// Whether the caller's pack holds the float32 panels that this kernel reads.
+bool has_panels(const ProjectProblem& p) { return p.pack != nullptr && packs_panels(p.bank); }
+
 template <class T>
 struct ProjectWork {
   PackHeader* header;
@@ -131,11 +134,11 @@ ProjectWork<T> cut_project(const ProjectProblem& p, const ProjectPlan& plan, boo
 
 template <class T>
 Error project_as(const ProjectProblem& p, const Device& device) {
-  const bool packed = sizeof(T) == 4 && p.pack != nullptr;
+  const bool packed = sizeof(T) == 4 && has_panels(p);
   const ProjectPlan plan = plan_of<T>(p);
   const ProjectWork<T> w = cut_project<T>(p, plan, packed, device.workspace);
   if (w.bytes > device.workspace_bytes) return kTooSmall;
-  const PackHeader host = pack_layout(p.bank.count, p.bank.width, p.metric, p.bank.dtype, sizeof(T), false);
+  const PackHeader host = device_pack_layout(p.bank.count, p.bank.width, p.metric, p.bank.dtype, false);
   char* pack = const_cast<char*>(reinterpret_cast<const char*>(p.pack));
   PackHeader* header = packed ? reinterpret_cast<PackHeader*>(pack) : w.header;
   const double* centre = packed ? reinterpret_cast<const double*>(pack + host.centre_at) : w.centre;
@@ -237,7 +240,7 @@ Error project_exact(const ProjectProblem& p, const Device& device) {
 int64_t project_workspace(const ProjectProblem& p, const Device&) {
   if (p.queries.count == 0 || p.bank.count == 0 || refined_only(p.metric)) return 0;
   if (p.bank.dtype == DType::f64) return cut_project<double>(p, plan_of<double>(p), false, nullptr).bytes;
-  return cut_project<float>(p, plan_of<float>(p), p.pack != nullptr, nullptr).bytes;
+  return cut_project<float>(p, plan_of<float>(p), has_panels(p), nullptr).bytes;
 }
 
 Error project(const ProjectProblem& p, const Device& device) {

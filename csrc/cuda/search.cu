@@ -15,8 +15,8 @@ struct Work {  // the parts of one workspace; with a null base only their bytes 
   PackHeader* header;
   double *centre, *sample_scale;
   float *piece, *queries, *norms, *thresholds;  // piece, queries: panels; operands replace them:
-  uint16_t *piece_rows, *query_rows;
-  ColumnTerms terms;
+  uint16_t* query_rows;
+  PackedOperands bank;
   double* slacks;
   int32_t *counts, *fallback_rows, *fallback_count;
   Candidate* candidates;
@@ -34,18 +34,24 @@ Work cut(const SearchProblem& p, const SearchPlan& plan, void* base) {
   if (plan.few) {
     w.tops = arena.take<float>(n * kFewTops);
   } else if (!plan.direct) {
-    if (p.pack == nullptr) {
+    if (!plan.ready) {
       w.header = arena.take<PackHeader>(1);
       w.centre = arena.take<double>(d);
       w.sample_scale = arena.take<double>(kThreads);
     }
-    if (plan.operands) {  // even where the caller packed the bank, since those panels are float32
-      const int64_t rows = plan.piece_panels * kPanel;
-      w.piece_rows = arena.take<uint16_t>(rows * operand_pitch(d));
-      for (float** term : {&w.terms.start, &w.terms.bound, &w.terms.lift}) *term = arena.take<float>(rows);
+    if (plan.operands) {
+      if (plan.ready) {
+        w.bank = packed_operands(p.pack, p.bank, p.metric);
+      } else {
+        const int64_t rows = plan.whole ? operand_rows(p.bank.count) : plan.piece_panels * kPanel;
+        const DType type = operand_type(p.bank.dtype);
+        w.bank.rows = {type, arena.take<uint16_t>(rows * operand_pitch(d)), operand_pitch(d)};
+        float** bound = &w.bank.terms.bounds[p.queries.dtype == type ? 0 : 1];
+        for (float** term : {&w.bank.terms.start, bound, &w.bank.terms.lift}) *term = arena.take<float>(rows);
+      }
       w.query_rows = arena.take<uint16_t>(operand_rows(n) * operand_pitch(d));
     } else {
-      if (p.pack == nullptr) w.piece = arena.take<float>(plan.piece_panels * (d + 3) * kPanel);
+      if (!plan.ready) w.piece = arena.take<float>(plan.piece_panels * (d + 3) * kPanel);
       w.queries = arena.take<float>(round_up_to(n, kPanel) * (d + 1));
     }
     w.norms = arena.take<float>(n);
@@ -169,12 +175,12 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
     return refine_all(all, device);
   }
 
-  const PackHeader host = pack_layout(p.bank.count, p.bank.width, p.metric, p.bank.dtype, 4, p.bias != nullptr);
+  const PackHeader host = device_pack_layout(p.bank.count, p.bank.width, p.metric, p.bank.dtype, p.bias != nullptr);
   if (plan.few) {
     VB_TRY(screen_few_chunk(p, plan, w, host, all.result, device));
     return refine_chunk(all, plan, w, device);
   }
-  char* packed = const_cast<char*>(reinterpret_cast<const char*>(p.pack));  // not written
+  char* packed = plan.ready ? const_cast<char*>(reinterpret_cast<const char*>(p.pack)) : nullptr;  // not written
   PackHeader* header = packed != nullptr ? reinterpret_cast<PackHeader*>(packed) : w.header;
   const double* centre = packed != nullptr ? reinterpret_cast<const double*>(packed + host.centre_at) : w.centre;
 
@@ -192,18 +198,14 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   q.thresholds = w.thresholds;
   q.counts = w.counts;
   q.fallback_count = w.fallback_count;
-  const Operand query_operand{plan.operand_type, w.query_rows, operand_pitch(p.bank.width)};
+  const Operand query_operand{w.bank.rows.type, w.query_rows, operand_pitch(p.bank.width)};
   if (plan.operands)
     VB_TRY(pack_query_operands({q, query_operand}, device));
   else
     VB_TRY(pack_queries<float>(q, device));
 
   Screen s{};
-  if (plan.operands) {
-    s.query_operand = query_operand;
-    s.bank_operand = {plan.operand_type, w.piece_rows, query_operand.pitch};
-    s.terms = w.terms;
-  }
+  if (plan.operands) s.query_operand = query_operand;
   const auto screen = plan.hopper ? screen_sm90 : plan.operands ? screen_mma16 : screen_simt;
   s.queries = w.queries;
   s.rows = count;
@@ -225,14 +227,19 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   const int64_t enough = plan.lists.fused ? 2 * p.k : p.k + p.k / 2;
   const Compact c{count, p.k, w.thresholds, w.counts, w.candidates, s.capacity, static_cast<int32_t>(enough)};
 
-  const bool ready = packed != nullptr && !plan.operands;  // the screen reads the caller's panels
-  const int64_t panels = plan.schedule.panels, piece = ready ? panels : plan.piece_panels;
+  const int64_t panels = plan.schedule.panels, piece = plan.piece_panels;
   for (int64_t at = 0; at < panels; at += piece) {
     const int64_t stop = std::min(panels, at + piece);
-    s.panels = ready ? reinterpret_cast<const float*>(packed + host.panels_at) : w.piece;
-    s.first_slot = ready ? -1 : at;
-    // A bank of one piece is packed once for all chunks of queries.
-    if (!ready && (first == 0 || piece < panels)) {
+    s.panels = plan.ready ? reinterpret_cast<const float*>(packed + host.panels_at) : w.piece;
+    s.first_slot = plan.ready && !plan.operands ? -1 : at;
+    PackedOperands operands;
+    if (plan.operands) {
+      operands = w.bank.from(plan.ready || plan.whole ? at * kPanel : 0);
+      s.bank_operand = operands.rows;
+      s.terms = operands.terms.of_queries(p.queries.dtype == operands.rows.type);
+    }
+    // What lies there whole is packed once for all chunks of queries.
+    if (!plan.ready && (first == 0 || !(plan.whole || piece >= panels))) {
       BankPanels b;
       b.bank = p.bank;
       b.metric = p.metric;
@@ -244,7 +251,7 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
       b.first_slot = at;
       b.count = stop - at;
       if (plan.operands)
-        VB_TRY(pack_bank_operands({b, p.queries.dtype, s.bank_operand, w.terms}, device));
+        VB_TRY(pack_bank_operands({b, operands}, device));
       else
         VB_TRY(pack_panels<float>(b, device));
     }
@@ -262,10 +269,19 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   return refine_chunk(all, plan, w, device);
 }
 
+SearchPlan plan_for(const SearchProblem& p, const Device& device, bool whole) {
+  return plan_search(p, device.processors, device.path, device.few, whole, device.piece_elements);
+}
+
 }  // namespace
 
 int64_t search_workspace(const SearchProblem& p, const Device& device) {
-  return p.queries.count == 0 ? 0 : cut(p, plan_search(p, device.processors, device.path, device.few), nullptr).bytes;
+  return p.queries.count == 0 ? 0 : cut(p, plan_for(p, device, false), nullptr).bytes;
+}
+int64_t whole_search_workspace(const SearchProblem& p, const Device& device) {
+  if (p.queries.count == 0) return 0;
+  const SearchPlan plan = plan_for(p, device, true);
+  return plan.whole ? cut(p, plan, nullptr).bytes : 0;
 }
 
 Error search_fault(const Device& device) { return device.path == Path::sm90 ? sm90_fault(device) : nullptr; }
@@ -273,11 +289,12 @@ Error search_fault(const Device& device) { return device.path == Path::sm90 ? sm
 Error search(const SearchProblem& p, const Device& device) {
   if (p.queries.count == 0) return nullptr;
   VB_TRY(search_fault(device));
-  const SearchPlan plan = plan_search(p, device.processors, device.path, device.few);
+  const int64_t room = whole_search_workspace(p, device);
+  const SearchPlan plan = plan_for(p, device, room > 0 && room <= device.workspace_bytes);
   const Work w = cut(p, plan, device.workspace);
   if (w.bytes > device.workspace_bytes) return kTooSmall;
-  if (!plan.direct && !plan.few && p.pack == nullptr) {
-    const PackHeader host = pack_layout(p.bank.count, p.bank.width, p.metric, p.bank.dtype, 4, p.bias != nullptr);
+  if (!plan.direct && !plan.few && !plan.ready) {
+    const PackHeader host = device_pack_layout(p.bank.count, p.bank.width, p.metric, p.bank.dtype, p.bias != nullptr);
     VB_TRY(choose_frame(p.bank, host, w.header, w.centre, w.sample_scale, device));
   }
   for (int64_t first = 0; first < p.queries.count; first += plan.rows)

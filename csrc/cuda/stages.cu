@@ -433,7 +433,7 @@ Error describe(const PackedCodebook* codebooks, int64_t count, Metric metric, St
     for (int i = 0; i < a.count; ++i) {
       const Rows& bank = codebooks[at + i].bank;
       if (bank.count > 0 && codebooks[at + i].pack == nullptr) return "a codebook has no pack";
-      a.given[i] = {bank, codebooks[at + i].pack, pack_layout(bank.count, bank.width, metric, bank.dtype, 4, false),
+      a.given[i] = {bank, codebooks[at + i].pack, device_pack_layout(bank.count, bank.width, metric, bank.dtype, false),
                     make_schedule(bank.count)};
     }
     VB_TRY(launch(describe_kernel, dim3(1), 32, 0, device, a));

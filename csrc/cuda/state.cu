@@ -25,13 +25,6 @@ std::atomic<void (*)(int)> report_unsound{nullptr};
 
 Error message(cudaError_t status) { return status == cudaSuccess ? nullptr : cudaGetErrorString(status); }
 
-bool is_captured(void* stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  const bool known = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status) == cudaSuccess;
-  if (!known) (void)cudaGetLastError();  // the default stream, while another stream is captured
-  return !known || status != cudaStreamCaptureStatusNone;
-}
-
 // On a stream of its own, so that it waits for nothing else.
 Error run_self_check(const Device& device, SelfCheck* found) {
   void* address = nullptr;
@@ -66,10 +59,17 @@ Checked check(const Device& device) {
 
 }  // namespace
 
+bool is_capturing(const Device& device) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const bool known = cudaStreamIsCapturing(static_cast<cudaStream_t>(device.stream), &status) == cudaSuccess;
+  if (!known) (void)cudaGetLastError();  // the default stream, while another stream is captured
+  return !known || status != cudaStreamCaptureStatusNone;
+}
+
 Checked tensor_cores(int number, const Device& device) {
   Facts& f = facts[number];
   if (f.is_checked.load(std::memory_order_acquire)) return f.checked;
-  if (is_captured(device.stream)) return {};
+  if (is_capturing(device)) return {};
   {
     const std::lock_guard<std::mutex> one_at_a_time(f.checking);
     if (f.is_checked.load(std::memory_order_relaxed)) return f.checked;

@@ -15,6 +15,7 @@
 #include "../core/half.h"
 #include "../core/mask.h"
 #include "../core/metric.h"
+#include "../core/pack.h"
 
 namespace vecbank {
 
@@ -139,6 +140,30 @@ struct PackBytes {
 
   const char* batch(int64_t b) const { return static_cast<const char*>(tensor->const_data_ptr()) + b * bytes; }
 };
+
+// torch's version counter, which counts the writes to a tensor.
+inline int64_t version_of(const Tensor& t) {
+  StableIValue stack[] = {torch::stable::detail::from(t)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_version", "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<int64_t>(stack[0]);
+}
+
+inline PackStamp stamp_of(const Tensor& bank, const std::optional<Tensor>& bias) {
+  PackStamp stamp{};
+  stamp.data = reinterpret_cast<uintptr_t>(bank.const_data_ptr());
+  const auto mix = [&](int64_t number) {
+    stamp.layout = (stamp.layout ^ static_cast<uint64_t>(number)) * 0x100000001b3ull;
+  };
+  mix(static_cast<int64_t>(bank.scalar_type()));
+  for (int64_t i = 0; i < bank.dim(); ++i) mix(bank.size(i)), mix(bank.stride(i));
+  if (bias) mix(bias->size(0)), mix(bias->stride(0));
+  stamp.version = version_of(bank);
+  if (bias) {
+    stamp.bias = reinterpret_cast<uintptr_t>(bias->const_data_ptr());
+    stamp.bias_version = version_of(*bias);
+  }
+  return stamp;
+}
 
 // ---- Refusals that more than one file makes, in one wording ---------------------------------------------------------
 

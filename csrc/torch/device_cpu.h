@@ -100,30 +100,6 @@ class CpuScope {
 
 // ---- Packs: the header and the stamp of a caller's pack are checked before use --------------------------------------
 
-// torch's version counter, which counts the writes to a tensor.
-inline int64_t version_of(const Tensor& t) {
-  StableIValue stack[] = {torch::stable::detail::from(t)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_version", "", stack, TORCH_ABI_VERSION));
-  return torch::stable::detail::to<int64_t>(stack[0]);
-}
-
-inline PackStamp stamp_of(const Tensor& bank, const std::optional<Tensor>& bias) {
-  PackStamp stamp{};
-  stamp.data = reinterpret_cast<uintptr_t>(bank.const_data_ptr());
-  const auto mix = [&](int64_t number) {
-    stamp.layout = (stamp.layout ^ static_cast<uint64_t>(number)) * 0x100000001b3ull;
-  };
-  mix(static_cast<int64_t>(bank.scalar_type()));
-  for (int64_t i = 0; i < bank.dim(); ++i) mix(bank.size(i)), mix(bank.stride(i));
-  if (bias) mix(bias->size(0)), mix(bias->stride(0));
-  stamp.version = version_of(bank);
-  if (bias) {
-    stamp.bias = reinterpret_cast<uintptr_t>(bias->const_data_ptr());
-    stamp.bias_version = version_of(*bias);
-  }
-  return stamp;
-}
-
 inline void CpuScope::stamp(Tensor& pack, const Tensor& bank, const std::optional<Tensor>& bias) const {
   if (pack.numel() == 0) return;  // no batches
   const PackStamp made = stamp_of(bank, bias);

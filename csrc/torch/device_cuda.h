@@ -8,7 +8,9 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 
+#include "../core/stamps.h"
 #include "../cuda/api.h"
 #include "../cuda/heuristics.h"
 #include "aten_product.h"
@@ -37,12 +39,17 @@ class CudaScope {
     return torch::stable::empty(IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), dtype, std::nullopt, where_);
   }
   void widen(const Rows& one, double* to) const { check(cuda::widen(one, to, device_)); }  // one row to float64
-  static int64_t pack_bytes(const BankShape& bank, Metric metric, bool biased) {
-    return cuda::pack_bytes(bank.m, bank.width, metric, biased);
+  static int64_t pack_bytes(const BankShape& bank, Metric metric, bool /*biased*/) {
+    return cuda::device_pack_bytes(bank.m, bank.width, metric);
   }
-  void stamp(Tensor&, const Tensor&, const std::optional<Tensor>&) const {
-    STD_TORCH_CHECK(false,
-                    "vecbank: a pack on a CUDA device carries no stamp; call pack() again when the bank changes");
+  void stamp(Tensor& pack, const Tensor& bank, const std::optional<Tensor>& bias) const {
+    if (pack.numel() > 0) stamps().put(pack.const_data_ptr(), stamp_of(bank, bias));
+  }
+  // Whether a stamped pack may not be used: its bank has changed, or the call is being captured into a CUDA graph,
+  // whose replays would not look at the stamp again.
+  bool stale(const Tensor& pack, const Tensor& bank, const std::optional<Tensor>& bias) const {
+    const void* at = pack.const_data_ptr();
+    return stamps().held(at) && (!stamps().is(at, stamp_of(bank, bias)) || cuda::is_capturing(device_));
   }
 
   // ---- The kernels --------------------------------------------------------------------------------------------------
@@ -50,11 +57,14 @@ class CudaScope {
   void begin(double) {}  // a launch returns at once, so Ctrl-C has no long call to stop
 
   void pack_bank(const Rows& bank, Metric metric, void* out, const double* bias) {
+    stamps().erase(out);
     check(cuda::pack_bank(bank, metric, out, with_workspace(cuda::pack_workspace()), bias));
   }
   void search(const SearchProblem& p) {
     choose_screen();
-    check(cuda::search(p, with_workspace(cuda::search_workspace(p, device_))));
+    const int64_t whole = cuda::whole_search_workspace(p, device_);
+    const bool roomy = whole > 0 && with_workspace_if_there(whole);
+    check(cuda::search(p, roomy ? device_ : with_workspace(cuda::search_workspace(p, device_))));
   }
   void project(const ProjectProblem& p) {
     if (p.exact)
@@ -123,6 +133,20 @@ class CudaScope {
     }
     return device_;
   }
+  // Memory that a call can do without.
+  bool with_workspace_if_there(int64_t bytes) {
+    try {
+      with_workspace(bytes);
+    } catch (const std::exception&) {
+      return false;
+    }
+    return true;
+  }
+  // One for the process: which packs it was asked to stamp. 4 MiB at most.
+  static PackStamps& stamps() {
+    static PackStamps all(1 << 15);
+    return all;
+  }
   void project_by_library(const ProjectProblem& p) {
     const auto multiply = [](void* where, const Rows& x, const Rows& bank, void* out, DType dtype, int64_t stride) {
       aten_product(x, bank, out, dtype, stride, *static_cast<const torch::stable::Device*>(where));
@@ -139,7 +163,8 @@ class CudaScope {
   std::optional<Tensor> workspace_;
 };
 
-// Only the size of a pack can be checked on the host; its header is checked on the device.
+// There is no tensor where no pack was given, or a stale one. Only the size of a pack can be checked on the host; its
+// header is checked on the device.
 class CudaPacks : public PackBytes {
  public:
   CudaPacks(const CudaScope& scope, const std::optional<Tensor>& pack, const Tensor& bank, Metric metric,
@@ -152,8 +177,9 @@ class CudaPacks : public PackBytes {
     if (shape.m == 0) return;
     bytes = CudaScope::pack_bytes(shape, metric, bias.has_value());
     check_pack_fits(tensor->numel() == bytes * shape.batches);
-    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(tensor->const_data_ptr()) % 64 == 0,
-                    "vecbank: pack must begin at a multiple of 64 bytes, as vecbank::pack() makes it");
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(tensor->const_data_ptr()) % cuda::kPackAlignment == 0,
+                    "vecbank: pack must begin at a multiple of 256 bytes, as vecbank::pack() makes it");
+    if (scope.stale(*tensor, bank, bias)) tensor.reset();
   }
 
   const PackHeader* of(const Rows& bank, int64_t b) const {

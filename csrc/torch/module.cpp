@@ -7,6 +7,7 @@
 
 #include "../cpu/api.h"
 #include "../cpu/isa.h"
+#include "../cuda/pack_layout.h"
 #include "interrupt.h"
 
 namespace py = pybind11;
@@ -69,11 +70,15 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def(
       "pack_bytes",
-      [](py::object rows, py::object width, int metric, bool biased) {
+      [](py::object rows, py::object width, int code, bool biased, bool cuda) {
         const Size m(std::move(rows)), d(std::move(width));
-        return vecbank::pack_parts(m, d, static_cast<vecbank::Metric>(metric), biased, sizeof(float)).bytes.value;
+        const auto metric = static_cast<vecbank::Metric>(code);
+        return (cuda ? vecbank::cuda::device_pack_parts(m, d, metric).bytes
+                     : vecbank::pack_parts(m, d, metric, biased, sizeof(float)).bytes)
+            .value;
       },
-      "The size of a pack in bytes; symbolic where rows or width are.");
+      py::arg("rows"), py::arg("width"), py::arg("metric"), py::arg("biased"), py::arg("cuda") = false,
+      "The size of a pack in bytes, on the CPU or on a CUDA device; symbolic where rows or width are.");
   m.def("isa", [] { return vecbank::cpu::kIsaNames[vecbank::cpu::isa_in_use()]; }, "The instruction set in use.");
   m.def("available_isas", [] {
     py::list names;

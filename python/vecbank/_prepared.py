@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from . import _checks
+from . import _checks, _cuda
 from ._deprecated import warn
 from ._numpy import entry_point
 from ._ops import METRICS, ops
@@ -18,15 +18,32 @@ from ._written import Snapshot
 Self = TypeVar("Self", bound="PreparedBank")
 
 
+class _Made(NamedTuple):
+    """The CUDA stream that a pack is written on, and the event that it is written by."""
+
+    stream: torch.cuda.Stream
+    event: torch.cuda.Event
+
+
 class _Pack(NamedTuple):
     """A pack, and what it was made of."""
 
     pack: Tensor
     vectors: Snapshot
     bias: Snapshot | None
+    made: _Made | None = None  # on CUDA
 
     def is_of(self, vectors: Tensor, bias: Tensor | None) -> bool:
         return self.vectors.shows(vectors) and (bias is None if self.bias is None else self.bias.shows(bias))
+
+    def for_current_stream(self) -> Tensor:
+        """The pack, which work of any stream may read from here on: no caller can know when it was written."""
+        if self.made is not None:
+            stream = torch.cuda.current_stream(self.pack.device)
+            if stream != self.made.stream:
+                stream.wait_event(self.made.event)
+                self.pack.record_stream(stream)  # its memory is not given to others before that work is done
+        return self.pack
 
 
 class PreparedBank(nn.Module):
@@ -77,7 +94,7 @@ class PreparedBank(nn.Module):
         """Overwrite rows (integers, (R,)) with vectors (R, d) in place, and prepare them; returns self.
 
         The cost follows R, not M: of the packed copy, only the blocks of 16 rows that hold one of them are written.
-        After M rows in all, and for R > M / 16, everything is prepared again.
+        After M rows in all, for R > M / 16, and on a CUDA device always, everything is prepared again.
 
         A row that is named more than once keeps the last of its vectors, as assignment in numpy does.
 
@@ -115,7 +132,7 @@ class PreparedBank(nn.Module):
         current = {code: made for code, made in self._packs.items() if made.is_of(held, bias)}
         with torch.no_grad():
             held.index_copy_(0, rows, vectors)  # bumps the version that autograd checks
-            if not current or torch.compiler.is_compiling():
+            if not current or held.is_cuda or torch.compiler.is_compiling():
                 return self.repack()
             self._packs.clear()  # an error leaves none that is half written
             made_of = Snapshot.of(held), None if bias is None else Snapshot.of(bias)
@@ -150,7 +167,11 @@ class PreparedBank(nn.Module):
         with torch.no_grad():
             pack: Tensor = ops.pack(vectors, code, bias, True)
         if _checks.concrete(pack):  # a tracer's own tensor is for that tracer alone
-            self._packs[code] = _Pack(pack, *made_of)
+            made = None
+            if pack.is_cuda:
+                stream = torch.cuda.current_stream(pack.device)
+                made = _Made(stream, stream.record_event())
+            self._packs[code] = _Pack(pack, *made_of, made)
         return pack
 
     def _packed(self, verb: str, vectors: Tensor, code: int) -> Tensor | None:
@@ -160,9 +181,11 @@ class PreparedBank(nn.Module):
         if torch.compiler.is_compiling():
             # The op itself holds the stamp in the pack against the vectors. An exported program keeps no pack.
             return None if held is None or torch.compiler.is_exporting() else held.pack
+        if _capturing(vectors):
+            return None  # a replay could not see that the vectors have changed, so the graph packs for itself
         bias = self._buffers.get("bias") if self._biased else None
         if held is not None and held.is_of(vectors, bias):
-            return held.pack
+            return held.for_current_stream()
         if self._buffers.get("vectors") is not vectors:
             return None
         if self._metric is not None and family != _pack_family(METRICS[self._metric]):
@@ -264,6 +287,16 @@ def _own(vectors: Tensor) -> Tensor:
 
 
 def _packable(t: Tensor) -> bool:
-    """A tensor whose content can be held to its version: on the CPU, plain, its own, without a gradient."""
-    on_cpu = t.device.type == "cpu" and _checks.concrete(t)
-    return on_cpu and not t.requires_grad and not t.is_inference() and not _foreign(t)
+    """A tensor whose content can be held to its version: on a device of ours, plain, its own, without a gradient."""
+    there = t.device.type == "cpu" or (t.device.type == "cuda" and _cuda_runs(t))
+    return there and _checks.concrete(t) and not t.requires_grad and not t.is_inference() and not _foreign(t)
+
+
+def _cuda_runs(t: Tensor) -> bool:
+    """What is packed now is there at the next call: kernels run, and neither a compiler nor a graph records them."""
+    return _cuda.module is not None and not torch.compiler.is_compiling() and not _capturing(t)
+
+
+def _capturing(t: Tensor) -> bool:
+    """Work on this tensor's device is being captured into a CUDA graph: what it writes is not there yet."""
+    return t.device.type == "cuda" and torch.cuda.is_current_stream_capturing()

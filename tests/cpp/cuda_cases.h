@@ -99,6 +99,7 @@ struct Case {
   Metric metric = Metric::dot;
   int64_t k = 1;
   bool want_values = true, want_gathered = false, packed = false;
+  bool whole = false;                        // with a workspace for the whole bank's operands
   const Vec<unsigned char>* mask = nullptr;  // [queries][bank]
   const Mask* strided = nullptr;             // or any other
   const Vec<double>* bias = nullptr;
@@ -142,20 +143,23 @@ Answer emulated(const Matrix& x, const Matrix& b, const Case& c, Bench& bench) {
   return answer(x, b, c, [&](SearchProblem& p) {
     Vec<uint64_t> pack;
     if (c.packed) {
-      pack.resize(static_cast<size_t>(cuda::pack_bytes(p.bank.count, p.bank.width, p.metric, p.bias != nullptr) + 7) /
-                  8);
+      pack.resize(static_cast<size_t>(cuda::device_pack_bytes(p.bank.count, p.bank.width, p.metric) + 7) / 8);
       bench.provide(cuda::pack_workspace());
       CHECK(ran(cuda::pack_bank, p.bank, p.metric, pack.data(), bench.device, p.bias));
       p.pack = reinterpret_cast<const PackHeader*>(pack.data());
     }
-    bench.provide(cuda::search_workspace(p, bench.device));
+    const int64_t room = c.whole ? cuda::whole_search_workspace(p, bench.device) : 0;
+    CHECK((room > 0) == c.whole);
+    bench.provide(room > 0 ? room : cuda::search_workspace(p, bench.device));
     CHECK(ran(cuda::search, p, bench.device));
   });
 }
 
 // Few queries take the path's screen, and then the one that few queries have.
-cuda::State compare(const Matrix& x, const Matrix& b, const Case& c, const char* what, int processors = 3) {
+cuda::State compare(const Matrix& x, const Matrix& b, const Case& c, const char* what, int processors = 3,
+                    int64_t piece_elements = cuda::kMostOperandElements) {
   Bench bench(processors), other(processors);
+  bench.device.piece_elements = piece_elements;
   const Answer expected = on_cpu(x, b, c);
   bool same = emulated(x, b, c, bench) == expected;
   if (x.rows.count <= cuda::kFewQueries && path() == cuda::Path::simt) {
@@ -368,15 +372,22 @@ TEST(cuda_quantize_loss_close_to_cpu) {
 
 TEST(cuda_search_bad_pack_is_not_read) {
   const Matrix x(normal<double>(40, 21), 8, DType::f32), b(normal<double>(800, 22), 8, DType::f32);
-  Bench bench;
-  Vec<uint64_t> garbage(static_cast<size_t>(cuda::pack_bytes(100, 8, Metric::l2)) / 8 + 1, ~0ull);
-  const Answer a = answer(x, b, {Metric::l2, 1}, [&](SearchProblem& p) {
-    p.pack = reinterpret_cast<const PackHeader*>(garbage.data());
-    bench.provide(cuda::search_workspace(p, bench.device));
-    CHECK(ran(cuda::search, p, bench.device));
-  });
-  CHECK(a == on_cpu(x, b, {Metric::l2, 1}));
-  CHECK(bench.state.bad_codes != 0 && bench.state.repeated == 5);
+  const Matrix longer(normal<double>(808, 23), 8, DType::f32);
+  for (const cuda::Path on : every_path())
+    for (const bool other : {false, true}) {  // a pack of another bank, or no pack at all
+      const OnPath path(on);
+      Bench bench;
+      Vec<uint64_t> garbage(static_cast<size_t>(cuda::device_pack_bytes(101, 8, Metric::l2)) / 8 + 1, ~0ull);
+      bench.provide(cuda::pack_workspace());
+      if (other) CHECK(ran(cuda::pack_bank, longer.rows, Metric::l2, garbage.data(), bench.device, nullptr));
+      const Answer a = answer(x, b, {Metric::l2, 1}, [&](SearchProblem& p) {
+        p.pack = reinterpret_cast<const PackHeader*>(garbage.data());
+        bench.provide(cuda::search_workspace(p, bench.device));
+        CHECK(ran(cuda::search, p, bench.device));
+      });
+      CHECK(a == on_cpu(x, b, {Metric::l2, 1}));
+      CHECK(bench.state.bad_codes != 0 && bench.state.repeated == 5);
+    }
 }
 
 TEST(cuda_codebook_equals_cpu) {
@@ -496,6 +507,7 @@ TEST(cuda_bad_codes_are_not_read) {
 }  // namespace
 
 #include "cuda_few_cases.h"
+#include "cuda_pack_cases.h"
 #include "cuda_project_cases.h"
 #include "cuda_refine_cases.h"
 #include "cuda_screen_cases.h"

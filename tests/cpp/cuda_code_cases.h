@@ -51,8 +51,9 @@ std::vector<PackedCodebook> packed(const std::vector<Matrix>& codebooks, std::ve
                                    Metric metric, Pack&& pack) {
   std::vector<PackedCodebook> all;
   for (const Matrix& codebook : codebooks) {
-    memory.emplace_back(
-        static_cast<size_t>(cuda::pack_bytes(codebook.rows.count, codebook.rows.width, metric, false) / 8 + 8));
+    const int64_t m = codebook.rows.count, d = codebook.rows.width;
+    memory.emplace_back(static_cast<size_t>(
+        std::max(cuda::device_pack_bytes(m, d, metric), vecbank::pack_bytes(m, d, metric)) / 8 + 8));
     if (codebook.rows.count > 0) pack(codebook.rows, metric, memory.back().data());
     all.push_back(
         {codebook.rows, codebook.rows.count > 0 ? reinterpret_cast<PackHeader*>(memory.back().data()) : nullptr});
@@ -169,6 +170,17 @@ TEST(cuda_residual_equals_cpu) {
                    Metric::cosine, "wide", 3, 86);
   compare_cascades(Matrix(normal<double>(2 * 5, 680), 5, DType::bf16), codebooks_of({4200, 20}, 5, DType::f32, 690),
                    Metric::l2, "few rows", 100);
+}
+
+// A codebook whose pack holds no panels: each stage is a search, on every path.
+TEST(cuda_residual_of_a_long_codebook) {
+  const int64_t d = 2, m = cuda::kPanelRows + 3;
+  const Matrix x(normal<double>(3 * d, 695), d, DType::f32);
+  const std::vector<Matrix> codebooks = codebooks_of({m, 20}, d, DType::f32, 696);
+  for (const cuda::Path p : {cuda::Path::simt, cuda::Path::mma16}) {
+    const OnPath on(p);
+    compare_cascades(x, codebooks, Metric::l2, "long", 2);
+  }
 }
 
 TEST(cuda_residual_adversarial_inputs) {

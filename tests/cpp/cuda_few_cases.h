@@ -112,7 +112,7 @@ TEST(cuda_few_refuse_a_bad_pack) {
   const Matrix x(normal<double>(40, 541), 8, DType::f32), b(normal<double>(800, 542), 8, DType::f32);
   Bench bench;
   bench.device.few = true;
-  Vec<uint64_t> garbage(static_cast<size_t>(cuda::pack_bytes(100, 8, Metric::l2)) / 8 + 1, ~0ull);
+  Vec<uint64_t> garbage(static_cast<size_t>(cuda::device_pack_bytes(100, 8, Metric::l2)) / 8 + 1, ~0ull);
   const Answer a = answer(x, b, {Metric::l2, 1}, [&](SearchProblem& p) {
     p.pack = reinterpret_cast<const PackHeader*>(garbage.data());
     bench.provide(cuda::search_workspace(p, bench.device));

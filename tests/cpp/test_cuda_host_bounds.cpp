@@ -33,8 +33,14 @@ Screened screen_everything(const Rows& x, const Rows& b, Metric metric, const do
   Screened out;
   out.centre.resize(static_cast<size_t>(d));
   std::vector<double> sample(cuda::kThreads);
-  const PackHeader host = pack_layout(m, d, metric, b.dtype, 4, bias != nullptr);
-  CHECK(cuda::choose_frame(b, host, &out.header, out.centre.data(), sample.data(), device) == nullptr);
+  // The operands of the bank come from its pack, which holds bounds for either kind of queries.
+  const PackHeader host = cuda::device_pack_layout(m, d, metric, b.dtype, bias != nullptr);
+  std::vector<uint64_t> pack(static_cast<size_t>(cuda::device_pack_bytes(m, d, metric)) / 8 + 1);
+  PackHeader* header = reinterpret_cast<PackHeader*>(pack.data());
+  device.workspace = sample.data();
+  CHECK(cuda::pack_bank(b, metric, pack.data(), device, bias) == nullptr);
+  out.header = *header;
+  std::copy_n(pack_centre(header), d, out.centre.data());
 
   SearchProblem p;
   p.queries = x, p.bank = b, p.metric = metric, p.bias = bias;
@@ -44,16 +50,16 @@ Screened screen_everything(const Rows& x, const Rows& b, Metric metric, const do
   out.counts.resize(norms.size());
   cuda::QueryPanels q{};
   q.queries = x, q.metric = metric, q.tensor = plan.operands;
-  q.header = &out.header, q.centre = out.centre.data(), q.expected = host, q.state = &state;
+  q.header = header, q.centre = out.centre.data(), q.expected = host, q.state = &state;
   q.norms = norms.data(), q.slacks = out.slacks.data(), q.thresholds = thresholds.data(), q.counts = out.counts.data();
   cuda::BankPanels bank;
-  bank.bank = b, bank.metric = metric, bank.header = &out.header, bank.centre = out.centre.data(), bank.bias = bias;
+  bank.bank = b, bank.metric = metric, bank.header = header, bank.centre = out.centre.data(), bank.bias = bias;
   bank.schedule = cuda::make_schedule(m), bank.count = panels;
 
   const auto floats = [](int64_t count) { return std::make_unique<float[]>(static_cast<size_t>(count)); };
-  const int64_t pitch = cuda::operand_pitch(d), rows = cuda::operand_rows(m);
+  const int64_t pitch = cuda::operand_pitch(d);
   const auto queries = floats(std::max(round_up_to(n, kPanel) * (d + 1), cuda::operand_rows(n) * pitch / 2));
-  const auto held = floats(std::max(panels * (d + 3) * kPanel, rows * pitch / 2)), terms = floats(3 * rows);
+  const auto held = floats(panels * (d + 3) * kPanel);
   cuda::Screen s{};
   s.rows = n, s.width = d, s.schedule = bank.schedule, s.end = panels, s.columns = m, s.metric = metric;
   s.biased = bias != nullptr;
@@ -64,11 +70,11 @@ Screened screen_everything(const Rows& x, const Rows& b, Metric metric, const do
   s.capacity = static_cast<int32_t>(m);
   s.blocks = 2;
   if (plan.operands) {
-    s.query_operand = {plan.operand_type, reinterpret_cast<uint16_t*>(queries.get()), pitch};
-    s.bank_operand = {plan.operand_type, reinterpret_cast<uint16_t*>(held.get()), pitch};
-    s.terms = {terms.get(), terms.get() + rows, terms.get() + 2 * rows};
+    const cuda::PackedOperands held_operands = cuda::packed_operands(header, b, metric);
+    s.bank_operand = held_operands.rows;
+    s.terms = held_operands.terms.of_queries(x.dtype == s.bank_operand.type);
+    s.query_operand = {s.bank_operand.type, reinterpret_cast<uint16_t*>(queries.get()), pitch};
     CHECK(cuda::pack_query_operands({q, s.query_operand}, device) == nullptr);
-    CHECK(cuda::pack_bank_operands({bank, x.dtype, s.bank_operand, s.terms}, device) == nullptr);
     CHECK((plan.hopper ? cuda::screen_sm90(s, device) : cuda::screen_mma16(s, device)) == nullptr);
   } else {
     q.panels = queries.get(), bank.panels = held.get();
@@ -103,6 +109,10 @@ long double exact_score(const Rows& x, int64_t q, const Rows& b, int64_t j, Metr
     squares += v * v;
   }
   if (record(metric).shares_frame) return sum - squares / 2.0L;
+  double of_query = 0.0;
+  for (int64_t k = 0; k < b.width; ++k) of_query += static_cast<double>(at(x, q, k) * at(x, q, k));
+  const double limit = query_limit(metric, s.header.exponent, bias != nullptr);
+  sum *= std::ldexp(1.0L, query_frame(metric, b.width, of_query, s.header.exponent, bias != nullptr, limit).exponent);
   return bias != nullptr ? sum + static_cast<long double>(bias[j]) * post : sum;
 }
 
@@ -162,6 +172,21 @@ TEST(cuda_bounds_hold_on_random_data) {
           const Data x(gaussian<double>(5 * d, ++seed, 1.0, offset), d, dtype);
           const Data b(gaussian<double>(90 * d, ++seed, 1.0, offset), d, dtype);
           CHECK(tightness(x.rows, b.rows, metric, path, "random") > 0.0);
+        }
+  for (const cuda::Path path : {cuda::Path::simt, cuda::Path::mma16, cuda::Path::sm90})
+    for (const double scale : {1e25, 1e-25}) {  // queries that are scaled by a power of two of their own
+      const Data x(gaussian<double>(5 * 30, ++seed, scale), 30, DType::f32),
+          b(gaussian<double>(60 * 30, ++seed), 30, DType::f32);
+      CHECK(tightness(x.rows, b.rows, Metric::dot, path, "scaled queries") > 0.0);
+    }
+  for (const cuda::Path path : {cuda::Path::mma16, cuda::Path::sm90})  // every dtype against every other
+    for (const Metric metric : kMetrics)
+      for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
+        for (const DType other : {DType::f32, DType::bf16, DType::f16}) {
+          if (dtype == other) continue;
+          const int64_t d = 1 + (++seed * 37) % 90;
+          const Data x(gaussian<double>(5 * d, ++seed), d, dtype), b(gaussian<double>(60 * d, ++seed), d, other);
+          CHECK(tightness(x.rows, b.rows, metric, path, "mixed") > 0.0);
         }
   const auto bias = gaussian<double>(90, 5, 10.0);
   for (const cuda::Path path : kPaths) {

@@ -13,6 +13,8 @@ namespace {
 
 constexpr long long kMost = 12, kPacking = 4;  // a call; and where it packs the bank itself
 
+void* aligned(void* p) { return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(p) + 255) / 256 * 256); }
+
 struct Training {  // memory of one case, and a count of what its calls launch
   static constexpr int64_t n = 40, m = 700, d = 8;
   std::vector<float> x = gaussian<float>(n * d, 1), bank = gaussian<float>(m * d, 2), out = std::vector<float>(n * d);
@@ -31,7 +33,7 @@ struct Training {  // memory of one case, and a count of what its calls launch
   template <class Call>
   void run(int64_t bytes, Call&& call) {
     workspace.resize(static_cast<size_t>(bytes) + 256);
-    device.workspace = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.data()) + 255) / 256 * 256);
+    device.workspace = aligned(workspace.data());
     device.workspace_bytes = bytes;
     const long long before = emulator::machine().launches;
     CHECK(call() == nullptr);
@@ -50,11 +52,12 @@ struct Training {  // memory of one case, and a count of what its calls launch
       p.gathered = out.data();
     else
       p.values = values.data();
-    std::vector<uint64_t> pack(static_cast<size_t>(cuda::pack_bytes(m, d, p.metric, false) / 8 + 8));
+    std::vector<uint64_t> pack(static_cast<size_t>(cuda::device_pack_bytes(m, d, p.metric) / 8 + 32));
+    void* packed_at = aligned(pack.data());
     if (packed) {
-      run(cuda::pack_workspace(), [&] { return cuda::pack_bank(p.bank, p.metric, pack.data(), device); });
+      run(cuda::pack_workspace(), [&] { return cuda::pack_bank(p.bank, p.metric, packed_at, device); });
       launches = 0;
-      p.pack = reinterpret_cast<const PackHeader*>(pack.data());
+      p.pack = static_cast<const PackHeader*>(packed_at);
     }
     run(cuda::search_workspace(p, device), [&] { return cuda::search(p, device); });
   }
@@ -123,14 +126,16 @@ TEST(cuda_training_launches_few_kernels) {
     }
 
     Training cascade(path);  // backward: a lookup for each stage, and pointwise operations
-    std::vector<uint64_t> pack(static_cast<size_t>(cuda::pack_bytes(Training::m, Training::d, Metric::l2) / 8 + 8));
+    std::vector<uint64_t> pack(
+        static_cast<size_t>(cuda::device_pack_bytes(Training::m, Training::d, Metric::l2) / 8 + 32));
+    void* packed_at = aligned(pack.data());
     const Rows codebook = rows(cascade.bank, Training::d);
     cascade.run(cuda::pack_workspace(),
-                [&] { return cuda::pack_bank(codebook, Metric::l2, pack.data(), cascade.device); });
+                [&] { return cuda::pack_bank(codebook, Metric::l2, packed_at, cascade.device); });
     cascade.launches = 0;
     ResidualProblem r;
     r.queries = rows(cascade.x, Training::d);
-    r.stages.assign(4, {codebook, reinterpret_cast<const PackHeader*>(pack.data())});
+    r.stages.assign(4, {codebook, static_cast<const PackHeader*>(packed_at)});
     r.metric = Metric::l2;
     cascade.codes.resize(Training::n * 4);
     r.codes = cascade.codes.data();

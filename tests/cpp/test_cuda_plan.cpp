@@ -153,10 +153,75 @@ TEST(cuda_plan_chooses_operands) {
   };
   for (const DType t : {DType::bf16, DType::f16}) {
     CHECK(!plan(t, t, cuda::Path::simt).operands);
-    CHECK(plan(t, t, cuda::Path::mma16).operands && plan(t, t, cuda::Path::mma16).operand_type == t);
-    CHECK(plan(t, DType::f32, cuda::Path::mma16).operand_type == DType::bf16);
+    CHECK(plan(t, t, cuda::Path::mma16).operands && cuda::operand_type(t) == t);
+    CHECK(plan(t, DType::f32, cuda::Path::mma16).operands);
   }
-  CHECK(plan(DType::f64, DType::f64, cuda::Path::mma16).operand_type == DType::bf16);
+  for (const DType wide : {DType::f32, DType::f64}) CHECK(cuda::operand_type(wide) == DType::bf16);
+}
+
+// Where the operands of a bank come from: its pack, where that holds what the screen reads; the workspace, whole where
+// several chunks of queries need several pieces and there is room.
+TEST(cuda_plan_packs_once) {
+  using namespace cuda;
+  SearchProblem p;
+  p.k = 10;
+  const auto plan = [&](int64_t n, int64_t m, Path path, bool packed, bool room) {
+    p.queries = {nullptr, DType::bf16, n, 128, 128, 1};
+    p.bank = {nullptr, DType::bf16, m, 128, 128, 1};
+    p.pack = packed ? reinterpret_cast<const PackHeader*>(256) : nullptr;
+    return plan_search(p, 132, path, false, room);
+  };
+  for (const Path path : {Path::mma16, Path::sm90}) {
+    const SearchPlan with = plan(100000, 1000000, path, true, true);
+    CHECK(with.ready && !with.whole && with.piece_panels >= with.schedule.panels);  // one piece
+    const SearchPlan whole = plan(100000, 1000000, path, false, true);
+    CHECK(!whole.ready && whole.whole && whole.piece_panels >= whole.schedule.panels);
+    CHECK(!plan(100000, 1000000, path, false, false).whole);
+    CHECK(!plan(1000, 1000000, path, false, true).whole);  // one chunk
+    CHECK(!plan(100000, 1000, path, false, true).whole);   // one piece
+    CHECK(plan(1, int64_t{1} << 31, path, true, true).piece_panels * kPanel * operand_pitch(128) <=
+          kMostOperandElements);
+  }
+  CHECK(plan(100, kPanelRows, Path::simt, true, false).ready);
+  CHECK(!plan(100, kPanelRows + 1, Path::simt, true, false).ready);  // no panels: packed a piece at a time
+  CHECK(!plan(100000, 1000000, Path::simt, false, true).whole);
+}
+
+// The parts of a pack follow each other without overlap, and a size that is computed without comparisons is the same.
+TEST(cuda_pack_layout) {
+  using namespace cuda;
+  for (const int64_t limit : {1, 255, 1 << 16})
+    for (const int64_t n : {int64_t{0}, int64_t{1}, limit - 1, limit, limit + 1, 2 * limit, int64_t{1} << 40})
+      CHECK(at_most<int64_t>(n, limit) == (n <= limit));
+  for (const int64_t m : {int64_t{0}, int64_t{1}, int64_t{300}, kPanelRows, kPanelRows + 1, int64_t{3000000}})
+    for (const int64_t d : {int64_t{0}, int64_t{1}, int64_t{64}, int64_t{100}, kWidestScreen, kWidestScreen + 1}) {
+      const DevicePackParts<int64_t> parts = device_pack_parts(m, d, Metric::l2);
+      const PackHeader h = device_pack_layout(m, d, Metric::l2, DType::bf16, false);
+      const int64_t panels = ceil_div(m, kPanel) * (d + 3) * kPanel * 4, rows = operand_rows(m);
+      const bool screened = d <= kWidestScreen;
+      CHECK(h.bytes == parts.bytes && h.panels_at == parts.panels_at && device_pack_bytes(m, d, Metric::l2) == h.bytes);
+      for (const int64_t at : {parts.panels_at, parts.operands_at, parts.terms_at, parts.bytes})
+        CHECK(at % kPackAlignment == 0);
+      CHECK(parts.panels_at >= kCentreAt + d * 8 && parts.panels_at < kCentreAt + d * 8 + kPackAlignment);
+      CHECK(parts.operands_at == parts.panels_at + (m <= kPanelRows ? round_up_to(panels, kPackAlignment) : 0));
+      CHECK(parts.terms_at == parts.operands_at + (screened ? rows * operand_pitch(d) * 2 : 0));
+      CHECK(parts.bytes == parts.terms_at + (screened ? 16 * rows : 0));
+      const Rows bank{nullptr, DType::f16, m, d, d, 1};
+      const PackedOperands held = packed_operands(reinterpret_cast<const PackHeader*>(1 << 20), bank, Metric::l2);
+      const char* base = reinterpret_cast<const char*>(1 << 20);
+      CHECK(held.rows.type == DType::f16 && held.rows.pitch == operand_pitch(d));
+      CHECK(reinterpret_cast<const char*>(held.rows.rows) == base + parts.operands_at);
+      const float* terms[] = {held.terms.start, held.terms.lift, held.terms.bounds[0], held.terms.bounds[1]};
+      for (int64_t i = 0; i < 4; ++i)
+        CHECK(reinterpret_cast<const char*>(terms[i]) == base + parts.terms_at + 4 * i * rows);
+    }
+  for (const int64_t m : {0, 1000})  // a header alone
+    CHECK(device_pack_bytes(m, 64, Metric::l1) == kPackAlignment);
+  // Each device refuses the other's.
+  const PackHeader ours = device_pack_layout(90, 8, Metric::dot, DType::f32, false);
+  const PackHeader theirs = pack_layout(90, 8, Metric::dot, DType::f32, 4, false);
+  CHECK(ours.norms_at == 0 && ours.kinds_at == 0);
+  CHECK(is_pack_of(ours, ours) && !is_pack_of(ours, theirs) && !is_pack_of(theirs, ours));
 }
 
 // A fallback row costs about 300 times what a screen costs it, so among many rows overflow must be rare: k = 1 keeps

@@ -104,7 +104,7 @@ inline bool done_now(Store& store, Device device, int64_t workspace, const std::
 }
 
 inline const PackHeader* packed(Store& store, const Rows& bank, Metric metric, const Device& device) {
-  char* pack = store.empty<char>(cuda::pack_bytes(bank.count, bank.width, metric, false));
+  char* pack = store.empty<char>(cuda::device_pack_bytes(bank.count, bank.width, metric));
   const bool fine = done_now(store, device, cuda::pack_workspace(),
                              [&](const Device& d) { return cuda::pack_bank(bank, metric, pack, d); });
   return fine ? reinterpret_cast<const PackHeader*>(pack) : nullptr;

@@ -24,8 +24,7 @@ constexpr int64_t kBytes = 2 * kStageBytes + static_cast<int64_t>(sizeof(TileTer
 // The offset of chunk c of row r within a side. The swizzle puts the eight rows of a matrix into different banks.
 VB_INLINE int chunk_offset(int r, int c) { return r * kDepth * 2 + ((c ^ (r % kChunks)) * 16); }
 
-// Loads this block's steps in order. Offsets within a piece or within the queries fit 32 bits, since both are at most
-// 42 MiB.
+// Loads this block's steps in order. Offsets within a piece or within the queries fit 32 bits.
 struct Loader {
   int x, mine;            // elements before the query tile; elements before this thread's first chunk of a tile
   int column, tiles;      // the column of the piece where the block's first tile begins; the number of tiles
@@ -59,7 +58,7 @@ struct Loader {
     commit_copies();
   }
 };
-static_assert(kPieceShare <= INT32_MAX && kRowShare <= INT32_MAX);
+static_assert(kMostOperandElements + 256 * kWidestScreen <= INT32_MAX && kRowShare <= INT32_MAX);
 
 // acc += x * b over one step, for this warp's part of the tile.
 template <bool Bf16>

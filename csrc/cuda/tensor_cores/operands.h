@@ -6,7 +6,9 @@
 //             256-byte aligned. Zeros beyond the width
 //   count     rounded up to whole tiles of kOperandTile; rows beyond the last are zeros
 //
-// A query row has a norm (float32; zero for a fallback row). A bank row ("column") has three terms, one float32 each:
+// A query row has a norm (float32; zero for a fallback row). A bank row ("column") has three terms, one float32 each
+// (a pack has two bounds: the first for queries of the operands' own type, the other for queries that are rounded to
+// it):
 //
 //   start     the start of its accumulators: the map of -|b|^2/2, the bias or 0, raised by its own error bound; -inf
 //             for padding, which so never survives; +inf for a fallback column, which must be refined
@@ -21,8 +23,8 @@
 //
 // Order: bank row i of a piece is row schedule.panel(first_slot + i / 16) * 16 + i % 16 of the bank: pieces follow the
 // schedule's scattered panels, as float32 panels do. The frame (centre, power of two) is that of the float32 pack.
-// Operands are written for each call from the original rows, a piece of the bank at a time; a Bank's pack holds float32
-// panels only.
+// A Bank's pack holds the operands of the whole bank (pack_layout.h), where a piece is a shifted pointer. For a plain
+// tensor they are written in each call, a piece of the bank at a time, or whole where the caller provides the room.
 #pragma once
 
 #include "../../core/types.h"
@@ -49,8 +51,16 @@ struct Operand {
 struct ColumnTerms {  // [operand_rows(count)] each
   float *start = nullptr, *bound = nullptr, *lift = nullptr;
 };
-VB_INLINE constexpr int64_t operand_bytes(int64_t width) {  // of a bank row
-  return operand_pitch(width) * 2 + 3 * static_cast<int64_t>(sizeof(float));
+struct BankTerms {  // the same before the queries' dtype is known
+  float *start = nullptr, *lift = nullptr;
+  float* bounds[2] = {};  // for queries of the operands' own type; for others. Null: not wanted
+  ColumnTerms of_queries(bool own_type) const { return {start, bounds[own_type ? 0 : 1], lift}; }
+};
+constexpr int64_t kTermBytes = sizeof(float);
+VB_INLINE constexpr int64_t operand_bytes(int64_t width) {  // of a bank row whose queries are known
+  return operand_pitch(width) * 2 + 3 * kTermBytes;
 }
+// The elements of a piece: screens compute offsets within it in 32 bits.
+constexpr int64_t kMostOperandElements = int64_t{1} << 30;
 
 }  // namespace vecbank::cuda

@@ -13,7 +13,8 @@ from .fakes import check, check_bank, check_bias, same_device
 def _pack(bank: Tensor, metric: int, bias: Tensor | None = None, stamp: bool = False) -> Tensor:
     check_bank(bank, metric)
     check_bias(bias, bank, metric)
-    size = _C.pack_bytes(bank.shape[-2], bank.shape[-1], metric, bias is not None)  # symbolic where the shape is
+    rows, width = bank.shape[-2:]  # symbolic in a traced program, and then the size is too
+    size = _C.pack_bytes(rows, width, metric, bias is not None, bank.device.type == "cuda")
     return bank.new_empty((*bank.shape[:-2], size), dtype=torch.uint8)
 
 
