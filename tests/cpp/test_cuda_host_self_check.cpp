@@ -89,8 +89,16 @@ TEST(cuda_self_check_fails_where_they_do_not) {
   CHECK(unsound(coarse) && coarse.bf16 > 5.5f && coarse.fp16 > 5.5f);
   CHECK(unsound(half) && half.bf16 <= 5.5f && half.fp16 > 5.5f);
   CHECK(unsound(check_of<Changed<GivesNaN>>()));
-  cuda::SelfCheck nothing{};  // a kernel that wrote nothing
-  CHECK(unsound(nothing));
+  CHECK(unsound({}));  // a kernel that wrote nothing
+  const int all = kTrials * cuda::kSelfCheckKinds;
+  CHECK(!unsound({0.0f, 0.0f, 5.5f, 5.5f, all}));
+  for (const cuda::SelfCheck& one : {cuda::SelfCheck{0.01f, 0.0f, 1.0f, 1.0f, all},
+                                     {0.0f, 0.01f, 1.0f, 1.0f, all},
+                                     {0.0f, 0.0f, 5.6f, 1.0f, all},
+                                     {0.0f, 0.0f, 1.0f, 5.6f, all},
+                                     {0.0f, 0.0f, 1.0f, NAN, all},
+                                     {0.0f, 0.0f, 1.0f, 1.0f, all - 1}})
+    CHECK(unsound(one));
 }
 
 TEST(cuda_search_path_by_capability_and_check) {
