@@ -60,16 +60,17 @@ TEST(cuda_packed_search_near_ties) {
   }
 }
 
-// Several chunks of queries against several pieces: from a pack, and from operands that the first chunk leaves behind.
+// Several pieces: from a pack, and, for two chunks of queries, from operands that the first chunk leaves behind.
 TEST(cuda_search_packs_once_for_all_chunks) {
-  const int64_t d = 3, n = 513, m = 2100, k = 257, piece = 64 * 1024;
-  const Matrix x(normal<double>(n * d, 971), d, DType::bf16), b(normal<double>(m * d, 972), d, DType::bf16);
+  const int64_t d = 3, m = 2100, k = 257, piece = 64 * 1024;
+  const Matrix b(normal<double>(m * d, 972), d, DType::bf16), x(normal<double>(129 * d, 971), d, DType::bf16);
+  const Matrix chunks(normal<double>(897 * d, 973), d, DType::bf16);
   Case c{Metric::l2, k, true, false, true};
   {
     const OnPath on(cuda::Path::mma16);
     compare(x, b, c, "pieces of a pack", 3, piece);
     c.packed = false, c.whole = true;
-    compare(x, b, c, "the whole bank in the workspace", 3, piece);
+    compare(chunks, b, c, "the whole bank in the workspace", 3, piece);
   }
   if (!has_sm90()) return;
   const OnPath on(cuda::Path::sm90);

@@ -130,7 +130,7 @@ __device__ __forceinline__ RowSums write_row(const Rows& rows, int64_t i, bool w
 __device__ __forceinline__ double norm_lost(const RowSums& sums) { return sqrt(sums.lost) * (1.0 + 0x1p-20); }
 
 template <bool Bf16>
-__global__ void __launch_bounds__(kOperandThreads, 16)
+__global__ void __launch_bounds__(kOperandThreads, 12)
     write_query_operands_kernel(const __grid_constant__ QueryOperands args) {
   const QueryPanels& a = args.common;
   const int64_t pitch = args.to.pitch, panels = operand_rows(a.queries.count) / kPanel;
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kOperandThreads, 16)
 
 // The padding has panels too.
 template <bool Bf16>
-__global__ void __launch_bounds__(kOperandThreads, 16)
+__global__ void __launch_bounds__(kOperandThreads, 12)
     write_bank_operands_kernel(const __grid_constant__ BankOperands args) {
   const BankPanels& a = args.common;
   const BankTerms& terms = args.to.terms;
