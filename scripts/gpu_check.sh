@@ -259,7 +259,7 @@ timings() {
   cp "$scratch/run" "$scratch/names"
   if ((dry)); then step "timer's plans" 60 "$timer" --dry-run --predictions bench/cuda_predictions.csv; fi
   while read -r name; do
-    if (($(left) < 3)); then break; fi
+    if (($(left) < 2)); then break; fi
     run "timer $name" "$TEST_S" "$timer" --case "$name" --predictions bench/cuda_predictions.csv \
       --json "$out/timer.jsonl"
     rc=$?
@@ -270,6 +270,9 @@ timings() {
       *) fail "timer $name: $(why $rc)" ;;
     esac
   done <"$scratch/names"
+  if ((reached < $(wc -l <"$scratch/names"))); then
+    fail "timer: $(($(wc -l <"$scratch/names") - reached)) cases were not reached in time"
+  fi
   say "ok    timer: $reached of $(wc -l <"$scratch/names") cases${told[*]}; every kernel's ms: log.txt, timer.jsonl"
 }
 phase_first() {
