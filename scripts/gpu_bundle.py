@@ -107,6 +107,8 @@ def build(args: argparse.Namespace, tree: Path, python: Path | None) -> list[Pat
     run(args.cmake, "-S", ".", "-B", tree, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={args.ninja}", "-DVECBANK_TORCH=ON",
         "-DVECBANK_CUDA=ON", "-DVECBANK_INPLACE=OFF", f"-DPython_EXECUTABLE={python or sys.executable}",
         f"-DVECBANK_TORCH_DIR={torch}", **settings)  # fmt: skip
+    for old in (tree / "module").glob("_C*.so"):  # also those that this version no longer builds
+        old.unlink()
     run(args.ninja, "-C", tree, *PROGRAMS, "_C", "_C_cuda", **settings)
     modules = sorted((tree / "module").glob("_C*.so"))
     if python is None:

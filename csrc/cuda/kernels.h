@@ -118,8 +118,8 @@ struct Few {  // few.cu
   FewSample sample;
   int32_t* fallback_count;  // cleared
   float* tops;              // [queries][kFewTops]
-  float unit;     // these two are set by the launcher
-  bool sampling;  // the sample, or the whole bank
+  float unit;               // these two are set by the launcher
+  bool sampling;            // the sample, or the whole bank
 };
 // Begins the queries' lists, thresholds and counts too. Up to kFewQueries queries; few_group() is not 0.
 Error screen_few(const Few& args, const Device& device);

@@ -1,6 +1,7 @@
 // The calls that the timer (timer.cu) measures: shapes, paths, and data made on the device.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <string>
@@ -135,7 +136,8 @@ inline Case search_case(const Shape& s, int64_t k, Path path, bool pack) {
           [=](Store& store, const Device& device) -> Prepared {
             SearchProblem p = search_of(store, s, k, k == 1 ? Metric::l2 : Metric::dot);
             if (pack) p.pack = packed(store, p.bank, p.metric, device);
-            return {cuda::search_workspace(p, device), [p](const Device& d) { return cuda::search(p, d); }};
+            const int64_t room = std::max(cuda::search_workspace(p, device), cuda::whole_search_workspace(p, device));
+            return {room, [p](const Device& d) { return cuda::search(p, d); }};
           }};
 }
 
