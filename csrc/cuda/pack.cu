@@ -21,14 +21,19 @@ VB_INLINE int64_t sample_row(const FrameArgs& a, int64_t s) {
   return a.samples == 1 ? 0 : s * (a.bank.count - 1) / (a.samples - 1);
 }
 
-// One thread writes the header; eight threads each find the norm of a sampled row.
-__global__ void __launch_bounds__(kThreads) frame_begin(const FrameArgs a) {
+VB_INLINE bool has_unit_rows(const FrameArgs& a) { return record(static_cast<Metric>(a.host_header.metric)).unit_rows; }
+VB_INLINE double scale_of(const FrameArgs& a, int64_t s) { return has_unit_rows(a) ? a.sample_scale[s] : 1.0; }
+
+__global__ void __launch_bounds__(32) header_kernel(const FrameArgs a) {
   if (threadIdx.x == 0) *a.header = a.host_header;
-  const bool unit_rows = record(static_cast<Metric>(a.host_header.metric)).unit_rows;
+}
+
+// Where rows count by their direction alone, eight threads each find the norm of a sampled row.
+__global__ void __launch_bounds__(kThreads) frame_norms(const FrameArgs a) {
   for (int64_t base = 0; base < a.samples; base += kThreads / kLanes) {
     const int64_t s = base + threadIdx.x / kLanes;
-    const double norm = norm_of(a.bank, s < a.samples ? sample_row(a, s) : 0, unit_rows && s < a.samples);
-    if (threadIdx.x % kLanes == 0 && s < a.samples) a.sample_scale[s] = unit_rows ? 1.0 / norm : 1.0;
+    const double norm = norm_of(a.bank, s < a.samples ? sample_row(a, s) : 0, s < a.samples);
+    if (threadIdx.x % kLanes == 0 && s < a.samples) a.sample_scale[s] = 1.0 / norm;
   }
 }
 
@@ -59,7 +64,7 @@ __global__ void __launch_bounds__(kThreads) frame_centre(const FrameArgs a) {
     if (s < a.samples)
       with_dtype(a.bank.dtype, [&](auto type) {
         const auto* row = reinterpret_cast<decltype(type)>(row_of(a.bank, sample_row(a, s)));
-        values[s] = mul_rn(widened(row[k * a.bank.col_stride]), a.sample_scale[s]);
+        values[s] = mul_rn(widened(row[k * a.bank.col_stride]), scale_of(a, s));
       });
     __syncthreads();
     block_median(values, static_cast<int>(a.samples), values + kThreads);
@@ -85,7 +90,8 @@ __device__ double middle_norm(const double* squares, const FrameArgs& a, double*
   return middle;
 }
 
-// One block decides whether to centre, and finds the power of two that brings the typical norm to about 1.
+// One block writes the header: it decides whether to centre, and finds the power of two that brings the typical norm to
+// about 1.
 __global__ void __launch_bounds__(kThreads) frame_finish(const FrameArgs a) {
   double* plain = reinterpret_cast<double*>(shared_memory());
   double *shifted = plain + kThreads, *norms = shifted + kThreads;  // kThreads + 1
@@ -94,11 +100,12 @@ __global__ void __launch_bounds__(kThreads) frame_finish(const FrameArgs a) {
   __syncthreads();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   for (int64_t s = warp; s < a.samples; s += kThreads / 32) {
+    const double scale = scale_of(a, s);
     double p = 0.0, q = 0.0;
     with_dtype(a.bank.dtype, [&](auto type) {
       const auto* row = reinterpret_cast<decltype(type)>(row_of(a.bank, sample_row(a, s)));
       for (int64_t k = lane; k < a.bank.width; k += 32) {
-        const double v = mul_rn(widened(row[k * a.bank.col_stride]), a.sample_scale[s]), w = add_rn(v, -a.centre[k]);
+        const double v = mul_rn(widened(row[k * a.bank.col_stride]), scale), w = add_rn(v, -a.centre[k]);
         p = add_rn(p, mul_rn(v, v));
         q = add_rn(q, mul_rn(w, w));
       }
@@ -116,6 +123,7 @@ __global__ void __launch_bounds__(kThreads) frame_finish(const FrameArgs a) {
     const double norm = *centred ? near : far;
     int exponent = norm > 0.0 ? -ilogb(norm) : 0;
     exponent = exponent < -960 ? -960 : exponent > 960 ? 960 : exponent;
+    *a.header = a.host_header;
     a.header->exponent = exponent;
     a.header->centred = *centred;
   }
@@ -240,7 +248,7 @@ Error choose_frame(const Rows& bank, const PackHeader& host_header, PackHeader* 
   const int64_t most = std::clamp<int64_t>((1 << 18) / std::max<int64_t>(bank.width, 1), 15, kSample);
   a.samples = bank.width == 0 ? 0 : std::min(bank.count, most);
   const int64_t shared = (3 * kThreads + 2) * static_cast<int64_t>(sizeof(double));
-  VB_TRY(launch(frame_begin, dim3(1), kThreads, 0, device, a));
+  if (has_unit_rows(a)) VB_TRY(launch(frame_norms, dim3(1), kThreads, 0, device, a));
   VB_TRY(launch(frame_centre, grid_for(bank.width), kThreads, shared, device, a));
   return launch(frame_finish, dim3(1), kThreads, shared, device, a);
 }
@@ -282,7 +290,7 @@ Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device
   char* base = static_cast<char*>(out);
   PackHeader* header = reinterpret_cast<PackHeader*>(base);
   if (refined_only(metric))
-    return launch(frame_begin, dim3(1), kThreads, 0, device, FrameArgs{bank, h, header, nullptr, nullptr, 0});
+    return launch(header_kernel, dim3(1), 32, 0, device, FrameArgs{bank, h, header, nullptr, nullptr, 0});
   BankPanels a;
   a.bank = bank;
   a.metric = metric;
