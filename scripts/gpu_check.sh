@@ -396,6 +396,11 @@ bench_rows() { # JSON, seconds, more arguments...
   run bench "$limit" "$python" bench/run.py --device cuda --out "$json" \
     --seconds $((limit > 80 ? limit - 40 : limit / 2)) "$@"
   rc=$?
+  while ((rc != 0 && $(left) > 45)) && grep -q '"running":' "$json" 2>/dev/null; do # it ended within a row
+    say "note: bench: $(grep -m1 '"running":' "$json" | cut -c1-100) ended its process; another goes on after it"
+    run bench "$(left)" "$python" bench/run.py --device cuda --out "$json" --resume --seconds $(($(left) - 40)) "$@"
+    rc=$?
+  done
   ((rc == 0)) || timeout 20 "$python" bench/report.py "$json" >>"$log" 2>&1 # of the rows until then
   rows="$(grep -m1 'rows met' "${json%.json}.md" 2>/dev/null | tr -d '*')"
   rows="${rows:-no table} $(grep -m1 'want of time' "${json%.json}.md" 2>/dev/null | tr -d '*')"

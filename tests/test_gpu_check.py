@@ -41,6 +41,7 @@ STAND_INS = {
             echo "${TESTS:-3 passed, 1 skipped in 0.1s}"; exit "${TESTS_STATUS:-0}" ;;
           *bench/run.py*)
             for last; do [[ ${previous:-} == --out ]] && out=$last; previous=$last; done
+            if [[ -n ${ENDS_WITHIN:-} && $* != *--resume* ]]; then echo ' "running": "topk"' >"$out"; exit 1; fi
             echo '{}' >"$out"; touch "${out%.json}-cuda.png" "${out%.json}-memory.png" "${out%.json}-more.png"
             printf '%s\n' '**7 of 9 rows met.**' '- **Not run, for want of time:** a row' '| nearest | 2 ms | met |' \
               >"${out%.json}.md"
@@ -333,6 +334,12 @@ def test_a_path_that_fails_does_not_cost_the_rows(machine: Path) -> None:
     status, said = gpu_check(machine, "bench", SM90="1", VECBANK_GPU_SECONDS="60")
     assert status == 1 and "FAIL  path sm90: status 1: error: left out of this build; the rows leave it out" in said
     assert "--skip torch.compile vecbank sm90" in log_of(machine) and "ok    bench: " in said
+
+
+def test_a_bench_that_ends_within_a_row_goes_on(machine: Path) -> None:
+    status, said = gpu_check(machine, "bench", VECBANK_GPU_SECONDS="80", ENDS_WITHIN="1")
+    assert status == 0 and '"running": "topk" ended its process' in said and "ok    bench: 7 of 9" in said
+    assert log_of(machine).count("--resume") == 1
 
 
 def test_the_python_that_has_torch(machine: Path) -> None:
