@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
+import json
 import time
 from dataclasses import replace
 from typing import Any
@@ -22,6 +24,7 @@ LARGE = 8192  # the large product: LARGE^3
 COPIED = 1 << 30  # bytes of the large copy
 PRODUCT_BYTES = 2 << 30  # of a baseline's scores written at once
 REASON_CHARS = 300
+ROW_S = 75.0  # a row that takes longer hangs: the process says where it is, and ends
 
 
 class CudaBench(Runner):
@@ -36,6 +39,18 @@ class CudaBench(Runner):
         self.report["gpu"] = self.gpu()
         self.report["left_out"] = []
         self.report["failures"] = []  # rows that ended in an error of ours, and wrong answers of ours
+        self.done: set[str] = set()
+        if args.resume and args.out.exists():
+            self.resume(json.loads(args.out.read_text()))
+
+    def resume(self, before: dict[str, Any]) -> None:
+        """Goes on after a process that ended within a row: that row is a failure, and those before it are kept."""
+        self.report.update({name: before[name] for name in ("rows", "failures") if name in before})
+        failed = {text.split(": ")[0] for text in self.report["failures"]}
+        self.done = {row["name"] for row in self.report["rows"]} | failed
+        if name := before.get("running"):
+            self.report["failures"].append(f"{name}: the process ended in this row (it hung, or broke the device)")
+            self.done.add(name)
 
     # What touches the device, one small method each.
 
@@ -117,16 +132,30 @@ class CudaBench(Runner):
         return [name for name in (*ours, *others) if name not in self.args.skip or name == OURS]
 
     def cuda(self, case: CudaCase) -> None:
+        if case.name in self.done:
+            return
         if self.args.seconds and time.monotonic() - self.started > self.args.seconds:
             self.report["left_out"].append(case.name)
             self.save()
             return
+        self.report["running"] = case.name
+        self.save()
+        if self.place == "cuda":
+            faulthandler.dump_traceback_later(ROW_S, exit=True)
         try:
             cuda_candidates.with_tf32(case.tf32, lambda: self.measure(case))()
         except Exception as error:  # the other rows are still worth having
+            self.wait()  # raises where the device is lost to this process: another one goes on (--resume)
             self.report["failures"].append(f"{case.name}: {type(error).__name__}: {error}"[:REASON_CHARS])
-            self.save()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        del self.report["running"]
+        self.save()
         self.give_back()
+
+    def wait(self) -> None:
+        if self.place == "cuda":
+            torch.cuda.synchronize()
 
     def give_back(self) -> None:
         if self.place == "cuda":

@@ -34,6 +34,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--budget", type=float, help="seconds a candidate may take per case (default 12, quick or on a GPU 1)"
     )
     parser.add_argument("--seconds", type=float, help="on a GPU: start no further row after so many")
+    parser.add_argument("--resume", action="store_true", help="on a GPU: keep the rows of --out, go on after them")
     parser.add_argument("--threads", type=int, help="threads for every candidate (default: torch's own)")
     parser.add_argument(
         "--wait-quiet",

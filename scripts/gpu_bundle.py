@@ -134,6 +134,7 @@ def main() -> int:
     args = parse()
     if args.nvcc is None:
         raise SystemExit("gpu-bundle: no nvcc found (PATH, CUDACXX, /usr/local/cuda); it compiles the kernels")
+    sources = run("scripts/cuda_sources.sh", quiet=True)  # before: an edit during the build must not count as built
     python = interpreter(args.python, ROOT / "build" / "gpu_python")
     out = args.out.resolve()
     shutil.rmtree(out, ignore_errors=True)
@@ -143,7 +144,7 @@ def main() -> int:
         run("strip", "--strip-unneeded", "-o", to, built)
     if args.wheels:
         download(args.python, out / "wheels")
-    (out / "SOURCES").write_text(run("scripts/cuda_sources.sh", quiet=True))
+    (out / "SOURCES").write_text(sources)
     files = sorted(path for path in out.rglob("*") if path.is_file())
     total = sum(path.stat().st_size for path in files) / 2**20
     for path in files:

@@ -10,18 +10,27 @@
 #     all             one after the other, whatever fails
 #   OUT (build/gpu_check): summary.txt, log.txt, timer.jsonl, profile.txt, bench.json, bench.md and at most two plots
 #   --bundle  the folder that `make gpu-bundle` filled: nothing of CUDA is compiled. Without it, a phase builds first.
+#             OUT and DIR are found from the folder that you call it in.
 #   --dry-run stand-ins for GPU, Python and tools; programs of a bundle are the real ones, and say that nothing can run
 # Settings: PYTHON, VECBANK_GPU_BUILD (build/gpu), VECBANK_GPU_SECONDS (for every phase), VECBANK_GPU_SHARDS (6),
 # VECBANK_GPU_TEST_SECONDS (20, for one test).
 # Exit status: 0 all that ran passed, 1 something failed, 2 nothing could run.
 set -uo pipefail
+from=$PWD
 cd "$(dirname "$0")/.." || exit 1
 
 phase="" out="" bundle="" dry=0
 while (($#)); do
   case $1 in
-    --bundle) bundle=${2:-} && shift ;;
+    --bundle)
+      if [[ -z ${2:-} || $2 == -* ]]; then
+        echo "gpu_check: --bundle: expected a folder after it, got: ${2:-nothing}" >&2 && exit 2
+      fi
+      bundle=$2
+      shift
+      ;;
     --dry-run) dry=1 ;;
+    -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' scripts/gpu_check.sh && exit 0 ;;
     -*) echo "gpu_check: $1: expected --bundle DIR or --dry-run" >&2 && exit 2 ;;
     *)
       if [[ -z $phase ]]; then
@@ -40,16 +49,23 @@ if [[ ! $phase =~ ^(first|tests|bench|profile|all)$ ]]; then
   echo "gpu_check: PHASE must be first, tests, bench, profile or all, got: ${phase:-nothing}" >&2
   exit 2
 fi
-if [[ -n $bundle && ! -e $bundle/vecbank_cuda_tests ]]; then
-  echo "gpu_check: --bundle: $bundle holds no vecbank_cuda_tests (make gpu-bundle fills such a folder)" >&2
-  exit 2
-fi
+[[ -z $bundle || $bundle == /* ]] || bundle=$from/$bundle
+[[ -z $out || $out == /* ]] || out=$from/$out
 if [[ -n $bundle ]]; then
+  for needed in vecbank_cuda_tests vecbank_cuda_timer modules/_C_cuda.so SOURCES; do
+    [[ -e $bundle/$needed ]] && continue
+    echo "gpu_check: --bundle: $bundle holds no $needed (make gpu-bundle fills such a folder)" >&2
+    exit 2
+  done
   bundle=$(cd "$bundle" && pwd)
   chmod +x "$bundle"/vecbank_cuda_t* # a copy may have lost it
 fi
 out=${out:-build/gpu_check}
 out=$(mkdir -p "$out" && cd "$out" && pwd) || exit 2
+if ! { echo >"$out/.written" && rm "$out/.written"; } 2>/dev/null; then # a full disk fails here too
+  echo "gpu_check: OUT: nothing can be written into $out" >&2
+  exit 2
+fi
 if [[ $phase == all ]]; then
   worst=0
   for phase in first tests bench profile; do
@@ -163,7 +179,7 @@ architecture() { # of the first GPU, as VECBANK_CUDA_ARCHS has it; all where it 
 programs() { # the kernels' tests and the timer
   if [[ -n $bundle ]]; then
     [[ $(cat "$bundle/SOURCES" 2>/dev/null) == "$(bash scripts/cuda_sources.sh)" ]] ||
-      say "note: the bundle was built from other sources"
+      fail "bundle: built from other sources than this tree's; make gpu-bundle builds it again"
     tests=$bundle/vecbank_cuda_tests timer=$bundle/vecbank_cuda_timer
     return
   fi
@@ -172,16 +188,21 @@ programs() { # the kernels' tests and the timer
   step build "$PHASE_S" bash -c 'build_all vecbank_cuda_tests vecbank_cuda_timer' || return
   tests=$build/vecbank_cuda_tests timer=$build/vecbank_cuda_timer
 }
-packages() { # a folder with vecbank, its built modules and the carried wheels, first on PYTHONPATH
-  local site=$scratch/site modules=() wheel
+wheels() { # of the bundle, into a folder: all at once, and one by one where that fails
+  local wheel install=("$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile
+    --upgrade --target "$1")
+  [[ -n $(compgen -G "$bundle/wheels/*.whl") ]] || return
+  run "wheels" 60 "${install[@]}" "$bundle"/wheels/*.whl && return
+  for wheel in "$bundle"/wheels/*.whl; do
+    run "wheel $(basename "$wheel")" 20 "${install[@]}" "$wheel" ||
+      say "note: $(basename "$wheel") could not be installed"
+  done
+}
+packages() { # a folder with vecbank, its built modules and (bench) the carried wheels, first on PYTHONPATH
+  local site=$scratch/site modules=()
   mkdir -p "$site" && cp -r python/vecbank "$site/" && rm -f "$site"/vecbank/_C*.so
   if [[ -n $bundle ]]; then
-    for wheel in "$bundle"/wheels/*.whl; do
-      [[ -e $wheel ]] || break
-      run "wheel $(basename "$wheel")" 60 "$python" -m pip install --quiet --disable-pip-version-check --no-index \
-        --no-deps --no-compile --upgrade --target "$site" "$wheel" ||
-        say "note: $(basename "$wheel") could not be installed"
-    done
+    [[ $phase != bench ]] || wheels "$site"
     modules=("$bundle"/modules/_C*.so)
   fi
   local fits='import sys, sysconfig, pathlib
@@ -302,7 +323,7 @@ pytests() { # name, most seconds, pytest arguments...: in SHARDS processes; one 
   ((limit > 5)) || { fail "$name: no time was left"; return; }
   for ((shard = 0; shard < SHARDS; ++shard)); do
     OMP_NUM_THREADS=2 VECBANK_TEST_SHARD=$shard/$SHARDS timeout --kill-after=3 "$limit" \
-      "$python" -m pytest -q -p no:cacheprovider "$@" >"$scratch/$name.$shard" 2>&1 </dev/null &
+      "$python" -m pytest -q -p no:cacheprovider -o faulthandler_timeout=30 "$@" >"$scratch/$name.$shard" 2>&1 </dev/null &
     jobs+=($!)
   done
   for shard in "${!jobs[@]}"; do
@@ -324,6 +345,8 @@ pytests() { # name, most seconds, pytest arguments...: in SHARDS processes; one 
       while read -r line; do say "      $line"; done
   elif ((late)); then
     fail "$name: not finished in $limit s; of the shards that were: ${counts:-none}"
+    grep -hE 'File ".*tests/test_.* in test_' "$scratch/$name".* | sed 's/^.*tests\///' | head -n 3 |
+      while read -r line; do say "      longer than 30 s: $line"; done
   elif [[ $counts != *passed* ]]; then
     say "not run: $name (no test passed or failed: ${counts:-none collected})"
   else
@@ -332,9 +355,10 @@ pytests() { # name, most seconds, pytest arguments...: in SHARDS processes; one 
 }
 probe='
 import sys, torch, vecbank
-x = torch.randn(256, 64, device="cuda").bfloat16()
+x = torch.randn(65536, 64, device="cuda").bfloat16()
 try:
-    vecbank.nearest(x, x)
+    vecbank.nearest(x, x[:8192])
+    vecbank.topk(x[:1024], x, 10)
     torch.cuda.synchronize()
 except RuntimeError as error:
     print(error)
@@ -372,6 +396,11 @@ bench_rows() { # JSON, seconds, more arguments...
   run bench "$limit" "$python" bench/run.py --device cuda --out "$json" \
     --seconds $((limit > 80 ? limit - 40 : limit / 2)) "$@"
   rc=$?
+  while ((rc != 0 && $(left) > 45)) && grep -q '"running":' "$json" 2>/dev/null; do # it ended within a row
+    say "note: bench: $(grep -m1 '"running":' "$json" | cut -c1-100) ended its process; another goes on after it"
+    run bench "$(left)" "$python" bench/run.py --device cuda --out "$json" --resume --seconds $(($(left) - 40)) "$@"
+    rc=$?
+  done
   ((rc == 0)) || timeout 20 "$python" bench/report.py "$json" >>"$log" 2>&1 # of the rows until then
   rows="$(grep -m1 'rows met' "${json%.json}.md" 2>/dev/null | tr -d '*')"
   rows="${rows:-no table} $(grep -m1 'want of time' "${json%.json}.md" 2>/dev/null | tr -d '*')"
@@ -380,10 +409,19 @@ bench_rows() { # JSON, seconds, more arguments...
     while read -r line; do say "$line"; done
 }
 phase_bench() {
+  local path rc skipped=()
   rm -f "$out"/bench*
   packages || return
-  bench_rows "$out/bench.json" "$(left)" --skip torch.compile
-  (($(left) > 90)) && bench_rows "$out/bench_compiled.json" "$(left)"
+  for path in mma16 sm90; do # one that hangs or breaks the process must not cost the rows: it is left out
+    VECBANK_CUDA_PATH=$path run "path $path" 30 "$python" -c "$probe"
+    rc=$?
+    case $rc in
+      0 | 3) ;; # 3: this build has none of it; each row says so
+      *) fail "path $path: $(why $rc); the rows leave it out" && skipped+=("vecbank $path") ;;
+    esac
+  done
+  bench_rows "$out/bench.json" "$(left)" --skip torch.compile "${skipped[@]}"
+  (($(left) > 90)) && bench_rows "$out/bench_compiled.json" "$(left)" ${skipped[0]:+--skip "${skipped[@]}"}
   find "$out" -name 'bench*.png' | sort | tail -n +3 | xargs -r rm -f # eight files at most
   [[ -e $out/bench_compiled.json ]] && rm -f "$out"/bench*.png
 }
@@ -394,6 +432,7 @@ phase_profile() {
   shown+="|Registers Per Thread|Achieved Occupancy|Executed Ipc Active"
   programs || return
   : >"$out/profile.txt"
+  PATH=$PATH:/usr/local/cuda/bin
   command -v ncu >/dev/null || { say "not run: profile (no ncu)"; return; }
   while read -r kernel name; do
     run "ncu $kernel" 45 ncu --clock-control none --set full --kernel-name "regex:^$kernel" --launch-skip 1 \

@@ -235,6 +235,35 @@ def test_a_failing_path_is_not_run_and_a_failing_default_is_named(
     assert "**Failed:** topk 1 x" in report.markdown(found, [])
 
 
+def test_a_process_that_ends_within_a_row_costs_that_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A device that is lost stays lost for the process; the next one keeps the rows, and goes on after that one."""
+    from bench.cuda_run import CudaBench
+
+    first, second, third = (cuda_cases.quick(case_of(name)) for name in ("topk 1 x", "topk 64 x", "sparse"))
+    monkeypatch.setattr(registry, "CUDA_CASES", (first, second, third))
+    real = cuda_candidates.prepare
+
+    def prepare(name: str, case: Any, data: Any) -> Any:
+        if case.name == second.name:
+            raise RuntimeError("illegal memory access")
+        return real(name, case, data)
+
+    def lost(self: Any) -> None:
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(cuda_candidates, "prepare", prepare)
+    monkeypatch.setattr(CudaBench, "wait", lost)
+    out = tmp_path / "result.json"
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        small_bench(out).run()
+    assert json.loads(out.read_text())["running"] == second.name
+    small_bench(out, "--resume").run()
+    found = json.loads(out.read_text())
+    assert list(dict.fromkeys(row["name"] for row in found["rows"])) == [first.name, third.name]
+    assert len(found["rows"]) == 4 and "running" not in found
+    assert len(found["failures"]) == 1 and found["failures"][0].startswith(f"{second.name}: the process ended")
+
+
 def test_without_a_gpu_the_command_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is there: gpu_check.sh runs the command itself")

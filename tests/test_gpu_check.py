@@ -41,6 +41,7 @@ STAND_INS = {
             echo "${TESTS:-3 passed, 1 skipped in 0.1s}"; exit "${TESTS_STATUS:-0}" ;;
           *bench/run.py*)
             for last; do [[ ${previous:-} == --out ]] && out=$last; previous=$last; done
+            if [[ -n ${ENDS_WITHIN:-} && $* != *--resume* ]]; then echo ' "running": "topk"' >"$out"; exit 1; fi
             echo '{}' >"$out"; touch "${out%.json}-cuda.png" "${out%.json}-memory.png" "${out%.json}-more.png"
             printf '%s\n' '**7 of 9 rows met.**' '- **Not run, for want of time:** a row' '| nearest | 2 ms | met |' \
               >"${out%.json}.md"
@@ -111,7 +112,8 @@ def bundle_of(machine: Path) -> Path:
     (bundle / "modules").mkdir(parents=True)
     for name in ("vecbank_cuda_tests", "vecbank_cuda_timer"):
         shutil.copy(machine / "bin" / name, bundle / name)
-    (bundle / "modules" / "_C.so").touch()
+    for name in ("_C.so", "_C_cuda.so"):
+        (bundle / "modules" / name).touch()
     (bundle / "SOURCES").write_text(sources())
     return bundle
 
@@ -208,7 +210,8 @@ def test_a_bundle_is_not_built_again(machine: Path) -> None:
         status, said = gpu_check(machine, phase, "--bundle", str(bundle), NO_CMAKE="1")
         assert status == 0 and "built " not in said and "other sources" not in said, said
     (bundle / "SOURCES").write_text("0")
-    assert "note: the bundle was built from other sources" in gpu_check(machine, "first", "--bundle", str(bundle))[1]
+    status, said = gpu_check(machine, "first", "--bundle", str(bundle))
+    assert status == 1 and "FAIL  bundle: built from other sources" in said and "ok    kernels: 7 of 7" in said
     status, said = gpu_check(machine, "bench", "--bundle", str(bundle), OTHER_PYTHON="1")  # its module is for another
     assert status == 0 and "ok    _C: built _C" in said and "ok    bench" in said, said
     status, said = gpu_check(machine, "first", "--bundle", str(machine))
@@ -303,6 +306,42 @@ def test_wrong_arguments(machine: Path) -> None:
     assert gpu_check(machine, "first", "--fast")[0] == 2 and gpu_check(machine, "first", "more")[0] == 2
 
 
+def test_arguments_that_would_cost_time_on_the_machine(machine: Path) -> None:
+    assert gpu_check(machine, "first", "--bundle") == (
+        2,
+        "gpu_check: --bundle: expected a folder after it, got: nothing\n",
+    )
+    assert gpu_check(machine, "first", "--bundle", "--dry-run")[0] == 2
+    bundle = bundle_of(machine)
+    (bundle / "modules" / "_C_cuda.so").unlink()
+    status, said = gpu_check(machine, "first", "--bundle", str(bundle))
+    assert status == 2 and "holds no modules/_C_cuda.so (make gpu-bundle" in said
+    status, said = gpu_check(machine, "--help")
+    assert status == 0 and "--bundle  the folder that" in said and "set -u" not in said
+    script = str(ROOT / "scripts" / "gpu_check.sh")
+    shutil.rmtree(machine / "out", ignore_errors=True)
+    said = subprocess.run(  # paths are found from the folder that it is called in
+        ["bash", script, "profile", "out", "--bundle", "none"], cwd=machine, capture_output=True, text=True
+    ).stderr
+    assert f"{machine}/none holds no vecbank_cuda_tests" in said
+    done = subprocess.run(["bash", script, "profile", "out", "--dry-run"], cwd=machine, capture_output=True, text=True)
+    assert done.returncode == 0 and (machine / "out" / "summary.txt").exists()
+    done = subprocess.run(["bash", script, "first", "/proc/self", "--dry-run"], capture_output=True, text=True)
+    assert done.returncode == 2 and "OUT: nothing can be written into" in done.stderr
+
+
+def test_a_path_that_fails_does_not_cost_the_rows(machine: Path) -> None:
+    status, said = gpu_check(machine, "bench", SM90="1", VECBANK_GPU_SECONDS="60")
+    assert status == 1 and "FAIL  path sm90: status 1: error: left out of this build; the rows leave it out" in said
+    assert "--skip torch.compile vecbank sm90" in log_of(machine) and "ok    bench: " in said
+
+
+def test_a_bench_that_ends_within_a_row_goes_on(machine: Path) -> None:
+    status, said = gpu_check(machine, "bench", VECBANK_GPU_SECONDS="80", ENDS_WITHIN="1")
+    assert status == 0 and '"running": "topk" ended its process' in said and "ok    bench: 7 of 9" in said
+    assert log_of(machine).count("--resume") == 1
+
+
 def test_the_python_that_has_torch(machine: Path) -> None:
     for name in ("python3", "python3.13"):
         shutil.copy(machine / "bin" / "python", machine / "bin" / name)
@@ -318,6 +357,13 @@ def test_wheels(machine: Path) -> None:
     status, said = gpu_check(machine, "bench", "--bundle", str(bundle), VECBANK_GPU_SECONDS="60")
     assert status == 0 and "note: broken-1-x.whl could not be installed" in said and "pytest-1-x.whl" not in said
     assert "==== wheel pytest-1-x.whl (status 0)" in log_of(machine)
+    (bundle / "wheels" / "broken-1-x.whl").unlink()
+    (machine / "out" / "log.txt").unlink()
+    gpu_check(machine, "bench", "--bundle", str(bundle), VECBANK_GPU_SECONDS="60")
+    assert "==== wheels (status 0)" in log_of(machine)
+    (machine / "out" / "log.txt").unlink()
+    gpu_check(machine, "tests", "--bundle", str(bundle))
+    assert "==== wheel" not in log_of(machine)  # only the bench needs them
 
 
 @pytest.mark.parametrize("setting, status, said", [("fine", 0, "ok    memcheck"), ("race", 1, "FAIL  racecheck")])
