@@ -34,7 +34,8 @@ __global__ void __launch_bounds__(kShortThreads, 4) compact_short_kernel(const _
     for (int base = 0; base < count; base += 32) {
       const Candidate c = base + lane < count ? list[base + lane] : Candidate{};
       const bool keep = base + lane < count && !(c.upper < threshold);
-      const unsigned keeps = __ballot_sync(kAllLanes, keep);  // after it, these places may be overwritten
+      const unsigned keeps = __ballot_sync(kAllLanes, keep);
+      __syncwarp();  // these places may be overwritten: all lanes have read theirs, which a ballot does not promise
       if (keep) list[kept + __popc(keeps & ((1u << lane) - 1))] = c;
       kept += __popc(keeps);
     }
