@@ -84,7 +84,9 @@ def speed_table(rows: list[Row]) -> str:
     for row in rows:
         base, ours = row["baseline"], row["candidates"][OURS]
         best = base["candidates"][base["fastest"]]["median_s"]
-        rate = f"{base['gflop_per_s']:.0f} GF/s" if base["kind"] != "read" else f"{base['gbyte_per_s']:.0f} GB/s"
+        rate = (
+            f"{base['gflop_per_s']:.0f} GF/s" if base["gflop_per_s"] is not None else f"{base['gbyte_per_s']:.0f} GB/s"
+        )
         unit = "read" if base["kind"] == "read" else "sgemm"
         name = row["name"] + (" †" if (row.get("others_busy") or 0) > 0.1 else "")
         lines.append(
@@ -109,7 +111,11 @@ def cuda_table(rows: list[Row]) -> str:
     for row in rows:
         base, ours = row["baseline"], row["candidates"][OURS]
         best = base["candidates"][base["fastest"]]["median_s"]
-        rate = f"{base['gflop_per_s'] / 1e3:.3g} TFLOP/s" if base["kind"] != "read" else f"{base['gbyte_per_s']:.0f} GB/s"
+        rate = (
+            f"{base['gflop_per_s'] / 1e3:.3g} TFLOP/s"
+            if base["gflop_per_s"] is not None
+            else f"{base['gbyte_per_s']:.0f} GB/s"
+        )
         paths = [
             f"{name.removeprefix(OURS + ' ')} {seconds(row['candidates'][name]['median_s'])} ({verdict({'met': met})})"
             for name, met in row["paths"].items()
