@@ -29,16 +29,6 @@ struct alignas(16) Chunk {
   uint32_t w[4];
 };
 
-VB_INLINE float half_value(uint32_t bits) {
-#if defined(__CUDA_ARCH__)
-  float f;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(static_cast<unsigned short>(bits)));
-  return f;
-#else
-  return widened_f32(Float16{static_cast<uint16_t>(bits)});
-#endif
-}
-
 template <class T>
 struct Aligned {  // contiguous rows of whole chunks
   static constexpr int kElements = 16 / static_cast<int>(sizeof(T));

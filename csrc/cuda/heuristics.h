@@ -2,6 +2,7 @@
 // row. Plain functions, tested on the host.
 #pragma once
 
+#include <cstdlib>
 #include <cstring>
 #include <optional>
 
@@ -18,6 +19,17 @@ inline std::optional<Path> path_named(const char* name) {
   for (size_t i = 0; i < std::size(kPathNames); ++i)
     if (std::strcmp(name, kPathNames[i]) == 0) return static_cast<Path>(i);
   return std::strcmp(name, "mma") == 0 ? std::optional(Path::mma16) : std::nullopt;  // an older name
+}
+
+// What VECBANK_CUDA_PATH asks for. `name`: null where it asks for nothing. A name without a path is none of ours.
+struct WantedPath {
+  const char* name;
+  std::optional<Path> path;
+};
+inline WantedPath wanted_path() {
+  const char* name = std::getenv("VECBANK_CUDA_PATH");
+  if (name == nullptr || *name == 0) return {nullptr, std::nullopt};
+  return {name, path_named(name)};
 }
 
 // Whoever wants a path gets it, checked or not. Otherwise tensor cores screen where they were found sound: predicted to

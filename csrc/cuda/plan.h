@@ -23,8 +23,7 @@ constexpr int64_t kRowShare = int64_t{42} << 20;       // packed queries and can
 constexpr int64_t kPieceShare = int64_t{16} << 20;     // packed part of the bank, unless the caller packed it
 constexpr int64_t kBesideOperands = int64_t{8} << 20;  // what a cascade of searches keeps beside one on operands
 constexpr int64_t kPartialShare = int64_t{4} << 20;    // best rows of the parts of a split bank
-constexpr int64_t kMostRows = 1 << 16;                 // query rows of a chunk
-constexpr int64_t kMostSearched = 1 << 17;             // the same of a search
+constexpr int64_t kMostSearched = 1 << 17;             // query rows of a chunk
 
 struct SearchPlan {
   bool operands = false;     // the screen takes 16-bit operands rather than float32 panels

@@ -7,6 +7,7 @@
 namespace vecbank::cuda {
 namespace {
 
+constexpr int64_t kMostRows = 1 << 16;                  // query rows of a chunk
 constexpr int64_t kProjectPiece = int64_t{24} << 20;    // packed part of the bank
 constexpr int64_t kProjectQueries = int64_t{24} << 20;  // packed part of the queries
 

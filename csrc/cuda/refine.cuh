@@ -5,18 +5,11 @@
 
 namespace vecbank::cuda {
 
-// An element in float64. A NaN's bits may differ from widened()'s, and no score shows them.
 template <class S>
 __device__ __forceinline__ double element(S x) {
   return widened(x);
 }
-#if defined(__CUDA_ARCH__)
-__device__ __forceinline__ double element(Float16 x) {
-  float wide;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
-  return static_cast<double>(wide);
-}
-#endif
+__device__ __forceinline__ double element(Float16 x) { return static_cast<double>(half_value(x.bits)); }
 
 // lane_sum() of core/exact_score.h for lane threadIdx.x % 8 of two rows without gaps, with up to eight coordinates of
 // either row in flight: a row comes from far away, and its coordinates must not come one by one. A term of two zeros

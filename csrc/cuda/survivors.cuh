@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "warp_list.cuh"
 
 namespace vecbank::cuda {
 
@@ -120,31 +121,19 @@ __device__ __forceinline__ Survivor look_up(const Screen& a, float upper, int64_
   return survivor;
 }
 
-// A row's list of k <= 32 lower bounds of this block's columns, best first, one entry a lane of the warp that owns the
-// row. The k-th entry is a threshold, since k columns are at least as good.
-struct RowList {
-  float entry, last;  // the entry of this lane; the k-th entry
-  __device__ __forceinline__ RowList(const Screen& a, TileState& state, int row, int lane) {
-    entry = lane < a.listed ? state.lists()[row * a.listed + lane] : -HUGE_VALF;
-    last = __shfl_sync(kAllLanes, entry, a.listed - 1);
-  }
-  // The last entry is dropped. `value` is the same in every lane.
-  __device__ __forceinline__ void push(const Screen& a, float value, int lane) {
-    if (!(value > last)) return;
-    const int rank = __popc(__ballot_sync(kAllLanes, entry >= value));
-    const float before = __shfl_up_sync(kAllLanes, entry, 1);
-    if (lane >= rank) entry = lane == rank ? value : before;
-    last = __shfl_sync(kAllLanes, entry, a.listed - 1);
-  }
-  // Returns the row's threshold, and publishes it to other blocks if it has risen.
-  __device__ __forceinline__ float close(const Screen& a, TileState& state, int64_t first_row, int row, float threshold,
-                                         int lane) const {
-    if (lane < a.listed) state.lists()[row * a.listed + lane] = entry;
-    if (!(last > threshold)) return threshold;
-    if (lane == 0) atomic_max(a.thresholds + first_row + row, last);
-    return last;
-  }
-};
+// A row's list of k <= 32 lower bounds of this block's columns. The k-th entry is a threshold, since k columns are at
+// least as good.
+__device__ __forceinline__ WarpList<float> list_of(const Screen& a, TileState& state, int row, int lane) {
+  return {a.listed, lane < a.listed ? state.lists()[row * a.listed + lane] : -HUGE_VALF};
+}
+// Returns the row's threshold, and publishes it to other blocks if it has risen.
+__device__ __forceinline__ float close_list(const WarpList<float>& list, const Screen& a, TileState& state,
+                                            int64_t first_row, int row, float threshold, int lane) {
+  if (lane < a.listed) state.lists()[row * a.listed + lane] = list.entry;
+  if (!(list.last > threshold)) return threshold;
+  if (lane == 0) atomic_max(a.thresholds + first_row + row, list.last);
+  return list.last;
+}
 
 // The better of the block's own threshold and the published one. Lanes may read different values, so the value of lane
 // 0 counts.
@@ -179,9 +168,9 @@ static __device__ __noinline__ void keep_hits(const Screen& a, int first_row, Ti
       threshold = shared_threshold(a, first_row + r, threshold);
       const bool keep = !(upper < threshold);
       if (keep && a.listed > 0) {
-        RowList list(a, state, r, lane);
-        list.push(a, lower, lane);
-        threshold = list.close(a, state, first_row, r, threshold, lane);
+        WarpList<float> list = list_of(a, state, r, lane);
+        list.push(lower);
+        threshold = close_list(list, a, state, first_row, r, threshold, lane);
       }
       if (keep && lane == from) {
         const int at = reserve(a, first_row + r, 1);
@@ -225,7 +214,7 @@ static __device__ __noinline__ void keep_survivors(const Screen& a, const float*
       keep[c] = s.valid, lower[c] = s.lower, column[c] = static_cast<uint32_t>(s.column);
     }
     if (a.listed > 0) {
-      RowList list(a, state, from + i, lane);
+      WarpList<float> list = list_of(a, state, from + i, lane);
       if (a.listed == 1) {  // the best of all of them is enough
         float best = -HUGE_VALF;
 #pragma unroll
@@ -235,14 +224,12 @@ static __device__ __noinline__ void keep_survivors(const Screen& a, const float*
           const float other = __shfl_xor_sync(kAllLanes, best, step);
           best = other > best ? other : best;
         }
-        list.push(a, best, lane);
+        list.push(best);
       } else {
 #pragma unroll
-        for (int c = 0; c < kEach; ++c)
-          for (unsigned left = __ballot_sync(kAllLanes, keep[c] && lower[c] > list.last); left != 0; left &= left - 1)
-            list.push(a, __shfl_sync(kAllLanes, lower[c], __ffs(static_cast<int>(left)) - 1), lane);
+        for (int c = 0; c < kEach; ++c) list.add(keep[c], lower[c]);
       }
-      threshold = list.close(a, state, first_row, from + i, threshold, lane);
+      threshold = close_list(list, a, state, first_row, from + i, threshold, lane);
     }
     if (lane == 0) state.thresholds[from + i] = threshold;
 

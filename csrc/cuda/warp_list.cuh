@@ -28,18 +28,20 @@ template <class T>
 struct WarpList {
   T entry, last;  // of this lane; the k-th of all
   int k;          // at most kWarpList
-  __device__ __forceinline__ WarpList(int wanted, const T& worst) : entry(worst), last(worst), k(wanted) {}
+  // `own`: this lane's entry, best first; from lane k on there is nothing better than in lane k - 1.
+  __device__ __forceinline__ WarpList(int wanted, const T& own) : entry(own), k(wanted) { last = of_lane(own, k - 1); }
+  // Adds a value, which is the same in every lane. The last entry is dropped.
+  __device__ __forceinline__ void push(const T& value) {
+    if (!goes_before(value, last)) return;
+    const int lane = threadIdx.x % 32, rank = __popc(__ballot_sync(kAllLanes, !goes_before(value, entry)));
+    const T before = of_lane_before(entry);
+    if (lane >= rank) entry = lane == rank ? value : before;
+    last = of_lane(entry, k - 1);
+  }
   // Adds the values of those lanes that offer one.
   __device__ __forceinline__ void add(bool offers, const T& value) {
-    const int lane = threadIdx.x % 32;
-    for (unsigned left = __ballot_sync(kAllLanes, offers && goes_before(value, last)); left != 0; left &= left - 1) {
-      const T added = of_lane(value, __ffs(static_cast<int>(left)) - 1);
-      if (!goes_before(added, last)) continue;  // the last has risen; the same in every lane
-      const int rank = __popc(__ballot_sync(kAllLanes, !goes_before(added, entry)));
-      const T before = of_lane_before(entry);
-      if (lane >= rank) entry = lane == rank ? added : before;
-      last = of_lane(entry, k - 1);
-    }
+    for (unsigned left = __ballot_sync(kAllLanes, offers && goes_before(value, last)); left != 0; left &= left - 1)
+      push(of_lane(value, __ffs(static_cast<int>(left)) - 1));
   }
 };
 

@@ -106,12 +106,9 @@ class CudaScope {
   }
   // The first search on a device checks its tensor cores, unless VECBANK_CUDA_PATH names a path.
   void choose_screen() {
-    const char* name = std::getenv("VECBANK_CUDA_PATH");
-    std::optional<cuda::Path> wanted;
-    if (name != nullptr && *name != 0) {
-      wanted = cuda::path_named(name);
-      STD_TORCH_CHECK(wanted.has_value(), "vecbank: VECBANK_CUDA_PATH must be simt, mma16 or sm90, got ", name);
-    }
+    const auto [name, wanted] = cuda::wanted_path();
+    STD_TORCH_CHECK(name == nullptr || wanted, "vecbank: VECBANK_CUDA_PATH must be simt, mma16 or sm90, got ",
+                    name == nullptr ? "" : name);
     const auto found = wanted ? cuda::TensorCores::unchecked : cuda::tensor_cores(index_, device_).outcome;
     device_.path = cuda::search_path(device_.capability, found, wanted);
   }

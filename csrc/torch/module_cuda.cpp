@@ -1,7 +1,6 @@
 // What Python calls of the ops library by name, through ctypes (python/vecbank/_cuda.py). Nothing here or in
 // register_cuda.cpp knows Python, so one library serves every Python. Each function returns null, or what went wrong.
 #include <cstdint>
-#include <cstdlib>
 
 #include "../cuda/heuristics.h"
 #include "../cuda/tensor_cores/bounds.h"
@@ -34,12 +33,10 @@ const char* vecbank_cuda_tensor_cores(int32_t number, int32_t* outcome, float* f
   const float all[] = {f.integers, f.subnormals, f.bf16, f.fp16,
                        static_cast<float>(vecbank::cuda::kTensorUnit * 0x1p22)};
   for (int i = 0; i < 5; ++i) five[i] = all[i];
-  const char* name = std::getenv("VECBANK_CUDA_PATH");
-  const bool forced = name != nullptr && *name != 0;
-  const auto wanted = forced ? vecbank::cuda::path_named(name) : std::nullopt;
-  *path = forced && !wanted ? nullptr
-                            : vecbank::cuda::kPathNames[static_cast<size_t>(
-                                  vecbank::cuda::search_path(device.capability, checked.outcome, wanted))];
+  const auto [name, wanted] = vecbank::cuda::wanted_path();
+  *path = name != nullptr && !wanted ? nullptr
+                                     : vecbank::cuda::kPathNames[static_cast<size_t>(
+                                           vecbank::cuda::search_path(device.capability, checked.outcome, wanted))];
   return checked.error;
 }
 

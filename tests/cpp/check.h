@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/half.h"
 #include "cpu/api.h"
 #include "cpu/isa.h"
 
@@ -68,6 +69,22 @@ std::vector<T> gaussian(int64_t count, uint32_t seed, double scale = 1.0, double
   for (auto& x : v) x = static_cast<T>(normal(random) * scale + offset);
   return v;
 }
+
+// Rows of any element type, `skip` elements after the start of their memory.
+struct OwnRows {
+  std::vector<char> bytes;
+  vecbank::Rows rows;
+  OwnRows(const std::vector<double>& v, int64_t width, vecbank::DType dtype, int64_t skip = 0) {
+    const size_t size = vecbank::size_of(dtype);
+    bytes.resize((v.size() + static_cast<size_t>(skip)) * size);
+    char* first = bytes.data() + static_cast<size_t>(skip) * size;
+    for (size_t i = 0; i < v.size(); ++i)
+      vecbank::with_dtype(dtype, [&](auto type) {
+        vecbank::narrow(v[i], reinterpret_cast<vecbank::Element<decltype(type)>*>(first + i * size));
+      });
+    rows = {first, dtype, static_cast<int64_t>(v.size()) / width, width, width, 1};
+  }
+};
 
 inline vecbank::Rows rows(const std::vector<float>& v, int64_t width) {
   return {v.data(), vecbank::DType::f32, static_cast<int64_t>(v.size()) / width, width, width, 1};

@@ -340,36 +340,6 @@ TEST(cuda_search_biased) {
   }
 }
 
-TEST(cuda_quantize_loss_close_to_cpu) {
-  const int64_t d = 9, n = 600;
-  const auto xs = normal<float>(n * d, 41), start = normal<float>(n * d, 42);
-  Vec<unsigned char> keep(static_cast<size_t>(n));
-  for (size_t i = 0; i < keep.size(); ++i) keep[i] = i % 3 != 0;
-  for (const bool masked : {false, true}) {
-    Vec<float> rounded[2] = {start, start};
-    Vec<int64_t> codes[2];
-    Vec<double> mean = {-1.0, -1.0};
-    Bench bench;
-    for (const int side : {0, 1}) {
-      for (int64_t i = 0; i < n; ++i) codes[side].push_back(i % 7 == 0 ? -1 : i);
-      QuantizeLossProblem p;
-      p.x = view(xs, d);
-      p.codes = codes[side].data();
-      p.quantized = view(rounded[side], d);
-      p.keep = masked ? reinterpret_cast<const bool*>(keep.data()) : nullptr;
-      bench.provide(cuda::quantize_loss_workspace(n));
-      if (side == 0) {
-        CHECK(quantize_loss(p, Parallel{}) == Status::ok);
-        mean[0] = p.squares / (static_cast<double>(p.valid) * static_cast<double>(d));
-      } else {
-        CHECK(ran(cuda::quantize_loss, p, &mean[1], DType::f64, bench.device));
-      }
-    }
-    CHECK(std::abs(mean[1] - mean[0]) <= 1e-13 * mean[0]);
-    CHECK(codes[0] == codes[1] && rounded[0] == rounded[1]);
-  }
-}
-
 TEST(cuda_search_bad_pack_is_not_read) {
   const Matrix x(normal<double>(40, 21), 8, DType::f32), b(normal<double>(800, 22), 8, DType::f32);
   const Matrix longer(normal<double>(808, 23), 8, DType::f32);
@@ -390,122 +360,9 @@ TEST(cuda_search_bad_pack_is_not_read) {
     }
 }
 
-TEST(cuda_codebook_equals_cpu) {
-  std::mt19937 random(9);
-  for (const DType dtype : kDTypes)
-    for (const int64_t k : {1, 4}) {
-      const int64_t d = 21, m = 13, n = 50;
-      const Matrix bank(normal<double>(m * d, 3), d, dtype), x(normal<double>(n * d, 4), d, dtype);
-      const Matrix weights(normal<double>(n * k, 5), 1, dtype);
-      Vec<int64_t> codes(static_cast<size_t>(n * k));
-      for (auto& c : codes) c = static_cast<int64_t>(random() % (m + 1)) - 1;
-      const size_t size = size_of(dtype);
-      Bench bench;
-      for (const Reduce reduce : {Reduce::none, Reduce::sum, Reduce::mean}) {
-        Vec<char> ours(static_cast<size_t>(n * d * k) * size, 1), theirs = ours;
-        LookupProblem p;
-        p.codes = codes.data();
-        p.k = reduce == Reduce::none ? 1 : k;
-        p.count = n * k / p.k;
-        p.bank = bank.rows;
-        p.weights = weights.rows.data;
-        p.reduce = reduce;
-        p.out = theirs.data();
-        CHECK(lookup(p, Parallel{}) == Status::ok);
-        p.out = ours.data();
-        CHECK(ran(cuda::lookup, p, bench.device));
-        CHECK(ours == theirs);
-      }
-      Vec<char> ours(static_cast<size_t>(m * d) * size, 1), theirs = ours;
-      SegmentSumProblem s;
-      s.codes = codes.data();
-      s.count = n * k;
-      s.k = k;
-      s.segments = m;
-      s.source = x.rows;
-      s.weights = weights.rows.data;
-      s.weights_dtype = dtype;
-      s.out_dtype = dtype;
-      Vec<float> counts[2] = {Vec<float>(static_cast<size_t>(m), 7.0f), Vec<float>(static_cast<size_t>(m), 7.0f)};
-      s.counts = counts[0].data();
-      s.out = theirs.data();
-      CHECK(segment_sum(s, Parallel{}) == Status::ok);
-      s.out = ours.data();
-      s.counts = counts[1].data();
-      bench.provide(cuda::segment_sum_workspace(s));
-      CHECK(ran(cuda::segment_sum, s, bench.device));
-      CHECK(ours == theirs);
-      CHECK(counts[0] == counts[1]);
-      CHECK(bench.state.bad_codes == 0);
-    }
-}
-
-TEST(cuda_gradients_close_to_cpu) {
-  std::mt19937 random(10);
-  const int64_t d = 11, m = 9, n = 14, k = 20;
-  const auto xs = normal<float>(n * d, 6), bs = normal<float>(m * d, 7), grads = normal<float>(n * k, 8);
-  Vec<int64_t> codes(static_cast<size_t>(n * k));
-  for (auto& c : codes) c = static_cast<int64_t>(random() % (m + 1)) - 1;
-  for (const Metric metric : kMetrics) {
-    Vec<float> gx[2], gb[2], dots[2];
-    Bench bench;
-    for (const int side : {0, 1}) {
-      gx[side].assign(xs.size(), 7.0f), gb[side].assign(bs.size(), 7.0f), dots[side].assign(codes.size(), 7.0f);
-      PairProblem p;
-      p.queries = view(xs, d);
-      p.bank = view(bs, d);
-      p.indices = codes.data();
-      p.grad = grads.data();
-      p.k = k;
-      p.metric = metric;
-      p.grad_queries = gx[side].data();
-      p.grad_bank = gb[side].data();
-      LookupDotProblem l{codes.data(), k, p.queries, p.bank, dots[side].data()};
-      bench.provide(cuda::pair_workspace(p));
-      if (side == 0)
-        CHECK(pair_gradients(p, Parallel{}) == Status::ok && lookup_dot(l, Parallel{}) == Status::ok);
-      else
-        CHECK(ran(cuda::pair_gradients, p, bench.device) && ran(cuda::lookup_dot, l, bench.device));
-    }
-    const auto close = [](const Vec<float>& a, const Vec<float>& b) {
-      for (size_t i = 0; i < a.size(); ++i)
-        if (!(std::abs(a[i] - b[i]) <= 1e-5f * (1.0f + std::abs(b[i])))) return false;
-      return true;
-    };
-    CHECK(close(gx[1], gx[0]) && close(gb[1], gb[0]) && close(dots[1], dots[0]));
-  }
-}
-
-TEST(cuda_bad_codes_are_not_read) {
-  const auto bs = normal<float>(12, 1), xs = normal<float>(6, 2);
-  const Vec<int64_t> codes = {0, 99, -1, -5, 3, 4};
-  Vec<float> out(18, 7.0f);
-  Bench bench;
-  LookupProblem p;
-  p.codes = codes.data();
-  p.count = 6;
-  p.bank = view(bs, 3);
-  p.out = out.data();
-  CHECK(ran(cuda::lookup, p, bench.device));
-  CHECK(bench.state.bad_codes == 3);
-  CHECK(out[0] == bs[0] && std::isnan(out[3]) && out[6] == 0.0f && std::isnan(out[9]) && out[12] == bs[9] &&
-        std::isnan(out[15]));
-  SegmentSumProblem s;
-  s.codes = codes.data();
-  s.count = 6;
-  s.k = 3;
-  s.segments = 4;
-  s.source = view(xs, 3);
-  Vec<float> sums(12, 7.0f);
-  s.out = sums.data();
-  bench.provide(cuda::segment_sum_workspace(s));
-  CHECK(ran(cuda::segment_sum, s, bench.device));
-  CHECK(bench.state.bad_codes == 6);
-  CHECK(sums[0] == xs[0] && sums[3] == 0.0f && sums[9] == xs[3]);
-}
-
 }  // namespace
 
+#include "cuda_codebook_cases.h"
 #include "cuda_few_cases.h"
 #include "cuda_pack_cases.h"
 #include "cuda_project_cases.h"

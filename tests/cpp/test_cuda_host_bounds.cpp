@@ -1,5 +1,5 @@
 // Every screen's bounds, pair by pair, on the emulator: thresholds that let everything pass, so each candidate's
-// [lower, upper] must hold the exact map of its score. Data is random, or made so that roundings add up against the
+// [lower, upper] must hold the exact map of its score. OwnRows is random, or made so that roundings add up against the
 // bound.
 #define VECBANK_EMULATE 1
 #include "cuda_emulator.h"
@@ -144,21 +144,6 @@ double tightness(const Rows& x, const Rows& b, Metric metric, cuda::Path path, c
   return worst;
 }
 
-struct Data {
-  std::vector<uint16_t> bits;
-  std::vector<float> floats;
-  Rows rows;
-  Data(const std::vector<double>& v, int64_t width, DType dtype) {
-    rows = {nullptr, dtype, static_cast<int64_t>(v.size()) / width, width, width, 1};
-    for (const double value : v) {
-      if (dtype == DType::f32) floats.push_back(static_cast<float>(value));
-      if (dtype == DType::bf16) bits.push_back(to_bfloat16(static_cast<float>(value)).bits);
-      if (dtype == DType::f16) bits.push_back(to_float16(static_cast<float>(value)).bits);
-    }
-    rows.data = dtype == DType::f32 ? static_cast<const void*>(floats.data()) : bits.data();
-  }
-};
-
 const Metric kMetrics[] = {Metric::dot, Metric::cosine, Metric::l2};
 const cuda::Path kPaths[] = {cuda::Path::simt, cuda::Path::mma16, cuda::Path::sm90};
 
@@ -169,13 +154,13 @@ TEST(cuda_bounds_hold_on_random_data) {
       for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
         for (const double offset : {0.0, 30.0}) {
           const int64_t d = 1 + (++seed * 37) % 150;
-          const Data x(gaussian<double>(5 * d, ++seed, 1.0, offset), d, dtype);
-          const Data b(gaussian<double>(90 * d, ++seed, 1.0, offset), d, dtype);
+          const OwnRows x(gaussian<double>(5 * d, ++seed, 1.0, offset), d, dtype);
+          const OwnRows b(gaussian<double>(90 * d, ++seed, 1.0, offset), d, dtype);
           CHECK(tightness(x.rows, b.rows, metric, path, "random") > 0.0);
         }
   for (const cuda::Path path : {cuda::Path::simt, cuda::Path::mma16, cuda::Path::sm90})
     for (const double scale : {1e25, 1e-25}) {  // queries that are scaled by a power of two of their own
-      const Data x(gaussian<double>(5 * 30, ++seed, scale), 30, DType::f32),
+      const OwnRows x(gaussian<double>(5 * 30, ++seed, scale), 30, DType::f32),
           b(gaussian<double>(60 * 30, ++seed), 30, DType::f32);
       CHECK(tightness(x.rows, b.rows, Metric::dot, path, "scaled queries") > 0.0);
     }
@@ -185,12 +170,12 @@ TEST(cuda_bounds_hold_on_random_data) {
         for (const DType other : {DType::f32, DType::bf16, DType::f16}) {
           if (dtype == other) continue;
           const int64_t d = 1 + (++seed * 37) % 90;
-          const Data x(gaussian<double>(5 * d, ++seed), d, dtype), b(gaussian<double>(60 * d, ++seed), d, other);
+          const OwnRows x(gaussian<double>(5 * d, ++seed), d, dtype), b(gaussian<double>(60 * d, ++seed), d, other);
           CHECK(tightness(x.rows, b.rows, metric, path, "mixed") > 0.0);
         }
   const auto bias = gaussian<double>(90, 5, 10.0);
   for (const cuda::Path path : kPaths) {
-    const Data x(gaussian<double>(5 * 24, 6), 24, DType::bf16), b(gaussian<double>(90 * 24, 7), 24, DType::bf16);
+    const OwnRows x(gaussian<double>(5 * 24, 6), 24, DType::bf16), b(gaussian<double>(90 * 24, 7), 24, DType::bf16);
     CHECK(tightness(x.rows, b.rows, Metric::dot, path, "bias", bias.data()) > 0.0);
   }
 }
@@ -203,14 +188,14 @@ TEST(cuda_bounds_hold_where_roundings_add_up) {
     for (int64_t j = 0; j < 80; ++j)  // of either sign, so that no centre helps
       for (int64_t k = 0; k < d; ++k)
         bs.push_back((j % 4 < 2 ? 1.0 : -1.0) * (1.0 + 0x1p-8 + (j % 2 == 0 ? 0x1p-20 : -0x1p-20)));
-    const Data x(std::vector<double>(static_cast<size_t>(3 * d), 1.0), d, DType::f32), b(bs, d, DType::f32);
+    const OwnRows x(std::vector<double>(static_cast<size_t>(3 * d), 1.0), d, DType::f32), b(bs, d, DType::f32);
     const double t = tightness(x.rows, b.rows, Metric::dot, cuda::Path::mma16, "aligned");
     CHECK(t > 0.6 && t <= 1.0);
     // The queries lose as much, which raises their norm: twice what a usual row's is.
     std::vector<double> signs(static_cast<size_t>(80 * d), 1.0);
     for (size_t i = 0; i < signs.size(); ++i) signs[i] = i / static_cast<size_t>(d) % 2 == 0 ? 1.0 : -1.0;
     const double of_queries =
-        tightness(b.rows, Data(signs, d, DType::f32).rows, Metric::dot, cuda::Path::mma16, "aligned queries");
+        tightness(b.rows, OwnRows(signs, d, DType::f32).rows, Metric::dot, cuda::Path::mma16, "aligned queries");
     CHECK(of_queries > 0.9 && of_queries <= 1.0);
   }
 }
@@ -222,10 +207,10 @@ TEST(cuda_bounds_hold_where_sums_lose) {
     for (const DType dtype : {DType::bf16, DType::f16}) {
       const int64_t m = 40;
       const std::vector<double> bias(static_cast<size_t>(m), 1.0);
-      const Data x(std::vector<double>(static_cast<size_t>(2 * d), 0x1p-10 * (1.0 - 0x1p-8)), d, dtype);
+      const OwnRows x(std::vector<double>(static_cast<size_t>(2 * d), 0x1p-10 * (1.0 - 0x1p-8)), d, dtype);
       std::vector<double> bs(static_cast<size_t>(m * d), 0x1p-14);
       for (size_t i = 0; i < bs.size(); ++i) bs[i] *= i / static_cast<size_t>(d) % 2 == 0 ? 1.0 : -1.0;
-      const Data b(bs, d, dtype);
+      const OwnRows b(bs, d, dtype);
       const double t = tightness(x.rows, b.rows, Metric::dot, path, "sums", bias.data());
       CHECK(t > 0.6 && t <= 1.0);
     }

@@ -68,19 +68,6 @@ double tightness(const Rows& x, const Rows& b, Metric metric, const char* what, 
   return worst;
 }
 
-struct Data {
-  std::vector<char> bytes;
-  Rows rows;
-  Data(const std::vector<double>& v, int64_t width, DType dtype, int64_t skip = 0) {
-    const size_t size = size_of(dtype);
-    bytes.resize((v.size() + static_cast<size_t>(skip)) * size);
-    char* first = bytes.data() + static_cast<size_t>(skip) * size;
-    for (size_t i = 0; i < v.size(); ++i)
-      with_dtype(dtype, [&](auto type) { narrow(v[i], reinterpret_cast<Element<decltype(type)>*>(first + i * size)); });
-    rows = {first, dtype, static_cast<int64_t>(v.size()) / width, width, width, 1};
-  }
-};
-
 const Metric kMetrics[] = {Metric::dot, Metric::cosine, Metric::l2};
 const DType kDTypes[] = {DType::f32, DType::f64, DType::bf16, DType::f16};
 
@@ -91,12 +78,12 @@ TEST(cuda_few_bounds_hold_on_random_data) {
       for (const auto& [scale, offset] : {std::pair{1.0, 0.0}, {1.0, 30.0}, {1e-4, 1.0}, {1e-22, 0.0}, {1e4, 0.0}}) {
         if (dtype == DType::f16 && scale < 1e-10) continue;
         const int64_t d = std::array<int64_t, 4>{8, 33, 100, 136}[++seed % 4], skip = seed % 3;
-        const Data x(gaussian<double>(3 * d, 2 * seed, scale, offset), d, dtype);
-        const Data b(gaussian<double>(40 * d, 2 * seed + 1, scale, offset), d, dtype, skip);
+        const OwnRows x(gaussian<double>(3 * d, 2 * seed, scale, offset), d, dtype);
+        const OwnRows b(gaussian<double>(40 * d, 2 * seed + 1, scale, offset), d, dtype, skip);
         CHECK(tightness(x.rows, b.rows, metric, "random") <= 1.0);
       }
   const auto bias = gaussian<double>(40, 5, 10.0);
-  const Data x(gaussian<double>(9 * 24, 6), 24, DType::bf16), b(gaussian<double>(40 * 24, 7), 24, DType::bf16);
+  const OwnRows x(gaussian<double>(9 * 24, 6), 24, DType::bf16), b(gaussian<double>(40 * 24, 7), 24, DType::bf16);
   const double t = tightness(x.rows, b.rows, Metric::dot, "bias", bias.data());
   CHECK(t > 0.0 && t <= 1.0);
 }
@@ -111,7 +98,7 @@ TEST(cuda_few_bounds_hold_where_sums_lose) {
     for (int64_t i = 0; i < d; i += 8 * each)
       for (int64_t e = 0; e < each; ++e) v[static_cast<size_t>(i + e)] = 0x1p-12 * (1.0 - 0x1p-8);
     v[0] = 1.0;
-    const Data one(v, d, dtype), none(zero, d, dtype);
+    const OwnRows one(v, d, dtype), none(zero, d, dtype);
     for (const auto& [rows, metric] : {std::pair{&one, Metric::dot}, {&none, Metric::l2}}) {
       const double t = tightness(rows->rows, one.rows, metric, "sums");
       CHECK(t > 0.8 && t <= 1.0);
@@ -125,8 +112,8 @@ TEST(cuda_few_bounds_hold_where_sums_lose) {
 TEST(cuda_few_bounds_hold_where_inputs_are_rounded) {
   const int64_t d = 8;
   const double low = 1.0 + 0x1p-24 * 0.999, high = 1.0 + 0x1p-22 - 0x1p-24 * 0.999;
-  const Data x(std::vector<double>(static_cast<size_t>(d), low), d, DType::f64);
-  const Data b(std::vector<double>(static_cast<size_t>(d), high), d, DType::f64);
+  const OwnRows x(std::vector<double>(static_cast<size_t>(d), low), d, DType::f64);
+  const OwnRows b(std::vector<double>(static_cast<size_t>(d), high), d, DType::f64);
   for (const Metric metric : kMetrics) CHECK(tightness(x.rows, b.rows, metric, "rounded") <= 1.0);
   CHECK(tightness(x.rows, b.rows, Metric::l2, "rounded") > 0.3);
 }

@@ -1,4 +1,4 @@
-// The tensor-core screen on 16-bit operands (operands.h), for sm_80 and later. Only VECBANK_CUDA_PATH selects it.
+// The tensor-core screen on 16-bit operands (operands.h), for sm_80 and later; heuristics.h says when it runs.
 // 16-bit inputs of one type are taken as they are, others are rounded to bf16. A tile of 128 x 128 is computed in steps
 // of 64 coordinates. Two steps have buffers, and the loads of a step overlap the product of the step before, across
 // tiles too. The proof of the bounds is in bounds.h.

@@ -24,7 +24,6 @@ enum class Sums : int32_t {
   below_next_cut,  // likewise on 8.x
 };
 constexpr int kSumKinds = 10;
-VB_INLINE bool is_exact(Sums kind) { return kind == Sums::integers || kind == Sums::subnormals; }
 
 VB_INLINE uint64_t scattered(uint64_t x) {  // splitmix64: neighbours have nothing in common
   x += 0x9e3779b97f4a7c15u;
