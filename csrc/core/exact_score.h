@@ -88,7 +88,8 @@ VB_INLINE double key_of(Metric metric, double raw, double query_norm, double ban
 VB_INLINE double value_of(Metric metric, double key) { return value_of(record(metric), key); }
 
 // The value of a rank that no row fills.
-VB_INLINE double worst_value(Metric metric) { return record(metric).smaller_is_better ? HUGE_VAL : -HUGE_VAL; }
+VB_INLINE double worst_value(const MetricRecord& m) { return m.smaller_is_better ? HUGE_VAL : -HUGE_VAL; }
+VB_INLINE double worst_value(Metric metric) { return worst_value(record(metric)); }
 
 // ---- Order ---------------------------------------------------------------------------------------------------------
 

@@ -83,7 +83,7 @@ __device__ __forceinline__ void write_rank(const Result& r, int64_t at, const Sc
   const bool absent = found.index == INT64_MAX;
   if (r.indices != nullptr) r.indices[at] = absent ? -1 : found.index;
   if (r.values == nullptr) return;
-  const double value = absent ? r.metric.smaller_is_better ? HUGE_VAL : -HUGE_VAL : value_of(r.metric, found.key);
+  const double value = absent ? worst_value(r.metric) : value_of(r.metric, found.key);
   if (r.values_dtype == DType::f64)
     static_cast<double*>(r.values)[at] = value;
   else

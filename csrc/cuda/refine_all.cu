@@ -51,16 +51,6 @@ struct BlockList {
   }
 };
 
-// Tells whether this block is the last of a row's parts to arrive; it may then read what the others have written.
-__device__ bool last_to_arrive(int32_t* arrivals, int64_t parts, int* flag) {
-  __threadfence();  // this block's part is written
-  __syncthreads();
-  if (threadIdx.x == 0) *flag = atomicAdd(arrivals, 1) == parts - 1;
-  __syncthreads();
-  __threadfence();
-  return *flag != 0;
-}
-
 // The blocks walk pairs of a row and a part of the bank. The parts' entries carry the float64 key, so the split cannot
 // be seen in the answer.
 __global__ void __launch_bounds__(kAllThreads) refine_all_kernel(const __grid_constant__ RefineAll a) {

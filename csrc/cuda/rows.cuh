@@ -49,6 +49,18 @@ __device__ __forceinline__ void block_sums(double* squares, int64_t* valid) {
   __syncthreads();
 }
 
+// Tells whether this block is the last of `parts` to arrive; it may then read what the others have written. `flag` lies
+// in shared memory. The whole block calls this.
+template <class Count>
+__device__ __forceinline__ bool last_to_arrive(Count* arrivals, int64_t parts, int* flag) {
+  __threadfence();  // this block's part is written
+  __syncthreads();
+  if (threadIdx.x == 0) *flag = static_cast<int64_t>(atomicAdd(arrivals, Count{1})) == parts - 1;
+  __syncthreads();
+  __threadfence();
+  return *flag != 0;
+}
+
 __device__ __forceinline__ void count_work(State* state, int64_t queries, int64_t refined, int64_t repeated) {
   if (queries != 0) atomicAdd(&state->queries, static_cast<unsigned long long>(queries));
   if (refined != 0) atomicAdd(&state->refined, static_cast<unsigned long long>(refined));

@@ -30,7 +30,8 @@ struct SumShared {
   char tiles[kTilesAhead + 1][kTileBytes];
   Member members[kTilesAhead + 2][kTileMembers];  // they arrive one step before their tile
   int64_t unit, range[2];
-  unsigned first_cut, done;
+  unsigned first_cut;
+  int last;
 };
 
 // Term is what differs between sums:
@@ -230,12 +231,7 @@ __global__ void __launch_bounds__(kSumThreads, Term::kBlocks) sum_kernel(const S
       begin = stop + 1;
     }
     if (partial == nullptr) continue;
-    __threadfence();  // this part is written before it is counted
-    __syncthreads();
-    if (thread == 0) shared.done = atomicAdd(&s.finished[unit / s.row_blocks * slices + slice], 1u);
-    __syncthreads();
-    if (shared.done + 1 < s.row_blocks) continue;
-    __threadfence();
+    if (!last_to_arrive(s.finished + unit / s.row_blocks * slices + slice, s.row_blocks, &shared.last)) continue;
     if (thread < columns && column < a.source.width)
       a.term.store(joined(s.partials + s.slot[whole] * a.source.width + column, s.row_blocks, a.source.width), whole,
                    column);
