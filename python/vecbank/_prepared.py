@@ -288,7 +288,7 @@ def _own(vectors: Tensor) -> Tensor:
 
 def _packable(t: Tensor) -> bool:
     """A tensor whose content can be held to its version: on a device of ours, plain, its own, without a gradient."""
-    there = t.device.type == "cpu" or (t.is_cuda and _cuda_runs(t))
+    there = t.device.type == "cpu" or (t.device.type == "cuda" and _cuda_runs(t))
     return there and _checks.concrete(t) and not t.requires_grad and not t.is_inference() and not _foreign(t)
 
 
@@ -299,4 +299,4 @@ def _cuda_runs(t: Tensor) -> bool:
 
 def _capturing(t: Tensor) -> bool:
     """Work on this tensor's device is being captured into a CUDA graph: what it writes is not there yet."""
-    return t.is_cuda and torch.cuda.is_current_stream_capturing()
+    return t.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
