@@ -38,9 +38,9 @@ SHARED = """
 | stages_kernel | 256, at least 2 blocks an SM where they fit | 40 KiB + 264 bytes a coordinate: 73 KiB for d 128 |
 | refine_nearest_kernel, refine_short_kernel | 256, at least 3 blocks an SM (10.0: 2) | 4 bytes |
 | refine_row_kernel | 128, at least 8 blocks an SM (10.0: 6) | 16 bytes a candidate + 8: 1 to 64 KiB |
-| write_query_operands_kernel, write_bank_operands_kernel | 64 | none |
+| write_operands_kernel | 64 | none |
 | refine_all_kernel | 256 | 16 bytes an entry + 8: 8 to 64 KiB |
-| write_bank_panels, write_query_panels | 256 | about 1.5 KiB (float), 2.6 KiB (double) |
+| write_panels_kernel | 256 | about 1.5 KiB (float), 2.6 KiB (double) |
 | frame_* | 256 | up to 6.2 KiB |
 | the rest | 128 or 256 | at most 4 KiB |
 """
@@ -51,7 +51,7 @@ def short_name(mangled: str) -> str | None:
     """The kernel's own name; None for functions that are not ours."""
     if "3cub" in mangled or "cub17" in mangled:
         return None
-    names = r"\d+((?:mma16|sm90|[a-z_]+)_kernel|frame_[a-z]+|write_[a-z]+_panels)(I[df]E|I(?:Li\dE)?Lb[01]E)?"
+    names = r"\d+((?:mma16|sm90|[a-z_]+)_kernel|frame_[a-z]+)(I[df]E|I(?:Li\dE)?Lb[01]E)?"
     match = re.search(names, mangled)
     if match is None:
         return None

@@ -18,7 +18,15 @@ namespace vecbank::cuda {
 namespace {
 
 constexpr int kGroupLanes = 8, kEach = 4;  // lanes that share rows; rows that they share
-constexpr int kAtOnce = 2;                 // chunks of a row that a lane reads at once
+// Chunks of a row that a lane reads at once. On 10.0, the most registers that a kernel wants would not fit.
+template <int Queries, bool Square>
+VB_HOST_DEVICE constexpr int at_once() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  return Queries == kFewGroup && Square ? 1 : 2;
+#else
+  return 2;
+#endif
+}
 constexpr int kWarps = kThreads / 32;
 static_assert(32 / kGroupLanes * kEach == kFewRows && kFewGroup <= kWarps);
 
@@ -162,7 +170,7 @@ template <class Load, int Queries, bool Square>
 __device__ __forceinline__ void add_rows(const Few& a, const char* const (&rows)[kEach], const float* queries,
                                          float (&sums)[kEach * Queries], float (&squares)[kEach]) {
   const int chunks = chunks_of<Load>(a.s.width), part = threadIdx.x % kGroupLanes;
-  constexpr int kParts = Load::kElements / 4;
+  constexpr int kParts = Load::kElements / 4, kAtOnce = at_once<Queries, Square>();
   for (int base = 0; base < chunks; base += kAtOnce * kGroupLanes) {
     typename Load::Raw raw[kAtOnce][kEach];
 #pragma unroll

@@ -26,9 +26,6 @@ struct BankPanels {
   Schedule schedule;             // which panel each slot holds
   int64_t first_slot = 0, count = 0;
 };
-template <class T>
-Error pack_panels(const BankPanels& args, const Device& device);
-
 struct QueryPanels {
   Rows queries;
   Metric metric;
@@ -48,8 +45,9 @@ struct QueryPanels {
   void *scale = nullptr, *term = nullptr;  // of T
   unsigned char* fallback = nullptr;
 };
+// One launch writes both; either may be null.
 template <class T>
-Error pack_queries(const QueryPanels& args, const Device& device);
+Error pack_panels(const QueryPanels* queries, const BankPanels* bank, const Device& device);
 
 // ---- tensor_cores/operands.cu --------------------------------------------------------------------------------------
 
@@ -57,13 +55,12 @@ struct QueryOperands {  // layout: operands.h
   QueryPanels common;   // without panels and dense outputs
   Operand to;           // operand_rows(queries.count) of them
 };
-Error pack_query_operands(const QueryOperands& args, const Device& device);
-
 struct BankOperands {
   BankPanels common;  // without panels; `count` panels of 16 rows, padded to whole tiles
   PackedOperands to;
 };
-Error pack_bank_operands(const BankOperands& args, const Device& device);
+// As pack_panels. Both have operands of one type.
+Error pack_operands(const QueryOperands* queries, const BankOperands* bank, const Device& device);
 
 // ---- screen.cu, tensor_cores/mma16.cu, sm90.cu ---------------------------------------------------------------------
 

@@ -143,14 +143,13 @@ struct PanelShared {
 
 // A block per panel.
 template <class T>
-__global__ void __launch_bounds__(kPanelThreads) write_bank_panels(const BankPanels a) {
-  PanelShared<T>& shared = *reinterpret_cast<PanelShared<T>*>(shared_memory());
+__device__ __forceinline__ void write_bank(const BankPanels& a, BlockOf block, PanelShared<T>& shared) {
   const int64_t d = a.bank.width;
   const double post = ldexp(1.0, a.header->exponent);
   const double* centre = a.header->centred ? a.centre : nullptr;
   const bool unit_rows = record(a.metric).unit_rows;
   const T inf = static_cast<T>(HUGE_VAL);
-  for (int64_t slot = blockIdx.x; slot < a.count; slot += gridDim.x) {
+  for (int64_t slot = block.number; slot < a.count; slot += block.count) {
     const int64_t column = a.schedule.panel(a.first_slot + slot) * kPanel;
     T* lines = static_cast<T*>(a.panels) + slot * (d + 3) * kPanel;
 
@@ -198,14 +197,13 @@ __global__ void __launch_bounds__(kPanelThreads) write_bank_panels(const BankPan
 // ---- Query panels --------------------------------------------------------------------------------------------------
 
 template <class T>
-__global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryPanels a) {
-  PanelShared<T>& shared = *reinterpret_cast<PanelShared<T>*>(shared_memory());
+__device__ __forceinline__ void write_queries(const QueryPanels& a, BlockOf block, PanelShared<T>& shared) {
   const int64_t d = a.queries.width, panels = (a.queries.count + kPanel - 1) / kPanel;
-  const bool good = trusted(a);
+  const bool good = trusted(a, block.number == 0);
   const int shift = good ? a.header->exponent : 0;
   const double* centre = good && a.header->centred ? a.centre : nullptr;
   const bool adds_centre = a.scale != nullptr && centre != nullptr && !record(a.metric).shares_frame;
-  for (int64_t p = blockIdx.x; p < panels; p += gridDim.x) {
+  for (int64_t p = block.number; p < panels; p += block.count) {
     const int row = threadIdx.x / 16;
     const int64_t q = p * kPanel + row;
     const bool valid = q < a.queries.count;
@@ -240,6 +238,16 @@ __global__ void __launch_bounds__(kPanelThreads) write_query_panels(const QueryP
   }
 }
 
+template <class T>
+__global__ void __launch_bounds__(kPanelThreads)
+    write_panels_kernel(const __grid_constant__ PackBoth<QueryPanels, BankPanels> a) {
+  PanelShared<T>& shared = *reinterpret_cast<PanelShared<T>*>(shared_memory());
+  if (blockIdx.x < a.bank_blocks)
+    write_bank<T>(a.bank, {blockIdx.x, a.bank_blocks}, shared);
+  else
+    write_queries<T>(a.queries, {blockIdx.x - a.bank_blocks, gridDim.x - a.bank_blocks}, shared);
+}
+
 }  // namespace
 
 Error choose_frame(const Rows& bank, const PackHeader& host_header, PackHeader* header, double* centre,
@@ -254,19 +262,12 @@ Error choose_frame(const Rows& bank, const PackHeader& host_header, PackHeader* 
 }
 
 template <class T>
-Error pack_panels(const BankPanels& args, const Device& device) {
-  return launch(write_bank_panels<T>, grid_for(args.count), kPanelThreads, sizeof(PanelShared<T>), device, args);
+Error pack_panels(const QueryPanels* queries, const BankPanels* bank, const Device& device) {
+  return pack_both(write_panels_kernel<T>, queries, queries == nullptr ? 0 : ceil_div(queries->queries.count, kPanel),
+                   bank, bank == nullptr ? 0 : bank->count, kPanelThreads, sizeof(PanelShared<T>), device);
 }
-template Error pack_panels<float>(const BankPanels&, const Device&);
-template Error pack_panels<double>(const BankPanels&, const Device&);
-
-template <class T>
-Error pack_queries(const QueryPanels& args, const Device& device) {
-  return launch(write_query_panels<T>, grid_for(ceil_div(args.queries.count, kPanel)), kPanelThreads,
-                sizeof(PanelShared<T>), device, args);
-}
-template Error pack_queries<float>(const QueryPanels&, const Device&);
-template Error pack_queries<double>(const QueryPanels&, const Device&);
+template Error pack_panels<float>(const QueryPanels*, const BankPanels*, const Device&);
+template Error pack_panels<double>(const QueryPanels*, const BankPanels*, const Device&);
 
 struct WidenArgs {
   Rows from;
@@ -303,11 +304,12 @@ Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device
   VB_TRY(choose_frame(bank, h, a.header, centre, static_cast<double*>(device.workspace), device));
   if (packs_panels(bank)) {
     a.schedule.panels = std::max<int64_t>(1, a.count);  // natural order
-    VB_TRY(pack_panels<float>(a, device));
+    VB_TRY(pack_panels<float>(nullptr, &a, device));
   }
   if (bank.width > kWidestScreen) return nullptr;
   a.schedule = make_schedule(bank.count);
-  return pack_bank_operands({a, packed_operands(header, bank, metric)}, device);
+  const BankOperands operands{a, packed_operands(header, bank, metric)};
+  return pack_operands(nullptr, &operands, device);
 }
 
 }  // namespace vecbank::cuda

@@ -10,6 +10,26 @@ namespace vecbank::cuda {
 
 constexpr int kPanelThreads = 256;  // 16 rows x 16 threads
 
+// Queries and a bank are packed by one launch, because neither needs the other: the bank has the first blocks.
+template <class Queries, class Bank>
+struct PackBoth {
+  Queries queries;
+  Bank bank;
+  unsigned bank_blocks;
+};
+struct BlockOf {  // of those that share one kind of work
+  unsigned number, count;
+};
+template <class Queries, class Bank>
+Error pack_both(void (*kernel)(PackBoth<Queries, Bank>), const Queries* queries, int64_t query_blocks, const Bank* bank,
+                int64_t bank_blocks, int threads, int64_t shared, const Device& device) {
+  PackBoth<Queries, Bank> both{};
+  if (queries != nullptr) both.queries = *queries;
+  if (bank != nullptr) both.bank = *bank;
+  both.bank_blocks = grid_for(bank_blocks).x;
+  return launch(kernel, dim3(both.bank_blocks + grid_for(query_blocks).x), threads, shared, device, both);
+}
+
 __device__ __forceinline__ double mapped(double v, int64_t k, const Affine& map) {
   if (map.pre != 1.0) v = mul_rn(v, map.pre);
   if (map.centre != nullptr) v = add_rn(v, -map.centre[k]);
@@ -61,10 +81,10 @@ __device__ __forceinline__ ColumnFacts facts_of_column(const BankPanels& a, int6
   return column_facts(a.metric, squares, whole, norm, a.bias != nullptr ? a.bias[column] : 0.0, post);
 }
 
-// Whether the header of a caller's pack holds what this call expects; the sticky flag is raised if not.
-__device__ __forceinline__ bool trusted(const QueryPanels& a) {
+// Whether the header of a caller's pack holds what this call expects; the first block raises the sticky flag if not.
+__device__ __forceinline__ bool trusted(const QueryPanels& a, bool first) {
   const bool good = is_pack_of(*a.header, a.expected);
-  if (!good && blockIdx.x == 0 && threadIdx.x == 0) atomicAdd(&a.state->bad_codes, 1u);
+  if (!good && first && threadIdx.x == 0) atomicAdd(&a.state->bad_codes, 1u);
   return good;
 }
 

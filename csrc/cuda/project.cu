@@ -160,21 +160,19 @@ Error project_as(const ProjectProblem& p, const Device& device) {
     q.scale = w.scale;
     q.term = w.term;
     q.fallback = w.fallback;
-    VB_TRY(pack_queries<T>(q, device));
     for (int64_t at = 0; at < panels; at += piece) {
       const int64_t count = std::min(piece, panels - at);
-      if (!packed && (first == 0 || piece < panels)) {
-        BankPanels b;
-        b.bank = p.bank;
-        b.metric = p.metric;
-        b.header = header;
-        b.centre = centre;
-        b.panels = w.piece;
-        b.schedule.panels = panels;
-        b.first_slot = at;
-        b.count = count;
-        VB_TRY(pack_panels<T>(b, device));
-      }
+      BankPanels b;
+      b.bank = p.bank;
+      b.metric = p.metric;
+      b.header = header;
+      b.centre = centre;
+      b.panels = w.piece;
+      b.schedule.panels = panels;
+      b.first_slot = at;
+      b.count = count;
+      const bool packs_bank = !packed && (first == 0 || piece < panels);
+      if (at == 0 || packs_bank) VB_TRY(pack_panels<T>(at == 0 ? &q : nullptr, packs_bank ? &b : nullptr, device));
       Store<T> s;
       s.queries = w.queries;
       s.panels = packed ? reinterpret_cast<const T*>(pack + host.panels_at) : w.piece;

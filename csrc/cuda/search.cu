@@ -198,14 +198,10 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
   q.thresholds = w.thresholds;
   q.counts = w.counts;
   q.fallback_count = w.fallback_count;
-  const Operand query_operand{w.bank.rows.type, w.query_rows, operand_pitch(p.bank.width)};
-  if (plan.operands)
-    VB_TRY(pack_query_operands({q, query_operand}, device));
-  else
-    VB_TRY(pack_queries<float>(q, device));
+  const QueryOperands query_operands{q, {w.bank.rows.type, w.query_rows, operand_pitch(p.bank.width)}};
 
   Screen s{};
-  if (plan.operands) s.query_operand = query_operand;
+  if (plan.operands) s.query_operand = query_operands.to;
   const auto screen = plan.hopper ? screen_sm90 : plan.operands ? screen_mma16 : screen_simt;
   s.queries = w.queries;
   s.rows = count;
@@ -238,8 +234,9 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
       s.bank_operand = operands.rows;
       s.terms = operands.terms.of_queries(p.queries.dtype == operands.rows.type);
     }
-    // What lies there whole is packed once for all chunks of queries.
-    if (!plan.ready && (first == 0 || !(plan.whole || piece >= panels))) {
+    // What lies there whole is packed once for all chunks of queries. The queries go along with the first piece.
+    const bool packs_bank = !plan.ready && (first == 0 || !(plan.whole || piece >= panels));
+    if (at == 0 || packs_bank) {
       BankPanels b;
       b.bank = p.bank;
       b.metric = p.metric;
@@ -250,10 +247,12 @@ Error search_chunk(const SearchProblem& p, const SearchPlan& plan, const Work& w
       b.schedule = plan.schedule;
       b.first_slot = at;
       b.count = stop - at;
-      if (plan.operands)
-        VB_TRY(pack_bank_operands({b, operands}, device));
-      else
-        VB_TRY(pack_panels<float>(b, device));
+      if (plan.operands) {
+        const BankOperands bank_operands{b, operands};
+        VB_TRY(pack_operands(at == 0 ? &query_operands : nullptr, packs_bank ? &bank_operands : nullptr, device));
+      } else {
+        VB_TRY(pack_panels<float>(at == 0 ? &q : nullptr, packs_bank ? &b : nullptr, device));
+      }
     }
     for (s.begin = at; s.begin < stop; s.begin = s.end) {
       const Range range = next_range(plan.lists, p.k, ceil_div(count, kTile), device.processors, s.begin, stop);

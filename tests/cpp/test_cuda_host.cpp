@@ -121,8 +121,9 @@ TEST(cuda_project_by_library_launches) {
   }
 }
 
-// A chunk of queries is packed, screened and refined, and its fallback rows, if any, are refined in full: four launches
-// where a bank of one piece and one range is packed (two launches choose the frame, one writes the panels).
+// A chunk of queries is packed, screened and refined, and its fallback rows, if any, are refined in full: three
+// launches where a bank of one piece and one range is packed (two launches choose the frame, one packs bank and
+// queries).
 TEST(cuda_search_launches) {
   const Matrix x(normal<double>(20 * 8, 1), 8, DType::f32), b(normal<double>(90 * 8, 2), 8, DType::f32);
   for (const cuda::Path p : every_path()) {
@@ -130,7 +131,7 @@ TEST(cuda_search_launches) {
     Bench bench(1);
     const long long before = emulator::machine().launches;
     emulated(x, b, {Metric::l2, 1}, bench);
-    CHECK(emulator::machine().launches == before + 7);
+    CHECK(emulator::machine().launches == before + 6);
   }
 }
 

@@ -74,13 +74,13 @@ Screened screen_everything(const Rows& x, const Rows& b, Metric metric, const do
     s.bank_operand = held_operands.rows;
     s.terms = held_operands.terms.of_queries(x.dtype == s.bank_operand.type);
     s.query_operand = {s.bank_operand.type, reinterpret_cast<uint16_t*>(queries.get()), pitch};
-    CHECK(cuda::pack_query_operands({q, s.query_operand}, device) == nullptr);
+    const cuda::QueryOperands operands{q, s.query_operand};
+    CHECK(cuda::pack_operands(&operands, nullptr, device) == nullptr);
     CHECK((plan.hopper ? cuda::screen_sm90(s, device) : cuda::screen_mma16(s, device)) == nullptr);
   } else {
     q.panels = queries.get(), bank.panels = held.get();
     s.queries = queries.get(), s.panels = held.get();
-    CHECK(cuda::pack_queries<float>(q, device) == nullptr);
-    CHECK(cuda::pack_panels<float>(bank, device) == nullptr);
+    CHECK(cuda::pack_panels<float>(&q, &bank, device) == nullptr);
     CHECK(cuda::screen_simt(s, device) == nullptr);
   }
   CHECK(state.bad_codes == 0);

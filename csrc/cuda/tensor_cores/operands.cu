@@ -130,15 +130,14 @@ __device__ __forceinline__ RowSums write_row(const Rows& rows, int64_t i, bool w
 __device__ __forceinline__ double norm_lost(const RowSums& sums) { return sqrt(sums.lost) * (1.0 + 0x1p-20); }
 
 template <bool Bf16>
-__global__ void __launch_bounds__(kOperandThreads, 12)
-    write_query_operands_kernel(const __grid_constant__ QueryOperands args) {
+__device__ __forceinline__ void write_queries(const QueryOperands& args, BlockOf block) {
   const QueryPanels& a = args.common;
   const int64_t pitch = args.to.pitch, panels = operand_rows(a.queries.count) / kPanel;
   const int t = threadIdx.x % kPanel;
-  const bool good = trusted(a);
+  const bool good = trusted(a, block.number == 0);
   const Affine map = map_of_queries(a, good);  // of a query with an exponent of its own: without that
   const double share = operand_share(args.to.type, a.queries.dtype, a.metric, good && a.header->centred);
-  for (int64_t base = int64_t{blockIdx.x} * kGroups; base < panels; base += int64_t{gridDim.x} * kGroups) {
+  for (int64_t base = int64_t{block.number} * kGroups; base < panels; base += int64_t{block.count} * kGroups) {
     const int64_t first = (base + threadIdx.x / kPanel) * kPanel;
     uint16_t* to = args.to.rows + first * pitch;
     RowSums mine;
@@ -168,8 +167,7 @@ __global__ void __launch_bounds__(kOperandThreads, 12)
 
 // The padding has panels too.
 template <bool Bf16>
-__global__ void __launch_bounds__(kOperandThreads, 12)
-    write_bank_operands_kernel(const __grid_constant__ BankOperands args) {
+__device__ __forceinline__ void write_bank(const BankOperands& args, BlockOf block) {
   const BankPanels& a = args.common;
   const BankTerms& terms = args.to.terms;
   const DType type = args.to.rows.type, queries[] = {type, DType::f32};  // float32: any that is rounded
@@ -178,7 +176,7 @@ __global__ void __launch_bounds__(kOperandThreads, 12)
   const double post = ldexp(1.0, a.header->exponent);
   const double* centre = a.header->centred ? a.centre : nullptr;
   const bool unit_rows = record(a.metric).unit_rows, originals = centre != nullptr && !unit_rows;
-  for (int64_t base = int64_t{blockIdx.x} * kGroups; base < panels; base += int64_t{gridDim.x} * kGroups) {
+  for (int64_t base = int64_t{block.number} * kGroups; base < panels; base += int64_t{block.count} * kGroups) {
     const int64_t slot = base + threadIdx.x / kPanel;
     const int64_t first = slot < a.count ? a.schedule.panel(a.first_slot + slot) * kPanel : a.bank.count;
     uint16_t* to = args.to.rows.rows + slot * kPanel * pitch;
@@ -211,20 +209,23 @@ __global__ void __launch_bounds__(kOperandThreads, 12)
   }
 }
 
-template <class Args>
-Error write(void (*kernel)(Args), int64_t rows, const Args& args, const Device& device) {
-  return launch(kernel, grid_for(operand_rows(rows) / kPanel / kGroups), kOperandThreads, 0, device, args);
+template <bool Bf16>
+__global__ void __launch_bounds__(kOperandThreads, 12)
+    write_operands_kernel(const __grid_constant__ PackBoth<QueryOperands, BankOperands> a) {
+  if (blockIdx.x < a.bank_blocks)
+    write_bank<Bf16>(a.bank, {blockIdx.x, a.bank_blocks});
+  else
+    write_queries<Bf16>(a.queries, {blockIdx.x - a.bank_blocks, gridDim.x - a.bank_blocks});
 }
 
 }  // namespace
 
-Error pack_query_operands(const QueryOperands& args, const Device& device) {
-  return write(args.to.type == DType::bf16 ? write_query_operands_kernel<true> : write_query_operands_kernel<false>,
-               args.common.queries.count, args, device);
-}
-Error pack_bank_operands(const BankOperands& args, const Device& device) {
-  return write(args.to.rows.type == DType::bf16 ? write_bank_operands_kernel<true> : write_bank_operands_kernel<false>,
-               args.common.count * kPanel, args, device);
+Error pack_operands(const QueryOperands* queries, const BankOperands* bank, const Device& device) {
+  const auto blocks = [](int64_t rows) { return operand_rows(rows) / kPanel / kGroups; };
+  const DType type = queries != nullptr ? queries->to.type : bank->to.rows.type;
+  return pack_both(type == DType::bf16 ? write_operands_kernel<true> : write_operands_kernel<false>, queries,
+                   queries == nullptr ? 0 : blocks(queries->common.queries.count), bank,
+                   bank == nullptr ? 0 : blocks(bank->common.count * kPanel), kOperandThreads, 0, device);
 }
 
 }  // namespace vecbank::cuda
