@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -39,6 +40,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     def capturing(now: bool) -> None:
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: now)
 
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     capturing(False)
     return capturing
 
@@ -55,6 +57,12 @@ def test_what_is_packed_on_cuda(kernels: Callable[[bool], None], monkeypatch: py
     kernels(False)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert _prepared._packable(rows) and not _prepared._packable(on_cuda(rows))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: False)
+    now = [1]  # the current device, whose stream alone torch asks; that of device 0 is being captured
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "device", lambda d: contextmanager(lambda: (yield now.__setitem__(0, d.index)))())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: now[0] == 0)
+    assert not _prepared._packable(on_cuda(rows))
     monkeypatch.undo()
     if _cuda.module is None:  # no kernels, no packs
         assert not _prepared._packable(on_cuda(rows))

@@ -20,7 +20,8 @@ struct LookupProblem {
 // Member i of a code (a position in `codes`) belongs to source row i / k, and to block (i / k) / kSumBlock: blocks lie
 // at absolute rows. Within a block, the members of a code are added up from zero in ascending order of position; then
 // the blocks' sums p are added up from zero in ascending order, t = t + p. A block without a member of this code is
-// left out. Products are rounded before they are added, never fused, and the last t is rounded once to the output.
+// left out. Products are rounded before they are added, never fused, and the last t is rounded to the output
+// (to 16 bits by way of float32).
 // Neither threads, nor the instruction set, nor the device change this order. When several processes share the rows,
 // each with whole blocks, they get the same bits if they add up the p of all blocks in ascending order: a process may
 // go on from the t of the one before it, or send its p.

@@ -16,10 +16,12 @@ __device__ SelfCheck self_check_found;
 struct Facts {
   std::atomic<State*> state{nullptr};
   int processors = 0, capability = 0, l2_bytes = 0;
-  std::mutex checking;
+  std::mutex asking, checking;
   std::atomic<bool> is_checked{false};
+  int failures = 0;  // of the self-check to run at all
   Checked checked;
 };
+constexpr int kMostFailures = 3;  // what lacked memory may run later; what has no kernel for the device never will
 Facts facts[kMostDevices];
 std::atomic<void (*)(int)> report_unsound{nullptr};
 
@@ -39,6 +41,22 @@ Error run_self_check(const Device& device, SelfCheck* found) {
   const Error waited = message(cudaStreamSynchronize(stream));
   (void)cudaStreamDestroy(stream);
   return error == nullptr ? waited : error;
+}
+
+// Finds out about the current device, once.
+Error ask(int number, Facts& f) {
+  const std::lock_guard<std::mutex> one_at_a_time(f.asking);
+  if (f.state.load(std::memory_order_relaxed) != nullptr) return nullptr;
+  int major = 0, minor = 0;
+  void* address = nullptr;
+  if (const Error e = message(cudaDeviceGetAttribute(&f.processors, cudaDevAttrMultiProcessorCount, number))) return e;
+  if (const Error e = message(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, number))) return e;
+  if (const Error e = message(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, number))) return e;
+  if (const Error e = message(cudaDeviceGetAttribute(&f.l2_bytes, cudaDevAttrL2CacheSize, number))) return e;
+  if (const Error e = message(cudaGetSymbolAddress(&address, state))) return e;
+  f.capability = 10 * major + minor;
+  f.state.store(static_cast<State*>(address), std::memory_order_release);
+  return nullptr;
 }
 
 Checked check(const Device& device) {
@@ -73,7 +91,12 @@ Checked tensor_cores(int number, const Device& device) {
   {
     const std::lock_guard<std::mutex> one_at_a_time(f.checking);
     if (f.is_checked.load(std::memory_order_relaxed)) return f.checked;
-    f.checked = check(device);
+    Checked found = check(device);
+    if (found.error != nullptr && ++f.failures < kMostFailures) {
+      found.outcome = TensorCores::unchecked;
+      return found;
+    }
+    f.checked = found;
     f.is_checked.store(true, std::memory_order_release);
   }
   // After the lock is released: Python's report waits for Python's own lock.
@@ -89,19 +112,8 @@ Error use_device(int number, Device* device) {
   if (const Error e = message(cudaSetDevice(number))) return e;
   if (number >= kMostDevices) return "this build supports at most 64 CUDA devices";
   Facts& f = facts[number];
-  if (f.state.load(std::memory_order_acquire) ==
-      nullptr) {  // queried once; two threads at once query twice and find the same
-    int major = 0, minor = 0;
-    void* address = nullptr;
-    if (const Error e = message(cudaDeviceGetAttribute(&f.processors, cudaDevAttrMultiProcessorCount, number)))
-      return e;
-    if (const Error e = message(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, number))) return e;
-    if (const Error e = message(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, number))) return e;
-    if (const Error e = message(cudaDeviceGetAttribute(&f.l2_bytes, cudaDevAttrL2CacheSize, number))) return e;
-    if (const Error e = message(cudaGetSymbolAddress(&address, state))) return e;
-    f.capability = 10 * major + minor;
-    f.state.store(static_cast<State*>(address), std::memory_order_release);
-  }
+  if (f.state.load(std::memory_order_acquire) == nullptr)
+    if (const Error e = ask(number, f)) return e;
   device->number = number;
   device->processors = f.processors;
   device->capability = f.capability;

@@ -179,7 +179,8 @@ class PreparedBank(nn.Module):
         family = _pack_family(code)
         held = self._packs.get(family)
         if torch.compiler.is_compiling():
-            # The op itself holds the stamp in the pack against the vectors. An exported program keeps no pack.
+            # The op itself holds the stamp in the pack against the vectors. An exported program keeps no pack. Which
+            # stream a compiled program reads it on is the caller's to order, as for every tensor of the program.
             return None if held is None or torch.compiler.is_exporting() else held.pack
         if _capturing(vectors):
             return None  # a replay could not see that the vectors have changed, so the graph packs for itself
@@ -299,4 +300,9 @@ def _cuda_runs(t: Tensor) -> bool:
 
 def _capturing(t: Tensor) -> bool:
     """Work on this tensor's device is being captured into a CUDA graph: what it writes is not there yet."""
-    return t.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if t.device.type != "cuda":
+        return False
+    if t.device.index == torch.cuda.current_device():
+        return torch.cuda.is_current_stream_capturing()
+    with torch.cuda.device(t.device):  # torch asks the current device's stream
+        return torch.cuda.is_current_stream_capturing()

@@ -334,8 +334,8 @@ def segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None
 
     Returns:
         (num_codes, d) in x's dtype. The vectors of a code are added up in float64 within blocks of 1024 rows of x, in
-        ascending order of position, then the blocks are added up, and the result is rounded once: the same bits for
-        any thread count and device. Differentiable in x and weights.
+        ascending order of position, then the blocks are added up, and the result is rounded (to 16 bits by way of
+        float32): the same bits for any thread count and device. Differentiable in x and weights.
 
     Raises:
         IndexError: a code outside -1..num_codes-1. TypeError, ValueError: dtypes and shapes.

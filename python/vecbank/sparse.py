@@ -336,8 +336,8 @@ def decode(values: Tensor, indices: Tensor, decoder: Tensor | PreparedBank, bias
         bias: (d,) or None.
 
     Returns:
-        (..., d) in decoder's dtype; float64 sums, rounded once. Differentiable in values, decoder (a deterministic
-        scatter-add over the chosen rows) and bias.
+        (..., d) in decoder's dtype; float64 sums, rounded (to 16 bits by way of float32). Differentiable in values,
+        decoder (a deterministic scatter-add over the chosen rows) and bias.
 
     Example:
         >>> import torch, vecbank
