@@ -127,6 +127,7 @@ def cuda_table(rows: list[Row]) -> str:
                 row["name"],
                 f"{seconds(best)} ({rate})",
                 f"**{seconds(ours['median_s'])}**{kernels}",
+                "-" if row.get("predicted_ms") is None else seconds(row["predicted_ms"] / 1e3),
                 f"{ours['ratio']:.2f}",
                 f"{ours['tflop_per_s']:.3g} ({100 * row['share_of_large_product']:.0f} %)",
                 row["target_text"],
@@ -135,7 +136,7 @@ def cuda_table(rows: list[Row]) -> str:
                 answers(ours["check"]),
             ]
         )
-    header = ["case", "product or read", "vecbank", "x that", "TFLOP/s (of a large product)"]
+    header = ["case", "product or read", "vecbank", "predicted", "x that", "TFLOP/s (of a large product)"]
     return table([*header, "target", "", "other paths of ours", "wrong rows / error"], lines)
 
 

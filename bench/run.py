@@ -41,7 +41,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         type=float,
         default=0.0,
         metavar="S",
-        help="wait up to S seconds a row until other processes use under 5 % of the machine",
+        help="wait up to S seconds a row until other processes use under 5 %% of the machine",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args(argv)

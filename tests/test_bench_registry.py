@@ -28,6 +28,12 @@ def cases_of(workload: Workload) -> list[Case]:
     return [replace(workload.small(case), k=min(case.k, 4), data=case.data) for case in workload.cases] or on_cuda
 
 
+def test_help_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run.parse(["--help"])
+    assert "--wait-quiet" in capsys.readouterr().out
+
+
 def test_every_file_is_a_workload_and_names_are_told_apart() -> None:
     assert report.OURS == OURS  # report.py imports nothing, so that a table can be drawn without a built package
     files = {path.stem for path in (ROOT / "bench" / "workloads").glob("*.py")} - {"__init__"}
@@ -38,6 +44,7 @@ def test_every_file_is_a_workload_and_names_are_told_apart() -> None:
     assert len(set(names)) == len(names)
     ranks = [case.rank for case in registry.CUDA_CASES]
     assert ranks == sorted(set(ranks))
+    assert all(case.predicted_ms is not None and case.predicted_ms > 0 for case in registry.CUDA_CASES)
 
 
 @BY_OP

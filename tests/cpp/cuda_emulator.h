@@ -21,7 +21,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <random>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -58,8 +57,8 @@ using Flow = void*;  // its stack pointer; the registers that a callee keeps lie
   asm("push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15; mov %rsp, (%rdi); mov (%rsi), %rsp;"
       "pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp; ret");
 }
-inline void start_flow(Flow& flow, char* stack, void (*entry)()) {
-  void** top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(stack) + kStack) & ~uintptr_t{15});
+inline void start_flow(Flow& flow, char* stack, size_t size, void (*entry)()) {
+  void** top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(stack) + size) & ~uintptr_t{15});
   *--top = nullptr;  // where entry, which never returns, would return to
   *--top = reinterpret_cast<void*>(entry);
   for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
@@ -68,10 +67,10 @@ inline void start_flow(Flow& flow, char* stack, void (*entry)()) {
 #else
 using Flow = ucontext_t;
 inline void switch_flow(Flow* from, Flow* to) { swapcontext(from, to); }
-inline void start_flow(Flow& flow, char* stack, void (*entry)()) {
+inline void start_flow(Flow& flow, char* stack, size_t size, void (*entry)()) {
   getcontext(&flow);
   flow.uc_stack.ss_sp = stack;
-  flow.uc_stack.ss_size = kStack;
+  flow.uc_stack.ss_size = size;
   flow.uc_link = nullptr;
   makecontext(&flow, entry, 0);
 }
@@ -81,7 +80,6 @@ struct Fibre {
   enum State { ready, at_barrier, at_warp, done } state = ready;
   Flow flow;
   std::unique_ptr<char[]> stack;
-  uint64_t slots[2][4] = {};  // this lane's words for a warp operation; two sets, as the next may begin early
   unsigned warp_ops = 0, barriers = 0;
   bool vote = false;
   struct Copy {
@@ -95,10 +93,17 @@ struct Fibre {
   void* fake_stack = nullptr;
 };
 
+struct Warp {
+  int waiting = 0;           // lanes that have come to a warp operation
+  uint64_t words[2][4][32];  // what each lane brings to it; two sets, as the next may begin early
+};
 struct Block {
   std::vector<Fibre> fibres;
+  std::vector<Warp> warps;
+  std::vector<int> ready, next;  // the threads of this round and of the next
   dim3 where;
-  int now = 0, count = 0;  // its thread that runs; its threads, 0 where no block runs
+  int now = 0, count = 0;         // its thread that runs; its threads, 0 where no block runs
+  int waiting = 0, finished = 0;  // threads at the barrier; threads that have ended
   int votes[2] = {0, 0};
   char* shared = nullptr;
 };
@@ -109,16 +114,23 @@ struct Machine {
   Flow scheduler;
   void (*body)(void*) = nullptr;
   void* argument = nullptr;
-  std::mt19937 random{12345};
+  uint64_t random = 12345;
   long long launches = 0;
   void* fake_stack = nullptr;
   const void* scheduler_stack = nullptr;
   size_t scheduler_size = 0;
+  // A number below n, by xorshift: it is drawn for every thread of every round.
+  unsigned below(size_t n) {
+    random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+    return static_cast<unsigned>((random >> 32) * n >> 32);
+  }
+  template <class T>
+  void shuffle(std::vector<T>& v) {
+    for (size_t i = v.size(); i > 1; --i) std::swap(v[i - 1], v[below(i)]);
+  }
 };
-inline Machine& machine() {
-  static Machine m;
-  return m;
-}
+inline Machine the_machine;
+inline Machine& machine() { return the_machine; }
 inline Block& block() { return machine().blocks[machine().now]; }
 
 [[noreturn]] inline void stop(const char* why) {
@@ -148,7 +160,7 @@ inline void to_fibre(Machine& m, Fibre& f) { switch_flow(&m.scheduler, &f.flow);
 
 // Before an atomic operation, other threads may come first: also between it and what this thread read before.
 inline void yield_now_and_then() {
-  if (machine().random() % 4 == 0) to_scheduler();
+  if (machine().below(4) == 0) to_scheduler();
 }
 
 inline void entry() {
@@ -161,38 +173,20 @@ inline void entry() {
   to_scheduler(true);
 }
 
-// Resumes waiting fibres where all fibres of their barrier have arrived.
-inline bool release(Block& b) {
-  bool any = false;
-  for (int w = 0; w < b.count; w += 32) {
-    int waiting = 0, alive = 0;
-    const int end = w + 32 < b.count ? w + 32 : b.count;
-    for (int i = w; i < end; ++i) {
-      waiting += b.fibres[static_cast<size_t>(i)].state == Fibre::at_warp;
-      alive += b.fibres[static_cast<size_t>(i)].state != Fibre::done;
-    }
-    if (waiting != 0 && waiting == alive && alive == end - w) {
-      for (int i = w; i < end; ++i) b.fibres[static_cast<size_t>(i)].state = Fibre::ready;
-      any = true;
-    }
-  }
-  int waiting = 0;
-  for (const Fibre& f : b.fibres) waiting += f.state == Fibre::at_barrier;
-  if (waiting == b.count) {
-    for (Fibre& f : b.fibres) f.state = Fibre::ready;
-    any = true;
-  }
-  return any;
-}
-
 inline void start_block(Block& b, dim3 where, int threads, size_t shared_bytes) {
   b.where = where;
   b.count = threads;
   b.votes[0] = b.votes[1] = 0;
   b.shared = static_cast<char*>(std::aligned_alloc(128, (shared_bytes + 127) / 128 * 128 + 128));
   std::memset(b.shared, 0xff, shared_bytes);  // NaN in every float format
+  b.waiting = b.finished = 0;
+  b.warps.resize(static_cast<size_t>(threads + 31) / 32);
+  for (Warp& warp : b.warps) warp.waiting = 0;
   if (b.fibres.size() != static_cast<size_t>(threads)) b.fibres = std::vector<Fibre>(static_cast<size_t>(threads));
+  b.ready.clear();
   for (Fibre& f : b.fibres) {
+    const int number = static_cast<int>(b.ready.size());
+    b.ready.push_back(number);
     if (!f.stack) f.stack.reset(new char[kStack]);
     f.state = Fibre::ready;
     f.warp_ops = f.barriers = 0;
@@ -201,29 +195,45 @@ inline void start_block(Block& b, dim3 where, int threads, size_t shared_bytes) 
 #if defined(__SANITIZE_ADDRESS__)  // the frame in which the last block ended was never left
     __asan_unpoison_memory_region(f.stack.get(), kStack);
 #endif
-    start_flow(f.flow, f.stack.get(), entry);
+    // Stacks that all began at the same offset of a page would fight for the same lines of the cache.
+    start_flow(f.flow, f.stack.get(), kStack - static_cast<size_t>(number % 64) * 192, entry);
   }
 }
 
-// Runs every ready fibre of a block once, in a shuffled order. Returns whether the block goes on.
-inline bool run_round(Machine& m, Block& b, std::vector<int>& order) {
-  std::shuffle(order.begin(), order.end(), m.random);
+// Runs every ready fibre of a block once, in a shuffled order. Where the last one comes to a barrier or a warp
+// operation, all go on in the next round. Returns whether the block goes on.
+inline bool run_round(Machine& m, Block& b) {
+  const auto resume = [&b](int first, int stop) {
+    for (int i = first; i < stop; ++i) {
+      b.fibres[static_cast<size_t>(i)].state = Fibre::ready;
+      b.next.push_back(i);
+    }
+  };
+  if (b.ready.empty()) stop("some threads wait at a barrier or warp operation that others never reach");
+  m.shuffle(b.ready);
   blockIdx = b.where;
-  int alive = 0;
-  bool ran = false;
-  for (const int i : order) {
+  for (const int i : b.ready) {
     Fibre& f = b.fibres[static_cast<size_t>(i)];
-    alive += f.state != Fibre::done;
-    if (f.state != Fibre::ready) continue;
     b.now = i;
     threadIdx = dim3(static_cast<unsigned>(i), 0, 0);
     to_fibre(m, f);
-    ran = true;
+    Warp& warp = b.warps[static_cast<size_t>(i / 32)];
+    const int first = i / 32 * 32, end = std::min(first + 32, b.count);
+    if (f.state == Fibre::ready) {
+      b.next.push_back(i);
+    } else if (f.state == Fibre::done) {
+      ++b.finished;
+    } else if (f.state == Fibre::at_barrier && ++b.waiting == b.count) {
+      b.waiting = 0;
+      resume(0, b.count);
+    } else if (f.state == Fibre::at_warp && ++warp.waiting == end - first) {
+      warp.waiting = 0;
+      resume(first, end);
+    }
   }
-  if (alive != 0) {
-    if (!release(b) && !ran) stop("some threads wait at a barrier or warp operation that others never reach");
-    return true;
-  }
+  b.ready.swap(b.next);
+  b.next.clear();
+  if (b.finished < b.count) return true;
   std::free(b.shared);
   b.shared = nullptr;
   b.count = 0;
@@ -239,11 +249,9 @@ inline void run_grid(dim3 grid, int threads, size_t shared_bytes, void (*body)(v
   std::vector<dim3> waiting;
   for (unsigned y = 0; y < grid.y; ++y)
     for (unsigned x = 0; x < grid.x; ++x) waiting.emplace_back(x, y, 0);
-  std::shuffle(waiting.begin(), waiting.end(), m.random);
-  std::vector<int> order(static_cast<size_t>(threads));
-  for (int i = 0; i < threads; ++i) order[static_cast<size_t>(i)] = i;
+  m.shuffle(waiting);
   for (int running = 0; running > 0 || !waiting.empty();) {
-    m.now = static_cast<int>(m.random() % kAtOnce);
+    m.now = static_cast<int>(m.below(kAtOnce));
     Block& b = block();
     if (b.count == 0) {
       if (waiting.empty()) continue;
@@ -251,21 +259,21 @@ inline void run_grid(dim3 grid, int threads, size_t shared_bytes, void (*body)(v
       waiting.pop_back();
       ++running;
     }
-    if (!run_round(m, b, order)) --running;
+    if (!run_round(m, b)) --running;
   }
 }
 
-// Brings `words` to a warp operation; afterwards every lane's are in its slots. Returns which of the two sets to read.
-inline unsigned meet(const uint64_t* words, int count) {
+// Brings `words` to a warp operation. Returns what the lanes have brought: [word][lane].
+using Brought = const uint64_t (*)[32];
+inline Brought meet(const uint64_t* words, int count) {
+  Block& b = block();
   Fibre& f = self();
+  Warp& warp = b.warps[static_cast<size_t>(b.now / 32)];
   const unsigned set = f.warp_ops++ % 2;
-  for (int i = 0; i < count; ++i) f.slots[set][i] = words[i];
+  for (int i = 0; i < count; ++i) warp.words[set][i][b.now % 32] = words[i];
   f.state = Fibre::at_warp;
   to_scheduler();
-  return set;
-}
-inline const uint64_t* lane_slots(unsigned set, int lane) {
-  return block().fibres[static_cast<size_t>(block().now / 32 * 32 + lane)].slots[set];
+  return warp.words[set];
 }
 
 }  // namespace emulator
@@ -297,9 +305,9 @@ template <class T>
 T __shfl_sync(unsigned, T value, int lane) {
   uint64_t word = 0;
   std::memcpy(&word, &value, sizeof value);
-  const unsigned set = emulator::meet(&word, 1);
+  const emulator::Brought all = emulator::meet(&word, 1);
   T other;
-  std::memcpy(&other, emulator::lane_slots(set, lane), sizeof other);
+  std::memcpy(&other, &all[0][lane], sizeof other);
   return other;
 }
 template <class T>
@@ -313,16 +321,16 @@ T __shfl_up_sync(unsigned all, T value, int by) {
 }
 inline unsigned __reduce_or_sync(unsigned, unsigned value) {
   const uint64_t word = value;
-  const unsigned set = emulator::meet(&word, 1);
+  const emulator::Brought brought = emulator::meet(&word, 1);
   unsigned all = 0;
-  for (int lane = 0; lane < 32; ++lane) all |= static_cast<unsigned>(emulator::lane_slots(set, lane)[0]);
+  for (int lane = 0; lane < 32; ++lane) all |= static_cast<unsigned>(brought[0][lane]);
   return all;
 }
 inline unsigned __reduce_add_sync(unsigned, unsigned value) {
   const uint64_t word = value;
-  const unsigned set = emulator::meet(&word, 1);
+  const emulator::Brought brought = emulator::meet(&word, 1);
   unsigned all = 0;
-  for (int lane = 0; lane < 32; ++lane) all += static_cast<unsigned>(emulator::lane_slots(set, lane)[0]);
+  for (int lane = 0; lane < 32; ++lane) all += static_cast<unsigned>(brought[0][lane]);
   return all;
 }
 inline unsigned __ballot_sync(unsigned all, int vote) {
@@ -452,18 +460,17 @@ inline void load_matrices(uint32_t (&m)[4], const void* row) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) emulator::stop("a row of a matrix is not aligned");
   uint64_t words[2];
   std::memcpy(words, row, sizeof words);
-  const unsigned set = emulator::meet(words, 2);
+  const emulator::Brought all = emulator::meet(words, 2);
   const int lane = emulator::block().now % 32, g = lane / 4, t = lane % 4;
-  for (int i = 0; i < 4; ++i) m[i] = static_cast<uint32_t>(emulator::lane_slots(set, 8 * i + g)[t / 2] >> (t % 2 * 32));
+  for (int i = 0; i < 4; ++i) m[i] = static_cast<uint32_t>(all[t / 2][8 * i + g] >> (t % 2 * 32));
 }
 
 template <bool Bf16>
 void mma_16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const uint64_t words[3] = {word_pair(a[0], a[1]), word_pair(a[2], a[3]), word_pair(b0, b1)};
-  const unsigned set = emulator::meet(words, 3);
+  const emulator::Brought all = emulator::meet(words, 3);
   const auto at = [&](int lane, int word, int high) {
-    const uint16_t bits =
-        static_cast<uint16_t>(emulator::lane_slots(set, lane)[word / 2] >> (word % 2 * 32 + high * 16));
+    const uint16_t bits = static_cast<uint16_t>(all[word / 2][lane] >> (word % 2 * 32 + high * 16));
     return static_cast<double>(Bf16 ? widened_f32(BFloat16{bits}) : widened_f32(Float16{bits}));
   };
   const int lane = emulator::block().now % 32, g = lane / 4, t = lane % 4;

@@ -42,7 +42,7 @@ struct Hopper {                                                                 
 struct Memory {
   std::vector<Landing> landings;
   long long idle = 0, landed = 0, multiplied = 0;
-  std::mt19937 random{99};
+  unsigned odds = 32;  // of this many polls one lands a copy
 };
 inline Hopper& hopper() {
   static Hopper h[kAtOnce];
@@ -72,7 +72,11 @@ inline void land(size_t which) {
 // A thread that waits lets the others run, and now and then lands a copy.
 inline void poll() {
   Memory& h = memory();
-  if (!h.landings.empty() && h.random() % 2048 == 0) land(h.random() % h.landings.size()), h.idle = 0;
+  if (!h.landings.empty() && machine().below(h.odds) == 0) {
+    land(machine().below(h.landings.size()));
+    h.odds = 32u << 3 * machine().below(3);  // 32, 256 or 2048: copies come soon or very late
+    h.idle = 0;
+  }
   if (++h.idle > 4000000) stop("everyone waits");
   to_scheduler();
 }

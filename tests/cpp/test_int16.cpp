@@ -94,14 +94,13 @@ double check_bounds(const std::vector<float>& x, const std::vector<float>& b, in
       }
       CHECK(most < (int64_t{1} << 31));
       double target = 0.0;  // the score in packed units
+      const double length = metric == Metric::cosine ? std::max(std::sqrt(dot(bj, bj, d)), kNormFloor) : 1.0;
       for (int64_t k = 0; k < d; ++k) {
         const double q = static_cast<double>(xi[k]), v = static_cast<double>(bj[k]);
         if (record(metric).shares_frame)
           target += (q - centre[k]) * scale * (v - centre[k]) * scale - 0.5 * std::pow((v - centre[k]) * scale, 2);
         else
-          target += q * own *
-                    ((metric == Metric::cosine ? v / std::max(std::sqrt(dot(bj, bj, d)), kNormFloor) : v) - centre[k]) *
-                    scale;
+          target += q * own * (v / length - centre[k]) * scale;
       }
       const float r = pack_panels(&h).line(j / kPanel, d + 1)[j % kPanel];
       const double upper = static_cast<double>(seen.upper[static_cast<size_t>(i * seen.columns + j)]);
