@@ -6,7 +6,9 @@ Importing this needs no GPU. The rows are in bench/workloads, `bench/run.py --de
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from bench.cases import OURS, Case, Target
@@ -33,6 +35,14 @@ KERNEL_SHARE = 0.05
 MEMORY_MIB = 64.0
 
 
+def _predictions() -> dict[int, float]:
+    lines = (Path(__file__).parent / "cuda_rows.csv").read_text().splitlines()
+    return {int(rank): float(ms) for rank, ms, _ in csv.reader(line for line in lines if not line.startswith("#"))}
+
+
+PREDICTED_MS = _predictions()  # by rank
+
+
 @dataclass(frozen=True)
 class CudaCase(Case):
     """A case on a GPU. `target.limit` counts products (or reads of the bank at copy bandwidth) as everywhere."""
@@ -40,13 +50,17 @@ class CudaCase(Case):
     rank: int = 0  # rows run in ascending order: those come first that are most worth having
     dtype: str = F32
     tf32: bool = False  # torch's flag, for every candidate
-    predicted_ms: float | None = None  # of the default path with a Bank on an H100, before anything was measured
     most_ms: float | None = None  # on one of TIMED_ON
     most_kernels: int | None = None  # that take more than KERNEL_SHARE of the call
     share: tuple[str, int] | None = None  # this peer gets 1 / so many of the rows, its time counted so many times
 
     def describe(self) -> dict[str, object]:
         return {**super().describe(), "dtype": self.dtype, "tf32": self.tf32, "predicted_ms": self.predicted_ms}
+
+    @property
+    def predicted_ms(self) -> float | None:
+        """What this row was predicted to take, of the sizes of the table."""
+        return PREDICTED_MS.get(self.rank)
 
     @property
     def arithmetic(self) -> str:
@@ -86,7 +100,7 @@ def quick(case: CudaCase) -> CudaCase:
     share = case.share and (case.share[0], min(case.share[1], 2))
     m = min(case.m, 16 if case.products > 1 else 256)
     n, d, k = min(case.n, 32), min(case.d, 16), min(case.k, 8)
-    return replace(case, n=n, m=m, d=d, k=k, share=share, most_ms=None, predicted_ms=None)
+    return replace(case, n=n, m=m, d=d, k=k, share=share, most_ms=None, rank=0)
 
 
 def judge(case: CudaCase, entries: dict[str, dict[str, Any]], path: str, device_name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 from bench import cpu_run, memory, registry, report, run  # noqa: E402
 from bench.baselines import baseline  # noqa: E402
 from bench.cases import OURS, PLAIN, Case, Data, Target  # noqa: E402
-from bench.cuda_cases import CudaCase, quick  # noqa: E402
+from bench.cuda_cases import PREDICTED_MS, CudaCase, quick  # noqa: E402
 from bench.workload import Candidate, Workload  # noqa: E402
 
 BY_OP = pytest.mark.parametrize("workload", registry.WORKLOADS, ids=lambda workload: workload.op)
@@ -44,7 +44,7 @@ def test_every_file_is_a_workload_and_names_are_told_apart() -> None:
     assert len(set(names)) == len(names)
     ranks = [case.rank for case in registry.CUDA_CASES]
     assert ranks == sorted(set(ranks))
-    assert all(case.predicted_ms is not None and case.predicted_ms > 0 for case in registry.CUDA_CASES)
+    assert set(ranks) == set(PREDICTED_MS) and min(PREDICTED_MS.values()) > 0
 
 
 @BY_OP

@@ -27,6 +27,9 @@ class Made:
     def tensor_cores(self, device: int) -> _cuda.TensorCores:
         return self.found[device]
 
+    def architectures(self) -> str:
+        return "8.0 9.0a"
+
     _warn = _cuda.Library._warn
 
 
@@ -58,15 +61,25 @@ def test_each_device_has_its_line(made: Made, capsys: pytest.CaptureFixture[str]
         "cuda:2": "Made-up 2, compute capability 7.0, searches on simt; no tensor cores for bf16",
         "cuda:3": f"Made-up 3, compute capability 6.0; {SOUND}; VECBANK_CUDA_PATH=cublas names no path",
     }
+    assert any("kernels for 8.0 9.0a; " in line and "; VECBANK_CUDA_PATH=cublas" in line for line in lines)
     assert __main__.main(["info", "--json"]) == 0
-    devices = json.loads(capsys.readouterr().out)["cuda"]["devices"]
+    cuda = json.loads(capsys.readouterr().out)["cuda"]
+    assert cuda["in_this_build"] and cuda["path_override"] == "cublas" and cuda["project_override"] is None
+    devices = cuda["devices"]
     assert [d["path"] for d in devices] == ["mma16", "simt", "simt", None]
     assert devices[0]["tensor_cores"] == str(SOUND)
 
 
 def test_devices_without_kernels_are_named(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_cuda, "module", None)
-    assert "Made-up 1, compute capability 8.0\n" in info.render(info.collect()) + "\n"
+    monkeypatch.setattr(_cuda, "reason", "nvcc was not there")
+    said = info.render(info.collect()) + "\n"
+    assert "Made-up 1, compute capability 8.0\n" in said and "no kernels: nvcc was not there;" in said
+
+
+def test_no_variable_is_blamed_that_is_not_set(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VECBANK_CUDA_PATH")
+    assert "names no path" not in info.render(info.collect())
 
 
 def test_an_unsound_device_is_warned_of(made: Made) -> None:

@@ -30,8 +30,8 @@ def _row(rank: int, n: int, m: int, d: int, dtype: str, target: Target, *peers: 
     return row("nearest", rank, n, m, d, dtype, target, peers, **more)
 
 
-def _narrow_row(rank: int, d: int, predicted_ms: float) -> CudaCase:
-    return _row(rank, *WIDE, d, F32, Target(None, ((NARROW, 1.5),)), NARROW, *WRITTEN, predicted_ms=predicted_ms)
+def _narrow_row(rank: int, d: int) -> CudaCase:
+    return _row(rank, *WIDE, d, F32, Target(None, ((NARROW, 1.5),)), NARROW, *WRITTEN)
 
 
 # ---- Candidates -----------------------------------------------------------------------------------------------------
@@ -162,22 +162,13 @@ WORKLOAD = Workload(
     tiny=Tiny(_tiny, _tiny_torch),
     cuda=OnCuda(
         cases=(
-            _row(
-                10, *WIDE, 64, BF16, Target(None, ((FLASH, 1 / 1.3),)), *WRITTEN, FLASH,
-                most_ms=2.9, predicted_ms=3.5,
-            ),
-            _row(60, 65536, 8192, 64, F32, faster(1.5), *WRITTEN, FLASH, predicted_ms=0.35),
-            _row(100, *WIDE, 128, BF16, faster(1.5, (FLASH, 1 / 1.3)), *WRITTEN, FLASH, most_ms=3.7, predicted_ms=5.4),
-            _narrow_row(55, 64, 4.3),
-            _narrow_row(200, 128, 6.2),
-            _row(
-                210, 65536, 8192, 64, F32, Target(6.0), *WRITTEN, data="equal", suffix=", all rows equal",
-                predicted_ms=25.0,
-            ),
-            _row(
-                220, 65536, 8192, 64, F32, Target(6.0), *WRITTEN, data="offset", suffix=", data at 1000 ± 0.01",
-                predicted_ms=0.4,
-            ),
+            _row(10, *WIDE, 64, BF16, Target(None, ((FLASH, 1 / 1.3),)), *WRITTEN, FLASH, most_ms=2.9),
+            _row(60, 65536, 8192, 64, F32, faster(1.5), *WRITTEN, FLASH),
+            _row(100, *WIDE, 128, BF16, faster(1.5, (FLASH, 1 / 1.3)), *WRITTEN, FLASH, most_ms=3.7),
+            _narrow_row(55, 64),
+            _narrow_row(200, 128),
+            _row(210, 65536, 8192, 64, F32, Target(6.0), *WRITTEN, data="equal", suffix=", all rows equal"),
+            _row(220, 65536, 8192, 64, F32, Target(6.0), *WRITTEN, data="offset", suffix=", data at 1000 ± 0.01"),
         ),
         expression=_expression,
         candidates={

@@ -68,7 +68,6 @@ WORKLOAD = Workload(
                 "vq_train", 50, *WIDE, 64, BF16, Target(None, ((VQP, 0.1), (BARE, 2.5))), (BARE, VQP),
                 name="VectorQuantize train step 1,048,576 x 8,192, d 64",
                 share=(VQP, 16),  # the peer holds N x M scores twice
-                predicted_ms=4.9,
             ),
         ),
         candidates={BARE: BARE_SEARCH},

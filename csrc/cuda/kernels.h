@@ -16,6 +16,16 @@ namespace vecbank::cuda {
 Error choose_frame(const Rows& bank, const PackHeader& host_header, PackHeader* header, double* centre,
                    double* sample_scale, const Device& device);
 
+// Packs of several codebooks without operands, in a few launches for kCodebooksAtOnce of them. `out`: memory of
+// codebook_pack_bytes(). `sample_scale`: kCodebooksAtOnce x kThreads numbers.
+constexpr int kCodebooksAtOnce = 16;  // kernel arguments are at most 4 KiB
+struct CodebookPack {
+  Rows bank;  // with rows and coordinates, and panels (packs_panels)
+  void* out;
+};
+Error pack_codebooks(const std::vector<CodebookPack>& codebooks, Metric metric, double* sample_scale,
+                     const Device& device);
+
 struct BankPanels {
   Rows bank;
   Metric metric;

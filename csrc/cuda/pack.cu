@@ -17,6 +17,10 @@ struct FrameArgs {
   int64_t samples;
 };
 
+struct Frames {  // a row of blocks each
+  FrameArgs of[kCodebooksAtOnce];
+};
+
 VB_INLINE int64_t sample_row(const FrameArgs& a, int64_t s) {
   return a.samples == 1 ? 0 : s * (a.bank.count - 1) / (a.samples - 1);
 }
@@ -29,7 +33,8 @@ __global__ void __launch_bounds__(32) header_kernel(const FrameArgs a) {
 }
 
 // Where rows count by their direction alone, eight threads each find the norm of a sampled row.
-__global__ void __launch_bounds__(kThreads) frame_norms(const FrameArgs a) {
+__global__ void __launch_bounds__(kThreads) frame_norms(const __grid_constant__ Frames frames) {
+  const FrameArgs& a = frames.of[blockIdx.y];
   for (int64_t base = 0; base < a.samples; base += kThreads / kLanes) {
     const int64_t s = base + threadIdx.x / kLanes;
     const double norm = norm_of(a.bank, s < a.samples ? sample_row(a, s) : 0, s < a.samples);
@@ -56,7 +61,8 @@ __device__ int block_median(const double* values, int count, double* middle) {
 }
 
 // A block per coordinate: the median of the sample's values there.
-__global__ void __launch_bounds__(kThreads) frame_centre(const FrameArgs a) {
+__global__ void __launch_bounds__(kThreads) frame_centre(const __grid_constant__ Frames frames) {
+  const FrameArgs& a = frames.of[blockIdx.y];
   double* values = reinterpret_cast<double*>(shared_memory());  // kThreads, and the median
   for (int64_t k = blockIdx.x; k < a.bank.width; k += gridDim.x) {
     const int s = threadIdx.x;
@@ -92,7 +98,8 @@ __device__ double middle_norm(const double* squares, const FrameArgs& a, double*
 
 // One block writes the header: it decides whether to centre, and finds the power of two that brings the typical norm to
 // about 1.
-__global__ void __launch_bounds__(kThreads) frame_finish(const FrameArgs a) {
+__global__ void __launch_bounds__(kThreads) frame_finish(const __grid_constant__ Frames frames) {
+  const FrameArgs& a = frames.of[blockIdx.y];
   double* plain = reinterpret_cast<double*>(shared_memory());
   double *shifted = plain + kThreads, *norms = shifted + kThreads;  // kThreads + 1
   int* centred = reinterpret_cast<int*>(norms + kThreads + 1);
@@ -248,17 +255,72 @@ __global__ void __launch_bounds__(kPanelThreads)
     write_queries<T>(a.queries, {blockIdx.x - a.bank_blocks, gridDim.x - a.bank_blocks}, shared);
 }
 
+// Of a whole bank, in natural order.
+BankPanels panels_of_bank(const Rows& bank, Metric metric, PackHeader* header, const double* centre, void* panels) {
+  BankPanels a;
+  a.bank = bank;
+  a.metric = metric;
+  a.header = header;
+  a.centre = centre;
+  a.panels = panels;
+  a.count = ceil_div(bank.count, kPanel);
+  a.schedule.panels = std::max<int64_t>(1, a.count);
+  return a;
+}
+
+// Codebooks side by side, each with a row of blocks.
+struct Codebooks {
+  BankPanels of[kCodebooksAtOnce];
+};
+__global__ void __launch_bounds__(kPanelThreads) write_codebooks_kernel(const __grid_constant__ Codebooks a) {
+  write_bank<float>(a.of[blockIdx.y], {blockIdx.x, gridDim.x}, *reinterpret_cast<PanelShared<float>*>(shared_memory()));
+}
+
+FrameArgs frame_args(const Rows& bank, const PackHeader& host_header, PackHeader* header, double* centre,
+                     double* sample_scale) {
+  const int64_t most = std::clamp<int64_t>((1 << 18) / std::max<int64_t>(bank.width, 1), 15, kSample);
+  return {bank, host_header, header, centre, sample_scale, bank.width == 0 ? 0 : std::min(bank.count, most)};
+}
+
+// Of banks that share width and metric.
+Error choose_frames(const Frames& frames, int count, const Device& device) {
+  const int64_t shared = (3 * kThreads + 2) * static_cast<int64_t>(sizeof(double));
+  const FrameArgs& one = frames.of[0];
+  const unsigned rows = static_cast<unsigned>(count);
+  if (has_unit_rows(one)) VB_TRY(launch(frame_norms, dim3(1, rows), kThreads, 0, device, frames));
+  VB_TRY(launch(frame_centre, dim3(grid_for(one.bank.width).x, rows), kThreads, shared, device, frames));
+  return launch(frame_finish, dim3(1, rows), kThreads, shared, device, frames);
+}
+
 }  // namespace
 
 Error choose_frame(const Rows& bank, const PackHeader& host_header, PackHeader* header, double* centre,
                    double* sample_scale, const Device& device) {
-  FrameArgs a{bank, host_header, header, centre, sample_scale, 0};
-  const int64_t most = std::clamp<int64_t>((1 << 18) / std::max<int64_t>(bank.width, 1), 15, kSample);
-  a.samples = bank.width == 0 ? 0 : std::min(bank.count, most);
-  const int64_t shared = (3 * kThreads + 2) * static_cast<int64_t>(sizeof(double));
-  if (has_unit_rows(a)) VB_TRY(launch(frame_norms, dim3(1), kThreads, 0, device, a));
-  VB_TRY(launch(frame_centre, grid_for(bank.width), kThreads, shared, device, a));
-  return launch(frame_finish, dim3(1), kThreads, shared, device, a);
+  return choose_frames({{frame_args(bank, host_header, header, centre, sample_scale)}}, 1, device);
+}
+
+Error pack_codebooks(const std::vector<CodebookPack>& codebooks, Metric metric, double* sample_scale,
+                     const Device& device) {
+  for (size_t at = 0; at < codebooks.size(); at += kCodebooksAtOnce) {
+    const int count = static_cast<int>(std::min<size_t>(kCodebooksAtOnce, codebooks.size() - at));
+    Frames frames{};
+    Codebooks panels{};
+    int64_t blocks = 0;
+    for (int i = 0; i < count; ++i) {
+      const auto& [bank, out] = codebooks[at + static_cast<size_t>(i)];
+      const PackHeader host = device_pack_layout(bank.count, bank.width, metric, bank.dtype, false);
+      char* base = static_cast<char*>(out);
+      double* centre = reinterpret_cast<double*>(base + host.centre_at);
+      PackHeader* header = reinterpret_cast<PackHeader*>(base);
+      frames.of[i] = frame_args(bank, host, header, centre, sample_scale + i * kThreads);
+      panels.of[i] = panels_of_bank(bank, metric, header, centre, base + host.panels_at);
+      blocks = std::max(blocks, panels.of[i].count);
+    }
+    VB_TRY(choose_frames(frames, count, device));
+    VB_TRY(launch(write_codebooks_kernel, dim3(grid_for(blocks).x, static_cast<unsigned>(count)), kPanelThreads,
+                  sizeof(PanelShared<float>), device, panels));
+  }
+  return nullptr;
 }
 
 template <class T>
@@ -292,20 +354,11 @@ Error pack_bank(const Rows& bank, Metric metric, void* out, const Device& device
   PackHeader* header = reinterpret_cast<PackHeader*>(base);
   if (refined_only(metric))
     return launch(header_kernel, dim3(1), 32, 0, device, FrameArgs{bank, h, header, nullptr, nullptr, 0});
-  BankPanels a;
-  a.bank = bank;
-  a.metric = metric;
-  a.header = header;
   double* centre = reinterpret_cast<double*>(base + h.centre_at);
-  a.centre = centre;
+  BankPanels a = panels_of_bank(bank, metric, header, centre, base + h.panels_at);
   a.bias = bias;
-  a.panels = base + h.panels_at;
-  a.count = ceil_div(bank.count, kPanel);
   VB_TRY(choose_frame(bank, h, a.header, centre, static_cast<double*>(device.workspace), device));
-  if (packs_panels(bank)) {
-    a.schedule.panels = std::max<int64_t>(1, a.count);  // natural order
-    VB_TRY(pack_panels<float>(nullptr, &a, device));
-  }
+  if (packs_panels(bank)) VB_TRY(pack_panels<float>(nullptr, &a, device));
   if (bank.width > kWidestScreen) return nullptr;
   a.schedule = make_schedule(bank.count);
   const BankOperands operands{a, packed_operands(header, bank, metric)};

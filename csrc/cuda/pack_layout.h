@@ -55,6 +55,11 @@ inline int64_t device_pack_bytes(int64_t rows, int64_t width, Metric metric) {
   return device_pack_parts(rows, width, metric).bytes;
 }
 
+// Of a pack that ends before its operands.
+inline int64_t codebook_pack_bytes(int64_t rows, int64_t width, Metric metric) {
+  return device_pack_parts(rows, width, metric).operands_at;
+}
+
 inline bool packs_panels(const Rows& bank) { return bank.count <= kPanelRows; }
 // bf16 has float32's range.
 inline DType operand_type(DType bank) { return size_of(bank) == 2 ? bank : DType::bf16; }

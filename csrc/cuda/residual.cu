@@ -1,6 +1,7 @@
 // residual_quantize, product_quantize: all stages run in one kernel (stages.cu) where plan_stages() allows it.
 // Otherwise each stage is a search: for float64 codebooks, rows too wide for the chip, and few rows against long
-// codebooks. The driver only launches and never waits for the device.
+// codebooks. Codebooks without a pack are packed by the call: on the chip all at once, otherwise by their searches. The
+// driver only launches and never waits for the device.
 #include "arena.h"
 #include "plan.h"
 #include "rows.cuh"
@@ -11,6 +12,8 @@ namespace {
 
 struct StageWork {  // the parts of one workspace; with a null base only their bytes count
   Stage* codebooks;
+  std::vector<CodebookPack> packs;  // those that the call makes
+  double* sample_scale;
   double* squares;  // [stages][blocks]
   int64_t* valid;
   void *residual, *row;  // of a chunk, where each stage is a search
@@ -18,10 +21,26 @@ struct StageWork {  // the parts of one workspace; with a null base only their b
   int64_t bytes;
 };
 
-StageWork cut(const StagesPlan& plan, int64_t rows, int64_t stages, int64_t row_bytes, bool cascade, void* base) {
+bool same_rows(const Rows& a, const Rows& b) {
+  return a.data == b.data && a.count == b.count && a.row_stride == b.row_stride && a.col_stride == b.col_stride;
+}
+bool lacks_pack(const PackedCodebook& codebook) { return codebook.pack == nullptr && codebook.bank.count > 0; }
+
+StageWork cut(const StagesPlan& plan, int64_t rows, const std::vector<PackedCodebook>& codebooks, Metric metric,
+              int64_t row_bytes, bool cascade, void* base) {
   Arena arena(base);
   StageWork w{};
-  if (plan.on_chip) w.codebooks = arena.take<Stage>(stages);
+  const int64_t stages = static_cast<int64_t>(codebooks.size());
+  if (plan.on_chip) {
+    w.codebooks = arena.take<Stage>(stages);
+    for (const PackedCodebook& codebook : codebooks) {
+      const Rows& bank = codebook.bank;
+      const auto made = [&](const CodebookPack& pack) { return same_rows(pack.bank, bank); };
+      if (lacks_pack(codebook) && std::none_of(w.packs.begin(), w.packs.end(), made))
+        w.packs.push_back({bank, arena.take<char>(codebook_pack_bytes(bank.count, bank.width, metric))});
+    }
+    if (!w.packs.empty()) w.sample_scale = arena.take<double>(int64_t{kCodebooksAtOnce} * kThreads);
+  }
   if (cascade) {
     w.squares = arena.take<double>(stages * plan.blocks);
     w.valid = arena.take<int64_t>(stages * plan.blocks);
@@ -36,6 +55,16 @@ StageWork cut(const StagesPlan& plan, int64_t rows, int64_t stages, int64_t row_
   }
   w.bytes = arena.used();
   return w;
+}
+
+// Packs the codebooks that come without, and describes all of them to the kernel.
+Error prepare(std::vector<PackedCodebook> codebooks, Metric metric, const StageWork& w, const Device& device) {
+  VB_TRY(pack_codebooks(w.packs, metric, w.sample_scale, device));
+  for (PackedCodebook& codebook : codebooks)
+    if (lacks_pack(codebook))
+      for (const CodebookPack& pack : w.packs)
+        if (same_rows(pack.bank, codebook.bank)) codebook.pack = static_cast<const PackHeader*>(pack.out);
+  return describe(codebooks.data(), static_cast<int64_t>(codebooks.size()), metric, w.codebooks, device);
 }
 
 // The device with the part of the workspace after `used` bytes, for the searches.
@@ -170,14 +199,21 @@ Error by_stages(const ResidualProblem& p, const StagesPlan& plan, const StageWor
 
 StageWork cut(const ResidualProblem& p, const StagesPlan& plan, void* base) {
   const int64_t element = p.stages[0].bank.dtype == DType::f64 ? 8 : 4;
-  return cut(plan, p.queries.count, static_cast<int64_t>(p.stages.size()), p.queries.width * element, true, base);
+  return cut(plan, p.queries.count, p.stages, p.metric, p.queries.width * element, true, base);
 }
 
 StageWork cut(const ProductProblem& p, const StagesPlan& plan, void* base) {
-  return cut(plan, p.queries.count, static_cast<int64_t>(p.codebooks.size()), 0, false, base);
+  return cut(plan, p.queries.count, p.codebooks, Metric::sqeuclidean, 0, false, base);
 }
 
 }  // namespace
+
+bool packs_codebooks(const ResidualProblem& p, const Device& device) {
+  return plan_stages(p.queries, p.stages, p.metric, true, device).on_chip;
+}
+bool packs_codebooks(const ProductProblem& p, const Device& device) {
+  return plan_stages(p.queries, p.codebooks, Metric::sqeuclidean, false, device).on_chip;
+}
 
 int64_t residual_workspace(const ResidualProblem& p, const Device& device) {
   const StagesPlan plan = plan_stages(p.queries, p.stages, p.metric, true, device);
@@ -192,7 +228,7 @@ Error residual_quantize(const ResidualProblem& p, void* losses, const Device& de
   const bool wide = p.stages[0].bank.dtype == DType::f64;
   if (residual_workspace(p, device) > device.workspace_bytes) return kTooSmall;
   if (p.queries.count > 0 && plan.on_chip) {
-    VB_TRY(describe(p.stages.data(), stages, p.metric, w.codebooks, device));
+    VB_TRY(prepare(p.stages, p.metric, w, device));
     Stages a{p.queries, w.codebooks, stages,      p.queries.width, p.metric, p.codes, static_cast<float*>(p.quantized),
              w.squares, w.valid,     plan.blocks, device.state};
     VB_TRY(all_stages(a, device));
@@ -218,7 +254,7 @@ Error product_quantize(const ProductProblem& p, const Device& device) {
   const int64_t d = p.codebooks[0].bank.width;
   if (product_workspace(p, device) > device.workspace_bytes) return kTooSmall;
   if (plan.on_chip) {
-    VB_TRY(describe(p.codebooks.data(), parts, Metric::sqeuclidean, w.codebooks, device));
+    VB_TRY(prepare(p.codebooks, Metric::sqeuclidean, w, device));
     Stages a{};
     a.x = p.queries;
     a.codebooks = w.codebooks;

@@ -392,8 +392,6 @@ __global__ void __launch_bounds__(kThreads, 2) stages_kernel(const __grid_consta
 
 // ---- Codebooks -----------------------------------------------------------------------------------------------------
 
-constexpr int kCodebooksAtOnce = 16;  // kernel arguments are at most 4 KiB
-
 struct DescribeArgs {
   struct Given {
     Rows bank;

@@ -80,6 +80,10 @@ class CudaScope {
   void segment_sum(const SegmentSumProblem& p) {
     check(cuda::segment_sum(p, with_workspace(cuda::segment_sum_workspace(p))));
   }
+  template <class Problem>
+  bool packs_codebooks(const Problem& p) const {
+    return cuda::packs_codebooks(p, device_);
+  }
   void product_quantize(const ProductProblem& p) {
     choose_screen();
     check(cuda::product_quantize(p, with_workspace(cuda::product_workspace(p, device_))));

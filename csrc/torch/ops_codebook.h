@@ -6,14 +6,12 @@
 
 namespace vecbank::ops {
 
-// The pack that was given with a bank, or a new one where none was given or the bank has changed since.
+// A new pack where none was given, or where the bank has changed since.
 template <class Scope>
-typename Scope::Packs pack_for(const Scope& scope, const std::optional<Tensor>& given, const Tensor& bank,
-                               Metric metric) {
-  typename Scope::Packs packs(scope, given, bank, metric, std::nullopt);
-  if (packs.tensor) return packs;
+void complete(typename Scope::Packs& packs, const Scope& scope, const Tensor& bank, Metric metric) {
+  if (packs.tensor) return;
   const Tensor made = pack<Scope>(bank, static_cast<int64_t>(metric), std::nullopt, false);
-  return typename Scope::Packs(scope, made, bank, metric, std::nullopt);
+  packs = typename Scope::Packs(scope, made, bank, metric, std::nullopt);
 }
 
 template <class Scope>
@@ -36,12 +34,18 @@ std::tuple<Tensor, Tensor, Tensor> residual_quantize(const Tensor& x, const std:
     STD_TORCH_CHECK(codebook.dim() == 2 && codebook.scalar_type() == dtype,
                     "vecbank: codebooks must be (M, d) and share a dtype, got ", shape_of(codebook), " at stage ", s);
     pairs.push_back(pair_rows(scope, x, codebook));
-    packed.push_back(pack_for(scope, packs.empty() ? std::nullopt : std::optional(packs[s]), codebook, p.metric));
+    packed.emplace_back(scope, packs.empty() ? std::nullopt : std::optional(packs[s]), codebook, p.metric,
+                        std::nullopt);
     const Rows rows = pairs.back().bank.rows;
     p.stages.push_back({rows, packed.back().of(rows, 0)});
     work += pairs.back().work(rows.count);
   }
   p.queries = pairs[0].x.rows;
+  if (!scope.packs_codebooks(p))
+    for (size_t s = 0; s < codebooks.size(); ++s) {
+      complete(packed[s], scope, codebooks[s], p.metric);
+      p.stages[s].pack = packed[s].of(p.stages[s].bank, 0);
+    }
   const int64_t stages = static_cast<int64_t>(codebooks.size());
   Tensor quantized = scope.empty(sizes_of(x), dtype), losses = scope.empty({stages}, dtype);
   Tensor codes = scope.empty(resized(x, stages), ScalarType::Long);
@@ -63,12 +67,19 @@ Tensor product_quantize(const Tensor& x, const Tensor& codebooks, const std::opt
   STD_TORCH_CHECK(queries.rows.width == parts * rows.rows.width, "vecbank: x ", shape_of(x), " must be ",
                   parts * rows.rows.width, " wide, like books ", shape_of(codebooks), " side by side");
   check_mix(queries.rows.dtype, rows.rows.dtype);
-  const typename Scope::Packs packs = pack_for(scope, packed, codebooks, Metric::sqeuclidean);
+  typename Scope::Packs packs(scope, packed, codebooks, Metric::sqeuclidean, std::nullopt);
   ProductProblem p;
   p.queries = queries.rows;
   for (int64_t part = 0; part < parts; ++part) {
     const Rows codebook = batch_of(rows.rows, parts, part);
     p.codebooks.push_back({codebook, packs.of(codebook, part)});
+  }
+  if (!scope.packs_codebooks(p)) {
+    complete(packs, scope, codebooks, Metric::sqeuclidean);
+    for (int64_t part = 0; part < parts; ++part) {
+      PackedCodebook& codebook = p.codebooks[static_cast<size_t>(part)];
+      codebook.pack = packs.of(codebook.bank, part);
+    }
   }
   Tensor codes = scope.empty(resized(x, parts), ScalarType::Long);
   p.codes = codes_out(codes);

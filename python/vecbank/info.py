@@ -34,7 +34,11 @@ def collect() -> dict[str, Any]:
         "available_isas": list(_C.available_isas()),
         "isa_override": os.environ.get("VECBANK_ISA"),
         "cuda": {
-            "in_this_build": bool(build.get("cuda", False)),
+            "in_this_build": _cuda.module is not None or bool(build.get("cuda", False)),
+            "kernels": None if _cuda.module is None else _cuda.module.architectures(),
+            "reason": _cuda.reason,  # why no kernels were loaded
+            "path_override": os.environ.get("VECBANK_CUDA_PATH") or None,
+            "project_override": os.environ.get("VECBANK_CUDA_PROJECT") or None,
             "torch_cuda": torch.version.cuda,
             "devices": _cuda_devices(),
         },
@@ -111,15 +115,17 @@ def _cuda_device(index: int) -> dict[str, Any]:
         with torch.cuda.device(index):
             found = _cuda.module.tensor_cores(index)
         path, said = found.path, str(found)
-        if path is None:
-            said += f"; VECBANK_CUDA_PATH={os.environ.get('VECBANK_CUDA_PATH')} names no path"
+        if path is None and (wanted := os.environ.get("VECBANK_CUDA_PATH")):
+            said += f"; VECBANK_CUDA_PATH={wanted} names no path"
     return {"name": name, "capability": f"{major}.{minor}", "path": path, "tensor_cores": said}
 
 
 def _cuda_line(cuda: dict[str, Any]) -> str:
-    ours = "kernels in this build" if cuda["in_this_build"] else "left out of this build"
+    ours = f"no kernels: {cuda['reason']}" if cuda["kernels"] is None else f"kernels for {cuda['kernels']}"
     theirs = f"torch has CUDA {cuda['torch_cuda']}" if cuda["torch_cuda"] else "torch is a CPU build"
-    return f"{ours}; {theirs}; devices: {len(cuda['devices']) or 'none'}"
+    chosen = (("VECBANK_CUDA_PATH", cuda["path_override"]), ("VECBANK_CUDA_PROJECT", cuda["project_override"]))
+    settings = [f"{name}={value}" for name, value in chosen if value]
+    return "; ".join([ours, theirs, f"devices: {len(cuda['devices']) or 'none'}", *settings])
 
 
 if __name__ == "__main__":

@@ -92,8 +92,10 @@ Coded cascade_on_cpu(const Matrix& x, const std::vector<Matrix>& codebooks, Metr
   return c;
 }
 
+enum class Packs { given, spoilt, some, none };  // `some`: the second codebook alone comes with its pack
+
 Coded cascade_on_device(const Matrix& x, const std::vector<Matrix>& codebooks, Metric metric, Bench& bench,
-                        bool spoil = false) {
+                        Packs packs = Packs::given) {
   std::vector<Vec<uint64_t>> memory;
   Coded c;
   ResidualProblem p = problem_of(x,
@@ -103,7 +105,9 @@ Coded cascade_on_device(const Matrix& x, const std::vector<Matrix>& codebooks, M
                                           CHECK(ran(cuda::pack_bank, bank, m, out, bench.device, nullptr));
                                         }),
                                  metric, c);
-  if (spoil) memory[0].assign(memory[0].size(), ~0ull);
+  if (packs == Packs::spoilt) memory[0].assign(memory[0].size(), ~0ull);
+  for (size_t s = 0; s < codebooks.size(); ++s)
+    if (packs == Packs::none || (packs == Packs::some && s != 1)) p.stages[s].pack = nullptr;
   const DType dtype = codebooks[0].rows.dtype;
   Vec<char> losses(codebooks.size() * size_of(dtype), 1);
   bench.provide(cuda::residual_workspace(p, bench.device));
@@ -117,19 +121,23 @@ void compare_cascades(const Matrix& x, const std::vector<Matrix>& codebooks, Met
                       int processors = 3, int capability = 80) {
   Bench bench(processors);
   bench.device.capability = capability;
-  const Coded ours = cascade_on_device(x, codebooks, metric, bench), theirs = cascade_on_cpu(x, codebooks, metric);
-  bool same = ours.codes == theirs.codes && same_numbers(ours.quantized, theirs.quantized, codebooks[0].rows.dtype);
-  for (size_t s = 0; s < codebooks.size(); ++s) {
-    const double a = ours.losses[s], b = theirs.losses[s];
-    same = same && (std::abs(a - b) <= 1e-6 * b || a == b || (std::isnan(a) && std::isnan(b)));
-  }
-  CHECK(same && bench.state.bad_codes == 0);
-  if (!same) {
-    int64_t wrong = 0;
-    for (size_t i = 0; i < ours.codes.size(); ++i) wrong += ours.codes[i] != theirs.codes[i];
-    std::printf("  %s: metric %d d %lld n %lld, %lld of %zu codes differ, losses %g %g\n", what,
-                static_cast<int>(metric), static_cast<long long>(x.rows.width), static_cast<long long>(x.rows.count),
-                static_cast<long long>(wrong), ours.codes.size(), ours.losses[0], theirs.losses[0]);
+  const Coded theirs = cascade_on_cpu(x, codebooks, metric);
+  for (const Packs packs : {Packs::given, x.rows.count % 2 == 0 ? Packs::some : Packs::none}) {
+    const Coded ours = cascade_on_device(x, codebooks, metric, bench, packs);
+    bool same = ours.codes == theirs.codes && same_numbers(ours.quantized, theirs.quantized, codebooks[0].rows.dtype);
+    for (size_t s = 0; s < codebooks.size(); ++s) {
+      const double a = ours.losses[s], b = theirs.losses[s];
+      same = same && (std::abs(a - b) <= 1e-6 * b || a == b || (std::isnan(a) && std::isnan(b)));
+    }
+    CHECK(same && bench.state.bad_codes == 0);
+    if (!same) {
+      int64_t wrong = 0;
+      for (size_t i = 0; i < ours.codes.size(); ++i) wrong += ours.codes[i] != theirs.codes[i];
+      std::printf("  %s: metric %d d %lld n %lld packs %d, %lld of %zu codes differ, losses %g %g\n", what,
+                  static_cast<int>(metric), static_cast<long long>(x.rows.width), static_cast<long long>(x.rows.count),
+                  static_cast<int>(packs), static_cast<long long>(wrong), ours.codes.size(), ours.losses[0],
+                  theirs.losses[0]);
+    }
   }
 }
 
@@ -172,15 +180,13 @@ TEST(cuda_residual_equals_cpu) {
                    Metric::l2, "few rows", 100);
 }
 
-// A codebook whose pack holds no panels: each stage is a search, on every path.
+// A codebook whose pack holds no panels: each stage is a search.
 TEST(cuda_residual_of_a_long_codebook) {
   const int64_t d = 2, m = cuda::kPanelRows + 3;
   const Matrix x(normal<double>(3 * d, 695), d, DType::f32);
   const std::vector<Matrix> codebooks = codebooks_of({m, 20}, d, DType::f32, 696);
-  for (const cuda::Path p : {cuda::Path::simt, cuda::Path::mma16}) {
-    const OnPath on(p);
-    compare_cascades(x, codebooks, Metric::l2, "long", 2);
-  }
+  const OnPath on(cuda::Path::mma16);
+  compare_cascades(x, codebooks, Metric::l2, "long", 2);
 }
 
 TEST(cuda_residual_adversarial_inputs) {
@@ -243,7 +249,7 @@ TEST(cuda_residual_counts_and_bad_packs) {
   const Coded want = cascade_on_cpu(x, codebooks, Metric::cosine);
   CHECK(cascade_on_device(x, codebooks, Metric::cosine, good).codes == want.codes);
   CHECK(good.state.queries == 260 && good.state.repeated == 0 && good.state.refined < 260);
-  const Coded got = cascade_on_device(x, codebooks, Metric::cosine, bad, true);
+  const Coded got = cascade_on_device(x, codebooks, Metric::cosine, bad, Packs::spoilt);
   CHECK(got.codes == want.codes && got.quantized == want.quantized);
   CHECK(bad.state.bad_codes != 0 && bad.state.repeated == 130);
 }
@@ -259,8 +265,9 @@ TEST(cuda_product_equals_cpu) {
       const Matrix x(xs, parts * w, dtype, w == 5);
       std::vector<Matrix> codebooks;
       for (int64_t b = 0; b < parts; ++b) codebooks.emplace_back(normal<double>(150 * w, ++seed), w, wide, w == 1);
-      Vec<int64_t> codes[2];
-      for (const bool device : {false, true}) {
+      Vec<int64_t> codes[3];
+      for (const int run : {0, 1, 2}) {  // on the CPU; on the device with packs, and without
+        const bool device = run > 0;
         Bench bench;
         std::vector<Vec<uint64_t>> memory;
         ProductProblem p;
@@ -270,8 +277,10 @@ TEST(cuda_product_equals_cpu) {
           bench.provide(cuda::pack_workspace());
           CHECK(ran(cuda::pack_bank, bank, m, out, bench.device, nullptr));
         });
-        codes[device].assign(static_cast<size_t>(n * parts), -7);
-        p.codes = codes[device].data();
+        if (run == 2)
+          for (PackedCodebook& codebook : p.codebooks) codebook.pack = nullptr;
+        codes[run].assign(static_cast<size_t>(n * parts), -7);
+        p.codes = codes[run].data();
         if (!device) {
           CHECK(product_quantize(p, Parallel{}) == Status::ok);
         } else {
@@ -280,7 +289,7 @@ TEST(cuda_product_equals_cpu) {
           CHECK(bench.state.bad_codes == 0 && bench.state.queries == static_cast<unsigned long long>(n * parts));
         }
       }
-      CHECK(codes[0] == codes[1]);
+      CHECK(codes[0] == codes[1] && codes[0] == codes[2]);
       CHECK(codes[0][static_cast<size_t>(parts) + 1] == -1);
     }
 }

@@ -144,5 +144,11 @@ TEST(cuda_training_launches_few_kernels) {
     cascade.run(cuda::residual_workspace(r, cascade.device),
                 [&] { return cuda::residual_quantize(r, losses, cascade.device); });
     report("residual_quantize", cascade);
+    cascade.launches = 0;
+    for (PackedCodebook& stage : r.stages) stage.pack = nullptr;  // as in training, where codebooks move
+    cascade.run(cuda::residual_workspace(r, cascade.device),
+                [&] { return cuda::residual_quantize(r, losses, cascade.device); });
+    report("residual_quantize", cascade, false);
+    CHECK(cascade.launches == 6);
   }
 }
