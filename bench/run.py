@@ -23,8 +23,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats: a smoke run")
     parser.add_argument("--only", metavar="SUBSTR", help="only cases whose name contains this")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, help="on the CPU: which tables (default: all)")
-    parser.add_argument("--out", type=Path, help="JSON to write; the table and plots go beside it")
-    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--out", type=Path, help="JSON to write; the table and plots go beside it (default: bench/results)"
+    )
+    parser.add_argument(
+        "--peers", action=argparse.BooleanOptionalAction, default=True, help="other libraries, in the same rounds"
+    )
     parser.add_argument("--skip", nargs="+", default=[], metavar="PEER", help="peers to leave out, by name")
     parser.add_argument(
         "--memory-peers", action=argparse.BooleanOptionalAction, default=True, help="peers in the memory rows too"
@@ -43,8 +47,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="S",
         help="wait up to S seconds a row until other processes use under 5 %% of the machine",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="which rows, and where they run")
     args = parser.parse_args(argv)
+    if args.sections and args.device == "cuda":
+        parser.error("--sections: the rows on a GPU are one table; choose among them by --only")
     args.repeats = args.repeats or (3 if args.quick else 11)
     args.budget = args.budget or (1.0 if args.quick or args.device == "cuda" else 12.0)
     every = CUDA_SECTIONS if args.device == "cuda" else SECTIONS

@@ -32,6 +32,9 @@ def test_help_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         run.parse(["--help"])
     assert "--wait-quiet" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        run.parse(["--device", "cuda", "--sections", "speed"])
+    assert "--sections: the rows on a GPU are one table" in capsys.readouterr().err
 
 
 def test_every_file_is_a_workload_and_names_are_told_apart() -> None:
