@@ -40,6 +40,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     def capturing(now: bool) -> None:
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: now)
 
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     capturing(False)
     return capturing

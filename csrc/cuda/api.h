@@ -17,7 +17,8 @@ using Error = const char*;  // null: fine
 enum class Path : int32_t { simt = 0, mma16 = 1, sm90 = 2 };
 
 // What is known of a device's tensor cores. unchecked: a graph was being captured, and the check would wait for the
-// device. absent: its compute capability is below 8.0. sound: they compute as tensor_cores/bounds.h assumes.
+// device; or the check could not run, and may run later. absent: its compute capability is below 8.0. sound: they
+// compute as tensor_cores/bounds.h assumes.
 enum class TensorCores : int32_t { unchecked = 0, absent = 1, sound = 2, unsound = 3 };
 
 // What their self-check found: the worst errors, in units of 2^-22 of the magnitudes that one instruction adds.
@@ -59,11 +60,11 @@ Error clear_state(int number, bool counters, bool flag);
 
 // The self-check (tensor_cores/self_check.h) runs once for each process and device, at the first call, and waits for
 // it; this is the only call of an op that waits. While `stream` is being captured it does not run, and a later call
-// runs it.
+// runs it. Where it fails to run, two later calls try again.
 struct Checked {
   TensorCores outcome = TensorCores::unchecked;
   SelfCheck found{};
-  Error error = nullptr;  // why an unsound device could not be checked
+  Error error = nullptr;  // why the device could not be checked
 };
 Checked tensor_cores(int number, const Device& device);
 // Where to report a device that was just found unsound; one place for the process.

@@ -2,10 +2,10 @@
 // once, by loads of 16 bytes where rows are contiguous and aligned, and computes with float32 multiply-adds. The
 // proof of the bounds is in few.h.
 //
-// A warp's step is 16 rows. Eight lanes share four rows: each lane reads 16 bytes of each, at two places at once, so
-// that a warp has 4 KiB in flight. The queries lie in shared memory, and a value read there serves four rows. The lanes
-// then add their parts and share out the work: each pair of lanes ends with one row, and each of the two with half of
-// the queries.
+// A warp's step is 16 rows. Eight lanes share four rows: each lane reads 16 bytes of each, at two places at once (but
+// see at_once), so that a warp has 4 KiB in flight. The queries lie in shared memory, and a value read there serves
+// four rows. The lanes then add their parts and share out the work: each pair of lanes ends with one row, and each of
+// the two with half of the queries.
 //
 // Two launches: the first scores a sample and writes the best lower bound of each of its groups; the second finds the
 // k-th best of these, which is its start threshold, and keeps the rows that reach it.

@@ -71,7 +71,7 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
   plan.lists.fused = p.k <= kMostListed && !(plan.hopper && p.k > 1);  // Hopper's kernel lists one entry
   const int64_t query_bytes = plan.operands ? operand_pitch(d) * 2 : (d + 1) * 4;
   plan.direct = refined_only(p.metric) || p.k > kMostScreened || (p.k > 1 && p.k * 8 >= m) || d > kWidestScreen ||
-                m >= kMostColumns;
+                m >= kMostColumns || m == 0 || d == 0;  // without rows or coordinates there is nothing to screen
   plan.schedule = make_schedule(m);
   const bool rounded = plan.operands && (p.queries.dtype != p.bank.dtype || size_of(p.bank.dtype) != 2);
   plan.lists.capacity = plan.direct ? 0 : candidate_capacity(p.k, plan.lists.fused, m, rounded);

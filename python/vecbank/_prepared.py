@@ -300,7 +300,7 @@ def _cuda_runs(t: Tensor) -> bool:
 
 def _capturing(t: Tensor) -> bool:
     """Work on this tensor's device is being captured into a CUDA graph: what it writes is not there yet."""
-    if t.device.type != "cuda":
+    if t.device.type != "cuda" or not torch.cuda.is_initialized():  # a fake tensor may need no GPU
         return False
     if t.device.index == torch.cuda.current_device():
         return torch.cuda.is_current_stream_capturing()

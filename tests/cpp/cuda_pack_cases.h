@@ -28,6 +28,22 @@ TEST(cuda_packed_search_equals_cpu) {
   }
 }
 
+// Nothing to screen: no rows, or rows without coordinates, for few queries and for tiles, with a pack and without.
+TEST(cuda_search_of_nothing) {
+  for (const cuda::Path p : every_path()) {
+    const OnPath on(p);
+    for (const int64_t n : {3, 20})
+      for (const bool packed : {false, true}) {
+        const Matrix x(normal<double>(n * 4, 960), 4, DType::f32), none(Vec<double>{}, 4, DType::f32);
+        for (int fill = 0; fill < 3; ++fill) compare(x, none, {Metric::l2, 1, true, true, packed}, "no rows");
+        Matrix points(Vec<double>{}, 0, DType::f32), rows(Vec<double>{}, 0, DType::f32);
+        points.rows.count = n, rows.rows.count = 40;
+        for (const Metric metric : kMetrics)
+          compare(points, rows, {metric, n == 3 ? 4 : 1, true, n == 20, packed}, "no coordinates");
+      }
+  }
+}
+
 // Queries that fp16 cannot hold in the frame of a bank of small rows are refined in full, and nothing is wrong with
 // those that it rounds to nothing.
 TEST(cuda_packed_search_of_queries_beyond_fp16) {
