@@ -24,14 +24,17 @@ fi
 absent='unable to (attach|launch)|not supported|permission|insufficient|no cuda device'
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+trap 'kill $(jobs -pr) 2>/dev/null; wait; exit 143' TERM INT HUP
 check() { # tool: every test of its list, each a process of its own, until the time is over
   [[ $1 == racecheck ]] && export VECBANK_TESTS_WITHOUT_SM90=1 # tests of every path leave that one out
   local tool=$1 end=$((SECONDS + limit)) name rc done_=0 late=0 failed=""
+  trap 'kill $(jobs -pr) 2>/dev/null; exit 143' TERM
   for name in ${reduced[$tool]}; do
     local left=$((end - SECONDS))
     ((left > 0)) || break
     timeout --kill-after=5 "$((left < 60 ? left : 60))" \
-      "$sanitizer" --tool "$tool" --error-exitcode 9 "$tests" "$name" >"$scratch/one.$tool" 2>&1
+      "$sanitizer" --tool "$tool" --error-exitcode 9 "$tests" "$name" >"$scratch/one.$tool" 2>&1 &
+    wait $! # in the background, so that a signal is heard at once
     rc=$?
     { echo "== $tool $name (status $rc)"; cat "$scratch/one.$tool"; } >>"$scratch/log.$tool"
     if grep -qiE "$absent" "$scratch/one.$tool"; then

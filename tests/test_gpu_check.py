@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
+import gpu_machine
 import pytest
 
 ROOT = next(p for p in Path(__file__).parents if (p / "scripts").is_dir())
@@ -20,89 +23,10 @@ sys.path.insert(0, str(ROOT))
 
 from scripts import gpu_bundle  # noqa: E402
 
-# Each answers by what the environment says it should do; unknown commands fail, so that nothing is overlooked.
-STAND_INS = {
-    "python": """
-        case "$*" in
-          *"pip install"*) [[ $* != *broken* ]] ;;
-          *find_spec*) [[ ${0##*/} != "${TORCHLESS:-}" ]] ;;
-          *EXT_SUFFIX*) [[ -z ${OTHER_PYTHON:-} ]] ;;
-          *"import torch, vecbank"*)
-            [[ -n ${NO_VECBANK:-} ]] && echo "no module" && exit 1
-            echo "torch 2.11 on Made-up GPU" ;;
-          *"import torch; print"*) echo "torch 2.11 Made-up GPU" ;;
-          *vecbank.nearest*)
-            echo "error: left out of this build"
-            [[ $VECBANK_CUDA_PATH != sm90 ]] || exit "${SM90:-3}" ;;
-          *"-m pytest"*)
-            [[ -n ${SLOW:-} && $* == *test_project* ]] && exec sleep 60
-            echo "vecbank: 1 tests skipped: one GPU only"
-            [[ -n ${TESTS_STATUS:-} ]] && echo "FAILED tests/test_cuda.py::test_one - wrong"
-            echo "${TESTS:-3 passed, 1 skipped in 0.1s}"; exit "${TESTS_STATUS:-0}" ;;
-          *bench/run.py*)
-            for last; do [[ ${previous:-} == --out ]] && out=$last; previous=$last; done
-            if [[ -n ${ENDS_WITHIN:-} && $* != *--resume* ]]; then echo ' "running": "topk"' >"$out"; exit 1; fi
-            echo '{}' >"$out"; touch "${out%.json}-cuda.png" "${out%.json}-memory.png" "${out%.json}-more.png"
-            printf '%s\n' '**7 of 9 rows met.**' '- **Not run, for want of time:** a row' '| nearest | 2 ms | met |' \
-              >"${out%.json}.md"
-            [[ -n ${SLOW:-} ]] && exec sleep 60
-            exit "${BENCH_STATUS:-0}" ;;
-          *bench/report.py*) echo "reported" ;;
-          *) echo "python $*" >&2; exit 1 ;;
-        esac""",
-    "cmake": 'echo "cmake $*"; [[ -z ${NO_CMAKE:-} ]] && mkdir -p "$4/module"',
-    "ninja": """
-        for last; do [[ $last != "${NO_TARGET:-}" ]] || exit 1; done
-        cp --no-clobber "$(dirname "$0")"/vecbank_cuda_t* "$2"; touch "$2/module/_C.so" """,
-    "nvidia-smi": '[[ $* == *compute_cap* ]] && echo "${GPU:-9.0}" || echo "Made-up GPU, 1.0"',
-    "nvcc": "true",
-    "ncu": """
-        [[ $* == *"--clock-control none"* ]] || exit 1
-        [[ $* == *"${NO_KERNEL:-nothing}"* ]] && echo "==WARNING== No kernels were profiled." && exit 0
-        echo "    Duration                usecond   12.3" """,
-    "compute-sanitizer": """
-        case "$2:${SANITIZER:-fine}" in
-          *:unable) echo "Unable to attach"; exit 1 ;;
-          racecheck:race) exit 9 ;;
-          *:slow) sleep 60 ;;
-          *) shift 4; "$@" ;;
-        esac""",
-    "vecbank_cuda_tests": """
-        if [[ $1 == --list ]]; then
-          printf '%s\n' cuda_project_close cuda_search_sm90_equals_cpu cuda_search_equals_cpu \
-            tensor_core_accumulation cuda_residual_equals_cpu cuda_search_operands_equal_cpu \
-            cuda_codebook_equals_cpu
-          exit
-        fi
-        [[ -n ${NO_GPU:-} ]] && { echo "NOT RUN: no CUDA device"; exit 77; }
-        [[ $1 == cuda_gradients ]] && { echo "0 tests, 0 checks, 0 failed"; exit 1; }
-        [[ $1 == "${HANGS:-}" ]] && exec sleep 60
-        [[ $1 == "${CRASHES:-}" ]] && kill -SEGV $$
-        [[ $1 == "${FAILS:-}" ]] && { echo "tests/cpp/cuda_cases.h:9: failed: same"; echo "1 tests, 1 failed"; exit 1; }
-        [[ -n ${SLOW_TESTS:-} ]] && sleep 1
-        [[ -n ${VECBANK_TESTS_WITHOUT_SM90:-} ]] && echo "sm90 is left out"
-        [[ $1 == *accumulation* ]] && echo "     bf16 tensor cores: worst error 0.5 of 2^-22 (assumed: 1)"
-        echo "1 tests, 12 checks, 0 failed" """,
-    "vecbank_cuda_timer": """
-        case "$*" in
-          --list) printf '%s\n' nearest-a/sm90 topk-b/sm90 ;;
-          "--dry-run --predictions bench/cuda_predictions.csv") echo "dry run: 2 cases" ;;
-          "--case nearest-a/sm90"*)
-            [[ -n ${TIMER_HANGS:-} ]] && exec sleep 60
-            echo "nearest-a/sm90  2.5 ms predicted 2.2: x 1.14" ;;
-          "--case topk"*) echo "topk-b/sm90  3.0 ms"; echo '{}' >>"${!#}" ;;
-          *) exit 1 ;;
-        esac""",
-}  # fmt: skip
-
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Path:
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, body in STAND_INS.items():
-        (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
-        (folder / name).chmod(0o755)
+    gpu_machine.fill(tmp_path / "bin")
     return tmp_path
 
 
@@ -152,13 +76,14 @@ def log_of(machine: Path) -> str:
 def test_first(machine: Path) -> None:
     status, said = gpu_check(machine, "first")
     assert status == 0 and "first: all that ran passed" in said, said
-    assert said.startswith("==== first  Made-up GPU, 1.0  commit ")
+    title = r"==== first  \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC  Made-up GPU, 1.0  commit "
+    assert re.match(title, said) and re.match(title, log_of(machine))
     assert "ok    build: built vecbank_cuda_tests vecbank_cuda_timer" in said and "-DVECBANK_TORCH=OFF" in log_of(
         machine
     )
     assert "bf16 tensor cores: worst error 0.5" in said
     assert "ok    kernels: 7 of 7 tests passed" in said and "note: torch 2.11 Made-up GPU" in said
-    assert "nearest-a/sm90 2.5 ms predicted 2.2: x 1.14" in said and "ok    timer: 2 of 2 cases" in said
+    assert "nearest-a/sm90 2.5 ms predicted 2.2: x 1.14" in said and "ok    timer: 2 of 2 cases measured" in said
     assert (machine / "out" / "timer.jsonl").read_text() == "{}\n"
     wanted = ("accumulation", "sm90_equals", "operands", "search_equals", "residual", "codebook", "project")
     at = [re.search(f"==== \\S*{name}", log_of(machine)) for name in wanted]
@@ -186,12 +111,27 @@ def test_first_without_a_gpu(machine: Path) -> None:
     status, said = gpu_check(machine, "first", NO_GPU="1")
     assert status == 2 and "not run: 7 tests of the kernels (no CUDA device)" in said
     assert "NOT RUN: no test of the kernels passed" in said and "timer:" not in said
+    assert "first: nothing could run" in said and "all that ran" not in said
+
+
+def test_a_timer_that_measures_nothing(machine: Path) -> None:
+    status, said = gpu_check(machine, "first", NO_TIMER="1")
+    assert status == 0 and "none  timer: 0 of 2 cases measured" in said and "timer.jsonl" not in said, said
+    assert "not run: 2 cases of the timer (no CUDA device)" in said and "ok    kernels: 7 of 7" in said
+    assert not (machine / "out" / "timer.jsonl").exists()
+    status, said = gpu_check(machine, "first", TIMER_HANGS="1", VECBANK_GPU_TEST_SECONDS="1")
+    assert status == 1 and "ok    timer: 1 of 2 cases measured" in said, said
 
 
 def test_first_when_the_time_is_used_up(machine: Path) -> None:
-    status, said = gpu_check(machine, "first", SLOW_TESTS="1", VECBANK_GPU_SECONDS="7")
+    # bash goes on counting from a SECONDS of its environment. The last 80 of the 240 s are the timer's.
+    bundle = ("--bundle", str(bundle_of(machine)))
+    status, said = gpu_check(machine, "first", *bundle, SECONDS="162")
+    assert status == 1 and "FAIL  kernels: 7 tests were not reached in time" in said, said
+    assert "nothing is measured" in said and "timer:" not in said
+    status, said = gpu_check(machine, "first", *bundle, SLOW_TESTS="1", SECONDS="157")
     assert status == 1 and "tests were not reached in time" in said, said
-    assert "ok    timer: " in said  # it has its turn
+    assert "ok    timer: 2 of 2 cases measured" in said  # it has its turn
     status, said = gpu_check(machine, "first", VECBANK_GPU_SECONDS="1")
     assert status == 1 and "FAIL  " in said
 
@@ -222,8 +162,9 @@ def test_tests(machine: Path) -> None:
     status, said = gpu_check(machine, "tests", SM90="0")
     assert status == 0 and "tests: all that ran passed" in said, said
     assert "ok    vecbank: torch 2.11 on Made-up GPU" in said
-    for name in ("table", "path_mma16", "path_sm90", "path_simt"):
-        assert f"ok    {name}: " in said
+    at = [said.find(f"ok    {name}: ") for name in ("table", "path_sm90", "path_simt", "path_mma16")]
+    assert -1 not in at and at == sorted(at)
+    assert log_of(machine).count("vecbank info: one GPU") == 1
     assert "6 passed" in said and "2 skipped" in said  # of two shards
     for tool in ("memcheck", "racecheck"):  # this build has no cuda_gradients
         found = re.search(rf"ok    {tool}: (\d+) of (\d+) groups of tests", said)
@@ -244,14 +185,15 @@ def test_failures_are_named_and_the_rest_goes_on(machine: Path) -> None:
 
 def test_tests_that_only_skip_did_not_run(machine: Path) -> None:
     status, said = gpu_check(machine, "tests", TESTS="4 skipped in 0.1s", TESTS_STATUS="5", SANITIZER="unable")
-    assert status == 0 and "not run: table (no test passed or failed: 8 skipped)" in said
-    assert said.count("(Unable to attach)") == 2
+    assert status == 2 and "not run: table (no test passed or failed: 8 skipped)" in said
+    assert said.count("(Unable to attach)") == 2 and "tests: nothing could run" in said and "all that ran" not in said
 
 
 def test_tests_when_the_time_is_used_up(machine: Path) -> None:
-    status, said = gpu_check(machine, "tests", SLOW="1", SANITIZER="slow", VECBANK_GPU_SECONDS="8")
-    assert status == 1 and re.search(r"FAIL  table: not finished in \d s", said), said
+    status, said = gpu_check(machine, "tests", SLOW="1", SANITIZER="slow", VECBANK_GPU_SECONDS="5")
+    assert status == 1 and re.search(r"FAIL  table: (not finished in \d s|no time was left)", said), said
     assert "FAIL  path simt: not finished in time" in said and said.count("(not in time)") == 2
+    assert "not run: path mma16 (too little time left" in said  # it is the default path of an H100
 
 
 def test_bench(machine: Path) -> None:
@@ -265,8 +207,10 @@ def test_bench(machine: Path) -> None:
     )
     status, said = gpu_check(machine, "bench", VECBANK_GPU_SECONDS="60", BENCH_STATUS="1")
     assert status == 1 and "FAIL  bench: 7 of 9 rows met." in said and "reported" in log_of(machine)
-    status, said = gpu_check(machine, "bench", VECBANK_GPU_SECONDS="5", SLOW="1")
-    assert status == 1 and "FAIL  bench: 7 of 9 rows met." in said and "(not finished in time)" in said
+    status, said = gpu_check(machine, "bench", VECBANK_GPU_SECONDS="4", SLOW="1")
+    assert status == 1 and "FAIL  bench: " in said and "(not finished in time)" in said
+    status, said = gpu_check(machine, "bench", VECBANK_GPU_SECONDS="60", ROWS="0 of 0")
+    assert status == 2 and "none  bench: 0 of 0 rows met." in said and "bench: nothing could run" in said
 
 
 def test_profile(machine: Path) -> None:
@@ -275,6 +219,76 @@ def test_profile(machine: Path) -> None:
     assert (machine / "out" / "profile.txt").read_text().count("Duration") == 4
     status, said = gpu_check(machine, "profile", NO_KERNEL="^sm90_kernel")
     assert status == 1 and "FAIL  ncu sm90_kernel: nearest-" in said and said.count("ok    ncu ") == 3
+    (machine / "bin" / "ncu").unlink()
+    if shutil.which("ncu") is None and not Path("/usr/local/cuda/bin/ncu").exists():
+        status, said = gpu_check(machine, "profile")
+        assert status == 2 and "not run: profile (no ncu)" in said and "profile: nothing could run" in said
+
+
+def processes(listed: Path) -> list[int]:
+    return [int(word) for word in listed.read_text().split()] if listed.exists() else []
+
+
+def there(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize(
+    "phase, ctrl_c, settings, hanging",
+    [
+        ("first", True, {"HANGS": "tensor_core_accumulation"}, 2),
+        ("tests", False, {"SLOW": "1", "SANITIZER": "slow"}, 4),
+        ("all", True, {"HANGS": "tensor_core_accumulation"}, 2),
+        ("all", False, {"HANGS": "tensor_core_accumulation"}, 2),
+    ],
+)
+def test_a_signal_ends_it_at_once(
+    machine: Path, phase: str, ctrl_c: bool, settings: dict[str, str], hanging: int
+) -> None:
+    """Ctrl-C goes to every process of the terminal's group, TERM to the script alone. What runs would take 60 s."""
+    listed, out = machine / "hanging", machine / "out"
+    settings = environment(machine, VECBANK_GPU_TEST_SECONDS="60", HANGING=str(listed), **settings)
+    started = subprocess.Popen(
+        ["bash", str(ROOT / "scripts" / "gpu_check.sh"), phase, str(out)],
+        env=settings,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whatever this process does with it
+    )
+    try:
+        end = time.monotonic() + 40
+        while len(processes(listed)) < hanging and time.monotonic() < end:
+            time.sleep(0.05)
+        assert len(processes(listed)) == hanging
+        if ctrl_c:
+            os.killpg(started.pid, signal.SIGINT)
+        else:
+            started.terminate()
+        said = started.communicate(timeout=15)[0]  # well below 1 s where the machine is idle
+    finally:
+        started.kill()
+    assert started.returncode == 130, said
+    one = "first" if phase == "all" else phase
+    assert f"{one}: stopped from outside, " in said and said.count("====") == 1, said
+    assert ("all: stopped from outside in phase first" in said) == (phase == "all")
+    assert (out / "summary.txt").read_text() == said
+    end = time.monotonic() + 10
+    while any(map(there, processes(listed))) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not [process for process in processes(listed) if there(process)]
+
+
+def test_the_status_of_all_phases(machine: Path) -> None:
+    bundle = ("--bundle", str(bundle_of(machine)))
+    quick = {"VECBANK_GPU_SECONDS": "60", "TESTS": "1 skipped in 0.1s", "SANITIZER": "unable"}
+    status, said = gpu_check(machine, "all", *bundle, **quick)
+    assert status == 0 and "tests: nothing could run" in said and "first: all that ran passed" in said, said
+    status, said = gpu_check(machine, "all", *bundle, **quick, FAILS="tensor_core_accumulation")
+    assert status == 1 and "first: something failed" in said
 
 
 def test_the_profiled_kernels_and_cases_exist() -> None:
@@ -290,9 +304,13 @@ def test_a_dry_run_walks_all_phases(machine: Path) -> None:
     status, said = gpu_check(machine, "all", "--dry-run", **without)
     assert status == 0, said
     for phase in ("first", "tests", "bench", "profile"):
-        assert f"==== {phase}  stand-in for a GPU" in said and f"{phase}: all that ran passed" in said
+        assert (
+            re.search(f"==== {phase}  .* UTC  stand-in for a GPU", said)
+            and f"{phase}: dry run, nothing failed, " in said
+        )
+    assert "none  timer: 0 of 1 cases measured" in said and "all that ran passed" not in said
     assert "ok    timer's plans: dry run of a stand-in" in said and said.count("ok    ncu") == 4
-    assert "not run: table (no test passed or failed: 2 skipped)" in said and "ok    bench" in said
+    assert "not run: table (no test passed or failed: 2 skipped)" in said and "none  bench: 0 of 0" in said
     assert not (machine / "build").exists()  # what it builds is gone
     status, said = gpu_check(machine, "first", "--dry-run", "--bundle", str(bundle_of(machine)), NO_GPU="1")
     assert status == 0 and "not run: 7 tests of the kernels" in said and "ok    timer's plans: dry run: 2 cases" in said
@@ -328,6 +346,19 @@ def test_arguments_that_would_cost_time_on_the_machine(machine: Path) -> None:
     assert done.returncode == 0 and (machine / "out" / "summary.txt").exists()
     done = subprocess.run(["bash", script, "first", "/proc/self", "--dry-run"], capture_output=True, text=True)
     assert done.returncode == 2 and "OUT: nothing can be written into" in done.stderr
+    for wrong in ("/proc/vecbank", script):
+        done = subprocess.run(["bash", script, "first", wrong, "--dry-run"], capture_output=True, text=True)
+        expected = "expected a folder, or a path where a folder can be made"
+        assert (done.returncode, done.stderr) == (2, f"gpu_check: OUT: {expected}, got: {wrong}\n")
+
+
+@pytest.mark.parametrize("name", ["SECONDS", "SHARDS", "TEST_SECONDS"])
+def test_settings_that_are_no_whole_number(machine: Path, name: str) -> None:
+    for wrong in ("abc", "0", "-3", "1.5", "9999999"):
+        setting = {f"VECBANK_GPU_{name}": wrong}
+        expected = f"gpu_check: VECBANK_GPU_{name}: expected a whole number from 1 to 999999, got: {wrong}\n"
+        assert gpu_check(machine, "first", **setting) == (2, expected)
+    assert not (machine / "out").exists()
 
 
 def test_a_path_that_fails_does_not_cost_the_rows(machine: Path) -> None:
