@@ -113,7 +113,7 @@ Error pair_gradients(const PairProblem& problem, const Device& device);
 // As the CPU's, but the scale is one number in device memory; the problem's own is not read.
 Error pass_back(const PassBackProblem& problem, const void* scale, DType scale_dtype, const Device& device);
 // As the CPU's, but the losses (mean squares, in the codebooks' dtype) go to device memory, one a stage, and the
-// problem's own sums stay unset. Codebooks that have rows come with their packs, which are checked as search()'s is.
+// problem's own sums stay unset. Packs that codebooks come with are checked as search()'s is.
 Error residual_quantize(const ResidualProblem& problem, void* losses, const Device& device);
 Error product_quantize(const ProductProblem& problem, const Device& device);
 // As the CPU's, but the mean goes to device memory, in `dtype` (f32 or f64), and the problem's own sums stay unset.
