@@ -100,7 +100,7 @@ def quick(case: CudaCase) -> CudaCase:
     share = case.share and (case.share[0], min(case.share[1], 2))
     m = min(case.m, 16 if case.products > 1 else 256)
     n, d, k = min(case.n, 32), min(case.d, 16), min(case.k, 8)
-    return replace(case, n=n, m=m, d=d, k=k, share=share, most_ms=None, rank=0)
+    return replace(case, n=n, m=m, d=d, k=k, share=share, most_ms=None, rank=0)  # no prediction is of this size
 
 
 def judge(case: CudaCase, entries: dict[str, dict[str, Any]], path: str, device_name: str) -> dict[str, Any]:

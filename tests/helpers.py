@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 import vecbank
 from vecbank import _cuda, reference
 
+FULL = os.environ.get("VECBANK_NET") == "full"  # make test-all: every case of the nets and of the slow tables
 ISAS: tuple[str, ...] = tuple(vecbank._C.available_isas())
 # Why CUDA kernels cannot run here; None where they can.
 NO_CUDA: str | None = "no GPU" if not torch.cuda.is_available() else _cuda.reason

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from export_cases import CASES, DIM, LEARN, VQ, built, tokens
-from helpers import assert_same
+from helpers import FULL, assert_same
 from torch import Tensor, nn
 
 import vecbank.nn as vn
 
-FULL = os.environ.get("VECBANK_NET") == "full"
 MOVING = {name for name, (kind, *_) in CASES.items() if "VQ" in kind}
 # As they are deployed and trained; the modes in between for those whose codebooks move, the others' are in the net.
 MODES = [

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import io
-import os
 from typing import Any
 
 import onnxruntime
@@ -14,7 +13,7 @@ import pytest
 import torch
 from cases import METRICS
 from export_cases import CASES, DIM, built, tokens
-from helpers import all_ops, assert_same, gauss, op
+from helpers import FULL, all_ops, assert_same, gauss, op
 from op_samples import samples
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -27,7 +26,6 @@ OURS = {
     for f, form in vecbank_onnx.decompositions().items()
     if f.name().startswith("vecbank::")
 }
-FULL = os.environ.get("VECBANK_NET") == "full"
 WITHOUT = {
     "pack",
     "repack_",

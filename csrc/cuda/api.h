@@ -83,9 +83,9 @@ int64_t quantize_loss_workspace(int64_t rows);
 int64_t residual_workspace(const ResidualProblem& problem, const Device& device);
 int64_t product_workspace(const ProductProblem& problem, const Device& device);
 
-// Whether the call itself packs codebooks that come without a pack, all of them in a few launches and only what it
-// reads. Where it does not, each stage is a search, and packs of the caller's save it from packing for every chunk of
-// rows.
+// Whether the call itself packs codebooks that come without a pack (which of them do makes no difference here), all of
+// them in a few launches and only what it reads. Where it does not, each stage is a search, and packs of the caller's
+// save it from packing for every chunk of rows.
 bool packs_codebooks(const ResidualProblem& problem, const Device& device);
 bool packs_codebooks(const ProductProblem& problem, const Device& device);
 

@@ -2,6 +2,9 @@
 // Otherwise each stage is a search: for float64 codebooks, rows too wide for the chip, and few rows against long
 // codebooks. Codebooks without a pack are packed by the call: on the chip all at once, otherwise by their searches. The
 // driver only launches and never waits for the device.
+#include <map>
+#include <tuple>
+
 #include "arena.h"
 #include "plan.h"
 #include "rows.cuh"
@@ -12,7 +15,8 @@ namespace {
 
 struct StageWork {  // the parts of one workspace; with a null base only their bytes count
   Stage* codebooks;
-  std::vector<CodebookPack> packs;  // those that the call makes
+  std::vector<PackedCodebook> packed;  // the codebooks, each with its pack
+  std::vector<CodebookPack> packs;     // those that the call makes
   double* sample_scale;
   double* squares;  // [stages][blocks]
   int64_t* valid;
@@ -21,11 +25,6 @@ struct StageWork {  // the parts of one workspace; with a null base only their b
   int64_t bytes;
 };
 
-bool same_rows(const Rows& a, const Rows& b) {
-  return a.data == b.data && a.count == b.count && a.row_stride == b.row_stride && a.col_stride == b.col_stride;
-}
-bool lacks_pack(const PackedCodebook& codebook) { return codebook.pack == nullptr && codebook.bank.count > 0; }
-
 StageWork cut(const StagesPlan& plan, int64_t rows, const std::vector<PackedCodebook>& codebooks, Metric metric,
               int64_t row_bytes, bool cascade, void* base) {
   Arena arena(base);
@@ -33,11 +32,17 @@ StageWork cut(const StagesPlan& plan, int64_t rows, const std::vector<PackedCode
   const int64_t stages = static_cast<int64_t>(codebooks.size());
   if (plan.on_chip) {
     w.codebooks = arena.take<Stage>(stages);
-    for (const PackedCodebook& codebook : codebooks) {
+    w.packed = codebooks;
+    std::map<std::tuple<const void*, int64_t, int64_t, int64_t>, void*> made;  // several may be the same rows
+    for (PackedCodebook& codebook : w.packed) {
       const Rows& bank = codebook.bank;
-      const auto made = [&](const CodebookPack& pack) { return same_rows(pack.bank, bank); };
-      if (lacks_pack(codebook) && std::none_of(w.packs.begin(), w.packs.end(), made))
-        w.packs.push_back({bank, arena.take<char>(codebook_pack_bytes(bank.count, bank.width, metric))});
+      if (codebook.pack != nullptr || bank.count == 0) continue;
+      const auto [place, is_new] = made.try_emplace({bank.data, bank.count, bank.row_stride, bank.col_stride}, nullptr);
+      if (is_new) {
+        place->second = arena.take<char>(codebook_pack_bytes(bank.count, bank.width, metric));
+        w.packs.push_back({bank, place->second});
+      }
+      codebook.pack = static_cast<const PackHeader*>(place->second);
     }
     if (!w.packs.empty()) w.sample_scale = arena.take<double>(int64_t{kCodebooksAtOnce} * kThreads);
   }
@@ -58,13 +63,9 @@ StageWork cut(const StagesPlan& plan, int64_t rows, const std::vector<PackedCode
 }
 
 // Packs the codebooks that come without, and describes all of them to the kernel.
-Error prepare(std::vector<PackedCodebook> codebooks, Metric metric, const StageWork& w, const Device& device) {
+Error prepare(const StageWork& w, Metric metric, const Device& device) {
   VB_TRY(pack_codebooks(w.packs, metric, w.sample_scale, device));
-  for (PackedCodebook& codebook : codebooks)
-    if (lacks_pack(codebook))
-      for (const CodebookPack& pack : w.packs)
-        if (same_rows(pack.bank, codebook.bank)) codebook.pack = static_cast<const PackHeader*>(pack.out);
-  return describe(codebooks.data(), static_cast<int64_t>(codebooks.size()), metric, w.codebooks, device);
+  return describe(w.packed.data(), static_cast<int64_t>(w.packed.size()), metric, w.codebooks, device);
 }
 
 // The device with the part of the workspace after `used` bytes, for the searches.
@@ -228,7 +229,7 @@ Error residual_quantize(const ResidualProblem& p, void* losses, const Device& de
   const bool wide = p.stages[0].bank.dtype == DType::f64;
   if (residual_workspace(p, device) > device.workspace_bytes) return kTooSmall;
   if (p.queries.count > 0 && plan.on_chip) {
-    VB_TRY(prepare(p.stages, p.metric, w, device));
+    VB_TRY(prepare(w, p.metric, device));
     Stages a{p.queries, w.codebooks, stages,      p.queries.width, p.metric, p.codes, static_cast<float*>(p.quantized),
              w.squares, w.valid,     plan.blocks, device.state};
     VB_TRY(all_stages(a, device));
@@ -254,7 +255,7 @@ Error product_quantize(const ProductProblem& p, const Device& device) {
   const int64_t d = p.codebooks[0].bank.width;
   if (product_workspace(p, device) > device.workspace_bytes) return kTooSmall;
   if (plan.on_chip) {
-    VB_TRY(prepare(p.codebooks, Metric::sqeuclidean, w, device));
+    VB_TRY(prepare(w, Metric::sqeuclidean, device));
     Stages a{};
     a.x = p.queries;
     a.codebooks = w.codebooks;

@@ -36,16 +36,15 @@ std::tuple<Tensor, Tensor, Tensor> residual_quantize(const Tensor& x, const std:
     pairs.push_back(pair_rows(scope, x, codebook));
     packed.emplace_back(scope, packs.empty() ? std::nullopt : std::optional(packs[s]), codebook, p.metric,
                         std::nullopt);
-    const Rows rows = pairs.back().bank.rows;
-    p.stages.push_back({rows, packed.back().of(rows, 0)});
-    work += pairs.back().work(rows.count);
+    p.stages.push_back({pairs.back().bank.rows, nullptr});
+    work += pairs.back().work(p.stages.back().bank.count);
   }
   p.queries = pairs[0].x.rows;
-  if (!scope.packs_codebooks(p))
-    for (size_t s = 0; s < codebooks.size(); ++s) {
-      complete(packed[s], scope, codebooks[s], p.metric);
-      p.stages[s].pack = packed[s].of(p.stages[s].bank, 0);
-    }
+  const bool itself = scope.packs_codebooks(p);
+  for (size_t s = 0; s < codebooks.size(); ++s) {
+    if (!itself) complete(packed[s], scope, codebooks[s], p.metric);
+    p.stages[s].pack = packed[s].of(p.stages[s].bank, 0);
+  }
   const int64_t stages = static_cast<int64_t>(codebooks.size());
   Tensor quantized = scope.empty(sizes_of(x), dtype), losses = scope.empty({stages}, dtype);
   Tensor codes = scope.empty(resized(x, stages), ScalarType::Long);
@@ -70,16 +69,11 @@ Tensor product_quantize(const Tensor& x, const Tensor& codebooks, const std::opt
   typename Scope::Packs packs(scope, packed, codebooks, Metric::sqeuclidean, std::nullopt);
   ProductProblem p;
   p.queries = queries.rows;
+  for (int64_t part = 0; part < parts; ++part) p.codebooks.push_back({batch_of(rows.rows, parts, part), nullptr});
+  if (!scope.packs_codebooks(p)) complete(packs, scope, codebooks, Metric::sqeuclidean);
   for (int64_t part = 0; part < parts; ++part) {
-    const Rows codebook = batch_of(rows.rows, parts, part);
-    p.codebooks.push_back({codebook, packs.of(codebook, part)});
-  }
-  if (!scope.packs_codebooks(p)) {
-    complete(packs, scope, codebooks, Metric::sqeuclidean);
-    for (int64_t part = 0; part < parts; ++part) {
-      PackedCodebook& codebook = p.codebooks[static_cast<size_t>(part)];
-      codebook.pack = packs.of(codebook.bank, part);
-    }
+    PackedCodebook& codebook = p.codebooks[static_cast<size_t>(part)];
+    codebook.pack = packs.of(codebook.bank, part);
   }
   Tensor codes = scope.empty(resized(x, parts), ScalarType::Long);
   p.codes = codes_out(codes);

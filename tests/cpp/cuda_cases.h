@@ -60,8 +60,8 @@ struct Bench {
   void provide(int64_t bytes) {
     CHECK(bytes <= cuda::kMostWorkspace);
     static unsigned calls = 0;
-    const int fill = calls++ % 3 == 0 ? 0x55 : calls % 3 == 0 ? 0x01 : 0xff;
-    workspace.assign(static_cast<size_t>(bytes), static_cast<char>(fill));
+    constexpr int fills[] = {0x55, 0xff, 0x01};
+    workspace.assign(static_cast<size_t>(bytes), static_cast<char>(fills[calls++ % 3]));
     device.workspace = workspace.data();
     device.workspace_bytes = bytes;
   }
@@ -263,6 +263,11 @@ TEST(cuda_search_equals_cpu) {
   compare(x, b, {Metric::dot, 10}, "tiles", 40);
 }
 
+Vec<double> subnormal(Vec<double> v) {
+  for (double& x : v) x *= 1e-42;
+  return v;
+}
+
 // Of which every column beats those before it.
 Vec<double> ascending(int64_t m, int64_t d) {
   Vec<double> rows(static_cast<size_t>(m * d));
@@ -292,9 +297,7 @@ TEST(cuda_search_adversarial_inputs) {  // of Hopper's path: cuda_sm90_cases.h
   all(xs, of_all_sizes(bs, d), DType::f64, "all sizes");
   const auto [broken_x, broken] = not_finite(xs, bs, d);
   all(broken_x, broken, DType::f32, "NaN and infinities");
-  Vec<double> tiny = bs;
-  for (double& v : tiny) v *= 1e-42;
-  all(xs, tiny, DType::f32, "subnormal");
+  all(xs, subnormal(bs), DType::f32, "subnormal");
   all(xs, ascending(m, d), DType::f32, "sorted");
 }
 

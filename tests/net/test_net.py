@@ -17,10 +17,10 @@ import net_ranks
 import net_torch
 import pytest
 import torch
+from helpers import FULL
 from net_core import DTYPES, Case, Entry, build, forget, legal, pairs, singles
 from net_tables import PAIRS, TABLE, find
 
-FULL = os.environ.get("VECBANK_NET") == "full"
 ONE = os.environ.get("VECBANK_NET_CASE", "")
 ENTRIES = {entry.name: entry for entry in TABLE}
 

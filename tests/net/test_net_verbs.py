@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import resource
 from collections.abc import Callable
@@ -14,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 from cases import METRICS
-from helpers import Target, assert_same, gauss
+from helpers import FULL, Target, assert_same, gauss
 from net_shapes import SIZES, any_mask, any_rows, empties
 from torch import Tensor
 
 import vecbank
 from vecbank import Bank, reference
 
-ROUNDS = 300 if os.environ.get("VECBANK_NET") == "full" else 30
+ROUNDS = 300 if FULL else 30
 
 
 @pytest.mark.parametrize("metric", METRICS)
