@@ -259,7 +259,7 @@ def test_a_compiled_program_notices(metric: str) -> None:
 
 def test_a_compiled_program_uses_the_pack() -> None:
     """Seen by a write that torch does not count: a pack of the rows in another order misleads the screen."""
-    bank = Bank(gauss(4000, D), "dot")
+    bank = Bank(gauss(4000, D), "dot").prepare("search")
     compiled = torch.compile(lambda x: bank.topk(x, 4), fullgraph=True, backend="aot_eager")
     assert_same(tuple(compiled(X)), tuple(reference.topk(X, bank.vectors, 4, "dot")))
     bank.vectors.data.copy_(bank.vectors.flip(0))
@@ -384,7 +384,7 @@ def test_a_bank_without_a_metric_prepares_at_first_use() -> None:
     assert "packed at first use" in repr(bank)
     bank.project(X)
     size = torch.ops.vecbank.pack(bank.vectors, METRICS.index("cosine")).numel()
-    assert f"+ {size / 1024:.1f} KiB packed" in repr(bank)
+    assert f"+ {size / 1024:.1f} KiB packed as float32" in repr(bank)
     assert Bank(gauss(M, D), bias=gauss(M)).metric == "dot"
 
 

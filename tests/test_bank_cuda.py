@@ -70,7 +70,7 @@ def test_what_is_packed_on_cuda(kernels: Callable[[bool], None], monkeypatch: py
 
 
 def test_a_captured_call_gets_no_pack(monkeypatch: pytest.MonkeyPatch) -> None:
-    bank = Bank(gauss(20, 4), "dot")
+    bank = Bank(gauss(20, 4), "dot").prepare("search")
     held = dict(bank._packs)
     assert held and bank._packed("topk", bank.vectors, METRICS["dot"]) is not None
     monkeypatch.setattr(_prepared, "_capturing", lambda t: True)

@@ -27,9 +27,9 @@ def encoder(dtype: torch.dtype = torch.float32, **more: Any) -> tuple[Tensor, Te
 @pytest.mark.parametrize("learnable", [False, True])
 def test_topk_has_the_bits_of_the_bias_beside_a_tensor(dtype: torch.dtype, learnable: bool) -> None:
     x, rows, bias, bank = encoder(dtype, learnable=learnable)
-    assert (not bank._packs) == learnable
     for k in (1, 7, M):
         assert_same(tuple(bank.topk(x, k)), tuple(vecbank.topk(x, rows, k, bias=bias)))
+    assert (not bank._packs) == learnable
 
 
 def test_sparse_encode_takes_it() -> None:

@@ -10,6 +10,8 @@ from helpers import Target, assert_same, expected, gauss, run
 import vecbank
 from vecbank import reference
 
+SCREENS = ("float32", "int16", "int8")
+
 
 @pytest.mark.parametrize("case", TABLE, ids=str)
 def test_table(case: Case, target: Target) -> None:
@@ -19,6 +21,11 @@ def test_table(case: Case, target: Target) -> None:
     if not case.batched:
         bank = vecbank.Bank(inputs.bank, metric=case.metric)
         assert_same(run(case, inputs.x, bank, inputs.mask), want, "Bank")
+        for screen in SCREENS if target.device == "cpu" else ():
+            if screen == "int16" and not vecbank._C.has_int16():
+                continue
+            forced = vecbank.Bank(inputs.bank, metric=case.metric, screen=screen)
+            assert_same(run(case, inputs.x, forced, inputs.mask), want, f"Bank with the {screen} screen")
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -3,7 +3,8 @@
 //   header | stamp | centre f64[width] | norms f64[rows] (cosine) or biases (if any) | kinds u8[rows]
 //          | panels f32[ceil(rows/16)][width + 3][16]
 //
-// The pack of a metric without a screen is a header and a stamp alone.
+// The pack of a metric without a screen is a header and a stamp alone. A pack for searches alone has the codes of the
+// int8 screen instead of float32 panels (cpu/search/screens/int8.h), and neither norms nor biases.
 // A panel holds 16 bank rows, transposed, so that one vector load reads the same coordinate of neighbouring rows:
 //   line 0            what a dense product's accumulators start from (-|b|^2/2 for distances, else 0 or the bias)
 //   lines 1..width    coordinates of (b * unit - centre) * 2^exponent, rounded once to float32
@@ -20,6 +21,12 @@ namespace vecbank {
 constexpr int kPanel = 16;
 constexpr int64_t kCentreAt = 192;  // after the header and the stamp
 
+// What panels hold: numbers, which serve every op, or 8-bit codes, which serve searches.
+enum class PanelKind : int32_t { float32, float64, int8 };
+
+// The first screen of a search of this pack: chosen, or asked for.
+enum class ScreenChoice : int16_t { automatic, float32, int16, int8 };
+
 enum class RowKind : uint8_t {
   ordinary,
   fallback,    // float32 cannot represent the row: refined for every query
@@ -32,34 +39,54 @@ struct PackHeader {
   uint64_t magic;
   int64_t rows, width;
   int32_t metric, dtype;
-  int32_t exponent;                                         // power of two that every coordinate was scaled by
-  int32_t centred;                                          // 0: centre is all zero
-  int32_t screenable;                                       // 0: no screen, or too wide for the float32 bound
-  int32_t biased;                                           // dot products add a bias per row, as an encoder's do
-  int64_t fallbacks;                                        // fallback rows
-  int64_t exceptional, far, negligible;                     // rows of any kind but ordinary; of these two kinds
-  int64_t first_negligible;                                 // the negligible row that is screened for all; -1: none
-  double negligible_size;                                   // the largest magnitude of negligible rows' coordinates
-  int64_t rewritten;                                        // rows written again since the frame was chosen
+  int32_t exponent;                      // power of two that every coordinate was scaled by
+  int32_t centred;                       // 0: centre is all zero
+  int32_t screenable;                    // 0: no screen, or too wide for the float32 bound
+  int32_t biased;                        // dot products add a bias per row, as an encoder's do
+  int64_t fallbacks;                     // fallback rows
+  int64_t exceptional, far, negligible;  // rows of any kind but ordinary; of these two kinds
+  int64_t first_negligible;              // the negligible row that is screened for all; -1: none
+  double negligible_size;                // the largest magnitude of negligible rows' coordinates
+  int64_t rewritten;                     // rows written again since the frame was chosen
+  PanelKind panels;
+  int8_t bank_code;  // the largest code of int8 panels
+  int8_t rotated;    // int8 panels code rotated rows
+  ScreenChoice screen;
   int64_t centre_at, norms_at, kinds_at, panels_at, bytes;  // offsets from the header, and the whole size
 };
 
-// Where the parts of a pack begin, and its size, which is a multiple of 64. `element`: bytes of a panel's numbers. Int
-// is int64_t, or a number with +, * and a division that rounds down: the sizes of a traced program are symbolic.
+// Int8 panels: groups of four codes, an even number of groups, and lines of what a screen needs besides. Dot products
+// without a bias have no line of starts.
+constexpr int64_t kCodeGroup = 4;
+template <class Int>
+Int code_groups(const Int& width) {
+  return (width + (2 * kCodeGroup - 1)) / (2 * kCodeGroup) * 2;
+}
+inline int64_t code_lines(Metric metric, bool biased) { return record(metric).term == Term::square || biased ? 4 : 3; }
+
+template <class Int>
+Int panel_bytes(PanelKind kind, const Int& width, Metric metric, bool biased) {
+  if (kind == PanelKind::int8) return (code_groups(width) + code_lines(metric, biased)) * (kPanel * 4);
+  return (width + 3) * (kPanel * (kind == PanelKind::float64 ? 8 : 4));
+}
+
+// Where the parts of a pack begin, and its size, which is a multiple of 64. Int is int64_t, or a number with +, * and a
+// division that rounds down: the sizes of a traced program are symbolic.
 template <class Int>
 struct PackParts {
   Int norms_at, kinds_at, panels_at, bytes;
 };
 template <class Int>
-PackParts<Int> pack_parts(const Int& rows, const Int& width, Metric metric, bool biased, int64_t element) {
+PackParts<Int> pack_parts(const Int& rows, const Int& width, Metric metric, bool biased, PanelKind kind) {
   const auto padded = [](const Int& bytes) -> Int { return (bytes + 63) / 64 * 64; };
   const Int none = width * 0 + kCentreAt;
   if (refined_only(metric)) return {none, none, none, none};
-  const bool numbered = record(metric).unit_rows || biased;
+  const bool numbered = (record(metric).unit_rows || biased) && kind != PanelKind::int8;
   const Int norms_at = padded(width * 8) + kCentreAt;
   const Int kinds_at = numbered ? norms_at + padded(rows * 8) : norms_at;
   const Int panels_at = kinds_at + padded(rows);
-  return {norms_at, kinds_at, panels_at, panels_at + (rows + (kPanel - 1)) / kPanel * (width + 3) * (kPanel * element)};
+  return {norms_at, kinds_at, panels_at,
+          panels_at + (rows + (kPanel - 1)) / kPanel * panel_bytes(kind, width, metric, biased)};
 }
 
 // The tensor that a pack was made from, as it was then. The stamp lies after the header. A stamp of zeros is not
@@ -76,9 +103,8 @@ static_assert(sizeof(PackHeader) + sizeof(PackStamp) <= kCentreAt);
 
 constexpr uint64_t kPackMagic = 0x314b4e4142434556ull;  // "VECBANK1", little-endian
 
-// The header of a pack before anything is known about the rows: where its parts lie, and its size. `element`: bytes of
-// a panel's numbers.
-inline PackHeader pack_layout(int64_t rows, int64_t width, Metric metric, DType dtype, int64_t element, bool biased) {
+// The header of a pack before anything is known about the rows: where its parts lie, and its size.
+inline PackHeader pack_layout(int64_t rows, int64_t width, Metric metric, DType dtype, PanelKind kind, bool biased) {
   PackHeader h{};
   h.magic = kPackMagic;
   h.rows = rows;
@@ -87,8 +113,9 @@ inline PackHeader pack_layout(int64_t rows, int64_t width, Metric metric, DType 
   h.dtype = static_cast<int32_t>(dtype);
   h.screenable = width <= kMaxScreenWidth && !refined_only(metric);
   h.biased = biased;
+  h.panels = kind;
   h.first_negligible = -1;
-  const PackParts<int64_t> parts = pack_parts(rows, width, metric, biased, element);
+  const PackParts<int64_t> parts = pack_parts(rows, width, metric, biased, kind);
   h.centre_at = kCentreAt;
   h.norms_at = parts.norms_at;
   h.kinds_at = parts.kinds_at;
@@ -97,9 +124,9 @@ inline PackHeader pack_layout(int64_t rows, int64_t width, Metric metric, DType 
   return h;
 }
 
-// The size of a Bank's pack, whose panels are float32.
-inline int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biased = false) {
-  return pack_layout(rows, width, metric, DType::f32, 4, biased).bytes;
+inline int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biased = false,
+                          PanelKind kind = PanelKind::float32) {
+  return pack_parts(rows, width, metric, biased, kind).bytes;
 }
 
 // Whether `h`, which may hold arbitrary bytes, is the header of a pack of the bank that `expected` was laid out for.
@@ -108,10 +135,12 @@ VB_INLINE bool is_pack_of(const PackHeader& h, const PackHeader& expected) {
   const bool kin = h.metric >= 0 && h.metric < kMetrics &&
                    share_a_pack(static_cast<Metric>(h.metric), static_cast<Metric>(expected.metric));
   const bool same = h.magic == expected.magic && h.rows == expected.rows && h.width == expected.width &&
-                    h.dtype == expected.dtype && h.screenable == expected.screenable && h.biased == expected.biased;
+                    h.dtype == expected.dtype && h.screenable == expected.screenable && h.biased == expected.biased &&
+                    h.panels == expected.panels;
   const bool placed = h.centre_at == expected.centre_at && h.norms_at == expected.norms_at &&
                       h.kinds_at == expected.kinds_at && h.panels_at == expected.panels_at && h.bytes == expected.bytes;
-  const bool sound = h.exponent >= -960 && h.exponent <= 960 && h.first_negligible >= -1 &&
+  const bool coded = h.panels != PanelKind::int8 || h.bank_code >= 1;
+  const bool sound = coded && h.exponent >= -960 && h.exponent <= 960 && h.first_negligible >= -1 &&
                      h.first_negligible < h.rows && (h.negligible > 0) == (h.first_negligible >= 0);
   return kin && same && placed && sound;
 }

@@ -12,13 +12,17 @@ namespace vecbank::cpu {
 
 using vecbank::pack_bytes;  // the layout of core/pack.h
 
-// Writes the whole pack to `out` (pack_bytes long, 64-byte aligned). `bias`: one per row, added to dot products.
-Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias = nullptr);
+// What the panels of a pack for searches hold, where they begin with this screen.
+PanelKind panels_for_search(int64_t width, Metric metric, ScreenChoice screen = ScreenChoice::automatic);
 
-// Packs again the rows that have changed since the bank was packed, in the pack's frame; biases stay. `fit` becomes
-// false where the frame no longer suits the bank, which must then be packed anew.
+// Writes the whole pack to `out` (pack_bytes long, 64-byte aligned). `bias`: one per row, added to dot products.
+Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias = nullptr,
+                 PanelKind kind = PanelKind::float32, ScreenChoice screen = ScreenChoice::automatic);
+
+// Packs again the rows that have changed since the bank was packed, in the pack's frame. `bias`: the same as then.
+// `fit` becomes false where the frame no longer suits the bank, which must then be packed anew.
 Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int64_t count, const Parallel& parallel,
-                   bool* fit);
+                   const double* bias, bool* fit);
 
 // Returns null unless `pack` is a pack of such a bank. The header is checked before anything is read through it.
 const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, Metric metric, bool biased = false);

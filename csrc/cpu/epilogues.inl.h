@@ -104,8 +104,7 @@ void store_tiles(const StoreArgs<typename V::T>& s) {
   using T = typename V::T;
   const bool same = s.out_dtype == (sizeof(T) == 8 ? DType::f64 : DType::f32);
   for_each_tile<V, Height, PanelCount, true>(
-      s.tile, 0, 1, s.tile.width,
-      [&](auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
+      s.tile, 1, s.tile.width, [&](auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
         unroll<Height>([&](auto r) __attribute__((always_inline)) {
           const auto scale = V::fill(s.scale[row + r.value]), term = V::fill(s.term[row + r.value]);
           unroll<tile.vectors>([&](auto v) __attribute__((always_inline)) {

@@ -6,6 +6,7 @@
 
 #include "../core/frame.h"
 #include "search/screens/int16.h"
+#include "search/screens/int8.h"
 #include "tiles.h"
 
 namespace vecbank::cpu {
@@ -44,6 +45,7 @@ struct Kernels {
   void (*score)(const ScoreArgs&);
   ScreenKernels<TileArgs<float>> float32;
   int16::Kernels int16;  // of full tiles; all null where float32 is as fast
+  int8::Kernels int8;
 
   // The height of the float32 tile for so many query rows.
   int height_for(int64_t rows) const { return rows <= 1 ? heights[2] : rows <= heights[1] ? heights[1] : heights[0]; }

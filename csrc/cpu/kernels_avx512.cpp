@@ -3,5 +3,5 @@
 
 namespace vecbank::cpu {
 constinit const Kernels kernels_avx512 = make_table<Avx512>("avx512");
-constinit const Kernels kernels_avx512vnni = make_table<Avx512, Avx512VnniInt16>("avx512vnni");
+constinit const Kernels kernels_avx512vnni = make_table<Avx512Vnni>("avx512vnni");
 }  // namespace vecbank::cpu

@@ -8,17 +8,12 @@
 #include "api.h"
 #include "frame.h"
 #include "pack.h"
+#include "panel_writer.h"
 
 namespace vecbank::cpu {
 namespace {
 
-template <class T>
-void interleave(const void* const* rows, int count, DType dtype, int64_t width, const Affine* maps, T* out) {
-  if constexpr (sizeof(T) == 4)
-    kernels().interleave_f32(rows, count, kPanel, dtype, width, maps, out);
-  else
-    kernels().interleave_f64(rows, count, kPanel, dtype, width, maps, out);
-}
+constexpr double kRotationPays = 1.25;  // finer codes by so much are worth the rotation of queries
 
 // What a worker found in the rows that it packed.
 struct Tally {
@@ -38,45 +33,51 @@ struct Tally {
   }
 };
 
+template <class T>
 struct PanelScratch {
-  RowReader reader;
-  NormScratch norms;
+  PanelWriter<T> writer;
   Tally tally;
-  Stop stop{};
-  bool reserve(const Rows& bank, Stop flag) {
-    stop = flag;
-    return reader.reserve(bank, kPanel) && norms.reserve(bank);
+  Buffer<T> panel, rotated;  // one that becomes codes
+  bool reserve(const Rows& bank, Stop stop) {
+    return writer.reserve(bank, stop) && panel.reserve((bank.width + 3) * kPanel) &&
+           rotated.reserve(bank.width * kPanel);
   }
 };
 
 // A pack that is being written.
 template <class T>
 struct Packing {
+  using Scratch = PanelScratch<T>;
   const Rows& bank;
   PackHeader& h;
+  const double* biases = nullptr;
   double* norms = nullptr;
   RowKind* kinds = nullptr;
-  T* panels = nullptr;
+  char* panels = nullptr;
+  int64_t stride = 0;             // bytes between panels
   double negligible_below = 0.0;  // packed norm, for distances; a zero row is always negligible
 
-  Packing(const Rows& rows, PackHeader& header) : bank(rows), h(header) {
+  Packing(const Rows& rows, PackHeader& header, const double* bias) : bank(rows), h(header), biases(bias) {
     char* base = reinterpret_cast<char*>(&h);
-    norms = reinterpret_cast<double*>(base + h.norms_at);
+    const Metric metric = static_cast<Metric>(h.metric);
+    if (h.panels != PanelKind::int8 && record(metric).unit_rows) norms = reinterpret_cast<double*>(base + h.norms_at);
     kinds = reinterpret_cast<RowKind*>(base + h.kinds_at);
-    panels = reinterpret_cast<T*>(base + h.panels_at);
+    panels = base + h.panels_at;
+    stride = panel_bytes(h.panels, h.width, metric, h.biased != 0);
   }
 
-  RowKind kind_of(int64_t j, const ColumnFacts& facts, PanelScratch& scratch) const {
+  // `number`: the row's norm or bias, where there is one.
+  RowKind kind_of(int64_t j, const ColumnFacts& facts, double number, Scratch& scratch) const {
     const MetricRecord m = record(static_cast<Metric>(h.metric));
     Tally& tally = scratch.tally;
-    if (((m.unit_rows || h.biased) && std::isnan(norms[j])) || (!m.unit_rows && std::isnan(facts.packed)))
+    if (((m.unit_rows || h.biased) && std::isnan(number)) || (!m.unit_rows && std::isnan(facts.packed)))
       return RowKind::never;
     if (facts.packed < std::numeric_limits<double>::infinity()) tally.most = std::max(tally.most, facts.packed);
     if (facts.whole > 0.0) tally.least = std::min(tally.least, facts.whole);
     if (m.shares_frame && !(facts.packed * (1.0 - 0x1p-19) <= kFarNorm)) return RowKind::far;
     if (!facts.fits) return RowKind::fallback;
     if (h.biased || (facts.whole > 0.0 && !(facts.whole < negligible_below))) return RowKind::ordinary;
-    const double size = scratch.norms.largest(bank, j);
+    const double size = scratch.writer.norms.largest(bank, j);
     if (!m.shares_frame && size > 0.0) return RowKind::ordinary;  // the squares of its coordinates underflow
     tally.size = std::max(tally.size, size);
     return RowKind::negligible;
@@ -84,71 +85,69 @@ struct Packing {
 
   // Writes panel p. `fresh`: every row's kind is determined; else negligible rows stay negligible, and no other row
   // becomes negligible.
-  void write(int64_t p, PanelScratch& scratch, bool fresh) {
-    const Metric metric = static_cast<Metric>(h.metric);
-    const MetricRecord m = record(metric);
-    const int64_t d = bank.width;
-    const int count = static_cast<int>(std::min<int64_t>(kPanel, bank.count - p * kPanel));
-    const double post = std::ldexp(1.0, h.exponent);
-    const double* centre = h.centred ? pack_centre(&h) : nullptr;
-    T* panel = panels + p * (d + 3) * kPanel;
-    T *start = panel, *coordinates = panel + kPanel, *bound = coordinates + d * kPanel, *upper = bound + kPanel;
-    constexpr T inf = std::numeric_limits<T>::infinity();
-    for (int c = 0; c < kPanel; ++c) start[c] = 0, bound[c] = 0, upper[c] = -inf;
-
-    const void* rows[kPanel];
-    Affine maps[kPanel];
-    bool blank[kPanel] = {}, any_blank = false;
-    for (int c = 0; c < count; ++c) {
-      if (scratch.stop.requested()) return;
-      const int64_t j = p * kPanel + c;
-      rows[c] = scratch.reader.row(j, c);
-      maps[c] = {centre, 1.0, post};
-      const auto squares_in = [&](const Affine& map) { return kernels().stats(rows[c], bank.dtype, d, map).squares; };
-      double whole = 0.0;
-      if (m.unit_rows) {
-        const double norm = scratch.norms.norm(bank, j);
-        norms[j] = floored(norm);
-        maps[c].pre = 1.0 / norms[j];
-        whole = norm / norms[j] * post;
-      }
-      const double squares = squares_in(maps[c]);
-      if (!m.unit_rows)
-        whole = centre == nullptr ? std::sqrt(squares) * kNormRoom : std::sqrt(squares_in({nullptr, 1.0, post}));
-      const ColumnFacts f =
-          column_facts(metric, squares, whole, m.unit_rows ? norms[j] : 1.0, h.biased ? norms[j] : 0.0, post);
-      RowKind kind = kind_of(j, f, scratch);
-      if (!fresh && (kind == RowKind::negligible || kind == RowKind::ordinary))
-        kind = kinds[j] == RowKind::negligible ? RowKind::negligible : RowKind::ordinary;
-      kinds[j] = kind;
-      scratch.tally.count(kind);
-      blank[c] = kind == RowKind::fallback || kind == RowKind::never || kind == RowKind::far;
-      any_blank = any_blank || blank[c];
-      if (blank[c]) {
-        upper[c] = kind == RowKind::fallback ? inf : -inf;
-        continue;
-      }
-      double r = bank_bound(metric, d, f.packed, f.whole), beta = start_bound(d, 2.0 * std::fabs(f.start));
-      if (kind == RowKind::negligible && m.shares_frame) {
-        // The first negligible row stands for all: the others are at most this far from it, so none of their scores
-        // exceeds its bound.
-        const double apart = 2.0 * h.negligible_size * std::sqrt(static_cast<double>(d)) * post * kNormRoom;
-        r += apart;
-        beta += apart * (f.packed + apart);
-      }
-      start[c] = static_cast<T>(f.start);
-      bound[c] = round_up(r);
-      upper[c] = kind == RowKind::negligible && j != h.first_negligible ? -inf : round_up(f.start + beta);
+  void write(int64_t p, Scratch& scratch, bool fresh) {
+    const bool coded = h.panels == PanelKind::int8;
+    T* panel = coded ? scratch.panel.get() : reinterpret_cast<T*>(panels + p * stride);
+    double unused[kPanel];
+    scratch.writer.write(
+        bank, h, p, biases, norms != nullptr ? norms + p * kPanel : unused,
+        [&](int64_t j, const ColumnFacts& facts, double number) {
+          RowKind kind = kind_of(j, facts, number, scratch);
+          if (!fresh && (kind == RowKind::negligible || kind == RowKind::ordinary))
+            kind = kinds[j] == RowKind::negligible ? RowKind::negligible : RowKind::ordinary;
+          kinds[j] = kind;
+          scratch.tally.count(kind);
+          return kind;
+        },
+        panel);
+    if constexpr (sizeof(T) == 4) {
+      if (coded && !scratch.writer.stop.requested()) code(p, scratch);
     }
-    interleave(rows, count, bank.dtype, d, maps, coordinates);
-    if (any_blank)
-      for (int64_t k = 0; k < d; ++k)
-        for (int c = 0; c < count; ++c)
-          if (blank[c]) coordinates[k * kPanel + c] = 0;
+  }
+
+  void code(int64_t p, Scratch& scratch) {
+    const float *panel = scratch.panel.get(), *coordinates = panel + kPanel;
+    if (h.rotated) {
+      kernels().int8.rotate(coordinates, kPanel, h.width, scratch.rotated.get());
+      coordinates = scratch.rotated.get();
+    }
+    kernels().int8.quantize_panel(panel, coordinates, int8::Layout(h), h.bank_code,
+                                  int8::kRounding + (h.rotated ? int8::kRotation : 0.0),
+                                  reinterpret_cast<int32_t*>(panels + p * stride));
+  }
+
+  // Whether a sample's rows have larger codes, next to their largest coordinate, when they are rotated.
+  bool rotation_pays(Scratch& scratch) {
+    double plain = 0.0, rotated = 0.0;  // sums of norms in codes
+    const int64_t count = ceil_div(bank.count, kPanel), sample = std::min<int64_t>(count, 8);
+    const auto norms_of = [&](const float* coordinates) {
+      double sum = 0.0;
+      for (int c = 0; c < kPanel; ++c) {
+        double most = 0.0, squares = 0.0;
+        for (int64_t k = 0; k < h.width; ++k) {
+          const double v = static_cast<double>(coordinates[k * kPanel + c]);
+          most = std::max(most, std::fabs(v));
+          squares += v * v;
+        }
+        if (most > 0.0) sum += std::sqrt(squares) / most;
+      }
+      return sum;
+    };
+    for (int64_t s = 0; s < sample; ++s) {
+      double unused[kPanel];
+      scratch.writer.write(
+          bank, h, s * (count - 1) / std::max<int64_t>(1, sample - 1), biases, unused,
+          [](int64_t, const ColumnFacts& facts, double) { return facts.fits ? RowKind::ordinary : RowKind::never; },
+          scratch.panel.get());
+      kernels().int8.rotate(scratch.panel.get() + kPanel, kPanel, h.width, scratch.rotated.get());
+      plain += norms_of(scratch.panel.get() + kPanel);
+      rotated += norms_of(scratch.rotated.get());
+    }
+    return rotated > kRotationPays * plain;
   }
 
   // Writes all panels, and into the header what was found about the rows.
-  Status write_all(PerWorker<PanelScratch>& workers, const Parallel& parallel, Tally& all) {
+  Status write_all(PerWorker<Scratch>& workers, const Parallel& parallel, Tally& all) {
     const int64_t count = ceil_div(bank.count, kPanel);
     const int64_t batch = std::max<int64_t>(1, (1 << 16) / ((bank.width + 3) * kPanel));  // enough work for a task
     h.first_negligible = -1;
@@ -157,7 +156,7 @@ struct Packing {
     });
     if (done != Status::ok) return done;
     all = {};
-    for (PanelScratch& scratch : workers) {
+    for (Scratch& scratch : workers) {
       all.add(scratch.tally);
       scratch.tally = {};
     }
@@ -168,7 +167,7 @@ struct Packing {
   }
 
   // The first negligible row from `from` on is screened for all of them.
-  void screen_first_negligible(int64_t from, PanelScratch& scratch) {
+  void screen_first_negligible(int64_t from, Scratch& scratch) {
     h.first_negligible = h.negligible == 0 ? -1 : next_negligible(&h, from);
     if (h.first_negligible >= 0) write(h.first_negligible / kPanel, scratch, false);
     scratch.tally = {};
@@ -178,23 +177,28 @@ struct Packing {
 }  // namespace
 
 template <class T>
-Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias) {
+Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias, PanelKind kind,
+               ScreenChoice screen) {
   KeepSubnormals keep;
-  const PackHeader planned = pack_layout(bank.count, bank.width, metric, bank.dtype, sizeof(T), bias != nullptr);
+  const PackHeader planned = pack_layout(bank.count, bank.width, metric, bank.dtype, kind, bias != nullptr);
   char* base = static_cast<char*>(out);
   std::memset(base, 0, static_cast<size_t>(planned.panels_at));  // gaps too, so that equal banks have equal packs
   PackHeader& h = *static_cast<PackHeader*>(out);
   h = planned;
+  h.screen = screen;
+  if (kind == PanelKind::int8) h.bank_code = static_cast<int8_t>(kernels().int8.bank_code);
   if (refined_only(metric)) return Status::ok;
   double* centre = reinterpret_cast<double*>(base + h.centre_at);
   const Status framed = choose_frame(bank, metric, centre, &h.exponent, &h.centred, parallel.stop);
   if (framed != Status::ok) return framed;
 
-  PerWorker<PanelScratch> workers(parallel.workers);
-  if (!workers.each([&](PanelScratch& scratch) { return scratch.reserve(bank, parallel.stop); }))
+  PerWorker<PanelScratch<T>> workers(parallel.workers);
+  if (!workers.each([&](PanelScratch<T>& scratch) { return scratch.reserve(bank, parallel.stop); }))
     return Status::out_of_memory;
-  Packing<T> packing(bank, h);
-  if (bias != nullptr) std::copy_n(bias, bank.count, packing.norms);
+  Packing<T> packing(bank, h, bias);
+  if (bias != nullptr && kind != PanelKind::int8)
+    std::copy_n(bias, bank.count, reinterpret_cast<double*>(base + h.norms_at));
+  if constexpr (sizeof(T) == 4) h.rotated = kind == PanelKind::int8 && packing.rotation_pays(workers[0]);
   Tally found;
   const Status written = packing.write_all(workers, parallel, found);
   if (written != Status::ok) return written;
@@ -210,11 +214,11 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   if (h.exponent == before && !(least < packing.negligible_below)) return Status::ok;
   return packing.write_all(workers, parallel, found);
 }
-template Status pack_as<float>(const Rows&, Metric, void*, const Parallel&, const double*);
-template Status pack_as<double>(const Rows&, Metric, void*, const Parallel&, const double*);
+template Status pack_as<float>(const Rows&, Metric, void*, const Parallel&, const double*, PanelKind, ScreenChoice);
+template Status pack_as<double>(const Rows&, Metric, void*, const Parallel&, const double*, PanelKind, ScreenChoice);
 
 Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int64_t count, const Parallel& threads,
-                   bool* fit) {
+                   const double* bias, bool* fit) {
   KeepSubnormals keep;
   const Parallel alone, &parallel = count * bank.width < (1 << 14) ? alone : threads;  // too little work to share
   PackHeader& h = *pack;
@@ -223,10 +227,10 @@ Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int6
   h.rewritten += count;
   *fit = h.rewritten <= h.rows;  // else the frame was chosen for other rows than these
   if (!*fit) return Status::ok;
-  Packing<float> packing(bank, h);
+  Packing<float> packing(bank, h, bias);
   Buffer<int64_t> touched;
-  PerWorker<PanelScratch> workers(parallel.workers);
-  if (!workers.each([&](PanelScratch& scratch) { return scratch.reserve(bank, {}); }) || !touched.reserve(count))
+  PerWorker<PanelScratch<float>> workers(parallel.workers);
+  if (!workers.each([&](PanelScratch<float>& scratch) { return scratch.reserve(bank, {}); }) || !touched.reserve(count))
     return Status::out_of_memory;
   int64_t* panels = touched.get();
   for (int64_t i = 0; i < count; ++i) panels[i] = rows[i] / kPanel;
@@ -245,7 +249,7 @@ Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int6
   const Status written =
       for_each_task(parallel, tasks, [&](int worker, int64_t i) { packing.write(panels[i], workers[worker], false); });
   if (written != Status::ok) return written;
-  for (const PanelScratch& scratch : workers) after.add(scratch.tally);
+  for (const PanelScratch<float>& scratch : workers) after.add(scratch.tally);
   h.fallbacks += after.fallbacks - before.fallbacks, h.far += after.far - before.far;
   h.negligible += after.negligible - before.negligible, h.exceptional += after.exceptional - before.exceptional;
   if (first_gone) packing.screen_first_negligible(h.first_negligible, workers[0]);
@@ -253,8 +257,16 @@ Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int6
   return parallel.stop.requested() ? Status::stopped : Status::ok;
 }
 
-Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias) {
-  return pack_as<float>(bank, metric, out, parallel, bias);
+PanelKind panels_for_search(int64_t width, Metric metric, ScreenChoice screen) {
+  const bool wanted = screen == ScreenChoice::int8 || (screen == ScreenChoice::automatic && kernels().int8.fast);
+  const int64_t least = screen == ScreenChoice::int8 ? 1 : int8::kLeastWidth;
+  return wanted && !refined_only(metric) && width >= least && width <= int8::kMostWidth ? PanelKind::int8
+                                                                                        : PanelKind::float32;
+}
+
+Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias,
+                 PanelKind kind, ScreenChoice screen) {
+  return pack_as<float>(bank, metric, out, parallel, bias, kind, screen);
 }
 
 const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, Metric metric, bool biased) {
@@ -262,7 +274,9 @@ const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, 
       reinterpret_cast<uintptr_t>(pack) % alignof(PackHeader) != 0)
     return nullptr;
   const PackHeader* h = static_cast<const PackHeader*>(pack);
-  return is_pack_of(*h, pack_layout(bank.count, bank.width, metric, bank.dtype, 4, biased)) && bytes >= h->bytes
+  const PanelKind kind =
+      h->panels == PanelKind::int8 && bank.width <= int8::kMostWidth ? PanelKind::int8 : PanelKind::float32;
+  return is_pack_of(*h, pack_layout(bank.count, bank.width, metric, bank.dtype, kind, biased)) && bytes >= h->bytes
              ? h
              : nullptr;
 }

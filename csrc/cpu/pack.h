@@ -1,4 +1,4 @@
-// Packs of either precision. Screens use float32 panels; float64 panels exist only while a float64 product runs.
+// Packs of every kind. Float64 panels exist only while a float64 product runs.
 #pragma once
 
 #include <cstring>
@@ -9,7 +9,8 @@
 namespace vecbank::cpu {
 
 template <class T>
-Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias = nullptr);
+Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias, PanelKind kind,
+               ScreenChoice screen = ScreenChoice::automatic);
 
 template <class T>
 Panels<T> panels_as(const PackHeader* h) {

@@ -22,11 +22,11 @@ struct Piece {
   bool first, last;
 };
 
-// Calls f(piece) for every piece of `rows` bank rows, in ascending order, packed with elements of T. One pack is in
-// memory at a time. A bank that the caller has packed is one piece.
+// Calls f(piece) for every piece of `rows` bank rows, in ascending order, packed as `kind`, whose numbers are of T
+// while they are packed. One pack is in memory at a time. A bank that the caller has packed is one piece.
 template <class T, class F>
 [[nodiscard]] Status for_each_piece(const Rows& bank, const PackHeader* pack, Metric metric, const double* bias,
-                                    int64_t rows, const Parallel& parallel, F&& f) {
+                                    int64_t rows, PanelKind kind, const Parallel& parallel, F&& f) {
   if (pack != nullptr) return f(Piece{*pack, bank, 0, true, true});
   Buffer<char> memory;
   Status status = Status::ok;
@@ -34,9 +34,9 @@ template <class T, class F>
     Rows part = bank;
     part.data = bank.row(at);
     part.count = std::min(rows, bank.count - at);
-    const PackHeader layout = pack_layout(part.count, part.width, metric, part.dtype, sizeof(T), bias != nullptr);
+    const PackHeader layout = pack_layout(part.count, part.width, metric, part.dtype, kind, bias != nullptr);
     if (!memory.reserve(layout.bytes)) return Status::out_of_memory;
-    status = pack_as<T>(part, metric, memory.get(), parallel, bias != nullptr ? bias + at : nullptr);
+    status = pack_as<T>(part, metric, memory.get(), parallel, bias != nullptr ? bias + at : nullptr, kind);
     const auto* header = reinterpret_cast<const PackHeader*>(memory.get());
     if (status == Status::ok) status = f(Piece{*header, part, at, at == 0, at + rows >= bank.count});
   }

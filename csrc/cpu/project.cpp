@@ -127,7 +127,7 @@ class Projector {
     const Panels<T> panels = panels_as<T>(&h);
     StoreArgs<T> args;
     args.tile = {queries_.data(), queries_.stride(), queries_.group(), count};
-    args.tile.panel_stride = panels.stride();
+    args.tile.panel_stride = args.tile.start_stride = panels.stride();
     args.tile.width = h.width;
     args.scale = scale_.get();
     args.term = term_.get();
@@ -137,7 +137,7 @@ class Projector {
     args.out_stride = p.out_columns;
     const int64_t stretch = round_up_to(ceil_div(kStretch, count * (h.width + 1) * kPanel), 8);
     in_stretches(stop_, from, to, stretch, [&](int64_t begin, int64_t end) {
-      args.tile.panels = panels.panel(begin);
+      args.tile.panels = args.tile.starts = panels.panel(begin);
       args.tile.columns = std::min(h.rows, end * kPanel) - begin * kPanel;
       args.tile.next = end < to ? panels.panel(end) : nullptr;
       args.out = static_cast<char*>(p.out) + (first * p.out_columns + begin * kPanel + offset) * size;
@@ -153,7 +153,7 @@ class Projector {
   // Fallback rows and columns, which tiles cannot carry (not finite, or of extreme scale), are scored in float64.
   void rescore(const ProjectProblem& p, const PackHeader& h, int64_t offset, int64_t first, int64_t count,
                int64_t begin, int64_t end) {
-    refiner_.set_frame(h);
+    refiner_.set_frame(h, nullptr);
     const auto write = [&](int64_t r, int64_t j, double key) {
       with_dtype(p.out_dtype, [&](auto type) {
         narrow(value_of(p.metric, key),
@@ -221,8 +221,10 @@ Status project_piece(const ProjectProblem& whole, const Piece& piece, const Para
 
 template <class T>
 Status project_as(const ProjectProblem& p, const Parallel& parallel) {
-  const PackHeader* pack = sizeof(T) == 4 ? p.pack : nullptr;
-  return for_each_piece<T>(p.bank, pack, p.metric, nullptr, rows_of_piece(kPieceBytes, p.bank.width, sizeof(T)),
+  const PackHeader* pack =
+      sizeof(T) == 4 && p.pack != nullptr && p.pack->panels == PanelKind::float32 ? p.pack : nullptr;
+  const PanelKind kind = sizeof(T) == 4 ? PanelKind::float32 : PanelKind::float64;
+  return for_each_piece<T>(p.bank, pack, p.metric, nullptr, rows_of_piece(kPieceBytes, p.bank.width, sizeof(T)), kind,
                            parallel, [&](const Piece& piece) { return project_piece<T>(p, piece, parallel); });
 }
 

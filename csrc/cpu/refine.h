@@ -21,23 +21,24 @@ class Refiner {
     bank_ = bank;
     stride_ = round_up_to(query_width, 8);
     block_ = std::min(kBlock, stretch_of(query_width));
-    return bank_reader_.reserve(bank, 1) && wide_.reserve(kQueries * stride_) && scores_.reserve(kQueries * kBlock) &&
-           indices_.reserve(kBlock);
+    return bank_reader_.reserve(bank, 1) && wide_.reserve((kQueries + 1) * stride_) &&
+           scores_.reserve(kQueries * kBlock) && indices_.reserve(kBlock) && row_norms_.reserve(kBlock);
   }
 
   // From here on no further key is computed once the flag is raised.
   void set_stop(Stop stop) { stop_ = stop; }
 
-  // The pack holds what a score needs besides the product: floored norms for cosine, biases for biased dot products.
+  // What a score needs besides the product: floored norms for cosine, which are computed where there are none, and
+  // biases.
   void set_metric(Metric metric, const double* norms) {
     record_ = record(metric);
     norms_ = norms;
     bias_ = nullptr;
   }
-  void set_frame(const PackHeader& h) {
+  void set_frame(const PackHeader& h, const double* bias) {
     record_ = record(static_cast<Metric>(h.metric));
-    norms_ = record_.unit_rows ? pack_norms(&h) : nullptr;
-    bias_ = h.biased ? pack_norms(&h) : nullptr;
+    norms_ = record_.unit_rows && h.panels != PanelKind::int8 ? pack_norms(&h) : nullptr;
+    bias_ = bias;
   }
 
   void load(int slot, const void* row, DType dtype) {
@@ -52,6 +53,8 @@ class Refiner {
     in_stretches(stop_, 0, count, block_, [&](int64_t at, int64_t to) {
       const int64_t n = to - at;
       score(slots, index != nullptr ? index + at : nullptr, first + at, n);
+      if (record_.unit_rows && norms_ == nullptr)
+        for (int64_t i = 0; i < n; ++i) row_norms_[i] = bank_norm(index != nullptr ? index[at + i] : first + at + i);
       for (int s = 0; s < slots; ++s) {
         double* keys = scores_.get() + s * n;
         const auto row = [&](int64_t i) { return index != nullptr ? index[at + i] : first + at + i; };
@@ -76,10 +79,7 @@ class Refiner {
   // Floored norms of all bank rows, for a caller without a pack.
   void bank_norms(double* norms) {
     in_stretches(stop_, 0, bank_.count, block_, [&](int64_t from, int64_t to) {
-      for (int64_t j = from; j < to; ++j) {
-        kernels().widen(bank_reader_.row(j), bank_.dtype, bank_.width, wide_.get());
-        norms[j] = self_norm(wide_.get());
-      }
+      for (int64_t j = from; j < to; ++j) norms[j] = bank_norm(j);
     });
   }
 
@@ -87,6 +87,11 @@ class Refiner {
   int64_t* indices() const { return indices_.get(); }
 
  private:
+  double bank_norm(int64_t row) {
+    double* wide = wide_.get() + kQueries * stride_;
+    kernels().widen(bank_reader_.row(row), bank_.dtype, bank_.width, wide);
+    return self_norm(wide);
+  }
   double self_norm(const double* wide) const { return floored(std::sqrt(self_squares(wide, bank_.width))); }
 
   // Raw scores become keys. A loop of its own: what it asks of the metric is asked once.
@@ -94,9 +99,12 @@ class Refiner {
   void become_keys(double* scores, int64_t count, double query_norm, RowOf&& row) const {
     const MetricRecord metric = record_;
     const double *norms = norms_, *bias = bias_;
-    for (int64_t i = 0; i < count; ++i)
-      scores[i] = key_of(metric, scores[i], query_norm, norms != nullptr ? norms[row(i)] : 1.0,
-                         bias != nullptr ? bias + row(i) : nullptr);
+    if (metric.unit_rows && norms == nullptr)
+      for (int64_t i = 0; i < count; ++i) scores[i] = key_of(metric, scores[i], query_norm, row_norms_[i]);
+    else
+      for (int64_t i = 0; i < count; ++i)
+        scores[i] = key_of(metric, scores[i], query_norm, norms != nullptr ? norms[row(i)] : 1.0,
+                           bias != nullptr ? bias + row(i) : nullptr);
   }
 
   void score(int slots, const int64_t* index, int64_t first, int64_t count) {
@@ -132,7 +140,7 @@ class Refiner {
   int64_t stride_ = 0, block_ = kBlock;
   Stop stop_;
   double query_norm_[kQueries] = {};
-  Buffer<double> wide_, scores_;
+  Buffer<double> wide_, scores_, row_norms_;
   Buffer<int64_t> indices_;
 };
 

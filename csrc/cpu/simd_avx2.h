@@ -11,11 +11,13 @@ namespace {
 struct Avx2F32 {
   using T = float;
   using Reg = __m256;
-  static constexpr int width = 8;
+  static constexpr int width = 8, lines = 1;
   static VB_INLINE Reg load(const T* p) { return _mm256_loadu_ps(p); }
   static VB_INLINE Reg fill(T x) { return _mm256_set1_ps(x); }
   static VB_INLINE void store(T* p, Reg a) { _mm256_storeu_ps(p, a); }
   static VB_INLINE Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
+  static VB_INLINE Reg subtract(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
+  static VB_INLINE Reg multiply(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
   static VB_INLINE Reg max0(Reg a) { return _mm256_max_ps(_mm256_setzero_ps(), a); }  // keeps NaN
   static VB_INLINE Reg root(Reg a) { return _mm256_sqrt_ps(a); }
@@ -42,7 +44,7 @@ struct Avx2F32 {
 struct Avx2Int16 {  // an element is two int16; a register holds eight int32 sums or eight such pairs
   using T = int32_t;
   using Reg = __m256i;
-  static constexpr int width = 8;
+  static constexpr int width = 8, lines = 1;
   static constexpr int panels = 1;  // of a register tile
   static VB_INLINE Reg load(const T* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static VB_INLINE Reg fill(T x) { return _mm256_set1_epi32(x); }
@@ -59,10 +61,45 @@ struct Avx2Int16 {  // an element is two int16; a register holds eight int32 sum
   }
 };
 
+struct Avx2Int8 {  // an element is four codes: unsigned of a query, signed of the bank
+  using T = int32_t;
+  using Reg = __m256i;
+  static constexpr int width = 8, lines = 2;
+  // Products are added in pairs in 16 bits, which saturate, and two such sums before they are widened.
+  static constexpr int32_t bank_code = 63, product_limit = 32767 / 4;
+  static constexpr bool fast = true;
+  static VB_INLINE Reg load(const T* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static VB_INLINE Reg fill(T x) { return _mm256_set1_epi32(x); }
+  static VB_INLINE void store(T* p, Reg a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
+  static VB_INLINE Reg multiply_add_pair(Reg a, const T* b, Reg c, const T* d, Reg sum) {
+    Reg first, second;  // asm for the reason given in Avx2Int16
+    asm("vpmaddubsw %5, %3, %1\n\tvpmaddubsw %6, %4, %2\n\tvpaddw %2, %1, %1\n\t"
+        "vpmaddwd %7, %1, %1\n\tvpaddd %1, %0, %0"
+        : "+x"(sum), "=&x"(first), "=&x"(second)
+        : "x"(a), "x"(c), "m"(*reinterpret_cast<const __m256i_u*>(b)), "m"(*reinterpret_cast<const __m256i_u*>(d)),
+          "x"(_mm256_set1_epi16(1)));
+    return sum;
+  }
+  static VB_INLINE __m256 to_float(Reg a) { return _mm256_cvtepi32_ps(a); }
+  static VB_INLINE Reg whole(__m256 a) { return _mm256_cvtps_epi32(a); }
+  static VB_INLINE Reg four(__m256 a, __m256 b, __m256 c, __m256 d, int32_t offset) {
+    const auto code = [&](__m256 x) __attribute__((always_inline)) {
+      return _mm256_and_si256(_mm256_add_epi32(whole(x), fill(offset)), fill(0xFF));
+    };
+    return _mm256_or_si256(_mm256_or_si256(code(a), _mm256_slli_epi32(code(b), 8)),
+                           _mm256_or_si256(_mm256_slli_epi32(code(c), 16), _mm256_slli_epi32(code(d), 24)));
+  }
+  static VB_INLINE Reg lower_half(Reg a) { return _mm256_and_si256(a, fill(0xFFFF)); }
+  static VB_INLINE Reg upper_half(Reg a) { return _mm256_srai_epi32(a, 16); }
+  static VB_INLINE Reg less_times(Reg a, Reg b, int32_t times) {
+    return _mm256_sub_epi32(a, _mm256_mullo_epi32(b, fill(times)));
+  }
+};
+
 struct Avx2F64 {
   using T = double;
   using Reg = __m256d;
-  static constexpr int width = 4;
+  static constexpr int width = 4, lines = 1;
   static VB_INLINE Reg load(const T* p) { return _mm256_loadu_pd(p); }
   static VB_INLINE Reg fill(T x) { return _mm256_set1_pd(x); }
   static VB_INLINE void store(T* p, Reg a) { _mm256_storeu_pd(p, a); }
@@ -147,6 +184,7 @@ struct Avx2 {
   using F32 = Avx2F32;
   using F64 = Avx2F64;
   using Int16 = Avx2Int16;
+  using Int8 = Avx2Int8;
   using Lanes = Avx2Lanes;
   // Twelve accumulators, two bank vectors and a broadcast: fifteen of sixteen registers.
   static constexpr int full = 6, full_panels = 1;

@@ -13,11 +13,13 @@ namespace {
 struct Avx512F32 {
   using T = float;
   using Reg = __m512;
-  static constexpr int width = 16;
+  static constexpr int width = 16, lines = 1;
   static VB_INLINE Reg load(const T* p) { return _mm512_loadu_ps(p); }
   static VB_INLINE Reg fill(T x) { return _mm512_set1_ps(x); }
   static VB_INLINE void store(T* p, Reg a) { _mm512_storeu_ps(p, a); }
   static VB_INLINE Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
+  static VB_INLINE Reg subtract(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
+  static VB_INLINE Reg multiply(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   static VB_INLINE Reg max0(Reg a) { return _mm512_max_ps(_mm512_setzero_ps(), a); }
   static VB_INLINE Reg root(Reg a) { return _mm512_sqrt_ps(a); }
@@ -38,7 +40,7 @@ struct Avx512F32 {
 struct Avx512Int16 {
   using T = int32_t;
   using Reg = __m512i;
-  static constexpr int width = 16;
+  static constexpr int width = 16, lines = 1;
   static constexpr int panels = 1;
   static VB_INLINE Reg load(const T* p) { return _mm512_loadu_si512(p); }
   static VB_INLINE Reg fill(T x) { return _mm512_set1_epi32(x); }
@@ -63,10 +65,54 @@ struct Avx512VnniInt16 : Avx512Int16 {
   }
 };
 
+struct Avx512Int8 {
+  using T = int32_t;
+  using Reg = __m512i;
+  static constexpr int width = 16, lines = 2;
+  static constexpr int32_t bank_code = Avx2Int8::bank_code, product_limit = Avx2Int8::product_limit;
+  static constexpr bool fast = true;
+  static VB_INLINE Reg load(const T* p) { return _mm512_loadu_si512(p); }
+  static VB_INLINE Reg fill(T x) { return _mm512_set1_epi32(x); }
+  static VB_INLINE void store(T* p, Reg a) { _mm512_storeu_si512(p, a); }
+  static VB_INLINE Reg multiply_add_pair(Reg a, const T* b, Reg c, const T* d, Reg sum) {
+    Reg first, second;  // asm for the reason given in simd_avx2.h
+    asm("vpmaddubsw %5, %3, %1\n\tvpmaddubsw %6, %4, %2\n\tvpaddw %2, %1, %1\n\t"
+        "vpmaddwd %7, %1, %1\n\tvpaddd %1, %0, %0"
+        : "+v"(sum), "=&v"(first), "=&v"(second)
+        : "v"(a), "v"(c), "m"(*reinterpret_cast<const __m512i_u*>(b)), "m"(*reinterpret_cast<const __m512i_u*>(d)),
+          "v"(_mm512_set1_epi16(1)));
+    return sum;
+  }
+  static VB_INLINE __m512 to_float(Reg a) { return _mm512_cvtepi32_ps(a); }
+  static VB_INLINE Reg whole(__m512 a) { return _mm512_cvtps_epi32(a); }
+  static VB_INLINE Reg four(__m512 a, __m512 b, __m512 c, __m512 d, int32_t offset) {
+    const auto code = [&](__m512 x) __attribute__((always_inline)) {
+      return _mm512_and_si512(_mm512_add_epi32(whole(x), fill(offset)), fill(0xFF));
+    };
+    return _mm512_or_si512(_mm512_or_si512(code(a), _mm512_slli_epi32(code(b), 8)),
+                           _mm512_or_si512(_mm512_slli_epi32(code(c), 16), _mm512_slli_epi32(code(d), 24)));
+  }
+  static VB_INLINE Reg lower_half(Reg a) { return _mm512_and_si512(a, fill(0xFFFF)); }
+  static VB_INLINE Reg upper_half(Reg a) { return _mm512_srai_epi32(a, 16); }
+  static VB_INLINE Reg less_times(Reg a, Reg b, int32_t times) {
+    return _mm512_sub_epi32(a, _mm512_mullo_epi32(b, fill(times)));
+  }
+};
+
+// VNNI multiplies four codes with four and adds them to the sum in one instruction, which does not saturate.
+struct Avx512VnniInt8 : Avx512Int8 {
+  static constexpr int lines = 1;
+  static constexpr int32_t bank_code = 127, product_limit = 1 << 30;
+  static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    return c;
+  }
+};
+
 struct Avx512F64 {
   using T = double;
   using Reg = __m512d;
-  static constexpr int width = 8;
+  static constexpr int width = 8, lines = 1;
   static VB_INLINE Reg load(const T* p) { return _mm512_loadu_pd(p); }
   static VB_INLINE Reg fill(T x) { return _mm512_set1_pd(x); }
   static VB_INLINE void store(T* p, Reg a) { _mm512_storeu_pd(p, a); }
@@ -97,12 +143,18 @@ struct Avx512 {
   using F32 = Avx512F32;
   using F64 = Avx512F64;
   using Int16 = Avx512Int16;
+  using Int8 = Avx512Int8;
   using Lanes = Avx512Lanes;
   // Twenty-eight accumulators, two bank vectors and a broadcast: thirty-one of thirty-two registers.
   static constexpr int full = 14, full_panels = 2;
   static constexpr int mid = 4, mid_panels = 4;
   static constexpr int one_panels = 4;
   static constexpr int full_f64 = 14;
+};
+
+struct Avx512Vnni : Avx512 {
+  using Int16 = Avx512VnniInt16;
+  using Int8 = Avx512VnniInt8;
 };
 
 }  // namespace

@@ -12,7 +12,7 @@ namespace {
 template <class Element>
 struct Portable {
   using T = Element;
-  static constexpr int width = 16 / sizeof(T);
+  static constexpr int width = 16 / sizeof(T), lines = 1;
   typedef T Reg __attribute__((vector_size(16)));
   static VB_INLINE Reg load(const T* p) {
     Reg r;
@@ -22,6 +22,8 @@ struct Portable {
   static VB_INLINE Reg fill(T x) { return Reg{} + x; }
   static VB_INLINE void store(T* p, Reg a) { std::memcpy(p, &a, sizeof a); }
   static VB_INLINE Reg add(Reg a, Reg b) { return a + b; }
+  static VB_INLINE Reg subtract(Reg a, Reg b) { return a - b; }
+  static VB_INLINE Reg multiply(Reg a, Reg b) { return a * b; }
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return a * b + c; }
   static VB_INLINE Reg max0(Reg a) { return a < 0 ? Reg{} : a; }  // keeps NaN
   static VB_INLINE Reg root(Reg a) {
@@ -57,6 +59,25 @@ struct Portable {
       return (bits[0] | bits[1]) != 0;
     }
   };
+};
+
+struct PortableInt8 : Portable<int32_t> {  // an element is four codes: unsigned of a query, signed of the bank
+  static constexpr int32_t bank_code = 127, product_limit = 1 << 30;
+  static constexpr bool fast = false;
+  static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) {
+    for (int shift = 0; shift < 32; shift += 8) c += ((a >> shift) & 0xFF) * ((b << (24 - shift)) >> 24);
+    return c;
+  }
+  static VB_INLINE Portable<float>::Reg to_float(Reg a) { return __builtin_convertvector(a, Portable<float>::Reg); }
+  static VB_INLINE Reg whole(Portable<float>::Reg a) { return __builtin_convertvector(a, Reg); }
+  static VB_INLINE Reg four(Portable<float>::Reg a, Portable<float>::Reg b, Portable<float>::Reg c,
+                            Portable<float>::Reg d, int32_t offset) {
+    const auto code = [&](Portable<float>::Reg x, int shift) { return ((whole(x) + offset) & 0xFF) << shift; };
+    return code(a, 0) | code(b, 8) | code(c, 16) | code(d, 24);
+  }
+  static VB_INLINE Reg lower_half(Reg a) { return a & 0xFFFF; }
+  static VB_INLINE Reg upper_half(Reg a) { return a >> 16; }
+  static VB_INLINE Reg less_times(Reg a, Reg b, int32_t times) { return a - b * times; }
 };
 
 struct PortableLanes {
@@ -102,6 +123,7 @@ struct Scalar {
   using F32 = Portable<float>;
   using F64 = Portable<double>;
   using Int16 = void;
+  using Int8 = PortableInt8;
   using Lanes = PortableLanes;
   static constexpr int full = 2, full_panels = 1;
   static constexpr int mid = 2, mid_panels = 1;

@@ -5,6 +5,7 @@
 
 // The screens come first: what becomes of their tiles is written in terms of their bound_tiles().
 #include "search/screens/int16.inl.h"
+#include "search/screens/int8.inl.h"
 
 #include "epilogues.inl.h"
 #include "rows.inl.h"
@@ -46,9 +47,37 @@ void store_f32(const StoreArgs<float>& s) {
 }
 
 // The int16 screen's loops; all null where the instruction set has no vocabulary for products of pairs.
-template <class Isa, class Int16>
+template <class Isa, class Tiles>
+void scan_int8(const ScanArgs<Tiles>& s) {
+  with_shape<Isa>(s.tile.group,
+                  [&](auto t) { scan_tiles<typename Isa::F32, typename Isa::Int8, t.height, t.panels>(s); });
+}
+
+template <class Isa, class Tiles>
+void argmax_int8(const ArgmaxArgs<Tiles>& s) {
+  with_shape<Isa>(s.tile.group,
+                  [&](auto t) { argmax_tiles<typename Isa::F32, typename Isa::Int8, t.height, t.panels>(s); });
+}
+
+template <class Isa>
+constexpr int8::Kernels int8_kernels() {
+  using V = typename Isa::F32;
+  using Int8 = typename Isa::Int8;
+  return {{scan_int8<Isa, int8::Tiles>, argmax_int8<Isa, int8::Tiles>},
+          {scan_int8<Isa, int8::StartlessTiles>, argmax_int8<Isa, int8::StartlessTiles>},
+          Int8::bank_code,
+          Int8::product_limit,
+          Int8::fast,
+          quantize_queries<V, Int8>,
+          quantize_panel<V, Int8>,
+          rotate<V>,
+          start_sums<V, Int8>};
+}
+
+template <class Isa>
 constexpr int16::Kernels int16_kernels() {
   using V = typename Isa::F32;
+  using Int16 = typename Isa::Int16;
   int16::Kernels kernels;
   if constexpr (!std::is_void_v<Int16>) {
     kernels.scan = scan_tiles<V, Int16, Isa::full, Int16::panels, int16::Tiles>;
@@ -59,7 +88,7 @@ constexpr int16::Kernels int16_kernels() {
   return kernels;
 }
 
-template <class Isa, class Int16 = typename Isa::Int16>
+template <class Isa>
 constexpr Kernels make_table(const char* name) {
   using Lanes = typename Isa::Lanes;
   static_assert(kAnyTileRows % Isa::full == 0);
@@ -75,7 +104,8 @@ constexpr Kernels make_table(const char* name) {
           store_tiles<typename Isa::F64, Isa::full_f64, 1>,
           score<Lanes>,
           {scan<Isa>, argmax<Isa>},
-          int16_kernels<Isa, Int16>()};
+          int16_kernels<Isa>(),
+          int8_kernels<Isa>()};
 }
 
 }  // namespace

@@ -16,6 +16,8 @@ struct TileArgs {
   int64_t rows = 0;            // valid rows
   const T* panels = nullptr;   // first panel
   int64_t panel_stride = 0;
+  const T* starts = nullptr;  // what the accumulators of the first panel start from; null: zero
+  int64_t start_stride = 0;
   int64_t width = 0;
   int64_t columns = 0;                   // valid columns, counted from the first panel
   const T* next = nullptr;               // the panel that is needed next; null: unknown

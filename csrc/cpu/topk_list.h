@@ -52,7 +52,10 @@ class TopKList {
 
 struct Candidate {  // a screened row: the refined score lies in [lower, upper] (screen units)
   float upper, lower;
-  int32_t column;
+  int32_t column;  // its complement where the bounds are those of the refined score
+
+  bool refined() const { return column < 0; }
+  int32_t place() const { return column < 0 ? ~column : column; }
 };
 
 // For each query row, the candidates whose upper bound may still reach the k-th best lower bound. A threshold only
@@ -87,22 +90,36 @@ class CandidateLists {
     counts_[row] = kFellBack;
   }
   bool fell_back(int64_t row) const { return counts_[row] == kFellBack; }
+  bool empty(int64_t row) const { return counts_[row] == 0; }
   void close(int64_t row) { counts_[row] = kClosed; }  // the row has its answer already
   bool closed(int64_t row) const { return counts_[row] == kClosed; }
   const float* thresholds() const { return thresholds_.get(); }
   float threshold(int64_t row) const { return thresholds_[row]; }
 
-  void add(int64_t row, float upper, float lower, int32_t column) {
-    if (upper < thresholds_[row] || counts_[row] < 0) return;  // fallback rows, and closed ones
+  // False: the list is full, even of candidates that may still win. Its bounds must be tightened, or the row must fall
+  // back.
+  [[nodiscard]] bool add(int64_t row, float upper, float lower, int32_t column) {
+    if (upper < thresholds_[row] || counts_[row] < 0) return true;  // fallback rows, and closed ones
     if (k_ <= kSorted) insert(row, lower);
     candidates_[row * capacity_ + counts_[row]++] = {upper, lower, column};
-    if (counts_[row] == capacity_) compact(row);
+    return counts_[row] < capacity_ || compact(row);
   }
-  // Drops what the final threshold rules out; returns the survivors.
-  const Candidate* finish(int64_t row, int64_t* count) {
-    compact(row);
+  // Takes the candidates' lower bounds anew, after some of them have been refined. False: the list is still full.
+  [[nodiscard]] bool tighten(int64_t row) {
+    if (k_ <= kSorted) {
+      std::fill_n(best_.get() + row * k_, k_, -HUGE_VALF);
+      for (int64_t i = 0; i < counts_[row]; ++i) insert(row, candidates_[row * capacity_ + i].lower);
+    }
+    return compact(row);
+  }
+  Candidate* candidates(int64_t row, int64_t* count) {
     *count = counts_[row];
     return candidates_.get() + row * capacity_;
+  }
+  // Drops what the final threshold rules out; returns the survivors.
+  Candidate* finish(int64_t row, int64_t* count) {
+    (void)compact(row);
+    return candidates(row, count);
   }
 
  private:
@@ -116,8 +133,7 @@ class CandidateLists {
     best[i] = lower;
     if (best[k_ - 1] > thresholds_[row]) thresholds_[row] = best[k_ - 1];
   }
-  void compact(int64_t row) {
-    if (fell_back(row)) return;
+  bool compact(int64_t row) {
     Candidate* c = candidates_.get() + row * capacity_;
     int64_t n = counts_[row];
     if (k_ > kSorted && n >= k_) {
@@ -128,7 +144,7 @@ class CandidateLists {
     const float threshold = thresholds_[row];
     n = std::remove_if(c, c + n, [threshold](const Candidate& a) { return a.upper < threshold; }) - c;
     counts_[row] = static_cast<int32_t>(n);
-    if (n > capacity_ - 4) fall_back(row);  // else the list would be compacted at nearly every step
+    return n <= capacity_ - capacity_ / 8;  // else the list would be compacted at nearly every step
   }
 
   Buffer<float> thresholds_, best_;

@@ -44,7 +44,7 @@ DevicePackParts<Int> device_pack_parts(const Int& rows, const Int& width, Metric
 
 // As pack_layout() of core/pack.h; there are no kinds and no norms.
 inline PackHeader device_pack_layout(int64_t rows, int64_t width, Metric metric, DType dtype, bool biased) {
-  PackHeader h = pack_layout(rows, width, metric, dtype, 4, biased);
+  PackHeader h = pack_layout(rows, width, metric, dtype, PanelKind::float32, biased);
   const DevicePackParts<int64_t> parts = device_pack_parts(rows, width, metric);
   h.norms_at = h.kinds_at = 0;
   h.panels_at = parts.panels_at;

@@ -18,6 +18,13 @@ inline Metric metric_of(int64_t metric) {
   return static_cast<Metric>(metric);
 }
 
+// The codes of pack()'s `use`: 0 for every op, else for searches alone, with a screen of ScreenChoice.
+inline PackUse use_of(int64_t code) {
+  STD_TORCH_CHECK(code >= 0 && code <= 4, "vecbank: use must lie between 0 and 4, got ", code);
+  if (code == 0) return {};
+  return {true, static_cast<ScreenChoice>(code - 1)};
+}
+
 // About how many elements are read or multiplied for so many rows, each against `each` rows of this width.
 inline double work_of(int64_t rows, int64_t each, int64_t width) {
   return static_cast<double>(rows) * static_cast<double>(each) * static_cast<double>(width + 8);

@@ -133,6 +133,12 @@ inline BankShape bank_shape(const Tensor& bank) {
   return {dim == 3 ? bank.size(0) : 1, bank.size(dim - 2), bank.size(dim - 1)};
 }
 
+// What a pack is for: every op, or searches alone, which begin with this screen.
+struct PackUse {
+  bool searches = false;
+  ScreenChoice screen = ScreenChoice::automatic;
+};
+
 // The packs of a bank's batches, one after another.
 struct PackBytes {
   std::optional<Tensor> tensor;

@@ -39,7 +39,7 @@ class CudaScope {
     return torch::stable::empty(IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), dtype, std::nullopt, where_);
   }
   void widen(const Rows& one, double* to) const { check(cuda::widen(one, to, device_)); }  // one row to float64
-  static int64_t pack_bytes(const BankShape& bank, Metric metric, bool /*biased*/) {
+  static int64_t pack_bytes(const BankShape& bank, Metric metric, bool /*biased*/, PackUse = {}) {
     return cuda::device_pack_bytes(bank.m, bank.width, metric);
   }
   void stamp(Tensor& pack, const Tensor& bank, const std::optional<Tensor>& bias) const {
@@ -56,7 +56,7 @@ class CudaScope {
 
   void begin(double) {}  // a launch returns at once, so Ctrl-C has no long call to stop
 
-  void pack_bank(const Rows& bank, Metric metric, void* out, const double* bias) {
+  void pack_bank(const Rows& bank, Metric metric, void* out, const double* bias, PackUse = {}) {
     stamps().erase(out);
     check(cuda::pack_bank(bank, metric, out, with_workspace(cuda::pack_workspace()), bias));
   }

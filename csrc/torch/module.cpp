@@ -7,10 +7,13 @@
 
 #include "../cpu/api.h"
 #include "../cpu/isa.h"
+#include "../cpu/kernels.h"
 #include "../cuda/pack_layout.h"
 #include "interrupt.h"
 
 namespace py = pybind11;
+using vecbank::PanelKind;
+using vecbank::ScreenChoice;
 
 namespace {
 
@@ -70,15 +73,25 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def(
       "pack_bytes",
-      [](py::object rows, py::object width, int code, bool biased, bool cuda) {
+      [](py::object rows, py::object width, int code, bool biased, bool cuda, bool int8) {
         const Size m(std::move(rows)), d(std::move(width));
         const auto metric = static_cast<vecbank::Metric>(code);
         return (cuda ? vecbank::cuda::device_pack_parts(m, d, metric).bytes
-                     : vecbank::pack_parts(m, d, metric, biased, sizeof(float)).bytes)
+                     : vecbank::pack_parts(m, d, metric, biased, int8 ? PanelKind::int8 : PanelKind::float32).bytes)
             .value;
       },
       py::arg("rows"), py::arg("width"), py::arg("metric"), py::arg("biased"), py::arg("cuda") = false,
+      py::arg("int8") = false,
       "The size of a pack in bytes, on the CPU or on a CUDA device; symbolic where rows or width are.");
+  m.def(
+      "int8_panels",
+      [](int64_t width, int code, int use) {
+        return use > 0 && vecbank::cpu::panels_for_search(width, static_cast<vecbank::Metric>(code),
+                                                          static_cast<ScreenChoice>(use - 1)) == PanelKind::int8;
+      },
+      py::arg("width"), py::arg("metric"), py::arg("use"),
+      "Whether the CPU's pack for this use holds the codes of the int8 screen; its panels are float32 else.");
+  m.def("has_int16", [] { return vecbank::cpu::kernels().int16.scan != nullptr; }, "Whether there is an int16 screen.");
   m.def("isa", [] { return vecbank::cpu::kIsaNames[vecbank::cpu::isa_in_use()]; }, "The instruction set in use.");
   m.def("available_isas", [] {
     py::list names;

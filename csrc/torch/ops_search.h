@@ -7,19 +7,20 @@
 namespace vecbank::ops {
 
 template <class Scope>
-Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias, bool stamp) {
+Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias, bool stamp, int64_t use_code) {
   const Metric metric = metric_of(metric_code);
   Scope scope(bank, "bank");
   const BankShape shape = bank_shape(bank);
   const RowsView view = rows_of(bank, "bank");
   const std::optional<Tensor> wide = widened_bias(scope, bias, bank, metric);
-  const int64_t bytes = Scope::pack_bytes(shape, metric, bias.has_value());
+  const PackUse use = use_of(use_code);
+  const int64_t bytes = Scope::pack_bytes(shape, metric, bias.has_value(), use);
   Tensor out =
       bank.dim() == 3 ? scope.empty({shape.batches, bytes}, ScalarType::Byte) : scope.empty({bytes}, ScalarType::Byte);
   scope.begin(10.0 * static_cast<double>(bank.numel()));
   for (int64_t b = 0; b < shape.batches; ++b)
     scope.pack_bank(batch_of(view.rows, shape.batches, b), metric,
-                    static_cast<char*>(out.mutable_data_ptr()) + b * bytes, biases_in(wide));
+                    static_cast<char*>(out.mutable_data_ptr()) + b * bytes, biases_in(wide), use);
   if (stamp) scope.stamp(out, bank, bias);
   return out;
 }

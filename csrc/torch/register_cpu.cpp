@@ -24,14 +24,15 @@ void repack_(Tensor& packed, const Tensor& bank, int64_t metric_code, const Tens
   PackHeader* header = static_cast<PackHeader*>(packed.mutable_data_ptr());
   bool fit = written.numel() <= view.rows.count / 16;  // else all rows are packed
   Status status = Status::ok;
+  const std::optional<Tensor> wide = widened_bias(scope, bias, bank, metric);
   if (fit) {
     scope.begin(10.0 * static_cast<double>(written.numel() * view.rows.width));
-    status = cpu::repack_rows(view.rows, header, row, written.numel(), scope.threads(), &fit);
+    status = cpu::repack_rows(view.rows, header, row, written.numel(), scope.threads(), biases_in(wide), &fit);
   }
   if (status == Status::ok && !fit) {
     scope.begin(10.0 * static_cast<double>(bank.numel()));
-    const std::optional<Tensor> wide = widened_bias(scope, bias, bank, metric);
-    status = cpu::pack_bank(view.rows, metric, header, scope.threads(), biases_in(wide));
+    const PackHeader before = *header;
+    status = cpu::pack_bank(view.rows, metric, header, scope.threads(), biases_in(wide), before.panels, before.screen);
   }
   if (status != Status::ok) header->magic = 0;  // the pack is half written, and must not be used
   CpuScope::check(status);
@@ -43,7 +44,7 @@ void repack_(Tensor& packed, const Tensor& bank, int64_t metric_code, const Tens
 
 // topk and nearest ignore `exact`, which stays because schemas only grow.
 STABLE_TORCH_LIBRARY(vecbank, m) {
-  m.def("pack(Tensor bank, int metric, Tensor? bias=None, bool stamp=False) -> Tensor");
+  m.def("pack(Tensor bank, int metric, Tensor? bias=None, bool stamp=False, int use=0) -> Tensor");
   m.def("repack_(Tensor(a!) pack, Tensor bank, int metric, Tensor rows, Tensor? bias=None, bool stamp=False) -> ()");
   m.def("project(Tensor x, Tensor bank, Tensor? pack, int metric, ScalarType? out_dtype=None) -> Tensor");
   m.def("exact_scores(Tensor x, Tensor bank, int metric, ScalarType? out_dtype=None, Tensor? indices=None) -> Tensor");

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from . import _checks, _cuda
+from . import _C, _checks, _cuda
 from ._deprecated import warn
 from ._numpy import entry_point
 from ._ops import METRICS, ops
 from ._ops.names import SCREENED, metric_name
+from ._ops.pack import USES
 from ._written import Snapshot
 
 Self = TypeVar("Self", bound="PreparedBank")
@@ -23,6 +24,13 @@ class _Made(NamedTuple):
 
     stream: torch.cuda.Stream
     event: torch.cuda.Event
+
+
+class _Kind(NamedTuple):
+    """Which pack: the metric's family, and whether its panels are codes, which serve searches alone."""
+
+    family: int
+    int8: bool
 
 
 class _Pack(NamedTuple):
@@ -51,14 +59,21 @@ class PreparedBank(nn.Module):
 
     vectors: Tensor
     bias: Tensor | None
-    _packs: dict[int, _Pack]
+    _packs: dict[_Kind, _Pack]
     _warned: set[str]  # what the Bank has warned of, once
 
     @entry_point
     def __init__(
-        self, vectors: Tensor, metric: str | None = None, learnable: bool = False, *, bias: Tensor | None = None
+        self,
+        vectors: Tensor,
+        metric: str | None = None,
+        learnable: bool = False,
+        *,
+        bias: Tensor | None = None,
+        screen: str = "auto",
     ) -> None:
         super().__init__()
+        self._use = _use_of(screen)
         _checks.vectors("vectors", vectors)
         if metric is not None and (not isinstance(metric, str) or metric not in METRICS):
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
@@ -76,7 +91,11 @@ class PreparedBank(nn.Module):
         else:
             self.register_buffer("vectors", _own(vectors))
             self.register_buffer("bias", None if bias is None else _own(bias))
-        self.repack()
+
+    @property
+    def screen(self) -> str:
+        """The screen that searches on the CPU begin with: "auto", "float32", "int16" or "int8". Read-only."""
+        return USES[self._use]
 
     @property
     def metric(self) -> str | None:
@@ -129,21 +148,54 @@ class PreparedBank(nn.Module):
         rows, vectors = _last_of_each(rows, vectors.detach())
         if vectors.untyped_storage().data_ptr() == held.untyped_storage().data_ptr():
             vectors = vectors.clone()  # rows of the bank itself, perhaps
-        current = {code: made for code, made in self._packs.items() if made.is_of(held, bias)}
+        current = {kind: made for kind, made in self._packs.items() if made.is_of(held, bias)}
         with torch.no_grad():
             held.index_copy_(0, rows, vectors)  # bumps the version that autograd checks
             if not current or held.is_cuda or torch.compiler.is_compiling():
                 return self.repack()
             self._packs.clear()  # an error leaves none that is half written
             made_of = Snapshot.of(held), None if bias is None else Snapshot.of(bias)
-            for code, made in current.items():
-                ops.repack_(made.pack, held, code, rows, bias, True)
-                self._packs[code] = _Pack(made.pack, *made_of)
+            for kind, made in current.items():
+                ops.repack_(made.pack, held, kind.family, rows, bias, True)
+                self._packs[kind] = _Pack(made.pack, *made_of)
+        return self
+
+    @entry_point
+    def prepare(self: Self, what: str = "search", metric: str | None = None) -> Self:
+        """Prepare the vectors now for what a verb would prepare them for at its first call; returns self.
+
+        A Bank that is first used inside a compiled program should be prepared before. A learnable bank, which is packed
+        at every call, is left as it is.
+
+        Args:
+            what: "search" (`topk`, `nearest`, `quantize` and all that search), or "project".
+            metric: of a Bank that names none.
+
+        Raises:
+            ValueError: another word, an unknown metric, or none where the Bank names none.
+
+        Example:
+            >>> import torch, vecbank
+            >>> vecbank.Bank(torch.randn(1000, 64), "l2").prepare("search")
+            Bank(1000 x 64, metric='l2', dtype=torch.float32, learnable=False, 250.0 KiB + 79.0 KiB packed as int8)
+        """
+        if what not in ("search", "project"):
+            raise ValueError(f'what must be "search" or "project", got {what!r}')
+        name = self._metric if metric is None else metric
+        if not isinstance(name, str) or name not in METRICS:
+            raise ValueError(f"metric must be one of {', '.join(METRICS)}, since this Bank names none, got {metric!r}")
+        vectors = self.vectors
+        kind = self._kind(what, vectors, METRICS[name])
+        held = self._packs.get(kind)
+        if held is None or not held.is_of(vectors, self.bias):
+            self._prepare(kind, vectors, self.bias)
         return self
 
     @entry_point
     def repack(self: Self) -> Self:
         """Prepare the vectors again; returns self. Needed only after writes that torch does not count (see the class).
+
+        What no call has needed yet is not prepared (see `prepare`).
 
         Example:
             >>> import torch, vecbank
@@ -152,39 +204,46 @@ class PreparedBank(nn.Module):
             >>> bank.repack().nearest(torch.tensor([5.0, 5.0])).indices.item()
             1
         """
-        codes = set(self._packs) if self._metric is None else {_pack_family(METRICS[self._metric])}
-        self._packs = {}
-        for code in codes:
-            self._prepare(code, self.vectors, self.bias)
+        kinds, self._packs = list(self._packs), {}
+        for kind in kinds:
+            self._prepare(kind, self.vectors, self.bias)
         return self
 
-    def _prepare(self, code: int, vectors: Tensor, bias: Tensor | None) -> Tensor | None:
-        """Packs the vectors for a metric, if the pack can be held to what it was made of."""
+    def _kind(self, verb: str, vectors: Tensor, code: int) -> _Kind:
+        """The pack that a verb needs, of "project" and all others."""
+        family = _pack_family(code)
+        searches = verb != "project" and vectors.device.type == "cpu"
+        return _Kind(family, searches and _C.int8_panels(vectors.shape[-1], family, self._use))
+
+    def _prepare(self, kind: _Kind, vectors: Tensor, bias: Tensor | None) -> Tensor | None:
+        """Packs the vectors, if the pack can be held to what it was made of."""
         if self.learnable or not _packable(vectors) or (bias is not None and not _packable(bias)):
             return None
         # before packing: a write in between makes the pack stale
         made_of = Snapshot.of(vectors), None if bias is None else Snapshot.of(bias)
-        with torch.no_grad():
-            pack: Tensor = ops.pack(vectors, code, bias, True)
+        with torch.inference_mode(False), torch.no_grad():  # a pack is written into by update_
+            pack: Tensor = ops.pack(vectors, kind.family, bias, True, self._use if kind.int8 or self._use > 1 else 0)
         if _checks.concrete(pack):  # a tracer's own tensor is for that tracer alone
             made = None
             if pack.is_cuda:
                 stream = torch.cuda.current_stream(pack.device)
                 made = _Made(stream, stream.record_event())
-            self._packs[code] = _Pack(pack, *made_of, made)
+            self._packs[kind] = _Pack(pack, *made_of, made)
         return pack
 
     def _packed(self, verb: str, vectors: Tensor, code: int) -> Tensor | None:
         """The pack for a metric, current; None where the op has to pack for itself."""
         family = _pack_family(code)
-        held = self._packs.get(family)
         if torch.compiler.is_compiling():
+            held = (verb != "project" and self._packs.get(_Kind(family, True))) or self._packs.get(_Kind(family, False))
             # The op itself holds the stamp in the pack against the vectors. An exported program keeps no pack. Which
             # stream a compiled program reads it on is the caller's to order, as for every tensor of the program.
             return None if held is None or torch.compiler.is_exporting() else held.pack
         if _capturing(vectors):
             return None  # a replay could not see that the vectors have changed, so the graph packs for itself
         bias = self._buffers.get("bias") if self._biased else None
+        kind = self._kind(verb, vectors, code)
+        held = self._packs.get(kind)
         if held is not None and held.is_of(vectors, bias):
             return held.for_current_stream()
         if self._buffers.get("vectors") is not vectors:
@@ -192,7 +251,7 @@ class PreparedBank(nn.Module):
         if self._metric is not None and family != _pack_family(METRICS[self._metric]):
             self._warn_of_metric(verb, code)
             return None
-        return self._prepare(family, vectors, bias)
+        return self._prepare(kind, vectors, bias)
 
     def _warn_of_metric(self, verb: str, code: int) -> None:
         if "metric" in self._warned or code not in SCREENED:  # then there is next to nothing to pack
@@ -249,11 +308,20 @@ class PreparedBank(nn.Module):
         state.update(_packs={}, _warned=set())  # earlier releases kept other things there
         if "_metric" not in state:  # written before the metric was read-only
             state["_metric"] = state.pop("metric")
+        state.setdefault("_use", USES.index("auto"))
         super().__setstate__(state)
         if "_biased" not in state:  # written before there was a bias
             self._biased = False
             self.register_buffer("bias", None)
-        self.repack()
+
+
+def _use_of(screen: object) -> int:
+    """The code of a screen, which this processor must have."""
+    if not isinstance(screen, str) or screen not in USES[1:]:
+        raise ValueError(f"screen must be one of {', '.join(USES[1:])}, got {screen!r}")
+    if screen == "int16" and not _C.has_int16():
+        raise ValueError(f'screen "int16" needs a processor with AVX2 or AVX-512, this one runs {_C.isa()!r}')
+    return USES.index(screen)
 
 
 def _last_of_each(rows: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,17 +16,18 @@ from .results import Nearest, Quantized, TopK
 class Bank(PreparedBank):
     """M vectors of width d, prepared for one metric.
 
-    Preparing makes one more copy of the vectors (packed panels, norms, error bounds; `repr` says how much) and saves
-    doing so at every call. On a CUDA device the copy is of 16 bits a coordinate, and for at most 65,536 rows there is
-    one of 32 bits besides. The packed copy is derived state: it is in no state_dict, pickle, exported program or
-    broadcast, and is never cast. It belongs to one tensor, its storage and its version: whatever changes the vectors
-    (writing into them, `load_state_dict`, `.to()`, another tensor in their place, a second Bank on the same tensor),
-    the next call prepares them again. A compiled program notices too, and then packs at every call until a call outside
-    of it, or `repack()`, has prepared the bank again. A call that is captured into a CUDA graph packs the vectors anew
-    at every replay, because a replay cannot notice a change. torch does not notice writes through an alias made by
-    `.data` (of the bank's vectors, or of the tensor that the bank was made of), by `numpy()` or dlpack, nor what the
-    replay of a CUDA graph, collectives of `torch.distributed` (DistributedDataParallel's own excepted) or other
-    processes write: call `repack()` after those.
+    What a verb needs is prepared at its first call (`prepare` does it before), and saves doing so at every call. On the
+    CPU searches need a copy of the vectors in 8 bits a coordinate, 0.25 to 0.40 of the float32 vectors for d from 36
+    up, and `project` one in float32; `repr` says what there is. On a CUDA device the copy is of 16 bits a coordinate,
+    and for at most 65,536 rows there is one of 32 bits besides. A packed copy is derived state: it is in no state_dict,
+    pickle, exported program or broadcast, and is never cast. It belongs to one tensor, its storage and its version:
+    whatever changes the vectors (writing into them, `load_state_dict`, `.to()`, another tensor in their place, a second
+    Bank on the same tensor), the next call prepares them again. A compiled program notices too, and then packs at every
+    call until a call outside of it, or `repack()`, has prepared the bank again. A call that is captured into a CUDA
+    graph packs the vectors anew at every replay, because a replay cannot notice a change. torch does not notice writes
+    through an alias made by `.data` (of the bank's vectors, or of the tensor that the bank was made of), by `numpy()`
+    or dlpack, nor what the replay of a CUDA graph, collectives of `torch.distributed` (DistributedDataParallel's own
+    excepted) or other processes write: call `repack()` after those.
 
     Args:
         vectors: (M, d), or (B, M, d) for B banks of one shape; float32, float64, bfloat16 or float16; a tensor or a
@@ -35,17 +36,20 @@ class Bank(PreparedBank):
             that came from numpy or a file, and tensors made in inference mode. A learnable bank makes a copy of its
             own.
         metric: "cosine", "dot", "l2", "sqeuclidean" or "l1" (which needs no copy). With None (default) each verb uses
-            its own default: "cosine" for `project`, "dot" for `topk`, "l2" for `nearest` and `quantize`. Then the
-            vectors are prepared when a verb first asks, once for each metric that is asked for. Name the metric where
-            the first to ask is a compiled program, which would pack at every call.
+            its own default: "cosine" for `project`, "dot" for `topk`, "l2" for `nearest` and `quantize`, and the
+            vectors are prepared once for each metric that is asked for.
         learnable: hold the vectors as a Parameter (then packed at every call, because it changes) rather than a buffer.
         bias: (M,) in the vectors' dtype, added to dot products by `topk` and `project` (metric "dot" and (M, d) only):
             with it the Bank is an encoder, as of a sparse autoencoder (`sparse.encode` takes it). Held as the vectors
             are, and in the state_dict.
+        screen: the arithmetic in which searches on the CPU rule out rows before they are scored exactly: "auto"
+            (default) for the fastest, or "float32", "int16" (batches alone; AVX2 or AVX-512) or "int8". The answer is
+            the same; "float32" and "int16" need the float32 copy. A screen that cannot decide is followed by a finer
+            one.
 
     Raises:
-        TypeError: vectors or bias that are no floating-point tensors. ValueError: their shapes, an unknown metric, or a
-            bias with another metric than "dot".
+        TypeError: vectors or bias that are no floating-point tensors. ValueError: their shapes, an unknown metric or
+            screen, a screen that the processor lacks, or a bias with another metric than "dot".
 
     Do not change a Bank while another thread searches it, as with any torch module.
 
@@ -129,14 +133,18 @@ class Bank(PreparedBank):
     def extra_repr(self) -> str:
         shape = " x ".join(str(s) for s in self.vectors.shape)
         own = self.vectors.numel() * self.vectors.element_size()
-        packed = sum(held.pack.numel() for held in self._packs.values())
-        later = "packed per call" if self._metric or self.learnable else "packed at first use"
-        pack = f"+ {_bytes(packed)} packed" if self._packs else later
+        held = [(kind.int8, made.pack.numel()) for kind, made in self._packs.items()]
+        sizes = {name: sum(size for int8, size in held if int8 == codes) for name, codes in _PANELS.items()}
+        packed = [f"+ {_bytes(size)} packed as {name}" for name, size in sizes.items() if size]
+        pack = " ".join(packed) if packed else "packed per call" if self.learnable else "packed at first use"
         dtype = str(self.vectors.dtype).removeprefix("torch.")
         biased = ", biased" if self._biased else ""
         return (
             f"{shape}, metric={self._metric!r}, dtype={dtype}, learnable={self.learnable}{biased}, {_bytes(own)} {pack}"
         )
+
+
+_PANELS = {"int8": True, "float32": False}  # what packs hold
 
 
 def _bytes(count: int) -> str:

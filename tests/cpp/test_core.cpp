@@ -77,7 +77,7 @@ TEST(candidate_lists_never_lose_a_possible_winner) {
       const float middle = static_cast<float>(random() % 100000);
       const Candidate c{middle + 2.0f, middle - 2.0f, j};
       all.push_back(c);
-      if (!(c.upper < lists.threshold(0))) lists.add(0, c.upper, c.lower, c.column);
+      if (!(c.upper < lists.threshold(0)) && !lists.add(0, c.upper, c.lower, c.column)) lists.fall_back(0);
     }
     int64_t count;
     const Candidate* kept = lists.finish(0, &count);
@@ -116,7 +116,8 @@ TEST(tiles_are_exact_on_integers) {
             std::vector<float> out(static_cast<size_t>(n * columns), -99.0f);
             std::vector<float> scale(static_cast<size_t>(n + 16), 2.0f), term(static_cast<size_t>(n + 16), 1.0f);
             StoreArgs<float> s;
-            s.tile = {q.data(), (d + 1) * height, height, n, b.data(), (d + 3) * 16, d, columns};
+            s.tile = {q.data(),     (d + 1) * height, height,       n, b.data(),
+                      (d + 3) * 16, b.data(),         (d + 3) * 16, d, columns};
             s.scale = scale.data();
             s.term = term.data();
             s.out = out.data();

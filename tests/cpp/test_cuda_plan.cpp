@@ -219,7 +219,7 @@ TEST(cuda_pack_layout) {
     CHECK(device_pack_bytes(m, 64, Metric::l1) == kPackAlignment);
   // Each device refuses the other's.
   const PackHeader ours = device_pack_layout(90, 8, Metric::dot, DType::f32, false);
-  const PackHeader theirs = pack_layout(90, 8, Metric::dot, DType::f32, 4, false);
+  const PackHeader theirs = pack_layout(90, 8, Metric::dot, DType::f32, PanelKind::float32, false);
   CHECK(ours.norms_at == 0 && ours.kinds_at == 0);
   CHECK(is_pack_of(ours, ours) && !is_pack_of(ours, theirs) && !is_pack_of(theirs, ours));
 }

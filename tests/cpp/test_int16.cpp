@@ -204,7 +204,7 @@ TEST(int16_gives_way_to_float32) {
       p.indices = indices.data();
       reset_counters();
       CHECK(search(p, threads(1)) == Status::ok);
-      CHECK(read_counters().repeated == 0);
+      CHECK(read_counters().repeated <= n / 64);
       for (int64_t i = 0; i < n; ++i) {
         std::vector<std::pair<double, int64_t>> all;
         for (int64_t j = 0; j < m; ++j) {

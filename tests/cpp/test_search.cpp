@@ -171,7 +171,7 @@ TEST(rewritten_rows_are_packed_alone) {
         for (int64_t k = 0; k < d; ++k)
           b[static_cast<size_t>(j * d + k)] = (static_cast<float>(k % 4) - 1.3f) * scales[(step + j) % 6];
       bool fit = false;
-      CHECK(repack_rows(rows(b, d), &h, changed.data(), 3, threads(1), &fit) == Status::ok);
+      CHECK(repack_rows(rows(b, d), &h, changed.data(), 3, threads(1), nullptr, &fit) == Status::ok);
       CHECK(fit || h.fallbacks > 0);
       SearchProblem p;
       p.queries = rows(x, d);
@@ -188,7 +188,7 @@ TEST(rewritten_rows_are_packed_alone) {
     for (int i = 0; i < 200; ++i) {
       const std::vector<int64_t> changed{0, 1, 2, 3};
       bool fit = true;
-      CHECK(repack_rows(rows(b, d), &h, changed.data(), 4, threads(1), &fit) == Status::ok);
+      CHECK(repack_rows(rows(b, d), &h, changed.data(), 4, threads(1), nullptr, &fit) == Status::ok);
       if (i == 199) CHECK(!fit);  // more rows were written than the bank has: the frame is out of date
     }
   }
@@ -367,7 +367,7 @@ TEST(a_metric_without_a_screen_has_a_header_for_a_pack) {
   CHECK(check_pack(header, kCentreAt, rows(b, d), Metric::l2) == nullptr);
   const int64_t changed[] = {3, 39};
   bool fit = false;
-  CHECK(repack_rows(rows(b, d), header, changed, 2, threads(1), &fit) == Status::ok && fit);
+  CHECK(repack_rows(rows(b, d), header, changed, 2, threads(1), nullptr, &fit) == Status::ok && fit);
   header->metric = static_cast<int32_t>(Metric::sqeuclidean);
   CHECK(check_pack(header, kCentreAt, rows(b, d), Metric::l1) == nullptr);
 }

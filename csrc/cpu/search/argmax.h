@@ -7,21 +7,19 @@
 
 #include "../isa.h"
 #include "../kernels.h"
-#include "search.h"
+#include "screens/screen.h"
 
 namespace vecbank::cpu {
-
-constexpr int64_t kArgmaxPanels = 64;  // the number of panels that are searched without a gate
 
 class RunningArgmax {
  public:
   bool reserve(int64_t rows) { return running_.reserve((rows + kPanel) * kArgmaxFloats) && rows_.reserve(rows); }
 
   // Serves k = 1 without mask and fallback rows, unless the last block had too many ties.
-  bool serves(const SearchTask& task) const {
+  bool serves(const SearchTask& task, const Screen& screen) const {
     const SearchProblem& p = task.job->problem;
-    return p.k == 1 && p.mask.data == nullptr && task.job->header.fallbacks == 0 && task.to < (int64_t{1} << 24) &&
-           !ties_;
+    return p.k == 1 && screen.keeps_columns() && p.mask.data == nullptr && task.job->header.fallbacks == 0 &&
+           task.to < (int64_t{1} << 24) && !ties_;
   }
   void clear(int64_t rows, int64_t first_panel) {
     for (int64_t r = 0; r < rows + kPanel; ++r) {

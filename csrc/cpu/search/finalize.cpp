@@ -13,33 +13,21 @@ bool Finalizer::reserve(const SearchProblem& p, const SearchPlan& plan) {
 void Finalizer::begin(const SearchTask& task) {
   task_ = &task;
   refined_count_ = 0;
-  refiner_.set_frame(task.job->header);
+  refiner_.set_frame(task.job->header, task.job->problem.bias);
   refiner_.set_stop(task.job->stop);
 }
 
-bool Finalizer::finalize_row(int64_t row, const Candidate* candidates, int64_t count, bool negligible_may_win) {
-  const SearchJob& job = *task_->job;
-  const SearchProblem& p = job.problem;
-  if (job.header.far > 0 && !beats_far(candidates, count)) return false;
-  if (count == 1 && p.values == nullptr && job.partial == nullptr && candidates[0].upper < HUGE_VALF &&
-      !negligible_may_win) {
-    const Scored only{0.0, task_->begin + candidates[0].column};  // the caller wants no score
-    task_->report(row, &only, 1);
-    return true;
-  }
-  refiner_.load(0, original_.row(task_->first + row), p.queries.dtype);
-  int64_t kept = 0;
+// Appends the refined scores of candidates to the first `kept`; returns how many there are then.
+int64_t Finalizer::refine(const Candidate* candidates, int64_t count, int64_t kept) {
   for (int64_t at = 0; at < count; at += Refiner::kBlock) {
     const int64_t n = std::min(Refiner::kBlock, count - at);
-    for (int64_t i = 0; i < n; ++i) refiner_.indices()[i] = task_->begin + candidates[at + i].column;
+    for (int64_t i = 0; i < n; ++i) refiner_.indices()[i] = task_->begin + candidates[at + i].place();
     refiner_.for_each_key(1, refiner_.indices(), 0, n, [&](int, double key, int64_t index) {
       if (!std::isnan(key)) refined_[kept++] = {key, index};
     });
   }
   refined_count_ += count;
-  if (negligible_may_win && !add_negligible(row, &kept)) return false;
-  task_->report(row, refined_.get(), select_best(refined_.get(), kept, p.k));
-  return true;
+  return kept;
 }
 
 // Whether k candidates have a finite lower bound, and so beat every far row; a fallback row may be even farther.

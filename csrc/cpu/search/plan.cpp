@@ -12,7 +12,7 @@ SearchPlan plan_search(const SearchProblem& p, const PackHeader& h, int workers)
   const int64_t n = p.queries.count, panels = ceil_div(h.rows, kPanel);
   plan.group = kernels().height_for(n);
   plan.refined_only = !h.screenable || p.k * 8 >= h.rows;
-  while (!plan.refined_only && !kScreens[plan.first_screen]->serves(h, plan.group)) ++plan.first_screen;
+  if (!plan.refined_only) plan.first_screen = next_screen(0, h, plan.group);
   // The queries of a block stay in L2 together with a few panels, and the memory of candidate lists is bounded.
   const int64_t bytes = plan.refined_only ? 4 : kScreens[plan.first_screen]->query_bytes;
   const int64_t by_lists = kListBytes / CandidateLists::bytes_per_row(plan.refined_only ? 1 : p.k);

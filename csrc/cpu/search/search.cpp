@@ -8,6 +8,7 @@
 namespace vecbank::cpu {
 
 constexpr int64_t kPackBytes = 6 << 20;  // a plain tensor is packed in pieces of this size
+constexpr int64_t kCodedQueries = 64;    // for fewer queries, coding a plain tensor costs more than it saves
 
 void write_result(const SearchProblem& p, int64_t query, const Scored* best, int64_t count) {
   const double worst = worst_value(p.metric);
@@ -100,6 +101,7 @@ Status merge(const SearchProblem& p, int64_t slots, bool last, Partials& partial
 Status search_piece(const SearchProblem& whole, const Piece& piece, Partials& partials, const Parallel& parallel) {
   SearchProblem p = whole;
   p.bank = piece.bank;
+  if (p.bias != nullptr) p.bias += piece.offset;
   SearchJob job{p, piece.header, plan_search(p, piece.header, parallel.workers), parallel.stop};
   const int64_t n = p.queries.count, parts = job.plan.grid.parts;
   const bool merging = !(piece.first && piece.last) || parts > 1;
@@ -147,6 +149,8 @@ Status search(const SearchProblem& p, const Parallel& parallel) {
   const bool pieces = p.pack == nullptr && rows < p.bank.count;
   const int64_t step =
       pieces ? std::max<int64_t>(1024, kPartialBytes / (p.k * static_cast<int64_t>(sizeof(Scored)))) : p.queries.count;
+  const PanelKind kind =
+      p.queries.count >= kCodedQueries ? panels_for_search(p.bank.width, p.metric) : PanelKind::float32;
   Status status = Status::ok;
   for (int64_t q = 0; q < p.queries.count && status == Status::ok; q += step) {
     SearchProblem slice = p;
@@ -159,7 +163,7 @@ Status search(const SearchProblem& p, const Parallel& parallel) {
     if (p.gathered != nullptr)
       slice.gathered = static_cast<char*>(p.gathered) + q * p.bank.width * static_cast<int64_t>(size_of(p.bank.dtype));
     Partials partials;
-    status = for_each_piece<float>(p.bank, p.pack, p.metric, p.bias, rows, chosen,
+    status = for_each_piece<float>(p.bank, p.pack, p.metric, p.bias, rows, kind, chosen,
                                    [&](const Piece& piece) { return search_piece(slice, piece, partials, chosen); });
   }
   return status;

@@ -18,7 +18,11 @@ constexpr int64_t kLongVisitBytes = 1 << 20;  // panels of a visit for few queri
 // Panels [from, to), and where the next visit begins.
 struct Visit {
   int64_t from, to, next;
+
+  // Whether what was prepared for this visit, from its first panel on, serves another one.
+  bool covers(const Visit& other) const { return other.from == from && other.to <= to; }
 };
+constexpr Visit kNoVisit{-1, -1, -1};
 inline int64_t panels_per_visit(int64_t bytes, int64_t width) {
   return std::max<int64_t>(4, bytes / ((width + 3) * kPanel * 4));
 }
@@ -51,8 +55,7 @@ struct SearchTask {
   int64_t from = 0, to = 0;     // panels of the part
   int64_t begin = 0, end = 0;   // bank rows of the part
   int64_t part = 0;
-  double start_per_r2 = 0.0;  // beta_b per r_b^2, see core/bounds.h
-  int64_t negligible = -1;    // the first negligible row, if it stands for others and this part screens it
+  int64_t negligible = -1;  // the first negligible row, if it stands for others and this part screens it
 
   SearchTask() = default;
   SearchTask(const SearchJob& job, const GridTask& task);

@@ -7,10 +7,15 @@
 #include "worker.h"
 
 #include <bit>
+#include <functional>
 #include <numeric>
 
 namespace vecbank::cpu {
 namespace {
+
+constexpr int64_t kMostSampledK = 128;
+int64_t sampled_lanes(int64_t k) { return round_up_to(k + k / 2 + 4, kPanel); }
+constexpr int64_t kSamplePanelsPerRank = 24;
 
 std::atomic<int64_t> counted_queries{0}, counted_refined{0}, counted_repeated{0};
 
@@ -44,7 +49,6 @@ SearchTask::SearchTask(const SearchJob& j, const GridTask& t)
     : job(&j), first(t.first), rows(t.rows), from(t.from), to(t.to), part(t.part) {
   begin = from * kPanel;
   end = std::min(j.header.rows, to * kPanel);
-  start_per_r2 = start_bound_per_r2(j.problem.metric, j.header.width);
   const int64_t one = j.header.first_negligible;
   if (j.header.negligible > 1 && one >= begin && one < end) negligible = one;
 }
@@ -84,31 +88,46 @@ bool SearchWorker::reserve(const SearchProblem& p, const SearchPlan& plan) {
     if (screens_[s] == nullptr || !screens_[s]->reserve(p, plan)) return false;
   }
   return queries_.reserve(p, plan) && lists_.reserve(rows, p.k) && negligible_may_win_.reserve(rows) &&
-         (p.k > 1 || argmax_.reserve(rows));
+         tightened_.reserve(rows) &&
+         (p.k > kMostSampledK || (argmax_.reserve(rows) && sampled_.reserve(rows * sampled_lanes(p.k))));
 }
 
 void SearchWorker::run(const SearchJob& job, const GridTask& task) {
   task_ = SearchTask(job, task);
   finalizer_.begin(task_);
+  centre_norm_ = 0.0;
+  if (job.header.centred) {
+    const double* centre = pack_centre(&job.header);
+    for (int64_t k = 0; k < job.header.width; ++k) centre_norm_ += centre[k] * centre[k];
+    centre_norm_ = std::sqrt(centre_norm_) * kNormRoom;
+  }
   int64_t fallback_count = 0;
   if (job.plan.refined_only) {
     fallback_count = task_.rows;
     std::iota(fallback_rows_.get(), fallback_rows_.get() + fallback_count, int64_t{0});
   } else {
     queries_.pack(task_);
-    int s = std::max(job.plan.first_screen, first_screen_);
+    int s = next_screen(std::max(job.plan.first_screen, first_screen_), job.header, job.plan.group);
     screen_with(*screens_[s]);
-    // Bank rows that are nearly equal, and far from their centre, are too alike for a coarse screen.
-    while (s + 1 < kScreenCount && too_many_fallbacks()) {
-      first_screen_ = ++s;
+    // Bank rows that are nearly equal, and far from their centre, are too alike for a coarse screen. Refining all bank
+    // rows costs some 60 times as much as screening them, so few query rows are enough to try the next screen; where it
+    // was a quarter of them, later blocks begin with that.
+    for (int64_t undecided; s + 1 < kScreenCount && (undecided = undecided_rows()) > task_.rows / 64;) {
+      s = next_screen(s + 1, job.header, job.plan.group);
+      if (undecided > task_.rows / 4) first_screen_ = s;
       screen_with(*screens_[s]);
     }
     for (int64_t r = 0; r < task_.rows && !job.stop.requested(); ++r) {
       if (lists_.closed(r)) continue;
       int64_t count = 0;
-      const Candidate* candidates = lists_.fell_back(r) ? nullptr : lists_.finish(r, &count);
-      if (lists_.fell_back(r) || !finalizer_.finalize_row(r, candidates, count, negligible_may_win_[r]))
+      Candidate* candidates = lists_.fell_back(r) ? nullptr : lists_.finish(r, &count);
+      double worst = -HUGE_VAL;
+      if (candidates == nullptr ||
+          !finalizer_.finalize_row(
+              r, candidates, count, negligible_may_win_[r], [&](double key) { return bounds_of(r, key); }, &worst))
         fallback_rows_[fallback_count++] = r;
+      else if (job.shared != nullptr && worst > -HUGE_VAL)
+        share_threshold(r, bounds_of(r, worst).lower);
     }
   }
   finalizer_.refine_all(fallback_rows_.get(), fallback_count);
@@ -122,14 +141,15 @@ void SearchWorker::screen_with(Screen& screen) {
   screen.begin(queries_, *task_.job);
   start_lists();
   visit_all();
-  if (task_.job->shared != nullptr) share_thresholds();
+  for (int64_t r = 0; r < task_.rows && task_.job->shared != nullptr; ++r)
+    if (!lists_.fell_back(r) && lists_.threshold(r) > CandidateLists::kNone) share_threshold(r, lists_.threshold(r));
 }
 
-// Whether the screen has left so many rows undecided that the next one is tried.
-bool SearchWorker::too_many_fallbacks() const {
+// How many rows the screen has left undecided.
+int64_t SearchWorker::undecided_rows() const {
   int64_t rows = 0;
   for (int64_t r = 0; r < task_.rows; ++r) rows += lists_.fell_back(r);
-  return rows - fallbacks_ > task_.rows / 16;
+  return rows - fallbacks_;
 }
 
 // Whether the mask allows so few rows that it is faster to refine them than to screen all.
@@ -145,6 +165,8 @@ void SearchWorker::start_lists() {
   const SearchJob& job = *task_.job;
   lists_.clear(task_.rows);
   std::fill_n(negligible_may_win_.get(), task_.rows, false);
+  std::fill_n(tightened_.get(), task_.rows, 0);
+  scanned_columns_ = 0;
   fallbacks_ = 0;
   for (int64_t r = 0; r < task_.rows; ++r) {
     if (!queries_.packed.frame(r).usable || job.stop.requested() || few_allowed(r)) {
@@ -158,53 +180,153 @@ void SearchWorker::start_lists() {
   }
 }
 
+// A refined score in this piece's packed units, and how far that may be off; not finite where it cannot be told.
+double SearchWorker::packed_score(int64_t row, double key, double* error) const {
+  const PackHeader& h = task_.job->header;
+  const MetricRecord metric = record(task_.job->problem.metric);
+  const QueryFrame& frame = queries_.packed.frame(row);
+  double score, rounding;  // of the arithmetic here; slacks covers the refinement
+  if (metric.shares_frame) {
+    const double distance = std::ldexp(-key, 2 * h.exponent);
+    score = 0.5 * (frame.squares - distance);
+    rounding = frame.squares + distance;
+  } else {
+    const double norm = std::sqrt(frame.squares), scaled = metric.unit_rows ? key * floored(norm) : key;
+    const double centre = h.centred ? queries_.packed.centre_dot(row) : 0.0;
+    score = std::ldexp(scaled - centre, frame.exponent + h.exponent);
+    rounding = std::ldexp(std::fabs(scaled) + norm * centre_norm_, frame.exponent + h.exponent);
+  }
+  *error = 4.0 * refine_unit(h.width) * rounding + queries_.slacks[row];
+  return score;
+}
+
+// The bounds of a refined score, in the units of the screen in use.
+Candidate SearchWorker::bounds_of(int64_t row, double key) const {
+  double error;
+  const double score = packed_score(row, key, &error), unit = screen_->unit(row);
+  if (!std::isfinite(score) || !std::isfinite(error)) return {HUGE_VALF, -HUGE_VALF, 0};
+  return {above((score + error) * unit), below((score - error) * unit), 0};
+}
+
 // The score of the k-th best of earlier pieces, in this piece's packed units and rounded down: no row below it can win.
 double SearchWorker::earlier_threshold(int64_t row) const {
   const SearchJob& job = *task_.job;
   const SearchProblem& p = job.problem;
-  const PackHeader& h = job.header;
-  const MetricRecord metric = record(p.metric);
   const int64_t query = task_.first + row;
   if (job.earlier == nullptr || job.earlier_counts[query] < p.k) return -HUGE_VAL;
-  const double key = job.earlier[query * p.k + p.k - 1].key, squares = queries_.packed.frame(row).squares;
-  double score, rounding;  // of the arithmetic here; slacks covers the refinement
-  if (metric.shares_frame) {
-    const double distance = std::ldexp(-key, 2 * h.exponent);
-    score = 0.5 * (squares - distance);
-    rounding = squares + distance;
-  } else {
-    if (h.centred) return -HUGE_VAL;
-    const double norm = metric.unit_rows ? floored(std::sqrt(squares)) : 1.0;
-    score = std::ldexp(key * norm, queries_.packed.frame(row).exponent + h.exponent);
-    rounding = std::fabs(score);
-  }
-  const double threshold = score - 4.0 * refine_unit(h.width) * rounding - queries_.slacks[row];
+  double error;
+  const double threshold = packed_score(row, job.earlier[query * p.k + p.k - 1].key, &error) - error;
   return std::isfinite(threshold) ? static_cast<double>(round_down(threshold)) : -HUGE_VAL;
 }
 
 void SearchWorker::visit_all() {
   const Visits visits(task_.from, task_.to, screen_->panels_per_visit());
   const Stop stop = task_.job->stop;
-  int64_t v = 0;
-  if (argmax_.serves(task_)) {
+  // Calls f for visits of the first `panels` panels; the last of them may be a part of a visit.
+  const auto visit_first = [&](int64_t panels, auto&& f) {
+    for (int64_t v = 0; v < visits.count() && panels > 0 && !stop.requested(); ++v) {
+      Visit visit = visits[v];
+      visit.to = std::min(visit.to, visit.from + panels);
+      panels -= visit.to - visit.from;
+      f(visit);
+    }
+  };
+  int64_t ungated = 0;
+  if (argmax_.serves(task_, *screen_)) {
+    ungated = screen_->argmax_panels();
     argmax_.clear(task_.rows, task_.from);
-    for (; v < visits.count() && v * visits.panels() < kArgmaxPanels && !stop.requested(); ++v)
-      screen_->argmax(visits[v], argmax_.running());
-    take_argmax(v == visits.count(), [&](int64_t row, int64_t rows, const float* thresholds) {
-      for (int64_t again = 0; again < v; ++again) scan(visits[again], row, rows, thresholds);
-    });
+    visit_first(ungated, [&](const Visit& visit) { screen_->argmax(visit, argmax_.running()); });
+    start_from_argmax();
+  } else if (samples()) {
+    start_from_sample(visit_first);
   }
-  for (; v < visits.count() && !stop.requested(); ++v) scan(visits[v], 0, task_.rows, lists_.thresholds());
+  for (int64_t v = 0, passed = 0; v < visits.count() && !stop.requested(); ++v) {
+    Visit visit = visits[v];
+    const int64_t panels = visit.to - visit.from;
+    visit.from = std::min(visit.to, visit.from + std::max<int64_t>(0, ungated - passed));
+    passed += panels;
+    if (visit.from < visit.to) scan(visit, 0, task_.rows, lists_.thresholds());
+    scanned_columns_ += panels * kPanel;
+  }
+  if (ungated > 0)
+    take_argmax([&](int64_t row, int64_t rows, const float* thresholds) {
+      visit_first(ungated, [&](const Visit& visit) { scan(visit, row, rows, thresholds); });
+    });
 }
 
-void SearchWorker::share_thresholds() {
-  for (int64_t r = 0; r < task_.rows; ++r) {
-    if (lists_.fell_back(r) || !(lists_.threshold(r) > CandidateLists::kNone)) continue;
-    auto& shared = task_.job->shared[task_.first + r];
-    const float known = below(static_cast<double>(lists_.threshold(r)) / screen_->unit(r));
-    float seen = shared.load(std::memory_order_relaxed);
-    while (seen < known && !shared.compare_exchange_weak(seen, known)) {
+// Whether a first threshold from a sample of the part saves more survivors than the sample costs.
+bool SearchWorker::samples() const {
+  const SearchProblem& p = task_.job->problem;
+  if (p.k > kMostSampledK || p.mask.data != nullptr || !screen_->keeps_columns()) return false;
+  if (sample_panels() < std::max<int64_t>(16, p.k / 4)) return false;
+  int64_t open = 0;
+  for (int64_t r = 0; r < task_.rows; ++r) open += lists_.threshold(r) == CandidateLists::kNone;
+  return open > 0;
+}
+
+// Enough panels for the best lanes to be about the best columns of the sample.
+int64_t SearchWorker::sample_panels() const {
+  return std::min(std::max<int64_t>(16, kSamplePanelsPerRank * task_.job->problem.k), (task_.to - task_.from) / 8);
+}
+
+// The sample is cut into as many runs as there must be lanes: the largest bound of a lane in a run is a column of its
+// own, so the k-th best of their lower bounds is a threshold.
+template <class VisitFirst>
+void SearchWorker::start_from_sample(VisitFirst&& visit_first) {
+  const int64_t k = task_.job->problem.k, lanes = sampled_lanes(k), runs = lanes / kPanel;
+  const int64_t each = ceil_div(sample_panels(), runs);
+  int64_t run = -1, left = 0;
+  const auto collect = [&] {
+    for (int64_t r = 0; r < task_.rows && run >= 0; ++r)
+      for (int lane = 0; lane < kPanel; ++lane) {
+        const float upper = argmax_.largest(r, lane);
+        const int64_t panel = argmax_.panel(r, lane);
+        const bool found = upper > -HUGE_VALF && upper < HUGE_VALF && !lists_.fell_back(r);
+        sampled_[r * lanes + run * kPanel + lane] =
+            found ? Candidate{upper, lower_bound(r, panel, upper, lane),
+                              static_cast<int32_t>(panel * kPanel + lane - task_.begin)}
+                  : Candidate{-HUGE_VALF, -HUGE_VALF, -1};
+      }
+  };
+  visit_first(each * runs, [&](const Visit& visit) {
+    for (Visit part = visit; part.from < visit.to; part.from = part.to) {
+      if (left == 0) {
+        collect();
+        ++run;
+        left = each;
+        argmax_.clear(task_.rows, task_.from);
+      }
+      part.to = std::min(visit.to, part.from + left);
+      left -= part.to - part.from;
+      screen_->argmax(part, argmax_.running());
     }
+  });
+  collect();
+  if (run + 1 < runs) return;  // stopped
+  for (int64_t r = 0; r < task_.rows && !task_.job->stop.requested(); ++r) {
+    if (lists_.fell_back(r)) continue;
+    Candidate* best = sampled_.get() + r * lanes;
+    refine_best(r, best, lanes, k);
+    std::nth_element(best, best + (k - 1), best + lanes,
+                     [](const Candidate& a, const Candidate& b) { return a.lower > b.lower; });
+    lists_.start(r, std::max(lists_.threshold(r), best[k - 1].lower));
+  }
+}
+
+// Gives the candidates with the largest bounds, so many as decide a threshold, the bounds of their refined scores.
+void SearchWorker::refine_best(int64_t row, Candidate* candidates, int64_t count, int64_t wanted) {
+  if (count > wanted)
+    std::nth_element(candidates, candidates + wanted, candidates + count,
+                     [](const Candidate& a, const Candidate& b) { return a.upper > b.upper; });
+  finalizer_.tighten(row, candidates, std::min(count, wanted), [&](double key) { return bounds_of(row, key); });
+}
+
+// Tells the other parts of the bank what a row's candidates must reach, in the units of the screen in use.
+void SearchWorker::share_threshold(int64_t row, float threshold) {
+  auto& shared = task_.job->shared[task_.first + row];
+  const float known = below(static_cast<double>(threshold) / screen_->unit(row));
+  float seen = shared.load(std::memory_order_relaxed);
+  while (seen < known && !shared.compare_exchange_weak(seen, known)) {
   }
 }
 
@@ -231,29 +353,50 @@ void SearchWorker::push_lane(int64_t row, int64_t panel, float upper, int lane, 
   const int64_t j = panel * kPanel + lane;
   if (j == task_.negligible) negligible_may_win_[row] = true;
   if (j >= task_.end || !job.problem.mask.allows(task_.first + row, job.offset + j)) return;
-  lists_.add(row, upper, lower, static_cast<int32_t>(j - task_.begin));
+  if (!lists_.add(row, upper, lower, static_cast<int32_t>(j - task_.begin))) tighten(row);
+}
+
+// Where bounds alone leave too many candidates, the best of them are refined early, which raises the threshold. Where
+// that does not help enough, or has cost more than a finer screen would, the row falls back; with the last screen only
+// after all have been refined.
+void SearchWorker::tighten(int64_t row) {
+  const bool last = screen_ == screens_[kScreenCount - 1].get();
+  const int64_t k = task_.job->problem.k;
+  for (const bool all : {false, true}) {
+    int64_t count = 0;
+    Candidate* candidates = lists_.candidates(row, &count);
+    const int64_t before = finalizer_.refined();
+    refine_best(row, candidates, count, all ? count : k);
+    tightened_[row] += static_cast<int32_t>(finalizer_.refined() - before);
+    if (lists_.tighten(row)) break;
+    if (all || (!last && tightened_[row] > 2 * k + 32 + scanned_columns_ / 16)) return lists_.fall_back(row);
+  }
 }
 
 // The lower bound of a column's score, from its upper bound.
 inline float SearchWorker::lower_bound(int64_t row, int64_t panel, float upper, int lane) const {
-  if (!(upper < HUGE_VALF)) return -HUGE_VALF;  // a fallback column has no lower bound
-  const PackHeader& h = task_.job->header;
-  const Panels<float> panels = pack_panels(&h);
-  const double r = panels.line(panel, h.width + 1)[lane];
-  double slack = task_.start_per_r2 * r * r + queries_.slacks[row];
-  if (h.biased) slack += start_bound(h.width, 2.0 * std::fabs(panels.line(panel, 0)[lane]));
-  return below(static_cast<double>(upper) - 2.0 * screen_->margin(row, r, slack));
+  return upper < HUGE_VALF ? screen_->lower_bound(row, panel, lane, upper) : -HUGE_VALF;  // a fallback column has none
 }
 
-// The running argmax of each lane becomes a candidate; a candidate that no other bound reaches is the answer. The
-// column of a lane's second largest is not known: where it may win, the row's panels are scanned again, a group of rows
-// at a time.
+// The panels that are not gated give every row its first threshold.
+void SearchWorker::start_from_argmax() {
+  argmax_.reduce(task_.rows);
+  for (int64_t r = 0; r < task_.rows; ++r) {
+    const RowArgmax& best = argmax_.row(r);
+    if (lists_.fell_back(r) || !(best.largest > -HUGE_VALF)) continue;
+    const float lower = lower_bound(r, argmax_.panel(r, best.lane), best.largest, best.lane);
+    lists_.start(r, std::max(lists_.threshold(r), lower));
+  }
+}
+
+// The running argmax of each lane becomes a candidate, after all other panels have raised the threshold; a candidate
+// that no other bound reaches is the answer. The column of a lane's second largest is not known: where it may win, the
+// row's panels are scanned again, a group of rows at a time.
 template <class Rescan>
-void SearchWorker::take_argmax(bool last, Rescan&& rescan) {
+void SearchWorker::take_argmax(Rescan&& rescan) {
   const SearchJob& job = *task_.job;
   const int64_t group = queries_.packed.group();
-  const bool answers = last && job.problem.values == nullptr && job.partial == nullptr;
-  argmax_.reduce(task_.rows);
+  const bool answers = job.problem.values == nullptr && job.partial == nullptr;
   int64_t unclear = 0;
   for (int64_t g = 0; g < task_.rows; g += group) {
     const int64_t rows = std::min<int64_t>(group, task_.rows - g);
@@ -262,17 +405,16 @@ void SearchWorker::take_argmax(bool last, Rescan&& rescan) {
     std::fill_n(thresholds, kPanel, HUGE_VALF);
     for (int64_t r = g; r < g + rows; ++r) {
       const RowArgmax& best = argmax_.row(r);
-      if (lists_.fell_back(r) || !(best.largest > -HUGE_VALF)) continue;
+      const float threshold = lists_.threshold(r);
+      if (lists_.fell_back(r) || best.largest < threshold) continue;
       const int64_t panel = argmax_.panel(r, best.lane), j = panel * kPanel + best.lane;
-      const float lower = lower_bound(r, panel, best.largest, best.lane);
-      const float threshold = std::max(lists_.threshold(r), lower);
-      if (answers && best.next < threshold && best.largest < HUGE_VALF && j != task_.negligible && j < task_.end) {
+      if (answers && lists_.empty(r) && best.next < threshold && best.largest < HUGE_VALF && j != task_.negligible &&
+          j < task_.end) {
         const Scored only{0.0, j};  // the caller wants no score
         task_.report(r, &only, 1);
         lists_.close(r);
         continue;
       }
-      lists_.start(r, threshold);
       if (argmax_.second_reaches(r, threshold)) {
         thresholds[r - g] = threshold;
         again = true;
@@ -283,7 +425,7 @@ void SearchWorker::take_argmax(bool last, Rescan&& rescan) {
         const int c = std::countr_zero(lanes);
         const int64_t at = argmax_.panel(r, c);
         const float upper = argmax_.largest(r, c);
-        push_lane(r, at, upper, c, c == best.lane ? lower : lower_bound(r, at, upper, c));
+        push_lane(r, at, upper, c, lower_bound(r, at, upper, c));
       }
     }
     if (again) rescan(g, rows, thresholds);

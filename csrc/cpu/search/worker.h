@@ -16,14 +16,23 @@ class SearchWorker {
   void screen_with(Screen& screen);
   void start_lists();
   void visit_all();
+  void start_from_argmax();
+  bool samples() const;
+  int64_t sample_panels() const;
+  template <class VisitFirst>
+  void start_from_sample(VisitFirst&& visit_first);
   void scan(const Visit& visit, int64_t row, int64_t rows, const float* thresholds);
   template <class Rescan>
-  void take_argmax(bool last, Rescan&& rescan);
+  void take_argmax(Rescan&& rescan);
   void push(int64_t row, int64_t panel, const float* upper, uint32_t lanes);
   void push_lane(int64_t row, int64_t panel, float upper, int lane, float lower);
-  void share_thresholds();
-  bool too_many_fallbacks() const;
+  void tighten(int64_t row);
+  void refine_best(int64_t row, Candidate* candidates, int64_t count, int64_t wanted);
+  void share_threshold(int64_t row, float threshold);
+  int64_t undecided_rows() const;
   bool few_allowed(int64_t row) const;
+  double packed_score(int64_t row, double key, double* error) const;
+  Candidate bounds_of(int64_t row, double key) const;
   double earlier_threshold(int64_t row) const;
   float lower_bound(int64_t row, int64_t panel, float upper, int lane) const;
 
@@ -39,6 +48,10 @@ class SearchWorker {
   Buffer<int64_t> fallback_rows_;
   int64_t fallbacks_ = 0;  // rows that fell back before the screen: masked to a few, or not finite
   int64_t scanned_row_ = 0, scanned_panel_ = 0;
+  int64_t scanned_columns_ = 0;  // of the part, by the screen in use
+  Buffer<Candidate> sampled_;    // the best of each lane of a sample
+  Buffer<int32_t> tightened_;    // rows refined early, per query row
+  double centre_norm_ = 0.0;
 };
 
 }  // namespace vecbank::cpu

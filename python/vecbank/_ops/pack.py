@@ -9,12 +9,18 @@ from .. import _C
 from .define import define
 from .fakes import check, check_bank, check_bias, same_device
 
+# What a pack is for: every op, or searches alone, which begin with a screen. In the order of their codes.
+USES = ("everything", "auto", "float32", "int16", "int8")
 
-def _pack(bank: Tensor, metric: int, bias: Tensor | None = None, stamp: bool = False) -> Tensor:
+
+def _pack(bank: Tensor, metric: int, bias: Tensor | None = None, stamp: bool = False, use: int = 0) -> Tensor:
     check_bank(bank, metric)
     check_bias(bias, bank, metric)
+    check(0 <= use < len(USES), f"use must lie between 0 and {len(USES) - 1}, got {use}")
     rows, width = bank.shape[-2:]  # symbolic in a traced program, and then the size is too
-    size = _C.pack_bytes(rows, width, metric, bias is not None, bank.device.type == "cuda")
+    cuda = bank.device.type == "cuda"
+    int8 = not cuda and use > 0 and _C.int8_panels(int(width), metric, use)
+    size = _C.pack_bytes(rows, width, metric, bias is not None, cuda, int8)
     return bank.new_empty((*bank.shape[:-2], size), dtype=torch.uint8)
 
 

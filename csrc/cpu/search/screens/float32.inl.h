@@ -10,7 +10,7 @@ namespace {
 // epilogue(tile of float32 upper bounds, row, panel, valid panels). Every screen has such a function.
 template <class V, class Product, int Height, int PanelCount, class Epilogue>
 VB_INLINE void bound_tiles(const TileArgs<float>& t, Epilogue&& epilogue) {
-  for_each_tile<Product, Height, PanelCount, false>(t, t.width + 2, 1, t.width + 1, epilogue);
+  for_each_tile<Product, Height, PanelCount, false>(t, 1, t.width + 1, epilogue);
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 
 #include <new>
 
-#include "screen.h"
+#include "float_panels.h"
 
 namespace vecbank::cpu {
 namespace {
@@ -12,16 +12,19 @@ class Int16Screen final : public Screen {
  public:
   bool reserve(const SearchProblem& problem, const SearchPlan& plan) override {
     const int64_t rows = plan.grid.rows_per_block, d = problem.bank.width;
-    return units_.reserve(rows + kPanel) && query_codes_.reserve(rows * int16::pairs_of(d) + kPanel) &&
+    return panels_.reserve(problem, cpu::panels_per_visit(kVisitBytes, d)) && units_.reserve(rows + kPanel) &&
+           query_codes_.reserve(rows * int16::pairs_of(d) + kPanel) &&
            panel_codes_.reserve(cpu::panels_per_visit(kVisitBytes, d) * int16::panel_stride(d));
   }
 
   void begin(ScreenQueries& queries, const SearchJob& job) override {
     header_ = &job.header;
+    queries_ = &queries;
+    panels_.begin(job);
     rows_ = queries.rows;
     group_ = queries.packed.group();
     bound_ = int16::bound_of(header_->width);
-    coded_ = -1;
+    coded_ = kNoVisit;
     // With this limit a unit times a start stays finite.
     const double most = record(job.problem.metric).shares_frame ? 0x1p40 : 0x1p80;
     std::fill_n(units_.get(), round_up_to(rows_, group_), 1.0f);
@@ -43,21 +46,27 @@ class Int16Screen final : public Screen {
     kernels().int16.argmax({tile(visit, 0, rows_), running, visit.from});
   }
 
+  int64_t argmax_panels() const override { return 64; }
+
   double unit(int64_t row) const override { return static_cast<double>(units_[row]); }
 
-  double margin(int64_t row, double r, double slack) const override {
-    return slack * unit(row) + static_cast<double>(bound_.margin(static_cast<float>(r))) * (1.0 + 0x1p-20);
+  float lower_bound(int64_t row, int64_t panel, int lane, float upper) const override {
+    const FloatPanels::ColumnError e = panels_.error(panel, lane);
+    const double column = static_cast<double>(bound_.margin(static_cast<float>(e.r))) * (1.0 + 0x1p-20);
+    return below(static_cast<double>(upper) - 2.0 * ((e.start + queries_->slacks[row]) * unit(row) + column));
   }
+
+  bool keeps_columns() const override { return panels_.stored(); }
 
  private:
   int64_t pairs() const { return int16::pairs_of(header_->width); }
 
   int16::Tiles tile(const Visit& visit, int64_t row, int64_t rows) {
-    const Panels<float> panels = pack_panels(header_);
     const int64_t d = header_->width;
-    if (coded_ != visit.from)
-      kernels().int16.quantize_panels(panels.panel(visit.from), visit.to - visit.from, d, bound_, panel_codes_.get());
-    coded_ = visit.from;
+    if (!coded_.covers(visit)) {
+      kernels().int16.quantize_panels(panels_.of(visit), visit.to - visit.from, d, bound_, panel_codes_.get());
+      coded_ = visit;
+    }
     int16::Tiles t;
     t.group = group_;
     t.rows = rows;
@@ -68,18 +77,20 @@ class Int16Screen final : public Screen {
     t.query_stride = group_ * pairs();
     t.panels = panel_codes_.get();
     t.panel_stride = int16::panel_stride(d);
-    t.prefetch_range = panels.panel(visit.next);
-    t.prefetch_bytes = (visit.to - visit.from) * panels.stride() * 4;
+    t.prefetch_range = panels_.after(visit);
+    t.prefetch_bytes = (visit.to - visit.from) * panels_.stride() * 4;
     return t;
   }
 
   const PackHeader* header_ = nullptr;
+  const ScreenQueries* queries_ = nullptr;
+  FloatPanels panels_;
   int64_t rows_ = 0;
   int group_ = 1;
   int16::Bound bound_{};
   Buffer<float> units_;
   Buffer<int32_t> query_codes_, panel_codes_;
-  int64_t coded_ = -1;  // the visit whose panels are in panel_codes_
+  Visit coded_ = kNoVisit;  // whose panels are in panel_codes_
 };
 
 }  // namespace
@@ -88,7 +99,7 @@ constinit const ScreenEntry int16_screen = {
     2,
     [](const PackHeader& bank, int group) {
       return kernels().int16.scan != nullptr && group == kernels().heights[0] && bank.width >= int16::kLeastWidth &&
-             bank.width <= int16::kMostWidth;
+             bank.width <= int16::kMostWidth && bank.screen != ScreenChoice::float32;
     },
     []() -> std::unique_ptr<Screen> { return std::unique_ptr<Screen>(new (std::nothrow) Int16Screen); }};
 

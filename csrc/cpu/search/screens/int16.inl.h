@@ -12,7 +12,7 @@ template <class V, class Int16, int Height, int PanelCount, class Epilogue>
 VB_INLINE void bound_tiles(const int16::Tiles& t, Epilogue&& epilogue) {
   const int64_t pairs = int16::pairs_of(t.width);
   for_each_tile<Int16, Height, PanelCount, false>(
-      t, -1, 0, pairs, [&](const auto& sums, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
+      t, 0, pairs, [&](const auto& sums, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
         Tile<V, Height, PanelCount> upper;
         unroll<PanelCount>([&](auto p) __attribute__((always_inline)) {
           const int64_t there = panel + (p.value < valid ? p.value : valid - 1);

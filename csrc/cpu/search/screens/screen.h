@@ -47,24 +47,35 @@ class Screen {
   // Carries the running argmax of the whole block over a visit's panels.
   virtual void argmax(const Visit& visit, float* running) = 0;
 
+  // About how many panels are worth an argmax without a gate: with wide bounds, few.
+  virtual int64_t argmax_panels() const = 0;
+
   // A score of 1 in packed units, in this screen's units for a row.
   virtual double unit(int64_t row) const = 0;
 
-  // How far an upper bound can lie above the screen's score, and the screen's score above the refined one, in this
-  // screen's units. `r`: the column's bound line; `slack`: the other errors, in packed units.
-  virtual double margin(int64_t row, double r, double slack) const = 0;
+  // The lower bound of a column's score in this screen's units, from its upper bound, which is finite.
+  virtual float lower_bound(int64_t row, int64_t panel, int lane, float upper) const = 0;
+
+  // Whether lower_bound() knows the columns of earlier visits too.
+  virtual bool keeps_columns() const = 0;
 };
 
 struct ScreenEntry {
   int query_bytes;                                    // of a coordinate of a query
-  bool (*serves)(const PackHeader& bank, int group);  // whether it can serve, and is worth it
+  bool (*serves)(const PackHeader& bank, int group);  // whether it can serve, and is asked for or worth it
   std::unique_ptr<Screen> (*make)();                  // null: no memory
 };
-extern const ScreenEntry int16_screen, float32_screen;
+extern const ScreenEntry int8_screen, int16_screen, float32_screen;
 
 // The screens in the order in which they are tried: where a screen leaves too many rows undecided, the next one is
 // used. The last one serves every bank that can be screened.
-constexpr const ScreenEntry* kScreens[] = {&int16_screen, &float32_screen};
+constexpr const ScreenEntry* kScreens[] = {&int8_screen, &int16_screen, &float32_screen};
 constexpr int kScreenCount = sizeof kScreens / sizeof *kScreens;
+
+// The first screen from number `from` on that serves.
+inline int next_screen(int from, const PackHeader& bank, int group) {
+  while (!kScreens[from]->serves(bank, group)) ++from;
+  return from;
+}
 
 }  // namespace vecbank::cpu

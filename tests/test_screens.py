@@ -1,0 +1,154 @@
+"""Banks and their screens: what is packed when, how much of it, and that no screen changes an answer."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from helpers import CODE, Target, assert_same, gauss
+from torch import Tensor
+
+import vecbank
+from vecbank import Bank
+
+METRICS = ("dot", "cosine", "l2", "sqeuclidean")
+SCREENS = ("auto", "float32", "int16", "int8")
+
+
+def available(screen: str) -> bool:
+    return screen != "int16" or vecbank._C.has_int16()
+
+
+def held(bank: Bank) -> set[bool]:
+    """Of the packs: whether they hold codes."""
+    return {kind.int8 for kind in bank._packs}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_bank_packs_what_a_verb_needs(metric: str, target: Target) -> None:
+    rows, x = gauss(500, 48), gauss(70, 48, seed=1)
+    codes = target.isa is not None and vecbank._C.int8_panels(48, CODE[metric], 1)
+    bank = Bank(rows, metric)
+    assert not bank._packs and "packed at first use" in repr(bank)
+    bank.topk(x, 3)
+    bank.nearest(x)
+    assert held(bank) == {codes}
+    bank.project(x)
+    assert held(bank) == {codes, False}
+    assert ("packed as int8" in repr(bank)) == codes and "packed as float32" in repr(bank)
+    bank.repack()
+    assert held(bank) == {codes, False}
+    assert held(Bank(rows, metric).prepare()) == {codes}
+    assert held(Bank(rows, metric).prepare("project")) == {False}
+    assert held(Bank(rows).prepare("search", metric)) == {codes}
+    assert not Bank(rows, metric, learnable=True).prepare()._packs
+    forced = Bank(rows, metric, screen="float32").prepare().prepare("project")
+    assert held(forced) == {False} and len(forced._packs) == 1, "one pack for both"
+
+
+@pytest.mark.parametrize("width", [32, 36, 64, 100, 128, 768])
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_bank_for_search_is_light(metric: str, width: int) -> None:
+    rows = gauss(4096, width)
+    pack = torch.ops.vecbank.pack(rows, CODE[metric], None, False, 4)
+    assert pack.numel() <= 0.40 * rows.numel() * 4
+    half = torch.ops.vecbank.pack(rows.half(), CODE[metric], None, False, 4)
+    assert half.numel() == pack.numel(), "beside half the bytes of vectors"
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+@pytest.mark.parametrize("data", ["ordinary", "far", "outlier", "equal", "ruined", "faint", "scales", "integers"])
+def test_no_screen_changes_an_answer(data: str, screen: str, target: Target) -> None:
+    """Among them banks that a coarse screen cannot decide, for which finer ones take over, with panels of their own."""
+    if target.isa is None or not available(screen):
+        pytest.skip("a screen of the CPU")
+    for metric in METRICS:
+        for n, m, d, k in (
+            (1, 3000, 40, 4),
+            (5, 900, 64, 1),
+            (150, 2000, 33, 10),
+            (90, 600, 260, 1),
+            (64, 4000, 32, 90),
+        ):
+            x, rows = draw(data, gauss(n, d), gauss(m, d, seed=1))
+            bias = gauss(m, seed=3) if metric == "dot" and n == 150 else None
+            bank = Bank(rows, metric, screen=screen, bias=bias)
+            want = vecbank.topk(x.double(), rows.double(), k, metric, bias=None if bias is None else bias.double())
+            got = bank.topk(x, k)
+            assert torch.equal(got.indices, want.indices), (metric, n, m, d, k)
+            if bias is None:
+                assert torch.equal(bank.quantize(x).codes, want.indices[:, 0]), (metric, n, m, d)
+
+
+def draw(data: str, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    if data == "far":
+        return 1000 + 0.01 * x, 1000 + 0.01 * rows
+    if data == "outlier":  # the coordinate that embeddings have: the codes are of rotated rows
+        x[:, 3], rows[:, 3] = 40 * x[:, 3], 40 * rows[:, 3]
+    elif data == "equal":
+        rows[:] = rows[0]
+    elif data == "ruined":
+        rows[::3], rows[1], x[0] = float("nan"), 3e38, 1e-30
+    elif data == "faint":
+        rows[: len(rows) // 2] *= 1e-12
+    elif data == "scales":
+        rows *= 10.0 ** (torch.arange(len(rows)) % 7 - 3).unsqueeze(1)
+    elif data == "integers":
+        return x.round(), rows.round()
+    return x, rows
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_written_rows_are_coded_again(screen: str, target: Target) -> None:
+    if target.isa is None or not available(screen):
+        pytest.skip("a screen of the CPU")
+    rows, x = gauss(2000, 40), gauss(100, 40, seed=1)
+    bank = Bank(rows.clone(), "cosine", screen=screen).prepare()
+    (before,) = bank._packs.values()
+    for step in range(4):
+        where, new = torch.randint(2000, (30,), generator=torch.Generator().manual_seed(step)).unique(), None
+        new = gauss(len(where), 40, seed=step + 2) * 10.0 ** (2 * step)
+        bank.update_(where, new)
+        rows[where] = new
+        (after,) = bank._packs.values()
+        assert after.pack is before.pack
+        assert_same(tuple(bank.topk(x, 5)), tuple(vecbank.topk(x, rows, 5, "cosine")), f"step {step}")
+
+
+def test_a_screen_goes_with_a_bank() -> None:
+    bank = Bank(gauss(50, 40), "l2", screen="float32")
+    for copied in (copy.deepcopy(bank), pickle.loads(pickle.dumps(bank))):
+        assert copied.screen == "float32" and held(copied.prepare()) == {False}
+    with pytest.raises(AttributeError):
+        bank.screen = "int8"  # type: ignore[misc]
+
+
+def test_refusals(target: Target) -> None:
+    rows = gauss(5, 4)
+    for wrong in ("int4", "", None, 8):
+        with pytest.raises(ValueError, match="screen must be one of auto, float32, int16, int8, got"):
+            Bank(rows, "l2", screen=wrong)  # type: ignore[arg-type]
+    if not vecbank._C.has_int16():
+        with pytest.raises(ValueError, match='screen "int16" needs a processor with AVX2 or AVX-512'):
+            Bank(rows, "l2", screen="int16")
+    with pytest.raises(ValueError, match='what must be "search" or "project", got "all"|got \'all\''):
+        Bank(rows, "l2").prepare("all")
+    with pytest.raises(ValueError, match="metric must be one of"):
+        Bank(rows).prepare("search")
+    for use in (-1, 5):
+        with pytest.raises(RuntimeError, match="use must lie between 0 and 4"):
+            torch.ops.vecbank.pack(rows, 0, None, False, use)
+
+
+def test_an_op_refuses_codes_that_were_tampered_with() -> None:
+    rows, x = gauss(100, 40), gauss(3, 40, seed=1)
+    pack = torch.ops.vecbank.pack(rows, CODE["dot"], None, False, 4)
+    assert_same(tuple(torch.ops.vecbank.topk(x, rows, pack, 5, CODE["dot"])), tuple(vecbank.topk(x, rows, 5, "dot")))
+    assert torch.equal(torch.ops.vecbank.project(x, rows, pack, CODE["dot"]), vecbank.project(x, rows, "dot"))
+    for at, value in ((104, 9), (104, 0), (108, 0), (108, 200)):  # the kind of panels, the largest code
+        other = pack.clone()
+        other[at] = value
+        with pytest.raises(RuntimeError, match="does not belong to a bank of this shape"):
+            torch.ops.vecbank.topk(x, rows, other, 5, CODE["dot"])
