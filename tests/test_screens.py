@@ -28,8 +28,8 @@ def held(bank: Bank) -> set[bool]:
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_bank_packs_what_a_verb_needs(metric: str, target: Target) -> None:
-    rows, x = gauss(500, 48), gauss(70, 48, seed=1)
-    codes = target.isa is not None and vecbank._C.int8_panels(48, CODE[metric], 1)
+    rows, x = gauss(9000, 48), gauss(70, 48, seed=1)
+    codes = target.isa is not None and vecbank._C.int8_panels(9000, 48, CODE[metric], 1)
     bank = Bank(rows, metric)
     assert not bank._packs and "packed at first use" in repr(bank)
     bank.topk(x, 3)

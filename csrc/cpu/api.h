@@ -12,8 +12,8 @@ namespace vecbank::cpu {
 
 using vecbank::pack_bytes;  // the layout of core/pack.h
 
-// What the panels of a pack for searches hold, where they begin with this screen.
-PanelKind panels_for_search(int64_t width, Metric metric, ScreenChoice screen = ScreenChoice::automatic);
+// What the panels of a bank's pack for searches hold, where searches begin with this screen.
+PanelKind panels_for_search(int64_t rows, int64_t width, Metric metric, ScreenChoice screen = ScreenChoice::automatic);
 
 // Writes the whole pack to `out` (pack_bytes long, 64-byte aligned). `bias`: one per row, added to dot products.
 Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias = nullptr,

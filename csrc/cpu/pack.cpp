@@ -257,11 +257,11 @@ Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int6
   return parallel.stop.requested() ? Status::stopped : Status::ok;
 }
 
-PanelKind panels_for_search(int64_t width, Metric metric, ScreenChoice screen) {
-  const bool wanted = screen == ScreenChoice::int8 || (screen == ScreenChoice::automatic && kernels().int8.fast);
-  const int64_t least = screen == ScreenChoice::int8 ? 1 : int8::kLeastWidth;
-  return wanted && !refined_only(metric) && width >= least && width <= int8::kMostWidth ? PanelKind::int8
-                                                                                        : PanelKind::float32;
+PanelKind panels_for_search(int64_t rows, int64_t width, Metric metric, ScreenChoice screen) {
+  const bool pays = rows >= kernels().int8.least_rows && width >= int8::kLeastWidth;
+  const bool wanted = screen == ScreenChoice::int8 || (screen == ScreenChoice::automatic && pays);
+  return wanted && !refined_only(metric) && width >= 1 && width <= int8::kMostWidth ? PanelKind::int8
+                                                                                    : PanelKind::float32;
 }
 
 Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias,

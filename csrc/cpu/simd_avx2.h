@@ -67,7 +67,8 @@ struct Avx2Int8 {  // an element is four codes: unsigned of a query, signed of t
   static constexpr int width = 8, lines = 2;
   // Products are added in pairs in 16 bits, which saturate, and two such sums before they are widened.
   static constexpr int32_t bank_code = 63, product_limit = 32767 / 4;
-  static constexpr bool fast = true;
+  // Codes of 7 bits leave more candidates, which pays in large banks alone (bench/NOTES.md).
+  static constexpr int64_t least_rows = 8192;
   static VB_INLINE Reg load(const T* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static VB_INLINE Reg fill(T x) { return _mm256_set1_epi32(x); }
   static VB_INLINE void store(T* p, Reg a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }

@@ -70,7 +70,7 @@ struct Avx512Int8 {
   using Reg = __m512i;
   static constexpr int width = 16, lines = 2;
   static constexpr int32_t bank_code = Avx2Int8::bank_code, product_limit = Avx2Int8::product_limit;
-  static constexpr bool fast = true;
+  static constexpr int64_t least_rows = Avx2Int8::least_rows;
   static VB_INLINE Reg load(const T* p) { return _mm512_loadu_si512(p); }
   static VB_INLINE Reg fill(T x) { return _mm512_set1_epi32(x); }
   static VB_INLINE void store(T* p, Reg a) { _mm512_storeu_si512(p, a); }
@@ -103,6 +103,7 @@ struct Avx512Int8 {
 struct Avx512VnniInt8 : Avx512Int8 {
   static constexpr int lines = 1;
   static constexpr int32_t bank_code = 127, product_limit = 1 << 30;
+  static constexpr int64_t least_rows = 0;
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) {
     asm("vpdpbusd %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
     return c;

@@ -63,7 +63,7 @@ struct Portable {
 
 struct PortableInt8 : Portable<int32_t> {  // an element is four codes: unsigned of a query, signed of the bank
   static constexpr int32_t bank_code = 127, product_limit = 1 << 30;
-  static constexpr bool fast = false;
+  static constexpr int64_t least_rows = INT64_MAX;  // slower than float32
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) {
     for (int shift = 0; shift < 32; shift += 8) c += ((a >> shift) & 0xFF) * ((b << (24 - shift)) >> 24);
     return c;

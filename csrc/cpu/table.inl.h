@@ -67,7 +67,7 @@ constexpr int8::Kernels int8_kernels() {
           {scan_int8<Isa, int8::StartlessTiles>, argmax_int8<Isa, int8::StartlessTiles>},
           Int8::bank_code,
           Int8::product_limit,
-          Int8::fast,
+          Int8::least_rows,
           quantize_queries<V, Int8>,
           quantize_panel<V, Int8>,
           rotate<V>,

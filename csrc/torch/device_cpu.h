@@ -30,10 +30,10 @@ class CpuScope {
     });
   }
   static int64_t pack_bytes(const BankShape& bank, Metric metric, bool biased, PackUse use) {
-    return cpu::pack_bytes(bank.m, bank.width, metric, biased, panels_for(use, bank.width, metric));
+    return cpu::pack_bytes(bank.m, bank.width, metric, biased, panels_for(use, bank.m, bank.width, metric));
   }
-  static PanelKind panels_for(PackUse use, int64_t width, Metric metric) {
-    return use.searches ? cpu::panels_for_search(width, metric, use.screen) : PanelKind::float32;
+  static PanelKind panels_for(PackUse use, int64_t rows, int64_t width, Metric metric) {
+    return use.searches ? cpu::panels_for_search(rows, width, metric, use.screen) : PanelKind::float32;
   }
   void stamp(Tensor& pack, const Tensor& bank, const std::optional<Tensor>& bias) const;
 
@@ -42,7 +42,8 @@ class CpuScope {
   void begin(double work) { call_.emplace(work); }
 
   void pack_bank(const Rows& bank, Metric metric, void* out, const double* bias, PackUse use) const {
-    check(cpu::pack_bank(bank, metric, out, threads(), bias, panels_for(use, bank.width, metric), use.screen));
+    check(cpu::pack_bank(bank, metric, out, threads(), bias, panels_for(use, bank.count, bank.width, metric),
+                         use.screen));
   }
   void search(const SearchProblem& p) const { check(cpu::search(p, threads())); }
   void project(const ProjectProblem& p) const { check(cpu::project(p, threads())); }

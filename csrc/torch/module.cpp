@@ -85,11 +85,11 @@ PYBIND11_MODULE(_C, m) {
       "The size of a pack in bytes, on the CPU or on a CUDA device; symbolic where rows or width are.");
   m.def(
       "int8_panels",
-      [](int64_t width, int code, int use) {
-        return use > 0 && vecbank::cpu::panels_for_search(width, static_cast<vecbank::Metric>(code),
+      [](int64_t rows, int64_t width, int code, int use) {
+        return use > 0 && vecbank::cpu::panels_for_search(rows, width, static_cast<vecbank::Metric>(code),
                                                           static_cast<ScreenChoice>(use - 1)) == PanelKind::int8;
       },
-      py::arg("width"), py::arg("metric"), py::arg("use"),
+      py::arg("rows"), py::arg("width"), py::arg("metric"), py::arg("use"),
       "Whether the CPU's pack for this use holds the codes of the int8 screen; its panels are float32 else.");
   m.def("has_int16", [] { return vecbank::cpu::kernels().int16.scan != nullptr; }, "Whether there is an int16 screen.");
   m.def("isa", [] { return vecbank::cpu::kIsaNames[vecbank::cpu::isa_in_use()]; }, "The instruction set in use.");

@@ -176,8 +176,8 @@ class PreparedBank(nn.Module):
 
         Example:
             >>> import torch, vecbank
-            >>> vecbank.Bank(torch.randn(1000, 64), "l2").prepare("search")
-            Bank(1000 x 64, metric='l2', dtype=torch.float32, learnable=False, 250.0 KiB + 79.0 KiB packed as int8)
+            >>> vecbank.Bank(torch.randn(1000, 64), "l2", screen="int8").prepare("search")
+            Bank(1000 x 64, metric='l2', dtype=float32, learnable=False, 250.0 KiB + 79.0 KiB packed as int8)
         """
         if what not in ("search", "project"):
             raise ValueError(f'what must be "search" or "project", got {what!r}')
@@ -213,7 +213,7 @@ class PreparedBank(nn.Module):
         """The pack that a verb needs, of "project" and all others."""
         family = _pack_family(code)
         searches = verb != "project" and vectors.device.type == "cpu"
-        return _Kind(family, searches and _C.int8_panels(vectors.shape[-1], family, self._use))
+        return _Kind(family, searches and _C.int8_panels(*vectors.shape[-2:], family, self._use))
 
     def _prepare(self, kind: _Kind, vectors: Tensor, bias: Tensor | None) -> Tensor | None:
         """Packs the vectors, if the pack can be held to what it was made of."""

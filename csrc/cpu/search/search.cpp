@@ -150,7 +150,7 @@ Status search(const SearchProblem& p, const Parallel& parallel) {
   const int64_t step =
       pieces ? std::max<int64_t>(1024, kPartialBytes / (p.k * static_cast<int64_t>(sizeof(Scored)))) : p.queries.count;
   const PanelKind kind =
-      p.queries.count >= kCodedQueries ? panels_for_search(p.bank.width, p.metric) : PanelKind::float32;
+      p.queries.count >= kCodedQueries ? panels_for_search(p.bank.count, p.bank.width, p.metric) : PanelKind::float32;
   Status status = Status::ok;
   for (int64_t q = 0; q < p.queries.count && status == Status::ok; q += step) {
     SearchProblem slice = p;

@@ -19,7 +19,7 @@ def _pack(bank: Tensor, metric: int, bias: Tensor | None = None, stamp: bool = F
     check(0 <= use < len(USES), f"use must lie between 0 and {len(USES) - 1}, got {use}")
     rows, width = bank.shape[-2:]  # symbolic in a traced program, and then the size is too
     cuda = bank.device.type == "cuda"
-    int8 = not cuda and use > 0 and _C.int8_panels(int(width), metric, use)
+    int8 = not cuda and use > 0 and _C.int8_panels(int(rows), int(width), metric, use)
     size = _C.pack_bytes(rows, width, metric, bias is not None, cuda, int8)
     return bank.new_empty((*bank.shape[:-2], size), dtype=torch.uint8)
 

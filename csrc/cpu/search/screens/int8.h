@@ -32,7 +32,7 @@
 
 namespace vecbank::cpu::int8 {
 
-constexpr int64_t kLeastWidth = 16;      // below this, converting sums to scores costs what the products save
+constexpr int64_t kLeastWidth = 24;      // below this, converting sums to scores costs what the products save
 constexpr int64_t kMostWidth = 1 << 15;  // 255 * 127 * 2^15 + 2^30 < 2^31
 constexpr double kNormPerRoot = 42.0;    // queries are scaled to codes of the norm 42 sqrt(d), or less
 constexpr double kMostUnit = 0x1p40;     // with this limit a unit times a start stays finite
@@ -79,7 +79,7 @@ struct Kernels {
   ScreenKernels<StartlessTiles> without;
   int32_t bank_code = 0;      // the largest code of a bank row that is packed here
   int32_t product_limit = 0;  // of a query's largest code times the bank's, so that no product saturates
-  bool fast = false;          // faster than float32
+  int64_t least_rows = 0;     // of a bank for which this screen is faster than the others
   // One group of interleaved rows. `units`: on entry the largest allowed, per row of the group. `norms` grows. Both
   // functions may read and write a few elements past the end.
   // Lines of queries are `stride` wide, and so are lines of panels that are rotated.
