@@ -107,15 +107,13 @@ void SearchWorker::run(const SearchJob& job, const GridTask& task) {
     std::iota(fallback_rows_.get(), fallback_rows_.get() + fallback_count, int64_t{0});
   } else {
     queries_.pack(task_);
-    int s = next_screen(std::max(job.plan.first_screen, first_screen_), job.header, job.plan.group);
-    screen_with(*screens_[s]);
+    screen_with(next_screen(std::max(job.plan.first_screen, first_screen_), job.header, job.plan.group));
     // Bank rows that are nearly equal, and far from their centre, are too alike for a coarse screen. Refining all bank
     // rows costs some 60 times as much as screening them, so few query rows are enough to try the next screen; where it
-    // was a quarter of them, later blocks begin with that.
-    for (int64_t undecided; s + 1 < kScreenCount && (undecided = undecided_rows()) > task_.rows / 64;) {
-      s = next_screen(s + 1, job.header, job.plan.group);
-      if (undecided > task_.rows / 4) first_screen_ = s;
-      screen_with(*screens_[s]);
+    // was a sixteenth of them, later blocks begin with that.
+    for (int64_t undecided; screen_number_ + 1 < kScreenCount && (undecided = undecided_rows()) > task_.rows / 64;) {
+      if (undecided > task_.rows / 16) first_screen_ = screen_number_ + 1;
+      screen_with(next_screen(screen_number_ + 1, job.header, job.plan.group));
     }
     for (int64_t r = 0; r < task_.rows && !job.stop.requested(); ++r) {
       if (lists_.closed(r)) continue;
@@ -130,19 +128,32 @@ void SearchWorker::run(const SearchJob& job, const GridTask& task) {
         share_threshold(r, bounds_of(r, worst).lower);
     }
   }
+  if (!job.plan.refined_only && refined_more_than_saved()) first_screen_ = std::max(first_screen_, screen_number_ + 1);
   finalizer_.refine_all(fallback_rows_.get(), fallback_count);
   if (task_.part == 0) counted_queries.fetch_add(task_.rows, std::memory_order_relaxed);
   counted_refined.fetch_add(finalizer_.refined(), std::memory_order_relaxed);
   counted_repeated.fetch_add(fallback_count, std::memory_order_relaxed);
 }
 
-void SearchWorker::screen_with(Screen& screen) {
-  screen_ = &screen;
-  screen.begin(queries_, *task_.job);
+void SearchWorker::screen_with(int number) {
+  screen_number_ = number;
+  screen_ = screens_[number].get();
+  screen_->begin(queries_, *task_.job);
   start_lists();
   visit_all();
   for (int64_t r = 0; r < task_.rows && task_.job->shared != nullptr; ++r)
     if (!lists_.fell_back(r) && lists_.threshold(r) > CandidateLists::kNone) share_threshold(r, lists_.threshold(r));
+}
+
+// Whether the block's candidates took longer than the next screen would have, so that later blocks begin with that. A
+// finer screen needs about twice as many cycles for a product, and leaves 2 k candidates; a candidate costs about as
+// much as 100 (d + 80) products.
+bool SearchWorker::refined_more_than_saved() const {
+  const SearchJob& job = *task_.job;
+  if (screen_number_ + 1 >= kScreenCount || job.plan.group != kernels().heights[0]) return false;
+  const double rows = static_cast<double>(task_.rows), d = static_cast<double>(job.header.width);
+  const double more = static_cast<double>(finalizer_.refined()) - 2.0 * static_cast<double>(job.problem.k) * rows;
+  return more * 100.0 * (d + 80.0) > rows * static_cast<double>(task_.end - task_.begin) * d;
 }
 
 // How many rows the screen has left undecided.
@@ -360,7 +371,7 @@ void SearchWorker::push_lane(int64_t row, int64_t panel, float upper, int lane, 
 // that does not help enough, or has cost more than a finer screen would, the row falls back; with the last screen only
 // after all have been refined.
 void SearchWorker::tighten(int64_t row) {
-  const bool last = screen_ == screens_[kScreenCount - 1].get();
+  const bool last = screen_number_ + 1 == kScreenCount;
   const int64_t k = task_.job->problem.k;
   for (const bool all : {false, true}) {
     int64_t count = 0;

@@ -13,7 +13,7 @@ class SearchWorker {
   void run(const SearchJob& job, const GridTask& task);
 
  private:
-  void screen_with(Screen& screen);
+  void screen_with(int number);
   void start_lists();
   void visit_all();
   void start_from_argmax();
@@ -30,6 +30,7 @@ class SearchWorker {
   void refine_best(int64_t row, Candidate* candidates, int64_t count, int64_t wanted);
   void share_threshold(int64_t row, float threshold);
   int64_t undecided_rows() const;
+  bool refined_more_than_saved() const;
   bool few_allowed(int64_t row) const;
   double packed_score(int64_t row, double key, double* error) const;
   Candidate bounds_of(int64_t row, double key) const;
@@ -40,6 +41,7 @@ class SearchWorker {
   ScreenQueries queries_;
   std::unique_ptr<Screen> screens_[kScreenCount];
   Screen* screen_ = nullptr;
+  int screen_number_ = 0;
   int first_screen_ = 0;  // earlier screens have left too many rows undecided
   CandidateLists lists_;
   RunningArgmax argmax_;
