@@ -125,6 +125,29 @@ def test_a_screen_goes_with_a_bank() -> None:
         bank.screen = "int8"  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("screen", SCREENS)
+def test_explain(screen: str, target: Target, one_thread: None) -> None:
+    if target.isa is None or not available(screen):
+        pytest.skip("a screen of the CPU")
+    rows, x = gauss(9000, 64), gauss(150, 64, seed=1)
+    bank = Bank(rows, "l2", screen=screen)
+    told = bank.explain(x, 5)
+    (first,) = told.screened
+    if screen == "auto":
+        assert first in ("float32", "int8", "int16") and "because" in told.why and vecbank._C.isa() in told.why
+    else:
+        assert first == screen and f'screen="{screen}"' in told.why
+    assert told.queries == 150 and told.screened[first] == 150 and told.repeated == 0 and told.seconds > 0
+    panels = 9000 * 64 * (1 if first == "int8" else 4)
+    assert told.refined >= 5 * 150 and told.bytes_read >= panels + told.refined * 256
+    far = Bank(torch.cat([rows[:4500] + 60, rows[4500:] - 60]), "dot", screen=screen).explain(x, 5)
+    assert screen != "int8" or (len(far.screened) > 1 and "left too much undecided" in far.why)
+    everything = bank.explain(x[:2], 9000)
+    assert everything.screened == {} and "scored exactly" in everything.why and everything.refined == 18000
+    assert "nothing to search" in bank.explain(x[:0]).why
+    assert Bank(rows, "l1").explain(x[:1]).screened == {}
+
+
 def test_refusals(target: Target) -> None:
     rows = gauss(5, 4)
     for wrong in ("int4", "", None, 8):
@@ -137,6 +160,8 @@ def test_refusals(target: Target) -> None:
         Bank(rows, "l2").prepare("all")
     with pytest.raises(ValueError, match="metric must be one of"):
         Bank(rows).prepare("search")
+    with pytest.raises(ValueError, match="explain is for a Bank on the CPU, this one is on meta"):
+        Bank(rows.to("meta"), "l2").explain(rows.to("meta"), 1)
     for use in (-1, 5):
         with pytest.raises(RuntimeError, match="use must lie between 0 and 4"):
             torch.ops.vecbank.pack(rows, 0, None, False, use)

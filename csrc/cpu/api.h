@@ -42,6 +42,8 @@ Status residual_quantize(const ResidualProblem& problem, const Parallel& paralle
 struct Counters {
   int64_t queries, refined;  // query rows; bank rows scored in float64
   int64_t repeated;          // query rows that fell back, counted once for each part of the bank
+  int64_t screened[3];       // query rows that the int8, int16 and float32 screens scanned for, once for each part
+  int64_t bytes;             // of the bank and its pack that were read for that
 };
 Counters read_counters();
 void reset_counters();

@@ -109,7 +109,9 @@ PYBIND11_MODULE(_C, m) {
       "Why VECBANK_ISA was ignored, or None.");
   m.def("counters", [] {
     const vecbank::cpu::Counters c = vecbank::cpu::read_counters();
-    return py::dict(py::arg("queries") = c.queries, py::arg("refined") = c.refined, py::arg("repeated") = c.repeated);
+    return py::dict(py::arg("queries") = c.queries, py::arg("refined") = c.refined, py::arg("repeated") = c.repeated,
+                    py::arg("int8") = c.screened[0], py::arg("int16") = c.screened[1],
+                    py::arg("float32") = c.screened[2], py::arg("bytes") = c.bytes);
   });
   m.def("reset_counters", &vecbank::cpu::reset_counters);
   m.def("build_info", [] {

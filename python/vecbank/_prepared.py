@@ -213,7 +213,8 @@ class PreparedBank(nn.Module):
         """The pack that a verb needs, of "project" and all others."""
         family = _pack_family(code)
         searches = verb != "project" and vectors.device.type == "cpu"
-        return _Kind(family, searches and _C.int8_panels(*vectors.shape[-2:], family, self._use))
+        rows, width = vectors.shape[-2:]
+        return _Kind(family, searches and _C.int8_panels(rows, width, family, self._use))
 
     def _prepare(self, kind: _Kind, vectors: Tensor, bias: Tensor | None) -> Tensor | None:
         """Packs the vectors, if the pack can be held to what it was made of."""

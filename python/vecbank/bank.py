@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from itertools import pairwise
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from . import functional
+from . import _C, functional
 from ._deprecated import renamed
 from ._prepared import PreparedBank
-from .results import Nearest, Quantized, TopK
+from .results import Explanation, Nearest, Quantized, TopK
 
 
 class Bank(PreparedBank):
@@ -113,6 +115,58 @@ class Bank(PreparedBank):
             [0.0, 1.0, 0.0]
         """
         return functional.quantize(x, self, metric)
+
+    def explain(self, x: Tensor, k: int = 10, *, metric: str | None = None) -> Explanation:
+        """Searches for the k best rows of every query, and says how: which screens were used, why, and what they left.
+
+        The counts are those of the process, so no other search should run meanwhile. k above M counts as M.
+
+        Args:
+            x: (..., d), on the CPU.
+            k: as of `topk`.
+            metric: of a Bank that names none.
+
+        Raises:
+            ValueError: a Bank that is not on the CPU. Otherwise as `topk`.
+
+        Example:
+            >>> import torch, vecbank
+            >>> bank = vecbank.Bank(torch.randn(10_000, 64), "dot", screen="int8")
+            >>> list(bank.explain(torch.randn(5, 64)).screened)
+            ['int8']
+        """
+        if self.vectors.device.type != "cpu":
+            raise ValueError(f"explain is for a Bank on the CPU, this one is on {self.vectors.device}")
+        k = min(k, self.vectors.shape[-2])
+        functional.topk(x, self, k, metric)  # whatever is prepared at the first call
+        _C.reset_counters()
+        start = time.perf_counter()
+        functional.topk(x, self, k, metric)
+        seconds = time.perf_counter() - start
+        counted = _C.counters()
+        screened = {name: counted[name] for name in ("int8", "int16", "float32") if counted[name]}
+        why = self._why(list(screened), k, counted["queries"])
+        return Explanation(
+            screened, why, counted["queries"], counted["refined"], counted["repeated"], counted["bytes"], seconds
+        )
+
+    def _why(self, screens: list[str], k: int, queries: int) -> str:
+        rows, width = self.vectors.shape[-2:]
+        if queries == 0 or rows == 0:
+            return "there is nothing to search"
+        if not screens:
+            return (
+                f"every row is scored exactly: k = {k} is an eighth of the {rows} rows or more, or the metric or the "
+                f"width {width} has no screen"
+            )
+        if self.screen != "auto":
+            first = f'{screens[0]} because the Bank says screen="{self.screen}"'
+        elif screens[0] == "int8":
+            first = f"int8 because it is the fastest for {rows} rows of width {width} on {_C.isa()}"
+        else:
+            first = f"{screens[0]} because int8 does not pay for {rows} rows of width {width} on {_C.isa()}"
+        later = [f"{name} where {before} left too much undecided" for before, name in pairwise(screens)]
+        return "; ".join([first, *later])
 
     def lookup(self, codes: Tensor, weights: Tensor | None = None, *, reduce: str = "none") -> Tensor:
         """`vecbank.lookup` in this bank: codes -> rows.

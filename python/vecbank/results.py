@@ -31,6 +31,27 @@ class Quantized(NamedTuple):
     codes: Tensor
 
 
+class Explanation(NamedTuple):
+    """How one search on the CPU went.
+
+    screened: queries for which each screen ("int8", "int16", "float32") scanned the bank, summed over the parts that
+        threads cut it into; empty where every row was scored exactly.
+    why: of the first of them, and of those that followed it, in words.
+    refined: bank rows that were scored in float64, of all queries.
+    repeated: queries that were scored against every row, summed over the parts.
+    bytes_read: of the bank and its packed copies, however often: each block of queries reads them.
+    seconds: of the search.
+    """
+
+    screened: dict[str, int]
+    why: str
+    queries: int
+    refined: int
+    repeated: int
+    bytes_read: int
+    seconds: float
+
+
 class QuantizeTrain(NamedTuple):
     """What a training step needs: quantized (..., d), codes (...), loss (), counts (M,), sums (M, d)."""
 

@@ -17,7 +17,11 @@ constexpr int64_t kMostSampledK = 128;
 int64_t sampled_lanes(int64_t k) { return round_up_to(k + k / 2 + 4, kPanel); }
 constexpr int64_t kSamplePanelsPerRank = 24;
 
-std::atomic<int64_t> counted_queries{0}, counted_refined{0}, counted_repeated{0};
+std::atomic<int64_t> counted_queries{0}, counted_refined{0}, counted_repeated{0}, counted_bytes{0};
+std::atomic<int64_t> counted_screened[kScreenCount];
+static_assert(kScreenCount == sizeof(Counters{}.screened) / sizeof(int64_t));
+
+void count(std::atomic<int64_t>& counter, int64_t more) { counter.fetch_add(more, std::memory_order_relaxed); }
 
 // Blocks of panels are visited in a scattered order: in a bank sorted by score, every row would otherwise exceed the
 // threshold so far.
@@ -42,8 +46,15 @@ class Visits {
 
 }  // namespace
 
-Counters read_counters() { return {counted_queries, counted_refined, counted_repeated}; }
-void reset_counters() { counted_queries = counted_refined = counted_repeated = 0; }
+Counters read_counters() {
+  Counters c{counted_queries, counted_refined, counted_repeated, {}, counted_bytes};
+  for (int s = 0; s < kScreenCount; ++s) c.screened[s] = counted_screened[s];
+  return c;
+}
+void reset_counters() {
+  counted_queries = counted_refined = counted_repeated = counted_bytes = 0;
+  for (auto& screened : counted_screened) screened = 0;
+}
 
 SearchTask::SearchTask(const SearchJob& j, const GridTask& t)
     : job(&j), first(t.first), rows(t.rows), from(t.from), to(t.to), part(t.part) {
@@ -130,15 +141,18 @@ void SearchWorker::run(const SearchJob& job, const GridTask& task) {
   }
   if (!job.plan.refined_only && refined_more_than_saved()) first_screen_ = std::max(first_screen_, screen_number_ + 1);
   finalizer_.refine_all(fallback_rows_.get(), fallback_count);
-  if (task_.part == 0) counted_queries.fetch_add(task_.rows, std::memory_order_relaxed);
-  counted_refined.fetch_add(finalizer_.refined(), std::memory_order_relaxed);
-  counted_repeated.fetch_add(fallback_count, std::memory_order_relaxed);
+  if (task_.part == 0) count(counted_queries, task_.rows);
+  count(counted_refined, finalizer_.refined());
+  count(counted_repeated, fallback_count);
+  count(counted_bytes, finalizer_.refined() * job.header.width * static_cast<int64_t>(size_of(job.problem.bank.dtype)));
 }
 
 void SearchWorker::screen_with(int number) {
   screen_number_ = number;
   screen_ = screens_[number].get();
   screen_->begin(queries_, *task_.job);
+  count(counted_screened[number], task_.rows);
+  count(counted_bytes, (task_.to - task_.from) * screen_->panel_bytes());
   start_lists();
   visit_all();
   for (int64_t r = 0; r < task_.rows && task_.job->shared != nullptr; ++r)

@@ -26,6 +26,8 @@ class Float32Screen final : public Screen {
                                  header_->width);
   }
 
+  int64_t panel_bytes() const override { return panels_.bytes(); }
+
   void scan(const Visit& visit, int64_t row, int64_t rows, const ScanTarget& target) override {
     kernels().float32.scan({tile(visit, row, rows), target.thresholds, target.push, target.context});
   }

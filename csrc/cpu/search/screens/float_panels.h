@@ -21,6 +21,10 @@ class FloatPanels {
   }
 
   bool stored() const { return stored_; }
+  int64_t bytes() const {  // read for a panel
+    const Rows& bank = job_->problem.bank;
+    return stored_ ? stride() * 4 : kPanel * bank.width * static_cast<int64_t>(size_of(bank.dtype));
+  }
   int64_t stride() const { return (job_->header.width + 3) * kPanel; }
 
   // The first panel of a visit.

@@ -38,6 +38,8 @@ class Int16Screen final : public Screen {
 
   int64_t panels_per_visit() const override { return cpu::panels_per_visit(kVisitBytes, header_->width); }
 
+  int64_t panel_bytes() const override { return panels_.bytes(); }
+
   void scan(const Visit& visit, int64_t row, int64_t rows, const ScanTarget& target) override {
     kernels().int16.scan({tile(visit, row, rows), target.thresholds, target.push, target.context});
   }

@@ -46,6 +46,8 @@ class Int8Screen final : public Screen {
     return panels_of(queries_->rows <= 4 ? kLongVisitBytes : kVisitBytes, layout_.width);
   }
 
+  int64_t panel_bytes() const override { return layout_.stride() * 4; }
+
   void scan(const Visit& visit, int64_t row, int64_t rows, const ScanTarget& target) override {
     with_tile(visit, row, rows, [&](const auto& kernels, const auto& t) {
       kernels.scan({t, target.thresholds, target.push, target.context});

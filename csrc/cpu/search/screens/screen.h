@@ -41,6 +41,9 @@ class Screen {
 
   virtual int64_t panels_per_visit() const = 0;
 
+  // What is read of the pack or the bank for a panel.
+  virtual int64_t panel_bytes() const = 0;
+
   // Pushes the columns of a visit's panels that reach the threshold, for rows [row, row + rows) of the block.
   virtual void scan(const Visit& visit, int64_t row, int64_t rows, const ScanTarget& target) = 0;
 
