@@ -162,9 +162,24 @@ def test_refusals(target: Target) -> None:
         Bank(rows).prepare("search")
     with pytest.raises(ValueError, match="explain is for a Bank on the CPU, this one is on meta"):
         Bank(rows.to("meta"), "l2").explain(rows.to("meta"), 1)
+    with pytest.raises(ValueError, match="this Bank is for \"l2\", got metric 'dot'"):
+        Bank(rows, "l2").prepare("search", "dot")
     for use in (-1, 5):
         with pytest.raises(RuntimeError, match="use must lie between 0 and 4"):
             torch.ops.vecbank.pack(rows, 0, None, False, use)
+
+
+def test_the_smallest_rows_have_no_larger_codes(target: Target) -> None:
+    """Rows of 2^-90 have codes no larger than others: without VNNI, sums of larger ones would overflow 16 bits."""
+    for exponent in range(-100, -84):
+        rows, on = gauss(4000, 64) / 7, [0, 1, 4, 5]
+        rows[:, on] = -rows[:, on].abs()
+        rows[1234], rows[700] = 0, 0
+        rows[1234, on], rows[700, 0] = 2.0**exponent, 2.0**exponent
+        x = torch.zeros(64, 64)
+        x[:, on] = 1
+        for screen in ("auto", "int8"):
+            assert Bank(rows, "dot", screen=screen).topk(x, 1).indices.unique().tolist() == [1234], exponent
 
 
 def test_an_op_refuses_codes_that_were_tampered_with() -> None:

@@ -184,6 +184,8 @@ class PreparedBank(nn.Module):
         name = self._metric if metric is None else metric
         if not isinstance(name, str) or name not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, since this Bank names none, got {metric!r}")
+        if self._metric is not None and _pack_family(METRICS[name]) != _pack_family(METRICS[self._metric]):
+            raise ValueError(f'this Bank is for "{self._metric}", got metric {metric!r}: make a Bank for that')
         vectors = self.vectors
         kind = self._kind(what, vectors, METRICS[name])
         held = self._packs.get(kind)

@@ -188,7 +188,7 @@ class Bank(PreparedBank):
     def extra_repr(self) -> str:
         shape = " x ".join(str(s) for s in self.vectors.shape)
         own = self.vectors.numel() * self.vectors.element_size()
-        held = [(kind.int8, made.pack.numel()) for kind, made in self._packs.items()]
+        held = [(kind.int8, made.pack.numel()) for kind, made in list(self._packs.items())]
         sizes = {name: sum(size for int8, size in held if int8 == codes) for name, codes in _PANELS.items()}
         packed = [f"+ {_bytes(size)} packed as {name}" for name, size in sizes.items() if size]
         pack = " ".join(packed) if packed else "packed per call" if self.learnable else "packed at first use"

@@ -13,13 +13,15 @@ namespace vecbank::cpu {
 
 class RunningArgmax {
  public:
+  static constexpr int64_t kMostPanels = int64_t{1} << 24;  // a panel's number is a float
+
   bool reserve(int64_t rows) { return running_.reserve((rows + kPanel) * kArgmaxFloats) && rows_.reserve(rows); }
 
   // Serves k = 1 without mask and fallback rows, unless the last block had too many ties.
   bool serves(const SearchTask& task, const Screen& screen) const {
     const SearchProblem& p = task.job->problem;
     return p.k == 1 && screen.keeps_columns() && p.mask.data == nullptr && task.job->header.fallbacks == 0 &&
-           task.to < (int64_t{1} << 24) && !ties_;
+           task.to < kMostPanels && !ties_;
   }
   void clear(int64_t rows, int64_t first_panel) {
     for (int64_t r = 0; r < rows + kPanel; ++r) {

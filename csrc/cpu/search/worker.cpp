@@ -122,7 +122,9 @@ void SearchWorker::run(const SearchJob& job, const GridTask& task) {
     // Bank rows that are nearly equal, and far from their centre, are too alike for a coarse screen. Refining all bank
     // rows costs some 60 times as much as screening them, so few query rows are enough to try the next screen; where it
     // was a sixteenth of them, later blocks begin with that.
-    for (int64_t undecided; screen_number_ + 1 < kScreenCount && (undecided = undecided_rows()) > task_.rows / 64;) {
+    // Where float panels must be written first, that costs about as much as refining all bank rows for 16 queries.
+    const int64_t few = std::max<int64_t>(task_.rows / 64, job.header.panels == PanelKind::int8 ? 16 : 0);
+    for (int64_t undecided; screen_number_ + 1 < kScreenCount && (undecided = undecided_rows()) > few;) {
       if (undecided > task_.rows / 16) first_screen_ = screen_number_ + 1;
       screen_with(next_screen(screen_number_ + 1, job.header, job.plan.group));
     }
@@ -159,15 +161,19 @@ void SearchWorker::screen_with(int number) {
     if (!lists_.fell_back(r) && lists_.threshold(r) > CandidateLists::kNone) share_threshold(r, lists_.threshold(r));
 }
 
+// Refining a candidate takes about as long as screening so many columns: 100 (d + 80) products.
+int64_t SearchWorker::columns_per_candidate() const {
+  const int64_t d = std::max<int64_t>(1, task_.job->header.width);
+  return 100 * (d + 80) / d;
+}
+
 // Whether the block's candidates took longer than the next screen would have, so that later blocks begin with that. A
-// finer screen needs about twice as many cycles for a product, and leaves 2 k candidates; a candidate costs about as
-// much as 100 (d + 80) products.
+// finer screen needs about twice as many cycles for a product, and leaves 2 k candidates.
 bool SearchWorker::refined_more_than_saved() const {
   const SearchJob& job = *task_.job;
   if (screen_number_ + 1 >= kScreenCount || job.plan.group != kernels().heights[0]) return false;
-  const double rows = static_cast<double>(task_.rows), d = static_cast<double>(job.header.width);
-  const double more = static_cast<double>(finalizer_.refined()) - 2.0 * static_cast<double>(job.problem.k) * rows;
-  return more * 100.0 * (d + 80.0) > rows * static_cast<double>(task_.end - task_.begin) * d;
+  const int64_t more = finalizer_.refined() - 2 * job.problem.k * task_.rows;
+  return more > task_.rows * ((task_.end - task_.begin) / columns_per_candidate());
 }
 
 // How many rows the screen has left undecided.
@@ -283,6 +289,7 @@ void SearchWorker::visit_all() {
 bool SearchWorker::samples() const {
   const SearchProblem& p = task_.job->problem;
   if (p.k > kMostSampledK || p.mask.data != nullptr || !screen_->keeps_columns()) return false;
+  if (task_.to >= RunningArgmax::kMostPanels) return false;
   if (sample_panels() < std::max<int64_t>(16, p.k / 4)) return false;
   int64_t open = 0;
   for (int64_t r = 0; r < task_.rows; ++r) open += lists_.threshold(r) == CandidateLists::kNone;
@@ -394,7 +401,8 @@ void SearchWorker::tighten(int64_t row) {
     refine_best(row, candidates, count, all ? count : k);
     tightened_[row] += static_cast<int32_t>(finalizer_.refined() - before);
     if (lists_.tighten(row)) break;
-    if (all || (!last && tightened_[row] > 2 * k + 32 + scanned_columns_ / 16)) return lists_.fall_back(row);
+    const int64_t worth = 2 * k + 32 + 2 * scanned_columns_ / columns_per_candidate();
+    if (all || (!last && tightened_[row] > worth)) return lists_.fall_back(row);
   }
 }
 

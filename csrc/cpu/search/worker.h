@@ -30,6 +30,7 @@ class SearchWorker {
   void refine_best(int64_t row, Candidate* candidates, int64_t count, int64_t wanted);
   void share_threshold(int64_t row, float threshold);
   int64_t undecided_rows() const;
+  int64_t columns_per_candidate() const;
   bool refined_more_than_saved() const;
   bool few_allowed(int64_t row) const;
   double packed_score(int64_t row, double key, double* error) const;

@@ -115,7 +115,8 @@ void quantize_panel(const float* panel, const float* coordinates, const int8::La
   for (int at = 0; at < kPanel; at += V::width)
     V::store(largest + at, largest_magnitude<V>(coordinates + at, kPanel, width));
   for (int c = 0; c < kPanel; ++c) {
-    scales[c] = largest[c] > 0x1p-90f ? static_cast<float>(most) / largest[c] : 0x1p96f;
+    const float finest = 0x1p96f;  // no code is larger than `most` with the smaller of the two
+    scales[c] = largest[c] * finest > static_cast<float>(most) ? static_cast<float>(most) / largest[c] : finest;
     // A negligible row stands for others that lie much farther from it than its own length.
     if (scales[c] * bound[c] > 1.0f) scales[c] = 1.0f / bound[c];
   }
