@@ -42,6 +42,12 @@ def test_a_bank_packs_what_a_verb_needs(metric: str, target: Target) -> None:
     assert held(bank) == {codes, False}
     assert held(Bank(rows, metric).prepare()) == {codes}
     assert held(Bank(rows, metric).prepare("project")) == {False}
+    for screen in SCREENS:
+        if available(screen):
+            made = Bank(rows, metric, screen=screen).prepare("project")
+            (pack,) = (held.pack for held in made._packs.values())
+            assert pack.numel() > rows.numel() * 4, "panels of float32"
+            assert_same(made.project(x), vecbank.project(x, rows, metric))
     assert held(Bank(rows).prepare("search", metric)) == {codes}
     assert not Bank(rows, metric, learnable=True).prepare()._packs
     forced = Bank(rows, metric, screen="float32").prepare().prepare("project")
@@ -121,7 +127,8 @@ def test_a_screen_goes_with_a_bank() -> None:
     bank = Bank(gauss(50, 40), "l2", screen="float32")
     for copied in (copy.deepcopy(bank), pickle.loads(pickle.dumps(bank))):
         assert copied.screen == "float32" and held(copied.prepare()) == {False}
-    with pytest.raises(AttributeError):
+    assert "screen='float32'" in repr(bank)
+    with pytest.raises(AttributeError, match="the screen of a Bank is fixed at 'float32': make another one"):
         bank.screen = "int8"  # type: ignore[misc]
 
 
@@ -134,18 +141,30 @@ def test_explain(screen: str, target: Target, one_thread: None) -> None:
     told = bank.explain(x, 5)
     (first,) = told.screened
     if screen == "auto":
-        assert first in ("float32", "int8", "int16") and "because" in told.why and vecbank._C.isa() in told.why
+        assert first in ("float32", "int8", "int16") and vecbank._C.isa() in told.why
     else:
-        assert first == screen and f'screen="{screen}"' in told.why
+        assert first == screen and f'because the Bank says screen="{screen}"' in told.why
     assert told.queries == 150 and told.screened[first] == 150 and told.repeated == 0 and told.seconds > 0
     panels = 9000 * 64 * (1 if first == "int8" else 4)
     assert told.refined >= 5 * 150 and told.bytes_read >= panels + told.refined * 256
     far = Bank(torch.cat([rows[:4500] + 60, rows[4500:] - 60]), "dot", screen=screen).explain(x, 5)
     assert screen != "int8" or (len(far.screened) > 1 and "left too much undecided" in far.why)
     everything = bank.explain(x[:2], 9000)
-    assert everything.screened == {} and "scored exactly" in everything.why and everything.refined == 18000
+    assert everything.screened == {} and "k = 9000 is an eighth" in everything.why and everything.refined == 18000
     assert "nothing to search" in bank.explain(x[:0]).why
-    assert Bank(rows, "l1").explain(x[:1]).screened == {}
+    assert '"l1" has no screen' in Bank(rows, "l1").explain(x[:1]).why
+    assert "packed at every call" in Bank(rows, "l2", learnable=True, screen=screen).explain(x).why
+    few = bank.explain(x[:1], 5, torch.arange(9000) < 6000)
+    assert few.queries == 1 and (screen != "int16" or "int16 does not serve so few" in few.why)
+    with pytest.raises(ValueError, match="k must lie between 1 and"):
+        bank.explain(x, 9001)
+
+
+def test_explain_is_for_running_programs() -> None:
+    bank = Bank(gauss(50, 40), "l2")
+    assert torch.compile(lambda x: bank.explain(x, 5).queries, backend="eager")(gauss(3, 40)) == 3, "left uncompiled"
+    with pytest.raises(RuntimeError):
+        torch.compile(lambda x: bank.explain(x, 5).queries, backend="eager", fullgraph=True)(gauss(3, 40))
 
 
 def test_refusals(target: Target) -> None:
@@ -156,10 +175,12 @@ def test_refusals(target: Target) -> None:
     if not vecbank._C.has_int16():
         with pytest.raises(ValueError, match='screen "int16" needs a processor with AVX2 or AVX-512'):
             Bank(rows, "l2", screen="int16")
-    with pytest.raises(ValueError, match='what must be "search" or "project", got "all"|got \'all\''):
+    with pytest.raises(ValueError, match='what must be "search" .* or "project", got .all.'):
         Bank(rows, "l2").prepare("all")
-    with pytest.raises(ValueError, match="metric must be one of"):
+    with pytest.raises(ValueError, match='names no metric: say which, as in prepare."search", "l2".'):
         Bank(rows).prepare("search")
+    with pytest.raises(ValueError, match="metric must be one of dot, .*, got 'euclid'"):
+        Bank(rows, "l2").prepare("search", "euclid")
     with pytest.raises(ValueError, match="explain is for a Bank on the CPU, this one is on meta"):
         Bank(rows.to("meta"), "l2").explain(rows.to("meta"), 1)
     with pytest.raises(ValueError, match="this Bank is for \"l2\", got metric 'dot'"):

@@ -1,10 +1,10 @@
-// The packed bank, which a Bank prepares once and every op then streams.
+// The packed bank, which a Bank prepares once and the kernels then stream.
 //
-//   header | stamp | centre f64[width] | norms f64[rows] (cosine) or biases (if any) | kinds u8[rows]
+//   header | stamp | centre f64[width] | norms f64[rows] (cosine) | kinds u8[rows]
 //          | panels f32[ceil(rows/16)][width + 3][16]
 //
 // The pack of a metric without a screen is a header and a stamp alone. A pack for searches alone has the codes of the
-// int8 screen instead of float32 panels (cpu/search/screens/int8.h), and neither norms nor biases.
+// int8 screen instead of float32 panels (cpu/search/screens/int8.h), and no norms.
 // A panel holds 16 bank rows, transposed, so that one vector load reads the same coordinate of neighbouring rows:
 //   line 0            what a dense product's accumulators start from (-|b|^2/2 for distances, else 0 or the bias)
 //   lines 1..width    coordinates of (b * unit - centre) * 2^exponent, rounded once to float32
@@ -24,7 +24,7 @@ constexpr int64_t kCentreAt = 192;  // after the header and the stamp
 // What panels hold: numbers, which serve every op, or 8-bit codes, which serve searches.
 enum class PanelKind : int32_t { float32, float64, int8 };
 
-// The first screen of a search of this pack: chosen, or asked for.
+// The screen that a search of this pack begins with.
 enum class ScreenChoice : int16_t { automatic, float32, int16, int8 };
 
 enum class RowKind : uint8_t {
@@ -81,9 +81,9 @@ PackParts<Int> pack_parts(const Int& rows, const Int& width, Metric metric, bool
   const auto padded = [](const Int& bytes) -> Int { return (bytes + 63) / 64 * 64; };
   const Int none = width * 0 + kCentreAt;
   if (refined_only(metric)) return {none, none, none, none};
-  const bool numbered = (record(metric).unit_rows || biased) && kind != PanelKind::int8;
+  const bool normed = record(metric).unit_rows && kind != PanelKind::int8;
   const Int norms_at = padded(width * 8) + kCentreAt;
-  const Int kinds_at = numbered ? norms_at + padded(rows * 8) : norms_at;
+  const Int kinds_at = normed ? norms_at + padded(rows * 8) : norms_at;
   const Int panels_at = kinds_at + padded(rows);
   return {norms_at, kinds_at, panels_at,
           panels_at + (rows + (kPanel - 1)) / kPanel * panel_bytes(kind, width, metric, biased)};

@@ -111,8 +111,7 @@ struct Packing {
       kernels().int8.rotate(coordinates, kPanel, h.width, scratch.rotated.get());
       coordinates = scratch.rotated.get();
     }
-    kernels().int8.quantize_panel(panel, coordinates, int8::Layout(h), h.bank_code,
-                                  int8::kRounding + (h.rotated ? int8::kRotation : 0.0),
+    kernels().int8.quantize_panel(panel, coordinates, int8::Layout(h), h.bank_code, int8::rounding_of(h),
                                   reinterpret_cast<int32_t*>(panels + p * stride));
   }
 
@@ -196,8 +195,6 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   if (!workers.each([&](PanelScratch<T>& scratch) { return scratch.reserve(bank, parallel.stop); }))
     return Status::out_of_memory;
   Packing<T> packing(bank, h, bias);
-  if (bias != nullptr && kind != PanelKind::int8)
-    std::copy_n(bias, bank.count, reinterpret_cast<double*>(base + h.norms_at));
   if constexpr (sizeof(T) == 4) h.rotated = kind == PanelKind::int8 && packing.rotation_pays(workers[0]);
   Tally found;
   const Status written = packing.write_all(workers, parallel, found);

@@ -22,7 +22,8 @@ class PanelWriter {
   }
 
   // Writes panel p. `biases`: of all rows; null: none. `numbers`: the floored norms of the panel's rows, where the
-  // metric has unit rows. `kind_of(j, facts, norm)` is the kind of row j.
+  // metric has unit rows. `kind_of(j, facts, number)` is the kind of row j; `number`: its norm or its bias, where there
+  // is one.
   template <class KindOf>
   void write(const Rows& bank, const PackHeader& h, int64_t p, const double* biases, double* numbers, KindOf&& kind_of,
              T* panel) {

@@ -46,7 +46,6 @@ void store_f32(const StoreArgs<float>& s) {
   with_shape<Isa>(s.tile.group, [&](auto t) { store_tiles<typename Isa::F32, t.height, t.panels>(s); });
 }
 
-// The int16 screen's loops; all null where the instruction set has no vocabulary for products of pairs.
 template <class Isa, class Tiles>
 void scan_int8(const ScanArgs<Tiles>& s) {
   with_shape<Isa>(s.tile.group,
@@ -74,6 +73,7 @@ constexpr int8::Kernels int8_kernels() {
           start_sums<V, Int8>};
 }
 
+// The int16 screen's loops; all null where the instruction set has no vocabulary for products of pairs.
 template <class Isa>
 constexpr int16::Kernels int16_kernels() {
   using V = typename Isa::F32;

@@ -118,7 +118,7 @@ class CandidateLists {
   }
   // Drops what the final threshold rules out; returns the survivors.
   Candidate* finish(int64_t row, int64_t* count) {
-    (void)compact(row);
+    if (counts_[row] > 0) (void)compact(row);
     return candidates(row, count);
   }
 

@@ -29,11 +29,11 @@ class CpuScope {
       for (int64_t i = 0; i < one.width; ++i) to[i] = widened(from[i * one.col_stride]);
     });
   }
-  static int64_t pack_bytes(const BankShape& bank, Metric metric, bool biased, PackUse use) {
-    return cpu::pack_bytes(bank.m, bank.width, metric, biased, panels_for(use, bank.m, bank.width, metric));
+  static PanelKind panels_for(const BankShape& bank, Metric metric, PackUse use) {
+    return use.searches ? cpu::panels_for_search(bank.m, bank.width, metric, use.screen) : PanelKind::float32;
   }
-  static PanelKind panels_for(PackUse use, int64_t rows, int64_t width, Metric metric) {
-    return use.searches ? cpu::panels_for_search(rows, width, metric, use.screen) : PanelKind::float32;
+  static int64_t pack_bytes(const BankShape& bank, Metric metric, bool biased, PanelKind panels) {
+    return cpu::pack_bytes(bank.m, bank.width, metric, biased, panels);
   }
   void stamp(Tensor& pack, const Tensor& bank, const std::optional<Tensor>& bias) const;
 
@@ -41,9 +41,9 @@ class CpuScope {
 
   void begin(double work) { call_.emplace(work); }
 
-  void pack_bank(const Rows& bank, Metric metric, void* out, const double* bias, PackUse use) const {
-    check(cpu::pack_bank(bank, metric, out, threads(), bias, panels_for(use, bank.count, bank.width, metric),
-                         use.screen));
+  void pack_bank(const Rows& bank, Metric metric, void* out, const double* bias, PanelKind panels,
+                 ScreenChoice screen) const {
+    check(cpu::pack_bank(bank, metric, out, threads(), bias, panels, screen));
   }
   void search(const SearchProblem& p) const { check(cpu::search(p, threads())); }
   void project(const ProjectProblem& p) const { check(cpu::project(p, threads())); }

@@ -14,13 +14,14 @@ Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>
   const RowsView view = rows_of(bank, "bank");
   const std::optional<Tensor> wide = widened_bias(scope, bias, bank, metric);
   const PackUse use = use_of(use_code);
-  const int64_t bytes = Scope::pack_bytes(shape, metric, bias.has_value(), use);
+  const PanelKind panels = Scope::panels_for(shape, metric, use);
+  const int64_t bytes = Scope::pack_bytes(shape, metric, bias.has_value(), panels);
   Tensor out =
       bank.dim() == 3 ? scope.empty({shape.batches, bytes}, ScalarType::Byte) : scope.empty({bytes}, ScalarType::Byte);
   scope.begin(10.0 * static_cast<double>(bank.numel()));
   for (int64_t b = 0; b < shape.batches; ++b)
     scope.pack_bank(batch_of(view.rows, shape.batches, b), metric,
-                    static_cast<char*>(out.mutable_data_ptr()) + b * bytes, biases_in(wide), use);
+                    static_cast<char*>(out.mutable_data_ptr()) + b * bytes, biases_in(wide), panels, use.screen);
   if (stamp) scope.stamp(out, bank, bias);
   return out;
 }

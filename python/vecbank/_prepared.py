@@ -97,6 +97,12 @@ class PreparedBank(nn.Module):
         """The screen that searches on the CPU begin with: "auto", "float32", "int16" or "int8". Read-only."""
         return USES[self._use]
 
+    @screen.setter
+    def screen(self, value: object) -> None:
+        raise AttributeError(
+            f"the screen of a Bank is fixed at {self.screen!r}: make another one, Bank(bank.vectors, screen={value!r})"
+        )
+
     @property
     def metric(self) -> str | None:
         """The metric that the Bank was made for; None leaves each verb its own. Read-only."""
@@ -164,8 +170,8 @@ class PreparedBank(nn.Module):
     def prepare(self: Self, what: str = "search", metric: str | None = None) -> Self:
         """Prepare the vectors now for what a verb would prepare them for at its first call; returns self.
 
-        A Bank that is first used inside a compiled program should be prepared before. A learnable bank, which is packed
-        at every call, is left as it is.
+        A Bank that is first used inside a compiled program should be prepared before. A bank that is packed at every
+        call (a learnable one, or vectors that require a gradient) is left as it is.
 
         Args:
             what: "search" (`topk`, `nearest`, `quantize` and all that search), or "project".
@@ -176,16 +182,21 @@ class PreparedBank(nn.Module):
 
         Example:
             >>> import torch, vecbank
-            >>> vecbank.Bank(torch.randn(1000, 64), "l2", screen="int8").prepare("search")
-            Bank(1000 x 64, metric='l2', dtype=float32, learnable=False, 250.0 KiB + 79.0 KiB packed as int8)
+            >>> bank = vecbank.Bank(torch.randn(1000, 64), "l2", screen="int8").prepare("search")
+            >>> "packed as int8" in repr(bank)
+            True
         """
         if what not in ("search", "project"):
-            raise ValueError(f'what must be "search" or "project", got {what!r}')
+            raise ValueError(f'what must be "search" (topk, nearest, quantize) or "project", got {what!r}')
         name = self._metric if metric is None else metric
+        if name is None:
+            raise ValueError(f'this Bank names no metric: say which, as in prepare("{what}", "l2")')
         if not isinstance(name, str) or name not in METRICS:
-            raise ValueError(f"metric must be one of {', '.join(METRICS)}, since this Bank names none, got {metric!r}")
+            raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
         if self._metric is not None and _pack_family(METRICS[name]) != _pack_family(METRICS[self._metric]):
             raise ValueError(f'this Bank is for "{self._metric}", got metric {metric!r}: make a Bank for that')
+        if self._biased and what == "project":
+            return self  # it uses no pack
         vectors = self.vectors
         kind = self._kind(what, vectors, METRICS[name])
         held = self._packs.get(kind)
@@ -225,7 +236,9 @@ class PreparedBank(nn.Module):
         # before packing: a write in between makes the pack stale
         made_of = Snapshot.of(vectors), None if bias is None else Snapshot.of(bias)
         with torch.inference_mode(False), torch.no_grad():  # a pack is written into by update_
-            pack: Tensor = ops.pack(vectors, kind.family, bias, True, self._use if kind.int8 or self._use > 1 else 0)
+            # Float32 panels serve `project` too, so a screen that needs them shares them.
+            use = self._use if kind.int8 or self.screen in ("float32", "int16") else 0
+            pack: Tensor = ops.pack(vectors, kind.family, bias, True, use)
         if _checks.concrete(pack):  # a tracer's own tensor is for that tracer alone
             made = None
             if pack.is_cuda:
@@ -236,6 +249,8 @@ class PreparedBank(nn.Module):
 
     def _packed(self, verb: str, vectors: Tensor, code: int) -> Tensor | None:
         """The pack for a metric, current; None where the op has to pack for itself."""
+        if self._biased and verb == "project":
+            return None  # the op adds the bias to a product of its own
         family = _pack_family(code)
         if torch.compiler.is_compiling():
             held = (verb != "project" and self._packs.get(_Kind(family, True))) or self._packs.get(_Kind(family, False))

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from . import _C, functional
 from ._deprecated import renamed
+from ._ops import METRICS
+from ._ops.names import SCREENED, metric_name
 from ._prepared import PreparedBank
 from .results import Explanation, Nearest, Quantized, TopK
 
@@ -116,18 +118,20 @@ class Bank(PreparedBank):
         """
         return functional.quantize(x, self, metric)
 
-    def explain(self, x: Tensor, k: int = 10, *, metric: str | None = None) -> Explanation:
-        """Searches for the k best rows of every query, and says how: which screens were used, why, and what they left.
+    def explain(
+        self, x: Tensor, k: int = 10, allowed: Tensor | None = None, *, metric: str | None = None
+    ) -> Explanation:
+        """How `topk` of these queries goes on the CPU: which screens were used, why, and what they left to float64.
 
-        The counts are those of the process, so no other search should run meanwhile. k above M counts as M.
+        The search runs twice, so that what is prepared at a first call is not counted. k = 1 is also what `nearest` and
+        `quantize` do. The counts are those of the process (they begin anew), so no other search should run meanwhile.
 
         Args:
             x: (..., d), on the CPU.
-            k: as of `topk`.
-            metric: of a Bank that names none.
+            k, allowed, metric: as of `topk`.
 
         Raises:
-            ValueError: a Bank that is not on the CPU. Otherwise as `topk`.
+            ValueError: a Bank that is not on the CPU. RuntimeError: inside a compiled program. Otherwise as `topk`.
 
         Example:
             >>> import torch, vecbank
@@ -135,38 +139,45 @@ class Bank(PreparedBank):
             >>> list(bank.explain(torch.randn(5, 64)).screened)
             ['int8']
         """
+        if torch.compiler.is_compiling():
+            raise RuntimeError("explain measures a call as it runs, and has no form in a compiled program")
         if self.vectors.device.type != "cpu":
             raise ValueError(f"explain is for a Bank on the CPU, this one is on {self.vectors.device}")
-        k = min(k, self.vectors.shape[-2])
-        functional.topk(x, self, k, metric)  # whatever is prepared at the first call
+        functional.topk(x, self, k, metric, allowed)
         _C.reset_counters()
         start = time.perf_counter()
-        functional.topk(x, self, k, metric)
+        functional.topk(x, self, k, metric, allowed)
         seconds = time.perf_counter() - start
         counted = _C.counters()
         screened = {name: counted[name] for name in ("int8", "int16", "float32") if counted[name]}
-        why = self._why(list(screened), k, counted["queries"])
+        code = self._code_for("topk", "dot") if metric is None else METRICS[metric]
+        why = self._why(list(screened), k, code, counted["queries"])
         return Explanation(
             screened, why, counted["queries"], counted["refined"], counted["repeated"], counted["bytes"], seconds
         )
 
-    def _why(self, screens: list[str], k: int, queries: int) -> str:
+    def _why(self, screens: list[str], k: int, code: int, queries: int) -> str:
         rows, width = self.vectors.shape[-2:]
-        if queries == 0 or rows == 0:
+        bank = f"{rows} rows of width {width} on {_C.isa()}"
+        if queries == 0:
             return "there is nothing to search"
         if not screens:
-            return (
-                f"every row is scored exactly: k = {k} is an eighth of the {rows} rows or more, or the metric or the "
-                f"width {width} has no screen"
-            )
-        if self.screen != "auto":
-            first = f'{screens[0]} because the Bank says screen="{self.screen}"'
-        elif screens[0] == "int8":
-            first = f"int8 because it is the fastest for {rows} rows of width {width} on {_C.isa()}"
+            if code not in SCREENED:
+                return f'every row is scored exactly: "{metric_name(code)}" has no screen'
+            if 8 * k >= rows:
+                return f"every row is scored exactly: k = {k} is an eighth of the {rows} rows or more"
+            return f"every row is scored exactly: no screen serves the width {width}"
+        if self._packed("topk", self.vectors, code) is None:
+            first = f"{screens[0]}, chosen for {bank}; the vectors are packed at every call, whatever `screen` says"
+        elif self.screen == screens[0]:
+            first = f'{screens[0]}, because the Bank says screen="{self.screen}"'
+        elif self.screen != "auto":
+            first = f"{screens[0]}, because {self.screen} does not serve so few queries or this processor"
         else:
-            first = f"{screens[0]} because int8 does not pay for {rows} rows of width {width} on {_C.isa()}"
-        later = [f"{name} where {before} left too much undecided" for before, name in pairwise(screens)]
-        return "; ".join([first, *later])
+            first = f"{screens[0]}, chosen for {bank}"
+        return "; ".join(
+            [first, *(f"{name} where {before} left too much undecided" for before, name in pairwise(screens))]
+        )
 
     def lookup(self, codes: Tensor, weights: Tensor | None = None, *, reduce: str = "none") -> Tensor:
         """`vecbank.lookup` in this bank: codes -> rows.
@@ -188,14 +199,16 @@ class Bank(PreparedBank):
     def extra_repr(self) -> str:
         shape = " x ".join(str(s) for s in self.vectors.shape)
         own = self.vectors.numel() * self.vectors.element_size()
-        held = [(kind.int8, made.pack.numel()) for kind, made in list(self._packs.items())]
+        held = [(kind.int8, made.pack.numel()) for kind, made in list(self._packs.items()) if kind.family in SCREENED]
         sizes = {name: sum(size for int8, size in held if int8 == codes) for name, codes in _PANELS.items()}
-        packed = [f"+ {_bytes(size)} packed as {name}" for name, size in sizes.items() if size]
-        pack = " ".join(packed) if packed else "packed per call" if self.learnable else "packed at first use"
+        packed = "".join(f" + {_bytes(size)} packed as {name}" for name, size in sizes.items() if size)
+        later = ", packed per call" if self.learnable else ", packed at first use"
         dtype = str(self.vectors.dtype).removeprefix("torch.")
         biased = ", biased" if self._biased else ""
+        screen = "" if self.screen == "auto" else f", screen={self.screen!r}"
         return (
-            f"{shape}, metric={self._metric!r}, dtype={dtype}, learnable={self.learnable}{biased}, {_bytes(own)} {pack}"
+            f"{shape}, metric={self._metric!r}, dtype={dtype}, learnable={self.learnable}{biased}{screen}, "
+            f"{_bytes(own)}{packed or later}"
         )
 
 

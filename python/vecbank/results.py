@@ -32,13 +32,15 @@ class Quantized(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """How one search on the CPU went.
+    """How one search on the CPU went. Threads cut a bank into parts, and each part searches for itself.
 
-    screened: queries for which each screen ("int8", "int16", "float32") scanned the bank, summed over the parts that
-        threads cut it into; empty where every row was scored exactly.
-    why: of the first of them, and of those that followed it, in words.
-    refined: bank rows that were scored in float64, of all queries.
-    repeated: queries that were scored against every row, summed over the parts.
+    screened: (query, part) pairs that each screen ("int8", "int16", "float32") scanned; empty where every row was
+        scored exactly.
+    why: why the first of these screens was chosen, and why others followed it.
+    queries: the number of queries.
+    refined: (query, row) pairs that were scored in float64; a pair that two screens leave counts twice.
+    repeated: (query, part) pairs that fell back: no screen decided, and every row of the part was scored. Where these
+        are many, a finer screen (`Bank(screen=)`) may be faster.
     bytes_read: of the bank and its packed copies, however often: each block of queries reads them.
     seconds: of the search.
     """

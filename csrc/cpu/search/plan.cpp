@@ -10,6 +10,7 @@ constexpr int64_t kMostPartRows = int64_t{1} << 30;  // a candidate's column is 
 SearchPlan plan_search(const SearchProblem& p, const PackHeader& h, int workers) {
   SearchPlan plan;
   const int64_t n = p.queries.count, panels = ceil_div(h.rows, kPanel);
+  plan.panels = h.panels;
   plan.group = kernels().height_for(n);
   plan.refined_only = !h.screenable || p.k * 8 >= h.rows;
   if (!plan.refined_only) plan.first_screen = next_screen(0, h, plan.group);

@@ -31,6 +31,7 @@ struct SearchPlan {
   int group = 1;              // query rows of a register tile
   bool refined_only = false;  // nothing is screened: no screen serves this metric, k or width
   int first_screen = 0;       // of kScreens, unless refined_only
+  PanelKind panels = PanelKind::float32;
   Grid grid;
 };
 

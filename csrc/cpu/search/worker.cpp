@@ -7,7 +7,6 @@
 #include "worker.h"
 
 #include <bit>
-#include <functional>
 #include <numeric>
 
 namespace vecbank::cpu {
@@ -21,7 +20,7 @@ std::atomic<int64_t> counted_queries{0}, counted_refined{0}, counted_repeated{0}
 std::atomic<int64_t> counted_screened[kScreenCount];
 static_assert(kScreenCount == sizeof(Counters{}.screened) / sizeof(int64_t));
 
-void count(std::atomic<int64_t>& counter, int64_t more) { counter.fetch_add(more, std::memory_order_relaxed); }
+void add_to(std::atomic<int64_t>& counter, int64_t more) { counter.fetch_add(more, std::memory_order_relaxed); }
 
 // Blocks of panels are visited in a scattered order: in a bank sorted by score, every row would otherwise exceed the
 // threshold so far.
@@ -143,18 +142,19 @@ void SearchWorker::run(const SearchJob& job, const GridTask& task) {
   }
   if (!job.plan.refined_only && refined_more_than_saved()) first_screen_ = std::max(first_screen_, screen_number_ + 1);
   finalizer_.refine_all(fallback_rows_.get(), fallback_count);
-  if (task_.part == 0) count(counted_queries, task_.rows);
-  count(counted_refined, finalizer_.refined());
-  count(counted_repeated, fallback_count);
-  count(counted_bytes, finalizer_.refined() * job.header.width * static_cast<int64_t>(size_of(job.problem.bank.dtype)));
+  if (task_.part == 0) add_to(counted_queries, task_.rows);
+  add_to(counted_refined, finalizer_.refined());
+  add_to(counted_repeated, fallback_count);
+  add_to(counted_bytes,
+         finalizer_.refined() * job.header.width * static_cast<int64_t>(size_of(job.problem.bank.dtype)));
 }
 
 void SearchWorker::screen_with(int number) {
   screen_number_ = number;
   screen_ = screens_[number].get();
   screen_->begin(queries_, *task_.job);
-  count(counted_screened[number], task_.rows);
-  count(counted_bytes, (task_.to - task_.from) * screen_->panel_bytes());
+  add_to(counted_screened[number], task_.rows);
+  add_to(counted_bytes, (task_.to - task_.from) * screen_->panel_bytes());
   start_lists();
   visit_all();
   for (int64_t r = 0; r < task_.rows && task_.job->shared != nullptr; ++r)

@@ -17,7 +17,7 @@ def _pack(bank: Tensor, metric: int, bias: Tensor | None = None, stamp: bool = F
     check_bank(bank, metric)
     check_bias(bias, bank, metric)
     check(0 <= use < len(USES), f"use must lie between 0 and {len(USES) - 1}, got {use}")
-    rows, width = bank.shape[-2:]  # symbolic in a traced program, and then the size is too
+    rows, width = bank.shape[-2:]  # symbolic in a traced program; the size is too, but for packs of searches
     cuda = bank.device.type == "cuda"
     int8 = not cuda and use > 0 and _C.int8_panels(int(rows), int(width), metric, use)
     size = _C.pack_bytes(rows, width, metric, bias is not None, cuda, int8)

@@ -8,8 +8,8 @@ namespace {
 
 class Float32Screen final : public Screen {
  public:
-  bool reserve(const SearchProblem& p, const SearchPlan&) override {
-    return panels_.reserve(p, cpu::panels_per_visit(kVisitBytes, p.bank.width));
+  bool reserve(const SearchProblem& p, const SearchPlan& plan) override {
+    return panels_.reserve(p, plan, cpu::panels_per_visit(kVisitBytes, p.bank.width));
   }
 
   void begin(ScreenQueries& queries, const SearchJob& job) override {

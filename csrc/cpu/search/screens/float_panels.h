@@ -9,7 +9,8 @@ namespace vecbank::cpu {
 
 class FloatPanels {
  public:
-  bool reserve(const SearchProblem& problem, int64_t panels) {
+  bool reserve(const SearchProblem& problem, const SearchPlan& plan, int64_t panels) {
+    if (plan.panels == PanelKind::float32) return true;
     return writer_.reserve(problem.bank, {}) && written_.reserve(panels * (problem.bank.width + 3) * kPanel);
   }
 

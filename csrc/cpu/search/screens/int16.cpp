@@ -12,7 +12,7 @@ class Int16Screen final : public Screen {
  public:
   bool reserve(const SearchProblem& problem, const SearchPlan& plan) override {
     const int64_t rows = plan.grid.rows_per_block, d = problem.bank.width;
-    return panels_.reserve(problem, cpu::panels_per_visit(kVisitBytes, d)) && units_.reserve(rows + kPanel) &&
+    return panels_.reserve(problem, plan, cpu::panels_per_visit(kVisitBytes, d)) && units_.reserve(rows + kPanel) &&
            query_codes_.reserve(rows * int16::pairs_of(d) + kPanel) &&
            panel_codes_.reserve(cpu::panels_per_visit(kVisitBytes, d) * int16::panel_stride(d));
   }

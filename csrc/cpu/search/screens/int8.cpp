@@ -36,9 +36,8 @@ class Int8Screen final : public Screen {
       const float* lines = queries.packed.data() + r / group * queries.packed.stride();
       if (header_->rotated) kernels().int8.rotate(lines, group, layout_.width, rotated_.get());
       kernels().int8.quantize_queries(header_->rotated ? rotated_.get() : lines, header_->rotated ? kPanel : group,
-                                      static_cast<int>(group), layout_.width, most_,
-                                      int8::kRounding + (header_->rotated ? int8::kRotation : 0.0), units_.get() + r,
-                                      &norms_, query_codes_.get() + r * layout_.groups);
+                                      static_cast<int>(group), layout_.width, most_, int8::rounding_of(*header_),
+                                      units_.get() + r, &norms_, query_codes_.get() + r * layout_.groups);
     }
   }
 

@@ -40,6 +40,7 @@ constexpr int32_t kBlankSum = 1 << 23;   // the code sum of rows that never, or 
 
 constexpr double kRounding = 0x1p-20, kRotation = 0x1p-19;
 constexpr int64_t kWidestWindow = 1024;
+inline double rounding_of(const PackHeader& h) { return kRounding + (h.rotated != 0 ? kRotation : 0.0); }
 
 // Norms are stored rounded up: n in the upper 16 bits, |e_b| in the lower ones, in units of 1 / kErrorUnit. A row
 // whose norms do not fit is refined for every query.
@@ -80,9 +81,8 @@ struct Kernels {
   int32_t bank_code = 0;      // the largest code of a bank row that is packed here
   int32_t product_limit = 0;  // of a query's largest code times the bank's, so that no product saturates
   int64_t least_rows = 0;     // of a bank for which this screen is faster than the others
-  // One group of interleaved rows. `units`: on entry the largest allowed, per row of the group. `norms` grows. Both
-  // functions may read and write a few elements past the end.
-  // Lines of queries are `stride` wide, and so are lines of panels that are rotated.
+  // One group of interleaved rows, in lines that are `stride` wide. `units`: on entry the largest allowed, per row of
+  // the group. `norms` grows. All of these functions may read and write a few elements past the end.
   void (*quantize_queries)(const float* lines, int64_t stride, int group, int64_t width, int32_t most, double rounding,
                            float* units, QueryNorms* norms, int32_t* out) = nullptr;
   // One panel of float32 numbers, and its coordinates, which may have been rotated.

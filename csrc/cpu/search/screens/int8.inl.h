@@ -184,7 +184,7 @@ template <class V, class Int8>
 void start_sums(const int32_t* panels, int64_t count, const int8::Layout& layout, int32_t offset,
                 int8::QueryNorms norms, int32_t* out) {
   const auto c = V::fill(norms.codes * (1.0f + 0x1p-20f) / int8::kErrorUnit);
-  const auto e = V::fill(norms.errors * (1.0f + 0x1p-20f)), one = V::fill(1);  // the sum is rounded to nearest
+  const auto e = V::fill(norms.errors * (1.0f + 0x1p-20f)), one = V::fill(1);  // the sum is rounded either way
   for (int64_t p = 0; p < count; ++p) {
     const int32_t* lines = panels + p * layout.stride() + layout.groups * kPanel;
     for (int at = 0; at < kPanel; at += V::width) {

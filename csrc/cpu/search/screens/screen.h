@@ -1,6 +1,6 @@
 // The interface of screens: cheap scores with a proved bound, which leave few bank rows to float64. A screen converts
-// queries and panels to its own arithmetic, runs its loops over a visit's panels, and returns how far its bounds lie
-// apart. Lists, threads and answers are outside a screen.
+// queries and panels to its own arithmetic, runs its loops over a visit's panels, and returns the lower bound that
+// belongs to an upper one. Lists, threads and answers are outside a screen.
 //
 // CONTRIBUTING.md has the recipe of a new one.
 #pragma once
