@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import CODE, Target, assert_same, gauss
+from helpers import CODE, ISAS, Target, assert_same, gauss
 from torch import Tensor
 
 import vecbank
@@ -121,6 +121,34 @@ def test_written_rows_are_coded_again(screen: str, target: Target) -> None:
         (after,) = bank._packs.values()
         assert after.pack is before.pack
         assert_same(tuple(bank.topk(x, 5)), tuple(vecbank.topk(x, rows, 5, "cosine")), f"step {step}")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_codes_serve_every_level(metric: str, one_thread: None) -> None:
+    """The codes of a bank have as many bits as the level that packs it likes; queries leave room for them on others."""
+    before = vecbank._C.isa()
+    rows, x = gauss(3000, 70), gauss(130, 70, seed=1)
+    want = vecbank.topk(x, rows, 7, metric)
+    try:
+        for packs in ISAS:
+            vecbank._C.set_isa(packs)
+            pack = torch.ops.vecbank.pack(rows, CODE[metric], None, False, 4)
+            for searches in ISAS:
+                vecbank._C.set_isa(searches)
+                for n in (1, 3, 130):
+                    got = torch.ops.vecbank.topk(x[:n], rows, pack, 7, CODE[metric])
+                    assert_same(tuple(got), tuple(t[:n] for t in want), f"{packs}, then {searches}")
+    finally:
+        vecbank._C.set_isa(before)
+
+
+def test_written_rows_of_a_biased_bank_are_coded_again(target: Target) -> None:
+    rows, x, bias = gauss(2000, 40), gauss(100, 40, seed=1), 3 * gauss(2000, seed=2)
+    bank = Bank(rows.clone(), "dot", bias=bias, screen="int8").prepare()
+    where, new = torch.arange(7, 107), gauss(100, 40, seed=3)
+    bank.update_(where, new)
+    rows[where] = new
+    assert_same(tuple(bank.topk(x, 5)), tuple(vecbank.topk(x, rows, 5, "dot", bias=bias)))
 
 
 def test_a_screen_goes_with_a_bank() -> None:

@@ -19,6 +19,9 @@
 //   start   beta_b of core/bounds.h, and kRounding |start| for three float32 roundings
 // The norms are sums of squares in float32, each within a relative (d + 4) 2^-24.
 //
+// A sum can be off by the margin in either direction, and the margin is rounded up by less than two steps, so the lower
+// bound lies 2 (margin + 2) steps below the upper one, and for the start twice (screen_unit + kRounding) |start| more.
+//
 // A coordinate that is much larger than the others would leave them few levels. Where a sample of the bank shows that,
 // rows and queries are rotated before they are coded: signs that look random, then Hadamard transforms of windows of
 // 4^j coordinates, which are orthogonal and need additions alone. Rounding moves a row by at most 2^-24 of its norm a
