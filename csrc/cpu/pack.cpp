@@ -38,9 +38,9 @@ struct PanelScratch {
   PanelWriter<T> writer;
   Tally tally;
   Buffer<T> panel, rotated;  // one that becomes codes
-  bool reserve(const Rows& bank, Stop stop) {
-    return writer.reserve(bank, stop) && panel.reserve((bank.width + 3) * kPanel) &&
-           rotated.reserve(bank.width * kPanel);
+  bool reserve(const Rows& bank, Stop stop, PanelKind kind) {
+    return writer.reserve(bank, stop) && (kind != PanelKind::int8 || (panel.reserve((bank.width + 3) * kPanel) &&
+                                                                      rotated.reserve(bank.width * kPanel)));
   }
 };
 
@@ -192,7 +192,7 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   if (framed != Status::ok) return framed;
 
   PerWorker<PanelScratch<T>> workers(parallel.workers);
-  if (!workers.each([&](PanelScratch<T>& scratch) { return scratch.reserve(bank, parallel.stop); }))
+  if (!workers.each([&](PanelScratch<T>& scratch) { return scratch.reserve(bank, parallel.stop, kind); }))
     return Status::out_of_memory;
   Packing<T> packing(bank, h, bias);
   if constexpr (sizeof(T) == 4) h.rotated = kind == PanelKind::int8 && packing.rotation_pays(workers[0]);
@@ -227,7 +227,8 @@ Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int6
   Packing<float> packing(bank, h, bias);
   Buffer<int64_t> touched;
   PerWorker<PanelScratch<float>> workers(parallel.workers);
-  if (!workers.each([&](PanelScratch<float>& scratch) { return scratch.reserve(bank, {}); }) || !touched.reserve(count))
+  if (!workers.each([&](PanelScratch<float>& scratch) { return scratch.reserve(bank, {}, h.panels); }) ||
+      !touched.reserve(count))
     return Status::out_of_memory;
   int64_t* panels = touched.get();
   for (int64_t i = 0; i < count; ++i) panels[i] = rows[i] / kPanel;
@@ -257,8 +258,7 @@ Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int6
 PanelKind panels_for_search(int64_t rows, int64_t width, Metric metric, ScreenChoice screen) {
   const bool pays = rows >= kernels().int8.least_rows && width >= int8::kLeastWidth;
   const bool wanted = screen == ScreenChoice::int8 || (screen == ScreenChoice::automatic && pays);
-  return wanted && !refined_only(metric) && width >= 1 && width <= int8::kMostWidth ? PanelKind::int8
-                                                                                    : PanelKind::float32;
+  return wanted && int8::serves(width, metric) ? PanelKind::int8 : PanelKind::float32;
 }
 
 Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias,
@@ -272,7 +272,7 @@ const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, 
     return nullptr;
   const PackHeader* h = static_cast<const PackHeader*>(pack);
   const PanelKind kind =
-      h->panels == PanelKind::int8 && bank.width <= int8::kMostWidth ? PanelKind::int8 : PanelKind::float32;
+      h->panels == PanelKind::int8 && int8::serves(bank.width, metric) ? PanelKind::int8 : PanelKind::float32;
   return is_pack_of(*h, pack_layout(bank.count, bank.width, metric, bank.dtype, kind, biased)) && bytes >= h->bytes
              ? h
              : nullptr;

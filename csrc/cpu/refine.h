@@ -53,7 +53,7 @@ class Refiner {
     in_stretches(stop_, 0, count, block_, [&](int64_t at, int64_t to) {
       const int64_t n = to - at;
       score(slots, index != nullptr ? index + at : nullptr, first + at, n);
-      if (record_.unit_rows && norms_ == nullptr)
+      if (computes_norms())
         for (int64_t i = 0; i < n; ++i) row_norms_[i] = bank_norm(index != nullptr ? index[at + i] : first + at + i);
       for (int s = 0; s < slots; ++s) {
         double* keys = scores_.get() + s * n;
@@ -87,6 +87,7 @@ class Refiner {
   int64_t* indices() const { return indices_.get(); }
 
  private:
+  bool computes_norms() const { return record_.unit_rows && norms_ == nullptr; }
   double bank_norm(int64_t row) {
     double* wide = wide_.get() + kQueries * stride_;
     kernels().widen(bank_reader_.row(row), bank_.dtype, bank_.width, wide);
@@ -98,13 +99,13 @@ class Refiner {
   template <class RowOf>
   void become_keys(double* scores, int64_t count, double query_norm, RowOf&& row) const {
     const MetricRecord metric = record_;
-    const double *norms = norms_, *bias = bias_;
-    if (metric.unit_rows && norms == nullptr)
-      for (int64_t i = 0; i < count; ++i) scores[i] = key_of(metric, scores[i], query_norm, row_norms_[i]);
-    else
-      for (int64_t i = 0; i < count; ++i)
-        scores[i] = key_of(metric, scores[i], query_norm, norms != nullptr ? norms[row(i)] : 1.0,
-                           bias != nullptr ? bias + row(i) : nullptr);
+    const double *norms = norms_, *bias = bias_, *own = computes_norms() ? row_norms_.get() : nullptr;
+    for (int64_t i = 0; i < count; ++i)
+      scores[i] = key_of(metric, scores[i], query_norm,
+                         norms != nullptr ? norms[row(i)]
+                         : own != nullptr ? own[i]
+                                          : 1.0,
+                         bias != nullptr ? bias + row(i) : nullptr);
   }
 
   void score(int slots, const int64_t* index, int64_t first, int64_t count) {

@@ -41,37 +41,37 @@ struct Avx2F32 {
   };
 };
 
-struct Avx2Int16 {  // an element is two int16; a register holds eight int32 sums or eight such pairs
+// Registers of int32: sums of products, or elements of codes.
+struct Avx2Int32 {
   using T = int32_t;
   using Reg = __m256i;
-  static constexpr int width = 8, lines = 1;
-  static constexpr int panels = 1;  // of a register tile
+  static constexpr int width = 8;
   static VB_INLINE Reg load(const T* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static VB_INLINE Reg fill(T x) { return _mm256_set1_epi32(x); }
   static VB_INLINE void store(T* p, Reg a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
+  static VB_INLINE __m256 to_float(Reg a) { return _mm256_cvtepi32_ps(a); }
+};
+
+struct Avx2Int16 : Avx2Int32 {  // an element is two int16; a register holds eight int32 sums or eight such pairs
+  static constexpr int lines = 1;
+  static constexpr int panels = 1;  // of a register tile
   // The asm keeps both instructions together: gcc would otherwise compute all products of a step first, and spill.
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) {
     Reg product;
     asm("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(c), "=&x"(product) : "x"(a), "x"(b));
     return c;
   }
-  static VB_INLINE __m256 to_float(Reg a) { return _mm256_cvtepi32_ps(a); }
   static VB_INLINE Reg pair(__m256 even, __m256 odd) {  // rounded to nearest
     return _mm256_blend_epi16(_mm256_cvtps_epi32(even), _mm256_slli_epi32(_mm256_cvtps_epi32(odd), 16), 0xAA);
   }
 };
 
-struct Avx2Int8 {  // an element is four codes: unsigned of a query, signed of the bank
-  using T = int32_t;
-  using Reg = __m256i;
-  static constexpr int width = 8, lines = 2;
+struct Avx2Int8 : Avx2Int32 {  // an element is four codes: unsigned of a query, signed of the bank
+  static constexpr int lines = 2;
   // Products are added in pairs in 16 bits, which saturate, and two such sums before they are widened.
   static constexpr int32_t bank_code = 63, product_limit = 32767 / 4;
   // Codes of 7 bits leave more candidates, which pays in large banks alone (bench/NOTES.md).
   static constexpr int64_t least_rows = 8192;
-  static VB_INLINE Reg load(const T* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-  static VB_INLINE Reg fill(T x) { return _mm256_set1_epi32(x); }
-  static VB_INLINE void store(T* p, Reg a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
   static VB_INLINE Reg multiply_add_pair(Reg a, const T* b, Reg c, const T* d, Reg sum) {
     Reg first, second;  // asm for the reason given in Avx2Int16
     asm("vpmaddubsw %5, %3, %1\n\tvpmaddubsw %6, %4, %2\n\tvpaddw %2, %1, %1\n\t"
@@ -81,7 +81,6 @@ struct Avx2Int8 {  // an element is four codes: unsigned of a query, signed of t
           "x"(_mm256_set1_epi16(1)));
     return sum;
   }
-  static VB_INLINE __m256 to_float(Reg a) { return _mm256_cvtepi32_ps(a); }
   static VB_INLINE Reg whole(__m256 a) { return _mm256_cvtps_epi32(a); }
   static VB_INLINE Reg four(__m256 a, __m256 b, __m256 c, __m256 d, int32_t offset) {
     const auto code = [&](__m256 x) __attribute__((always_inline)) {

@@ -37,20 +37,24 @@ struct Avx512F32 {
   };
 };
 
-struct Avx512Int16 {
+struct Avx512Int32 {
   using T = int32_t;
   using Reg = __m512i;
-  static constexpr int width = 16, lines = 1;
-  static constexpr int panels = 1;
+  static constexpr int width = 16;
   static VB_INLINE Reg load(const T* p) { return _mm512_loadu_si512(p); }
   static VB_INLINE Reg fill(T x) { return _mm512_set1_epi32(x); }
   static VB_INLINE void store(T* p, Reg a) { _mm512_storeu_si512(p, a); }
+  static VB_INLINE __m512 to_float(Reg a) { return _mm512_cvtepi32_ps(a); }
+};
+
+struct Avx512Int16 : Avx512Int32 {
+  static constexpr int lines = 1;
+  static constexpr int panels = 1;
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) {  // asm for the reason given in simd_avx2.h
     Reg product;
     asm("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+v"(c), "=&v"(product) : "v"(a), "v"(b));
     return c;
   }
-  static VB_INLINE __m512 to_float(Reg a) { return _mm512_cvtepi32_ps(a); }
   static VB_INLINE Reg pair(__m512 even, __m512 odd) {
     return _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_cvtps_epi32(even),
                                    _mm512_slli_epi32(_mm512_cvtps_epi32(odd), 16));
@@ -65,15 +69,10 @@ struct Avx512VnniInt16 : Avx512Int16 {
   }
 };
 
-struct Avx512Int8 {
-  using T = int32_t;
-  using Reg = __m512i;
-  static constexpr int width = 16, lines = 2;
+struct Avx512Int8 : Avx512Int32 {
+  static constexpr int lines = 2;
   static constexpr int32_t bank_code = Avx2Int8::bank_code, product_limit = Avx2Int8::product_limit;
   static constexpr int64_t least_rows = Avx2Int8::least_rows;
-  static VB_INLINE Reg load(const T* p) { return _mm512_loadu_si512(p); }
-  static VB_INLINE Reg fill(T x) { return _mm512_set1_epi32(x); }
-  static VB_INLINE void store(T* p, Reg a) { _mm512_storeu_si512(p, a); }
   static VB_INLINE Reg multiply_add_pair(Reg a, const T* b, Reg c, const T* d, Reg sum) {
     Reg first, second;  // asm for the reason given in simd_avx2.h
     asm("vpmaddubsw %5, %3, %1\n\tvpmaddubsw %6, %4, %2\n\tvpaddw %2, %1, %1\n\t"
@@ -83,7 +82,6 @@ struct Avx512Int8 {
           "v"(_mm512_set1_epi16(1)));
     return sum;
   }
-  static VB_INLINE __m512 to_float(Reg a) { return _mm512_cvtepi32_ps(a); }
   static VB_INLINE Reg whole(__m512 a) { return _mm512_cvtps_epi32(a); }
   static VB_INLINE Reg four(__m512 a, __m512 b, __m512 c, __m512 d, int32_t offset) {
     const auto code = [&](__m512 x) __attribute__((always_inline)) {

@@ -225,9 +225,9 @@ class PreparedBank(nn.Module):
     def _kind(self, verb: str, vectors: Tensor, code: int) -> _Kind:
         """The pack that a verb needs, of "project" and all others."""
         family = _pack_family(code)
-        searches = verb != "project" and vectors.device.type == "cpu"
-        rows, width = vectors.shape[-2:]
-        return _Kind(family, searches and _C.int8_panels(rows, width, family, self._use))
+        searches = verb != "project" and vectors.is_cpu
+        shape = vectors.shape
+        return _Kind(family, searches and _C.int8_panels(shape[-2], shape[-1], family, self._use))
 
     def _prepare(self, kind: _Kind, vectors: Tensor, bias: Tensor | None) -> Tensor | None:
         """Packs the vectors, if the pack can be held to what it was made of."""

@@ -12,9 +12,11 @@
 namespace vecbank::cpu {
 namespace {
 
-constexpr int64_t kMostSampledK = 128;
+// A sample keeps one column a lane, so there are more lanes than ranks, or its k-th best would lie far below that of
+// the columns; beyond this k the lanes of a block would take more memory than its candidates. A sample of some 400
+// columns for each rank costs about as much as the survivors that it saves.
+constexpr int64_t kMostSampledK = 128, kSamplePanelsPerRank = 24;
 int64_t sampled_lanes(int64_t k) { return round_up_to(k + k / 2 + 4, kPanel); }
-constexpr int64_t kSamplePanelsPerRank = 24;
 
 std::atomic<int64_t> counted_queries{0}, counted_refined{0}, counted_repeated{0}, counted_bytes{0};
 std::atomic<int64_t> counted_screened[kScreenCount];

@@ -1,6 +1,4 @@
 // The float32 screen, which uses queries and panels as they were packed. Its proof is in core/bounds.h.
-#include <new>
-
 #include "float_panels.h"
 
 namespace vecbank::cpu {
@@ -72,8 +70,7 @@ class Float32Screen final : public Screen {
 
 }  // namespace
 
-constinit const ScreenEntry float32_screen = {
-    4, [](const PackHeader&, int) { return true; },
-    []() -> std::unique_ptr<Screen> { return std::unique_ptr<Screen>(new (std::nothrow) Float32Screen); }};
+constinit const ScreenEntry float32_screen = {4, [](const PackHeader&, int) { return true; },
+                                              make_screen<Float32Screen>};
 
 }  // namespace vecbank::cpu

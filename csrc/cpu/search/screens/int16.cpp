@@ -1,8 +1,6 @@
 // The int16 screen's driver. The codes of a block of queries are made once, and the codes of panels at every visit.
 #include "int16.h"
 
-#include <new>
-
 #include "float_panels.h"
 
 namespace vecbank::cpu {
@@ -97,12 +95,13 @@ class Int16Screen final : public Screen {
 
 }  // namespace
 
-constinit const ScreenEntry int16_screen = {
-    2,
-    [](const PackHeader& bank, int group) {
-      return kernels().int16.scan != nullptr && group == kernels().heights[0] && bank.width >= int16::kLeastWidth &&
-             bank.width <= int16::kMostWidth && bank.screen != ScreenChoice::float32;
-    },
-    []() -> std::unique_ptr<Screen> { return std::unique_ptr<Screen>(new (std::nothrow) Int16Screen); }};
+constinit const ScreenEntry int16_screen = {2,
+                                            [](const PackHeader& bank, int group) {
+                                              return kernels().int16.scan != nullptr && group == kernels().heights[0] &&
+                                                     bank.width >= int16::kLeastWidth &&
+                                                     bank.width <= int16::kMostWidth &&
+                                                     bank.screen != ScreenChoice::float32;
+                                            },
+                                            make_screen<Int16Screen>};
 
 }  // namespace vecbank::cpu

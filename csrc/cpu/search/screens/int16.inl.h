@@ -3,6 +3,7 @@
 
 #include "../../mainloop.inl.h"
 #include "int16.h"
+#include "magnitude.inl.h"
 
 namespace vecbank::cpu {
 namespace {
@@ -47,16 +48,8 @@ VB_INLINE void quantize_lines(const float* lines, int lanes, int64_t width, cons
 
 template <class V, class Int16>
 void quantize_queries(const float* lines, int group, int64_t width, float* units, int32_t* out) {
-  const auto zero = V::fill(0), minus = V::fill(-1);
   alignas(64) float largest[kPanel], scales[kPanel] = {};
-  for (int at = 0; at < group; at += V::width) {
-    auto most = zero;
-    for (int64_t k = 0; k < width; ++k) {
-      const auto x = V::load(lines + k * group + at);
-      most = V::max(most, V::max(x, V::multiply_add(x, minus, zero)));
-    }
-    V::store(largest + at, most);
-  }
+  for (int at = 0; at < group; at += V::width) V::store(largest + at, largest_magnitude<V>(lines + at, group, width));
   for (int r = 0; r < group; ++r) {
     const float allowed = static_cast<float>(int16::kBankTarget) / largest[r];
     scales[r] = units[r] = allowed < units[r] ? allowed : units[r];

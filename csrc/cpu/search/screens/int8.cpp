@@ -1,8 +1,6 @@
 // The int8 screen's driver. The pack holds the bank's codes, and the codes of a block of queries are made once.
 #include "int8.h"
 
-#include <new>
-
 #include "screen.h"
 
 namespace vecbank::cpu {
@@ -128,7 +126,6 @@ class Int8Screen final : public Screen {
 }  // namespace
 
 constinit const ScreenEntry int8_screen = {
-    1, [](const PackHeader& bank, int) { return bank.panels == PanelKind::int8; },
-    []() -> std::unique_ptr<Screen> { return std::unique_ptr<Screen>(new (std::nothrow) Int8Screen); }};
+    1, [](const PackHeader& bank, int) { return bank.panels == PanelKind::int8; }, make_screen<Int8Screen>};
 
 }  // namespace vecbank::cpu

@@ -49,6 +49,8 @@ inline double rounding_of(const PackHeader& h) { return kRounding + (h.rotated !
 // whose norms do not fit is refined for every query.
 constexpr float kErrorUnit = 512.0f;
 constexpr double kMostError = 65534.0 / 512.0, kMostNorm = 32766.0;
+inline bool serves(int64_t width, Metric metric) { return width >= 1 && width <= kMostWidth && !refined_only(metric); }
+
 // A panel of core/pack.h: [groups][16] four codes each, then lines [16] of the step (float32), the code sum (int32),
 // the two norms (int32), and the start (float32) where the metric or a bias has one.
 struct Layout {

@@ -3,6 +3,7 @@
 
 #include "../../mainloop.inl.h"
 #include "int8.h"
+#include "magnitude.inl.h"
 
 namespace vecbank::cpu {
 namespace {
@@ -69,23 +70,13 @@ struct Coder {
   }
 };
 
-template <class V>
-VB_INLINE typename V::Reg largest_magnitude(const float* lines, int64_t stride, int64_t width) {
-  auto most = V::fill(0);
-  for (int64_t k = 0; k < width; ++k) {
-    const auto x = V::load(lines + k * stride);
-    most = V::max(most, V::max(x, V::subtract(V::fill(0), x)));
-  }
-  return most;
-}
-
 template <class V, class Int8>
 void quantize_queries(const float* lines, int64_t stride, int group, int64_t width, int32_t most, double rounding,
                       float* units, int8::QueryNorms* norms, int32_t* out) {
   alignas(64) float scales[kPanel + 16] = {}, squares[kPanel + 16], errors[kPanel + 16];
   for (int at = 0; at < group; at += V::width) V::store(scales + at, largest_magnitude<V>(lines + at, stride, width));
   for (int r = 0; r < group; ++r) {
-    const float largest = scales[r];  // may be -0
+    const float largest = scales[r];
     if (static_cast<float>(most) < units[r] * largest) units[r] = static_cast<float>(most) / largest;
     scales[r] = units[r];
   }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <memory>
+#include <new>
 
 #include "../../queries.h"
 #include "../search.h"
@@ -62,6 +63,11 @@ class Screen {
   // Whether lower_bound() knows the columns of earlier visits too.
   virtual bool keeps_columns() const = 0;
 };
+
+template <class S>
+std::unique_ptr<Screen> make_screen() {
+  return std::unique_ptr<Screen>(new (std::nothrow) S);
+}
 
 struct ScreenEntry {
   int query_bytes;                                    // of a coordinate of a query
