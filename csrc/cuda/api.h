@@ -15,6 +15,7 @@ using Error = const char*;  // null: fine
 // Which screen runs: search_path() in heuristics.h chooses. simt: float32. mma16: 16-bit inputs as they are, others
 // rounded to bf16 for the screen. sm90: the operands are the same, and Hopper's kernel screens them up to width 256.
 enum class Path : int32_t { simt = 0, mma16 = 1, sm90 = 2 };
+bool has_sm90();  // whether this build has that kernel: CUTLASS's headers were there
 
 // What is known of a device's tensor cores. unchecked: a graph was being captured, and the check would wait for the
 // device; or the check could not run, and may run later. absent: its compute capability is below 8.0. sound: they

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../core/bounds.h"
+#include "order.h"
 
 namespace vecbank::cuda {
 
@@ -27,6 +28,13 @@ VB_INLINE float lower_bound(float upper, float norm, double r, double slack) {
 // two roundings here, and the factor in twice_above() the other half of the last one.
 VB_INLINE float column_gap(float twice_norm, float r, float twice_start_per_r2) {
   return r * (twice_norm + twice_start_per_r2 * r) * (1.0f + 0x1p-20f);
+}
+// The same where each column has a slack of its own, in `twice_slack` (twice the column's lift + twice_above(the row's
+// slack)). Two roundings make the gap, whose factor covers them, and two subtract it. 2^-140 covers what underflows.
+VB_INLINE float lower_bound_of(float upper, float norm, float r, float twice_slack) {
+  const float gap = fused(2.0f * norm, r, twice_slack), covered = fused(gap, 1.0f + 0x1p-20f, 0x1p-140f);
+  const float lower = upper - fused(std::fabs(upper), 0x1p-22f, covered);
+  return upper < HUGE_VALF && lower > -HUGE_VALF ? lower : -HUGE_VALF;  // a fallback column, or NaN, has none
 }
 VB_INLINE float twice_above(double slack) { return above(2.0 * slack * (1.0 + 0x1p-20)); }
 VB_INLINE float row_threshold(float best, float twice_slack) { return best - std::fabs(best) * 0x1p-22f - twice_slack; }

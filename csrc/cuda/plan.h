@@ -75,7 +75,7 @@ inline SearchPlan plan_search(const SearchProblem& p, int processors, Path path 
   plan.schedule = make_schedule(m);
   const bool rounded = plan.operands && (p.queries.dtype != p.bank.dtype || size_of(p.bank.dtype) != 2);
   plan.lists.capacity = plan.direct ? 0 : candidate_capacity(p.k, plan.lists.fused, m, rounded);
-  plan.few = few && !plan.direct && plan_few(p);
+  plan.few = few && !plan.direct && plan_few(p) && (n <= kFewPacked || p.pack == nullptr || !plan.operands);
   plan.ready = !plan.direct && !plan.few && p.pack != nullptr && (plan.operands || packs_panels(p.bank));
   if (plan.few) plan.lists.capacity = p.k <= kMostListed ? kFewCapacity : kMostSorted;
   plan.lists.growth = std::clamp<int64_t>((plan.lists.capacity - 2 * p.k) / (2 * p.k), 1, 8);

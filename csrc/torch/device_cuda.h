@@ -116,7 +116,7 @@ class CudaScope {
     STD_TORCH_CHECK(name == nullptr || wanted, "vecbank: VECBANK_CUDA_PATH must be simt, mma16 or sm90, got ",
                     name == nullptr ? "" : name);
     const auto found = wanted ? cuda::TensorCores::unchecked : cuda::tensor_cores(index_, device_).outcome;
-    device_.path = cuda::search_path(device_.capability, found, wanted);
+    device_.path = cuda::search_path(device_.capability, found, wanted, cuda::has_sm90());
   }
   static cuda::ProjectOverride project_override() {
     const char* name = std::getenv("VECBANK_CUDA_PROJECT");

@@ -36,7 +36,7 @@ const char* vecbank_cuda_tensor_cores(int32_t number, int32_t* outcome, float* f
   const auto [name, wanted] = vecbank::cuda::wanted_path();
   *path = name != nullptr && !wanted ? nullptr
                                      : vecbank::cuda::kPathNames[static_cast<size_t>(
-                                           vecbank::cuda::search_path(device.capability, checked.outcome, wanted))];
+                                           vecbank::cuda::search_path(device.capability, checked.outcome, wanted, vecbank::cuda::has_sm90()))];
   return checked.error;
 }
 

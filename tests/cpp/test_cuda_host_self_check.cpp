@@ -107,9 +107,12 @@ TEST(cuda_search_path_by_capability_and_check) {
        {TensorCores::unchecked, TensorCores::absent, TensorCores::sound, TensorCores::unsound})
     for (const int capability : {70, 75, 80, 86, 89, 90, 100, 120}) {
       const bool fast = found == TensorCores::sound && capability >= 80;
-      CHECK(cuda::search_path(capability, found, std::nullopt) == (fast ? Path::mma16 : Path::simt));
-      for (const Path wanted : {Path::simt, Path::mma16, Path::sm90})  // forced, checked or not
-        CHECK(cuda::search_path(capability, found, wanted) == wanted);
+      for (const bool hopper : {true, false}) {
+        const Path best = hopper && capability == 90 ? Path::sm90 : Path::mma16;
+        CHECK(cuda::search_path(capability, found, std::nullopt, hopper) == (fast ? best : Path::simt));
+        for (const Path wanted : {Path::simt, Path::mma16, Path::sm90})  // forced, checked or not
+          CHECK(cuda::search_path(capability, found, wanted, hopper) == wanted);
+      }
     }
   for (const Path path : {Path::simt, Path::mma16, Path::sm90})
     CHECK(cuda::path_named(cuda::kPathNames[static_cast<size_t>(path)]) == path);

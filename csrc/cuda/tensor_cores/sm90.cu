@@ -8,15 +8,16 @@
 // An accumulator starts at its column's start + the row's norm * the column's bound, so it ends as an upper bound: a
 // score costs one multiply-add before the product and one maximum after it. A thread has four rows of a tile with 32
 // scores each; the maximum of every eight is compared with the row's threshold. A score that reaches the threshold
-// enters, out of line, a short list in shared memory that only the row's four threads use (no atomics). The list moves
-// to the row's candidates when it is full and at the end of the row's tiles. For k = 1 the threshold rises as the
-// screen runs.
+// enters its warp's queue in shared memory, out of line. A full queue drops what no longer reaches its row's threshold;
+// what is left moves to the rows' candidates, 32 hits at a time. For k = 1 thresholds rise as the screen runs, so few
+// hits ever leave the queue.
 //
 // Budgets, tiles and descriptors are in sm90_layout.h, instructions in sm90_ptx.h.
 #include "../kernels.h"
 
 #if !defined(VECBANK_EMULATE) && !__has_include(<cute/arch/mma_sm90_gmma.hpp>)
 namespace vecbank::cuda {
+bool has_sm90() { return false; }
 Error sm90_fault(const Device&) {
   return "the sm90 path was left out of this build: no CUTLASS headers (pip install nvidia-cutlass==4.2.0.0)";
 }
@@ -24,7 +25,8 @@ Error screen_sm90(const Screen&, const Device& device) { return sm90_fault(devic
 }  // namespace vecbank::cuda
 #else
 
-#include "../order.h"
+#include <cfloat>
+
 #if !defined(VECBANK_EMULATE)
 #include "sm90_ptx.h"
 #endif
@@ -71,10 +73,11 @@ struct Shared {  // one thread's view of shared memory
   __device__ __forceinline__ TileTerms& columns(int tile) const {
     return reinterpret_cast<TileTerms*>(base + kMap.columns)[tile];
   }
-  __device__ __forceinline__ Candidate* list(int row) const {
-    return reinterpret_cast<Candidate*>(base + kMap.lists) + row * kListed;
+  __device__ __forceinline__ Hit* hits(int warp) const {  // of all consumers' warps
+    return reinterpret_cast<Hit*>(base + kMap.hits) + warp * kQueue;
   }
-  __device__ __forceinline__ double* slacks() const { return reinterpret_cast<double*>(base + kMap.slacks); }
+  // Of each row of the block: twice_above(its slack).
+  __device__ __forceinline__ float* slacks() const { return reinterpret_cast<float*>(base + kMap.slacks); }
 };
 
 // ---- The producer --------------------------------------------------------------------------------------------------
@@ -117,101 +120,127 @@ __device__ __forceinline__ void produce(const Args& a, const Shared<Blocks>& sha
   }
 }
 
-// ---- Survivors -----------------------------------------------------------------------------------------------------
-// These functions are not inlined, because survivors are rare. The four threads of a quad share a row, and the whole
-// warp calls them.
-
-struct RowState {
-  float threshold;
-  int listed;  // candidates in the row's list, whose columns are rows of the operand until flush()
-};
+// ---- Hits ----------------------------------------------------------------------------------------------------------
+// These functions are not inlined, because hits are rare. The four threads of a quad share a row, and the whole warp
+// calls them.
 
 __device__ __forceinline__ float quad_max(float v) {
   v = fmaxf(v, __shfl_xor_sync(kAllLanes, v, 1));
   return fmaxf(v, __shfl_xor_sync(kAllLanes, v, 2));
 }
-struct QuadRank {  // how many threads of the quad keep a score: those before this thread, and all
-  int before, all;
-};
-__device__ __forceinline__ QuadRank rank_in_quad(bool keep) {
-  const unsigned lane = threadIdx.x % 32, quad = __ballot_sync(kAllLanes, keep) >> (lane & 28u) & 15u;
-  return {__popc(quad & ((1u << lane % 4) - 1)), __popc(quad)};
+
+// A row's threshold as other blocks have raised it: they write while this one runs, so a quad agrees on the value. It is
+// above -inf, which is the score of a column that is not there.
+__device__ __forceinline__ float published(const Screen& s, int64_t row) {
+  const float seen = row < s.rows ? *static_cast<volatile const float*>(s.thresholds + row) : HUGE_VALF;
+  return fmaxf(quad_max(seen), -FLT_MAX);
 }
 
-// Moves the list of each `wanted` row to its candidates, without the entries that no longer reach the threshold.
-static __device__ __noinline__ RowState flush(const Screen& s, int64_t row, RowState state, Candidate* list,
-                                              bool wanted) {
-  const int t = threadIdx.x % 4;
-  float threshold = -HUGE_VALF;  // other blocks may have published a better one
-  if (wanted && s.listed > 0) threshold = *static_cast<volatile const float*>(s.thresholds + row);
-  threshold = fmaxf(quad_max(threshold), state.threshold);
-  __syncwarp();  // the quad has written its list
-  for (int base = 0; base < kListed; base += 4) {
-    const int i = base + t;
-    const bool keep = wanted && i < state.listed && !(list[i].upper < threshold);
-    const QuadRank rank = rank_in_quad(keep);
-    int at = 0;
-    if (t == 0 && rank.all > 0) at = atomicAdd(s.counts + row, rank.all);
-    at = __shfl_sync(kAllLanes, at, threadIdx.x % 32 & 28);
-    if (keep && at + rank.before < s.capacity) {
-      Candidate candidate = list[i];
-      candidate.column = static_cast<uint32_t>(bank_row(s, candidate.column));
-      s.candidates[row * s.capacity + at + rank.before] = candidate;
+struct WarpHits {  // the thresholds of a thread's four rows, and the hits in its warp's queue
+  float threshold[2 * kHalves];
+  int queued;
+};
+
+// Drops hits that no longer reach their row's threshold. If many are left, or if `all` is set, they become candidates.
+// `first`: the query row of the group's row 0.
+static __device__ __noinline__ WarpHits drain(const Screen& s, int64_t first, WarpHits warp, Hit* queue, bool all) {
+  const int lane = threadIdx.x % 32, number = threadIdx.x / 32 % 4;
+  const auto query = [&](int row) { return first + warp_row(number, row); };
+  if (s.listed > 0)
+#pragma unroll
+    for (int r = 0; r < 2 * kHalves; ++r) {
+      const int64_t row = query(r * 8 + lane / 4);
+      const float known = published(s, row), own = warp.threshold[r];
+      if (lane % 4 == 0 && own > known && own < HUGE_VALF) atomic_max(s.thresholds + row, own);
+      warp.threshold[r] = fmaxf(own, known);
     }
-    if (rank.all > 0 && at + rank.all > s.capacity) threshold = HUGE_VALF;  // full: a fallback row
+  __syncwarp();  // the warp has written its queue
+  int kept = 0;
+  for (int base = 0; base < warp.queued; base += 32) {
+    const Hit hit = base + lane < warp.queued ? queue[base + lane] : Hit{0.0f, 0};
+    const int row = static_cast<int>(hit.place >> kColumnBits);
+    float threshold = 0.0f;
+#pragma unroll
+    for (int r = 0; r < 2 * kHalves; ++r) {
+      const float of = __shfl_sync(kAllLanes, warp.threshold[r], row % 8 * 4);
+      if (row / 8 == r) threshold = of;
+    }
+    // Not for +inf: a row that fell back.
+    const bool keep = base + lane < warp.queued && !(hit.upper < threshold) && threshold < HUGE_VALF;
+    const unsigned keeps = __ballot_sync(kAllLanes, keep);
+    __syncwarp();  // all lanes have read theirs, which a ballot does not promise
+    if (keep) queue[kept + __popc(keeps & ((1u << lane) - 1))] = hit;
+    kept += __popc(keeps);
   }
-  __syncwarp();  // the quad has read its list
-  return {threshold, wanted ? 0 : state.listed};
+  warp.queued = kept;
+  if (!all && kept <= kManyHits) return warp;
+
+  __syncwarp();
+  for (int base = 0; base < kept; base += 32) {
+    const bool mine = base + lane < kept;
+    const Hit hit = mine ? queue[base + lane] : Hit{0.0f, 0};
+    const int w = static_cast<int>(hit.place >> kColumnBits), i = static_cast<int>(hit.place & ((1u << kColumnBits) - 1));
+    const int64_t row = query(w);
+    int at = 0;
+    if (mine) at = atomicAdd(s.counts + row, 1);
+    if (mine && at < s.capacity) {
+      const double slack = s.slacks[row] + s.terms.lift[i];
+      s.candidates[row * s.capacity + at] = {hit.upper, lower_bound(hit.upper, s.norms[row], s.terms.bound[i], slack),
+                                             static_cast<uint32_t>(bank_row(s, i))};
+    }
+    // A row with more candidates than its capacity falls back, and has no more hits.
+    for (unsigned full = __ballot_sync(kAllLanes, mine && at >= s.capacity); full != 0; full &= full - 1) {
+      const int over = __shfl_sync(kAllLanes, w, __ffs(static_cast<int>(full)) - 1);
+#pragma unroll
+      for (int r = 0; r < 2 * kHalves; ++r)
+        if (over == r * 8 + lane / 4) warp.threshold[r] = HUGE_VALF;
+    }
+  }
+  __syncwarp();  // the warp has read its queue
+  warp.queued = 0;
+  return warp;
 }
 
 struct Bunch {
-  float v[kBunch];  // v[u] is the upper bound of column first + 8 (u / 2) + u % 2
+  float v[kBunch];  // v[u] is the upper bound of column 8 (u / 2) + u % 2 from the bunch's first one on
+};
+struct Kept {
+  float threshold;
+  int hits;
+};
+struct Rules {  // of a launch, in registers: a function that is not inlined reads the kernel's arguments slowly
+  bool raises, masked;
 };
 
-// Lists the scores of a bunch that reach the threshold. `terms`: of the tile, whose first column is row `column` of the
-// operand. `first`: the bunch's first column in the tile.
-static __device__ __noinline__ RowState keep(const Screen& s, const Bunch bunch, int64_t row, float norm, double slack,
-                                             RowState state, Candidate* list, const TileTerms& terms, int column,
-                                             int first) {
-  unsigned reaches = 0;  // bit u: bunch.v[u] reaches the threshold; not for -inf, which is no column
+// Queues the scores of a bunch that reach the threshold, and raises the threshold where the screen does so. `terms`,
+// `place`, `limit`: of the bunch's first column; columns from `limit` on are not of this launch. `row`: the query.
+static __device__ __noinline__ Kept keep(const Screen& s, Rules rules, const Bunch bunch, float threshold, float norm,
+                                         float slack, Hit* queue, const float* terms, uint32_t place, int limit,
+                                         int64_t row) {
+  constexpr int kBounds = kColumns, kLifts = 2 * kColumns;  // in TileTerms, behind the starts
+  unsigned reaches = 0;                                     // bit u: bunch.v[u] reaches the threshold
 #pragma unroll
   for (int u = 0; u < kBunch; ++u)
-    if (!(bunch.v[u] < state.threshold) && bunch.v[u] != -HUGE_VALF) reaches |= 1u << u;
-  if (!(state.threshold < HUGE_VALF)) reaches = 0;
-  const unsigned some = __reduce_or_sync(kAllLanes, reaches);  // usually one bit
-  const int end = static_cast<int>(s.end - s.first_slot) * kPanel;
-  float best = state.threshold, lower[kBunch];
+    if (!(bunch.v[u] < threshold)) reaches |= 1u << u;
+  if (!(threshold < HUGE_VALF)) reaches = 0;
+  float best = threshold;
+  int hits = 0;
+  for (unsigned some = __reduce_or_sync(kAllLanes, reaches); some != 0; some &= some - 1) {  // usually one bit
+    const int u = __ffs(static_cast<int>(some)) - 1, at = u / 2 * 8 + u % 2;
+    float upper = bunch.v[0];
 #pragma unroll
-  for (int u = 0; u < kBunch; ++u) {
-    lower[u] = -HUGE_VALF;
-    if ((some >> u & 1) == 0 || (reaches >> u & 1) == 0) continue;
-    const int at = first + u / 2 * 8 + u % 2, i = column + at;
-    const bool valid = i < end && s.mask.allows(row, bank_row(s, i));
-    if (!valid) {
-      reaches &= ~(1u << u);
-      continue;
-    }
-    lower[u] = lower_bound(bunch.v[u], norm, terms.bound[at], terms.lift[at] + slack);
-    best = fmaxf(best, lower[u]);
+    for (int other = 1; other < kBunch; ++other)
+      if (u == other) upper = bunch.v[other];
+    bool hit = (reaches >> u & 1) != 0 && at < limit;
+    if (hit && rules.masked)
+      hit = s.mask.allows(row, bank_row(s, (place & ((1u << kColumnBits) - 1)) + static_cast<uint32_t>(at)));
+    if (hit && rules.raises)
+      best = fmaxf(best, lower_bound_of(upper, norm, terms[kBounds + at], 2.0f * terms[kLifts + at] + slack));
+    const unsigned found = __ballot_sync(kAllLanes, hit);
+    if (hit) queue[hits + __popc(found & ((1u << threadIdx.x % 32) - 1))] = {upper, place + static_cast<uint32_t>(at)};
+    hits += __popc(found);
   }
-  if (s.listed > 0) {
-    best = quad_max(best);
-    if (threadIdx.x % 4 == 0 && state.threshold < best) atomic_max(s.thresholds + row, best);
-    state.threshold = best;
-  }
-#pragma unroll
-  for (int u = 0; u < kBunch; ++u) {
-    if ((some >> u & 1) == 0) continue;
-    const bool kept = (reaches >> u & 1) != 0 && !(bunch.v[u] < state.threshold) && state.threshold < HUGE_VALF;
-    const QuadRank rank = rank_in_quad(kept);
-    const bool full = state.listed + rank.all > kListed;
-    if (__any_sync(kAllLanes, full)) state = flush(s, row, state, list, full);
-    if (kept)
-      list[state.listed + rank.before] = {bunch.v[u], lower[u],
-                                          static_cast<uint32_t>(column + first + u / 2 * 8 + u % 2)};
-    state.listed += rank.all;
-  }
-  return state;
+  return {rules.raises ? quad_max(best) : best, hits};
 }
 
 // ---- The consumers -------------------------------------------------------------------------------------------------
@@ -225,8 +254,8 @@ struct Consumer {
   int slot = 0;
   float acc[kHalves][kScores];
   // A thread's four rows of its group: 64 h + score_row + 8 i, numbered 2 h + i.
-  float norm[2 * kHalves], threshold[2 * kHalves];
-  int listed[2 * kHalves];
+  float norm[2 * kHalves];
+  WarpHits warp;
 
   __device__ __forceinline__ Consumer(const Args& args, const Shared<Blocks>& view, int g)
       : a(args), shared(view), group(g), thread(static_cast<int>(threadIdx.x) % 128) {}
@@ -235,22 +264,22 @@ struct Consumer {
     return group * kGroupRows + r / 2 * 64 + score_row(thread, 2 * (r % 2));
   }
 
+  __device__ __forceinline__ Hit* queue() const { return shared.hits(group * 4 + thread / 32); }
+
   __device__ __forceinline__ void begin_rows(int64_t first) {
     __syncwarp();  // all lanes have finished with the slacks of the rows before
     {
-      const int lane = thread % 32, row = group * kGroupRows + lane / 16 * 64 + thread / 32 * 16 + lane % 16;
-      shared.slacks()[row] = first + row < a.s.rows ? a.s.slacks[first + row] : 0.0;
+      const int row = group * kGroupRows + warp_row(thread / 32, thread % 32);
+      shared.slacks()[row] = first + row < a.s.rows ? twice_above(a.s.slacks[first + row]) : 0.0f;
     }
     __syncwarp();
 #pragma unroll
     for (int r = 0; r < 2 * kHalves; ++r) {
       const int64_t row = first + row_in_block(r);
-      const bool valid = row < a.s.rows;
-      norm[r] = valid ? a.s.norms[row] : 0.0f;
-      // As published() in survivors.cuh: other blocks raise the thresholds while this block runs.
-      threshold[r] = quad_max(valid ? *static_cast<volatile const float*>(a.s.thresholds + row) : HUGE_VALF);
-      listed[r] = 0;
+      norm[r] = row < a.s.rows ? a.s.norms[row] : 0.0f;
+      warp.threshold[r] = published(a.s, row);
     }
+    warp.queued = 0;
   }
 
   __device__ __forceinline__ void release(int stage) const {
@@ -303,32 +332,70 @@ struct Consumer {
     release(before);
   }
 
-  __device__ __forceinline__ void gate(int64_t first, int column) {
-    unsigned hits = 0;  // bit r * kBunches + q: bunch q of row r
+  // Where rows meet their first tile, its best scores give a threshold: each is at least as good as its upper bound
+  // less the widest gap of the tile. All columns of the tile must be there, and allowed.
+  __device__ __forceinline__ void raise_thresholds(const float (&largest)[2 * kHalves][kBunches]) {
+    const TileTerms& terms = shared.columns(slot);
+    float bound = 0.0f, lift = 0.0f;
+#pragma unroll
+    for (int c = thread % 32; c < kColumns; c += 32) {
+      bound = fmaxf(bound, terms.bound[c]);
+      lift = fmaxf(lift, terms.lift[c]);
+    }
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+      bound = fmaxf(bound, __shfl_xor_sync(kAllLanes, bound, step));
+      lift = fmaxf(lift, __shfl_xor_sync(kAllLanes, lift, step));
+    }
+#pragma unroll
+    for (int r = 0; r < 2 * kHalves; ++r) {
+      float best = -HUGE_VALF;
+#pragma unroll
+      for (int q = 0; q < kBunches; ++q) {
+        const float v = largest[r][q];
+        if (v < HUGE_VALF && v > best) best = v;
+      }
+      best = lower_bound_of(best, norm[r], bound, 2.0f * lift + shared.slacks()[row_in_block(r)]);
+      warp.threshold[r] = fmaxf(warp.threshold[r], quad_max(best));
+    }
+  }
+
+  __device__ __forceinline__ void gate(int64_t first, int column, bool fresh) {
+    float largest[2 * kHalves][kBunches];
 #pragma unroll
     for (int r = 0; r < 2 * kHalves; ++r)
 #pragma unroll
       for (int q = 0; q < kBunches; ++q) {
         const Bunch bunch = bunch_of(r, q);
-        float largest = bunch.v[0];
+        largest[r][q] = bunch.v[0];
 #pragma unroll
-        for (int u = 1; u < kBunch; ++u) largest = max_nan(largest, bunch.v[u]);
-        if (!(largest < threshold[r])) hits |= 1u << (r * kBunches + q);
+        for (int u = 1; u < kBunch; ++u) largest[r][q] = max_nan(largest[r][q], bunch.v[u]);
       }
+    const int columns = static_cast<int>(a.s.end - a.s.first_slot) * kPanel - column;  // of this launch, from here on
+    if (fresh && a.s.listed > 0 && columns >= kColumns && a.s.mask.data == nullptr) raise_thresholds(largest);
+    unsigned hits = 0;  // bit r * kBunches + q: bunch q of row r
+#pragma unroll
+    for (int r = 0; r < 2 * kHalves; ++r)
+#pragma unroll
+      for (int q = 0; q < kBunches; ++q)
+        if (!(largest[r][q] < warp.threshold[r])) hits |= 1u << (r * kBunches + q);
     hits = __reduce_or_sync(kAllLanes, hits);
     if (hits == 0) return;
-    const TileTerms& terms = shared.columns(slot);
+    const float* terms = shared.columns(slot).start;
 #pragma unroll
     for (int r = 0; r < 2 * kHalves; ++r)
 #pragma unroll
       for (int q = 0; q < kBunches; ++q) {
         if ((hits >> (r * kBunches + q) & 1) == 0) continue;
-        const int row = row_in_block(r);
-        const RowState state =
-            keep(a.s, bunch_of(r, q), first + row, norm[r], shared.slacks()[row], {threshold[r], listed[r]},
-                 shared.list(row), terms, column, score_column(thread, 0) + q * kBunch * 4);
-        threshold[r] = state.threshold;
-        listed[r] = state.listed;
+        if (warp.queued > kQueue - kMostHits) warp = drain(a.s, first + group * kGroupRows, warp, queue(), false);
+        const int at = score_column(thread, 0) + q * kBunch * 4, row = row_in_block(r);
+        const uint32_t place = static_cast<uint32_t>(r * 8 + thread % 32 / 4) << kColumnBits;
+        const Kept kept =
+            keep(a.s, {a.s.listed > 0, a.s.mask.data != nullptr}, bunch_of(r, q), warp.threshold[r], norm[r],
+                 shared.slacks()[row], queue() + warp.queued, terms + at, place + static_cast<uint32_t>(column + at),
+                 columns - at, first + row);
+        warp.threshold[r] = kept.threshold;
+        warp.queued += kept.hits;
       }
   }
   // The scores of row r from q * kBunch on, which are every second pair of an accumulator block.
@@ -354,15 +421,11 @@ struct Consumer {
       parity ^= 1;
       for (int tile = segment.begin; tile < segment.end; ++tile, ++at) {
         multiply_tile<Bf16>(at + 1 == end);
-        gate(first, first_column(a.s, tile));
+        gate(first, first_column(a.s, tile), tile == segment.begin);
         slot = slot + 1 == Shared<Blocks>::kMap.tiles ? 0 : slot + 1;
       }
       if (thread % 32 == 0) barrier_arrive(&barriers.queries_empty);
-#pragma unroll
-      for (int r = 0; r < 2 * kHalves; ++r) {
-        const int row = row_in_block(r);
-        flush(a.s, first + row, {threshold[r], listed[r]}, shared.list(row), first + row < a.s.rows);
-      }
+      warp = drain(a.s, first + group * kGroupRows, warp, queue(), true);
     }
   }
 };
@@ -409,6 +472,7 @@ Error start(const Args& a, bool bf16, const Device& device) {
 
 // ---- On the host ---------------------------------------------------------------------------------------------------
 
+bool has_sm90() { return true; }
 Error sm90_fault(const Device& device) {
   return device.capability == 90 ? nullptr : "the sm90 path is for compute capability 9.0 only";
 }

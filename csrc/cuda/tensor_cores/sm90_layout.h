@@ -49,12 +49,24 @@ inline int64_t most_columns(int64_t rows) { return most_column_tiles(ceil_div(ro
 // ---- Shared memory -------------------------------------------------------------------------------------------------
 
 constexpr int kConsumerWarps = kGroups * 4;
-constexpr int kListed = 6;  // candidates of a row's list in shared memory
-constexpr int kBunch = 8;   // scores of a thread that are compared together; a quad's are 32 columns of a row
+constexpr int kBunch = 8;                      // scores of a thread that are compared together
 constexpr int kBunches = kScores / 2 / kBunch;  // of a thread's row
+constexpr int kMostHits = 32 * kBunch;          // of a bunch in a warp
+constexpr int kQueue = 384;                     // hits that a warp keeps; there must be room for a bunch
+constexpr int kManyHits = 64;                   // if more are left when the queue is cleared, they become candidates
 constexpr int kMostStages = 8;                  // of the ring
 constexpr int kMostShared = 227 << 10;
 constexpr int kAlignment = 1024;  // where the 128-byte swizzle repeats
+
+// A score that reached its row's threshold. `place`: the column (a row of the operand), and above kColumnBits the row
+// of the warp's 32.
+struct Hit {
+  float upper;
+  uint32_t place;
+};
+constexpr int kColumnBits = 27;
+static_assert(kMostOperandElements / kOperandDepth <= int64_t{1} << kColumnBits);
+static_assert(kManyHits + 2 * kMostHits > kQueue && kManyHits + kMostHits <= kQueue);
 
 struct TileTerms {  // the column terms of a tile
   float start[kColumns], bound[kColumns], lift[kColumns];
@@ -62,13 +74,13 @@ struct TileTerms {  // the column terms of a tile
 
 struct SharedMap {    // byte offsets from a multiple of kAlignment
   int stages, tiles;  // stages of the ring; tiles whose column terms are kept
-  int queries, ring, columns, lists, slacks, barriers, bytes;
+  int queries, ring, columns, hits, slacks, barriers, bytes;
 };
 VB_INLINE constexpr SharedMap shared_map(int blocks) {
   SharedMap m{};
   const int queries = kGroups * blocks * kQueryBox;
-  const int lists = kRows * kListed * static_cast<int>(sizeof(Candidate));
-  const int slacks = kRows * 8;
+  const int hits = kConsumerWarps * kQueue * static_cast<int>(sizeof(Hit));
+  const int slacks = kRows * static_cast<int>(sizeof(float));
   const int barriers = (2 * kMostStages + 2) * 8;
   for (m.stages = kMostStages;; --m.stages) {
     // The column terms of tile t may be overwritten after all its scores were compared. A block of tile t + tiles is
@@ -78,8 +90,8 @@ VB_INLINE constexpr SharedMap shared_map(int blocks) {
     m.queries = 0;
     m.ring = m.queries + queries;
     m.columns = m.ring + m.stages * kBankBox;
-    m.lists = m.columns + m.tiles * static_cast<int>(sizeof(TileTerms));
-    m.slacks = m.lists + lists;
+    m.hits = m.columns + m.tiles * static_cast<int>(sizeof(TileTerms));
+    m.slacks = m.hits + hits;
     m.barriers = m.slacks + slacks;
     m.bytes = m.barriers + barriers + kAlignment;  // the base may have any alignment
     if (m.bytes <= kMostShared || m.stages == 1) return m;
@@ -88,7 +100,7 @@ VB_INLINE constexpr SharedMap shared_map(int blocks) {
 VB_INLINE constexpr bool map_is_sound(int blocks) {
   const SharedMap m = shared_map(blocks);
   return m.bytes <= kMostShared && m.stages >= blocks && m.ring % kAlignment == 0 && kBankBox % kAlignment == 0 &&
-         kQueryBox % kAlignment == 0 && m.columns % 128 == 0 && m.lists % 16 == 0 && m.slacks % 8 == 0 &&
+         kQueryBox % kAlignment == 0 && m.columns % 128 == 0 && m.hits % 16 == 0 && m.slacks % 8 == 0 &&
          m.barriers % 8 == 0;
 }
 static_assert(map_is_sound(1) && map_is_sound(2) && map_is_sound(3) && map_is_sound(4));
@@ -150,6 +162,12 @@ inline const char* tensor_spec_fault(const TensorSpec& s) {
   if (s.box[0] * 2 != kLine) return "tensor map: a box's line must be the swizzle's 128 bytes";
   return nullptr;
 }
+
+// ---- Rows of a warp ------------------------------------------------------------------------------------------------
+// A warp of a group has 16 rows of each half. Row w of these 32 is the group's row warp_row(warp, w), and belongs to the
+// quad w % 8, as the row numbered w / 8 of its threads.
+
+VB_INLINE constexpr int warp_row(int warp, int w) { return w / 16 * 64 + warp * 16 + w % 16; }
 
 // ---- Accumulators --------------------------------------------------------------------------------------------------
 // Row and column of score e of thread t of a warpgroup, as wgmma m64nNk16 defines them.
