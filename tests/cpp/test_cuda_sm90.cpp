@@ -19,8 +19,8 @@ TEST(sm90_shared_memory_fits) {
     const Piece pieces[] = {{m.queries, int64_t{kRows} * blocks * 128, 1024},
                             {m.ring, int64_t{m.stages} * kColumns * 128, 1024},
                             {m.columns, int64_t{m.tiles} * kColumns * 12, 16},
-                            {m.hits, int64_t{kConsumerWarps} * kQueue * 8, 8},
-                            {m.slacks, int64_t{kRows} * 4, 4},
+                            {m.queues, int64_t{kConsumerWarps} * kQueue * (kBunch + 1) * 4, 4},
+                            {m.rows, int64_t{kRows} * 3 * 4, 4},
                             {m.barriers, (2 * kMostStages + 2) * 8, 8}};
     int64_t end = 0;
     for (const Piece& p : pieces) {

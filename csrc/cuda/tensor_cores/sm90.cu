@@ -7,10 +7,10 @@
 //
 // An accumulator starts at its column's start + the row's norm * the column's bound, so it ends as an upper bound: a
 // score costs one multiply-add before the product and one maximum after it. A thread has four rows of a tile with 32
-// scores each; the maximum of every eight is compared with the row's threshold. A score that reaches the threshold
-// enters its warp's queue in shared memory, out of line. A full queue drops what no longer reaches its row's threshold;
-// what is left moves to the rows' candidates, 32 hits at a time. For k = 1 thresholds rise as the screen runs, so few
-// hits ever leave the queue.
+// scores each; the maximum of every eight (a bunch) is compared with the row's threshold. A bunch with a score that
+// reaches it enters its warp's queue in shared memory. From time to time the warp looks at its queue, a bunch a lane: for
+// k = 1 it raises the thresholds and drops what no longer reaches them, so that few bunches are left at the end of the
+// rows; what is left, and for larger k everything, becomes candidates.
 //
 // Budgets, tiles and descriptors are in sm90_layout.h, instructions in sm90_ptx.h.
 #include "../kernels.h"
@@ -73,11 +73,12 @@ struct Shared {  // one thread's view of shared memory
   __device__ __forceinline__ TileTerms& columns(int tile) const {
     return reinterpret_cast<TileTerms*>(base + kMap.columns)[tile];
   }
-  __device__ __forceinline__ Hit* hits(int warp) const {  // of all consumers' warps
-    return reinterpret_cast<Hit*>(base + kMap.hits) + warp * kQueue;
+  __device__ __forceinline__ BunchQueue& queue(int warp) const {  // warp: of all consumers' warps
+    return reinterpret_cast<BunchQueue*>(base + kMap.queues)[warp];
   }
-  // Of each row of the block: twice_above(its slack).
-  __device__ __forceinline__ float* slacks() const { return reinterpret_cast<float*>(base + kMap.slacks); }
+  __device__ __forceinline__ WarpRows& rows(int warp) const {
+    return reinterpret_cast<WarpRows*>(base + kMap.rows)[warp];
+  }
 };
 
 // ---- The producer --------------------------------------------------------------------------------------------------
@@ -120,127 +121,107 @@ __device__ __forceinline__ void produce(const Args& a, const Shared<Blocks>& sha
   }
 }
 
-// ---- Hits ----------------------------------------------------------------------------------------------------------
-// These functions are not inlined, because hits are rare. The four threads of a quad share a row, and the whole warp
-// calls them.
+// ---- Queues --------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float quad_max(float v) {
   v = fmaxf(v, __shfl_xor_sync(kAllLanes, v, 1));
   return fmaxf(v, __shfl_xor_sync(kAllLanes, v, 2));
 }
 
-// A row's threshold as other blocks have raised it: they write while this one runs, so a quad agrees on the value. It is
-// above -inf, which is the score of a column that is not there.
+// A row's threshold as other blocks have raised it; they write while this one runs. It is above -inf, which is the score
+// of a column that is not there. +inf: there is no such row, or it fell back.
 __device__ __forceinline__ float published(const Screen& s, int64_t row) {
-  const float seen = row < s.rows ? *static_cast<volatile const float*>(s.thresholds + row) : HUGE_VALF;
-  return fmaxf(quad_max(seen), -FLT_MAX);
+  return row < s.rows ? fmaxf(*static_cast<volatile const float*>(s.thresholds + row), -FLT_MAX) : HUGE_VALF;
 }
 
-struct WarpHits {  // the thresholds of a thread's four rows, and the hits in its warp's queue
-  float threshold[2 * kHalves];
-  int queued;
+struct QueuedBunch {
+  uint32_t place;
+  int row;           // of the warp's
+  unsigned reaches;  // bit u: v[u] reaches the row's threshold
+  __device__ __forceinline__ QueuedBunch(const BunchQueue& queue, const WarpRows& rows, int at, bool valid)
+      : place(valid ? queue.place[at] : 0), row(static_cast<int>(place >> kColumnBits)), reaches(0) {
+    const float threshold = rows.threshold[row];
+    if (!valid || !(threshold < HUGE_VALF)) return;
+#pragma unroll
+    for (int u = 0; u < kBunch; ++u)
+      if (!(queue.v[u][at] < threshold)) reaches |= 1u << u;
+  }
+  // Calls f(u, column) for the scores that reach the threshold and whose column is of this launch and allowed.
+  template <class F>
+  __device__ __forceinline__ void each(const Screen& s, int64_t query, F&& f) const {
+    const int end = static_cast<int>(s.end - s.first_slot) * kPanel;
+    for (unsigned left = reaches; left != 0; left &= left - 1) {  // usually one
+      const int u = __ffs(static_cast<int>(left)) - 1;
+      const int column = static_cast<int>(place & ((1u << kColumnBits) - 1)) + bunch_column(u);
+      if (column < end && s.mask.allows(query, bank_row(s, static_cast<uint32_t>(column)))) f(u, column);
+    }
+  }
 };
 
-// Drops hits that no longer reach their row's threshold. If many are left, or if `all` is set, they become candidates.
-// `first`: the query row of the group's row 0.
-static __device__ __noinline__ WarpHits drain(const Screen& s, int64_t first, WarpHits warp, Hit* queue, bool all) {
+// Looks at the `queued` bunches of a warp's queue, and returns how many are left. For k = 1, thresholds rise, and bunches
+// that no longer reach them are dropped. If many are left, if `all` is set, and for larger k, the rest becomes
+// candidates. `first`: the query row of the group's row 0. It is not inlined, because it is rare.
+static __device__ __noinline__ int look(const Screen& s, int64_t first, BunchQueue& queue, WarpRows& rows, int queued,
+                                        bool all) {
   const int lane = threadIdx.x % 32, number = threadIdx.x / 32 % 4;
   const auto query = [&](int row) { return first + warp_row(number, row); };
-  if (s.listed > 0)
-#pragma unroll
-    for (int r = 0; r < 2 * kHalves; ++r) {
-      const int64_t row = query(r * 8 + lane / 4);
-      const float known = published(s, row), own = warp.threshold[r];
-      if (lane % 4 == 0 && own > known && own < HUGE_VALF) atomic_max(s.thresholds + row, own);
-      warp.threshold[r] = fmaxf(own, known);
+  const bool raises = s.listed > 0;
+  __syncwarp();  // the warp has written its queue and its thresholds
+  if (raises) {
+    const float known = published(s, query(lane));
+    if (known > rows.threshold[lane]) rows.threshold[lane] = known;
+    __syncwarp();
+    for (int at = lane; at < queued; at += 32) {
+      const QueuedBunch bunch(queue, rows, at, true);
+      float best = -HUGE_VALF;
+      bunch.each(s, query(bunch.row), [&](int u, int i) {
+        const float slack = 2.0f * s.terms.lift[i] + rows.twice_slack[bunch.row];
+        best = fmaxf(best, lower_bound_of(queue.v[u][at], rows.norm[bunch.row], s.terms.bound[i], slack));
+      });
+      if (best > rows.threshold[bunch.row]) atomic_max(&rows.threshold[bunch.row], best);
     }
-  __syncwarp();  // the warp has written its queue
+    __syncwarp();
+    const float own = rows.threshold[lane];
+    if (own > known && own < HUGE_VALF) atomic_max(s.thresholds + query(lane), own);
+  }
+
   int kept = 0;
-  for (int base = 0; base < warp.queued; base += 32) {
-    const Hit hit = base + lane < warp.queued ? queue[base + lane] : Hit{0.0f, 0};
-    const int row = static_cast<int>(hit.place >> kColumnBits);
-    float threshold = 0.0f;
+  for (int base = 0; base < queued; base += 32) {
+    const int at = base + lane;
+    const QueuedBunch bunch(queue, rows, at < queued ? at : 0, at < queued);
+    float v[kBunch];
 #pragma unroll
-    for (int r = 0; r < 2 * kHalves; ++r) {
-      const float of = __shfl_sync(kAllLanes, warp.threshold[r], row % 8 * 4);
-      if (row / 8 == r) threshold = of;
-    }
-    // Not for +inf: a row that fell back.
-    const bool keep = base + lane < warp.queued && !(hit.upper < threshold) && threshold < HUGE_VALF;
-    const unsigned keeps = __ballot_sync(kAllLanes, keep);
+    for (int u = 0; u < kBunch; ++u) v[u] = bunch.reaches != 0 ? queue.v[u][at] : 0.0f;
+    const unsigned keeps = __ballot_sync(kAllLanes, bunch.reaches != 0);
     __syncwarp();  // all lanes have read theirs, which a ballot does not promise
-    if (keep) queue[kept + __popc(keeps & ((1u << lane) - 1))] = hit;
+    if (bunch.reaches != 0) {
+      const int to = kept + __popc(keeps & ((1u << lane) - 1));
+      queue.place[to] = bunch.place;
+#pragma unroll
+      for (int u = 0; u < kBunch; ++u) queue.v[u][to] = v[u];
+    }
     kept += __popc(keeps);
   }
-  warp.queued = kept;
-  if (!all && kept <= kManyHits) return warp;
-
   __syncwarp();
-  for (int base = 0; base < kept; base += 32) {
-    const bool mine = base + lane < kept;
-    const Hit hit = mine ? queue[base + lane] : Hit{0.0f, 0};
-    const int w = static_cast<int>(hit.place >> kColumnBits), i = static_cast<int>(hit.place & ((1u << kColumnBits) - 1));
-    const int64_t row = query(w);
-    int at = 0;
-    if (mine) at = atomicAdd(s.counts + row, 1);
-    if (mine && at < s.capacity) {
-      const double slack = s.slacks[row] + s.terms.lift[i];
-      s.candidates[row * s.capacity + at] = {hit.upper, lower_bound(hit.upper, s.norms[row], s.terms.bound[i], slack),
-                                             static_cast<uint32_t>(bank_row(s, i))};
-    }
-    // A row with more candidates than its capacity falls back, and has no more hits.
-    for (unsigned full = __ballot_sync(kAllLanes, mine && at >= s.capacity); full != 0; full &= full - 1) {
-      const int over = __shfl_sync(kAllLanes, w, __ffs(static_cast<int>(full)) - 1);
-#pragma unroll
-      for (int r = 0; r < 2 * kHalves; ++r)
-        if (over == r * 8 + lane / 4) warp.threshold[r] = HUGE_VALF;
-    }
-  }
-  __syncwarp();  // the warp has read its queue
-  warp.queued = 0;
-  return warp;
-}
+  if (raises && !all && kept <= kFull - kDue / 2) return kept;
 
-struct Bunch {
-  float v[kBunch];  // v[u] is the upper bound of column 8 (u / 2) + u % 2 from the bunch's first one on
-};
-struct Kept {
-  float threshold;
-  int hits;
-};
-struct Rules {  // of a launch, in registers: a function that is not inlined reads the kernel's arguments slowly
-  bool raises, masked;
-};
-
-// Queues the scores of a bunch that reach the threshold, and raises the threshold where the screen does so. `terms`,
-// `place`, `limit`: of the bunch's first column; columns from `limit` on are not of this launch. `row`: the query.
-static __device__ __noinline__ Kept keep(const Screen& s, Rules rules, const Bunch bunch, float threshold, float norm,
-                                         float slack, Hit* queue, const float* terms, uint32_t place, int limit,
-                                         int64_t row) {
-  constexpr int kBounds = kColumns, kLifts = 2 * kColumns;  // in TileTerms, behind the starts
-  unsigned reaches = 0;                                     // bit u: bunch.v[u] reaches the threshold
-#pragma unroll
-  for (int u = 0; u < kBunch; ++u)
-    if (!(bunch.v[u] < threshold)) reaches |= 1u << u;
-  if (!(threshold < HUGE_VALF)) reaches = 0;
-  float best = threshold;
-  int hits = 0;
-  for (unsigned some = __reduce_or_sync(kAllLanes, reaches); some != 0; some &= some - 1) {  // usually one bit
-    const int u = __ffs(static_cast<int>(some)) - 1, at = u / 2 * 8 + u % 2;
-    float upper = bunch.v[0];
-#pragma unroll
-    for (int other = 1; other < kBunch; ++other)
-      if (u == other) upper = bunch.v[other];
-    bool hit = (reaches >> u & 1) != 0 && at < limit;
-    if (hit && rules.masked)
-      hit = s.mask.allows(row, bank_row(s, (place & ((1u << kColumnBits) - 1)) + static_cast<uint32_t>(at)));
-    if (hit && rules.raises)
-      best = fmaxf(best, lower_bound_of(upper, norm, terms[kBounds + at], 2.0f * terms[kLifts + at] + slack));
-    const unsigned found = __ballot_sync(kAllLanes, hit);
-    if (hit) queue[hits + __popc(found & ((1u << threadIdx.x % 32) - 1))] = {upper, place + static_cast<uint32_t>(at)};
-    hits += __popc(found);
+  for (int at = lane; at < kept; at += 32) {
+    const QueuedBunch bunch(queue, rows, at, true);
+    const int64_t row = query(bunch.row);
+    int count = 0;
+    bunch.each(s, row, [&](int, int) { ++count; });
+    if (count == 0) continue;
+    int to = atomicAdd(s.counts + row, count);
+    if (to + count > s.capacity) rows.threshold[bunch.row] = HUGE_VALF;  // the row falls back, and has no more hits
+    bunch.each(s, row, [&](int u, int i) {
+      if (to >= s.capacity) return;
+      const float upper = queue.v[u][at];
+      const float lower = lower_bound(upper, s.norms[row], s.terms.bound[i], s.terms.lift[i] + s.slacks[row]);
+      s.candidates[row * s.capacity + to++] = {upper, lower, static_cast<uint32_t>(bank_row(s, static_cast<uint32_t>(i)))};
+    });
   }
-  return {rules.raises ? quad_max(best) : best, hits};
+  __syncwarp();  // the warp has read its queue and written its thresholds
+  return 0;
 }
 
 // ---- The consumers -------------------------------------------------------------------------------------------------
@@ -254,32 +235,36 @@ struct Consumer {
   int slot = 0;
   float acc[kHalves][kScores];
   // A thread's four rows of its group: 64 h + score_row + 8 i, numbered 2 h + i.
-  float norm[2 * kHalves];
-  WarpHits warp;
+  float norm[2 * kHalves], threshold[2 * kHalves];
+  int queued = 0, due = kDue;  // bunches in the queue; so many are worth a look
 
   __device__ __forceinline__ Consumer(const Args& args, const Shared<Blocks>& view, int g)
       : a(args), shared(view), group(g), thread(static_cast<int>(threadIdx.x) % 128) {}
 
-  __device__ __forceinline__ int row_in_block(int r) const {
-    return group * kGroupRows + r / 2 * 64 + score_row(thread, 2 * (r % 2));
+  // The warp's row that is this thread's row r.
+  __device__ __forceinline__ int row_in_warp(int r) const { return r * 8 + thread % 32 / 4; }
+
+  __device__ __forceinline__ BunchQueue& queue() const { return shared.queue(group * 4 + thread / 32); }
+  __device__ __forceinline__ WarpRows& rows() const { return shared.rows(group * 4 + thread / 32); }
+
+  __device__ __forceinline__ void read_thresholds() {
+#pragma unroll
+    for (int r = 0; r < 2 * kHalves; ++r) threshold[r] = rows().threshold[row_in_warp(r)];
   }
-
-  __device__ __forceinline__ Hit* queue() const { return shared.hits(group * 4 + thread / 32); }
-
+  // `first`: the query row of the group's row 0.
   __device__ __forceinline__ void begin_rows(int64_t first) {
-    __syncwarp();  // all lanes have finished with the slacks of the rows before
     {
-      const int row = group * kGroupRows + warp_row(thread / 32, thread % 32);
-      shared.slacks()[row] = first + row < a.s.rows ? twice_above(a.s.slacks[first + row]) : 0.0f;
+      const int lane = thread % 32;
+      const int64_t row = first + warp_row(thread / 32, lane);
+      const bool valid = row < a.s.rows;
+      rows().norm[lane] = valid ? a.s.norms[row] : 0.0f;
+      rows().twice_slack[lane] = valid ? twice_above(a.s.slacks[row]) : 0.0f;
+      rows().threshold[lane] = published(a.s, row);
     }
     __syncwarp();
 #pragma unroll
-    for (int r = 0; r < 2 * kHalves; ++r) {
-      const int64_t row = first + row_in_block(r);
-      norm[r] = row < a.s.rows ? a.s.norms[row] : 0.0f;
-      warp.threshold[r] = published(a.s, row);
-    }
-    warp.queued = 0;
+    for (int r = 0; r < 2 * kHalves; ++r) norm[r] = rows().norm[row_in_warp(r)];
+    read_thresholds();
   }
 
   __device__ __forceinline__ void release(int stage) const {
@@ -338,9 +323,9 @@ struct Consumer {
     const TileTerms& terms = shared.columns(slot);
     float bound = 0.0f, lift = 0.0f;
 #pragma unroll
-    for (int c = thread % 32; c < kColumns; c += 32) {
-      bound = fmaxf(bound, terms.bound[c]);
-      lift = fmaxf(lift, terms.lift[c]);
+    for (int c = 0; c < kColumns; c += 32) {
+      bound = fmaxf(bound, terms.bound[c + thread % 32]);
+      lift = fmaxf(lift, terms.lift[c + thread % 32]);
     }
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) {
@@ -351,59 +336,64 @@ struct Consumer {
     for (int r = 0; r < 2 * kHalves; ++r) {
       float best = -HUGE_VALF;
 #pragma unroll
-      for (int q = 0; q < kBunches; ++q) {
-        const float v = largest[r][q];
-        if (v < HUGE_VALF && v > best) best = v;
-      }
-      best = lower_bound_of(best, norm[r], bound, 2.0f * lift + shared.slacks()[row_in_block(r)]);
-      warp.threshold[r] = fmaxf(warp.threshold[r], quad_max(best));
+      for (int q = 0; q < kBunches; ++q)
+        if (largest[r][q] < HUGE_VALF) best = fmaxf(best, largest[r][q]);
+      const int row = row_in_warp(r);
+      best = quad_max(lower_bound_of(best, norm[r], bound, 2.0f * lift + rows().twice_slack[row]));
+      threshold[r] = fmaxf(threshold[r], best);
+      if (thread % 4 == 0) rows().threshold[row] = threshold[r];
     }
   }
 
+  // Queues the bunches with a score that reaches its row's threshold. `fresh`: the rows' first tile.
   __device__ __forceinline__ void gate(int64_t first, int column, bool fresh) {
     float largest[2 * kHalves][kBunches];
 #pragma unroll
     for (int r = 0; r < 2 * kHalves; ++r)
 #pragma unroll
       for (int q = 0; q < kBunches; ++q) {
-        const Bunch bunch = bunch_of(r, q);
-        largest[r][q] = bunch.v[0];
+        largest[r][q] = score(r, q, 0);
 #pragma unroll
-        for (int u = 1; u < kBunch; ++u) largest[r][q] = max_nan(largest[r][q], bunch.v[u]);
+        for (int u = 1; u < kBunch; ++u) largest[r][q] = max_nan(largest[r][q], score(r, q, u));
       }
-    const int columns = static_cast<int>(a.s.end - a.s.first_slot) * kPanel - column;  // of this launch, from here on
-    if (fresh && a.s.listed > 0 && columns >= kColumns && a.s.mask.data == nullptr) raise_thresholds(largest);
-    unsigned hits = 0;  // bit r * kBunches + q: bunch q of row r
+    const bool whole = column + kColumns <= static_cast<int>(a.s.end - a.s.first_slot) * kPanel;
+    if (fresh && whole && a.s.listed > 0 && a.s.mask.data == nullptr) raise_thresholds(largest);
+    unsigned mine = 0;  // bit r * kBunches + q: bunch q of row r
 #pragma unroll
     for (int r = 0; r < 2 * kHalves; ++r)
 #pragma unroll
       for (int q = 0; q < kBunches; ++q)
-        if (!(largest[r][q] < warp.threshold[r])) hits |= 1u << (r * kBunches + q);
-    hits = __reduce_or_sync(kAllLanes, hits);
-    if (hits == 0) return;
-    const float* terms = shared.columns(slot).start;
+        if (!(largest[r][q] < threshold[r])) mine |= 1u << (r * kBunches + q);
+    unsigned some = __reduce_or_sync(kAllLanes, mine);
+    while (some != 0) {
 #pragma unroll
-    for (int r = 0; r < 2 * kHalves; ++r)
+      for (int r = 0; r < 2 * kHalves; ++r)
 #pragma unroll
-      for (int q = 0; q < kBunches; ++q) {
-        if ((hits >> (r * kBunches + q) & 1) == 0) continue;
-        if (warp.queued > kQueue - kMostHits) warp = drain(a.s, first + group * kGroupRows, warp, queue(), false);
-        const int at = score_column(thread, 0) + q * kBunch * 4, row = row_in_block(r);
-        const uint32_t place = static_cast<uint32_t>(r * 8 + thread % 32 / 4) << kColumnBits;
-        const Kept kept =
-            keep(a.s, {a.s.listed > 0, a.s.mask.data != nullptr}, bunch_of(r, q), warp.threshold[r], norm[r],
-                 shared.slacks()[row], queue() + warp.queued, terms + at, place + static_cast<uint32_t>(column + at),
-                 columns - at, first + row);
-        warp.threshold[r] = kept.threshold;
-        warp.queued += kept.hits;
-      }
+        for (int q = 0; q < kBunches; ++q) {
+          const unsigned bit = 1u << (r * kBunches + q);
+          if ((some & bit) == 0 || queued > kFull) continue;
+          some &= ~bit;
+          const unsigned found = __ballot_sync(kAllLanes, (mine & bit) != 0);
+          if ((mine & bit) != 0) {
+            const int at = queued + __popc(found & ((1u << thread % 32) - 1));
+            queue().place[at] = static_cast<uint32_t>(row_in_warp(r)) << kColumnBits |
+                                static_cast<uint32_t>(column + score_column(thread, 0) + q * kBunch * 4);
+#pragma unroll
+            for (int u = 0; u < kBunch; ++u) queue().v[u][at] = score(r, q, u);
+          }
+          queued += __popc(found);
+        }
+      if (queued >= due || some != 0) look_at_queue(first, false);
+    }
   }
-  // The scores of row r from q * kBunch on, which are every second pair of an accumulator block.
-  __device__ __forceinline__ Bunch bunch_of(int r, int q) const {
-    Bunch bunch;
-#pragma unroll
-    for (int u = 0; u < kBunch; ++u) bunch.v[u] = acc[r / 2][(q * kBunch / 2 + u / 2) * 4 + r % 2 * 2 + u % 2];
-    return bunch;
+  __device__ __forceinline__ void look_at_queue(int64_t first, bool all) {
+    queued = look(a.s, first, queue(), rows(), queued, all);
+    due = queued + kDue;
+    read_thresholds();
+  }
+  // Score u of bunch q of row r: a row's scores are every second pair of an accumulator block.
+  __device__ __forceinline__ float score(int r, int q, int u) const {
+    return acc[r / 2][(q * kBunch / 2 + u / 2) * 4 + r % 2 * 2 + u % 2];
   }
 
   template <bool Bf16>
@@ -415,7 +405,7 @@ struct Consumer {
     if (group == 1 && at < end) turn_pass(0);
     while (at < end) {
       const Segment segment = a.work.segment(at, end);
-      const int64_t first = int64_t{segment.row_tile} * kRows;
+      const int64_t first = int64_t{segment.row_tile} * kRows + group * kGroupRows;
       begin_rows(first);
       barrier_wait(&barriers.queries_full, parity);
       parity ^= 1;
@@ -425,7 +415,7 @@ struct Consumer {
         slot = slot + 1 == Shared<Blocks>::kMap.tiles ? 0 : slot + 1;
       }
       if (thread % 32 == 0) barrier_arrive(&barriers.queries_empty);
-      warp = drain(a.s, first + group * kGroupRows, warp, queue(), true);
+      look_at_queue(first, true);
     }
   }
 };

@@ -51,22 +51,26 @@ inline int64_t most_columns(int64_t rows) { return most_column_tiles(ceil_div(ro
 constexpr int kConsumerWarps = kGroups * 4;
 constexpr int kBunch = 8;                      // scores of a thread that are compared together
 constexpr int kBunches = kScores / 2 / kBunch;  // of a thread's row
-constexpr int kMostHits = 32 * kBunch;          // of a bunch in a warp
-constexpr int kQueue = 384;                     // hits that a warp keeps; there must be room for a bunch
-constexpr int kManyHits = 64;                   // if more are left when the queue is cleared, they become candidates
+constexpr int kQueue = 80;                      // bunches that a warp's queue holds
+constexpr int kFull = kQueue - 32;              // with more, there may be no room for a bunch of each lane
+constexpr int kDue = 24;                        // bunches that are worth looking at again
 constexpr int kMostStages = 8;                  // of the ring
 constexpr int kMostShared = 227 << 10;
 constexpr int kAlignment = 1024;  // where the 128-byte swizzle repeats
 
-// A score that reached its row's threshold. `place`: the column (a row of the operand), and above kColumnBits the row
-// of the warp's 32.
-struct Hit {
-  float upper;
-  uint32_t place;
+// The bunches of a warp in which a score reached its row's threshold. `place`: the bunch's first column (a row of the
+// operand), and above kColumnBits the row of the warp's 32.
+struct BunchQueue {
+  float v[kBunch][kQueue];
+  uint32_t place[kQueue];
 };
 constexpr int kColumnBits = 27;
 static_assert(kMostOperandElements / kOperandDepth <= int64_t{1} << kColumnBits);
-static_assert(kManyHits + 2 * kMostHits > kQueue && kManyHits + kMostHits <= kQueue);
+VB_INLINE constexpr int bunch_column(int u) { return u / 2 * 8 + u % 2; }  // of v[u], from the bunch's first one on
+
+struct WarpRows {  // of a warp's 32 rows; twice_slack: twice_above() the row's slack
+  float norm[32], twice_slack[32], threshold[32];
+};
 
 struct TileTerms {  // the column terms of a tile
   float start[kColumns], bound[kColumns], lift[kColumns];
@@ -74,13 +78,13 @@ struct TileTerms {  // the column terms of a tile
 
 struct SharedMap {    // byte offsets from a multiple of kAlignment
   int stages, tiles;  // stages of the ring; tiles whose column terms are kept
-  int queries, ring, columns, hits, slacks, barriers, bytes;
+  int queries, ring, columns, queues, rows, barriers, bytes;
 };
 VB_INLINE constexpr SharedMap shared_map(int blocks) {
   SharedMap m{};
   const int queries = kGroups * blocks * kQueryBox;
-  const int hits = kConsumerWarps * kQueue * static_cast<int>(sizeof(Hit));
-  const int slacks = kRows * static_cast<int>(sizeof(float));
+  const int queues = kConsumerWarps * static_cast<int>(sizeof(BunchQueue));
+  const int rows = kConsumerWarps * static_cast<int>(sizeof(WarpRows));
   const int barriers = (2 * kMostStages + 2) * 8;
   for (m.stages = kMostStages;; --m.stages) {
     // The column terms of tile t may be overwritten after all its scores were compared. A block of tile t + tiles is
@@ -90,9 +94,9 @@ VB_INLINE constexpr SharedMap shared_map(int blocks) {
     m.queries = 0;
     m.ring = m.queries + queries;
     m.columns = m.ring + m.stages * kBankBox;
-    m.hits = m.columns + m.tiles * static_cast<int>(sizeof(TileTerms));
-    m.slacks = m.hits + hits;
-    m.barriers = m.slacks + slacks;
+    m.queues = m.columns + m.tiles * static_cast<int>(sizeof(TileTerms));
+    m.rows = m.queues + queues;
+    m.barriers = m.rows + rows;
     m.bytes = m.barriers + barriers + kAlignment;  // the base may have any alignment
     if (m.bytes <= kMostShared || m.stages == 1) return m;
   }
@@ -100,7 +104,7 @@ VB_INLINE constexpr SharedMap shared_map(int blocks) {
 VB_INLINE constexpr bool map_is_sound(int blocks) {
   const SharedMap m = shared_map(blocks);
   return m.bytes <= kMostShared && m.stages >= blocks && m.ring % kAlignment == 0 && kBankBox % kAlignment == 0 &&
-         kQueryBox % kAlignment == 0 && m.columns % 128 == 0 && m.hits % 16 == 0 && m.slacks % 8 == 0 &&
+         kQueryBox % kAlignment == 0 && m.columns % 128 == 0 && m.queues % 16 == 0 && m.rows % 16 == 0 &&
          m.barriers % 8 == 0;
 }
 static_assert(map_is_sound(1) && map_is_sound(2) && map_is_sound(3) && map_is_sound(4));
