@@ -405,6 +405,7 @@ Error launch(void (*kernel)(Args), dim3 grid, int threads, int64_t shared_bytes,
   return nullptr;
 }
 
+inline void prefetch(const void*) {}
 inline void copy_async(void* to, const void* from, bool valid) {
   if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
     emulator::stop("an asynchronous copy is not aligned");

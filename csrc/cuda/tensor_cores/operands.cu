@@ -1,6 +1,7 @@
 // Writes 16-bit operands (operands.h). Frame, map and fallback rows are those of float32 panels; rounding and layout
 // differ. Sixteen threads have a panel of sixteen rows: together they write one row after the other, in one pass over
 // its coordinates, and then each of them finishes one row. There are no barriers.
+#include "../async_copy.h"
 #include "../panels.cuh"
 #include "bounds.h"
 
@@ -99,6 +100,14 @@ __device__ __forceinline__ void write_zeros(uint16_t* to, int64_t pitch) {
   for (int64_t k = threadIdx.x % 16 * kChunk; k < pitch; k += 16 * kChunk) *reinterpret_cast<Chunk*>(to + k) = Chunk{};
 }
 
+// Begins to fetch row i, so that a panel's rows come at the same time and not one after the other.
+__device__ __forceinline__ void fetch_ahead(const Rows& rows, int64_t i) {
+  constexpr int64_t kLine = 128, kMost = 8 * kLine;
+  if (i >= rows.count || rows.col_stride != 1) return;
+  const int64_t bytes = rows.width * static_cast<int64_t>(size_of(rows.dtype));
+  for (int64_t at = 0; at < bytes && at < kMost; at += kLine) prefetch(row_of(rows, i) + at);
+}
+
 // The bits of `lanes` that belong to this thread's group of sixteen.
 __device__ __forceinline__ unsigned of_group(unsigned lanes) { return lanes >> (threadIdx.x & 16u) & 0xffffu; }
 
@@ -141,6 +150,7 @@ __device__ __forceinline__ void write_queries(const QueryOperands& args, BlockOf
     const int64_t first = (base + threadIdx.x / kPanel) * kPanel;
     uint16_t* to = args.to.rows + first * pitch;
     RowSums mine;
+    fetch_ahead(a.queries, first + t);
     for (int r = 0; r < kPanel; ++r) {
       const bool valid = first + r < a.queries.count;
       const RowSums sums = write_row<Bf16>(a.queries, first + r, valid, map, false, to + r * pitch, pitch);
@@ -182,6 +192,7 @@ __device__ __forceinline__ void write_bank(const BankOperands& args, BlockOf blo
     uint16_t* to = args.to.rows.rows + slot * kPanel * pitch;
     RowSums mine;
     double norm = 1.0;
+    fetch_ahead(a.bank, first + t);
     for (int r = 0; r < kPanel; ++r) {
       const bool valid = first + r < a.bank.count;
       const double floor = unit_rows ? norm_of(a.bank, first + r, valid) : 1.0;
