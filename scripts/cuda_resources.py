@@ -21,7 +21,8 @@ CUDA = ROOT / "csrc" / "cuda"
 ARCHITECTURES = ("80", "86", "89", "90a", "100")
 HOT = {
     *("screen_kernel", "mma16_kernel<bf16>", "mma16_kernel<fp16>", "sm90_kernel", "few_kernel"),
-    *("store_kernel<float>", "store_kernel<double>", "sum_kernel"),
+    *("store_kernel<float>", "store_kernel<double>", "store_kernel<float, twice>", "store_kernel<double, twice>"),
+    "sum_kernel",
     *("refine_nearest_kernel", "refine_short_kernel", "refine_row_kernel"),
     *("stages_kernel<cascade>", "stages_kernel<parts>", "pass_back_kernel<float>"),
 }
@@ -33,7 +34,7 @@ SHARED = """
 | screen_kernel | 256, at least 2 blocks an SM | 39,560 bytes: two steps, also dumps; 512 k more up to k 32 |
 | mma16_kernel | 256, at least 2 blocks an SM | 70,792 bytes: two steps of 64 coordinates, likewise; 512 k more |
 | sm90_kernel (9.0a only) | 384, one block an SM | 195 to 221 KiB by width: queries, a ring of tiles |
-| store_kernel | 256, at least 2 blocks an SM | 36,864 bytes |
+| store_kernel | 256, at least 2 blocks an SM | 36,864 bytes; twice: 102,400 (float, 9.0 and 10.0), 69,632 |
 | compact_kernel (k above 32) | 128 | 16 bytes a candidate + 16: up to 64 KiB for k 512 and up |
 | stages_kernel | 256, at least 2 blocks an SM where they fit | 40 KiB + 264 bytes a coordinate: 73 KiB for d 128 |
 | refine_nearest_kernel, refine_short_kernel | 256, at least 3 blocks an SM (10.0: 2) | 4 bytes |
@@ -51,12 +52,14 @@ def short_name(mangled: str) -> str | None:
     """The kernel's own name; None for functions that are not ours."""
     if "3cub" in mangled or "cub17" in mangled:
         return None
-    names = r"\d+((?:mma16|sm90|[a-z_]+)_kernel|frame_[a-z]+)(I[df]E|I(?:Li\dE)?Lb[01]E)?"
+    names = r"\d+((?:mma16|sm90|[a-z_]+)_kernel|frame_[a-z]+)(I[df]E|I[df]Lb[01]E|I(?:Li\dE)?Lb[01]E)?"
     match = re.search(names, mangled)
     if match is None:
         return None
     yes, no = ("cascade", "parts") if match[1] == "stages_kernel" else ("bf16", "fp16")
     suffix = {"IfE": "<float>", "IdE": "<double>", "ILb1E": f"<{yes}>", "ILb0E": f"<{no}>"}.get(match[2] or "", "")
+    if re.match("I[df]Lb", match[2] or ""):  # store_kernel: type, second level
+        suffix = f"<{'float' if match[2][1] == 'f' else 'double'}{', twice' if match[2][4] == '1' else ''}>"
     if (match[2] or "").startswith("ILi"):  # sm90_kernel: blocks of 64 coordinates, type
         suffix = f"<{match[2][3]}, {'bf16' if match[2][7] == '1' else 'fp16'}>"
     return match[1] + suffix

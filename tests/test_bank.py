@@ -105,6 +105,20 @@ def test_update_moves_everything_away(device: str) -> None:
         assert_fresh(bank, "l2")
 
 
+def test_update_takes_arguments_from_any_device(device: str) -> None:
+    """Also a row that is named twice, whose last vector is looked up before anything is moved."""
+    rows, vectors = torch.tensor([3, 40, 3]), gauss(3, D, seed=5)
+    want = gauss(M, D)
+    want[40], want[3] = vectors[1], vectors[2]
+    for there in ((rows, vectors), (rows.to(device), vectors), (rows, vectors.to(device))):
+        bank = Bank(gauss(M, D).to(device), "l2")
+        assert bank.update_(*there).vectors.device.type == device
+        assert_same(bank.vectors.cpu(), want)
+        assert_fresh(bank, "l2")
+        if device != "cpu":  # and the other way round
+            assert_same(Bank(gauss(M, D), "l2").update_(there[0].to(device), there[1].to(device)).vectors, want)
+
+
 def test_update_of_nothing(device: str) -> None:
     bank = Bank(gauss(M, D).to(device), metric="l2")
     bank.update_(torch.zeros(0, dtype=torch.int64, device=device), torch.zeros(0, D, device=device))

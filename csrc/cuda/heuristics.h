@@ -45,8 +45,8 @@ inline Path search_path(int capability, TensorCores found, std::optional<Path> w
 // ---- project -------------------------------------------------------------------------------------------------------
 
 // kernel: project.cu computes tiles and stores them. library: cuBLAS computes the product, called through ATen, and one
-// pass finishes it (library/project.cu).
-enum class ProjectPath : int32_t { kernel = 0, library = 1 };
+// pass finishes it (library/project.cu). exact: eight lanes score each pair in float64 (project.cu).
+enum class ProjectPath : int32_t { kernel = 0, library = 1, exact = 2 };
 
 struct ProjectRule {
   const char* what;
@@ -57,15 +57,29 @@ struct ProjectRule {
 
 inline bool is_product(const ProjectProblem& p) { return record(p.metric).term == Term::product; }
 
-// The first row that holds decides. Milliseconds are of 65,536 x 1024 rows of width 768 on an H100.
+// So few scores of so long rows that float64 takes microseconds: less than one tile does, which goes along its rows on
+// one multiprocessor. A library cuts sums the more, and errs the less, the fewer they are.
+constexpr int64_t kFewScores = 2048, kLongRows = 128;
+inline bool few_long_scores(const ProjectProblem& p) {
+  return p.bank.width > kLongRows && p.bank.count > 0 && p.queries.count <= kFewScores / p.bank.count;
+}
+
+// The first row that holds decides, less those of the library where it cannot carry the projection. Milliseconds are of
+// 65,536 x 1024 rows of width 768 on an H100.
 constexpr ProjectRule kProjectRules[] = {
     {"16-bit inputs", [](const ProjectProblem& p, int) { return size_of(p.bank.dtype) == 2; }, ProjectPath::library,
      "predicted, never measured: 0.28 to 0.32 ms, where the kernel multiplies in float32 and takes 3.2 to 3.8"},
     {"dot and cosine of float32",
      [](const ProjectProblem& p, int) { return p.bank.dtype == DType::f32 && is_product(p); }, ProjectPath::library,
      "predicted, never measured: 2.1 to 2.3 ms against 3.2 to 3.8, and less where torch's flags allow TF32"},
+    {"dot and cosine of float64",
+     [](const ProjectProblem& p, int) { return p.bank.dtype == DType::f64 && is_product(p); }, ProjectPath::library,
+     "ATen's own error, and predicted, never measured: tensor cores multiply float64 at twice the kernel's rate"},
+    {"few scores of long rows", [](const ProjectProblem& p, int) { return few_long_scores(p); }, ProjectPath::exact,
+     "one short launch, where a tile adds up its whole width on one multiprocessor, after three launches that pack"},
     {"everything else", [](const ProjectProblem&, int) { return true; }, ProjectPath::kernel,
-     "float32 distances would show what TF32 loses; float64 was never compared"},
+     "float32 distances would show what TF32 loses; of rows far from zero, distances lose most of their digits without "
+     "the kernel's centre: l2 of float64 rows at 1000 +- 0.01 is off by 1e-7, where the kernel is off by 1e-17"},
 };
 
 // What VECBANK_CUDA_PROJECT asks for.
@@ -73,14 +87,12 @@ enum class ProjectOverride : int32_t { none = 0, kernel = 1, library = 2 };
 
 // The override counts where the library can carry the projection; the kernel answers everything else.
 inline ProjectPath project_path(const ProjectProblem& p, int capability, ProjectOverride wanted) {
-  ProjectPath path = wanted == ProjectOverride::library ? ProjectPath::library : ProjectPath::kernel;
-  if (wanted == ProjectOverride::none)
-    for (const ProjectRule& rule : kProjectRules)
-      if (rule.holds(p, capability)) {
-        path = rule.path;
-        break;
-      }
-  return path == ProjectPath::library && !library_can(p) ? ProjectPath::kernel : path;
+  const bool can = library_can(p);
+  if (wanted != ProjectOverride::none)
+    return wanted == ProjectOverride::library && can ? ProjectPath::library : ProjectPath::kernel;
+  for (const ProjectRule& rule : kProjectRules)
+    if (rule.holds(p, capability) && (rule.path != ProjectPath::library || can)) return rule.path;
+  return ProjectPath::kernel;
 }
 
 }  // namespace vecbank::cuda

@@ -70,11 +70,15 @@ __device__ __forceinline__ void fetch(Side<T>& side, int remaining, const T* som
   }
 }
 
+struct Nothing {
+  VB_INLINE void operator()(int) const {}
+};
+
 // acc[i][j] += sum over `lines` lines of x[row i] * b[column j]. All threads of the block take part; on return shared
-// memory may be overwritten.
-template <class T>
+// memory may be overwritten. `between(left)` is called after every kDepth lines, with how many are left, if any.
+template <class T, class Between = Nothing>
 __device__ __forceinline__ void multiply(Side<T> x, Side<T> b, int lines, const T* some, T* shared,
-                                         T (&acc)[Simt<T>::kSide][Simt<T>::kSide]) {
+                                         T (&acc)[Simt<T>::kSide][Simt<T>::kSide], Between&& between = {}) {
   using S = Simt<T>;
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   fetch<T>(x, lines, some, shared);
@@ -106,6 +110,7 @@ __device__ __forceinline__ void multiply(Side<T> x, Side<T> b, int lines, const 
 #pragma unroll
         for (int j = 0; j < S::kSide; ++j) acc[i][j] = fused(xs[i], bs[j], acc[i][j]);
     }
+    if (lines > S::kDepth) between(lines - S::kDepth);
     wait_copies<0>();
     __syncthreads();
     T* swap = now;

@@ -1,5 +1,6 @@
 // project: the whole similarity matrix, written once. Tiles are float64 for a float64 bank, and float32 otherwise.
 #include "arena.h"
+#include "heuristics.h"
 #include "mainloop_simt.cuh"
 #include "plan.h"
 #include "project.cuh"
@@ -10,6 +11,7 @@ namespace {
 constexpr int64_t kMostRows = 1 << 16;                  // query rows of a chunk
 constexpr int64_t kProjectPiece = int64_t{24} << 20;    // packed part of the bank
 constexpr int64_t kProjectQueries = int64_t{24} << 20;  // packed part of the queries
+constexpr int kRunLines = 128;                          // products that are added in one sequence
 
 template <class T>
 struct Store {
@@ -32,8 +34,46 @@ __device__ __forceinline__ void emit(const Store<T>& a, int64_t row, int64_t col
   store(v, a.out, a.out_dtype, row * a.out_stride + a.first_column + column);
 }
 
-// blockIdx.x: column tile; blockIdx.y: query tile.
+// The second level of a tile's sums: every kRunLines lines a thread adds its sums to numbers of its own in shared
+// memory and begins again at zero. One long sum of d products errs by several times what a library's product does,
+// which cuts them too.
 template <class T>
+struct SecondLevel {
+  using S = Simt<T>;
+  using Vector = typename S::Vector;
+  static constexpr int kGroups = S::kSide / S::kVector;  // of neighbouring columns
+  static constexpr int64_t kBytes = int64_t{S::kSize} * S::kSize * static_cast<int64_t>(sizeof(T));
+
+  // Neighbouring threads' vectors are neighbours, as the banks like it.
+  static __device__ __forceinline__ Vector* mine() {
+    return reinterpret_cast<Vector*>(shared_memory() + S::kSharedBytes) + threadIdx.x;
+  }
+  static __device__ __forceinline__ void put(T (&acc)[S::kSide][S::kSide], bool first) {
+#pragma unroll
+    for (int at = 0; at < S::kSide * kGroups; ++at) {
+      Vector v{};
+      if (!first) v = mine()[at * kThreads];
+#pragma unroll
+      for (int e = 0; e < S::kVector; ++e) {
+        T& sum = acc[at / kGroups][at % kGroups * S::kVector + e];
+        v.v[e] += sum;
+        sum = T(0);
+      }
+      mine()[at * kThreads] = v;
+    }
+  }
+  static __device__ __forceinline__ void take(T (&acc)[S::kSide][S::kSide]) {
+#pragma unroll
+    for (int at = 0; at < S::kSide * kGroups; ++at) {
+      const Vector v = mine()[at * kThreads];
+#pragma unroll
+      for (int e = 0; e < S::kVector; ++e) acc[at / kGroups][at % kGroups * S::kVector + e] += v.v[e];
+    }
+  }
+};
+
+// blockIdx.x: column tile; blockIdx.y: query tile. `kTwice`: sums have a second level.
+template <class T, bool kTwice>
 __global__ void __launch_bounds__(kThreads, 2) store_kernel(const __grid_constant__ Store<T> a) {
   using S = Simt<T>;
   T* shared = reinterpret_cast<T*>(shared_memory());
@@ -48,15 +88,30 @@ __global__ void __launch_bounds__(kThreads, 2) store_kernel(const __grid_constan
     const int64_t panel = first_row / kPanel + p;
     return panel * kPanel < rows ? a.queries + panel * (d + 1) * kPanel : nullptr;
   });
-  T acc[S::kSide][S::kSide];
+  // A distance starts from half a squared norm, negative. Added first it cancels best where x and b are close. But then
+  // every product is rounded at its size, so that a long sum in one sequence gets it last, as a library's would.
+  T acc[S::kSide][S::kSide] = {};
+  const auto add_starts = [&] {
 #pragma unroll
-  for (int j = 0; j < S::kSide; ++j) {
-    const int64_t column = first_panel * kPanel + S::spread(j, tx);
-    const T start = column < a.columns ? a.panels[column / kPanel * (d + 3) * kPanel + column % kPanel] : T(0);
+    for (int j = 0; j < S::kSide; ++j) {
+      const int64_t column = first_panel * kPanel + S::spread(j, tx);
+      const T start = column < a.columns ? a.panels[column / kPanel * (d + 3) * kPanel + column % kPanel] : T(0);
 #pragma unroll
-    for (int i = 0; i < S::kSide; ++i) acc[i][j] = start;
+      for (int i = 0; i < S::kSide; ++i) acc[i][j] += start;
+    }
+  };
+  if constexpr (kTwice) {
+    multiply<T>(x, b, static_cast<int>(d), a.panels, shared, acc, [&](int left) {
+      const int done = static_cast<int>(a.query_rows.width) - left;
+      if (done % kRunLines == 0) SecondLevel<T>::put(acc, done == kRunLines);
+    });
+    add_starts();  // to the last run alone, before all others
+    SecondLevel<T>::take(acc);
+  } else {
+    if (d <= kRunLines) add_starts();
+    multiply<T>(x, b, static_cast<int>(d), a.panels, shared, acc);
+    if (d > kRunLines) add_starts();
   }
-  multiply<T>(x, b, static_cast<int>(d), a.panels, shared, acc);
 
 #pragma unroll
   for (int i = 0; i < S::kSide; ++i) {
@@ -133,6 +188,15 @@ ProjectWork<T> cut_project(const ProjectProblem& p, const ProjectPlan& plan, boo
   return w;
 }
 
+// One block may have the memory for a second level, and so may two on a multiprocessor, without which float32 would be
+// slower. In float64 the arithmetic takes the time.
+template <class T>
+bool sums_twice(int64_t width, const Device& device) {
+  const int64_t blocks = sizeof(T) == 8 ? 1 : 2;
+  return width > kRunLines &&
+         blocks * (Simt<T>::kSharedBytes + SecondLevel<T>::kBytes) <= shared_limit(device.capability);
+}
+
 template <class T>
 Error project_as(const ProjectProblem& p, const Device& device) {
   const bool packed = sizeof(T) == 4 && has_panels(p);
@@ -142,7 +206,13 @@ Error project_as(const ProjectProblem& p, const Device& device) {
   const PackHeader host = device_pack_layout(p.bank.count, p.bank.width, p.metric, p.bank.dtype, false);
   char* pack = const_cast<char*>(reinterpret_cast<const char*>(p.pack));
   PackHeader* header = packed ? reinterpret_cast<PackHeader*>(pack) : w.header;
-  const double* centre = packed ? reinterpret_cast<const double*>(pack + host.centre_at) : w.centre;
+  // A similarity in float64 gains nothing from a centre: x . centre, added back, is rounded as x . b is.
+  const bool centres = sizeof(T) == 4 || record(p.metric).shares_frame;
+  const double* centre = !centres ? nullptr
+                         : packed ? reinterpret_cast<const double*>(pack + host.centre_at)
+                                  : w.centre;
+  const bool twice = sums_twice<T>(p.bank.width, device);
+  const int64_t shared = Simt<T>::kSharedBytes + (twice ? SecondLevel<T>::kBytes : 0);
   if (!packed) VB_TRY(choose_frame(p.bank, host, w.header, w.centre, w.sample_scale, device));
 
   const int64_t panels = ceil_div(p.bank.count, kPanel), piece = packed ? panels : plan.piece_panels;
@@ -191,7 +261,7 @@ Error project_as(const ProjectProblem& p, const Device& device) {
       s.out_dtype = p.out_dtype;
       const dim3 grid(static_cast<unsigned>(ceil_div(count, Simt<T>::kPanels)),
                       static_cast<unsigned>(ceil_div(q.queries.count, Simt<T>::kSize)));  // at most 1024
-      VB_TRY(launch(store_kernel<T>, grid, kThreads, Simt<T>::kSharedBytes, device, s));
+      VB_TRY(launch(twice ? store_kernel<T, true> : store_kernel<T, false>, grid, kThreads, shared, device, s));
       const int64_t most = int64_t{8} * device.processors;
       VB_TRY(launch(rescore_kernel<T>, grid_for(std::min(q.queries.count, most)), kThreads, 0, device, s));
     }
@@ -245,6 +315,9 @@ int64_t project_workspace(const ProjectProblem& p, const Device&) {
 Error project(const ProjectProblem& p, const Device& device) {
   if (p.queries.count == 0 || (p.bank.count == 0 && p.indices == nullptr)) return nullptr;
   if (p.exact || refined_only(p.metric)) return project_exact(p, device);
+  // Where float32 has no second level, as many long sums as are soon done are float64 ones.
+  if (few_long_scores(p) && p.bank.dtype != DType::f64 && !sums_twice<float>(p.bank.width, device))
+    return project_exact(p, device);
   if (p.bank.width > kWidestProduct) return "vectors this wide are not supported on CUDA";
   return p.bank.dtype == DType::f64 ? project_as<double>(p, device) : project_as<float>(p, device);
 }

@@ -68,10 +68,13 @@ class CudaScope {
     const bool roomy = whole > 0 && with_workspace_if_there(whole);
     check(cuda::search(p, roomy ? device_ : with_workspace(cuda::search_workspace(p, device_))));
   }
-  void project(const ProjectProblem& p) {
+  void project(ProjectProblem p) {
+    const auto path = p.exact ? cuda::ProjectPath::exact
+                              : cuda::project_path(p, device_.capability, project_override());
+    p.exact = path == cuda::ProjectPath::exact;
     if (p.exact)
       check(cuda::project(p, device_));  // no workspace
-    else if (cuda::project_path(p, device_.capability, project_override()) == cuda::ProjectPath::library)
+    else if (path == cuda::ProjectPath::library)
       project_by_library(p);
     else
       check(cuda::project(p, with_workspace(cuda::project_workspace(p, device_))));

@@ -121,7 +121,8 @@ class PreparedBank(nn.Module):
         The cost follows R, not M: of the packed copy, only the blocks of 16 rows that hold one of them are written.
         After M rows in all, for R > M / 16, and on a CUDA device always, everything is prepared again.
 
-        A row that is named more than once keeps the last of its vectors, as assignment in numpy does.
+        A row that is named more than once keeps the last of its vectors, as assignment in numpy does. Both arguments
+        may be on any device, and are moved to the bank's.
 
         Raises:
             RuntimeError: the bank is learnable (an optimiser owns it). TypeError: rows that are not integers, or
@@ -152,6 +153,7 @@ class PreparedBank(nn.Module):
             if low < 0 or high >= held.shape[0]:
                 raise IndexError(f"rows must lie between 0 and {held.shape[0] - 1}, got values from {low} to {high}")
         rows, vectors = _last_of_each(rows, vectors.detach())
+        rows, vectors = rows.to(held.device), vectors.to(held.device)
         if vectors.untyped_storage().data_ptr() == held.untyped_storage().data_ptr():
             vectors = vectors.clone()  # rows of the bank itself, perhaps
         current = {kind: made for kind, made in self._packs.items() if made.is_of(held, bias)}
@@ -351,7 +353,7 @@ def _last_of_each(rows: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         return rows, vectors
     order = torch.arange(rows.numel(), device=rows.device)
     last = torch.zeros_like(named).scatter_reduce_(0, place, order, "amax", include_self=False)
-    return named, vectors[last]
+    return named, vectors[last.to(vectors.device)]
 
 
 def _pack_family(code: int) -> int:

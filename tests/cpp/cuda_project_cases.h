@@ -69,6 +69,86 @@ TEST(cuda_project_close_to_cpu) {
       compare_dense(Matrix(xs, 7, dtype), Matrix(bs, 7, dtype), metric, dtype, 1e-5, "not finite");
 }
 
+// The largest error of a score, against sums in long double.
+double dense_error(const Matrix& x, const Matrix& b, Metric metric, DType out, int capability, bool* exact = nullptr) {
+  const auto ours = dense(x, b, metric, out, [&](ProjectProblem& p) {
+    Bench bench;
+    bench.device.capability = capability;
+    bench.provide(cuda::project_workspace(p, bench.device));
+    CHECK(ran(cuda::project, p, bench.device));
+  });
+  const auto contract = dense(x, b, metric, out, [](ProjectProblem& p) {
+    p.exact = true;
+    CHECK(project(p, Parallel{}) == Status::ok);
+  });
+  if (exact != nullptr) *exact = ours == contract;
+  const auto element = [](const Rows& rows, int64_t i, int64_t k) -> long double {
+    return with_dtype(rows.dtype, [&](auto t) {
+      return widened(reinterpret_cast<decltype(t)>(cuda::row_of(rows, i))[k * rows.col_stride]);
+    });
+  };
+  double worst = 0.0;
+  for (int64_t i = 0; i < x.rows.count; ++i)
+    for (int64_t j = 0; j < b.rows.count; ++j) {
+      long double product = 0, squares = 0, own = 0, other = 0;
+      for (int64_t k = 0; k < x.rows.width; ++k) {
+        const long double v = element(x.rows, i, k), w = element(b.rows, j, k);
+        product += v * w, squares += (v - w) * (v - w), own += v * v, other += w * w;
+      }
+      const long double score = metric == Metric::dot      ? product
+                                : metric == Metric::cosine ? product / std::sqrt(own * other)
+                                                           : squares;
+      worst = std::max(worst, static_cast<double>(std::abs(
+                                  score - static_cast<long double>(ours[static_cast<size_t>(i * b.rows.count + j)]))));
+    }
+  return worst;
+}
+
+// Long sums in which nothing cancels err by what 128 products lose: one sequence of 2048 loses more than twice what is
+// allowed here. Widths on both sides of a run, and runs that end within a step.
+TEST(cuda_project_of_long_rows_adds_on_two_levels) {
+  const int64_t n = 30, m = 70;
+  for (const int64_t d : {128, 129, 256, 257, 300, 2048}) {
+    const auto shifted = [&](int64_t rows, uint32_t seed) {
+      Vec<double> v = normal<double>(rows * d, seed);
+      for (double& one : v) one += 1.0;
+      return v;
+    };
+    const Vec<double> xs = shifted(n, 5), bs = shifted(m, 6);
+    for (const DType dtype : {DType::f32, DType::f64}) {
+      if (dtype == DType::f32 && !twin::Side::kShowsAll) continue;  // not every GPU has the room
+      const double unit = static_cast<double>(d) * (dtype == DType::f32 ? 0x1p-24 : 0x1p-53);
+      const Matrix x(xs, d, dtype), b(bs, d, dtype);
+      CHECK(dense_error(x, b, Metric::dot, dtype, 90) <= 14 * unit);
+      CHECK(dense_error(x, b, Metric::sqeuclidean, dtype, 90) <= 28 * unit);
+      CHECK(dense_error(x, b, Metric::cosine, dtype, 90) <= 8 * unit / static_cast<double>(d));
+    }
+  }
+}
+
+// Where float32 has no room for a second level, few long sums are those of the contract, rounded once.
+TEST(cuda_project_of_few_long_rows_is_exact_without_room) {
+  const int64_t n = 3, m = 40, d = 300;
+  const Matrix x(normal<double>(n * d, 7), d, DType::f32), b(normal<double>(m * d, 8), d, DType::f32);
+  for (const Metric metric : kMetrics) {
+    bool exact = false;
+    (void)dense_error(x, b, metric, DType::f32, 86, &exact);
+    CHECK(exact);
+    if (!twin::Side::kShowsAll) continue;  // not every GPU has the room
+    (void)dense_error(x, b, metric, DType::f32, 90, &exact);
+    CHECK(exact == refined_only(metric));
+  }
+}
+
+// Large terms that cancel: the centre of a float64 bank is left where it is, as its product with x would lose more.
+TEST(cuda_project_of_cancelling_terms) {
+  const int64_t n = 13, m = 33, d = 17;
+  Vec<double> xs = normal<double>(n * d, 9), bs = normal<double>(m * d, 10);
+  for (size_t i = 0; i < xs.size(); ++i) xs[i] += 100.0;
+  for (size_t i = 0; i < bs.size(); ++i) bs[i] = (i % d % 2 == 0 ? 1.0 : -1.0) * (100.0 + bs[i]);
+  CHECK(dense_error(Matrix(xs, d, DType::f64), Matrix(bs, d, DType::f64), Metric::dot, DType::f64, 80) <= 7e-12);
+}
+
 // The exact form, of all pairs and of listed ones: bit for bit.
 TEST(cuda_exact_scores_are_the_cpus) {
   uint32_t seed = 60;

@@ -307,7 +307,7 @@ TEST(cuda_heuristics_choose_a_path_and_say_why) {
     }
   for (const Metric metric : {Metric::dot, Metric::cosine})
     for (const DType out : {f32, f64, bf16})
-      CHECK(path(metric, f32, out) == library && path(metric, f64, out) == kernel);
+      CHECK(path(metric, f32, out) == library && path(metric, f64, out) == library);
   for (const Metric metric : {Metric::l2, Metric::sqeuclidean, Metric::l1}) {
     CHECK(path(metric, f32, f32) == kernel && path(metric, f64, f64) == kernel);
     CHECK(path(metric, f32, f32, ProjectOverride::library) == kernel);  // it cannot
@@ -316,6 +316,24 @@ TEST(cuda_heuristics_choose_a_path_and_say_why) {
   CHECK(project_path(projection(Metric::dot, bf16, f32, bf16), 90, ProjectOverride::none) == kernel);  // two dtypes
   CHECK(path(Metric::dot, bf16, bf16, ProjectOverride::kernel) == kernel);
   CHECK(path(Metric::l2, f64, f64, ProjectOverride::library) == library);
+
+  const auto of = [](Metric metric, DType in, int64_t n, int64_t m, int64_t d, int64_t step = 1,
+                     ProjectOverride wanted = ProjectOverride::none) {
+    ProjectProblem p = projection(metric, in, in, in, n, m, d);
+    p.queries.col_stride = step;
+    return project_path(p, 90, wanted);
+  };
+  CHECK(of(Metric::l2, f32, 13, 100, 384) == exact && of(Metric::l2, f32, 13, 100, 64) == kernel);
+  CHECK(of(Metric::l2, f32, 2, 1024, 384) == exact && of(Metric::l2, f32, 3, 1024, 384) == kernel);
+  CHECK(of(Metric::l2, f32, 13, 100, 384, 1, ProjectOverride::kernel) == kernel);
+  CHECK(of(Metric::l2, f32, 13, 100, 384, 1, ProjectOverride::library) == kernel);
+  for (const DType in : {f32, f64, bf16}) {
+    CHECK(of(Metric::dot, in, 13, 100, 384) == library);
+    CHECK(of(Metric::dot, in, 13, 100, 384, 2) == exact);  // the library cannot read it
+    CHECK(of(Metric::dot, in, 1300, 100, 384, 2) == kernel);
+  }
+  for (const auto& [n, m] : {std::pair<int64_t, int64_t>{0, 5}, {5, 0}, {0, 0}, {int64_t{1} << 40, int64_t{1} << 40}})
+    CHECK(few_long_scores(projection(Metric::l2, f32, f32, f32, n, m, 384)) == (n == 0 && m > 0));
 }
 
 TEST(cuda_library_takes_what_it_can_carry) {

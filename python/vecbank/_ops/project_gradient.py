@@ -31,6 +31,18 @@ def inverse_norms(rows: Tensor) -> tuple[Tensor, Tensor]:
     return norms.clamp_min(_NORM_FLOOR).reciprocal_(), (norms >= _NORM_FLOOR).to(rows.dtype)
 
 
+def _add_product(total: Tensor, a: Tensor, b: Tensor, alpha: int = 1) -> None:
+    """Adds alpha a b to the total, in place.
+
+    On CUDA addmm_ takes a total of one row for a bias, and so goes by cublasLt, which refuses a first factor of one row
+    (torch 2.11: CUBLAS_STATUS_INVALID_VALUE). mm never goes there, and its result is one row or column here.
+    """
+    if total.device.type != "cpu" and min(total.shape) == 1:
+        total.add_(torch.mm(a, b), alpha=alpha)
+    else:
+        total.addmm_(a, b, alpha=alpha)
+
+
 def _similarity(grad: Tensor, x: Tensor, bank: Tensor, cosine: bool, grad_x: Tensor, grad_bank: Tensor) -> None:
     """Gradients of dot products, or of cosines; one that is not wanted is empty."""
     need_x, need_bank = grad_x.numel() > 0, grad_bank.numel() > 0
@@ -47,7 +59,7 @@ def _similarity(grad: Tensor, x: Tensor, bank: Tensor, cosine: bool, grad_x: Ten
             if cosine:
                 along.sub_(xs * ((along * xs).sum(-1, keepdim=True) * alive)).mul_(inverse)
         if need_bank:
-            grad_bank.addmm_(g.T, xs)
+            _add_product(grad_bank, g.T, xs)
     if need_bank and cosine:
         along = (grad_bank * bank).sum(-1, keepdim=True) * bank_alive
         grad_bank.sub_(bank * along).mul_(bank_inverse)
@@ -154,7 +166,7 @@ class _Distance:
                 out = torch.mm(w, sums.near)
             self.grad_x[rows] = out.neg_().addcmul_(a, w.sum(-1, keepdim=True)).mul_(self.factor)
         if self.need_bank:
-            sums.products.addmm_(a.T, w, alpha=-1)
+            _add_product(sums.products, a.T, w, -1)
             sums.totals.add_(w.sum(0))
         if pairs is not None:
             self._pairs(pairs, g, rows)
