@@ -105,20 +105,20 @@ __global__ void __launch_bounds__(kRowThreads) lookup_kernel(const LookupArgs a)
 #pragma unroll 4
       for (int t = 0; t < (bad ? 0 : k); ++t) {
         const int64_t code = codes[t];
-        Several<S, N> x{};
+        Neighbours<S, N> x{};
         double weight = 0.0;  // of a code that is absent: adding 0 changes no sum
         if (code >= 0) {
-          x = *reinterpret_cast<const Several<S, N>*>(static_cast<const S*>(p.bank.data) + code * p.bank.row_stride +
+          x = *reinterpret_cast<const Neighbours<S, N>*>(static_cast<const S*>(p.bank.data) + code * p.bank.row_stride +
                                                       c * p.bank.col_stride);
           weight = weights == nullptr ? 1.0 : element(weights[r * k + t]);
         }
 #pragma unroll
         for (int i = 0; i < N; ++i) sum[i] = add_rn(sum[i], mul_rn(weight, element(x.of[i])));
       }
-      Several<S, N> rounded;
+      Neighbours<S, N> rounded;
 #pragma unroll
       for (int i = 0; i < N; ++i) narrow(divisor == 1.0 ? sum[i] : sum[i] / divisor, &rounded.of[i]);
-      *reinterpret_cast<Several<S, N>*>(static_cast<S*>(p.out) + r * width + c) = rounded;
+      *reinterpret_cast<Neighbours<S, N>*>(static_cast<S*>(p.out) + r * width + c) = rounded;
     }
   }
 }

@@ -29,7 +29,7 @@ struct alignas(16) WideWord {
   uint32_t words[4];
 };
 template <class S, int N>
-struct alignas(sizeof(S) * N) Several {
+struct alignas(sizeof(S) * N) Neighbours {
   S of[N];
 };
 

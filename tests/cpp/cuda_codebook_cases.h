@@ -232,6 +232,55 @@ TEST(cuda_gradients_close_to_cpu) {
   }
 }
 
+// More pairs than a warp looks at together, more columns than it has at once, columns apart. Every type of a bank, and
+// 16-bit queries of a float32 bank.
+TEST(cuda_query_gradients_of_all_types) {
+  std::mt19937 random(12);
+  uint32_t seed = 300;
+  for (const Metric metric : kMetrics)
+    for (const DType type : kDTypes)
+      for (const int64_t k : {3, 37}) {
+        const int64_t n = 9, m = 15, d = k == 3 ? 70 : 13;
+        const bool small = type == DType::bf16 || type == DType::f16;
+        const Matrix x(normal<double>(n * d, ++seed), d, type);
+        const Matrix bank(normal<double>(m * d, ++seed), d, small && k == 3 ? DType::f32 : type, k == 37);
+        const Vec<float> grads = normal<float>(n * k, ++seed);
+        Vec<int64_t> codes(static_cast<size_t>(n * k));
+        for (auto& c : codes) c = static_cast<int64_t>(random() % static_cast<unsigned>(m + 1)) - 1;
+        Vec<char> gradient[2];
+        Bench bench;
+        for (const int side : {0, 1}) {
+          gradient[side].assign(x.bytes.size(), 1);
+          PairProblem p;
+          p.queries = x.rows;
+          p.bank = bank.rows;
+          p.indices = codes.data();
+          p.grad = grads.data();
+          p.k = k;
+          p.metric = metric;
+          p.grad_queries = gradient[side].data();
+          bench.provide(cuda::pair_workspace(p));
+          if (side == 0)
+            CHECK(pair_gradients(p, Parallel{}) == Status::ok);
+          else
+            CHECK(ran(cuda::pair_gradients, p, bench.device));
+        }
+        // A factor that comes from a score need not have the CPU's last bit.
+        const bool scored = record(metric).root || record(metric).unit_rows;
+        const double error = !scored ? 0.0 : small ? 1e-2 : type == DType::f32 ? 1e-6 : 1e-13;
+        bool right = true;
+        with_dtype(type, [&](auto t) {
+          const auto *ours = reinterpret_cast<decltype(t)>(gradient[1].data()),
+                     *theirs = reinterpret_cast<decltype(t)>(gradient[0].data());
+          for (int64_t i = 0; i < n * d; ++i) {
+            const double a = widened(ours[i]), b = widened(theirs[i]);
+            right = right && (a == b || std::abs(a - b) <= error * (1.0 + std::abs(b)));
+          }
+        });
+        CHECK(right);
+      }
+}
+
 TEST(cuda_bad_codes_are_not_read) {
   const auto bs = normal<float>(12, 1), xs = normal<float>(6, 2);
   const Vec<int64_t> codes = {0, 99, -1, -5, 3, 4};
