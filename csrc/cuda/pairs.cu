@@ -55,8 +55,8 @@ __device__ __forceinline__ double scored_factors(const PairArgs& a, int64_t q, c
 }
 
 // A warp walks queries: it finds the factors of the pairs, then the query's gradient, two columns a lane. B: the bank's
-// elements. No warp waits for another.
-template <class B>
+// elements. No warp waits for another. Scored: factors need the pairs' scores.
+template <class B, bool Scored>
 __global__ void __launch_bounds__(kPairThreads) pair_queries_kernel(const __grid_constant__ PairArgs a) {
   constexpr uint32_t none = ~0u;
   const PairProblem& p = a.p;
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kPairThreads) pair_queries_kernel(const __grid
   const int64_t step = int64_t{gridDim.x} * (kPairThreads / 32), k = p.k;
   for (int64_t q = int64_t{blockIdx.x} * (kPairThreads / 32) + threadIdx.x / 32; q < p.queries.count; q += step) {
     double own = 0.0;
-    if (m.root || m.unit_rows)
+    if constexpr (Scored)
       own = scored_factors(a, q, m);
     else
       for (int64_t i = q * k + lane; i < q * k + k; i += 32) {
@@ -182,11 +182,13 @@ Error pair_gradients(const PairProblem& p, const Device& device) {
   if (!fit(&s, p.queries.width, arena.used(), device)) return kTooSmall;
   VB_TRY(sort_codes(p.indices, nullptr, &s, device));  // it also reports bad codes
   const dim3 grid = grid_for(ceil_div(p.queries.count, kPairThreads / 32));
+  const MetricRecord m = record(p.metric);
   VB_TRY(with_dtype(p.bank.dtype, [&](auto type) {
-    return launch(pair_queries_kernel<Element<decltype(type)>>, grid, kPairThreads, 0, device, a);
+    using B = Element<decltype(type)>;
+    return launch(m.root || m.unit_rows ? pair_queries_kernel<B, true> : pair_queries_kernel<B, false>, grid,
+                  kPairThreads, 0, device, a);
   }));
   if (p.grad_bank == nullptr) return nullptr;
-  const MetricRecord m = record(p.metric);
   return sum_segments(s, p.queries, BankTerm{a, m.term, m.unit_rows}, device);
 }
 
