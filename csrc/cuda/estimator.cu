@@ -1,15 +1,16 @@
-// pass_back(): eight threads are the eight lanes of a row, so the bits are those of the CPU. A row is read up to three
-// times, the second and third time from a cache.
+// pass_back(): eight threads are the eight lanes of a row, so the bits are those of the CPU. The rotation needs a row
+// three times: a row that fits is read once and held in registers, a longer one comes from a cache again.
 #include "../core/estimator.h"
 
 #include <type_traits>
 
-#include "kernels.h"
+#include "rows.cuh"
 
 namespace vecbank::cuda {
 namespace {
 
 constexpr int kRowsAtOnce = kThreads / kLanes;
+constexpr int kHeld = 8;  // coordinates of each of the three rows that a thread holds
 
 struct PassBackArgs {
   PassBackProblem p;
@@ -35,27 +36,42 @@ __global__ void __launch_bounds__(kThreads) pass_back_kernel(const PassBackArgs 
                              [&](auto type) { return static_cast<A>(widened(*static_cast<decltype(type)>(a.scale))); });
   for (int64_t base = int64_t{blockIdx.x} * kRowsAtOnce; base < p.rows; base += int64_t{gridDim.x} * kRowsAtOnce) {
     const int64_t row = base + threadIdx.x / kLanes, width = row < p.rows ? d : 0;
-    const auto at = [&](const void* data, int64_t k) {
-      return static_cast<A>(widened(static_cast<const S*>(data)[row * d + k]));
+    A grad[kHeld], x[kHeld], t[kHeld];
+    int64_t held = -1;  // the coordinate from which on they are held
+    const auto each = [&](int64_t base, auto&& f) {
+#pragma unroll
+      for (int e = 0; e < kHeld; ++e)
+        if (base + e * kLanes + lane < width) f(e, base + e * kLanes + lane);
+    };
+    const auto walk = [&](auto&& f) {  // f(e, k): coordinate k of this lane is the e-th that is held
+      for (int64_t base = 0; base < width; base += kHeld * kLanes) {
+        if (base != held)  // all loads first, so that they are on their way together
+          each(base, [&](int e, int64_t k) {
+            const auto at = [&](const void* data) {
+              return static_cast<A>(element(static_cast<const S*>(data)[row * d + k]));
+            };
+            grad[e] = at(p.grad), x[e] = at(p.x), t[e] = at(p.quantized);
+          });
+        held = base;
+        each(base, f);
+      }
     };
     Rotation<A> f{};
     if (p.estimator == Estimator::rotation) {
       RotationSums<A> sums;
-      for (int64_t k = lane; k < width; k += kLanes) sums.add(at(p.grad, k), at(p.x, k), at(p.quantized, k));
+      walk([&](int e, int64_t) { sums.add(grad[e], x[e], t[e]); });
       sums = {row_sum(sums.x), row_sum(sums.t), row_sum(sums.g_x), row_sum(sums.g_t)};
       const A inverse_x = inverse_unit(sums.x), inverse_t = inverse_unit(sums.t);
       A bisector = 0;
-      for (int64_t k = lane; k < width; k += kLanes)
-        bisector += bisector_term(at(p.x, k), at(p.quantized, k), inverse_x, inverse_t);
+      walk([&](int e, int64_t) { bisector += bisector_term(x[e], t[e], inverse_x, inverse_t); });
       f = rotation_of(sums, row_sum(bisector));
     }
-    for (int64_t k = lane; k < width; k += kLanes) {
-      const A x = at(p.x, k), t = at(p.quantized, k);
+    walk([&](int e, int64_t k) {
       A passed = 0;
-      if (p.estimator == Estimator::straight) passed = at(p.grad, k);
-      if (p.estimator == Estimator::rotation) passed = f(at(p.grad, k), x, t);
-      narrow(static_cast<double>(passed + scale * (x - t)), static_cast<S*>(p.out) + row * d + k);
-    }
+      if (p.estimator == Estimator::straight) passed = grad[e];
+      if (p.estimator == Estimator::rotation) passed = f(grad[e], x[e], t[e]);
+      narrow(static_cast<double>(passed + scale * (x[e] - t[e])), static_cast<S*>(p.out) + row * d + k);
+    });
   }
 }
 

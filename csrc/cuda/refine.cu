@@ -47,7 +47,8 @@ __device__ __forceinline__ Held held_by(const Refine& a, int64_t q) {
 // ---- k = 1 ---------------------------------------------------------------------------------------------------------
 
 // Eight lanes to a row, which walk the candidates that reach its threshold one after the other. Most rows have one such
-// candidate, which needs no score unless the caller wants it. Counts and thresholds are loaded one row ahead.
+// candidate, which needs no score unless the caller wants it. A row's first candidates are loaded one row ahead, its
+// count and threshold two rows.
 __global__ void __launch_bounds__(kManyThreads, kManyBlocks) refine_nearest_kernel(const __grid_constant__ Refine a) {
   constexpr int kRows = kManyThreads / kLanes;
   const Result& r = a.result;
@@ -55,10 +56,19 @@ __global__ void __launch_bounds__(kManyThreads, kManyBlocks) refine_nearest_kern
   const int rows = static_cast<int>(r.queries.count), step = static_cast<int>(gridDim.x) * kRows;
   unsigned refined = 0;
   int q = static_cast<int>(blockIdx.x * kRows + threadIdx.x / kLanes);
-  Held next = held_by(a, q);
+  const auto first_of = [&](const Held& held, int row) {
+    Candidate c{};
+    if (lane < held.count && held.count <= a.capacity) c = a.candidates[int64_t{row} * a.capacity + lane];
+    return c;
+  };
+  Held next = held_by(a, q), after = held_by(a, q + step);
+  Candidate first_next = first_of(next, q);
   for (int base = static_cast<int>(blockIdx.x) * kRows; base < rows; base += step, q += step) {
     const Held held = next;
-    next = held_by(a, q + step);
+    const Candidate first = first_next;
+    next = after;
+    after = held_by(a, q + 2 * step);
+    first_next = first_of(next, q + step);
     const bool falls_back = held.count > a.capacity;
     const int n = falls_back ? 0 : held.count;
     const Candidate* list = a.candidates + int64_t{q} * a.capacity;
@@ -66,7 +76,7 @@ __global__ void __launch_bounds__(kManyThreads, kManyBlocks) refine_nearest_kern
     // Loads eight candidates from the i-th. Returns a bit for each that reaches the threshold.
     const auto load = [&](int i, bool wanted) {
       const bool there = wanted && i + lane < n;
-      if (there) c = list[i + lane];
+      if (there) c = i == 0 ? first : list[i + lane];
       return __ballot_sync(kAllLanes, there && !(c.upper < held.threshold)) >> first_lane & 0xffu;
     };
 

@@ -5,12 +5,6 @@
 
 namespace vecbank::cuda {
 
-template <class S>
-__device__ __forceinline__ double element(S x) {
-  return widened(x);
-}
-__device__ __forceinline__ double element(Float16 x) { return static_cast<double>(half_value(x.bits)); }
-
 // lane_sum() of core/exact_score.h for lane threadIdx.x % 8 of two rows without gaps, with up to eight coordinates of
 // either row in flight: a row comes from far away, and its coordinates must not come one by one. A term of two zeros
 // changes no sum.
@@ -90,9 +84,6 @@ __device__ __forceinline__ void write_rank(const Result& r, int64_t at, const Sc
     static_cast<float*>(r.values)[at] = static_cast<float>(value);
 }
 
-struct alignas(16) WideWord {
-  uint32_t words[4];
-};
 template <class T>
 __device__ __forceinline__ void copy_row(const char* from, int64_t step, char* to, int64_t count, int thread,
                                          int threads) {

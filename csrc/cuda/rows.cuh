@@ -17,6 +17,22 @@ VB_INLINE float half_value(uint32_t bits) {
 #endif
 }
 
+// An element of a row as float64.
+template <class S>
+__device__ __forceinline__ double element(S x) {
+  return widened(x);
+}
+__device__ __forceinline__ double element(Float16 x) { return static_cast<double>(half_value(x.bits)); }
+
+// 16 bytes, or N neighbouring elements, which one instruction loads or stores.
+struct alignas(16) WideWord {
+  uint32_t words[4];
+};
+template <class S, int N>
+struct alignas(sizeof(S) * N) Neighbours {
+  S of[N];
+};
+
 __device__ __forceinline__ double element_of(const void* data, DType dtype, int64_t i) {
   return with_dtype(dtype, [&](auto type) { return widened(static_cast<decltype(type)>(data)[i]); });
 }

@@ -14,7 +14,7 @@ struct KeysArgs {
 };
 // A code that enters no sum gets the key after the last segment.
 __global__ void __launch_bounds__(kThreads) keys_kernel(const KeysArgs a) {
-  if (blockIdx.x == 0 && threadIdx.x == 0) *a.counters = SumCounters{0, 0, 0};
+  if (blockIdx.x == 0 && threadIdx.x == 0) *a.counters = SumCounters{};
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < a.count; i += int64_t{gridDim.x} * kThreads) {
     const int64_t code = a.codes[i];
     if (code < -1 || code >= a.segments) atomicAdd(&a.state->bad_codes, 1u);
@@ -47,8 +47,11 @@ __global__ void __launch_bounds__(kThreads) starts_kernel(const StartsArgs a) {
         const uint32_t room = atomicAdd(&s.counters->used, static_cast<unsigned>(s.row_blocks));
         if (room + s.row_blocks <= s.capacity) {
           slot = room;
-          const uint32_t number = atomicAdd(&s.counters->cut, 1u);
-          s.cut[number] = static_cast<uint32_t>(segment);
+          const uint64_t pieces = static_cast<uint64_t>(pieces_of(members, s.row_blocks));
+          // One counter for both, so that the segments' first pieces ascend.
+          const uint64_t before = atomicAdd(&s.counters->cut, static_cast<unsigned long long>(1ull << 32 | pieces));
+          const int64_t number = static_cast<int64_t>(before >> 32);
+          s.cut[number] = {static_cast<uint32_t>(segment), static_cast<uint32_t>(before)};
           for (int64_t slice = 0; slice < s.slices; ++slice) s.finished[number * s.slices + slice] = 0;
         }
       }
@@ -59,16 +62,21 @@ __global__ void __launch_bounds__(kThreads) starts_kernel(const StartsArgs a) {
 }
 
 struct WeightedRow {
-  static constexpr int kAtOnce = 8, kBlocks = 5;
   const void* weights;
   DType weights_dtype, out_dtype;
   int64_t width;
   void* out;
   __device__ void load(Member* m, uint32_t position) const {
-    m->first = weights == nullptr ? 1.0 : element_of(weights, weights_dtype, position);
+    if (weights != nullptr) m->first = element_of(weights, weights_dtype, position);
   }
   __device__ double own(int64_t, int64_t) const { return 0.0; }
-  __device__ double of(double x, double weight, double, double) const { return mul_rn(weight, x); }
+  template <class F>
+  __device__ __forceinline__ void with(F&& add) const {
+    if (weights == nullptr)
+      add([](double x, const Member&, double) { return x; });
+    else
+      add([](double x, const Member& m, double) { return mul_rn(m.first, x); });
+  }
   __device__ void store(double sum, int64_t segment, int64_t column) const {
     cuda::store(sum, out, out_dtype, segment * width + column);
   }
@@ -95,9 +103,9 @@ SortedSegments cut_workspace(Arena& arena, int64_t codes, int64_t k, int64_t seg
   s.scratch = arena.take<char>(s.scratch_bytes);
   s.start = arena.take<uint32_t>(segments + 1);
   s.slot = arena.take<uint32_t>(segments);
-  s.slices = ceil_div(width * static_cast<int64_t>(size_of(source.dtype)), kSliceBytes);
+  s.slices = ceil_div(width, kSumThreads * columns_of_thread(size_of(source.dtype)));
   const int64_t most_cut = s.capacity == 0 ? 0 : s.capacity / s.row_blocks;
-  s.cut = arena.take<uint32_t>(most_cut);
+  s.cut = arena.take<Cut>(most_cut);
   s.finished = arena.take<uint32_t>(most_cut * s.slices);
   s.counters = arena.take<SumCounters>(1);
   s.partials = arena.take<double>(s.capacity * width);

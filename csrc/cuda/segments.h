@@ -8,13 +8,22 @@
 namespace vecbank::cuda {
 
 constexpr uint32_t kNotCut = ~0u;
-constexpr int kSliceBytes = 256;                     // of a row
-constexpr int64_t kCutMembers = 1024, kCutRows = 8;  // a segment is cut where it has this many, and 8 a row block
+constexpr int64_t kCutMembers = 1024, kCutRows = 2;  // a segment is cut where it has this many, and 2 a row block
+constexpr int64_t kPieceMembers = 256;               // about as many has a piece of a segment that is cut
 constexpr int64_t kPartialBytes = int64_t{32} << 20;
+constexpr int64_t kMostGroup = 32;  // segments of a unit
+constexpr int kSumThreads = 32;
+
+// The columns of a sum are cut into slices: two columns a thread, one where numbers have 8 bytes.
+VB_INLINE constexpr int columns_of_thread(size_t size) { return size == 8 ? 1 : 2; }
 
 struct SumCounters {
   unsigned long long next;  // unit in the queue
-  unsigned int cut, used;   // segments that are cut; partial vectors that were asked for
+  unsigned long long cut;   // high half: segments that are cut; low half: their pieces
+  unsigned int used;        // partial vectors that were asked for
+};
+struct Cut {
+  uint32_t segment, first_piece;
 };
 
 struct SortedSegments {
@@ -26,9 +35,9 @@ struct SortedSegments {
   int64_t scratch_bytes;
   uint32_t* start;     // [segments + 1]: where each begins
   uint32_t* slot;      // [segments]: its first partial vector; kNotCut: it has none
-  uint32_t* cut;       // the segments that are cut
-  uint32_t* finished;  // [cut][slices]: parts that are done
-  int64_t slices;      // of the columns: a part has those of one
+  Cut* cut;            // the segments that are cut, ascending by first_piece
+  uint32_t* finished;  // [cut][slices]: pieces that are done
+  int64_t slices;      // of the columns: a unit has those of one
   SumCounters* counters;
   double* partials;  // [capacity][width]
 };
@@ -49,9 +58,14 @@ Error sort_codes(const int64_t* codes, float* counts, SortedSegments* s, const D
 
 // The segments of a unit: about 256 members, and enough units for all multiprocessors.
 inline int64_t group_of(const SortedSegments& s, int64_t processors) {
-  const int64_t by_members = 256 * s.segments / (s.codes > 0 ? s.codes : 1), by_units = s.segments / (8 * processors);
+  const int64_t by_members = 256 * s.segments / (s.codes > 0 ? s.codes : 1), by_units = s.segments / (32 * processors);
   const int64_t group = by_members < by_units ? by_members : by_units;
-  return group < 1 ? 1 : group > 128 ? 128 : group;
+  return group < 1 ? 1 : group > kMostGroup ? kMostGroup : group;
+}
+
+VB_INLINE int64_t pieces_of(int64_t members, int64_t row_blocks) {
+  const int64_t pieces = members / kPieceMembers;
+  return pieces < row_blocks ? pieces : row_blocks;
 }
 
 // The first of positions [low, high) whose key is at least `key`.

@@ -35,6 +35,42 @@ TEST(cuda_quantize_loss_close_to_cpu) {
   }
 }
 
+// Rows and quantised rows of any two element types; rows longer than what is on its way at once; columns apart.
+TEST(cuda_quantize_loss_of_all_types) {
+  uint32_t seed = 45;
+  const int64_t n = 300;
+  for (const DType x_type : kDTypes)
+    for (const DType type : kDTypes)
+      for (const int64_t d : {3, 70}) {
+        const bool apart = x_type == type && d == 3;
+        const Matrix x(normal<double>(n * d, ++seed), d, x_type, apart), start(normal<double>(n * d, ++seed), d, type);
+        Vec<unsigned char> keep(static_cast<size_t>(n), 1);
+        for (size_t i = 0; i < keep.size(); i += 5) keep[i] = 0;
+        Vec<int64_t> codes[2];
+        Vec<char> rounded[2] = {start.bytes, start.bytes};
+        Vec<double> mean = {-1.0, -1.0};
+        Bench bench;
+        for (const int side : {0, 1}) {
+          for (int64_t i = 0; i < n; ++i) codes[side].push_back(i % 7 == 0 ? -1 : i);
+          QuantizeLossProblem p;
+          p.x = x.rows;
+          p.codes = codes[side].data();
+          p.quantized = start.rows;
+          p.quantized.data = rounded[side].data();
+          p.keep = reinterpret_cast<const bool*>(keep.data());
+          bench.provide(cuda::quantize_loss_workspace(n));
+          if (side == 0) {
+            CHECK(quantize_loss(p, Parallel{}) == Status::ok);
+            mean[0] = p.squares / (static_cast<double>(p.valid) * static_cast<double>(d));
+          } else {
+            CHECK(ran(cuda::quantize_loss, p, &mean[1], DType::f64, bench.device));
+          }
+        }
+        CHECK(std::abs(mean[1] - mean[0]) <= 1e-13 * mean[0]);
+        CHECK(codes[0] == codes[1] && rounded[0] == rounded[1]);
+      }
+}
+
 TEST(cuda_codebook_equals_cpu) {
   std::mt19937 random(9);
   for (const DType dtype : kDTypes)
@@ -85,6 +121,81 @@ TEST(cuda_codebook_equals_cpu) {
     }
 }
 
+// Rows of whole 16 bytes and not, bank or output that begins elsewhere, columns apart, fewer words than threads, more.
+TEST(cuda_lookup_equals_cpu) {
+  std::mt19937 random(19);
+  uint32_t seed = 60;
+  enum class Place { aligned, bank_shifted, out_shifted, half_shifted, strided };
+  for (const DType dtype : kDTypes)
+    for (const Place place :
+         {Place::aligned, Place::bank_shifted, Place::out_shifted, Place::half_shifted, Place::strided})
+      for (const int64_t d : {1, 6, 8, 64, 67, 136}) {
+        const int64_t m = 13, n = d < 64 ? 131 : 37, k = 5, size = static_cast<int64_t>(size_of(dtype));
+        Matrix bank(normal<double>(m * d, ++seed), d, dtype, place == Place::strided);
+        if (place == Place::bank_shifted || place == Place::half_shifted) {
+          const int64_t shift = place == Place::half_shifted ? 8 : size;
+          bank.bytes.insert(bank.bytes.begin(), static_cast<size_t>(shift), 0);
+          bank.rows.data = bank.bytes.data() + shift;
+        }
+        const Matrix weights(normal<double>(n * k, ++seed), 1, dtype);
+        Vec<int64_t> codes(static_cast<size_t>(n * k));
+        for (auto& c : codes) c = static_cast<int64_t>(random() % (m + 1)) - 1;
+        const int64_t shift = place == Place::out_shifted ? size : 0;
+        Bench bench;
+        for (const bool weighted : {false, true})
+          for (const Reduce reduce : {Reduce::none, Reduce::sum, Reduce::mean}) {
+            Vec<char> ours(static_cast<size_t>(n * d * size + shift), 1), theirs = ours;
+            LookupProblem p;
+            p.codes = codes.data();
+            p.k = reduce == Reduce::none ? 1 : k;
+            p.count = n;
+            p.bank = bank.rows;
+            p.weights = weighted ? weights.rows.data : nullptr;
+            p.reduce = reduce;
+            p.out = theirs.data() + shift;
+            CHECK(lookup(p, Parallel{}) == Status::ok);
+            p.out = ours.data() + shift;
+            CHECK(ran(cuda::lookup, p, bench.device));
+            CHECK(ours == theirs);
+          }
+        CHECK(bench.state.bad_codes == 0);
+      }
+}
+
+// A code out of range makes its row NaN, whatever the words in which rows are copied, and no other row.
+TEST(cuda_lookup_of_bad_codes_is_nan) {
+  for (const DType dtype : kDTypes)
+    for (const int64_t d : {5, 6, 64})
+      for (const bool weighted : {false, true}) {
+        const Matrix bank(normal<double>(3 * d, 81), d, dtype), ones(Vec<double>(6, 1.0), 1, dtype);
+        const Vec<int64_t> codes = {0, 3, -1, -2, 2, int64_t{1} << 40};
+        Vec<char> out(static_cast<size_t>(6 * d) * size_of(dtype), 1);
+        Bench bench;
+        LookupProblem p;
+        p.codes = codes.data();
+        p.count = 6;
+        p.bank = bank.rows;
+        p.weights = weighted ? ones.rows.data : nullptr;
+        p.out = out.data();
+        CHECK(ran(cuda::lookup, p, bench.device));
+        CHECK(bench.state.bad_codes == 3);
+        bool right = true;
+        with_dtype(dtype, [&](auto type) {
+          const auto *found = reinterpret_cast<decltype(type)>(out.data()),
+                     *source = reinterpret_cast<decltype(type)>(bank.bytes.data());
+          for (int64_t i = 0; i < 6 * d; ++i) {
+            const double x = widened(found[i]);
+            const int64_t code = codes[static_cast<size_t>(i / d)];
+            if (code < -1 || code >= 3)
+              right = right && std::isnan(x);
+            else
+              right = right && x == (code < 0 ? 0.0 : widened(source[code * d + i % d]));
+          }
+        });
+        CHECK(right);
+      }
+}
+
 TEST(cuda_gradients_close_to_cpu) {
   std::mt19937 random(10);
   const int64_t d = 11, m = 9, n = 14, k = 20;
@@ -119,6 +230,55 @@ TEST(cuda_gradients_close_to_cpu) {
     };
     CHECK(close(gx[1], gx[0]) && close(gb[1], gb[0]) && close(dots[1], dots[0]));
   }
+}
+
+// More pairs than a warp looks at together, more columns than it has at once, columns apart. Every type of a bank, and
+// 16-bit queries of a float32 bank.
+TEST(cuda_query_gradients_of_all_types) {
+  std::mt19937 random(12);
+  uint32_t seed = 300;
+  for (const Metric metric : kMetrics)
+    for (const DType type : kDTypes)
+      for (const int64_t k : {3, 37}) {
+        const int64_t n = 9, m = 15, d = k == 3 ? 70 : 13;
+        const bool small = type == DType::bf16 || type == DType::f16;
+        const Matrix x(normal<double>(n * d, ++seed), d, type);
+        const Matrix bank(normal<double>(m * d, ++seed), d, small && k == 3 ? DType::f32 : type, k == 37);
+        const Vec<float> grads = normal<float>(n * k, ++seed);
+        Vec<int64_t> codes(static_cast<size_t>(n * k));
+        for (auto& c : codes) c = static_cast<int64_t>(random() % static_cast<unsigned>(m + 1)) - 1;
+        Vec<char> gradient[2];
+        Bench bench;
+        for (const int side : {0, 1}) {
+          gradient[side].assign(x.bytes.size(), 1);
+          PairProblem p;
+          p.queries = x.rows;
+          p.bank = bank.rows;
+          p.indices = codes.data();
+          p.grad = grads.data();
+          p.k = k;
+          p.metric = metric;
+          p.grad_queries = gradient[side].data();
+          bench.provide(cuda::pair_workspace(p));
+          if (side == 0)
+            CHECK(pair_gradients(p, Parallel{}) == Status::ok);
+          else
+            CHECK(ran(cuda::pair_gradients, p, bench.device));
+        }
+        // A factor that comes from a score need not have the CPU's last bit.
+        const bool scored = record(metric).root || record(metric).unit_rows;
+        const double error = !scored ? 0.0 : small ? 1e-2 : type == DType::f32 ? 1e-6 : 1e-13;
+        bool right = true;
+        with_dtype(type, [&](auto t) {
+          const auto *ours = reinterpret_cast<decltype(t)>(gradient[1].data()),
+                     *theirs = reinterpret_cast<decltype(t)>(gradient[0].data());
+          for (int64_t i = 0; i < n * d; ++i) {
+            const double a = widened(ours[i]), b = widened(theirs[i]);
+            right = right && (a == b || std::abs(a - b) <= error * (1.0 + std::abs(b)));
+          }
+        });
+        CHECK(right);
+      }
 }
 
 TEST(cuda_bad_codes_are_not_read) {

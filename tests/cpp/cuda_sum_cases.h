@@ -5,10 +5,11 @@
 
 namespace {
 
-enum class Codes { uniform, one, half, skewed, few };
+enum class Codes { uniform, one, half, skewed, few, gaps };
 
 Vec<int64_t> codes_of(Codes kind, int64_t count, int64_t segments, std::mt19937& random) {
   Vec<int64_t> codes(static_cast<size_t>(count));
+  int64_t i = 0;
   for (auto& c : codes) {
     const int64_t any = static_cast<int64_t>(random() % static_cast<unsigned>(segments + 1)) - 1;
     const double u = static_cast<double>(random() % 4096) / 4096.0;
@@ -16,6 +17,8 @@ Vec<int64_t> codes_of(Codes kind, int64_t count, int64_t segments, std::mt19937&
     if (kind == Codes::one) c = segments - 1;
     if (kind == Codes::half) c = random() % 2 ? segments / 2 : any;
     if (kind == Codes::skewed) c = static_cast<int64_t>(std::pow(u, 6.0) * static_cast<double>(segments));
+    if (kind == Codes::gaps) c = i / 700 % 4 == 0 ? 0 : i / 3000 % 2 == 0 ? 1 + any / 2 : i % 50 == 0 ? 1 : -1;
+    ++i;
     if (kind == Codes::few) c = static_cast<int64_t>(random() % 3) * (segments / 3);
   }
   return codes;
@@ -100,9 +103,14 @@ TEST(cuda_sums_by_blocks_equal_cpu) {
   compare_sums({Codes::uniform, 1, 1, 1, 1, DType::f32}, ++seed);
   compare_sums({Codes::uniform, 0, 1, 3, 7, DType::f32}, ++seed);
   compare_sums({Codes::uniform, 40, 0, 3, 7, DType::f32}, ++seed);
+  // Long segments in pieces of several row blocks, in some of which they have no members; as many pieces as blocks.
+  for (const Codes codes : {Codes::gaps, Codes::skewed, Codes::one})
+    for (const int64_t k : {1, 2})
+      compare_sums({codes, 12500 / k, k, 6, 4, DType::f32, k == 2, false, k == 2 ? 1 : 40}, ++seed);
+  compare_sums({Codes::gaps, 12500, 1, 6, 67, DType::bf16}, ++seed);
   // Three long segments with four blocks each, and room for two of them, and for none.
   for (const int64_t room : {9, 0})
-    compare_sums({Codes::few, 4000, 1, 5, 16, DType::f32, false, false, 3, false, 4000 / 8 - room}, ++seed);
+    compare_sums({Codes::few, 4000, 1, 5, 16, DType::f32, false, false, 3, false, 4000 / 2 - room}, ++seed);
 }
 
 // Without a root and without norms of its own, a pair's factor is the incoming gradient: the bank's gradient is then
