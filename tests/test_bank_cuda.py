@@ -121,7 +121,7 @@ def test_the_size_of_a_pack_is_a_formula_on_cuda_too() -> None:
 
 
 def current(bank: Bank) -> Tensor:
-    (held,) = bank._packs.values()
+    (held,) = bank.prepare("search")._packs.values()
     return held.pack
 
 
@@ -133,7 +133,6 @@ def test_a_bank_searches_as_its_vectors_do(metric: str, path: str, monkeypatch: 
     for dtype in FLOATS:
         x, rows = gauss(130, 40, dtype=dtype), gauss(900, 40, seed=1, dtype=dtype)
         bank = Bank(rows.cuda(), metric)
-        assert bank._packs
         fake_size = _C.pack_bytes(900, 40, METRICS[metric], False, True)
         assert current(bank).shape == (fake_size,)
         for k in (1, 7):
