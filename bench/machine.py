@@ -15,7 +15,7 @@ import torch
 import vecbank
 
 ROOT = Path(__file__).resolve().parents[1]
-_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "amx_int8", "asimd", "sve")
+_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "sve")
 
 
 def _cpuinfo() -> dict[str, str]:

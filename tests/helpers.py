@@ -34,9 +34,9 @@ class Target:
 
 
 TARGETS = [Target("cpu", isa) for isa in ISAS] + [Target(device) for device in DEVICES if device != "cpu"]
-# A level, and the one below that differs from it in the screens of searches alone: the table of searches runs on both,
+# A level, and the one that differs from it in the screens of searches alone: the table of searches runs on both,
 # everything else on the upper one.
-_SAME_BUT_FOR_SCREENS = {"avx512vnni": "avx512"}
+_SAME_BUT_FOR_SCREENS = {"avx2vnni": "avx2", "avx512vnni": "avx512"}
 DISTINCT_TARGETS = [t for t in TARGETS if t.isa not in {_SAME_BUT_FOR_SCREENS.get(isa) for isa in ISAS} - {None}]
 
 

@@ -11,7 +11,7 @@ from helpers import CODE, ISAS, Target, assert_same, gauss
 from torch import Tensor
 
 import vecbank
-from vecbank import Bank
+from vecbank import Bank, _progress
 
 METRICS = ("dot", "cosine", "l2", "sqeuclidean")
 SCREENS = ("auto", "float32", "int16", "int8")
@@ -241,3 +241,21 @@ def test_an_op_refuses_codes_that_were_tampered_with() -> None:
         other[at] = value
         with pytest.raises(RuntimeError, match="does not belong to a bank of this shape"):
             torch.ops.vecbank.topk(x, rows, other, 5, CODE["dot"])
+
+
+def test_a_bar_of_preparing_is_drawn_when_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first second on; here from the first moment on."""
+    vectors = gauss(3000, 32)
+    before = vecbank._C.packed_rows()
+    Bank(vectors, "l2").prepare("search", progress=True)
+    assert vecbank._C.packed_rows() - before == 3008  # whole panels
+    assert capsys.readouterr().err == ""  # it took less than a second
+    monkeypatch.setattr(_progress, "_PATIENCE", 0.0)
+    monkeypatch.setattr(_progress, "_INTERVAL", 0.001)
+    Bank(gauss(400_000, 32), "l2").prepare("search")
+    assert capsys.readouterr().err == ""
+    Bank(gauss(400_000, 32), "l2").prepare("project", progress=True)
+    drawn = capsys.readouterr().err
+    assert "preparing 400000 x 32 [" in drawn and "] 400000/400000 " in drawn and drawn.endswith("\n")

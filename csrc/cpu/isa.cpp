@@ -8,12 +8,13 @@
 
 namespace vecbank::cpu {
 
-const char* const kIsaNames[kIsaCount] = {"scalar", "avx2", "avx512", "avx512vnni"};
+const char* const kIsaNames[kIsaCount] = {"scalar", "avx2", "avx2vnni", "avx512", "avx512vnni"};
 
 static const Kernels* table(int isa) {
 #if defined(__x86_64__)
-  if (isa == 3) return &kernels_avx512vnni;
-  if (isa == 2) return &kernels_avx512;
+  if (isa == 4) return &kernels_avx512vnni;
+  if (isa == 3) return &kernels_avx512;
+  if (isa == 2) return &kernels_avx2vnni;
   if (isa == 1) return &kernels_avx2;
 #endif
   return isa == 0 ? &kernels_scalar : nullptr;
@@ -25,10 +26,11 @@ bool isa_available(int isa) {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (isa == 1) return avx2;
+  if (isa == 2) return avx2 && __builtin_cpu_supports("avxvnni");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (isa == 2) return avx512;
-  if (isa == 3) return avx512 && __builtin_cpu_supports("avx512vnni");
+  if (isa == 3) return avx512;
+  if (isa == 4) return avx512 && __builtin_cpu_supports("avx512vnni");
 #endif
   return false;
 }
@@ -50,7 +52,7 @@ static int initial() {
   const int isa = find(wanted);
   if (isa >= 0 && isa_available(isa)) return isa;
   override_problem =
-      isa < 0 ? "unknown name, expected scalar, avx2, avx512 or avx512vnni" : "this processor does not have it";
+      isa < 0 ? "unknown name, expected scalar, avx2, avx2vnni, avx512 or avx512vnni" : "this processor does not have it";
   return best;
 }
 

@@ -5,8 +5,8 @@ namespace vecbank::cpu {
 
 struct Kernels;  // kernels.h
 
-constexpr int kIsaCount = 4;
-extern const char* const kIsaNames[kIsaCount];  // scalar, avx2, avx512, avx512vnni
+constexpr int kIsaCount = 5;
+extern const char* const kIsaNames[kIsaCount];  // scalar, avx2, avx2vnni, avx512, avx512vnni
 
 bool isa_available(int isa);
 int isa_in_use();

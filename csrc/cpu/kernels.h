@@ -59,7 +59,7 @@ extern const Kernels kernels_scalar;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
-extern const Kernels kernels_avx512vnni;  // differs from avx512 in the int8 and int16 screens alone
+extern const Kernels kernels_avx2vnni, kernels_avx512vnni;  // differ from those in the int8 and int16 screens alone
 #endif
 
 }  // namespace vecbank::cpu

@@ -13,6 +13,8 @@
 namespace vecbank::cpu {
 namespace {
 
+std::atomic<int64_t> written{0};  // packed_rows()
+
 constexpr double kRotationPays = 1.25;  // finer codes by so much are worth the rotation of queries
 
 // What a worker found in the rows that it packed.
@@ -151,7 +153,9 @@ struct Packing {
     const int64_t batch = std::max<int64_t>(1, (1 << 16) / ((bank.width + 3) * kPanel));  // enough work for a task
     h.first_negligible = -1;
     const Status done = for_each_task(parallel, ceil_div(count, batch), [&](int worker, int64_t task) {
-      for (int64_t p = task * batch; p < std::min(count, (task + 1) * batch); ++p) write(p, workers[worker], true);
+      const int64_t end = std::min(count, (task + 1) * batch);
+      for (int64_t p = task * batch; p < end; ++p) write(p, workers[worker], true);
+      written.fetch_add((end - task * batch) * kPanel, std::memory_order_relaxed);
     });
     if (done != Status::ok) return done;
     all = {};
@@ -260,6 +264,8 @@ PanelKind panels_for_search(int64_t rows, int64_t width, Metric metric, ScreenCh
   const bool wanted = screen == ScreenChoice::int8 || (screen == ScreenChoice::automatic && pays);
   return wanted && int8::serves(width, metric) ? PanelKind::int8 : PanelKind::float32;
 }
+
+int64_t packed_rows() { return written.load(std::memory_order_relaxed); }
 
 Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias,
                  PanelKind kind, ScreenChoice screen) {

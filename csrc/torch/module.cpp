@@ -114,6 +114,7 @@ PYBIND11_MODULE(_C, m) {
                     py::arg("float32") = c.screened[2], py::arg("bytes") = c.bytes);
   });
   m.def("reset_counters", &vecbank::cpu::reset_counters);
+  m.def("packed_rows", &vecbank::cpu::packed_rows, "Bank rows packed so far; it only grows.");
   m.def("build_info", [] {
     return py::dict(py::arg("version") = VECBANK_VERSION, py::arg("compiler") = VECBANK_BUILD_COMPILER,
                     py::arg("flags") = VECBANK_BUILD_FLAGS, py::arg("cuda") = static_cast<bool>(VECBANK_HAS_CUDA));

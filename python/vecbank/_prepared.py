@@ -14,6 +14,7 @@ from ._numpy import entry_point
 from ._ops import METRICS, ops
 from ._ops.names import SCREENED, metric_name
 from ._ops.pack import USES
+from ._progress import watched
 from ._written import Snapshot
 
 Self = TypeVar("Self", bound="PreparedBank")
@@ -169,7 +170,7 @@ class PreparedBank(nn.Module):
         return self
 
     @entry_point
-    def prepare(self: Self, what: str = "search", metric: str | None = None) -> Self:
+    def prepare(self: Self, what: str = "search", metric: str | None = None, *, progress: bool = False) -> Self:
         """Prepare the vectors now for what a verb would prepare them for at its first call; returns self.
 
         A Bank that is first used inside a compiled program should be prepared before. A bank that is packed at every
@@ -178,6 +179,7 @@ class PreparedBank(nn.Module):
         Args:
             what: "search" (`topk`, `nearest`, `quantize` and all that search), or "project".
             metric: of a Bank that names none.
+            progress: draw a bar on stderr, if it takes longer than a second.
 
         Raises:
             ValueError: another word, an unknown metric, or none where the Bank names none.
@@ -203,7 +205,9 @@ class PreparedBank(nn.Module):
         kind = self._kind(what, vectors, METRICS[name])
         held = self._packs.get(kind)
         if held is None or not held.is_of(vectors, self.bias):
-            self._prepare(kind, vectors, self.bias)
+            title = f"preparing {' x '.join(map(str, vectors.shape))}"
+            with watched(title, vectors.shape[:-1].numel(), progress, _C.packed_rows):
+                self._prepare(kind, vectors, self.bias)
         return self
 
     @entry_point

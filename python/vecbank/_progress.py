@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 _WIDTH = 24
 _INTERVAL = 0.1  # seconds between two drawings
+_PATIENCE = 1.0  # seconds before the first drawing of what one call does
 
 
 class Progress:
@@ -43,3 +47,31 @@ class Progress:
         if self._enabled and self._length:
             sys.stderr.write("\n")
             sys.stderr.flush()
+
+
+@contextmanager
+def watched(title: str, total: int, enabled: bool, done: Callable[[], int]) -> Iterator[None]:
+    """Draws the progress of one call that releases Python's lock, from its first second on; `done()` only grows."""
+    if not enabled:
+        yield
+        return
+    first, over = done(), threading.Event()
+
+    def draw() -> None:
+        if over.wait(_PATIENCE):
+            return
+        seen = 0
+        with Progress(title, total, True) as bar:
+            while not over.wait(_INTERVAL):
+                now = done() - first
+                bar.step(count=now - seen)
+                seen = now
+            bar.step(count=max(total - seen, 0))
+
+    artist = threading.Thread(target=draw, daemon=True)
+    artist.start()
+    try:
+        yield
+    finally:
+        over.set()
+        artist.join()
