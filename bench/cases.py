@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+import vecbank
+
 OURS = "vecbank"
 PLAIN = "vecbank plain tensor"
 
@@ -25,6 +27,11 @@ class Target:
         return ", ".join(parts)
 
 
+def by_isa(others: float, vnni: float) -> float:
+    """A limit for the instruction set in use: with 8-bit products (VNNI), or without."""
+    return vnni if vecbank._C.isa().endswith("vnni") else others
+
+
 @dataclass(frozen=True)
 class Case:
     """One question: `n` queries against a bank of `m` rows of width `d`."""
@@ -39,7 +46,7 @@ class Case:
     candidates: tuple[str, ...] = ()  # besides ours
     k: int = 1
     grad: bool = False  # forward + backward, to x and to the bank
-    data: str = "gaussian"  # gaussian | equal | offset, see draw
+    data: str = "gaussian"  # or another of DATA, see draw
     baseline: str = "chunks"  # chunks | alloc | three | read, see baselines.py
     products: int = 1  # how many products of this shape the work amounts to
     memory_limit_mib: float = 64.0  # extra memory: at most this,
@@ -67,6 +74,16 @@ class Data:
     upstream: Tensor | None = None
 
 
+DATA = {  # what the name of a row says of it
+    "gaussian": "",
+    "equal": ", all rows equal",
+    "offset": ", data at 1000 ± 0.01",
+    "ties": ", integers full of ties",
+    "unused": ", half of the codes unused",
+    "nan": ", 1 % NaN rows",
+}
+
+
 def draw(case: Case, gen: torch.Generator) -> Data:
     """x (n, d) and a bank (m, d) of the kind that `case.data` names, in float32."""
 
@@ -80,6 +97,14 @@ def draw(case: Case, gen: torch.Generator) -> Data:
     elif case.data == "offset":  # |x|^2 + |b|^2 - 2 x.b in float32 keeps nothing of the distance
         x = 1000 + 0.01 * (2 * torch.rand(case.n, case.d, generator=gen) - 1)
         bank = 1000 + 0.01 * (2 * torch.rand(case.m, case.d, generator=gen) - 1)
+    elif case.data == "ties":
+        x, bank = (torch.randint(-1, 2, (rows, case.d), generator=gen).float() for rows in (case.n, case.m))
+    elif case.data == "unused":  # as a codebook that was drawn next to nothing and never trained
+        x, bank = gaussian(case.n, case.d), gaussian(case.m, case.d)
+        bank[::2] *= 1e-12
+    elif case.data == "nan":
+        x, bank = gaussian(case.n, case.d), gaussian(case.m, case.d)
+        bank[::100, 0] = torch.nan
     else:
-        raise ValueError(f"data must be gaussian, equal or offset, got {case.data!r}")
+        raise ValueError(f"data must be one of {', '.join(DATA)}, got {case.data!r}")
     return Data(x, bank, gaussian(case.n, case.m) if case.grad else None)

@@ -89,7 +89,7 @@ def test_a_tiny_size_runs_as_it_is_timed(workload: Workload) -> None:
             except ImportError:
                 continue
             found = workload.judge(case, name, candidate, result, expected)
-            assert found["ok"] is not False or case.data == "offset", (case.name, name, found)
+            assert found["ok"] is not False or case.data in ("offset", "unused"), (case.name, name, found)
             break  # one peer is enough
     if workload.tiny:
         data = cpu_run.draw(cpu_run.TINY_CASE, torch.Generator().manual_seed(0))

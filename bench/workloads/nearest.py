@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import vecbank
-from bench.cases import OURS, PLAIN, Case, Data, Target
+from bench.cases import DATA, OURS, PLAIN, Case, Data, Target, by_isa
 from bench.cuda_cases import BF16, F32, WIDE, WRITTEN, CudaCase, faster, row
 from bench.timing import Call
 from bench.workload import SEARCH_TABLES, Candidate, OnCuda, Tiny, Workload
@@ -21,9 +21,8 @@ BARE = "nearest by vecbank"  # a candidate of the rows on a GPU that do more tha
 
 
 def _case(n: int, m: int, d: int, limit: float, data: str = "gaussian") -> Case:
-    label = {"gaussian": "", "equal": ", all rows equal", "offset": ", data at 1000 ± 0.01"}[data]
     peers = ("faiss", CDIST, ADDMM, SKLEARN, VQP) if data == "gaussian" else ("faiss", CDIST)
-    return Case(f"nearest {n} x {m}, d {d}{label}", "nearest", n, m, d, "l2", Target(limit), peers, data=data)
+    return Case(f"nearest {n} x {m}, d {d}{DATA[data]}", "nearest", n, m, d, "l2", Target(limit), peers, data=data)
 
 
 def _row(rank: int, n: int, m: int, d: int, dtype: str, target: Target, *peers: str, **more: Any) -> CudaCase:
@@ -144,11 +143,14 @@ WORKLOAD = Workload(
     place=30,
     tables=SEARCH_TABLES,
     cases=(
-        _case(65536, 8192, 64, 0.70),
-        _case(262144, 512, 32, 1.10),
-        _case(131072, 1024, 256, 1.00),
+        _case(65536, 8192, 64, by_isa(0.40, 0.25)),
+        _case(262144, 512, 32, by_isa(1.00, 0.70)),
+        _case(131072, 1024, 256, by_isa(0.48, 0.32)),
         _case(65536, 8192, 64, 6.0, "equal"),
         _case(65536, 8192, 64, 6.0, "offset"),
+        _case(65536, 8192, 64, 6.0, "ties"),
+        _case(65536, 8192, 64, 1.5 * by_isa(0.40, 0.25), "unused"),
+        _case(65536, 8192, 64, 1.5 * by_isa(0.40, 0.25), "nan"),
     ),
     candidates={
         OURS: Candidate(_ours),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.cases import OURS, Case, Data, Target
+from bench.cases import OURS, Case, Data, Target, by_isa
 from bench.check import codes_alone
 from bench.cuda_cases import BF16, WIDE, row
 from bench.timing import Call
@@ -57,7 +57,7 @@ WORKLOAD = Workload(
     op="vq_train",
     place=60,
     tables=("codebooks",),
-    cases=(_case(65536, 8192, 64, 0.85), _case(131072, 1024, 256, 1.45), _case(262144, 512, 32, 2.10)),
+    cases=(_case(65536, 8192, 64, by_isa(0.55, 0.40)), _case(131072, 1024, 256, 1.45), _case(262144, 512, 32, 2.10)),
     data=_data,
     answer=codes_alone,
     quick=quick_codebook,
