@@ -33,7 +33,7 @@ SHARED = """
 |---|---|---|
 | screen_kernel | 256, at least 2 blocks an SM | 39,560 bytes: two steps, also dumps; 512 k more up to k 32 |
 | mma16_kernel | 256, at least 2 blocks an SM | 70,792 bytes: two steps of 64 coordinates, likewise; 512 k more |
-| sm90_kernel (9.0a only) | 384, one block an SM | 195 to 221 KiB by width: queries, a ring of tiles |
+| sm90_kernel (9.0a only) | 384, one block an SM | 200 to 226 KiB by width: queries, a ring of tiles, queues |
 | store_kernel | 256, at least 2 blocks an SM | 36,864 bytes; twice: 102,400 (float, 9.0 and 10.0), 69,632 |
 | compact_kernel (k above 32) | 128 | 16 bytes a candidate + 16: up to 64 KiB for k 512 and up |
 | stages_kernel | 256, at least 2 blocks an SM where they fit | 40 KiB + 264 bytes a coordinate: 73 KiB for d 128 |

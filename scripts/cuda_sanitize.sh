@@ -2,7 +2,7 @@
 # compute-sanitizer on a reduced table of the kernels' own tests (no torch, no Python), its tools side by side: memcheck
 # on every kind of kernel, and racecheck on those without bulk copies, whose barriers it does not understand.
 # One line a tool: ok, FAIL or not run (no sanitizer, it cannot attach, or not in time); fails only on FAIL.
-# Usage: scripts/cuda_sanitize.sh TESTS_EXECUTABLE [SECONDS [LOG]]   Has never run on a GPU.
+# Usage: scripts/cuda_sanitize.sh TESTS_EXECUTABLE [SECONDS [LOG]]. Has run on an NVIDIA H200.
 set -uo pipefail
 tests=$1
 limit=${2:-60}

@@ -1,6 +1,6 @@
 """The CUDA bench without a GPU: its rows, judging, table and plots, on the CPU with a clock that counts calls.
 
-What no CPU can show (events, the rotated L2, the profiler, torch.compile's and flash-kmeans's kernels) has never run.
+Events, the rotated L2, the profiler, torch.compile's and flash-kmeans's kernels run on a GPU only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// The Hopper screen (sm_90a). Only VECBANK_CUDA_PATH=sm90 selects it.
+// The Hopper screen (sm_90a), which search_path (heuristics.h) chooses on compute capability 9.0.
 //
 // A block has three warpgroups, and each multiprocessor one block. The producer, one thread, streams bank tiles of 128
 // rows through a ring in shared memory by TMA. Each of two consumer groups keeps 128 query rows in shared memory and
