@@ -51,8 +51,8 @@ static int initial() {
   if (wanted == nullptr || *wanted == '\0') return best;
   const int isa = find(wanted);
   if (isa >= 0 && isa_available(isa)) return isa;
-  override_problem =
-      isa < 0 ? "unknown name, expected scalar, avx2, avx2vnni, avx512 or avx512vnni" : "this processor does not have it";
+  override_problem = isa < 0 ? "unknown name, expected scalar, avx2, avx2vnni, avx512 or avx512vnni"
+                             : "this processor does not have it";
   return best;
 }
 

@@ -26,9 +26,7 @@ __device__ __forceinline__ void wait_copies() {
 }
 
 // Begins to bring the line at `global` into the first-level cache; nothing waits for it.
-__device__ __forceinline__ void prefetch(const void* global) {
-  asm volatile("prefetch.global.L1 [%0];" ::"l"(global));
-}
+__device__ __forceinline__ void prefetch(const void* global) { asm volatile("prefetch.global.L1 [%0];" ::"l"(global)); }
 
 }  // namespace vecbank::cuda
 #endif

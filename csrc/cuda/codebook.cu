@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kRowThreads) lookup_kernel(const LookupArgs a)
         double weight = 0.0;  // of a code that is absent: adding 0 changes no sum
         if (code >= 0) {
           x = *reinterpret_cast<const Neighbours<S, N>*>(static_cast<const S*>(p.bank.data) + code * p.bank.row_stride +
-                                                      c * p.bank.col_stride);
+                                                         c * p.bank.col_stride);
           weight = weights == nullptr ? 1.0 : element(weights[r * k + t]);
         }
 #pragma unroll

@@ -82,7 +82,7 @@ __device__ __forceinline__ void walk(const SumArgs<Term>& a, SumShared<S>& share
     next.key = w.whole < 0 ? a.s.pairs.keys[o] : next.row / static_cast<uint32_t>(kSumBlock);
     a.term.load(&next, position);
   };
-  const auto copy = [&](S (*tile)[columns], const Member* members, int rows) {
+  const auto copy = [&](S(*tile)[columns], const Member* members, int rows) {
     if (a.whole_words) {
       constexpr int in_word = 16 / static_cast<int>(sizeof(S)), words = columns / in_word;
 #pragma unroll
@@ -133,7 +133,7 @@ __device__ __forceinline__ void walk(const SumArgs<Term>& a, SumShared<S>& share
 #pragma unroll
     for (int v = 0; v < each; ++v) part[v] = add_rn(part[v], term_of(element(x.of[v]), m, own[v]));
   };
-  const auto add = [&](const S (*tile)[columns], const Member* members, int rows) {
+  const auto add = [&](const S(*tile)[columns], const Member* members, int rows) {
     const auto columns_of = [&](int r) { return *reinterpret_cast<const Columns*>(&tile[r][thread * each]); };
     const auto add_rows = [&](const auto& term_of) {
       for (int r = 0; r < rows; r += kMembersAtOnce) {

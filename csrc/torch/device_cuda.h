@@ -69,8 +69,8 @@ class CudaScope {
     check(cuda::search(p, roomy ? device_ : with_workspace(cuda::search_workspace(p, device_))));
   }
   void project(ProjectProblem p) {
-    const auto path = p.exact ? cuda::ProjectPath::exact
-                              : cuda::project_path(p, device_.capability, project_override());
+    const auto path =
+        p.exact ? cuda::ProjectPath::exact : cuda::project_path(p, device_.capability, project_override());
     p.exact = path == cuda::ProjectPath::exact;
     if (p.exact)
       check(cuda::project(p, device_));  // no workspace

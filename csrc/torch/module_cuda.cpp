@@ -35,8 +35,8 @@ const char* vecbank_cuda_tensor_cores(int32_t number, int32_t* outcome, float* f
   for (int i = 0; i < 5; ++i) five[i] = all[i];
   const auto [name, wanted] = vecbank::cuda::wanted_path();
   *path = name != nullptr && !wanted ? nullptr
-                                     : vecbank::cuda::kPathNames[static_cast<size_t>(
-                                           vecbank::cuda::search_path(device.capability, checked.outcome, wanted, vecbank::cuda::has_sm90()))];
+                                     : vecbank::cuda::kPathNames[static_cast<size_t>(vecbank::cuda::search_path(
+                                           device.capability, checked.outcome, wanted, vecbank::cuda::has_sm90()))];
   return checked.error;
 }
 

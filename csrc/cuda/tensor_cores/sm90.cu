@@ -8,9 +8,9 @@
 // An accumulator starts at its column's start + the row's norm * the column's bound, so it ends as an upper bound: a
 // score costs one multiply-add before the product and one maximum after it. A thread has four rows of a tile with 32
 // scores each; the maximum of every eight (a bunch) is compared with the row's threshold. A bunch with a score that
-// reaches it enters its warp's queue in shared memory. From time to time the warp looks at its queue, a bunch a lane: for
-// k = 1 it raises the thresholds and drops what no longer reaches them, so that few bunches are left at the end of the
-// rows; what is left, and for larger k everything, becomes candidates.
+// reaches it enters its warp's queue in shared memory. From time to time the warp looks at its queue, a bunch a lane:
+// for k = 1 it raises the thresholds and drops what no longer reaches them, so that few bunches are left at the end of
+// the rows; what is left, and for larger k everything, becomes candidates.
 //
 // Budgets, tiles and descriptors are in sm90_layout.h, instructions in sm90_ptx.h.
 #include "../kernels.h"
@@ -128,8 +128,8 @@ __device__ __forceinline__ float quad_max(float v) {
   return fmaxf(v, __shfl_xor_sync(kAllLanes, v, 2));
 }
 
-// A row's threshold as other blocks have raised it; they write while this one runs. It is above -inf, which is the score
-// of a column that is not there. +inf: there is no such row, or it fell back.
+// A row's threshold as other blocks have raised it; they write while this one runs. It is above -inf, which is the
+// score of a column that is not there. +inf: there is no such row, or it fell back.
 __device__ __forceinline__ float published(const Screen& s, int64_t row) {
   return row < s.rows ? fmaxf(*static_cast<volatile const float*>(s.thresholds + row), -FLT_MAX) : HUGE_VALF;
 }
@@ -158,8 +158,8 @@ struct QueuedBunch {
   }
 };
 
-// Looks at the `queued` bunches of a warp's queue, and returns how many are left. For k = 1, thresholds rise, and bunches
-// that no longer reach them are dropped. If many are left, if `all` is set, and for larger k, the rest becomes
+// Looks at the `queued` bunches of a warp's queue, and returns how many are left. For k = 1, thresholds rise, and
+// bunches that no longer reach them are dropped. If many are left, if `all` is set, and for larger k, the rest becomes
 // candidates. `first`: the query row of the group's row 0. It is not inlined, because it is rare.
 static __device__ __noinline__ int look(const Screen& s, int64_t first, BunchQueue& queue, WarpRows& rows, int queued,
                                         bool all) {
@@ -217,7 +217,8 @@ static __device__ __noinline__ int look(const Screen& s, int64_t first, BunchQue
       if (to >= s.capacity) return;
       const float upper = queue.v[u][at];
       const float lower = lower_bound(upper, s.norms[row], s.terms.bound[i], s.terms.lift[i] + s.slacks[row]);
-      s.candidates[row * s.capacity + to++] = {upper, lower, static_cast<uint32_t>(bank_row(s, static_cast<uint32_t>(i)))};
+      s.candidates[row * s.capacity + to++] = {upper, lower,
+                                               static_cast<uint32_t>(bank_row(s, static_cast<uint32_t>(i)))};
     });
   }
   __syncwarp();  // the warp has read its queue and written its thresholds

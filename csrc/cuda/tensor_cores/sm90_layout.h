@@ -49,7 +49,7 @@ inline int64_t most_columns(int64_t rows) { return most_column_tiles(ceil_div(ro
 // ---- Shared memory -------------------------------------------------------------------------------------------------
 
 constexpr int kConsumerWarps = kGroups * 4;
-constexpr int kBunch = 8;                      // scores of a thread that are compared together
+constexpr int kBunch = 8;                       // scores of a thread that are compared together
 constexpr int kBunches = kScores / 2 / kBunch;  // of a thread's row
 constexpr int kQueue = 80;                      // bunches that a warp's queue holds
 constexpr int kFull = kQueue - 32;              // with more, there may be no room for a bunch of each lane
@@ -168,8 +168,8 @@ inline const char* tensor_spec_fault(const TensorSpec& s) {
 }
 
 // ---- Rows of a warp ------------------------------------------------------------------------------------------------
-// A warp of a group has 16 rows of each half. Row w of these 32 is the group's row warp_row(warp, w), and belongs to the
-// quad w % 8, as the row numbered w / 8 of its threads.
+// A warp of a group has 16 rows of each half. Row w of these 32 is the group's row warp_row(warp, w), and belongs to
+// the quad w % 8, as the row numbered w / 8 of its threads.
 
 VB_INLINE constexpr int warp_row(int warp, int w) { return w / 16 * 64 + warp * 16 + w % 16; }
 
