@@ -7,6 +7,7 @@
 #include "worker.h"
 
 #include <bit>
+#include <chrono>
 #include <numeric>
 
 namespace vecbank::cpu {
@@ -21,6 +22,10 @@ int64_t sampled_lanes(int64_t k) { return round_up_to(k + k / 2 + 4, kPanel); }
 std::atomic<int64_t> counted_queries{0}, counted_refined{0}, counted_repeated{0}, counted_bytes{0};
 std::atomic<int64_t> counted_screened[kScreenCount];
 static_assert(kScreenCount == sizeof(Counters{}.screened) / sizeof(int64_t));
+
+double seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 void add_to(std::atomic<int64_t>& counter, int64_t more) { counter.fetch_add(more, std::memory_order_relaxed); }
 
@@ -129,6 +134,8 @@ void SearchWorker::run(const SearchJob& job, const GridTask& task) {
       if (undecided > task_.rows / 16) first_screen_ = screen_number_ + 1;
       screen_with(next_screen(screen_number_ + 1, job.header, job.plan.group));
     }
+    refined_early_ = finalizer_.refined();
+    const double begun = seconds();
     for (int64_t r = 0; r < task_.rows && !job.stop.requested(); ++r) {
       if (lists_.closed(r)) continue;
       int64_t count = 0;
@@ -141,8 +148,8 @@ void SearchWorker::run(const SearchJob& job, const GridTask& task) {
       else if (job.shared != nullptr && worst > -HUGE_VAL)
         share_threshold(r, bounds_of(r, worst).lower);
     }
+    if (refined_more_than_saved(seconds() - begun)) first_screen_ = std::max(first_screen_, screen_number_ + 1);
   }
-  if (!job.plan.refined_only && refined_more_than_saved()) first_screen_ = std::max(first_screen_, screen_number_ + 1);
   finalizer_.refine_all(fallback_rows_.get(), fallback_count);
   if (task_.part == 0) add_to(counted_queries, task_.rows);
   add_to(counted_refined, finalizer_.refined());
@@ -158,7 +165,9 @@ void SearchWorker::screen_with(int number) {
   add_to(counted_screened[number], task_.rows);
   add_to(counted_bytes, (task_.to - task_.from) * screen_->panel_bytes());
   start_lists();
+  const double begun = seconds();
   visit_all();
+  screening_ = seconds() - begun;
   for (int64_t r = 0; r < task_.rows && task_.job->shared != nullptr; ++r)
     if (!lists_.fell_back(r) && lists_.threshold(r) > CandidateLists::kNone) share_threshold(r, lists_.threshold(r));
 }
@@ -170,12 +179,17 @@ int64_t SearchWorker::columns_per_candidate() const {
 }
 
 // Whether the block's candidates took longer than the next screen would have, so that later blocks begin with that. A
-// finer screen needs about twice as many cycles for a product, and leaves 2 k candidates.
-bool SearchWorker::refined_more_than_saved() const {
+// finer screen takes about as long again, and leaves 2 k candidates. How many columns a candidate is worth differs
+// fourfold between processors, so both are timed; the answer does not depend on it. `deciding`: the seconds of the
+// candidates that were not refined early. Few candidates are below what a timer tells.
+bool SearchWorker::refined_more_than_saved(double deciding) const {
   const SearchJob& job = *task_.job;
   if (screen_number_ + 1 >= kScreenCount || job.plan.group != kernels().heights[0]) return false;
+  const int64_t timed = finalizer_.refined() - refined_early_;
   const int64_t more = finalizer_.refined() - 2 * job.problem.k * task_.rows;
-  return more > task_.rows * ((task_.end - task_.begin) / columns_per_candidate());
+  if (timed < 256 || 4 * more < task_.rows * ((task_.end - task_.begin) / columns_per_candidate())) return false;
+  const double each = deciding / static_cast<double>(timed);
+  return each * static_cast<double>(more) > screening_ - each * static_cast<double>(refined_early_);
 }
 
 // How many rows the screen has left undecided.

@@ -31,7 +31,7 @@ class SearchWorker {
   void share_threshold(int64_t row, float threshold);
   int64_t undecided_rows() const;
   int64_t columns_per_candidate() const;
-  bool refined_more_than_saved() const;
+  bool refined_more_than_saved(double deciding) const;
   bool few_allowed(int64_t row) const;
   double packed_score(int64_t row, double key, double* error) const;
   Candidate bounds_of(int64_t row, double key) const;
@@ -52,6 +52,8 @@ class SearchWorker {
   int64_t fallbacks_ = 0;  // rows that fell back before the screen: masked to a few, or not finite
   int64_t scanned_row_ = 0, scanned_panel_ = 0;
   int64_t scanned_columns_ = 0;  // of the part, by the screen in use
+  double screening_ = 0.0;       // seconds of that screen
+  int64_t refined_early_ = 0;    // bank rows that the screen's lists had refined
   Buffer<Candidate> sampled_;    // the best of each lane of a sample
   Buffer<int32_t> tightened_;    // rows refined early, per query row
   double centre_norm_ = 0.0;
