@@ -149,7 +149,7 @@ def test_project_on_each_path_is_within_the_contract(path: str, monkeypatch: pyt
 @gpu
 def test_project_by_library_needs_no_second_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VECBANK_CUDA_PROJECT", "library")
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
         x, bank = gauss(30000, 64).to("cuda", dtype), gauss(3000, 64).to("cuda", dtype)
         vecbank.project(x, bank, "cosine")  # cuBLAS takes its own workspace once
         assert extra_bytes(lambda x=x, bank=bank: vecbank.project(x, bank, "cosine")) <= (64 << 20) + 4096

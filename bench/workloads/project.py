@@ -111,12 +111,15 @@ def _in_dtype(data: Data, dtype: torch.dtype, grad: bool) -> list[Tensor]:
 
 
 def _expected(case: Case, data: Data, rows: Tensor) -> Expected:
-    """Float64 scores and gradients; an error may be twice that of ATen in the case's dtype, and two units."""
-    if not case.grad:
-        data = Data(data.x[rows], data.bank)
+    """Float64 scores and gradients; an error may be twice that of ATen in the case's dtype, and two units.
+
+    ATen's error is that of the whole x: a library sums a product of few rows in another order, and more exactly.
+    """
     dtype = data.x.dtype
-    exact = _in_dtype(data, torch.float64, case.grad)
     aten = _in_dtype(data, dtype, case.grad)
+    if not case.grad:
+        data, aten = Data(data.x[rows], data.bank), [aten[0][rows]]
+    exact = _in_dtype(data, torch.float64, case.grad)
     allowed = []
     for want, got in zip(exact, aten, strict=True):
         ulp = 2.0 ** math.floor(math.log2(float(want.abs().max()))) * torch.finfo(dtype).eps

@@ -55,8 +55,6 @@ struct ProjectRule {
   const char* reason;  // a measurement of the bench's project rows, or a prediction
 };
 
-inline bool is_product(const ProjectProblem& p) { return record(p.metric).term == Term::product; }
-
 // So few scores of so long rows that float64 takes microseconds: less than one tile does, which goes along its rows on
 // one multiprocessor. A library cuts sums the more, and errs the less, the fewer they are.
 constexpr int64_t kFewScores = 2048, kLongRows = 128;
@@ -65,13 +63,15 @@ inline bool few_long_scores(const ProjectProblem& p) {
 }
 
 // The first row that holds decides, less those of the library where it cannot carry the projection. Milliseconds are of
-// 65,536 x 1024 rows of width 768 on an H100.
+// 65,536 x 1024 rows of width 768 on an H200.
 constexpr ProjectRule kProjectRules[] = {
     {"16-bit inputs", [](const ProjectProblem& p, int) { return size_of(p.bank.dtype) == 2; }, ProjectPath::library,
-     "predicted, never measured: 0.28 to 0.32 ms, where the kernel multiplies in float32 and takes 3.2 to 3.8"},
+     "measured in blocks: cosine 0.56 ms, where torch takes 0.41 and the kernel, which multiplies in float32, 3.4; "
+     "predicted for bfloat16 as one product in place: 0.32"},
     {"dot and cosine of float32",
      [](const ProjectProblem& p, int) { return p.bank.dtype == DType::f32 && is_product(p); }, ProjectPath::library,
-     "predicted, never measured: 2.1 to 2.3 ms against 3.2 to 3.8, and less where torch's flags allow TF32"},
+     "measured in blocks: cosine 2.71 ms, 0.69 where torch's flags allow TF32, against the kernel's 3.67; predicted as "
+     "one product in place: 2.4 and 0.54"},
     {"dot and cosine of float64",
      [](const ProjectProblem& p, int) { return p.bank.dtype == DType::f64 && is_product(p); }, ProjectPath::library,
      "ATen's own error, and predicted, never measured: tensor cores multiply float64 at twice the kernel's rate"},

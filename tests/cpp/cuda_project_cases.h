@@ -241,6 +241,8 @@ TEST(cuda_project_by_library_close_to_cpu) {
   compare_by_library(Matrix(xs, 7, DType::f32), Matrix(bs, 7, DType::f32), Metric::cosine, DType::f32, 1e-6, "broken");
   compare_by_library(Matrix(xs, 7, DType::bf16), Matrix(bs, 7, DType::bf16), Metric::cosine, DType::f32, 1e-6,
                      "broken");
+  compare_by_library(Matrix(xs, 7, DType::bf16), Matrix(bs, 7, DType::bf16), Metric::cosine, DType::bf16, 8e-3,
+                     "broken");
   for (const Metric metric : kMetrics)
     if (metric != Metric::dot && record(metric).term != Term::absolute)
       compare_by_library(Matrix(xs, 7, DType::f64), Matrix(bs, 7, DType::f64), metric, DType::f64, 1e-13, "broken");
@@ -249,12 +251,71 @@ TEST(cuda_project_by_library_close_to_cpu) {
 // Several blocks of rows and of columns, the answer's rows longer than a block.
 TEST(cuda_project_by_library_in_blocks) {
   const int64_t d = 2, n = 1100, m = cuda::kProductColumns + 5;
-  const Matrix x(normal<double>(n * d, 91), d, DType::bf16), b(normal<double>(m * d, 92), d, DType::bf16);
+  const Matrix x(normal<double>(n * d, 91), d, DType::f16), b(normal<double>(m * d, 92), d, DType::f16);
   ProjectProblem p;
-  p.queries = x.rows, p.bank = b.rows, p.metric = Metric::cosine, p.out_dtype = DType::bf16;
+  p.queries = x.rows, p.bank = b.rows, p.metric = Metric::cosine, p.out_dtype = DType::f16;
   const cuda::LibraryPlan plan = cuda::plan_library(p, cuda::Device{}.l2_bytes);
   CHECK(!plan.in_place && plan.rows == 640 && plan.columns == cuda::kProductColumns);
-  compare_by_library(x, b, Metric::cosine, DType::bf16, 8e-3, "blocks");
+  compare_by_library(x, b, Metric::cosine, DType::f16, 1e-3, "blocks");
+}
+
+// One product, scaled where it lies: eight columns a thread, four, or one, and more columns than a block of threads.
+TEST(cuda_project_by_library_in_place) {
+  uint32_t seed = 700;
+  for (const DType dtype : {DType::bf16, DType::f32, DType::f64})
+    for (const int64_t m : {8, 300, 301, 1032, 2064}) {
+      const int64_t d = 24, n = 77;
+      const Matrix x(normal<double>(n * d, ++seed), d, dtype), b(normal<double>(m * d, ++seed), d, dtype);
+      const double tolerance = dtype == DType::f64 ? 1e-14 : dtype == DType::f32 ? 1e-6 : 8e-3;
+      compare_by_library(x, b, Metric::cosine, dtype, tolerance, "in place");
+    }
+}
+
+// A float16 product of rows this long would overflow, a bfloat16 one of rows this short would lose its digits.
+TEST(cuda_project_by_library_of_long_and_short_rows) {
+  const int64_t d = 40, n = 20, m = 48;
+  const Vec<double> xs = normal<double>(n * d, 720), bs = normal<double>(m * d, 721);
+  for (const auto& [dtype, scale] : {std::pair{DType::f16, 6e3},
+                                     {DType::f16, 2e-3},
+                                     {DType::bf16, 1e14},
+                                     {DType::bf16, 1e25},
+                                     {DType::bf16, 1e-11},
+                                     {DType::bf16, 1e-25}}) {
+    Vec<double> x = xs, b = bs;
+    for (double& v : x) v *= scale;
+    for (double& v : b) v *= scale;
+    compare_by_library(Matrix(x, d, dtype), Matrix(b, d, dtype), Metric::cosine, dtype,
+                       dtype == DType::f16 ? 1e-3 : 8e-3, "scaled");
+  }
+}
+
+// Norms from rows of 16-byte chunks, of less, and off their boundary: the squares that float32 holds, and those that it
+// would lose or that would overflow, with one row of each kind in a warp. A float32 answer shows the norms' digits.
+TEST(cuda_project_by_library_norms) {
+  for (const DType dtype : {DType::bf16, DType::f16})
+    for (const int64_t d : {8, 128, 1030, 1031}) {
+      const int64_t n = 37, m = 20;
+      Vec<double> xs = normal<double>(n * d, 730), bs = normal<double>(m * d, 731);
+      for (int64_t k = 0; k < d; ++k) {
+        if (k != 5) xs[static_cast<size_t>(4 * d + k)] *= 1e-4;  // one coordinate is nearly all
+        xs[static_cast<size_t>(7 * d + k)] = 0.0;
+        if (dtype == DType::f16) continue;
+        xs[static_cast<size_t>(9 * d + k)] *= 1e-24, xs[static_cast<size_t>(12 * d + k)] *= 1e24;
+        if (k % 2 == 0) xs[static_cast<size_t>(14 * d + k)] *= 1e-22;  // lost, and rightly
+      }
+      for (int64_t k = 0; k < d; ++k) bs[static_cast<size_t>(3 * d + k)] = 0.0;
+      compare_by_library(Matrix(xs, d, dtype), Matrix(bs, d, dtype), Metric::cosine, DType::f32, 5e-7, "norms");
+    }
+}
+
+// The rows that are rescored lie anywhere: more rows than the threads of all blocks look at once.
+TEST(cuda_project_by_library_rescores_far_rows) {
+  const int64_t d = 8, n = 3 * 8 * 256 + 300, m = 8;  // three processors, eight blocks each
+  Vec<double> xs = normal<double>(n * d, 740);
+  for (const int64_t row : {int64_t{0}, int64_t{23}, int64_t{24}, int64_t{6143}, int64_t{6144}, n - 1})
+    for (int64_t k = 0; k < d; ++k) xs[static_cast<size_t>(row * d + k)] *= 1e30;
+  const Matrix x(xs, d, DType::f32), b(normal<double>(m * d, 741), d, DType::f32);
+  compare_by_library(x, b, Metric::cosine, DType::f32, 1e-6, "far rows");
 }
 
 }  // namespace

@@ -357,29 +357,50 @@ TEST(cuda_library_plans_fit_the_workspace) {
   for (const int64_t l2 : {0, 6 << 20, 40 << 20, 50 << 20, 1 << 30})
     for (const Metric metric : {Metric::dot, Metric::cosine, Metric::l2})
       for (const DType in : {DType::f32, DType::f64, DType::bf16, DType::f16})
-        for (const DType out : {DType::f32, DType::f64, DType::bf16})
+        for (const DType out : {DType::f32, DType::f64, DType::bf16, DType::f16})
           for (const int64_t n : {1, 127, 5000, 1 << 20, 1 << 25})
             for (const int64_t m : {1, 3, 300, 1024, 8192, 1 << 20, 1 << 22}) {
               const ProjectProblem p = projection(metric, in, in, out, n, m, 64);
               const LibraryPlan plan = plan_library(p, l2);
               const int64_t size = static_cast<int64_t>(size_of(product_dtype(p)));
-              CHECK(plan.in_place == (plain_product(p) || out == product_dtype(p)));
+              CHECK(plan.in_place == (out == product_dtype(p)) && (!plain_product(p) || plan.whole));
               CHECK(plan.rows >= 1 && plan.rows <= n && plan.columns >= 1 && plan.columns <= m);
+              if (plan.whole) CHECK(plan.in_place && plan.rows == n && plan.columns == m);
               if (plain_product(p)) continue;
               const int64_t bytes = plan.rows * plan.columns * size;
-              CHECK(bytes <= std::clamp(l2 / 2, kLeastProduct, kMostProduct));
-              const int64_t factors = (std::min(n, kMostFactors) + std::min(m, kMostFactors)) * (size + 1);
+              if (!plan.whole) CHECK(bytes <= std::clamp(l2 / 2, kLeastProduct, kMostProduct));
+              const int64_t factor = (in == DType::f64 ? 8 : 4) + 1;
+              const int64_t factors = (std::min(n, kMostFactors) + std::min(m, kMostFactors)) * factor;
               CHECK((plan.in_place ? 0 : bytes) + factors + 4096 <= kMostWorkspace);
-              for (const int wide : {1, 4}) {
-                const FinishGrid g = finish_grid(plan.rows, plan.columns, wide);
-                CHECK(g.across >= 1 && g.across * g.down == kThreads && g.y <= 65535);
-                CHECK(g.x * g.across * wide >= plan.columns && g.y * g.down * kFinishRows >= plan.rows);
-                CHECK(g.across == 1 || g.across * wide < 2 * plan.columns);  // at least half of the threads have work
+              const int64_t rows = std::min(plan.rows, kMostFactors), columns = std::min(plan.columns, kMostFactors);
+              for (const int wide : {1, 4, 8}) {
+                const FinishGrid g = finish_grid(rows, columns, wide);
+                CHECK(g.across >= 1 && g.across * g.down == kThreads && g.x * g.y < (int64_t{1} << 31));
+                CHECK(g.x * g.across * wide >= columns && g.y * g.down * kFinishRows >= rows);
+                CHECK(g.across == 1 || g.across * wide < 2 * columns);  // at least half of the threads have work
               }
             }
-  // On an H100: 65,536 x 1024 in 11 blocks, so 2 norms, 11 products and finishing passes, 1 rescoring.
-  const ProjectProblem p = projection(Metric::cosine, DType::bf16, DType::bf16, DType::bf16, 65536, 1024, 768);
-  CHECK(ceil_div(65536, plan_library(p, int64_t{50} << 20).rows) == 11);
+}
+
+// Inputs, product and answer of one dtype: one product. Everything else, distances in 16 bits too: in blocks.
+TEST(cuda_library_multiplies_whole_what_it_writes_in_place) {
+  using namespace cuda;
+  const DType f32 = DType::f32, f64 = DType::f64, bf16 = DType::bf16, f16 = DType::f16;
+  const auto of = [](Metric metric, DType in, DType out) {
+    const ProjectProblem p = projection(metric, in, in, out, 65536, 1024, 768);
+    const LibraryPlan plan = plan_library(p, int64_t{50} << 20);
+    return std::tuple(product_dtype(p), plan.whole, ceil_div(65536, plan.rows));
+  };
+  for (const DType in : {f32, f64, bf16, f16}) CHECK(of(Metric::dot, in, in) == std::tuple(in, true, 1));
+  for (const DType in : {f32, f64, bf16}) CHECK(of(Metric::cosine, in, in) == std::tuple(in, true, 1));
+  CHECK(of(Metric::l2, f64, f64) == std::tuple(f64, true, 1));
+  CHECK(of(Metric::cosine, f16, f16) == std::tuple(f32, false, 11));  // its products may overflow
+  CHECK(of(Metric::cosine, bf16, f16) == std::tuple(f32, false, 11));
+  CHECK(of(Metric::cosine, f32, bf16) == std::tuple(f32, false, 11));
+  for (const Metric metric : {Metric::l2, Metric::sqeuclidean})
+    CHECK(of(metric, bf16, bf16) == std::tuple(f32, false, 11));  // they cancel
+  for (const Metric metric : {Metric::dot, Metric::cosine})
+    CHECK(of(metric, bf16, f32) == std::tuple(f32, false, 11));  // in place, but more than 16 bits
 }
 
 TEST(cuda_refine_order_equals_cpu) {
