@@ -23,9 +23,7 @@ std::atomic<int64_t> counted_queries{0}, counted_refined{0}, counted_repeated{0}
 std::atomic<int64_t> counted_screened[kScreenCount];
 static_assert(kScreenCount == sizeof(Counters{}.screened) / sizeof(int64_t));
 
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 void add_to(std::atomic<int64_t>& counter, int64_t more) { counter.fetch_add(more, std::memory_order_relaxed); }
 
