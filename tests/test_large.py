@@ -60,6 +60,19 @@ def test_codes_past_two_to_the_31() -> None:
         vecbank.lookup(codes + 1, bank)
 
 
+def test_more_than_two_to_the_31_codes_in_a_pack() -> None:
+    """Rows that overlap in memory: row i is numbers i to i + 63 of one long line. The pack takes 2.6 GB."""
+    width, count = 64, 2**25 + 1000
+    line = gauss(1, count + width - 1)[0]
+    bank = vecbank.Bank(line.as_strided((count, width), (1, 1)), "dot")
+    x = torch.stack([line[-width:], line[:width], gauss(1, width, seed=1)[0]])  # the best of two: last and first
+    got = bank.topk(x, 3)
+    scores = torch.nn.functional.conv1d(line[None, None].double(), x[:, None].double())[0]
+    want = scores.topk(3, dim=1)
+    assert torch.equal(got.indices, want.indices) and got.indices[0, 0] == count - 1 and got.indices[1, 0] == 0
+    torch.testing.assert_close(got.values, want.values.float())
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_wide_vectors(metric: str) -> None:
     """Wider than any bound made for a float32 screen can cover comfortably."""

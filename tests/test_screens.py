@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from helpers import CODE, ISAS, Target, assert_same, gauss
 from torch import Tensor
 
 import vecbank
-from vecbank import Bank, _progress
+from vecbank import Bank, _prepared, _progress
 
 METRICS = ("dot", "cosine", "l2", "sqeuclidean")
 SCREENS = ("auto", "float32", "int16", "int8")
@@ -259,3 +261,21 @@ def test_a_bar_of_preparing_is_drawn_when_asked_for(
     Bank(gauss(400_000, 32), "l2").prepare("project", progress=True)
     drawn = capsys.readouterr().err
     assert "preparing 400000 x 32 [" in drawn and "] 400000/400000 " in drawn and drawn.endswith("\n")
+
+
+def test_without_memory_a_bank_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, x = gauss(9000, 64), gauss(70, 64, seed=1)
+    bank = Bank(rows, "l2").prepare("search")
+    packs = dict(bank._packs)
+
+    def full(*args: Any) -> Any:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_prepared, "ops", SimpleNamespace(pack=full))
+        for call in (lambda: bank.prepare("project"), lambda: bank.project(x)):
+            with pytest.raises(MemoryError):
+                call()
+    assert bank._packs == packs and torch.equal(bank.vectors, rows)
+    assert_same(tuple(bank.topk(x, 3)), tuple(vecbank.topk(x, rows, 3, "l2")))
+    torch.testing.assert_close(bank.project(x), vecbank.project(x, rows, "l2"))

@@ -4,6 +4,10 @@
 #include <cstring>
 #include <limits>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "../core/bounds.h"
 #include "api.h"
 #include "frame.h"
@@ -13,7 +17,18 @@
 namespace vecbank::cpu {
 namespace {
 
-std::atomic<int64_t> written{0};  // packed_rows()
+std::atomic<int64_t> rows_written{0};  // packed_rows()
+
+// Asks for large pages: a search reads a pack from end to end, and the addresses of small pages would have to be looked
+// up all the time.
+void use_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(memory), from = (begin + kPage - 1) / kPage * kPage;
+  const uintptr_t to = (begin + static_cast<uintptr_t>(bytes)) / kPage * kPage;
+  if (from < to) (void)madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);  // advice: it may fail
+#endif
+}
 
 constexpr double kRotationPays = 1.25;  // finer codes by so much are worth the rotation of queries
 
@@ -155,7 +170,7 @@ struct Packing {
     const Status done = for_each_task(parallel, ceil_div(count, batch), [&](int worker, int64_t task) {
       const int64_t end = std::min(count, (task + 1) * batch);
       for (int64_t p = task * batch; p < end; ++p) write(p, workers[worker], true);
-      written.fetch_add((end - task * batch) * kPanel, std::memory_order_relaxed);
+      rows_written.fetch_add((end - task * batch) * kPanel, std::memory_order_relaxed);
     });
     if (done != Status::ok) return done;
     all = {};
@@ -185,6 +200,7 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   KeepSubnormals keep;
   const PackHeader planned = pack_layout(bank.count, bank.width, metric, bank.dtype, kind, bias != nullptr);
   char* base = static_cast<char*>(out);
+  use_large_pages(out, planned.bytes);
   std::memset(base, 0, static_cast<size_t>(planned.panels_at));  // gaps too, so that equal banks have equal packs
   PackHeader& h = *static_cast<PackHeader*>(out);
   h = planned;
@@ -265,7 +281,7 @@ PanelKind panels_for_search(int64_t rows, int64_t width, Metric metric, ScreenCh
   return wanted && int8::serves(width, metric) ? PanelKind::int8 : PanelKind::float32;
 }
 
-int64_t packed_rows() { return written.load(std::memory_order_relaxed); }
+int64_t packed_rows() { return rows_written.load(std::memory_order_relaxed); }
 
 Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias,
                  PanelKind kind, ScreenChoice screen) {
