@@ -269,7 +269,9 @@ def test_without_memory_a_bank_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) 
     packs = dict(bank._packs)
 
     def full(*args: Any) -> Any:
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to")
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to"
+        )
 
     with monkeypatch.context() as patch:
         patch.setattr(_prepared, "ops", SimpleNamespace(pack=full))
