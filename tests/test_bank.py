@@ -293,3 +293,11 @@ def test_moving_to_meta_and_back() -> None:
     empty = Bank(gauss(M, D), metric="l2").to("meta").to_empty(device="cpu")
     empty.load_state_dict({"vectors": other()})
     assert_fresh(empty, "l2")
+
+
+def test_update_from_the_banks_own_memory_by_way_of_numpy() -> None:
+    """numpy and dlpack make another storage of the same memory, which need not begin where the bank's does."""
+    for alias in (lambda t: torch.from_numpy(t.numpy()[1:4]), lambda t: torch.from_dlpack(t[1:4])):
+        bank = Bank(torch.arange(5.0)[:, None].clone(), "l2")
+        bank.update_(torch.tensor([2, 3, 4]), alias(bank.vectors))
+        assert bank.vectors.flatten().tolist() == [0.0, 1.0, 1.0, 2.0, 3.0]

@@ -48,7 +48,8 @@ struct Counters {
 Counters read_counters();
 void reset_counters();
 
-// Bank rows that calls of pack_bank() have written so far, all of them together; it only grows. For progress bars.
+// Rows of panels that calls of pack_bank() have written so far, all of them together, padding and second passes too; it
+// only grows. For progress bars.
 int64_t packed_rows();
 
 }  // namespace vecbank::cpu

@@ -117,7 +117,7 @@ class PreparedBank(nn.Module):
 
     @entry_point
     def update_(self: Self, rows: Tensor, vectors: Tensor) -> Self:
-        """Overwrite rows (integers, (R,)) with vectors (R, d) in place, and prepare them; returns self.
+        """Overwrite rows (integers, (R,)) with vectors (R, d) in place, and renew the packs there are; returns self.
 
         The cost follows R, not M: of the packed copy, only the blocks of 16 rows that hold one of them are written.
         After M rows in all, for R > M / 16, and on a CUDA device always, everything is prepared again.
@@ -155,7 +155,7 @@ class PreparedBank(nn.Module):
                 raise IndexError(f"rows must lie between 0 and {held.shape[0] - 1}, got values from {low} to {high}")
         rows, vectors = _last_of_each(rows, vectors.detach())
         rows, vectors = rows.to(held.device), vectors.to(held.device)
-        if vectors.untyped_storage().data_ptr() == held.untyped_storage().data_ptr():
+        if _share_memory(vectors, held):
             vectors = vectors.clone()  # rows of the bank itself, perhaps
         current = {kind: made for kind, made in self._packs.items() if made.is_of(held, bias)}
         with torch.no_grad():
@@ -179,10 +179,11 @@ class PreparedBank(nn.Module):
         Args:
             what: "search" (`topk`, `nearest`, `quantize` and all that search), or "project".
             metric: of a Bank that names none.
-            progress: draw a bar on stderr, if it takes longer than a second.
+            progress: on the CPU, draw a bar on stderr from the first second on. It counts all packing of this process.
 
         Raises:
-            ValueError: another word, an unknown metric, or none where the Bank names none.
+            ValueError: another word, an unknown metric, none where the Bank names none, or one whose packs are not
+                those of the Bank's own ("l2" and "sqeuclidean" share theirs).
 
         Example:
             >>> import torch, vecbank
@@ -206,7 +207,8 @@ class PreparedBank(nn.Module):
         held = self._packs.get(kind)
         if held is None or not held.is_of(vectors, self.bias):
             title = f"preparing {' x '.join(map(str, vectors.shape))}"
-            with watched(title, vectors.shape[:-1].numel(), progress, _C.packed_rows):
+            panels = vectors.shape[:-2].numel() * -(-vectors.shape[-2] // 16)  # rows are packed by sixteen
+            with watched(title, 16 * panels, progress, _C.packed_rows):
                 self._prepare(kind, vectors, self.bias)
         return self
 
@@ -337,6 +339,12 @@ class PreparedBank(nn.Module):
         if "_biased" not in state:  # written before there was a bias
             self._biased = False
             self.register_buffer("bias", None)
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether the storages of two tensors overlap; numpy and dlpack make another storage of the same memory."""
+    one, two = a.untyped_storage(), b.untyped_storage()
+    return one.data_ptr() < two.data_ptr() + two.nbytes() and two.data_ptr() < one.data_ptr() + one.nbytes()
 
 
 def _use_of(screen: object) -> int:

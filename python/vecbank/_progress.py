@@ -19,10 +19,11 @@ class Progress:
     last.
     """
 
-    def __init__(self, title: str, total: int, enabled: bool) -> None:
+    def __init__(self, title: str, total: int, enabled: bool, start: float | None = None) -> None:
+        """`start`: when the work began, by time.monotonic(); now, unless given."""
         self._title, self._total, self._enabled = title, max(total, 1), enabled
         self._done, self._length = 0, 0
-        self._start = self._drawn = time.monotonic()
+        self._start = self._drawn = time.monotonic() if start is None else start
 
     def __enter__(self) -> Progress:
         return self
@@ -55,23 +56,26 @@ def watched(title: str, total: int, enabled: bool, done: Callable[[], int]) -> I
     if not enabled:
         yield
         return
-    first, over = done(), threading.Event()
+    first, over, start, succeeded = done(), threading.Event(), time.monotonic(), False
 
     def draw() -> None:
         if over.wait(_PATIENCE):
             return
         seen = 0
-        with Progress(title, total, True) as bar:
+        with Progress(title, total, True, start) as bar:
             while not over.wait(_INTERVAL):
                 now = done() - first
                 bar.step(count=now - seen)
                 seen = now
-            bar.step(count=max(total - seen, 0))
+            if succeeded:
+                bar.step(count=max(total - seen, 0))
 
     artist = threading.Thread(target=draw, daemon=True)
-    artist.start()
     try:
+        artist.start()
         yield
+        succeeded = True
     finally:
         over.set()
-        artist.join()
+        if artist.is_alive():  # an interrupt may come before it has begun
+            artist.join()

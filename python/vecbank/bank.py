@@ -123,8 +123,10 @@ class Bank(PreparedBank):
     ) -> Explanation:
         """How `topk` of these queries goes on the CPU: which screens were used, why, and what they left to float64.
 
-        The search runs twice, so that what is prepared at a first call is not counted. k = 1 is also what `nearest` and
-        `quantize` do. The counts are those of the process (they begin anew), so no other search should run meanwhile.
+        The search runs twice, so that what is prepared at a first call is not counted. k = 1 is also what `nearest`
+        and `quantize` do by the same metric (where the Bank names none, say metric="l2"). The counts are those of the
+        process (they begin anew), so no other search should run meanwhile. A screen counts a query once for each part
+        of the bank.
 
         Args:
             x: (..., d), on the CPU.

@@ -10,7 +10,8 @@
 // scores each; the maximum of every eight (a bunch) is compared with the row's threshold. A bunch with a score that
 // reaches it enters its warp's queue in shared memory. From time to time the warp looks at its queue, a bunch a lane:
 // for k = 1 it raises the thresholds and drops what no longer reaches them, so that few bunches are left at the end of
-// the rows; what is left, and for larger k everything, becomes candidates.
+// a segment (the tiles in a row that meet the same queries); what is left, and for larger k everything, becomes
+// candidates.
 //
 // Budgets, tiles and descriptors are in sm90_layout.h, instructions in sm90_ptx.h.
 #include "../kernels.h"
@@ -203,7 +204,7 @@ static __device__ __noinline__ int look(const Screen& s, int64_t first, BunchQue
     kept += __popc(keeps);
   }
   __syncwarp();
-  if (raises && !all && kept <= kFull - kDue / 2) return kept;
+  if (raises && !all && kept <= kMostKept) return kept;
 
   for (int at = lane; at < kept; at += 32) {
     const QueuedBunch bunch(queue, rows, at, true);
@@ -212,7 +213,7 @@ static __device__ __noinline__ int look(const Screen& s, int64_t first, BunchQue
     bunch.each(s, row, [&](int, int) { ++count; });
     if (count == 0) continue;
     int to = atomicAdd(s.counts + row, count);
-    if (to + count > s.capacity) rows.threshold[bunch.row] = HUGE_VALF;  // the row falls back, and has no more hits
+    if (to + count > s.capacity) rows.threshold[bunch.row] = HUGE_VALF;  // the row falls back, and has no more bunches
     bunch.each(s, row, [&](int u, int i) {
       if (to >= s.capacity) return;
       const float upper = queue.v[u][at];
@@ -237,7 +238,7 @@ struct Consumer {
   float acc[kHalves][kScores];
   // A thread's four rows of its group: 64 h + score_row + 8 i, numbered 2 h + i.
   float norm[2 * kHalves], threshold[2 * kHalves];
-  int queued = 0, due = kDue;  // bunches in the queue; so many are worth a look
+  int queued = 0, look_at = kNewBunches;  // bunches in the queue; with so many the warp looks at them
 
   __device__ __forceinline__ Consumer(const Args& args, const Shared<Blocks>& view, int g)
       : a(args), shared(view), group(g), thread(static_cast<int>(threadIdx.x) % 128) {}
@@ -384,12 +385,12 @@ struct Consumer {
           }
           queued += __popc(found);
         }
-      if (queued >= due || some != 0) look_at_queue(first, false);
+      if (queued >= look_at || some != 0) look_at_queue(first, false);
     }
   }
   __device__ __forceinline__ void look_at_queue(int64_t first, bool all) {
     queued = look(a.s, first, queue(), rows(), queued, all);
-    due = queued + kDue;
+    look_at = queued + kNewBunches;
     read_thresholds();
   }
   // Score u of bunch q of row r: a row's scores are every second pair of an accumulator block.
@@ -415,7 +416,7 @@ struct Consumer {
         gate(first, first_column(a.s, tile), tile == segment.begin);
         slot = slot + 1 == Shared<Blocks>::kMap.tiles ? 0 : slot + 1;
       }
-      if (thread % 32 == 0) barrier_arrive(&barriers.queries_empty);
+      if (thread % 32 == 0) barrier_arrive(&barriers.queries_empty);  // what follows needs no query in shared memory
       look_at_queue(first, true);
     }
   }
