@@ -56,7 +56,7 @@ def test_a_bank_packs_what_a_verb_needs(metric: str, target: Target) -> None:
     assert held(forced) == {False} and len(forced._packs) == 1, "one pack for both"
 
 
-@pytest.mark.parametrize("width", [32, 36, 64, 100, 128, 768])
+@pytest.mark.parametrize("width", [32, 34, 35, 36, 64, 100, 128, 768])
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_bank_for_search_is_light(metric: str, width: int) -> None:
     rows = gauss(4096, width)

@@ -55,12 +55,12 @@ struct PackHeader {
   int64_t centre_at, norms_at, kinds_at, panels_at, bytes;  // offsets from the header, and the whole size
 };
 
-// Int8 panels: groups of four codes, an even number of groups, and lines of what a screen needs besides. Dot products
-// without a bias have no line of starts.
+// Int8 panels: groups of four codes, and lines of what a screen needs besides. Dot products without a bias have no line
+// of starts.
 constexpr int64_t kCodeGroup = 4;
 template <class Int>
 Int code_groups(const Int& width) {
-  return (width + (2 * kCodeGroup - 1)) / (2 * kCodeGroup) * 2;
+  return (width + (kCodeGroup - 1)) / kCodeGroup;
 }
 inline int64_t code_lines(Metric metric, bool biased) { return record(metric).term == Term::square || biased ? 4 : 3; }
 

@@ -105,7 +105,7 @@ struct Avx2VnniInt16 : Avx2Int16 {
   }
 };
 
-struct Avx2VnniInt8 : Avx2Int8 {  // four products at once, which do not saturate: int32 sums alone limit them
+struct Avx2VnniInt8 : Avx2Int8 {   // four products at once, which do not saturate: int32 sums alone limit them
   static constexpr int lines = 1;  // so multiply_add() is used, and the inherited multiply_add_pair() is not
   static constexpr int32_t bank_code = 127, product_limit = 1 << 30;
   static constexpr int64_t least_rows = 0;

@@ -10,7 +10,7 @@ class Int8Screen final : public Screen {
  public:
   bool reserve(const SearchProblem& problem, const SearchPlan& plan) override {
     const int64_t rows = plan.grid.rows_per_block, d = problem.bank.width;
-    return units_.reserve(rows + kPanel) && query_codes_.reserve(rows * code_groups(d) + kPanel) &&
+    return units_.reserve(rows + kPanel) && query_codes_.reserve(rows * int8::query_groups(d) + kPanel) &&
            starts_.reserve(panels_of(kLongVisitBytes, d) * kPanel) && rotated_.reserve((d + 1) * kPanel);
   }
 
@@ -35,7 +35,7 @@ class Int8Screen final : public Screen {
       if (header_->rotated) kernels().int8.rotate(lines, group, layout_.width, rotated_.get());
       kernels().int8.quantize_queries(header_->rotated ? rotated_.get() : lines, header_->rotated ? kPanel : group,
                                       static_cast<int>(group), layout_.width, most_, int8::rounding_of(*header_),
-                                      units_.get() + r, &norms_, query_codes_.get() + r * layout_.groups);
+                                      units_.get() + r, &norms_, query_codes_.get() + r * query_groups());
     }
   }
 
@@ -76,6 +76,8 @@ class Int8Screen final : public Screen {
   bool keeps_columns() const override { return true; }
 
  private:
+  int64_t query_groups() const { return int8::query_groups(layout_.width); }
+
   static int64_t panels_of(int64_t bytes, int64_t width) {
     return std::max<int64_t>(4, bytes / ((code_groups(width) + 4) * kPanel * 4));
   }
@@ -97,8 +99,8 @@ class Int8Screen final : public Screen {
     t.width = layout_.width;
     t.columns = std::min(header_->rows, visit.to * kPanel) - visit.from * kPanel;
     t.units = units_.get() + row;
-    t.queries = query_codes_.get() + row * layout_.groups;
-    t.query_stride = group * layout_.groups;
+    t.queries = query_codes_.get() + row * query_groups();
+    t.query_stride = group * query_groups();
     t.panels = panels_ + visit.from * layout_.stride();
     t.panel_stride = layout_.stride();
     if (!started_.covers(visit)) {

@@ -62,6 +62,10 @@ struct Layout {
   int64_t stride() const { return (groups + lines) * kPanel; }  // elements of int32
 };
 
+// Groups of a query's codes, an even number, because products may take two groups at once. The last one is then zero:
+// beside it lies a line of the bank's panel that is no code.
+inline int64_t query_groups(int64_t width) { return round_up_to(code_groups(width), 2); }
+
 // A norm times this is at least the exact norm, for any order of the sum.
 VB_INLINE double norm_room(int64_t width) { return 1.0 + static_cast<double>(width + 16) * 0x1p-24; }
 

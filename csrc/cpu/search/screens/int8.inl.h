@@ -10,9 +10,9 @@ namespace {
 
 template <class V, class Int8, int Height, int PanelCount, bool starts, class Epilogue>
 VB_INLINE void bound_int8_tiles(const int8::Tiles& t, Epilogue&& epilogue) {
-  const int64_t groups = code_groups(t.width);
+  const int64_t groups = code_groups(t.width), steps = Int8::lines == 2 ? int8::query_groups(t.width) : groups;
   for_each_tile<Int8, Height, PanelCount, false>(
-      t, 0, groups, [&](const auto& sums, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
+      t, 0, steps, [&](const auto& sums, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
         Tile<V, Height, PanelCount> upper;
         unroll<PanelCount>([&](auto p) __attribute__((always_inline)) {
           const int64_t there = panel + (p.value < valid ? p.value : valid - 1);
@@ -84,6 +84,8 @@ void quantize_queries(const float* lines, int64_t stride, int group, int64_t wid
   const int32_t offset = most + 1;
   for (int at = 0; at < group; at += V::width) {
     const Coder<V, Int8> coded(lines + at, stride, width, V::load(scales + at), offset, out + at, group);
+    if (int8::query_groups(width) != code_groups(width))
+      Int8::store(out + code_groups(width) * group + at, Int8::fill(0));
     V::store(squares + at, coded.squares);
     V::store(errors + at, coded.errors);
   }
