@@ -265,14 +265,6 @@ int64_t word_of(const LookupProblem& p) {
   while (word > size && all % static_cast<uint64_t>(word) != 0) word /= 2;
   return word;
 }
-uint64_t nan_bits(DType dtype) {
-  switch (dtype) {
-    case DType::f64: return 0x7ff8000000000000u;
-    case DType::bf16: return 0x7fc07fc07fc07fc0u;
-    case DType::f16: return 0x7e007e007e007e00u;
-    default: return 0x7fc000007fc00000u;
-  }
-}
 
 template <class W>
 Error run_gather(const GatherArgs& a, const Device& device) {

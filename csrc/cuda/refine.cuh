@@ -108,11 +108,11 @@ __device__ __forceinline__ void gather_best(const Result& r, int64_t q, int64_t 
       default: return copy_row<uint16_t>(from, r.bank.col_stride, to, r.bank.width, thread, threads);
     }
   }
-  for (int64_t k = thread; k < r.bank.width; k += threads) switch (r.bank.dtype) {
-      case DType::f64: reinterpret_cast<double*>(to)[k] = nan(""); break;
-      case DType::f32: reinterpret_cast<uint32_t*>(to)[k] = 0x7fc00000u; break;
-      case DType::bf16: reinterpret_cast<uint16_t*>(to)[k] = 0x7fc0u; break;
-      default: reinterpret_cast<uint16_t*>(to)[k] = 0x7e00u;
+  const uint64_t none = nan_bits(r.bank.dtype);
+  for (int64_t k = thread; k < r.bank.width; k += threads) switch (size_of(r.bank.dtype)) {
+      case 8: reinterpret_cast<uint64_t*>(to)[k] = none; break;
+      case 4: reinterpret_cast<uint32_t*>(to)[k] = static_cast<uint32_t>(none); break;
+      default: reinterpret_cast<uint16_t*>(to)[k] = static_cast<uint16_t>(none);
     }
 }
 

@@ -33,6 +33,16 @@ struct alignas(sizeof(S) * N) Neighbours {
   S of[N];
 };
 
+// A NaN in an element type, repeated in 8 bytes.
+VB_INLINE uint64_t nan_bits(DType dtype) {
+  switch (dtype) {
+    case DType::f64: return 0x7ff8000000000000u;
+    case DType::bf16: return 0x7fc07fc07fc07fc0u;
+    case DType::f16: return 0x7e007e007e007e00u;
+    default: return 0x7fc000007fc00000u;
+  }
+}
+
 __device__ __forceinline__ double element_of(const void* data, DType dtype, int64_t i) {
   return with_dtype(dtype, [&](auto type) { return widened(static_cast<decltype(type)>(data)[i]); });
 }

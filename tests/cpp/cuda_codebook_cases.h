@@ -5,69 +5,55 @@
 
 namespace {
 
+// The loss of x and of quantised rows on both devices. `keep`: null, or which rows count; the others change.
+void compare_loss(const Rows& x, const Matrix& start, const Vec<unsigned char>* keep) {
+  const int64_t n = x.count, d = x.width;
+  Vec<int64_t> codes[2];
+  Vec<char> rounded[2] = {start.bytes, start.bytes};
+  Vec<double> mean = {-1.0, -1.0};
+  Bench bench;
+  for (const int side : {0, 1}) {
+    for (int64_t i = 0; i < n; ++i) codes[side].push_back(i % 7 == 0 ? -1 : i);
+    QuantizeLossProblem p;
+    p.x = x;
+    p.codes = codes[side].data();
+    p.quantized = start.rows;
+    p.quantized.data = rounded[side].data();
+    p.keep = keep == nullptr ? nullptr : reinterpret_cast<const bool*>(keep->data());
+    bench.provide(cuda::quantize_loss_workspace(n));
+    if (side == 0) {
+      CHECK(quantize_loss(p, Parallel{}) == Status::ok);
+      mean[0] = p.squares / (static_cast<double>(p.valid) * static_cast<double>(d));
+    } else {
+      CHECK(ran(cuda::quantize_loss, p, &mean[1], DType::f64, bench.device));
+    }
+  }
+  CHECK(std::abs(mean[1] - mean[0]) <= 1e-13 * mean[0]);
+  CHECK(codes[0] == codes[1] && rounded[0] == rounded[1]);
+}
+
 TEST(cuda_quantize_loss_close_to_cpu) {
   const int64_t d = 9, n = 600;
-  const auto xs = normal<float>(n * d, 41), start = normal<float>(n * d, 42);
+  const auto xs = normal<float>(n * d, 41);
+  const Matrix start(normal<double>(n * d, 42), d, DType::f32);
   Vec<unsigned char> keep(static_cast<size_t>(n));
   for (size_t i = 0; i < keep.size(); ++i) keep[i] = i % 3 != 0;
-  for (const bool masked : {false, true}) {
-    Vec<float> rounded[2] = {start, start};
-    Vec<int64_t> codes[2];
-    Vec<double> mean = {-1.0, -1.0};
-    Bench bench;
-    for (const int side : {0, 1}) {
-      for (int64_t i = 0; i < n; ++i) codes[side].push_back(i % 7 == 0 ? -1 : i);
-      QuantizeLossProblem p;
-      p.x = view(xs, d);
-      p.codes = codes[side].data();
-      p.quantized = view(rounded[side], d);
-      p.keep = masked ? reinterpret_cast<const bool*>(keep.data()) : nullptr;
-      bench.provide(cuda::quantize_loss_workspace(n));
-      if (side == 0) {
-        CHECK(quantize_loss(p, Parallel{}) == Status::ok);
-        mean[0] = p.squares / (static_cast<double>(p.valid) * static_cast<double>(d));
-      } else {
-        CHECK(ran(cuda::quantize_loss, p, &mean[1], DType::f64, bench.device));
-      }
-    }
-    CHECK(std::abs(mean[1] - mean[0]) <= 1e-13 * mean[0]);
-    CHECK(codes[0] == codes[1] && rounded[0] == rounded[1]);
-  }
+  compare_loss(view(xs, d), start, nullptr);
+  compare_loss(view(xs, d), start, &keep);
 }
 
 // Rows and quantised rows of any two element types; rows longer than what is on its way at once; columns apart.
 TEST(cuda_quantize_loss_of_all_types) {
   uint32_t seed = 45;
   const int64_t n = 300;
+  Vec<unsigned char> keep(static_cast<size_t>(n), 1);
+  for (size_t i = 0; i < keep.size(); i += 5) keep[i] = 0;
   for (const DType x_type : kDTypes)
     for (const DType type : kDTypes)
       for (const int64_t d : {3, 70}) {
         const bool apart = x_type == type && d == 3;
         const Matrix x(normal<double>(n * d, ++seed), d, x_type, apart), start(normal<double>(n * d, ++seed), d, type);
-        Vec<unsigned char> keep(static_cast<size_t>(n), 1);
-        for (size_t i = 0; i < keep.size(); i += 5) keep[i] = 0;
-        Vec<int64_t> codes[2];
-        Vec<char> rounded[2] = {start.bytes, start.bytes};
-        Vec<double> mean = {-1.0, -1.0};
-        Bench bench;
-        for (const int side : {0, 1}) {
-          for (int64_t i = 0; i < n; ++i) codes[side].push_back(i % 7 == 0 ? -1 : i);
-          QuantizeLossProblem p;
-          p.x = x.rows;
-          p.codes = codes[side].data();
-          p.quantized = start.rows;
-          p.quantized.data = rounded[side].data();
-          p.keep = reinterpret_cast<const bool*>(keep.data());
-          bench.provide(cuda::quantize_loss_workspace(n));
-          if (side == 0) {
-            CHECK(quantize_loss(p, Parallel{}) == Status::ok);
-            mean[0] = p.squares / (static_cast<double>(p.valid) * static_cast<double>(d));
-          } else {
-            CHECK(ran(cuda::quantize_loss, p, &mean[1], DType::f64, bench.device));
-          }
-        }
-        CHECK(std::abs(mean[1] - mean[0]) <= 1e-13 * mean[0]);
-        CHECK(codes[0] == codes[1] && rounded[0] == rounded[1]);
+        compare_loss(x.rows, start, &keep);
       }
 }
 
@@ -232,6 +218,28 @@ TEST(cuda_gradients_close_to_cpu) {
   }
 }
 
+// One of the two gradients of pairs, by the CPU and by CUDA.
+void find_gradients(const Matrix& x, const Matrix& bank, const Vec<int64_t>& codes, const Vec<float>& grads, int64_t k,
+                    Metric metric, void* PairProblem::* wanted, Vec<char> (&gradient)[2]) {
+  Bench bench;
+  for (const int side : {0, 1}) {
+    gradient[side].assign((wanted == &PairProblem::grad_bank ? bank : x).bytes.size(), 1);
+    PairProblem p;
+    p.queries = x.rows;
+    p.bank = bank.rows;
+    p.indices = codes.data();
+    p.grad = grads.data();
+    p.k = k;
+    p.metric = metric;
+    p.*wanted = gradient[side].data();
+    bench.provide(cuda::pair_workspace(p));
+    if (side == 0)
+      CHECK(pair_gradients(p, Parallel{}) == Status::ok);
+    else
+      CHECK(ran(cuda::pair_gradients, p, bench.device));
+  }
+}
+
 // More pairs than a warp looks at together, more columns than it has at once, columns apart. Every type of a bank, and
 // 16-bit queries of a float32 bank.
 TEST(cuda_query_gradients_of_all_types) {
@@ -248,23 +256,7 @@ TEST(cuda_query_gradients_of_all_types) {
         Vec<int64_t> codes(static_cast<size_t>(n * k));
         for (auto& c : codes) c = static_cast<int64_t>(random() % static_cast<unsigned>(m + 1)) - 1;
         Vec<char> gradient[2];
-        Bench bench;
-        for (const int side : {0, 1}) {
-          gradient[side].assign(x.bytes.size(), 1);
-          PairProblem p;
-          p.queries = x.rows;
-          p.bank = bank.rows;
-          p.indices = codes.data();
-          p.grad = grads.data();
-          p.k = k;
-          p.metric = metric;
-          p.grad_queries = gradient[side].data();
-          bench.provide(cuda::pair_workspace(p));
-          if (side == 0)
-            CHECK(pair_gradients(p, Parallel{}) == Status::ok);
-          else
-            CHECK(ran(cuda::pair_gradients, p, bench.device));
-        }
+        find_gradients(x, bank, codes, grads, k, metric, &PairProblem::grad_queries, gradient);
         // A factor that comes from a score need not have the CPU's last bit.
         const bool scored = record(metric).root || record(metric).unit_rows;
         const double error = !scored ? 0.0 : small ? 1e-2 : type == DType::f32 ? 1e-6 : 1e-13;

@@ -127,24 +127,7 @@ TEST(cuda_bank_gradients_equal_cpu) {
         const Vec<float> grads = normal<float>(n * k, ++seed);
         const Vec<int64_t> codes = codes_of(kind, n * k, m, random);
         Vec<char> gradient[2];
-        Bench bench;
-        for (const int side : {0, 1}) {
-          gradient[side].assign(bank.bytes.size(), 1);
-          PairProblem p;
-          p.queries = x.rows;
-          p.bank = bank.rows;
-          p.indices = codes.data();
-          p.grad = grads.data();
-          p.k = k;
-          p.metric = metric;
-          p.grad_bank = gradient[side].data();
-          if (side == 0) {
-            CHECK(pair_gradients(p, Parallel{}) == Status::ok);
-          } else {
-            bench.provide(cuda::pair_workspace(p));
-            CHECK(ran(cuda::pair_gradients, p, bench.device));
-          }
-        }
+        find_gradients(x, bank, codes, grads, k, metric, &PairProblem::grad_bank, gradient);
         CHECK(same_numbers(gradient[1], gradient[0], dtype));
       }
 }
