@@ -4,7 +4,10 @@
 //          | panels f32[ceil(rows/16)][width + 3][16]
 //
 // The pack of a metric without a screen is a header and a stamp alone. A pack for searches alone has the codes of the
-// int8 screen instead of float32 panels (cpu/search/screens/int8.h), and no norms.
+// int8 screen instead of float32 panels (cpu/search/screens/int8.h), and no norms. Where its rows are rotated so that few
+// coordinates hold most of their lengths, it may have a head (cpu/search/screens/head.h):
+//
+//   ... | kinds | rotation f32[ceil(width/16)][width + 1][16] | panels of the head's codes | tails u8[rows][tail_bytes]
 // A panel holds 16 bank rows, transposed, so that one vector load reads the same coordinate of neighbouring rows:
 //   line 0            what a dense product's accumulators start from (-|b|^2/2 for distances, else 0 or the bias)
 //   lines 1..width    coordinates of (b * unit - centre) * 2^exponent, rounded once to float32
@@ -19,13 +22,20 @@
 namespace vecbank {
 
 constexpr int kPanel = 16;
-constexpr int64_t kCentreAt = 192;  // after the header and the stamp
+constexpr int64_t kCentreAt = 256;  // after the header and the stamp
 
 // What panels hold: numbers, which serve every op, or 8-bit codes, which serve searches.
 enum class PanelKind : int32_t { float32, float64, int8 };
 
 // The screen that a search of this pack begins with.
 enum class ScreenChoice : int16_t { automatic, float32, int16, int8 };
+
+// A head for int8 panels (cpu/search/screens/head.h): its width, at least 1 and below the bank's, and the rotation,
+// [bank width][bank width]. Without a rotation that of the pack stays, which has a head of this width.
+struct HeadChoice {
+  int64_t width = 0;  // 0: no head
+  const float* rotation = nullptr;
+};
 
 enum class RowKind : uint8_t {
   ordinary,
@@ -52,7 +62,9 @@ struct PackHeader {
   int8_t bank_code;  // the largest code of int8 panels
   int8_t rotated;    // int8 panels code rotated rows
   ScreenChoice screen;
-  int64_t centre_at, norms_at, kinds_at, panels_at, bytes;  // offsets from the header, and the whole size
+  int32_t head;   // int8 panels: how many coordinates they hold, of rows that the pack's rotation has turned; 0: all
+  float rotates;  // how far two turned rows' product can be from that of the rows, in proportion to both norms
+  int64_t centre_at, norms_at, kinds_at, rotation_at, panels_at, tails_at, bytes;  // offsets, and the whole size
 };
 
 // Int8 panels: groups of four codes, and lines of what a screen needs besides. Dot products without a bias have no line
@@ -62,31 +74,48 @@ template <class Int>
 Int code_groups(const Int& width) {
   return (width + (kCodeGroup - 1)) / kCodeGroup;
 }
-inline int64_t code_lines(Metric metric, bool biased) { return record(metric).term == Term::square || biased ? 4 : 3; }
+inline int64_t code_lines(Metric metric, bool biased, int64_t head) {
+  return head > 0 ? 5 : record(metric).term == Term::square || biased ? 4 : 3;
+}
 
 template <class Int>
-Int panel_bytes(PanelKind kind, const Int& width, Metric metric, bool biased) {
-  if (kind == PanelKind::int8) return (code_groups(width) + code_lines(metric, biased)) * (kPanel * 4);
+Int panel_bytes(PanelKind kind, const Int& width, Metric metric, bool biased, int64_t head = 0) {
+  const Int coded = head > 0 ? width * 0 + head : width;
+  if (kind == PanelKind::int8) return (code_groups(coded) + code_lines(metric, biased, head)) * (kPanel * 4);
   return (width + 3) * (kPanel * (kind == PanelKind::float64 ? 8 : 4));
+}
+
+// The rest of a row that has a head: its codes, and four numbers (cpu/search/screens/head.h).
+constexpr int64_t kTailFacts = 16;
+template <class Int>
+Int tail_bytes(const Int& width, int64_t head) {
+  return (width + (15 - head)) / 16 * 16 + kTailFacts;
+}
+template <class Int>
+Int rotation_bytes(const Int& width) {
+  return (width + (kPanel - 1)) / kPanel * (width + 1) * (kPanel * 4);
 }
 
 // Where the parts of a pack begin, and its size, which is a multiple of 64. Int is int64_t, or a number with +, * and a
 // division that rounds down: the sizes of a traced program are symbolic.
 template <class Int>
 struct PackParts {
-  Int norms_at, kinds_at, panels_at, bytes;
+  Int norms_at, kinds_at, rotation_at, panels_at, tails_at, bytes;
 };
 template <class Int>
-PackParts<Int> pack_parts(const Int& rows, const Int& width, Metric metric, bool biased, PanelKind kind) {
+PackParts<Int> pack_parts(const Int& rows, const Int& width, Metric metric, bool biased, PanelKind kind,
+                          int64_t head = 0) {
   const auto padded = [](const Int& bytes) -> Int { return (bytes + 63) / 64 * 64; };
   const Int none = width * 0 + kCentreAt;
-  if (refined_only(metric)) return {none, none, none, none};
+  if (refined_only(metric)) return {none, none, none, none, none, none};
   const bool normed = record(metric).unit_rows && kind != PanelKind::int8;
   const Int norms_at = padded(width * 8) + kCentreAt;
   const Int kinds_at = normed ? norms_at + padded(rows * 8) : norms_at;
-  const Int panels_at = kinds_at + padded(rows);
-  return {norms_at, kinds_at, panels_at,
-          panels_at + (rows + (kPanel - 1)) / kPanel * panel_bytes(kind, width, metric, biased)};
+  const Int rotation_at = kinds_at + padded(rows);
+  const Int panels_at = head > 0 ? rotation_at + rotation_bytes(width) : rotation_at;
+  const Int tails_at = panels_at + (rows + (kPanel - 1)) / kPanel * panel_bytes(kind, width, metric, biased, head);
+  const Int bytes = head > 0 ? tails_at + padded(rows * tail_bytes(width, head)) : tails_at;
+  return {norms_at, kinds_at, rotation_at, panels_at, tails_at, bytes};
 }
 
 // The tensor that a pack was made from, as it was then. The stamp lies after the header. A stamp of zeros is not
@@ -104,7 +133,8 @@ static_assert(sizeof(PackHeader) + sizeof(PackStamp) <= kCentreAt);
 constexpr uint64_t kPackMagic = 0x314b4e4142434556ull;  // "VECBANK1", little-endian
 
 // The header of a pack before anything is known about the rows: where its parts lie, and its size.
-inline PackHeader pack_layout(int64_t rows, int64_t width, Metric metric, DType dtype, PanelKind kind, bool biased) {
+inline PackHeader pack_layout(int64_t rows, int64_t width, Metric metric, DType dtype, PanelKind kind, bool biased,
+                              int64_t head = 0) {
   PackHeader h{};
   h.magic = kPackMagic;
   h.rows = rows;
@@ -115,18 +145,21 @@ inline PackHeader pack_layout(int64_t rows, int64_t width, Metric metric, DType 
   h.biased = biased;
   h.panels = kind;
   h.first_negligible = -1;
-  const PackParts<int64_t> parts = pack_parts(rows, width, metric, biased, kind);
+  h.head = static_cast<int32_t>(head);
+  const PackParts<int64_t> parts = pack_parts(rows, width, metric, biased, kind, head);
   h.centre_at = kCentreAt;
   h.norms_at = parts.norms_at;
   h.kinds_at = parts.kinds_at;
+  h.rotation_at = parts.rotation_at;
   h.panels_at = parts.panels_at;
+  h.tails_at = parts.tails_at;
   h.bytes = parts.bytes;
   return h;
 }
 
 inline int64_t pack_bytes(int64_t rows, int64_t width, Metric metric, bool biased = false,
-                          PanelKind kind = PanelKind::float32) {
-  return pack_parts(rows, width, metric, biased, kind).bytes;
+                          PanelKind kind = PanelKind::float32, int64_t head = 0) {
+  return pack_parts(rows, width, metric, biased, kind, head).bytes;
 }
 
 // Whether `h`, which may hold arbitrary bytes, is the header of a pack of the bank that `expected` was laid out for.
@@ -136,9 +169,10 @@ VB_INLINE bool is_pack_of(const PackHeader& h, const PackHeader& expected) {
                    share_a_pack(static_cast<Metric>(h.metric), static_cast<Metric>(expected.metric));
   const bool same = h.magic == expected.magic && h.rows == expected.rows && h.width == expected.width &&
                     h.dtype == expected.dtype && h.screenable == expected.screenable && h.biased == expected.biased &&
-                    h.panels == expected.panels;
+                    h.panels == expected.panels && h.head == expected.head;
   const bool placed = h.centre_at == expected.centre_at && h.norms_at == expected.norms_at &&
-                      h.kinds_at == expected.kinds_at && h.panels_at == expected.panels_at && h.bytes == expected.bytes;
+                      h.kinds_at == expected.kinds_at && h.rotation_at == expected.rotation_at &&
+                      h.panels_at == expected.panels_at && h.tails_at == expected.tails_at && h.bytes == expected.bytes;
   const bool coded = h.panels != PanelKind::int8 || h.bank_code >= 1;
   const bool sound = coded && h.exponent >= -960 && h.exponent <= 960 && h.first_negligible >= -1 &&
                      h.first_negligible < h.rows && (h.negligible > 0) == (h.first_negligible >= 0);

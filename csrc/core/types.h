@@ -15,7 +15,7 @@
 namespace vecbank {
 
 enum class DType : int32_t { f32 = 0, f64 = 1, bf16 = 2, f16 = 3 };
-enum class Status : int32_t { ok = 0, out_of_memory = 1, bad_index = 2, stopped = 3 };
+enum class Status : int32_t { ok = 0, out_of_memory = 1, bad_index = 2, stopped = 3, bad_rotation = 4 };
 
 VB_INLINE constexpr size_t size_of(DType t) { return t == DType::f64 ? 8 : t == DType::f32 ? 4 : 2; }
 

@@ -16,8 +16,10 @@ using vecbank::pack_bytes;  // the layout of core/pack.h
 PanelKind panels_for_search(int64_t rows, int64_t width, Metric metric, ScreenChoice screen = ScreenChoice::automatic);
 
 // Writes the whole pack to `out` (pack_bytes long, 64-byte aligned). `bias`: one per row, added to dot products.
+// Status::bad_rotation: the matrix is not orthogonal.
 Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias = nullptr,
-                 PanelKind kind = PanelKind::float32, ScreenChoice screen = ScreenChoice::automatic);
+                 PanelKind kind = PanelKind::float32, ScreenChoice screen = ScreenChoice::automatic,
+                 HeadChoice head = {});
 
 // Packs again the rows that have changed since the bank was packed, in the pack's frame. `bias`: the same as then.
 // `fit` becomes false where the frame no longer suits the bank, which must then be packed anew.
@@ -42,8 +44,10 @@ Status residual_quantize(const ResidualProblem& problem, const Parallel& paralle
 struct Counters {
   int64_t queries, refined;  // query rows; bank rows scored in float64
   int64_t repeated;          // query rows that fell back, counted once for each part of the bank
-  int64_t screened[3];       // query rows that the int8, int16 and float32 screens scanned for, once for each part
+  int64_t screened[4];       // query rows that the head, int8, int16 and float32 screens scanned for, once for each part
   int64_t bytes;             // of the bank and its pack that were read for that
+  int64_t dimensions;        // coordinates of pairs that screens multiplied
+  int64_t pairs;             // pairs that the first screen of a part scanned
 };
 Counters read_counters();
 void reset_counters();

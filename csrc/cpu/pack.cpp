@@ -13,6 +13,7 @@
 #include "frame.h"
 #include "pack.h"
 #include "panel_writer.h"
+#include "search/screens/head_coder.h"
 
 namespace vecbank::cpu {
 namespace {
@@ -54,10 +55,14 @@ template <class T>
 struct PanelScratch {
   PanelWriter<T> writer;
   Tally tally;
-  Buffer<T> panel, rotated;  // one that becomes codes
-  bool reserve(const Rows& bank, Stop stop, PanelKind kind) {
-    return writer.reserve(bank, stop) && (kind != PanelKind::int8 || (panel.reserve((bank.width + 3) * kPanel) &&
-                                                                      rotated.reserve(bank.width * kPanel)));
+  Buffer<T> panels, rotated;  // that become codes
+  HeadCoder head;
+  bool reserve(const Rows& bank, Stop stop, PanelKind kind, int64_t head_width) {
+    const int64_t together = head_width > 0 ? HeadCoder::kTogether : 1;
+    return writer.reserve(bank, stop) &&
+           (kind != PanelKind::int8 ||
+            (panels.reserve(together * (bank.width + 3) * kPanel) && rotated.reserve(bank.width * kPanel))) &&
+           (head_width == 0 || head.reserve(bank.width, head_width));
   }
 };
 
@@ -80,7 +85,7 @@ struct Packing {
     if (h.panels != PanelKind::int8 && record(metric).unit_rows) norms = reinterpret_cast<double*>(base + h.norms_at);
     kinds = reinterpret_cast<RowKind*>(base + h.kinds_at);
     panels = base + h.panels_at;
-    stride = panel_bytes(h.panels, h.width, metric, h.biased != 0);
+    stride = panel_bytes(h.panels, h.width, metric, h.biased != 0, h.head);
   }
 
   // `number`: the row's norm or bias, where there is one.
@@ -100,11 +105,25 @@ struct Packing {
     return RowKind::negligible;
   }
 
-  // Writes panel p. `fresh`: every row's kind is determined; else negligible rows stay negligible, and no other row
-  // becomes negligible.
-  void write(int64_t p, Scratch& scratch, bool fresh) {
-    const bool coded = h.panels == PanelKind::int8;
-    T* panel = coded ? scratch.panel.get() : reinterpret_cast<T*>(panels + p * stride);
+  // Writes panels [p, end). `fresh`: every row's kind is determined; else negligible rows stay negligible, and no other
+  // row becomes negligible.
+  void write(int64_t p, int64_t end, Scratch& scratch, bool fresh) {
+    const int64_t together = h.panels != PanelKind::int8 ? end - p : h.head > 0 ? HeadCoder::kTogether : 1;
+    for (; p < end && !scratch.writer.stop.requested(); p += together) {
+      const int64_t count = std::min(together, end - p);
+      for (int64_t i = 0; i < count; ++i) write_numbers(p + i, panel_of(p, i, scratch), scratch, fresh);
+      if constexpr (sizeof(T) == 4) {
+        if (h.panels == PanelKind::int8 && !scratch.writer.stop.requested()) code(p, count, scratch);
+      }
+    }
+  }
+
+  T* panel_of(int64_t p, int64_t i, Scratch& scratch) {
+    return h.panels == PanelKind::int8 ? scratch.panels.get() + i * (h.width + 3) * kPanel
+                                       : reinterpret_cast<T*>(panels + (p + i) * stride);
+  }
+
+  void write_numbers(int64_t p, T* panel, Scratch& scratch, bool fresh) {
     double unused[kPanel];
     scratch.writer.write(
         bank, h, p, biases, norms != nullptr ? norms + p * kPanel : unused,
@@ -117,19 +136,18 @@ struct Packing {
           return kind;
         },
         panel);
-    if constexpr (sizeof(T) == 4) {
-      if (coded && !scratch.writer.stop.requested()) code(p, scratch);
-    }
   }
 
-  void code(int64_t p, Scratch& scratch) {
-    const float *panel = scratch.panel.get(), *coordinates = panel + kPanel;
+  void code(int64_t p, int64_t count, Scratch& scratch) {
+    const float *panel = scratch.panels.get(), *bound = panel + (h.width + 1) * kPanel;
+    if (h.head > 0) return scratch.head.code(panel, h, p, count);
+    const float* coordinates = panel + kPanel;
     if (h.rotated) {
       kernels().int8.rotate(coordinates, kPanel, h.width, scratch.rotated.get());
       coordinates = scratch.rotated.get();
     }
-    kernels().int8.quantize_panel(panel, coordinates, int8::Layout(h), h.bank_code, int8::rounding_of(h),
-                                  reinterpret_cast<int32_t*>(panels + p * stride));
+    kernels().int8.quantize_panel(coordinates, bound, bound + kPanel, int8::Layout(h), h.bank_code,
+                                  int8::rounding_of(h), reinterpret_cast<int32_t*>(panels + p * stride));
   }
 
   // Whether a sample's rows have larger codes, next to their largest coordinate, when they are rotated.
@@ -154,9 +172,9 @@ struct Packing {
       scratch.writer.write(
           bank, h, s * (count - 1) / std::max<int64_t>(1, sample - 1), biases, unused,
           [](int64_t, const ColumnFacts& facts, double) { return facts.fits ? RowKind::ordinary : RowKind::never; },
-          scratch.panel.get());
-      kernels().int8.rotate(scratch.panel.get() + kPanel, kPanel, h.width, scratch.rotated.get());
-      plain += norms_of(scratch.panel.get() + kPanel);
+          scratch.panels.get());
+      kernels().int8.rotate(scratch.panels.get() + kPanel, kPanel, h.width, scratch.rotated.get());
+      plain += norms_of(scratch.panels.get() + kPanel);
       rotated += norms_of(scratch.rotated.get());
     }
     return rotated > kRotationPays * plain;
@@ -165,11 +183,12 @@ struct Packing {
   // Writes all panels, and into the header what was found about the rows.
   Status write_all(PerWorker<Scratch>& workers, const Parallel& parallel, Tally& all) {
     const int64_t count = ceil_div(bank.count, kPanel);
-    const int64_t batch = std::max<int64_t>(1, (1 << 16) / ((bank.width + 3) * kPanel));  // enough work for a task
+    int64_t batch = std::max<int64_t>(1, (1 << 16) / ((bank.width + 3) * kPanel));  // enough work for a task
+    if (h.head > 0) batch = round_up_to(batch, HeadCoder::kTogether);
     h.first_negligible = -1;
     const Status done = for_each_task(parallel, ceil_div(count, batch), [&](int worker, int64_t task) {
       const int64_t end = std::min(count, (task + 1) * batch);
-      for (int64_t p = task * batch; p < end; ++p) write(p, workers[worker], true);
+      write(task * batch, end, workers[worker], true);
       rows_written.fetch_add((end - task * batch) * kPanel, std::memory_order_relaxed);
     });
     if (done != Status::ok) return done;
@@ -187,7 +206,7 @@ struct Packing {
   // The first negligible row from `from` on is screened for all of them.
   void screen_first_negligible(int64_t from, Scratch& scratch) {
     h.first_negligible = h.negligible == 0 ? -1 : next_negligible(&h, from);
-    if (h.first_negligible >= 0) write(h.first_negligible / kPanel, scratch, false);
+    if (const int64_t p = h.first_negligible / kPanel; h.first_negligible >= 0) write(p, p + 1, scratch, false);
     scratch.tally = {};
   }
 };
@@ -196,26 +215,36 @@ struct Packing {
 
 template <class T>
 Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias, PanelKind kind,
-               ScreenChoice screen) {
+               ScreenChoice screen, HeadChoice head) {
   KeepSubnormals keep;
-  const PackHeader planned = pack_layout(bank.count, bank.width, metric, bank.dtype, kind, bias != nullptr);
+  const PackHeader planned = pack_layout(bank.count, bank.width, metric, bank.dtype, kind, bias != nullptr, head.width);
   char* base = static_cast<char*>(out);
   use_large_pages(out, planned.bytes);
-  std::memset(base, 0, static_cast<size_t>(planned.panels_at));  // gaps too, so that equal banks have equal packs
   PackHeader& h = *static_cast<PackHeader*>(out);
+  const float rotates_now = head.width > 0 && head.rotation == nullptr ? h.rotates : 0.0f;
+  std::memset(base, 0, static_cast<size_t>(planned.rotation_at));  // gaps too, so that equal banks have equal packs
   h = planned;
   h.screen = screen;
+  h.rotates = rotates_now;
   if (kind == PanelKind::int8) h.bank_code = static_cast<int8_t>(kernels().int8.bank_code);
   if (refined_only(metric)) return Status::ok;
+  if (head.rotation != nullptr) {
+    double off = 0.0;
+    const Status measured = rotates(head.rotation, bank.width, parallel, &off);
+    if (measured != Status::ok) return measured;
+    if (!(off <= head::kMostRotates)) return Status::bad_rotation;
+    h.rotates = round_up(off);
+    pack_rotation(head.rotation, bank.width, pack_rotation(&h));
+  }
   double* centre = reinterpret_cast<double*>(base + h.centre_at);
   const Status framed = choose_frame(bank, metric, centre, &h.exponent, &h.centred, parallel.stop);
   if (framed != Status::ok) return framed;
 
   PerWorker<PanelScratch<T>> workers(parallel.workers);
-  if (!workers.each([&](PanelScratch<T>& scratch) { return scratch.reserve(bank, parallel.stop, kind); }))
+  if (!workers.each([&](PanelScratch<T>& scratch) { return scratch.reserve(bank, parallel.stop, kind, head.width); }))
     return Status::out_of_memory;
   Packing<T> packing(bank, h, bias);
-  if constexpr (sizeof(T) == 4) h.rotated = kind == PanelKind::int8 && packing.rotation_pays(workers[0]);
+  if constexpr (sizeof(T) == 4) h.rotated = kind == PanelKind::int8 && head.width == 0 && packing.rotation_pays(workers[0]);
   Tally found;
   const Status written = packing.write_all(workers, parallel, found);
   if (written != Status::ok) return written;
@@ -231,8 +260,10 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   if (h.exponent == before && !(least < packing.negligible_below)) return Status::ok;
   return packing.write_all(workers, parallel, found);
 }
-template Status pack_as<float>(const Rows&, Metric, void*, const Parallel&, const double*, PanelKind, ScreenChoice);
-template Status pack_as<double>(const Rows&, Metric, void*, const Parallel&, const double*, PanelKind, ScreenChoice);
+template Status pack_as<float>(const Rows&, Metric, void*, const Parallel&, const double*, PanelKind, ScreenChoice,
+                               HeadChoice);
+template Status pack_as<double>(const Rows&, Metric, void*, const Parallel&, const double*, PanelKind, ScreenChoice,
+                                HeadChoice);
 
 Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int64_t count, const Parallel& threads,
                    const double* bias, bool* fit) {
@@ -247,7 +278,7 @@ Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int6
   Packing<float> packing(bank, h, bias);
   Buffer<int64_t> touched;
   PerWorker<PanelScratch<float>> workers(parallel.workers);
-  if (!workers.each([&](PanelScratch<float>& scratch) { return scratch.reserve(bank, {}, h.panels); }) ||
+  if (!workers.each([&](PanelScratch<float>& scratch) { return scratch.reserve(bank, {}, h.panels, h.head); }) ||
       !touched.reserve(count))
     return Status::out_of_memory;
   int64_t* panels = touched.get();
@@ -265,7 +296,9 @@ Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int6
     packing.kinds[rows[i]] = RowKind::ordinary;
   }
   const Status written =
-      for_each_task(parallel, tasks, [&](int worker, int64_t i) { packing.write(panels[i], workers[worker], false); });
+      for_each_task(parallel, tasks, [&](int worker, int64_t i) {
+        packing.write(panels[i], panels[i] + 1, workers[worker], false);
+      });
   if (written != Status::ok) return written;
   for (const PanelScratch<float>& scratch : workers) after.add(scratch.tally);
   h.fallbacks += after.fallbacks - before.fallbacks, h.far += after.far - before.far;
@@ -284,8 +317,8 @@ PanelKind panels_for_search(int64_t rows, int64_t width, Metric metric, ScreenCh
 int64_t packed_rows() { return rows_written.load(std::memory_order_relaxed); }
 
 Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias,
-                 PanelKind kind, ScreenChoice screen) {
-  return pack_as<float>(bank, metric, out, parallel, bias, kind, screen);
+                 PanelKind kind, ScreenChoice screen, HeadChoice head) {
+  return pack_as<float>(bank, metric, out, parallel, bias, kind, screen, head);
 }
 
 const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, Metric metric, bool biased) {
@@ -295,7 +328,9 @@ const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, 
   const PackHeader* h = static_cast<const PackHeader*>(pack);
   const PanelKind kind =
       h->panels == PanelKind::int8 && int8::serves(bank.width, metric) ? PanelKind::int8 : PanelKind::float32;
-  return is_pack_of(*h, pack_layout(bank.count, bank.width, metric, bank.dtype, kind, biased)) && bytes >= h->bytes
+  const int64_t head = kind == PanelKind::int8 && h->head > 0 && h->head < bank.width ? h->head : 0;
+  return is_pack_of(*h, pack_layout(bank.count, bank.width, metric, bank.dtype, kind, biased, head)) &&
+                 bytes >= h->bytes
              ? h
              : nullptr;
 }

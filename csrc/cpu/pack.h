@@ -10,7 +10,7 @@ namespace vecbank::cpu {
 
 template <class T>
 Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias, PanelKind kind,
-               ScreenChoice screen = ScreenChoice::automatic);
+               ScreenChoice screen = ScreenChoice::automatic, HeadChoice head = {});
 
 template <class T>
 Panels<T> panels_as(const PackHeader* h) {

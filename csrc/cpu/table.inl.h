@@ -64,13 +64,15 @@ constexpr int8::Kernels int8_kernels() {
   using Int8 = typename Isa::Int8;
   return {{scan_int8<Isa, int8::Tiles>, argmax_int8<Isa, int8::Tiles>},
           {scan_int8<Isa, int8::StartlessTiles>, argmax_int8<Isa, int8::StartlessTiles>},
+          {scan_int8<Isa, int8::HeadTiles>, argmax_int8<Isa, int8::HeadTiles>},
           Int8::bank_code,
           Int8::product_limit,
           Int8::least_rows,
           quantize_queries<V, Int8>,
           quantize_panel<V, Int8>,
           rotate<V>,
-          start_sums<V, Int8>};
+          start_sums<V, Int8>,
+          tail_product};
 }
 
 // The int16 screen's loops; all null where the instruction set has no vocabulary for products of pairs.

@@ -32,8 +32,8 @@ class CpuScope {
   static PanelKind panels_for(const BankShape& bank, Metric metric, PackUse use) {
     return use.searches ? cpu::panels_for_search(bank.m, bank.width, metric, use.screen) : PanelKind::float32;
   }
-  static int64_t pack_bytes(const BankShape& bank, Metric metric, bool biased, PanelKind panels) {
-    return cpu::pack_bytes(bank.m, bank.width, metric, biased, panels);
+  static int64_t pack_bytes(const BankShape& bank, Metric metric, bool biased, PanelKind panels, int64_t head) {
+    return cpu::pack_bytes(bank.m, bank.width, metric, biased, panels, head);
   }
   void stamp(Tensor& pack, const Tensor& bank, const std::optional<Tensor>& bias) const;
 
@@ -42,8 +42,8 @@ class CpuScope {
   void begin(double work) { call_.emplace(work); }
 
   void pack_bank(const Rows& bank, Metric metric, void* out, const double* bias, PanelKind panels,
-                 ScreenChoice screen) const {
-    check(cpu::pack_bank(bank, metric, out, threads(), bias, panels, screen));
+                 ScreenChoice screen, HeadChoice head) const {
+    check(cpu::pack_bank(bank, metric, out, threads(), bias, panels, screen, head));
   }
   void search(const SearchProblem& p) const { check(cpu::search(p, threads())); }
   void project(const ProjectProblem& p) const { check(cpu::project(p, threads())); }
@@ -78,6 +78,7 @@ class CpuScope {
   static void check(Status status) {
     STD_TORCH_CHECK(status != Status::out_of_memory, "vecbank: out of memory for the workspace");
     STD_TORCH_CHECK(status != Status::stopped, "vecbank: interrupted");
+    STD_TORCH_CHECK(status != Status::bad_rotation, "vecbank: rotation must be orthogonal, and finite");
     STD_TORCH_CHECK(status != Status::bad_index, "vecbank: codes must lie between -1 and the number of bank rows - 1");
   }
   // These are torch's own threads, so torch.set_num_threads applies and no second pool exists.

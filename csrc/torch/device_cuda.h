@@ -40,7 +40,8 @@ class CudaScope {
   }
   void widen(const Rows& one, double* to) const { check(cuda::widen(one, to, device_)); }        // one row to float64
   static PanelKind panels_for(const BankShape&, Metric, PackUse) { return PanelKind::float32; }  // there is one layout
-  static int64_t pack_bytes(const BankShape& bank, Metric metric, bool /*biased*/, PanelKind = PanelKind::float32) {
+  static int64_t pack_bytes(const BankShape& bank, Metric metric, bool /*biased*/, PanelKind = PanelKind::float32,
+                            int64_t = 0) {
     return cuda::device_pack_bytes(bank.m, bank.width, metric);
   }
   void stamp(Tensor& pack, const Tensor& bank, const std::optional<Tensor>& bias) const {
@@ -58,7 +59,7 @@ class CudaScope {
   void begin(double) {}  // a launch returns at once, so Ctrl-C has no long call to stop
 
   void pack_bank(const Rows& bank, Metric metric, void* out, const double* bias, PanelKind = PanelKind::float32,
-                 ScreenChoice = ScreenChoice::automatic) {
+                 ScreenChoice = ScreenChoice::automatic, HeadChoice = {}) {
     stamps().erase(out);
     check(cuda::pack_bank(bank, metric, out, with_workspace(cuda::pack_workspace()), bias));
   }

@@ -73,15 +73,15 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def(
       "pack_bytes",
-      [](py::object rows, py::object width, int code, bool biased, bool cuda, bool int8) {
+      [](py::object rows, py::object width, int code, bool biased, bool cuda, bool int8, int64_t head) {
         const Size m(std::move(rows)), d(std::move(width));
         const auto metric = static_cast<vecbank::Metric>(code);
         return (cuda ? vecbank::cuda::device_pack_parts(m, d, metric).bytes
-                     : vecbank::pack_parts(m, d, metric, biased, int8 ? PanelKind::int8 : PanelKind::float32).bytes)
+                     : vecbank::pack_parts(m, d, metric, biased, int8 ? PanelKind::int8 : PanelKind::float32, head).bytes)
             .value;
       },
       py::arg("rows"), py::arg("width"), py::arg("metric"), py::arg("biased"), py::arg("cuda") = false,
-      py::arg("int8") = false,
+      py::arg("int8") = false, py::arg("head") = 0,
       "The size of a pack in bytes, on the CPU or on a CUDA device; symbolic where rows or width are.");
   m.def(
       "int8_panels",
@@ -110,8 +110,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("counters", [] {
     const vecbank::cpu::Counters c = vecbank::cpu::read_counters();
     return py::dict(py::arg("queries") = c.queries, py::arg("refined") = c.refined, py::arg("repeated") = c.repeated,
-                    py::arg("int8") = c.screened[0], py::arg("int16") = c.screened[1],
-                    py::arg("float32") = c.screened[2], py::arg("bytes") = c.bytes);
+                    py::arg("head") = c.screened[0], py::arg("int8") = c.screened[1], py::arg("int16") = c.screened[2],
+                    py::arg("float32") = c.screened[3], py::arg("bytes") = c.bytes, py::arg("dimensions") = c.dimensions, py::arg("pairs") = c.pairs);
   });
   m.def("reset_counters", &vecbank::cpu::reset_counters);
   m.def("packed_rows", &vecbank::cpu::packed_rows, "Bank rows packed so far; it only grows.");

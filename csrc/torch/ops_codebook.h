@@ -10,7 +10,7 @@ namespace vecbank::ops {
 template <class Scope>
 void complete(typename Scope::Packs& packs, const Scope& scope, const Tensor& bank, Metric metric) {
   if (packs.tensor) return;
-  const Tensor made = pack<Scope>(bank, static_cast<int64_t>(metric), std::nullopt, false, 1);
+  const Tensor made = pack<Scope>(bank, static_cast<int64_t>(metric), std::nullopt, false, 1, std::nullopt, 0);
   packs = typename Scope::Packs(scope, made, bank, metric, std::nullopt);
 }
 

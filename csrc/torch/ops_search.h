@@ -6,8 +6,24 @@
 
 namespace vecbank::ops {
 
+// The head that a pack is to have; none without a rotation.
 template <class Scope>
-Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias, bool stamp, int64_t use_code) {
+HeadChoice head_of(const Scope& scope, const std::optional<Tensor>& rotation, int64_t head, int64_t width,
+                   PanelKind panels) {
+  STD_TORCH_CHECK(rotation.has_value() == (head != 0), "vecbank: a head goes with a rotation, and a rotation with a head");
+  if (!rotation) return {};
+  scope.same(*rotation, "rotation");
+  STD_TORCH_CHECK(panels == PanelKind::int8, "vecbank: a head needs a pack of codes on the CPU: its use must be int8");
+  STD_TORCH_CHECK(head >= 1 && head < width, "vecbank: head must lie between 1 and ", width - 1, ", got ", head);
+  STD_TORCH_CHECK(rotation->scalar_type() == ScalarType::Float && rotation->dim() == 2 && rotation->size(0) == width &&
+                      rotation->size(1) == width && rotation->is_contiguous(),
+                  "vecbank: rotation must be contiguous float32 (", width, ", ", width, "), got ", shape_of(*rotation));
+  return {head, static_cast<const float*>(rotation->const_data_ptr())};
+}
+
+template <class Scope>
+Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>& bias, bool stamp, int64_t use_code,
+            const std::optional<Tensor>& rotation, int64_t head_width) {
   const Metric metric = metric_of(metric_code);
   Scope scope(bank, "bank");
   const BankShape shape = bank_shape(bank);
@@ -15,13 +31,14 @@ Tensor pack(const Tensor& bank, int64_t metric_code, const std::optional<Tensor>
   const std::optional<Tensor> wide = widened_bias(scope, bias, bank, metric);
   const PackUse use = use_of(use_code);
   const PanelKind panels = Scope::panels_for(shape, metric, use);
-  const int64_t bytes = Scope::pack_bytes(shape, metric, bias.has_value(), panels);
+  const HeadChoice head = head_of(scope, rotation, head_width, shape.width, panels);
+  const int64_t bytes = Scope::pack_bytes(shape, metric, bias.has_value(), panels, head.width);
   Tensor out =
       bank.dim() == 3 ? scope.empty({shape.batches, bytes}, ScalarType::Byte) : scope.empty({bytes}, ScalarType::Byte);
   scope.begin(10.0 * static_cast<double>(bank.numel()));
   for (int64_t b = 0; b < shape.batches; ++b)
     scope.pack_bank(batch_of(view.rows, shape.batches, b), metric,
-                    static_cast<char*>(out.mutable_data_ptr()) + b * bytes, biases_in(wide), panels, use.screen);
+                    static_cast<char*>(out.mutable_data_ptr()) + b * bytes, biases_in(wide), panels, use.screen, head);
   if (stamp) scope.stamp(out, bank, bias);
   return out;
 }

@@ -32,7 +32,8 @@ void repack_(Tensor& packed, const Tensor& bank, int64_t metric_code, const Tens
   if (status == Status::ok && !fit) {
     scope.begin(10.0 * static_cast<double>(bank.numel()));
     const PackHeader before = *header;
-    status = cpu::pack_bank(view.rows, metric, header, scope.threads(), biases_in(wide), before.panels, before.screen);
+    status = cpu::pack_bank(view.rows, metric, header, scope.threads(), biases_in(wide), before.panels, before.screen,
+                            {before.head});
   }
   if (status != Status::ok) header->magic = 0;  // the pack is half written, and must not be used
   CpuScope::check(status);
@@ -44,7 +45,8 @@ void repack_(Tensor& packed, const Tensor& bank, int64_t metric_code, const Tens
 
 // topk and nearest ignore `exact`, which stays because schemas only grow.
 STABLE_TORCH_LIBRARY(vecbank, m) {
-  m.def("pack(Tensor bank, int metric, Tensor? bias=None, bool stamp=False, int use=0) -> Tensor");
+  m.def("pack(Tensor bank, int metric, Tensor? bias=None, bool stamp=False, int use=0, Tensor? rotation=None, int "
+      "head=0) -> Tensor");
   m.def("repack_(Tensor(a!) pack, Tensor bank, int metric, Tensor rows, Tensor? bias=None, bool stamp=False) -> ()");
   m.def("project(Tensor x, Tensor bank, Tensor? pack, int metric, ScalarType? out_dtype=None) -> Tensor");
   m.def("exact_scores(Tensor x, Tensor bank, int metric, ScalarType? out_dtype=None, Tensor? indices=None) -> Tensor");

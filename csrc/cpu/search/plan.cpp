@@ -11,13 +11,15 @@ SearchPlan plan_search(const SearchProblem& p, const PackHeader& h, int workers)
   SearchPlan plan;
   const int64_t n = p.queries.count, panels = ceil_div(h.rows, kPanel);
   plan.panels = h.panels;
+  plan.head = h.head;
   plan.group = kernels().height_for(n);
   plan.refined_only = !h.screenable || p.k * 8 >= h.rows;
   if (!plan.refined_only) plan.first_screen = next_screen(0, h, plan.group);
   // The queries of a block stay in L2 together with a few panels, and the memory of candidate lists is bounded.
   const int64_t bytes = plan.refined_only ? 4 : kScreens[plan.first_screen]->query_bytes;
   const int64_t by_lists = kListBytes / CandidateLists::bytes_per_row(plan.refined_only ? 1 : p.k);
-  plan.grid.set_blocks(n, std::min({kQueryBytes / ((h.width + 1) * bytes), by_lists, kMostBlockRows}), plan.group);
+  const int64_t width = h.head > 0 ? h.head : h.width;
+  plan.grid.set_blocks(n, std::min({kQueryBytes / ((width + 1) * bytes), by_lists, kMostBlockRows}), plan.group);
 
   int64_t parts = 1;
   if (workers > 1 && plan.grid.blocks < 3 * workers) {

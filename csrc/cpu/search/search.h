@@ -32,6 +32,7 @@ struct SearchPlan {
   bool refined_only = false;  // nothing is screened: no screen serves this metric, k or width
   int first_screen = 0;       // of kScreens, unless refined_only
   PanelKind panels = PanelKind::float32;
+  int64_t head = 0;  // the width of the pack's head; 0: none
   Grid grid;
 };
 

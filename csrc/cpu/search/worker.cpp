@@ -20,6 +20,7 @@ constexpr int64_t kMostSampledK = 128, kSamplePanelsPerRank = 24;
 int64_t sampled_lanes(int64_t k) { return round_up_to(k + k / 2 + 4, kPanel); }
 
 std::atomic<int64_t> counted_queries{0}, counted_refined{0}, counted_repeated{0}, counted_bytes{0};
+std::atomic<int64_t> counted_dimensions{0}, counted_pairs{0};
 std::atomic<int64_t> counted_screened[kScreenCount];
 static_assert(kScreenCount == sizeof(Counters{}.screened) / sizeof(int64_t));
 
@@ -51,12 +52,12 @@ class Visits {
 }  // namespace
 
 Counters read_counters() {
-  Counters c{counted_queries, counted_refined, counted_repeated, {}, counted_bytes};
+  Counters c{counted_queries, counted_refined, counted_repeated, {}, counted_bytes, counted_dimensions, counted_pairs};
   for (int s = 0; s < kScreenCount; ++s) c.screened[s] = counted_screened[s];
   return c;
 }
 void reset_counters() {
-  counted_queries = counted_refined = counted_repeated = counted_bytes = 0;
+  counted_queries = counted_refined = counted_repeated = counted_bytes = counted_dimensions = counted_pairs = 0;
   for (auto& screened : counted_screened) screened = 0;
 }
 
@@ -103,7 +104,7 @@ bool SearchWorker::reserve(const SearchProblem& p, const SearchPlan& plan) {
     if (screens_[s] == nullptr || !screens_[s]->reserve(p, plan)) return false;
   }
   return queries_.reserve(p, plan) && lists_.reserve(rows, p.k) && negligible_may_win_.reserve(rows) &&
-         tightened_.reserve(rows) &&
+         tightened_.reserve(rows) && survivors_.reserve(rows) &&
          (p.k > kMostSampledK || (argmax_.reserve(rows) && sampled_.reserve(rows * sampled_lanes(p.k))));
 }
 
@@ -166,6 +167,9 @@ void SearchWorker::screen_with(int number) {
   const double begun = seconds();
   visit_all();
   screening_ = seconds() - begun;
+  const int64_t pairs = task_.rows * (task_.end - task_.begin), tail = screen_->tail_width();
+  add_to(counted_dimensions, pairs * (task_.job->header.width - tail) + screen_->survivors() * tail);
+  add_to(counted_pairs, pairs);
   for (int64_t r = 0; r < task_.rows && task_.job->shared != nullptr; ++r)
     if (!lists_.fell_back(r) && lists_.threshold(r) > CandidateLists::kNone) share_threshold(r, lists_.threshold(r));
 }
@@ -211,6 +215,7 @@ void SearchWorker::start_lists() {
   lists_.clear(task_.rows);
   std::fill_n(negligible_may_win_.get(), task_.rows, false);
   std::fill_n(tightened_.get(), task_.rows, 0);
+  std::fill_n(survivors_.get(), task_.rows, 0);
   scanned_columns_ = 0;
   fallbacks_ = 0;
   for (int64_t r = 0; r < task_.rows; ++r) {
@@ -328,10 +333,9 @@ void SearchWorker::start_from_sample(VisitFirst&& visit_first) {
         const float upper = argmax_.largest(r, lane);
         const int64_t panel = argmax_.panel(r, lane);
         const bool found = upper > -HUGE_VALF && upper < HUGE_VALF && !lists_.fell_back(r);
-        sampled_[r * lanes + run * kPanel + lane] =
-            found ? Candidate{upper, lower_bound(r, panel, upper, lane),
-                              static_cast<int32_t>(panel * kPanel + lane - task_.begin)}
-                  : Candidate{-HUGE_VALF, -HUGE_VALF, -1};
+        const Bounds seen = found ? bounds(r, panel, upper, lane, true) : Bounds{-HUGE_VALF, -HUGE_VALF};
+        sampled_[r * lanes + run * kPanel + lane] = {
+            seen.upper, seen.lower, found ? static_cast<int32_t>(panel * kPanel + lane - task_.begin) : -1};
       }
   };
   visit_first(each * runs, [&](const Visit& visit) {
@@ -390,16 +394,19 @@ void SearchWorker::scan(const Visit& visit, int64_t row, int64_t rows, const flo
 void SearchWorker::push(int64_t row, int64_t panel, const float* upper, uint32_t lanes) {
   for (; lanes != 0; lanes &= lanes - 1) {
     const int c = std::countr_zero(lanes);
-    if (!(upper[c] < lists_.threshold(row))) push_lane(row, panel, upper[c], c, lower_bound(row, panel, upper[c], c));
+    if (upper[c] < lists_.threshold(row)) continue;
+    if (screen_->tail_width() > 0 && survivors_[row]++ > most_survivors()) return lists_.fall_back(row);
+    const Bounds seen = bounds(row, panel, upper[c], c, false);
+    if (!(seen.upper < lists_.threshold(row))) push_lane(row, panel, seen, c);
   }
 }
 
-void SearchWorker::push_lane(int64_t row, int64_t panel, float upper, int lane, float lower) {
+void SearchWorker::push_lane(int64_t row, int64_t panel, Bounds seen, int lane) {
   const SearchJob& job = *task_.job;
   const int64_t j = panel * kPanel + lane;
   if (j == task_.negligible) negligible_may_win_[row] = true;
   if (j >= task_.end || !job.problem.mask.allows(task_.first + row, job.offset + j)) return;
-  if (!lists_.add(row, upper, lower, static_cast<int32_t>(j - task_.begin))) tighten(row);
+  if (!lists_.add(row, seen.upper, seen.lower, static_cast<int32_t>(j - task_.begin))) tighten(row);
 }
 
 // Where bounds alone leave too many candidates, the best of them are refined early, which raises the threshold. Where
@@ -420,9 +427,13 @@ void SearchWorker::tighten(int64_t row) {
   }
 }
 
-// The lower bound of a column's score, from its upper bound.
-inline float SearchWorker::lower_bound(int64_t row, int64_t panel, float upper, int lane) const {
-  return upper < HUGE_VALF ? screen_->lower_bound(row, panel, lane, upper) : -HUGE_VALF;  // a fallback column has none
+// So many survivors of a head cost more than they save: these queries are unlike the bank.
+int64_t SearchWorker::most_survivors() const { return 512 + 16 * task_.job->problem.k + scanned_columns_ / 16; }
+
+// The bounds of a column's score, from the upper one.
+inline Bounds SearchWorker::bounds(int64_t row, int64_t panel, float upper, int lane, bool by_argmax) {
+  return upper < HUGE_VALF ? screen_->bounds(row, panel, lane, upper, by_argmax)
+                           : Bounds{upper, -HUGE_VALF};  // a fallback column has none
 }
 
 // The panels that are not gated give every row its first threshold.
@@ -431,7 +442,7 @@ void SearchWorker::start_from_argmax() {
   for (int64_t r = 0; r < task_.rows; ++r) {
     const RowArgmax& best = argmax_.row(r);
     if (lists_.fell_back(r) || !(best.largest > -HUGE_VALF)) continue;
-    const float lower = lower_bound(r, argmax_.panel(r, best.lane), best.largest, best.lane);
+    const float lower = bounds(r, argmax_.panel(r, best.lane), best.largest, best.lane, true).lower;
     lists_.start(r, std::max(lists_.threshold(r), lower));
   }
 }
@@ -472,7 +483,7 @@ void SearchWorker::take_argmax(Rescan&& rescan) {
         const int c = std::countr_zero(lanes);
         const int64_t at = argmax_.panel(r, c);
         const float upper = argmax_.largest(r, c);
-        push_lane(r, at, upper, c, lower_bound(r, at, upper, c));
+        push_lane(r, at, bounds(r, at, upper, c, true), c);
       }
     }
     if (again) rescan(g, rows, thresholds);

@@ -25,7 +25,7 @@ class SearchWorker {
   template <class Rescan>
   void take_argmax(Rescan&& rescan);
   void push(int64_t row, int64_t panel, const float* upper, uint32_t lanes);
-  void push_lane(int64_t row, int64_t panel, float upper, int lane, float lower);
+  void push_lane(int64_t row, int64_t panel, Bounds seen, int lane);
   void tighten(int64_t row);
   void refine_best(int64_t row, Candidate* candidates, int64_t count, int64_t wanted);
   void share_threshold(int64_t row, float threshold);
@@ -33,10 +33,11 @@ class SearchWorker {
   int64_t columns_per_candidate() const;
   bool refined_more_than_saved(double deciding) const;
   bool few_allowed(int64_t row) const;
+  int64_t most_survivors() const;
   double packed_score(int64_t row, double key, double* error) const;
   Candidate bounds_of(int64_t row, double key) const;
   double earlier_threshold(int64_t row) const;
-  float lower_bound(int64_t row, int64_t panel, float upper, int lane) const;
+  Bounds bounds(int64_t row, int64_t panel, float upper, int lane, bool by_argmax);
 
   SearchTask task_;
   ScreenQueries queries_;
@@ -56,6 +57,7 @@ class SearchWorker {
   int64_t refined_early_ = 0;    // bank rows that the screen's lists had refined
   Buffer<Candidate> sampled_;    // the best of each lane of a sample
   Buffer<int32_t> tightened_;    // rows refined early, per query row
+  Buffer<int32_t> survivors_;    // of a head, per query row
   double centre_norm_ = 0.0;
 };
 

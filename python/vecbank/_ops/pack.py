@@ -13,14 +13,26 @@ from .fakes import check, check_bank, check_bias, same_device
 USES = ("everything", "auto", "float32", "int16", "int8")
 
 
-def _pack(bank: Tensor, metric: int, bias: Tensor | None = None, stamp: bool = False, use: int = 0) -> Tensor:
+def _pack(
+    bank: Tensor,
+    metric: int,
+    bias: Tensor | None = None,
+    stamp: bool = False,
+    use: int = 0,
+    rotation: Tensor | None = None,
+    head: int = 0,
+) -> Tensor:
     check_bank(bank, metric)
     check_bias(bias, bank, metric)
     check(0 <= use < len(USES), f"use must lie between 0 and {len(USES) - 1}, got {use}")
     rows, width = bank.shape[-2:]  # symbolic in a traced program; the size is too, but for packs of searches
     cuda = bank.device.type == "cuda"
     int8 = not cuda and use > 0 and _C.int8_panels(int(rows), int(width), metric, use)
-    size = _C.pack_bytes(rows, width, metric, bias is not None, cuda, int8)
+    if rotation is not None or head != 0:
+        check(rotation is not None and head != 0, "a head goes with a rotation, and a rotation with a head")
+        check(int8, "a head needs a pack of codes on the CPU: its use must be int8")
+        check(1 <= head < int(width), f"head must lie between 1 and {int(width) - 1}, got {head}")
+    size = _C.pack_bytes(rows, width, metric, bias is not None, cuda, int8, head)
     return bank.new_empty((*bank.shape[:-2], size), dtype=torch.uint8)
 
 

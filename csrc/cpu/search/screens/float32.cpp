@@ -38,10 +38,10 @@ class Float32Screen final : public Screen {
 
   double unit(int64_t) const override { return 1.0; }
 
-  float lower_bound(int64_t row, int64_t panel, int lane, float upper) const override {
+  Bounds bounds(int64_t row, int64_t panel, int lane, float upper, bool) override {
     const FloatPanels::ColumnError e = panels_.error(panel, lane);
     const double margin = e.start + queries_->slacks[row] + static_cast<double>(queries_->norms[row]) * e.r;
-    return below(static_cast<double>(upper) - 2.0 * margin);
+    return {upper, below(static_cast<double>(upper) - 2.0 * margin)};
   }
 
   bool keeps_columns() const override { return panels_.stored(); }

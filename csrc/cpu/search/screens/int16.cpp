@@ -50,10 +50,11 @@ class Int16Screen final : public Screen {
 
   double unit(int64_t row) const override { return static_cast<double>(units_[row]); }
 
-  float lower_bound(int64_t row, int64_t panel, int lane, float upper) const override {
+  Bounds bounds(int64_t row, int64_t panel, int lane, float upper, bool) override {
     const FloatPanels::ColumnError e = panels_.error(panel, lane);
     const double column = static_cast<double>(bound_.margin(static_cast<float>(e.r))) * (1.0 + 0x1p-20);
-    return below(static_cast<double>(upper) - 2.0 * ((e.start + queries_->slacks[row]) * unit(row) + column));
+    const double margin = (e.start + queries_->slacks[row]) * unit(row) + column;
+    return {upper, below(static_cast<double>(upper) - 2.0 * margin)};
   }
 
   bool keeps_columns() const override { return panels_.stored(); }

@@ -60,8 +60,8 @@ class Int8Screen final : public Screen {
 
   double unit(int64_t row) const override { return static_cast<double>(units_[row]); }
 
-  float lower_bound(int64_t row, int64_t panel, int lane, float upper) const override {
-    if (panel * kPanel + lane == header_->first_negligible) return -HUGE_VALF;  // its bounds enclose other rows too
+  Bounds bounds(int64_t row, int64_t panel, int lane, float upper, bool) override {
+    if (panel * kPanel + lane == header_->first_negligible) return {upper, -HUGE_VALF};  // its bounds enclose other rows too
     const int32_t* lines = panels_ + panel * layout_.stride() + layout_.groups * kPanel + lane;
     const float* numbers = reinterpret_cast<const float*>(lines);
     const int32_t norms = lines[2 * kPanel];
@@ -70,7 +70,7 @@ class Int8Screen final : public Screen {
     double other = queries_->slacks[row];
     if (layout_.has_starts()) other += start_unit_ * std::fabs(static_cast<double>(numbers[3 * kPanel]));
     const double margin = (sum * (1.0 + 0x1p-18) + 2.0) * static_cast<double>(numbers[0]) + other * unit(row);
-    return below(static_cast<double>(upper) - 2.0 * margin);
+    return {upper, below(static_cast<double>(upper) - 2.0 * margin)};
   }
 
   bool keeps_columns() const override { return true; }
@@ -128,6 +128,6 @@ class Int8Screen final : public Screen {
 }  // namespace
 
 constinit const ScreenEntry int8_screen = {
-    1, [](const PackHeader& bank, int) { return bank.panels == PanelKind::int8; }, make_screen<Int8Screen>};
+    1, [](const PackHeader& bank, int) { return bank.panels == PanelKind::int8 && bank.head == 0; }, make_screen<Int8Screen>};
 
 }  // namespace vecbank::cpu

@@ -52,13 +52,15 @@ constexpr double kMostError = 65534.0 / 512.0, kMostNorm = 32766.0;
 inline bool serves(int64_t width, Metric metric) { return width >= 1 && width <= kMostWidth && !refined_only(metric); }
 
 // A panel of core/pack.h: [groups][16] four codes each, then lines [16] of the step (float32), the code sum (int32),
-// the two norms (int32), and the start (float32) where the metric or a bias has one.
+// the two norms (int32), and the start (float32) where the metric or a bias has one. Panels of heads (head.h) always
+// have a start, and then a line of tails (float32).
 struct Layout {
-  int64_t width, groups, lines;
+  int64_t width, groups, lines;  // `width`: of the panels, in coordinates
 
-  Layout(int64_t d, Metric metric, bool biased) : width(d), groups(code_groups(d)), lines(code_lines(metric, biased)) {}
-  explicit Layout(const PackHeader& h) : Layout(h.width, static_cast<Metric>(h.metric), h.biased != 0) {}
-  bool has_starts() const { return lines == 4; }
+  Layout(int64_t d, Metric metric, bool biased, int64_t head = 0)
+      : width(head > 0 ? head : d), groups(code_groups(width)), lines(code_lines(metric, biased, head)) {}
+  explicit Layout(const PackHeader& h) : Layout(h.width, static_cast<Metric>(h.metric), h.biased != 0, h.head) {}
+  bool has_starts() const { return lines >= 4; }
   int64_t stride() const { return (groups + lines) * kPanel; }  // elements of int32
 };
 
@@ -73,6 +75,9 @@ struct Tiles : TileArgs<int32_t> {
   const float* units = nullptr;  // per row, padded to whole groups: score = float(sum) * step + start * unit
 };
 struct StartlessTiles : Tiles {};  // score = float(sum) * step
+struct HeadTiles : Tiles {
+  const float* tails = nullptr;  // per row, padded alike: score = float(sum) * step + start * unit + tail * tails
+};
 
 // What a block of queries brings to the margin: C and E of the proof.
 struct QueryNorms {
@@ -87,6 +92,7 @@ inline int32_t query_code(int32_t bank_code, int32_t product_limit) {
 struct Kernels {
   ScreenKernels<Tiles> with_starts;
   ScreenKernels<StartlessTiles> without;
+  ScreenKernels<HeadTiles> heads;
   int32_t bank_code = 0;      // the largest code of a bank row that is packed here
   int32_t product_limit = 0;  // of a query's largest code times the bank's, so that no product saturates
   int64_t least_rows = 0;     // of a bank for which this screen is faster than the others
@@ -94,14 +100,16 @@ struct Kernels {
   // the group. `norms` grows. All of these functions may read and write a few elements past the end.
   void (*quantize_queries)(const float* lines, int64_t stride, int group, int64_t width, int32_t most, double rounding,
                            float* units, QueryNorms* norms, int32_t* out) = nullptr;
-  // One panel of float32 numbers, and its coordinates, which may have been rotated.
-  void (*quantize_panel)(const float* panel, const float* coordinates, const Layout& layout, int32_t most,
-                         double rounding, int32_t* out) = nullptr;
+  // One panel of coordinates, which may have been rotated; `bound` and `upper`: the last lines of its float32 panel.
+  void (*quantize_panel)(const float* coordinates, const float* bound, const float* upper, const Layout& layout,
+                         int32_t most, double rounding, int32_t* out) = nullptr;
   // Copies lines of at most 16 lanes to lines of 16, and rotates them.
   void (*rotate)(const float* lines, int64_t stride, int64_t width, float* out) = nullptr;
   // What the accumulators of so many panels start from, [panel][16].
   void (*start_sums)(const int32_t* panels, int64_t count, const Layout& layout, int32_t offset, QueryNorms norms,
                      int32_t* out) = nullptr;
+  // sum query[i] * codes[i]. `count`: a multiple of 32, past whose codes 31 more bytes may be read.
+  int32_t (*tail_product)(const int16_t* query, const int8_t* codes, int64_t count) = nullptr;
 };
 
 }  // namespace vecbank::cpu::int8

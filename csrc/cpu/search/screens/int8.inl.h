@@ -1,6 +1,8 @@
 // The int8 screen's loops, which convert a tile of 8-bit products to float32, and rows to 8-bit codes.
 #pragma once
 
+#include <type_traits>
+
 #include "../../mainloop.inl.h"
 #include "int8.h"
 #include "magnitude.inl.h"
@@ -8,8 +10,10 @@
 namespace vecbank::cpu {
 namespace {
 
-template <class V, class Int8, int Height, int PanelCount, bool starts, class Epilogue>
-VB_INLINE void bound_int8_tiles(const int8::Tiles& t, Epilogue&& epilogue) {
+template <class V, class Int8, int Height, int PanelCount, class Tiles, class Epilogue>
+VB_INLINE void bound_int8_tiles(const Tiles& t, Epilogue&& epilogue) {
+  constexpr bool starts = !std::is_same_v<Tiles, int8::StartlessTiles>;
+  constexpr bool tails = std::is_same_v<Tiles, int8::HeadTiles>;
   const int64_t groups = code_groups(t.width), steps = Int8::lines == 2 ? int8::query_groups(t.width) : groups;
   for_each_tile<Int8, Height, PanelCount, false>(
       t, 0, steps, [&](const auto& sums, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
@@ -21,11 +25,13 @@ VB_INLINE void bound_int8_tiles(const int8::Tiles& t, Epilogue&& epilogue) {
             constexpr int v = p.value * upper.per_panel + w.value;
             const auto step = V::load(lines + w.value * V::width);
             const auto start = starts ? V::load(lines + 3 * kPanel + w.value * V::width) : step;
+            const auto tail = tails ? V::load(lines + 4 * kPanel + w.value * V::width) : step;
             unroll<Height>([&](auto r) __attribute__((always_inline)) {
               const auto sum = Int8::to_float(sums.acc[r.value][v]);
-              upper.acc[r.value][v] =
-                  starts ? V::multiply_add(sum, step, V::multiply(start, V::fill(t.units[row + r.value])))
-                         : V::multiply(sum, step);
+              auto& bound = upper.acc[r.value][v];
+              bound = starts ? V::multiply_add(sum, step, V::multiply(start, V::fill(t.units[row + r.value])))
+                             : V::multiply(sum, step);
+              if constexpr (tails) bound = V::multiply_add(tail, V::fill(t.tails[row + r.value]), bound);
             });
           });
         });
@@ -36,11 +42,15 @@ VB_INLINE void bound_int8_tiles(const int8::Tiles& t, Epilogue&& epilogue) {
 // The upper bounds of a tile. `V`: float32 vectors; `Int8`: sums of products of four, in vectors of the same width.
 template <class V, class Int8, int Height, int PanelCount, class Epilogue>
 VB_INLINE void bound_tiles(const int8::Tiles& t, Epilogue&& epilogue) {
-  bound_int8_tiles<V, Int8, Height, PanelCount, true>(t, epilogue);
+  bound_int8_tiles<V, Int8, Height, PanelCount>(t, epilogue);
 }
 template <class V, class Int8, int Height, int PanelCount, class Epilogue>
 VB_INLINE void bound_tiles(const int8::StartlessTiles& t, Epilogue&& epilogue) {
-  bound_int8_tiles<V, Int8, Height, PanelCount, false>(t, epilogue);
+  bound_int8_tiles<V, Int8, Height, PanelCount>(t, epilogue);
+}
+template <class V, class Int8, int Height, int PanelCount, class Epilogue>
+VB_INLINE void bound_tiles(const int8::HeadTiles& t, Epilogue&& epilogue) {
+  bound_int8_tiles<V, Int8, Height, PanelCount>(t, epilogue);
 }
 
 // Lines [width][lanes] of float32 as codes: [groups][lanes], and the norms of what they code.
@@ -98,10 +108,9 @@ void quantize_queries(const float* lines, int64_t stride, int group, int64_t wid
 }
 
 template <class V, class Int8>
-void quantize_panel(const float* panel, const float* coordinates, const int8::Layout& layout, int32_t most,
-                    double rounding, int32_t* out) {
+void quantize_panel(const float* coordinates, const float* bound, const float* upper, const int8::Layout& layout,
+                    int32_t most, double rounding, int32_t* out) {
   const int64_t width = layout.width;
-  const float *bound = panel + (width + 1) * kPanel, *upper = bound + kPanel;
   int32_t *lines = out + layout.groups * kPanel, *sum = lines + kPanel, *norms = sum + kPanel;
   float *steps = reinterpret_cast<float*>(lines), *starts = layout.has_starts() ? steps + 3 * kPanel : nullptr;
   alignas(64) float largest[kPanel], scales[kPanel], squares[kPanel], errors[kPanel], sums[kPanel];
@@ -171,6 +180,16 @@ void rotate(const float* lines, int64_t stride, int64_t width, float* out) {
       }
     }
   }
+}
+
+// Written so that the compiler turns it into multiplications of pairs.
+inline int32_t tail_product(const int16_t* query, const int8_t* codes, int64_t count) {
+  int32_t sums[32] = {};
+  for (int64_t k = 0; k < count; k += 32)
+    for (int64_t i = 0; i < 32; ++i) sums[i] += static_cast<int32_t>(query[k + i]) * static_cast<int32_t>(codes[k + i]);
+  int32_t sum = 0;
+  for (int64_t i = 0; i < 32; ++i) sum += sums[i];
+  return sum;
 }
 
 template <class V, class Int8>

@@ -31,6 +31,10 @@ struct ScanTarget {
   void* context;
 };
 
+struct Bounds {
+  float upper, lower;
+};
+
 class Screen {
  public:
   virtual ~Screen() = default;
@@ -57,11 +61,16 @@ class Screen {
   // A score of 1 in packed units, in this screen's units for a row.
   virtual double unit(int64_t row) const = 0;
 
-  // The lower bound of a column's score in this screen's units, from its upper bound, which is finite.
-  virtual float lower_bound(int64_t row, int64_t panel, int lane, float upper) const = 0;
+  // The bounds of a column's score in this screen's units, from its upper bound, which is finite, as scan() or argmax()
+  // gave it. The upper bound may become closer.
+  virtual Bounds bounds(int64_t row, int64_t panel, int lane, float upper, bool by_argmax) = 0;
 
-  // Whether lower_bound() knows the columns of earlier visits too.
+  // Whether bounds() knows the columns of earlier visits too.
   virtual bool keeps_columns() const = 0;
+
+  // The calls of bounds() since begin() that looked at further coordinates of a row, and at how many.
+  virtual int64_t survivors() const { return 0; }
+  virtual int64_t tail_width() const { return 0; }
 };
 
 template <class S>
@@ -74,11 +83,11 @@ struct ScreenEntry {
   bool (*serves)(const PackHeader& bank, int group);  // whether it can serve, and is asked for or worth it
   std::unique_ptr<Screen> (*make)();                  // null: no memory
 };
-extern const ScreenEntry int8_screen, int16_screen, float32_screen;
+extern const ScreenEntry head_screen, int8_screen, int16_screen, float32_screen;
 
 // The screens in the order in which they are tried: where a screen leaves too many rows undecided, the next one is
 // used. The last one serves every bank that can be screened.
-constexpr const ScreenEntry* kScreens[] = {&int8_screen, &int16_screen, &float32_screen};
+constexpr const ScreenEntry* kScreens[] = {&head_screen, &int8_screen, &int16_screen, &float32_screen};
 constexpr int kScreenCount = sizeof kScreens / sizeof *kScreens;
 
 // The first screen from number `from` on that serves.
