@@ -94,6 +94,11 @@ struct Avx2Int8 : Avx2Int32 {  // an element is four codes: unsigned of a query,
   static VB_INLINE Reg less_times(Reg a, Reg b, int32_t times) {
     return _mm256_sub_epi32(a, _mm256_mullo_epi32(b, fill(times)));
   }
+  static VB_INLINE Reg add_pairs(Reg sum, const int16_t* a, const int8_t* b) {
+    const Reg wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b)));
+    const Reg query = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(wide, query));
+  }
 };
 
 // AVX-VNNI: the products of AVX512-VNNI in half its width, encoded as AVX is. {vex}: gcc's assembler takes the longer

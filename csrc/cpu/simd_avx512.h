@@ -95,6 +95,10 @@ struct Avx512Int8 : Avx512Int32 {
   static VB_INLINE Reg less_times(Reg a, Reg b, int32_t times) {
     return _mm512_sub_epi32(a, _mm512_mullo_epi32(b, fill(times)));
   }
+  static VB_INLINE Reg add_pairs(Reg sum, const int16_t* a, const int8_t* b) {
+    const Reg wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b)));
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(wide, _mm512_loadu_si512(a)));
+  }
 };
 
 // VNNI multiplies four codes with four and adds them to the sum in one instruction, which does not saturate.

@@ -78,6 +78,11 @@ struct PortableInt8 : Portable<int32_t> {  // an element is four codes: unsigned
   static VB_INLINE Reg lower_half(Reg a) { return a & 0xFFFF; }
   static VB_INLINE Reg upper_half(Reg a) { return a >> 16; }
   static VB_INLINE Reg less_times(Reg a, Reg b, int32_t times) { return a - b * times; }
+  // sum + the products of twice as many numbers as a vector has elements, added in pairs.
+  static VB_INLINE Reg add_pairs(Reg sum, const int16_t* a, const int8_t* b) {
+    for (int i = 0; i < width; ++i) sum[i] += a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+    return sum;
+  }
 };
 
 struct PortableLanes {

@@ -72,7 +72,7 @@ constexpr int8::Kernels int8_kernels() {
           quantize_panel<V, Int8>,
           rotate<V>,
           start_sums<V, Int8>,
-          tail_product};
+          tail_product<Int8>};
 }
 
 // The int16 screen's loops; all null where the instruction set has no vocabulary for products of pairs.

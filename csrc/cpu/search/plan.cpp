@@ -5,6 +5,7 @@ namespace vecbank::cpu {
 
 constexpr int64_t kListBytes = 4 << 20;  // candidate lists of a block
 constexpr int64_t kMostBlockRows = 1024;
+constexpr int64_t kLeastHeadRows = 8 * 14;
 constexpr int64_t kMostPartRows = int64_t{1} << 30;  // a candidate's column is an int32
 
 SearchPlan plan_search(const SearchProblem& p, const PackHeader& h, int workers) {
@@ -19,10 +20,14 @@ SearchPlan plan_search(const SearchProblem& p, const PackHeader& h, int workers)
   const int64_t bytes = plan.refined_only ? 4 : kScreens[plan.first_screen]->query_bytes;
   const int64_t by_lists = kListBytes / CandidateLists::bytes_per_row(plan.refined_only ? 1 : p.k);
   const int64_t width = h.head > 0 ? h.head : h.width;
-  plan.grid.set_blocks(n, std::min({kQueryBytes / ((width + 1) * bytes), by_lists, kMostBlockRows}), plan.group);
+  int64_t most = std::min({kQueryBytes / ((width + 1) * bytes), by_lists, kMostBlockRows});
+  // With a head every part pays for its first threshold, so a batch is cut into blocks instead.
+  const bool heads = !plan.refined_only && kScreens[plan.first_screen] == &head_screen;
+  if (heads) most = std::min(most, std::max(kLeastHeadRows, n / (2 * workers)));
+  plan.grid.set_blocks(n, most, plan.group);
 
   int64_t parts = 1;
-  if (workers > 1 && plan.grid.blocks < 3 * workers) {
+  if (workers > 1 && plan.grid.blocks < (heads ? 1 : 3) * workers) {
     const int64_t least = std::max<int64_t>(64, ceil_div(4 * p.k, kPanel));  // the fewest panels that are worth a task
     const int64_t affordable = kPartialBytes / (n * p.k * static_cast<int64_t>(sizeof(Scored)));
     parts = std::min({ceil_div(4 * workers, plan.grid.blocks), panels / least, affordable});

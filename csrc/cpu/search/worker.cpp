@@ -104,7 +104,7 @@ bool SearchWorker::reserve(const SearchProblem& p, const SearchPlan& plan) {
     if (screens_[s] == nullptr || !screens_[s]->reserve(p, plan)) return false;
   }
   return queries_.reserve(p, plan) && lists_.reserve(rows, p.k) && negligible_may_win_.reserve(rows) &&
-         tightened_.reserve(rows) && survivors_.reserve(rows) &&
+         tightened_.reserve(rows) &&
          (p.k > kMostSampledK || (argmax_.reserve(rows) && sampled_.reserve(rows * sampled_lanes(p.k))));
 }
 
@@ -215,7 +215,6 @@ void SearchWorker::start_lists() {
   lists_.clear(task_.rows);
   std::fill_n(negligible_may_win_.get(), task_.rows, false);
   std::fill_n(tightened_.get(), task_.rows, 0);
-  std::fill_n(survivors_.get(), task_.rows, 0);
   scanned_columns_ = 0;
   fallbacks_ = 0;
   for (int64_t r = 0; r < task_.rows; ++r) {
@@ -291,6 +290,10 @@ void SearchWorker::visit_all() {
     start_from_sample(visit_first);
   }
   for (int64_t v = 0, passed = 0; v < visits.count() && !stop.requested(); ++v) {
+    if (!worth_its_survivors()) {
+      for (int64_t r = 0; r < task_.rows; ++r) lists_.fall_back(r);
+      return;
+    }
     Visit visit = visits[v];
     const int64_t panels = visit.to - visit.from;
     visit.from = std::min(visit.to, visit.from + std::max<int64_t>(0, ungated - passed));
@@ -317,6 +320,8 @@ bool SearchWorker::samples() const {
 
 // Enough panels for the best lanes to be about the best columns of the sample.
 int64_t SearchWorker::sample_panels() const {
+  static const int64_t env = getenv("VB_F") ? atoi(getenv("VB_F")) : 8;
+  if (screen_->tail_width() > 0) return std::max<int64_t>(16, (task_.to - task_.from) * env / 16);
   return std::min(std::max<int64_t>(16, kSamplePanelsPerRank * task_.job->problem.k), (task_.to - task_.from) / 8);
 }
 
@@ -389,16 +394,35 @@ void SearchWorker::scan(const Visit& visit, int64_t row, int64_t rows, const flo
     worker.push(worker.scanned_row_ + r, worker.scanned_panel_ + panel, upper, lanes);
   };
   screen_->scan(visit, row, rows, {thresholds, push, this});
+  settle_waiting();
 }
 
 void SearchWorker::push(int64_t row, int64_t panel, const float* upper, uint32_t lanes) {
+  const bool waits = screen_->tail_width() > 0;
   for (; lanes != 0; lanes &= lanes - 1) {
     const int c = std::countr_zero(lanes);
     if (upper[c] < lists_.threshold(row)) continue;
-    if (screen_->tail_width() > 0 && survivors_[row]++ > most_survivors()) return lists_.fall_back(row);
-    const Bounds seen = bounds(row, panel, upper[c], c, false);
-    if (!(seen.upper < lists_.threshold(row))) push_lane(row, panel, seen, c);
+    if (!waits) {
+      settle(row, panel, upper[c], c);
+      continue;
+    }
+    screen_->fetch(panel, c);
+    waiting_[waiting_count_++] = {row, panel, upper[c], c};
+    if (waiting_count_ == kWaiting) settle_waiting();
   }
+}
+
+void SearchWorker::settle(int64_t row, int64_t panel, float upper, int lane) {
+  const Bounds seen = bounds(row, panel, upper, lane);
+  if (!(seen.upper < lists_.threshold(row))) push_lane(row, panel, seen, lane);
+}
+
+void SearchWorker::settle_waiting() {
+  for (int i = 0; i < waiting_count_; ++i) {
+    const Waiting& w = waiting_[i];
+    if (!(w.upper < lists_.threshold(w.row))) settle(w.row, w.panel, w.upper, w.lane);
+  }
+  waiting_count_ = 0;
 }
 
 void SearchWorker::push_lane(int64_t row, int64_t panel, Bounds seen, int lane) {
@@ -427,12 +451,15 @@ void SearchWorker::tighten(int64_t row) {
   }
 }
 
-// So many survivors of a head cost more than they save: these queries are unlike the bank.
-int64_t SearchWorker::most_survivors() const { return 512 + 16 * task_.job->problem.k + scanned_columns_ / 16; }
+// Whether a head leaves fewer of the columns so far than would cost more than it saves; else the queries are unlike the
+// bank. The first columns have no threshold yet.
+bool SearchWorker::worth_its_survivors() const {
+  return screen_->survivors() <= task_.rows * (512 + 16 * task_.job->problem.k + scanned_columns_ / 8);
+}
 
 // The bounds of a column's score, from the upper one.
 inline Bounds SearchWorker::bounds(int64_t row, int64_t panel, float upper, int lane, bool by_argmax) {
-  return upper < HUGE_VALF ? screen_->bounds(row, panel, lane, upper, by_argmax)
+  return upper < HUGE_VALF ? screen_->bounds(row, panel, lane, upper, lists_.threshold(row), by_argmax)
                            : Bounds{upper, -HUGE_VALF};  // a fallback column has none
 }
 

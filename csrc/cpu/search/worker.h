@@ -33,11 +33,13 @@ class SearchWorker {
   int64_t columns_per_candidate() const;
   bool refined_more_than_saved(double deciding) const;
   bool few_allowed(int64_t row) const;
-  int64_t most_survivors() const;
+  bool worth_its_survivors() const;
   double packed_score(int64_t row, double key, double* error) const;
   Candidate bounds_of(int64_t row, double key) const;
   double earlier_threshold(int64_t row) const;
-  Bounds bounds(int64_t row, int64_t panel, float upper, int lane, bool by_argmax);
+  Bounds bounds(int64_t row, int64_t panel, float upper, int lane, bool by_argmax = false);
+  void settle(int64_t row, int64_t panel, float upper, int lane);
+  void settle_waiting();
 
   SearchTask task_;
   ScreenQueries queries_;
@@ -52,12 +54,19 @@ class SearchWorker {
   Buffer<int64_t> fallback_rows_;
   int64_t fallbacks_ = 0;  // rows that fell back before the screen: masked to a few, or not finite
   int64_t scanned_row_ = 0, scanned_panel_ = 0;
+  struct Waiting {
+    int64_t row, panel;
+    float upper;
+    int lane;
+  };
+  static constexpr int kWaiting = 32;
+  Waiting waiting_[kWaiting];  // survivors whose further coordinates are on their way from memory
+  int waiting_count_ = 0;
   int64_t scanned_columns_ = 0;  // of the part, by the screen in use
   double screening_ = 0.0;       // seconds of that screen
   int64_t refined_early_ = 0;    // bank rows that the screen's lists had refined
   Buffer<Candidate> sampled_;    // the best of each lane of a sample
   Buffer<int32_t> tightened_;    // rows refined early, per query row
-  Buffer<int32_t> survivors_;    // of a head, per query row
   double centre_norm_ = 0.0;
 };
 

@@ -38,7 +38,7 @@ class Float32Screen final : public Screen {
 
   double unit(int64_t) const override { return 1.0; }
 
-  Bounds bounds(int64_t row, int64_t panel, int lane, float upper, bool) override {
+  Bounds bounds(int64_t row, int64_t panel, int lane, float upper, float, bool) override {
     const FloatPanels::ColumnError e = panels_.error(panel, lane);
     const double margin = e.start + queries_->slacks[row] + static_cast<double>(queries_->norms[row]) * e.r;
     return {upper, below(static_cast<double>(upper) - 2.0 * margin)};

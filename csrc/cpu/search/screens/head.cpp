@@ -64,7 +64,7 @@ class HeadScreen final : public Screen {
 
   double unit(int64_t row) const override { return static_cast<double>(units_[row]); }
 
-  Bounds bounds(int64_t row, int64_t panel, int lane, float upper, bool by_argmax) override {
+  Bounds bounds(int64_t row, int64_t panel, int lane, float upper, float threshold, bool by_argmax) override {
     const int64_t j = panel * kPanel + lane;
     const int32_t* lines = panels_ + panel * layout_.stride() + layout_.groups * kPanel + lane;
     const float* numbers = reinterpret_cast<const float*>(lines);
@@ -83,6 +83,7 @@ class HeadScreen final : public Screen {
     const double known = static_cast<double>(upper);
     const double room = 0x1p-22 * (gate + std::fabs(known)) + 0x1p-40 * (std::fabs(tail) + margin);
     const double whole = known - gate + tail + margin + room;
+    if (whole < static_cast<double>(threshold)) return {below(whole), -HUGE_VALF};
     if (j == header_->first_negligible) return {above(whole), -HUGE_VALF};  // its bounds enclose other rows too
     const int32_t norms = lines[2 * kPanel];
     const double error = static_cast<double>(norms & 0xFFFF) * (1.0 / static_cast<double>(int8::kErrorUnit));
@@ -90,6 +91,11 @@ class HeadScreen final : public Screen {
     const double other = queries_->slacks[row] + start_unit_ * std::fabs(static_cast<double>(numbers[3 * kPanel]));
     const double head = (sum * (1.0 + 0x1p-18) + 2.0) * static_cast<double>(numbers[0]) + other * unit(row);
     return {above(whole), below(whole - 2.0 * (head + margin + room))};
+  }
+
+  void fetch(int64_t panel, int lane) const override {
+    const int8_t* row = tails_.codes(panel * kPanel + lane);
+    for (int64_t at = 0; at < tails_.stride + 63; at += 64) __builtin_prefetch(row + std::min(at, tails_.stride - 1), 0, 3);
   }
 
   bool keeps_columns() const override { return true; }

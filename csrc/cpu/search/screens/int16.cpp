@@ -50,7 +50,7 @@ class Int16Screen final : public Screen {
 
   double unit(int64_t row) const override { return static_cast<double>(units_[row]); }
 
-  Bounds bounds(int64_t row, int64_t panel, int lane, float upper, bool) override {
+  Bounds bounds(int64_t row, int64_t panel, int lane, float upper, float, bool) override {
     const FloatPanels::ColumnError e = panels_.error(panel, lane);
     const double column = static_cast<double>(bound_.margin(static_cast<float>(e.r))) * (1.0 + 0x1p-20);
     const double margin = (e.start + queries_->slacks[row]) * unit(row) + column;

@@ -182,13 +182,21 @@ void rotate(const float* lines, int64_t stride, int64_t width, float* out) {
   }
 }
 
-// Written so that the compiler turns it into multiplications of pairs.
-inline int32_t tail_product(const int16_t* query, const int8_t* codes, int64_t count) {
-  int32_t sums[32] = {};
-  for (int64_t k = 0; k < count; k += 32)
-    for (int64_t i = 0; i < 32; ++i) sums[i] += static_cast<int32_t>(query[k + i]) * static_cast<int32_t>(codes[k + i]);
+template <class Int8>
+int32_t tail_product(const int16_t* query, const int8_t* codes, int64_t count) {
+  constexpr int64_t step = 2 * Int8::width;  // divides 32, so two sums need no remainder
+  auto even = Int8::fill(0), odd = Int8::fill(0);
+  int64_t k = 0;
+  for (; k + 2 * step <= count; k += 2 * step) {
+    even = Int8::add_pairs(even, query + k, codes + k);
+    odd = Int8::add_pairs(odd, query + k + step, codes + k + step);
+  }
+  for (; k < count; k += step) even = Int8::add_pairs(even, query + k, codes + k);
+  alignas(64) int32_t sums[2 * Int8::width];
+  Int8::store(sums, even);
+  Int8::store(sums + Int8::width, odd);
   int32_t sum = 0;
-  for (int64_t i = 0; i < 32; ++i) sum += sums[i];
+  for (const int32_t one : sums) sum += one;
   return sum;
 }
 

@@ -62,8 +62,10 @@ class Screen {
   virtual double unit(int64_t row) const = 0;
 
   // The bounds of a column's score in this screen's units, from its upper bound, which is finite, as scan() or argmax()
-  // gave it. The upper bound may become closer.
-  virtual Bounds bounds(int64_t row, int64_t panel, int lane, float upper, bool by_argmax) = 0;
+  // gave it. The upper bound may become closer; where it is then below the threshold, the lower one is not computed.
+  virtual Bounds bounds(int64_t row, int64_t panel, int lane, float upper, float threshold, bool by_argmax) = 0;
+  // What bounds() will read of a column; a call of it should follow soon.
+  virtual void fetch(int64_t /*panel*/, int /*lane*/) const {}
 
   // Whether bounds() knows the columns of earlier visits too.
   virtual bool keeps_columns() const = 0;
