@@ -17,6 +17,7 @@ namespace {
 // the columns; beyond this k the lanes of a block would take more memory than its candidates. A sample of some 400
 // columns for each rank costs about as much as the survivors that it saves.
 constexpr int64_t kMostSampledK = 128, kSamplePanelsPerRank = 24;
+constexpr int64_t kHeadSample = 16;  // of a part with a head: survivors cost more, and fall with the threshold's rank
 int64_t sampled_lanes(int64_t k) { return round_up_to(k + k / 2 + 4, kPanel); }
 
 std::atomic<int64_t> counted_queries{0}, counted_refined{0}, counted_repeated{0}, counted_bytes{0};
@@ -124,12 +125,9 @@ void SearchWorker::run(const SearchJob& job, const GridTask& task) {
   } else {
     queries_.pack(task_);
     screen_with(next_screen(std::max(job.plan.first_screen, first_screen_), job.header, job.plan.group));
-    // Bank rows that are nearly equal, and far from their centre, are too alike for a coarse screen. Refining all bank
-    // rows costs some 60 times as much as screening them, so few query rows are enough to try the next screen; where it
-    // was a sixteenth of them, later blocks begin with that.
-    // Where float panels must be written first, that costs about as much as refining all bank rows for 16 queries.
-    const int64_t few = std::max<int64_t>(task_.rows / 64, job.header.panels == PanelKind::int8 ? 16 : 0);
-    for (int64_t undecided; screen_number_ + 1 < kScreenCount && (undecided = undecided_rows()) > few;) {
+    // Bank rows that are nearly equal, and far from their centre, are too alike for a coarse screen. Where a sixteenth of
+    // the query rows need the next one, later blocks begin with that.
+    for (int64_t undecided; screen_number_ + 1 < kScreenCount && (undecided = undecided_rows()) > few_undecided();) {
       if (undecided > task_.rows / 16) first_screen_ = screen_number_ + 1;
       screen_with(next_screen(screen_number_ + 1, job.header, job.plan.group));
     }
@@ -192,6 +190,13 @@ bool SearchWorker::refined_more_than_saved(double deciding) const {
   if (timed < 256 || 4 * more < task_.rows * ((task_.end - task_.begin) / columns_per_candidate())) return false;
   const double each = deciding / static_cast<double>(timed);
   return each * static_cast<double>(more) > screening_ - each * static_cast<double>(refined_early_);
+}
+
+// Refining all bank rows costs some 60 times as much as screening them, so more undecided rows than these are enough to
+// try the next screen. Where float panels must be written first, that costs about as much as refining all bank rows for
+// 16 queries.
+int64_t SearchWorker::few_undecided() const {
+  return std::max<int64_t>(task_.rows / 64, task_.job->header.panels == PanelKind::int8 ? 16 : 0);
 }
 
 // How many rows the screen has left undecided.
@@ -290,7 +295,7 @@ void SearchWorker::visit_all() {
     start_from_sample(visit_first);
   }
   for (int64_t v = 0, passed = 0; v < visits.count() && !stop.requested(); ++v) {
-    if (!worth_its_survivors()) {
+    if (task_.rows > few_undecided() && !worth_its_survivors()) {
       for (int64_t r = 0; r < task_.rows; ++r) lists_.fall_back(r);
       return;
     }
@@ -320,8 +325,7 @@ bool SearchWorker::samples() const {
 
 // Enough panels for the best lanes to be about the best columns of the sample.
 int64_t SearchWorker::sample_panels() const {
-  static const int64_t env = getenv("VB_F") ? atoi(getenv("VB_F")) : 8;
-  if (screen_->tail_width() > 0) return std::max<int64_t>(16, (task_.to - task_.from) * env / 16);
+  if (screen_->tail_width() > 0) return std::max<int64_t>(16, (task_.to - task_.from) / kHeadSample);
   return std::min(std::max<int64_t>(16, kSamplePanelsPerRank * task_.job->problem.k), (task_.to - task_.from) / 8);
 }
 

@@ -34,6 +34,7 @@ class SearchWorker {
   bool refined_more_than_saved(double deciding) const;
   bool few_allowed(int64_t row) const;
   bool worth_its_survivors() const;
+  int64_t few_undecided() const;
   double packed_score(int64_t row, double key, double* error) const;
   Candidate bounds_of(int64_t row, double key) const;
   double earlier_threshold(int64_t row) const;
