@@ -65,6 +65,7 @@ constexpr int8::Kernels int8_kernels() {
   return {{scan_int8<Isa, int8::Tiles>, argmax_int8<Isa, int8::Tiles>},
           {scan_int8<Isa, int8::StartlessTiles>, argmax_int8<Isa, int8::StartlessTiles>},
           {scan_int8<Isa, int8::HeadTiles>, argmax_int8<Isa, int8::HeadTiles>},
+          {scan_int8<Isa, int8::StartlessHeadTiles>, argmax_int8<Isa, int8::StartlessHeadTiles>},
           Int8::bank_code,
           Int8::product_limit,
           Int8::least_rows,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from . import _C, _checks, _cuda
+from . import _C, _checks, _cuda, _head
 from ._deprecated import warn
 from ._numpy import entry_point
 from ._ops import METRICS, ops
@@ -41,6 +41,7 @@ class _Pack(NamedTuple):
     vectors: Snapshot
     bias: Snapshot | None
     made: _Made | None = None  # on CUDA
+    head: _head.Head | None = None  # of a pack of codes; None: nothing was chosen yet
 
     def is_of(self, vectors: Tensor, bias: Tensor | None) -> bool:
         return self.vectors.shows(vectors) and (bias is None if self.bias is None else self.bias.shows(bias))
@@ -62,6 +63,7 @@ class PreparedBank(nn.Module):
     bias: Tensor | None
     _packs: dict[_Kind, _Pack]
     _warned: set[str]  # what the Bank has warned of, once
+    _asked: int  # queries since the pack of codes was made
 
     @entry_point
     def __init__(
@@ -72,10 +74,12 @@ class PreparedBank(nn.Module):
         *,
         bias: Tensor | None = None,
         screen: str = "auto",
+        head: int | None = None,
     ) -> None:
         super().__init__()
         self._use = _use_of(screen)
         _checks.vectors("vectors", vectors)
+        self._head = None if head is None else _head_of(head, vectors, screen)
         if metric is not None and (not isinstance(metric, str) or metric not in METRICS):
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
         if metric is None and bias is not None:
@@ -83,7 +87,7 @@ class PreparedBank(nn.Module):
         self._metric = metric
         self.learnable = learnable
         self._biased = bias is not None
-        self._packs, self._warned = {}, set()
+        self._packs, self._warned, self._asked = {}, set(), 0
         if bias is not None:
             _checks.bias(bias, vectors, METRICS[metric or "dot"])
         if learnable:
@@ -166,12 +170,28 @@ class PreparedBank(nn.Module):
             made_of = Snapshot.of(held), None if bias is None else Snapshot.of(bias)
             for kind, made in current.items():
                 ops.repack_(made.pack, held, kind.family, rows, bias, True)
-                self._packs[kind] = _Pack(made.pack, *made_of)
+                self._packs[kind] = _Pack(made.pack, *made_of, head=made.head)
         return self
 
+    @property
+    def head(self) -> int | None:
+        """The width of the head that the Bank was made with; None: searches choose one. Read-only."""
+        return self._head
+
     @entry_point
-    def prepare(self: Self, what: str = "search", metric: str | None = None, *, progress: bool = False) -> Self:
+    def prepare(
+        self: Self,
+        what: str = "search",
+        metric: str | None = None,
+        *,
+        queries: Tensor | None = None,
+        k: int = 10,
+        progress: bool = False,
+    ) -> Self:
         """Prepare the vectors now for what a verb would prepare them for at its first call; returns self.
+
+        For searches on the CPU the head is chosen now too (see the class), which otherwise happens after some thousands
+        of queries.
 
         A Bank that is first used inside a compiled program should be prepared before. A bank that is packed at every
         call (a learnable one, or vectors that require a gradient) is left as it is.
@@ -179,6 +199,9 @@ class PreparedBank(nn.Module):
         Args:
             what: "search" (`topk`, `nearest`, `quantize` and all that search), or "project".
             metric: of a Bank that names none.
+            queries: (..., d): some of those that will be searched for, to choose the head by. Without any, it is chosen
+                for queries that are like the vectors.
+            k: how many rows such a search asks for.
             progress: on the CPU, draw a bar on stderr from the first second on. It counts all packing of this process.
 
         Raises:
@@ -205,12 +228,26 @@ class PreparedBank(nn.Module):
         vectors = self.vectors
         kind = self._kind(what, vectors, METRICS[name])
         held = self._packs.get(kind)
-        if held is None or not held.is_of(vectors, self.bias):
+        stale = held is None or not held.is_of(vectors, self.bias)
+        chosen = self._choose(kind, vectors, queries, k) if stale or held.head is None or queries is not None else None
+        if stale or (chosen is not None and chosen.width != _width_in_use(held, vectors)):
             title = f"preparing {' x '.join(map(str, vectors.shape))}"
             panels = vectors.shape[:-2].numel() * -(-vectors.shape[-2] // 16)  # rows are packed by sixteen
             with watched(title, 16 * panels, progress, _C.packed_rows):
-                self._prepare(kind, vectors, self.bias)
+                self._prepare(kind, vectors, self.bias, chosen)
+        elif chosen is not None and held.head is None:
+            self._packs[kind] = held._replace(head=chosen)
         return self
+
+    def _choose(self, kind: _Kind, vectors: Tensor, queries: Tensor | None, k: int) -> _head.Head | None:
+        """The head for a pack that would be kept; None: there can be none."""
+        rows, width = vectors.shape[-2:]
+        if self._head is not None or not kind.int8 or vectors.dim() != 2 or not _head.possible(rows, width):
+            return None
+        if self.learnable or not _packable(vectors) or (queries is not None and not _checks.concrete(queries)):
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            return _head.choose(vectors, kind.family, queries, k)
 
     @entry_point
     def repack(self: Self) -> Self:
@@ -225,9 +262,10 @@ class PreparedBank(nn.Module):
             >>> bank.repack().nearest(torch.tensor([5.0, 5.0])).indices.item()
             1
         """
-        kinds, self._packs = list(self._packs), {}
-        for kind in kinds:
-            self._prepare(kind, self.vectors, self.bias)
+        held, self._packs = self._packs, {}
+        for kind, made in held.items():
+            chosen = None if made.head is None else self._choose(kind, self.vectors, None, 10)
+            self._prepare(kind, self.vectors, self.bias, chosen)
         return self
 
     def _kind(self, verb: str, vectors: Tensor, code: int) -> _Kind:
@@ -237,7 +275,9 @@ class PreparedBank(nn.Module):
         shape = vectors.shape
         return _Kind(family, searches and _C.int8_panels(shape[-2], shape[-1], family, self._use))
 
-    def _prepare(self, kind: _Kind, vectors: Tensor, bias: Tensor | None) -> Tensor | None:
+    def _prepare(
+        self, kind: _Kind, vectors: Tensor, bias: Tensor | None, head: _head.Head | None = None
+    ) -> Tensor | None:
         """Packs the vectors, if the pack can be held to what it was made of."""
         if self.learnable or not _packable(vectors) or (bias is not None and not _packable(bias)):
             return None
@@ -246,16 +286,25 @@ class PreparedBank(nn.Module):
         with torch.inference_mode(False), torch.no_grad():  # a pack is written into by update_
             # Float32 panels serve `project` too, so a screen that needs them shares them.
             use = self._use if kind.int8 or self.screen in ("float32", "int16") else 0
-            pack: Tensor = ops.pack(vectors, kind.family, bias, True, use)
+            if self._head is not None and kind.int8 and vectors.dim() == 2:
+                head = _head.fixed(vectors, kind.family, self._head)
+            turned = None if head is None else head.rotation
+            pack: Tensor = ops.pack(
+                vectors, kind.family, bias, True, use, turned, 0 if head is None or turned is None else head.width
+            )
         if _checks.concrete(pack):  # a tracer's own tensor is for that tracer alone
             made = None
             if pack.is_cuda:
                 stream = torch.cuda.current_stream(pack.device)
                 made = _Made(stream, stream.record_event())
-            self._packs[kind] = _Pack(pack, *made_of, made)
+            self._packs[kind] = _Pack(pack, *made_of, made, head)
+            if kind.int8:
+                self._asked = 0
         return pack
 
-    def _packed(self, verb: str, vectors: Tensor, code: int) -> Tensor | None:
+    def _packed(
+        self, verb: str, vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 10
+    ) -> Tensor | None:
         """The pack for a metric, current; None where the op has to pack for itself."""
         if self._biased and verb == "project":
             return None  # the op adds the bias to a product of its own
@@ -271,6 +320,8 @@ class PreparedBank(nn.Module):
         kind = self._kind(verb, vectors, code)
         held = self._packs.get(kind)
         if held is not None and held.is_of(vectors, bias):
+            if held.head is None and kind.int8 and self._head is None and queries is not None:
+                return self._with_head(kind, held, vectors, queries, k)
             return held.for_current_stream()
         if self._buffers.get("vectors") is not vectors:
             return None
@@ -278,6 +329,16 @@ class PreparedBank(nn.Module):
             self._warn_of_metric(verb, code)
             return None
         return self._prepare(kind, vectors, bias)
+
+    def _with_head(self, kind: _Kind, held: _Pack, vectors: Tensor, queries: Tensor, k: int) -> Tensor:
+        """The pack, made anew with a head once so many queries were asked that choosing one pays."""
+        self._asked += queries.shape[:-1].numel()
+        if self._asked < _head.worth_choosing_after(vectors.shape[-1]):
+            return held.pack
+        chosen = self._choose(kind, vectors, queries, k) or _head.all_of(vectors.shape[-1])
+        self._packs[kind] = held._replace(head=chosen)
+        made = self._prepare(kind, vectors, self.bias, chosen) if chosen.rotation is not None else None
+        return held.pack if made is None else made
 
     def _warn_of_metric(self, verb: str, code: int) -> None:
         if "metric" in self._warned or code not in SCREENED:  # then there is next to nothing to pack
@@ -335,6 +396,8 @@ class PreparedBank(nn.Module):
         if "_metric" not in state:  # written before the metric was read-only
             state["_metric"] = state.pop("metric")
         state.setdefault("_use", USES.index("auto"))
+        state.setdefault("_head", None)
+        state["_asked"] = 0
         super().__setstate__(state)
         if "_biased" not in state:  # written before there was a bias
             self._biased = False
@@ -354,6 +417,21 @@ def _use_of(screen: object) -> int:
     if screen == "int16" and not _C.has_int16():
         raise ValueError(f'screen "int16" needs a processor with AVX2 or AVX-512, this one runs {_C.isa()!r}')
     return USES.index(screen)
+
+
+def _head_of(head: object, vectors: Tensor, screen: str) -> int:
+    """The width of a head, as the Bank was told it."""
+    width = _checks.integer("head", head)
+    if not 1 <= width <= vectors.shape[-1]:
+        raise ValueError(f"head must lie between 1 and the width of the vectors, {vectors.shape[-1]}, got {width}")
+    if width < vectors.shape[-1] and screen not in ("auto", "int8"):
+        raise ValueError(f'a head is screened in 8 bits: screen must be "auto" or "int8", got {screen!r}')
+    return width
+
+
+def _width_in_use(held: _Pack | None, vectors: Tensor) -> int:
+    width: int = vectors.shape[-1]
+    return width if held is None or held.head is None else held.head.width
 
 
 def _last_of_each(rows: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -151,7 +151,7 @@ class Bank(PreparedBank):
         functional.topk(x, self, k, metric, allowed)
         seconds = time.perf_counter() - start
         counted = _C.counters()
-        screened = {name: counted[name] for name in ("int8", "int16", "float32") if counted[name]}
+        screened = {name: counted[name] for name in ("head", "int8", "int16", "float32") if counted[name]}
         code = self._code_for("topk", "dot") if metric is None else METRICS[metric]
         why = self._why(list(screened), k, code, counted["queries"])
         return Explanation(

@@ -27,7 +27,14 @@ _quantize, _quantize_train, _lookup, _segment_sum = ops.quantize, ops.quantize_t
 
 
 def _resolve(
-    verb: str, x: Tensor, bank: Tensor | PreparedBank, metric: str | None, default: str, *, biased: bool = False
+    verb: str,
+    x: Tensor,
+    bank: Tensor | PreparedBank,
+    metric: str | None,
+    default: str,
+    *,
+    biased: bool = False,
+    k: int = 1,
 ) -> tuple[Tensor, Tensor | None, int]:
     """The bank's vectors, its pack if there is one for this metric, and the metric's code. `biased`: one is allowed."""
     if isinstance(bank, PreparedBank):
@@ -36,7 +43,7 @@ def _resolve(
             raise ValueError("a bank with a bias scores by dot products, in topk and project alone")
         _checks.pair(x, vectors)
         code = bank._code_for(verb, default) if metric is None else metric_code(metric)
-        return vectors, bank._packed(verb, vectors, code), code
+        return vectors, bank._packed(verb, vectors, code, x, k), code
     _checks.vectors("bank", bank)
     _checks.pair(x, bank)
     return bank, None, metric_code(default if metric is None else metric)
@@ -131,9 +138,9 @@ def topk(
         >>> bank.topk(torch.tensor([[0.75]]), k=1, allowed=~odd).indices.tolist()
         [[0]]
     """
-    vectors, pack, code = _resolve("topk", x, bank, metric, "dot", biased=True)
-    rows = vectors.shape[-2]
     k = _checks.integer("k", k)
+    vectors, pack, code = _resolve("topk", x, bank, metric, "dot", biased=True, k=k)
+    rows = vectors.shape[-2]
     if exact is not None:
         _warn_of_exact("topk")
     if k < 1 or (k > rows and not pad):

@@ -5,7 +5,7 @@ namespace vecbank::cpu {
 
 constexpr int64_t kListBytes = 4 << 20;  // candidate lists of a block
 constexpr int64_t kMostBlockRows = 1024;
-constexpr int64_t kLeastHeadRows = 8 * 14;
+constexpr int64_t kLeastHeadRows = 512;  // of a block: fewer read the bank too often
 constexpr int64_t kMostPartRows = int64_t{1} << 30;  // a candidate's column is an int32
 
 SearchPlan plan_search(const SearchProblem& p, const PackHeader& h, int workers) {

@@ -51,13 +51,15 @@ class HeadScreen final : public Screen {
   int64_t panel_bytes() const override { return layout_.stride() * 4; }
 
   void scan(const Visit& visit, int64_t row, int64_t rows, const ScanTarget& target) override {
-    kernels().int8.heads.scan(
-        {tile(visit, row, rows, gate_tails_.get()), target.thresholds, target.push, target.context});
+    with_tile(visit, row, rows, gate_tails_.get(), [&](const auto& kernels, const auto& t) {
+      kernels.scan({t, target.thresholds, target.push, target.context});
+    });
   }
 
   // The tails are left out: what is largest by its head alone is most likely to be among the best.
   void argmax(const Visit& visit, float* running) override {
-    kernels().int8.heads.argmax({tile(visit, 0, queries_->rows, no_tails_.get()), running, visit.from});
+    with_tile(visit, 0, queries_->rows, no_tails_.get(),
+              [&](const auto& kernels, const auto& t) { kernels.argmax({t, running, visit.from}); });
   }
 
   int64_t argmax_panels() const override { return 0; }
@@ -164,9 +166,18 @@ class HeadScreen final : public Screen {
     gate_tails_[row] = above(unit * std::sqrt(norm * norm + head::kMixed * whole * whole) * head::kTailRoom);
   }
 
-  int8::HeadTiles tile(const Visit& visit, int64_t row, int64_t rows, const float* tails) {
+  template <class F>
+  void with_tile(const Visit& visit, int64_t row, int64_t rows, const float* tails, F&& f) {
+    if (record(static_cast<Metric>(header_->metric)).term == Term::square || header_->biased)
+      f(kernels().int8.heads_with_starts, tile<int8::HeadTiles>(visit, row, rows, tails));
+    else
+      f(kernels().int8.heads, tile<int8::StartlessHeadTiles>(visit, row, rows, tails));
+  }
+
+  template <class Tiles>
+  Tiles tile(const Visit& visit, int64_t row, int64_t rows, const float* tails) {
     const int64_t group = queries_->packed.group(), groups = int8::query_groups(layout_.width);
-    int8::HeadTiles t;
+    Tiles t;
     t.group = static_cast<int>(group);
     t.rows = rows;
     t.width = layout_.width;

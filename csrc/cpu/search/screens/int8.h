@@ -72,11 +72,18 @@ inline int64_t query_groups(int64_t width) { return round_up_to(code_groups(widt
 VB_INLINE double norm_room(int64_t width) { return 1.0 + static_cast<double>(width + 16) * 0x1p-24; }
 
 struct Tiles : TileArgs<int32_t> {
+  static constexpr bool has_starts = true, has_tails = false;
   const float* units = nullptr;  // per row, padded to whole groups: score = float(sum) * step + start * unit
+  const float* tails = nullptr;  // of heads, padded alike: tail * tails is added
 };
-struct StartlessTiles : Tiles {};  // score = float(sum) * step
+struct StartlessTiles : Tiles {
+  static constexpr bool has_starts = false;  // score = float(sum) * step
+};
 struct HeadTiles : Tiles {
-  const float* tails = nullptr;  // per row, padded alike: score = float(sum) * step + start * unit + tail * tails
+  static constexpr bool has_tails = true;
+};
+struct StartlessHeadTiles : HeadTiles {
+  static constexpr bool has_starts = false;
 };
 
 // What a block of queries brings to the margin: C and E of the proof.
@@ -92,7 +99,8 @@ inline int32_t query_code(int32_t bank_code, int32_t product_limit) {
 struct Kernels {
   ScreenKernels<Tiles> with_starts;
   ScreenKernels<StartlessTiles> without;
-  ScreenKernels<HeadTiles> heads;
+  ScreenKernels<HeadTiles> heads_with_starts;
+  ScreenKernels<StartlessHeadTiles> heads;
   int32_t bank_code = 0;      // the largest code of a bank row that is packed here
   int32_t product_limit = 0;  // of a query's largest code times the bank's, so that no product saturates
   int64_t least_rows = 0;     // of a bank for which this screen is faster than the others

@@ -12,8 +12,7 @@ namespace {
 
 template <class V, class Int8, int Height, int PanelCount, class Tiles, class Epilogue>
 VB_INLINE void bound_int8_tiles(const Tiles& t, Epilogue&& epilogue) {
-  constexpr bool starts = !std::is_same_v<Tiles, int8::StartlessTiles>;
-  constexpr bool tails = std::is_same_v<Tiles, int8::HeadTiles>;
+  constexpr bool starts = Tiles::has_starts, tails = Tiles::has_tails;
   const int64_t groups = code_groups(t.width), steps = Int8::lines == 2 ? int8::query_groups(t.width) : groups;
   for_each_tile<Int8, Height, PanelCount, false>(
       t, 0, steps, [&](const auto& sums, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
@@ -26,12 +25,15 @@ VB_INLINE void bound_int8_tiles(const Tiles& t, Epilogue&& epilogue) {
             const auto step = V::load(lines + w.value * V::width);
             const auto start = starts ? V::load(lines + 3 * kPanel + w.value * V::width) : step;
             const auto tail = tails ? V::load(lines + 4 * kPanel + w.value * V::width) : step;
+            // Else the compiler would keep a register for each row's number from one panel to the next, and spill sums.
+            const float *row_units = t.units + row, *row_tails = t.tails + row;
+            asm("" : "+r"(row_units), "+r"(row_tails));
             unroll<Height>([&](auto r) __attribute__((always_inline)) {
               const auto sum = Int8::to_float(sums.acc[r.value][v]);
               auto& bound = upper.acc[r.value][v];
-              bound = starts ? V::multiply_add(sum, step, V::multiply(start, V::fill(t.units[row + r.value])))
+              bound = starts ? V::multiply_add(sum, step, V::multiply(start, V::fill(row_units[r.value])))
                              : V::multiply(sum, step);
-              if constexpr (tails) bound = V::multiply_add(tail, V::fill(t.tails[row + r.value]), bound);
+              if constexpr (tails) bound = V::multiply_add(tail, V::fill(row_tails[r.value]), bound);
             });
           });
         });
@@ -40,16 +42,9 @@ VB_INLINE void bound_int8_tiles(const Tiles& t, Epilogue&& epilogue) {
 }
 
 // The upper bounds of a tile. `V`: float32 vectors; `Int8`: sums of products of four, in vectors of the same width.
-template <class V, class Int8, int Height, int PanelCount, class Epilogue>
-VB_INLINE void bound_tiles(const int8::Tiles& t, Epilogue&& epilogue) {
-  bound_int8_tiles<V, Int8, Height, PanelCount>(t, epilogue);
-}
-template <class V, class Int8, int Height, int PanelCount, class Epilogue>
-VB_INLINE void bound_tiles(const int8::StartlessTiles& t, Epilogue&& epilogue) {
-  bound_int8_tiles<V, Int8, Height, PanelCount>(t, epilogue);
-}
-template <class V, class Int8, int Height, int PanelCount, class Epilogue>
-VB_INLINE void bound_tiles(const int8::HeadTiles& t, Epilogue&& epilogue) {
+template <class V, class Int8, int Height, int PanelCount, class Tiles, class Epilogue>
+  requires std::is_base_of_v<int8::Tiles, Tiles>
+VB_INLINE void bound_tiles(const Tiles& t, Epilogue&& epilogue) {
   bound_int8_tiles<V, Int8, Height, PanelCount>(t, epilogue);
 }
 

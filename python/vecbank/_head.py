@@ -1,0 +1,170 @@
+"""The head of a Bank: how many coordinates of turned rows a search looks at first, chosen by a cost model.
+
+A rotation that gathers the vectors' lengths in few coordinates lets the 8-bit screen look at these alone, with a bound
+for the rest (csrc/cpu/search/screens/head.h). What that leaves, the survivors, costs more than a product. So the model
+counts survivors in a sample, and adds up what everything costs, in products of two 8-bit codes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _C
+from ._ops import METRICS
+
+_SAMPLE, _QUERIES = 8192, 128
+_LEAST_WIDTH, _MOST_WIDTH = 64, 2048  # below, there is little to save; above, eigenvectors take seconds
+_LEAST_ROWS = 20  # per coordinate of the width: turning a query costs as much as d products in float32
+_LEAST_GAIN = 1.1  # what the model may be wrong by
+_LINES, _HEAD_LINES = 16.0, 30.0  # what a pair costs besides its products: of all coordinates, and of a head
+_WARM_UP = 5.0  # the threshold of an average pair is that of so many times k rows: it rises while rows are scanned
+_SAMPLED = 1 / 16  # of the rows are scanned twice, for a first threshold (kHeadSample in csrc/cpu/search/worker.cpp)
+_FEW = 4  # queries for which memory limits the speed, not products
+
+
+class _Costs(NamedTuple):
+    """In products of two 8-bit codes; measured, see bench/NOTES.md."""
+
+    survivor: float  # one row of the bank that the head leaves to the other coordinates
+    turn: float  # one float32 product of the rotation of a query
+    margin: float  # half of the screen's error, in proportion to both lengths: not a cost
+
+
+_COSTS = {
+    "avx512vnni": _Costs(14_000, 6, 0.019),
+    "avx512": _Costs(8_000, 3, 0.038),
+    "avx2vnni": _Costs(9_000, 3, 0.019),
+    "avx2": _Costs(5_500, 2, 0.038),
+    "scalar": _Costs(500, 1, 0.019),
+}
+_COSTS_OF_FEW = _Costs(1_500, 4, 0.019)  # of the bytes that are read
+
+
+class Head(NamedTuple):
+    """What was chosen for a pack: a head, or all coordinates."""
+
+    width: int  # of the head; d: all coordinates, as they are
+    rotation: Tensor | None  # (d, d) float32; None: all coordinates
+    predicted: float  # coordinates of a row that a query looks at, on average
+    gain: float  # how many times as long all coordinates are predicted to take
+
+
+def possible(rows: int, width: int) -> bool:
+    """Whether the model is worth asking."""
+    return _LEAST_WIDTH <= width <= _MOST_WIDTH and rows >= _LEAST_ROWS * width
+
+
+def worth_choosing_after(width: int) -> int:
+    """So many queries save about what turning the bank costs, with a head of three quarters."""
+    return int(4 * _COSTS[_C.isa()].turn * width)
+
+
+def choose(vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 10) -> Head:
+    """The head with the smallest cost for such queries (without any: for the vectors themselves), or none."""
+    rows, width = vectors.shape
+    bank, asked = _samples(vectors, code, queries)
+    if len(bank) < 256 or len(asked) == 0:
+        return all_of(width)
+    turned = _principal_axes(bank)
+    if not bool(turned.isfinite().all()):
+        return all_of(width)
+    axes = turned.float()
+    y, c = asked @ axes.T, bank @ axes.T
+    costs = _COSTS[_C.isa()]
+    if queries is not None and queries.shape[:-1].numel() <= _FEW:
+        costs = costs._replace(survivor=_COSTS_OF_FEW.survivor, turn=_COSTS_OF_FEW.turn)
+    left = _survivors(y, c, METRICS["l2"] == code, k, rows, costs.margin)
+    whole = width + _LINES
+    cost = {
+        head: (1 + _SAMPLED) * (head + _HEAD_LINES) + share * costs.survivor + costs.turn * width * width / rows
+        for head, share in left.items()
+    }
+    best = min(cost, key=lambda head: cost[head])
+    if whole < _LEAST_GAIN * cost[best]:
+        return all_of(width, whole / cost[best])
+    predicted = best + left[best] * (width - best)
+    return Head(best, _flattened(turned, best), predicted, whole / cost[best])
+
+
+def all_of(width: int, gain: float = 1.0) -> Head:
+    return Head(width, None, float(width), gain)
+
+
+def fixed(vectors: Tensor, code: int, width: int) -> Head:
+    """A head of this width, whatever it costs."""
+    d = vectors.shape[-1]
+    if width >= d:
+        return all_of(d)
+    bank, _ = _samples(vectors, code, None)
+    axes = _principal_axes(bank) if len(bank) else torch.eye(d, dtype=torch.float64)
+    if not bool(axes.isfinite().all()):
+        axes = torch.eye(d, dtype=torch.float64)
+    return Head(width, _flattened(axes, width), float(width), 1.0)
+
+
+def _samples(vectors: Tensor, code: int, queries: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows of the bank and queries in float32, as a screen sees them: of unit length, or less their centre."""
+    rows = len(vectors)
+    step = max(1, rows // _SAMPLE)
+    bank = _plain(vectors[: step * _SAMPLE : step])
+    if queries is None:
+        # between the rows of the sample, so that few queries are among them
+        of_queries = torch.arange(_QUERIES, device=vectors.device) * max(1, rows // _QUERIES) + step // 2
+        asked = _plain(vectors[of_queries[of_queries < rows]])
+    else:
+        flat = queries.reshape(-1, queries.shape[-1])
+        asked = _plain(flat[:: max(1, len(flat) // _QUERIES)][:_QUERIES])
+    if code == METRICS["cosine"]:
+        return torch.nn.functional.normalize(bank), torch.nn.functional.normalize(asked)
+    centre = bank.mean(0) if len(bank) else bank.new_zeros(bank.shape[-1])
+    shifted = bank - centre
+    if code == METRICS["l2"] or bool(shifted.norm(dim=1).median() < 0.5 * bank.norm(dim=1).median()):
+        return shifted, asked - centre if code == METRICS["l2"] else asked
+    return bank, asked
+
+
+def _plain(rows: Tensor) -> Tensor:
+    """Finite rows in float32, without those whose squares overflow."""
+    wide = rows.detach().to(torch.float32)
+    return wide[wide.norm(dim=1) < 1e18].contiguous()
+
+
+def _principal_axes(sample: Tensor) -> Tensor:
+    """(d, d) float64: the eigenvectors of the sample's second moments, the largest first."""
+    wide = sample.double()
+    wide = wide / wide.norm(dim=1).median().clamp_min(1e-300)
+    return torch.linalg.eigh(wide.T @ wide).eigenvectors.flip(1).T
+
+
+def _flattened(axes: Tensor, head: int) -> Tensor:
+    """The same head and the same tail, each mixed within itself, so that no coordinate is much larger than others."""
+    generator = torch.Generator().manual_seed(0)
+
+    def mixed(part: Tensor) -> Tensor:
+        drawn = torch.randn(len(part), len(part), generator=generator, dtype=torch.float64)
+        return torch.linalg.qr(drawn).Q @ part
+
+    return torch.cat([mixed(axes[:head]), mixed(axes[head:])]).float().contiguous()
+
+
+def _survivors(y: Tensor, c: Tensor, distances: bool, k: int, rows: int, margin: float) -> dict[int, float]:
+    """For each width of a head, which share of the bank it leaves to the other coordinates."""
+    width = y.shape[1]
+    step = max(16, width // 24 // 16 * 16)
+    length_y, length_c = y.norm(dim=1), c.norm(dim=1)
+    start = -0.5 * length_c.square() if distances else torch.zeros_like(length_c)
+    rank = min(len(c), max(1, round(_WARM_UP * k * len(c) / rows)))
+    threshold = (y @ c.T + start).topk(rank, dim=1).values[:, -1:]
+    rest_y, rest_c = length_y.square(), length_c.square()
+    known = start.expand(len(y), -1).clone()
+    left = {}
+    for head in range(step, width - step // 2, step):
+        part = slice(head - step, head)
+        known += y[:, part] @ c[:, part].T
+        rest_y, rest_c = rest_y - y[:, part].square().sum(1), rest_c - c[:, part].square().sum(1)
+        tails = rest_y.clamp_min(0).sqrt()[:, None] * rest_c.clamp_min(0).sqrt()
+        left[head] = float((known + tails + 2 * margin * length_y[:, None] * length_c >= threshold).float().mean())
+    return left
