@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def rows_of(texts: list[str], progress: bool = False) -> Tensor:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache, a list of 300 texts, and a model that needs no package."""
     embeddings._cached.cache_clear()
     monkeypatch.setattr(embeddings, "FOLDER", tmp_path / "embeddings")
@@ -57,7 +58,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(embeddings, "collect", lambda progress: ENTRIES)
     monkeypatch.setattr(embeddings, "encode", rows_of)
     monkeypatch.setattr(embeddings, "QUERIES", 20)
-    return embeddings.FOLDER
+    yield embeddings.FOLDER
+    embeddings._cached.cache_clear()  # other tests read what the machine has
 
 
 def test_docstrings_of_files(tmp_path: Path) -> None:

@@ -54,6 +54,10 @@ def _quick(case: Case) -> Case:
     return replace(case, n=max(1, case.n // 8), m=case.m // 8)
 
 
+def _small(case: Case) -> Case:
+    return replace(case, n=8, m=2 * case.d, data="gaussian")  # as many axes as Panorama's PCAMatrix looks for
+
+
 DOCSTRINGS = _docstrings()
 
 WORKLOAD = Workload(
@@ -67,6 +71,7 @@ WORKLOAD = Workload(
         _case(1024, 200_000, 768, "power-1.5", by_isa(0.10, 0.05)),
     ),
     quick=_quick,
+    small=_small,
     left_out=None if DOCSTRINGS else f"topk over docstrings: {embeddings.ABSENT}",
     candidates={
         OURS: topk.WORKLOAD.ours,
