@@ -67,7 +67,7 @@ $(STAMPS)/build: $(STAMPS)/venv requirements/build.txt
 $(STAMPS)/torch: $(STAMPS)/build $(STAMPS)/torch.key
 	read -r spec index <$(STAMPS)/torch.key; $(PIP) $${index:+--index-url "$$index"} "$$spec"
 	@touch $@
-$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/bench: $(STAMPS)/%: $(STAMPS)/torch requirements/%.txt
+$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/bench $(STAMPS)/embeddings: $(STAMPS)/%: $(STAMPS)/torch requirements/%.txt
 	$(PIP) -r requirements/$*.txt
 	@touch $@
 $(STAMPS)/cuda: $(STAMPS)/build requirements/cuda.txt
@@ -103,6 +103,10 @@ install-check: $(STAMPS)/torch.key ## every way to install, each in a fresh envi
 .PHONY: bench
 bench: $(STAMPS)/bench build ## speed and memory against the peers
 	$(PY) bench/run.py $(BENCH_ARGS)
+
+.PHONY: embeddings
+embeddings: $(STAMPS)/bench $(STAMPS)/embeddings ## docstrings as embeddings, for more rows of the bench and an example (minutes)
+	$(PY) -m bench.embeddings
 
 # ---- The torch-free layer ---------------------------------------------------------------------------------------
 cpp_configure = $(CMAKE) -S . -B $1 -G Ninja -DCMAKE_MAKE_PROGRAM=$(NINJA) -DVECBANK_TORCH=OFF -DVECBANK_CUDA=OFF \

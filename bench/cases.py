@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import vecbank
+from bench import embeddings
 
 OURS = "vecbank"
 PLAIN = "vecbank plain tensor"
@@ -72,6 +73,7 @@ class Data:
     x: Tensor
     bank: Tensor
     upstream: Tensor | None = None
+    sha256: str | None = None  # of the list of texts that the rows come from
 
 
 DATA = {  # what the name of a row says of it
@@ -81,7 +83,13 @@ DATA = {  # what the name of a row says of it
     "ties": ", integers full of ties",
     "unused": ", half of the codes unused",
     "nan": ", 1 % NaN rows",
+    "power-0.5": ", synthetic power-law spectrum 0.5",
+    "power-1.0": ", synthetic power-law spectrum 1.0",
+    "power-1.5": ", synthetic power-law spectrum 1.5",
+    "embeddings": "",
+    "embeddings-repeated": ", repeated with noise",
 }
+EMBEDDINGS = ("embeddings", "embeddings-repeated")  # of docstrings, see embeddings.py
 
 
 def draw(case: Case, gen: torch.Generator) -> Data:
@@ -105,6 +113,14 @@ def draw(case: Case, gen: torch.Generator) -> Data:
     elif case.data == "nan":
         x, bank = gaussian(case.n, case.d), gaussian(case.m, case.d)
         bank[::100, 0] = torch.nan
+    elif case.data.startswith("power-"):
+        # The variance falls along axes that are not the coordinates', as it does in what a model puts out.
+        scale = torch.arange(1.0, case.d + 1).pow(-float(case.data.removeprefix("power-")) / 2)
+        axes = scale[:, None] * torch.linalg.qr(gaussian(case.d, case.d)).Q
+        x, bank = gaussian(case.n, case.d) @ axes, gaussian(case.m, case.d) @ axes
+    elif case.data in EMBEDDINGS:
+        x, bank, sha256 = embeddings.held_out(case.n, case.m, gen if case.data == "embeddings-repeated" else None)
+        return Data(x, bank, sha256=sha256)
     else:
         raise ValueError(f"data must be one of {', '.join(DATA)}, got {case.data!r}")
     return Data(x, bank, gaussian(case.n, case.m) if case.grad else None)

@@ -43,6 +43,10 @@ class CpuBench(Runner):
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args, registry.packages())
         self.slow: set[tuple[str, str]] = set()  # (case, candidate) too slow to be worth a second look
+        wanted = [w for w in registry.WORKLOADS if w.left_out and self.wanted(w.left_out)]
+        self.report["left_out"] = [w.left_out for w in wanted if set(w.tables) & set(args.sections)]
+        for what in self.report["left_out"]:
+            self.bar.write(f"bench: not run: {what}")
 
     def items(self, section: str) -> list[Any]:
         if section == "tiny":
@@ -108,6 +112,7 @@ class CpuBench(Runner):
                 "section": workload.tables[0],
                 "name": case.name,
                 **case.describe(),
+                "data_sha256": data.sha256,
                 "baseline": {
                     "kind": base.kind,
                     "how": base.how,

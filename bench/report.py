@@ -68,6 +68,10 @@ def head(report: Row) -> str:
         lines += [f"- **Failed:** {failure}" for failure in report["failures"]]
         if report["left_out"]:
             lines.append(f"- **Not run, for want of time:** {'; '.join(report['left_out'])}")
+    else:
+        lines += [f"- **Not run:** {what}" for what in report.get("left_out", [])]
+    hashes = {row["data_sha256"] for row in report["rows"] if row.get("data_sha256")}
+    lines += [f"- Docstrings: those of the list with SHA-256 {text[:16]}" for text in sorted(hashes)]
     if parameters["quick"]:
         lines.append("- **Quick run: sizes are reduced and targets are not judged.**")
     busy = [row["others_busy"] for row in report["rows"] if row.get("others_busy") is not None]

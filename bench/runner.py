@@ -28,6 +28,7 @@ class Plain:
         pass
 
     set_postfix_str = update = refresh = close = silent
+    write = staticmethod(print)
 
 
 class Runner:

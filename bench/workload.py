@@ -93,6 +93,7 @@ class Workload:
     small: Callable[[Case], Case] = small  # a first call, so that libraries load and their threads start
     tiny: Tiny | None = None
     cuda: OnCuda | None = None
+    left_out: str | None = None  # cases that this machine lacks the data of, and how to get it
 
     def make_data(self, case: Case, seed: int = 0, device: str = "cpu") -> Data:
         """Seeded float32 inputs, drawn on `device`."""

@@ -13,9 +13,14 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure  # noqa: E402  (after the backend is chosen)
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """`--out DIR` (where pictures go), `--seed` and `--quick` (smaller and shorter: seconds, not minutes)."""
+def arguments(description: str, **lists: str) -> argparse.Namespace:
+    """`--out DIR` (where pictures go), `--seed` and `--quick` (smaller and shorter: seconds, not minutes).
+
+    `lists` are positional arguments of any number, by name, with their help.
+    """
     parser = argparse.ArgumentParser(description=description)
+    for name, text in lists.items():
+        parser.add_argument(name, nargs="*", help=text)
     parser.add_argument("--out", type=Path, default=Path("examples_out"), metavar="DIR", help="folder for the picture")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer steps: a check in seconds")

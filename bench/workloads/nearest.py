@@ -38,7 +38,7 @@ def _narrow_row(rank: int, d: int) -> CudaCase:
 
 def _ours(case: Case, data: Data, threads: int) -> Call:
     del threads
-    bank = vecbank.Bank(data.bank, metric=case.metric)
+    bank = vecbank.Bank(data.bank, metric=case.metric).prepare("search")
     return lambda: tuple(bank.nearest(data.x))
 
 

@@ -41,7 +41,7 @@ def _row(rank: int, dtype: str, target: Target, **more: Any) -> CudaCase:
 def _ours(case: Case, data: Data, threads: int) -> Call:
     """A Bank made beforehand; with gradients a learnable one, which is packed in every call."""
     del threads  # torch's own setting is obeyed
-    bank = vecbank.Bank(data.bank, metric=case.metric, learnable=case.grad)
+    bank = vecbank.Bank(data.bank, metric=case.metric, learnable=case.grad).prepare("project")
     if not case.grad:
         return lambda: (bank.project(data.x),)
     x, leaf = data.x.clone().requires_grad_(), bank.vectors

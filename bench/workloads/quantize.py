@@ -19,7 +19,7 @@ from bench.workloads.nearest import codes_by_product
 
 def _ours(case: Case, data: Data, threads: int) -> Call:
     del threads
-    bank, x = vecbank.Bank(data.bank, metric=case.metric), data.x
+    bank, x = vecbank.Bank(data.bank, metric=case.metric).prepare("search"), data.x
     return lambda: (None, *reversed(bank.quantize(x)))
 
 

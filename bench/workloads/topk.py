@@ -40,7 +40,7 @@ def _row(rank: int, n: int, m: int, dtype: str, k: int, target: Target, **more: 
 
 def _ours(case: Case, data: Data, threads: int) -> Call:
     del threads
-    bank = vecbank.Bank(data.bank, metric=case.metric)
+    bank = vecbank.Bank(data.bank, metric=case.metric).prepare("search")
     return lambda: tuple(bank.topk(data.x, case.k))
 
 
