@@ -10,6 +10,8 @@
 #include <chrono>
 #include <numeric>
 
+#include "counted.h"
+
 namespace vecbank::cpu {
 namespace {
 
@@ -20,14 +22,7 @@ constexpr int64_t kMostSampledK = 128, kSamplePanelsPerRank = 24;
 constexpr int64_t kHeadSample = 16;  // of a part with a head: survivors cost more, and fall with the threshold's rank
 int64_t sampled_lanes(int64_t k) { return round_up_to(k + k / 2 + 4, kPanel); }
 
-std::atomic<int64_t> counted_queries{0}, counted_refined{0}, counted_repeated{0}, counted_bytes{0};
-std::atomic<int64_t> counted_dimensions{0}, counted_pairs{0};
-std::atomic<int64_t> counted_screened[kScreenCount];
-static_assert(kScreenCount == sizeof(Counters{}.screened) / sizeof(int64_t));
-
 double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-void add_to(std::atomic<int64_t>& counter, int64_t more) { counter.fetch_add(more, std::memory_order_relaxed); }
 
 // Blocks of panels are visited in a scattered order: in a bank sorted by score, every row would otherwise exceed the
 // threshold so far.
@@ -51,50 +46,6 @@ class Visits {
 };
 
 }  // namespace
-
-Counters read_counters() {
-  Counters c{counted_queries, counted_refined, counted_repeated, {}, counted_bytes, counted_dimensions, counted_pairs};
-  for (int s = 0; s < kScreenCount; ++s) c.screened[s] = counted_screened[s];
-  return c;
-}
-void reset_counters() {
-  counted_queries = counted_refined = counted_repeated = counted_bytes = counted_dimensions = counted_pairs = 0;
-  for (auto& screened : counted_screened) screened = 0;
-}
-
-SearchTask::SearchTask(const SearchJob& j, const GridTask& t)
-    : job(&j), first(t.first), rows(t.rows), from(t.from), to(t.to), part(t.part) {
-  begin = from * kPanel;
-  end = std::min(j.header.rows, to * kPanel);
-  const int64_t one = j.header.first_negligible;
-  if (j.header.negligible > 1 && one >= begin && one < end) negligible = one;
-}
-
-const bool* SearchTask::allowed(int64_t row, int64_t* stride) const {
-  const Mask& mask = job->problem.mask;
-  *stride = mask.col_stride;
-  return mask.data == nullptr ? nullptr : mask.row(first + row) + job->offset * mask.col_stride;
-}
-
-bool ScreenQueries::reserve(const SearchProblem& p, const SearchPlan& plan) {
-  const int64_t most = plan.grid.rows_per_block;
-  return packed.reserve(p.queries, most, plan.group) && norms.reserve(most) && slacks.reserve(most);
-}
-
-void ScreenQueries::pack(const SearchTask& task) {
-  const SearchProblem& p = task.job->problem;
-  const PackHeader& h = task.job->header;
-  rows = task.rows;
-  packed.pack(p.queries, h, task.first, rows);
-  int known = packed.frame(0).exponent;
-  QuerySlack slack = query_slack(p.metric, h.width, known, h.exponent);
-  for (int64_t r = 0; r < rows; ++r) {
-    const QueryFrame& frame = packed.frame(r);
-    if (frame.exponent != known) slack = query_slack(p.metric, h.width, known = frame.exponent, h.exponent);
-    norms[r] = above(frame.packed);
-    slacks[r] = slack.at(frame.packed);
-  }
-}
 
 bool SearchWorker::reserve(const SearchProblem& p, const SearchPlan& plan) {
   const int64_t rows = plan.grid.rows_per_block;
@@ -148,10 +99,10 @@ void SearchWorker::run(const SearchJob& job, const GridTask& task) {
     if (refined_more_than_saved(seconds() - begun)) first_screen_ = std::max(first_screen_, screen_number_ + 1);
   }
   finalizer_.refine_all(fallback_rows_.get(), fallback_count);
-  if (task_.part == 0) add_to(counted_queries, task_.rows);
-  add_to(counted_refined, finalizer_.refined());
-  add_to(counted_repeated, fallback_count);
-  add_to(counted_bytes,
+  if (task_.part == 0) count(Counted::queries, task_.rows);
+  count(Counted::refined, finalizer_.refined());
+  count(Counted::repeated, fallback_count);
+  count(Counted::bytes,
          finalizer_.refined() * job.header.width * static_cast<int64_t>(size_of(job.problem.bank.dtype)));
 }
 
@@ -159,15 +110,15 @@ void SearchWorker::screen_with(int number) {
   screen_number_ = number;
   screen_ = screens_[number].get();
   screen_->begin(queries_, *task_.job);
-  add_to(counted_screened[number], task_.rows);
-  add_to(counted_bytes, (task_.to - task_.from) * screen_->panel_bytes());
+  count(Counted::screened, task_.rows, number);
+  count(Counted::bytes, (task_.to - task_.from) * screen_->panel_bytes());
   start_lists();
   const double begun = seconds();
   visit_all();
   screening_ = seconds() - begun;
   const int64_t pairs = task_.rows * (task_.end - task_.begin), tail = screen_->tail_width();
-  add_to(counted_dimensions, pairs * (task_.job->header.width - tail) + screen_->survivors() * tail);
-  add_to(counted_pairs, pairs);
+  count(Counted::dimensions, pairs * (task_.job->header.width - tail) + screen_->survivors() * tail);
+  count(Counted::pairs, pairs);
   for (int64_t r = 0; r < task_.rows && task_.job->shared != nullptr; ++r)
     if (!lists_.fell_back(r) && lists_.threshold(r) > CandidateLists::kNone) share_threshold(r, lists_.threshold(r));
 }
