@@ -330,6 +330,11 @@ class PreparedBank(nn.Module):
             return None
         return self._prepare(kind, vectors, bias)
 
+    def _chosen(self, verb: str, code: int) -> _head.Head | None:
+        """What was chosen for the pack in use; None: nothing yet."""
+        held = self._packs.get(self._kind(verb, self.vectors, code))
+        return None if held is None else held.head
+
     def _with_head(self, kind: _Kind, held: _Pack, vectors: Tensor, queries: Tensor, k: int) -> Tensor:
         """The pack, made anew with a head once so many queries were asked that choosing one pays."""
         self._asked += queries.shape[:-1].numel()

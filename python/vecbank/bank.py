@@ -154,8 +154,20 @@ class Bank(PreparedBank):
         screened = {name: counted[name] for name in ("head", "int8", "int16", "float32") if counted[name]}
         code = self._code_for("topk", "dot") if metric is None else METRICS[metric]
         why = self._why(list(screened), k, code, counted["queries"])
+        chosen = self._chosen("topk", code)
+        turned = chosen is not None and chosen.rotation is not None
         return Explanation(
-            screened, why, counted["queries"], counted["refined"], counted["repeated"], counted["bytes"], seconds
+            screened,
+            why,
+            counted["queries"],
+            counted["refined"],
+            counted["repeated"],
+            counted["bytes"],
+            seconds,
+            chosen.width if chosen is not None and turned else None,
+            counted["dimensions"] / max(1, counted["pairs"]),
+            None if chosen is None else chosen.predicted,
+            None if chosen is None else chosen.gain,
         )
 
     def _why(self, screens: list[str], k: int, code: int, queries: int) -> str:
@@ -169,7 +181,11 @@ class Bank(PreparedBank):
             if 8 * k >= rows:
                 return f"every row is scored exactly: k = {k} is an eighth of the {rows} rows or more"
             return f"every row is scored exactly: no screen serves the width {width}"
-        if self._packed("topk", self.vectors, code) is None:
+        chosen = self._chosen("topk", code)
+        if screens[0] == "head" and chosen is not None:
+            told = "because the Bank says so" if self.head is not None else f"predicted to be {chosen.gain:.2f} x as fast"
+            first = f"a head of {chosen.width} coordinates, {told}, chosen for {bank}"
+        elif self._packed("topk", self.vectors, code) is None:
             first = f"{screens[0]}, chosen for {bank}; the vectors are packed at every call, whatever `screen` says"
         elif self.screen == screens[0]:
             first = f'{screens[0]}, because the Bank says screen="{self.screen}"'

@@ -34,8 +34,8 @@ class Quantized(NamedTuple):
 class Explanation(NamedTuple):
     """How one search on the CPU went. Threads cut a bank into parts, and each part searches for itself.
 
-    screened: (query, part) pairs that each screen ("int8", "int16", "float32") scanned; empty where every row was
-        scored exactly.
+    screened: (query, part) pairs that each screen ("head", "int8", "int16", "float32") scanned; empty where every row
+        was scored exactly.
     why: why the first of these screens was chosen, and why others followed it.
     queries: the number of queries.
     refined: (query, row) pairs that were scored in float64; a pair that two screens leave counts twice.
@@ -43,6 +43,12 @@ class Explanation(NamedTuple):
         are many, a finer screen (`Bank(screen=)`) may be faster.
     bytes_read: of the bank and its packed copies, however often: each block of queries reads them.
     seconds: of the search.
+    head: the width of the head that searches of this Bank look at first; None: there is none, they look at all
+        coordinates.
+    dimensions: how many coordinates of a row a query looked at, on average: those of the head, and the others of rows
+        that the head left. A screen that follows another one looks at them again.
+    predicted: `dimensions`, as the cost model predicted them when the head was chosen; None: nothing was chosen (yet).
+    gain: how many times as long the model predicts a search of all coordinates to take; None as above.
     """
 
     screened: dict[str, int]
@@ -52,6 +58,10 @@ class Explanation(NamedTuple):
     repeated: int
     bytes_read: int
     seconds: float
+    head: int | None
+    dimensions: float
+    predicted: float | None
+    gain: float | None
 
 
 class QuantizeTrain(NamedTuple):

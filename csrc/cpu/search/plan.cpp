@@ -5,7 +5,7 @@ namespace vecbank::cpu {
 
 constexpr int64_t kListBytes = 4 << 20;  // candidate lists of a block
 constexpr int64_t kMostBlockRows = 1024;
-constexpr int64_t kLeastHeadRows = 512;  // of a block: fewer read the bank too often
+constexpr int64_t kLeastHeadRows = 512;              // of a block: fewer read the bank too often
 constexpr int64_t kMostPartRows = int64_t{1} << 30;  // a candidate's column is an int32
 
 SearchPlan plan_search(const SearchProblem& p, const PackHeader& h, int workers) {
@@ -30,7 +30,7 @@ SearchPlan plan_search(const SearchProblem& p, const PackHeader& h, int workers)
   if (workers > 1 && plan.grid.blocks < (heads ? 1 : 3) * workers) {
     const int64_t least = std::max<int64_t>(64, ceil_div(4 * p.k, kPanel));  // the fewest panels that are worth a task
     const int64_t affordable = kPartialBytes / (n * p.k * static_cast<int64_t>(sizeof(Scored)));
-    parts = std::min({ceil_div(4 * workers, plan.grid.blocks), panels / least, affordable});
+    parts = std::min({ceil_div((heads ? 1 : 4) * workers, plan.grid.blocks), panels / least, affordable});
   }
   plan.grid.set_parts(panels, std::max(parts, ceil_div(panels, kMostPartRows / kPanel)));
   return plan;

@@ -19,6 +19,7 @@ namespace {
 // the columns; beyond this k the lanes of a block would take more memory than its candidates. A sample of some 400
 // columns for each rank costs about as much as the survivors that it saves.
 constexpr int64_t kMostSampledK = 128, kSamplePanelsPerRank = 24;
+constexpr double kAfterHead = 2.5;   // a screen after a head's takes so many times as long for a coordinate
 constexpr int64_t kHeadSample = 16;  // of a part with a head: survivors cost more, and fall with the threshold's rank
 int64_t sampled_lanes(int64_t k) { return round_up_to(k + k / 2 + 4, kPanel); }
 
@@ -76,8 +77,8 @@ void SearchWorker::run(const SearchJob& job, const GridTask& task) {
   } else {
     queries_.pack(task_);
     screen_with(next_screen(std::max(job.plan.first_screen, first_screen_), job.header, job.plan.group));
-    // Bank rows that are nearly equal, and far from their centre, are too alike for a coarse screen. Where a sixteenth of
-    // the query rows need the next one, later blocks begin with that.
+    // Bank rows that are nearly equal, and far from their centre, are too alike for a coarse screen. Where a sixteenth
+    // of the query rows need the next one, later blocks begin with that.
     for (int64_t undecided; screen_number_ + 1 < kScreenCount && (undecided = undecided_rows()) > few_undecided();) {
       if (undecided > task_.rows / 16) first_screen_ = screen_number_ + 1;
       screen_with(next_screen(screen_number_ + 1, job.header, job.plan.group));
@@ -103,7 +104,7 @@ void SearchWorker::run(const SearchJob& job, const GridTask& task) {
   count(Counted::refined, finalizer_.refined());
   count(Counted::repeated, fallback_count);
   count(Counted::bytes,
-         finalizer_.refined() * job.header.width * static_cast<int64_t>(size_of(job.problem.bank.dtype)));
+        finalizer_.refined() * job.header.width * static_cast<int64_t>(size_of(job.problem.bank.dtype)));
 }
 
 void SearchWorker::screen_with(int number) {
@@ -130,7 +131,7 @@ int64_t SearchWorker::columns_per_candidate() const {
 }
 
 // Whether the block's candidates took longer than the next screen would have, so that later blocks begin with that. A
-// finer screen takes about as long again, and leaves 2 k candidates. How many columns a candidate is worth differs
+// finer screen takes about as long again (longer after a head), and leaves 2 k candidates. How many columns a candidate is worth differs
 // fourfold between processors, so both are timed; the answer does not depend on it. `deciding`: the seconds of the
 // candidates that were not refined early. Few candidates are below what a timer tells.
 bool SearchWorker::refined_more_than_saved(double deciding) const {
@@ -140,7 +141,10 @@ bool SearchWorker::refined_more_than_saved(double deciding) const {
   const int64_t more = finalizer_.refined() - 2 * job.problem.k * task_.rows;
   if (timed < 256 || 4 * more < task_.rows * ((task_.end - task_.begin) / columns_per_candidate())) return false;
   const double each = deciding / static_cast<double>(timed);
-  return each * static_cast<double>(more) > screening_ - each * static_cast<double>(refined_early_);
+  const double next = screening_ - each * static_cast<double>(refined_early_);
+  const PackHeader& h = job.header;
+  return each * static_cast<double>(more) >
+         (h.head > 0 ? next * kAfterHead * static_cast<double>(h.width) / h.head : next);
 }
 
 // Refining all bank rows costs some 60 times as much as screening them, so more undecided rows than these are enough to
