@@ -62,31 +62,46 @@ def worth_choosing_after(width: int) -> int:
     return int(4 * _COSTS[_C.isa()].turn * width)
 
 
-def choose(vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 10) -> Head:
-    """The head with the smallest cost for such queries (without any: for the vectors themselves), or none."""
+class Prediction(NamedTuple):
+    """What searches cost with each head, in products of two 8-bit codes for a pair."""
+
+    whole: float  # all coordinates
+    costs: dict[int, float]  # by the head's width
+    left: dict[int, float]  # the share of the bank that it leaves to the other coordinates
+    axes: Tensor  # (d, d) float64
+
+
+def predict(vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 10) -> Prediction | None:
+    """The costs for such queries; without any, for the vectors themselves. None: there are too few rows to tell."""
     rows, width = vectors.shape
     bank, asked = _samples(vectors, code, queries)
     if len(bank) < 256 or len(asked) == 0:
-        return all_of(width)
-    turned = _principal_axes(bank)
-    if not bool(turned.isfinite().all()):
-        return all_of(width)
-    axes = turned.float()
-    y, c = asked @ axes.T, bank @ axes.T
+        return None
+    axes = _principal_axes(bank)
+    if not bool(axes.isfinite().all()):
+        return None
     costs = _COSTS[_C.isa()]
     if queries is not None and queries.shape[:-1].numel() <= _FEW:
         costs = costs._replace(survivor=_COSTS_OF_FEW.survivor, turn=_COSTS_OF_FEW.turn)
-    left = _survivors(y, c, METRICS["l2"] == code, k, rows, costs.margin)
-    whole = width + _LINES
+    left = _survivors(asked @ axes.T.float(), bank @ axes.T.float(), METRICS["l2"] == code, k, rows, costs.margin)
     cost = {
         head: (1 + _SAMPLED) * (head + _HEAD_LINES) + share * costs.survivor + costs.turn * width * width / rows
         for head, share in left.items()
     }
-    best = min(cost, key=lambda head: cost[head])
-    if whole < _LEAST_GAIN * cost[best]:
-        return all_of(width, whole / cost[best])
-    predicted = best + left[best] * (width - best)
-    return Head(best, _flattened(turned, best), predicted, whole / cost[best])
+    return Prediction(width + _LINES, cost, left, axes)
+
+
+def choose(vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 10) -> Head:
+    """The head with the smallest predicted cost, or all coordinates."""
+    width = vectors.shape[-1]
+    told = predict(vectors, code, queries, k)
+    if told is None:
+        return all_of(width)
+    best = min(told.costs, key=lambda head: told.costs[head])
+    gain = told.whole / told.costs[best]
+    if gain < _LEAST_GAIN:
+        return all_of(width, gain)
+    return Head(best, _flattened(told.axes, best), best + told.left[best] * (width - best), gain)
 
 
 def all_of(width: int, gain: float = 1.0) -> Head:
