@@ -2,7 +2,7 @@
 
 A rotation that gathers the vectors' lengths in few coordinates lets the 8-bit screen look at these alone, with a bound
 for the rest (csrc/cpu/search/screens/head.h). What that leaves, the survivors, costs more than a product. So the model
-counts survivors in a sample, and adds up what everything costs, in products of two 8-bit codes.
+counts survivors in a sample, and adds up what everything costs.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ _LEAST_WIDTH, _MOST_WIDTH = 64, 2048  # below, there is little to save; above, e
 _LEAST_ROWS = 20  # per coordinate of the width: turning a query costs as much as d products in float32
 _LEAST_GAIN = 1.1  # what the model may be wrong by
 _LINES, _HEAD_LINES = 16.0, 30.0  # what a pair costs besides its products: of all coordinates, and of a head
-_WARM_UP = 5.0  # the threshold of an average pair is that of so many times k rows: it rises while rows are scanned
+_WARM_UP = 6.0  # the threshold of an average pair is that of so many times k rows: it rises while rows are scanned
 _SAMPLED = 1 / 16  # of the rows are scanned twice, for a first threshold (kHeadSample in csrc/cpu/search/worker.cpp)
 _FEW = 4  # queries for which memory limits the speed, not products
 
 
 class _Costs(NamedTuple):
-    """In products of two 8-bit codes; measured, see bench/NOTES.md."""
+    """Of an instruction set, in picoseconds of one thread; measured, see bench/NOTES.md."""
 
-    survivor: float  # one row of the bank that the head leaves to the other coordinates
-    turn: float  # one float32 product of the rotation of a query
-    margin: float  # half of the screen's error, in proportion to both lengths: not a cost
+    product: float  # of two 8-bit codes
+    turn: float  # a float32 product of a query's rotation
+    margin: float  # not a cost: how far the upper bound of a head lies above its score, in proportion to both lengths
 
 
 _COSTS = {
-    "avx512vnni": _Costs(14_000, 6, 0.019),
-    "avx512": _Costs(8_000, 3, 0.038),
-    "avx2vnni": _Costs(9_000, 3, 0.019),
-    "avx2": _Costs(5_500, 2, 0.038),
-    "scalar": _Costs(500, 1, 0.019),
+    "avx512vnni": _Costs(2.2, 13, 0.019),
+    "avx512": _Costs(3.5, 13, 0.038),
+    "avx2vnni": _Costs(4.2, 20, 0.019),
+    "avx2": _Costs(7.2, 20, 0.038),
+    "scalar": _Costs(100.0, 100, 0.019),
 }
-_COSTS_OF_FEW = _Costs(1_500, 4, 0.019)  # of the bytes that are read
+_SURVIVOR, _QUERY = 23_000.0, 6e6  # picoseconds: a row that the head leaves, and what a query costs besides
+_READ = _Costs(25.0, 100, 0.019)  # few queries: of a byte, and of a float32 number, as memory gives them
 
 
 class Head(NamedTuple):
@@ -59,13 +60,14 @@ def possible(rows: int, width: int) -> bool:
 
 def worth_choosing_after(width: int) -> int:
     """So many queries save about what turning the bank costs, with a head of three quarters."""
-    return int(4 * _COSTS[_C.isa()].turn * width)
+    costs = _COSTS[_C.isa()]
+    return int(4 * width * costs.turn / costs.product)
 
 
 class Prediction(NamedTuple):
-    """What searches cost with each head, in products of two 8-bit codes for a pair."""
+    """What searches cost with each head, in picoseconds for a pair."""
 
-    whole: float  # all coordinates
+    whole: float  # of all coordinates
     costs: dict[int, float]  # by the head's width
     left: dict[int, float]  # the share of the bank that it leaves to the other coordinates
     axes: Tensor  # (d, d) float64
@@ -80,15 +82,18 @@ def predict(vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 
     axes = _principal_axes(bank)
     if not bool(axes.isfinite().all()):
         return None
-    costs = _COSTS[_C.isa()]
-    if queries is not None and queries.shape[:-1].numel() <= _FEW:
-        costs = costs._replace(survivor=_COSTS_OF_FEW.survivor, turn=_COSTS_OF_FEW.turn)
+    few = queries is not None and queries.shape[:-1].numel() <= _FEW
+    costs = _READ._replace(margin=_COSTS[_C.isa()].margin) if few else _COSTS[_C.isa()]
     left = _survivors(asked @ axes.T.float(), bank @ axes.T.float(), METRICS["l2"] == code, k, rows, costs.margin)
+    query = (0.0 if few else _QUERY) / rows
     cost = {
-        head: (1 + _SAMPLED) * (head + _HEAD_LINES) + share * costs.survivor + costs.turn * width * width / rows
+        head: (1 + _SAMPLED) * (head + _HEAD_LINES) * costs.product
+        + share * _SURVIVOR
+        + costs.turn * width * width / rows
+        + query
         for head, share in left.items()
     }
-    return Prediction(width + _LINES, cost, left, axes)
+    return Prediction((width + _LINES) * costs.product + query, cost, left, axes)
 
 
 def choose(vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 10) -> Head:
@@ -181,5 +186,5 @@ def _survivors(y: Tensor, c: Tensor, distances: bool, k: int, rows: int, margin:
         known += y[:, part] @ c[:, part].T
         rest_y, rest_c = rest_y - y[:, part].square().sum(1), rest_c - c[:, part].square().sum(1)
         tails = rest_y.clamp_min(0).sqrt()[:, None] * rest_c.clamp_min(0).sqrt()
-        left[head] = float((known + tails + 2 * margin * length_y[:, None] * length_c >= threshold).float().mean())
+        left[head] = float((known + tails + margin * length_y[:, None] * length_c >= threshold).float().mean())
     return left

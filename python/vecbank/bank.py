@@ -183,7 +183,9 @@ class Bank(PreparedBank):
             return f"every row is scored exactly: no screen serves the width {width}"
         chosen = self._chosen("topk", code)
         if screens[0] == "head" and chosen is not None:
-            told = "because the Bank says so" if self.head is not None else f"predicted to be {chosen.gain:.2f} x as fast"
+            told = (
+                "because the Bank says so" if self.head is not None else f"predicted to be {chosen.gain:.2f} x as fast"
+            )
             first = f"a head of {chosen.width} coordinates, {told}, chosen for {bank}"
         elif self._packed("topk", self.vectors, code) is None:
             first = f"{screens[0]}, chosen for {bank}; the vectors are packed at every call, whatever `screen` says"

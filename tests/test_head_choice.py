@@ -1,0 +1,174 @@
+"""Which head a Bank chooses, when, and what it tells; the answers are those of a Bank without one."""
+
+import pickle
+
+import pytest
+import torch
+
+import vecbank
+from vecbank import _head
+from vecbank._ops import METRICS
+
+D, M = 256, 20_000
+
+
+def falling(rows: int, exponent: float, seed: int, d: int = D) -> torch.Tensor:
+    """Rows whose variances fall as (i + 1)^-exponent along axes of no special direction."""
+    axes = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(7))).Q
+    drawn = torch.randn(rows, d, generator=torch.Generator().manual_seed(seed))
+    return (drawn * torch.arange(1, d + 1).float().pow(-exponent / 2)) @ axes
+
+
+BANK, QUERIES = falling(M, 2.0, 1), falling(40, 2.0, 2)
+
+
+def same(found: vecbank.results.TopK, metric: str, bank: torch.Tensor = BANK, x: torch.Tensor = QUERIES) -> None:
+    expected = vecbank.topk(x, bank, found.indices.shape[-1], metric)
+    assert torch.equal(found.indices, expected.indices) and torch.equal(found.values, expected.values)
+
+
+@pytest.mark.parametrize("metric", ["dot", "cosine", "l2", "sqeuclidean"])
+def test_a_falling_spectrum_gets_a_head(metric: str) -> None:
+    bank = vecbank.Bank(BANK, metric, screen="int8").prepare()
+    told = bank.explain(QUERIES)
+    assert told.head is not None and told.head < D / 2
+    assert list(told.screened)[0] == "head" and told.gain is not None and told.gain >= 1.1
+    assert told.predicted is not None and told.head <= told.predicted < D and told.head <= told.dimensions < D
+    assert f"a head of {told.head} coordinates" in told.why
+    same(bank.topk(QUERIES, 10), metric)
+
+
+def test_rows_without_direction_get_none() -> None:
+    bank = vecbank.Bank(torch.randn(M, D, generator=torch.Generator().manual_seed(3)), "dot", screen="int8")
+    before = bank.prepare()._packs[bank._kind("topk", bank.vectors, METRICS["dot"])].pack
+    told = bank.explain(QUERIES)
+    assert told.head is None and told.predicted == D and told.dimensions == D and list(told.screened) == ["int8"]
+    bank.prepare()
+    assert bank._packs[bank._kind("topk", bank.vectors, METRICS["dot"])].pack is before  # nothing was packed again
+
+
+def test_it_is_chosen_once_it_pays() -> None:
+    bank = vecbank.Bank(BANK, "dot", screen="int8")
+    needed = _head.worth_choosing_after(D)
+    x = QUERIES[:1].expand(needed // 3 + 1, D)
+    heads = []
+    for _ in range(5):
+        same(bank.topk(x, 10), "dot", x=x)
+        heads.append(bank.explain(x[:1]).head)
+    assert heads[0] is None and heads[-1] is not None
+
+
+def test_other_vectors_are_asked_anew() -> None:
+    bank = vecbank.Bank(BANK.clone(), "dot", screen="int8").prepare()
+    assert bank.explain(QUERIES).head is not None
+    bank.vectors.copy_(torch.randn(M, D, generator=torch.Generator().manual_seed(4)))
+    assert bank.explain(QUERIES).head is None
+    same(bank.topk(QUERIES, 5), "dot", bank.vectors)
+
+
+def test_update_keeps_the_head() -> None:
+    bank = vecbank.Bank(BANK.clone(), "l2", screen="int8").prepare()
+    head = bank.explain(QUERIES).head
+    rows = torch.tensor([0, 17, M - 1])
+    bank.update_(rows, falling(3, 0.0, 5))
+    assert bank.explain(QUERIES).head == head
+    same(bank.topk(QUERIES, 10), "l2", bank.vectors)
+    bank.update_(torch.arange(M), falling(M, 2.0, 6))  # all of them: packed anew, turned as before
+    same(bank.topk(QUERIES, 10), "l2", bank.vectors)
+
+
+def test_repack_and_dtype_choose_again() -> None:
+    bank = vecbank.Bank(BANK.clone(), "dot", screen="int8").prepare()
+    bank.vectors.data[3] = 10 * QUERIES[0]
+    bank.repack()
+    assert bank.topk(QUERIES[0], 1).indices.item() == 3
+    assert bank.explain(QUERIES).head is not None
+    half = bank.bfloat16()
+    assert half.explain(QUERIES.bfloat16()).head is not None
+    same(half.topk(QUERIES.bfloat16(), 10), "dot", half.vectors, QUERIES.bfloat16())
+
+
+def test_a_head_of_ones_own() -> None:
+    for head in (1, 40, D - 1, D):
+        bank = vecbank.Bank(BANK, "cosine", head=head)
+        same(bank.topk(QUERIES, 10), "cosine")
+        told = bank.explain(QUERIES)
+        if "head" in told.screened or "int8" in told.screened:  # else this instruction set begins with another screen
+            assert told.head == (None if head == D else head)
+        assert bank.head == head and pickle.loads(pickle.dumps(bank)).head == head
+    with pytest.raises(AttributeError):
+        bank.head = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("head", "screen", "error", "words"),
+    [
+        (0, "auto", ValueError, "head must lie between 1 and the width of the vectors, 256, got 0"),
+        (D + 1, "auto", ValueError, "got 257"),
+        (-1, "auto", ValueError, "got -1"),
+        (2.0, "auto", TypeError, "head"),
+        (8, "float32", ValueError, 'screen must be "auto" or "int8"'),
+    ],
+)
+def test_errors(head: object, screen: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        vecbank.Bank(BANK, "dot", screen=screen, head=head)  # type: ignore[arg-type]
+
+
+def test_small_and_odd_banks() -> None:
+    for rows, d in ((1, 1), (3, 1), (5, 2), (17, 64), (300, 64)):
+        bank = torch.randn(rows, d, generator=torch.Generator().manual_seed(rows))
+        x = bank[:2] + 0.1
+        for made in (vecbank.Bank(bank, "l2").prepare(), vecbank.Bank(bank, "l2", head=max(1, d // 2))):
+            same(made.topk(x, min(3, rows)), "l2", bank, x)
+
+
+def test_rows_that_are_not_finite() -> None:
+    bad = BANK.clone()
+    bad[::7, 3] = torch.nan
+    bad[5] = torch.inf
+    bad[11] = 3e38
+    for made in (vecbank.Bank(bad, "dot", screen="int8").prepare(), vecbank.Bank(bad, "dot", screen="int8", head=20)):
+        same(made.topk(QUERIES, 10), "dot", bad)
+    nothing = torch.full((3000, 64), torch.nan)  # no axes to find: all coordinates, or those as they are
+    for made in (vecbank.Bank(nothing, "dot", screen="int8").prepare(), vecbank.Bank(nothing, "dot", head=20)):
+        assert made.topk(torch.ones(2, 64), 3).indices.tolist() == [[-1] * 3] * 2
+
+
+@pytest.mark.parametrize("n", [1, 40, 200])
+def test_queries_unlike_the_bank(n: int) -> None:
+    """They lie where the bank has least of its length, so a head leaves nearly all rows."""
+    bank = vecbank.Bank(BANK, "dot", screen="int8").prepare()
+    axes = torch.linalg.eigh(BANK.T @ BANK).eigenvectors[:, :24]
+    x = torch.randn(n, 24, generator=torch.Generator().manual_seed(8)) @ axes.T
+    same(bank.topk(x, 10), "dot", x=x)
+
+
+def test_prepare_asks_with_the_queries() -> None:
+    """Queries that only see the last axes need all coordinates."""
+    axes = torch.linalg.eigh(BANK.T @ BANK).eigenvectors[:, :24]
+    x = torch.randn(100, 24, generator=torch.Generator().manual_seed(8)) @ axes.T
+    bank = vecbank.Bank(BANK, "dot", screen="int8").prepare()
+    assert bank.explain(QUERIES).head is not None
+    assert bank.prepare(queries=x).explain(x).head is None  # packed again
+    same(bank.topk(x, 10), "dot", x=x)
+    assert bank.prepare(queries=QUERIES, k=1).explain(QUERIES).head is not None
+
+
+def test_many_banks_have_none() -> None:
+    banks = torch.stack([BANK[:6000], BANK[6000:12000]])
+    bank = vecbank.Bank(banks, "dot", screen="int8", head=10).prepare()
+    x = torch.stack([QUERIES, QUERIES])
+    found, expected = bank.topk(x, 3), vecbank.topk(x, banks, 3, "dot")
+    assert torch.equal(found.indices, expected.indices)
+
+
+def test_the_model_prefers_less_where_there_is_less() -> None:
+    """The steeper the spectrum, the smaller the head, and the fewer survivors a wider head leaves."""
+    told = [_head.predict(falling(M, exponent, 9), METRICS["dot"]) for exponent in (0.5, 1.5, 3.0)]
+    best = [min(one.costs, key=lambda head, one=one: one.costs[head]) for one in told if one is not None]
+    assert best == sorted(best, reverse=True) and best[0] > best[-1]
+    for one in told:
+        assert one is not None
+        shares = [one.left[head] for head in sorted(one.left)]
+        assert shares == sorted(shares, reverse=True) and 0 <= shares[-1] < shares[0] <= 1
