@@ -40,7 +40,8 @@ _COSTS = {
     "avx2": _Costs(7.2, 20, 0.038),
     "scalar": _Costs(100.0, 100, 0.019),
 }
-_SURVIVOR, _QUERY = 23_000.0, 6e6  # picoseconds: a row that the head leaves, and what a query costs besides
+_SURVIVOR, _TAIL_BYTE = 12_000.0, 50.0  # picoseconds: a row that the head leaves, and a byte of its other codes
+_QUERY = 6e6  # what a query costs besides
 _READ = _Costs(25.0, 100, 0.019)  # few queries: of a byte, and of a float32 number, as memory gives them
 
 
@@ -88,7 +89,7 @@ def predict(vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 
     query = (0.0 if few else _QUERY) / rows
     cost = {
         head: (1 + _SAMPLED) * (head + _HEAD_LINES) * costs.product
-        + share * _SURVIVOR
+        + share * (_SURVIVOR + _TAIL_BYTE * (width - head))
         + costs.turn * width * width / rows
         + query
         for head, share in left.items()

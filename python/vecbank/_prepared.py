@@ -228,9 +228,11 @@ class PreparedBank(nn.Module):
         vectors = self.vectors
         kind = self._kind(what, vectors, METRICS[name])
         held = self._packs.get(kind)
-        stale = held is None or not held.is_of(vectors, self.bias)
-        chosen = self._choose(kind, vectors, queries, k) if stale or held.head is None or queries is not None else None
-        if stale or (chosen is not None and chosen.width != _width_in_use(held, vectors)):
+        if held is not None and not held.is_of(vectors, self.bias):
+            held = None
+        undecided = held is None or held.head is None or queries is not None
+        chosen = self._choose(kind, vectors, queries, k) if undecided else None
+        if held is None or (chosen is not None and chosen.width != _width_in_use(held, vectors)):
             title = f"preparing {' x '.join(map(str, vectors.shape))}"
             panels = vectors.shape[:-2].numel() * -(-vectors.shape[-2] // 16)  # rows are packed by sixteen
             with watched(title, 16 * panels, progress, _C.packed_rows):
