@@ -236,7 +236,7 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
     double off = 0.0;
     const Status measured = rotates(head.rotation, bank.width, parallel, &off);
     if (measured != Status::ok) return measured;
-    if (!(off <= head::kMostRotates)) return Status::bad_rotation;
+    if (!(off <= static_cast<double>(kMostRotates))) return Status::bad_rotation;
     h.rotates = round_up(off);
     pack_rotation(head.rotation, bank.width, pack_rotation(&h));
   }

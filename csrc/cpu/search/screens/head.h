@@ -23,7 +23,6 @@
 namespace vecbank::cpu::head {
 
 constexpr int64_t kLeastWidth = 16;          // of a head that is chosen; any width of at least 1 works
-constexpr double kMostRotates = 0x1p-5;      // a matrix that is less orthogonal is refused
 constexpr double kMixed = 0x1p-12;           // any number is correct; |x| other is small beside the tails
 constexpr double kTailRoom = 1.0 + 0x1p-20;  // three roundings of 2^-24
 constexpr double kLeastPart = 0x1p-8;        // a query's head counts as at least this part of its length
