@@ -15,7 +15,8 @@
 // and the last two are at most |xi| |e_b| + |e_x| |c_t / step|, measured for each row and each query. Their bounds
 // enclose the score of the pair by the head's margin, this one, and |x| other, each twice.
 //
-// Products that underflow while rows are turned are off by sqrt(d) times what QuerySlack allows for one row.
+// Products that underflow while rows are turned are off by sqrt(d) times what QuerySlack allows for one row
+// (ScreenQueries::pack()).
 #pragma once
 
 #include "int8.h"
