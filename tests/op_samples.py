@@ -67,8 +67,15 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
         for a, b in pairs:
             table["quantize_train"].append((a, b, None, code))
         table["quantize_train"] += [(x, bank, packed, code, mask[:, 1]), (xg, bank, None, code, mask[:, 0])]
-    bias = gauss(9)
+    bias, turn = gauss(9), torch.linalg.qr(gauss(6, 6)).Q.contiguous()
     table["pack"].append((bank, CODE["dot"], bias))
+    for code in (CODE["cosine"], CODE["l2"]):
+        table["pack"] += [(bank, code, None, False, 4, turn, 2), (batched[1], code, None, False, 4, turn, 5)]
+        headed = op("pack")(bank, code, None, False, 4, turn, 2)
+        table["repack_"].append((headed.clone(), bank, code, torch.tensor([2, 8])))
+        table["topk"] += [(x, bank, headed, 1, code), (x, bank, headed, 1, code, mask)]
+        table["quantize"].append((x, bank, headed, code))
+    table["pack"].append((bank, CODE["dot"], bias, False, 4, turn, 3))
     table["topk"].append((x, bank, op("pack")(bank, CODE["dot"], bias), 4, CODE["dot"], mask, True, bias))
     table["topk"].append((xg, bg, None, 4, CODE["dot"], None, True, gauss(9).requires_grad_()))
     book, packs = gauss(5, 6, seed=2), [op("pack")(bank, CODE["l2"]), op("pack")(bank, CODE["l2"])]

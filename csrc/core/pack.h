@@ -22,7 +22,8 @@
 namespace vecbank {
 
 constexpr int kPanel = 16;
-constexpr int64_t kCentreAt = 256;  // after the header and the stamp
+constexpr int64_t kCentreAt = 256;       // after the header and the stamp
+constexpr float kMostRotates = 0x1p-5f;  // PackHeader::rotates: a matrix that is less orthogonal is refused
 
 // What panels hold: numbers, which serve every op, or 8-bit codes, which serve searches.
 enum class PanelKind : int32_t { float32, float64, int8 };
@@ -175,7 +176,8 @@ VB_INLINE bool is_pack_of(const PackHeader& h, const PackHeader& expected) {
                       h.panels_at == expected.panels_at && h.tails_at == expected.tails_at && h.bytes == expected.bytes;
   const bool coded = h.panels != PanelKind::int8 || h.bank_code >= 1;
   const bool sound = coded && h.exponent >= -960 && h.exponent <= 960 && h.first_negligible >= -1 &&
-                     h.first_negligible < h.rows && (h.negligible > 0) == (h.first_negligible >= 0);
+                     h.first_negligible < h.rows && (h.negligible > 0) == (h.first_negligible >= 0) &&
+                     h.rotates >= 0.0f && h.rotates <= kMostRotates;
   return kin && same && placed && sound;
 }
 

@@ -223,6 +223,10 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   PackHeader& h = *static_cast<PackHeader*>(out);
   const float rotates_now = head.width > 0 && head.rotation == nullptr ? h.rotates : 0.0f;
   std::memset(base, 0, static_cast<size_t>(planned.rotation_at));  // gaps too, so that equal banks have equal packs
+  if (head.width > 0) {
+    const int64_t end = planned.tails_at + bank.count * tail_bytes(bank.width, head.width);
+    std::memset(base + end, 0, static_cast<size_t>(planned.bytes - end));
+  }
   h = planned;
   h.screen = screen;
   h.rotates = rotates_now;
@@ -232,7 +236,7 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
     double off = 0.0;
     const Status measured = rotates(head.rotation, bank.width, parallel, &off);
     if (measured != Status::ok) return measured;
-    if (!(off <= head::kMostRotates)) return Status::bad_rotation;
+    if (!(off <= static_cast<double>(kMostRotates))) return Status::bad_rotation;
     h.rotates = round_up(off);
     pack_rotation(head.rotation, bank.width, pack_rotation(&h));
   }

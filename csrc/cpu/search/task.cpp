@@ -27,13 +27,15 @@ void ScreenQueries::pack(const SearchTask& task) {
   const PackHeader& h = task.job->header;
   rows = task.rows;
   packed.pack(p.queries, h, task.first, rows);
+  // Of every screen of a pack with a head, because parts of a bank share their thresholds.
+  const double turned = h.head > 0 ? 1.0 + std::sqrt(static_cast<double>(h.width)) : 1.0;
   int known = packed.frame(0).exponent;
   QuerySlack slack = query_slack(p.metric, h.width, known, h.exponent);
   for (int64_t r = 0; r < rows; ++r) {
     const QueryFrame& frame = packed.frame(r);
     if (frame.exponent != known) slack = query_slack(p.metric, h.width, known = frame.exponent, h.exponent);
     norms[r] = above(frame.packed);
-    slacks[r] = slack.at(frame.packed);
+    slacks[r] = slack.at(frame.packed) * turned;
   }
 }
 

@@ -30,8 +30,11 @@ def _pack(
     int8 = not cuda and use > 0 and _C.int8_panels(int(rows), int(width), metric, use)
     if rotation is not None or head != 0:
         check(rotation is not None and head != 0, "a head goes with a rotation, and a rotation with a head")
+        same_device(bank, rotation)
         check(int8, "a head needs a pack of codes on the CPU: its use must be int8")
         check(1 <= head < int(width), f"head must lie between 1 and {int(width) - 1}, got {head}")
+        square = rotation.dtype == torch.float32 and rotation.shape == (width, width) and rotation.is_contiguous()
+        check(square, f"rotation must be contiguous float32 ({width}, {width}), got {tuple(rotation.shape)}")
     size = _C.pack_bytes(rows, width, metric, bias is not None, cuda, int8, head)
     return bank.new_empty((*bank.shape[:-2], size), dtype=torch.uint8)
 

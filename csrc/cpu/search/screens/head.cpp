@@ -37,10 +37,7 @@ class HeadScreen final : public Screen {
     std::fill_n(units_.get(), round_up_to(rows, group), 1.0f);
     std::fill_n(gate_tails_.get(), round_up_to(rows, group), 0.0f);
     std::fill_n(no_tails_.get(), round_up_to(rows, group), 0.0f);
-    for (int64_t r = 0; r < rows; ++r) {
-      queries.slacks[r] *= 1.0 + std::sqrt(static_cast<double>(d));
-      units_[r] = static_cast<float>(unit_of(r));
-    }
+    for (int64_t r = 0; r < rows; ++r) units_[r] = static_cast<float>(unit_of(r));
     for (int64_t r = 0; r < rows; r += group) code_heads(r, std::min(group, rows - r));
     for (int64_t r = 0; r < rows; ++r) code_tail(r);
   }

@@ -15,7 +15,8 @@
 // and the last two are at most |xi| |e_b| + |e_x| |c_t / step|, measured for each row and each query. Their bounds
 // enclose the score of the pair by the head's margin, this one, and |x| other, each twice.
 //
-// Products that underflow while rows are turned are off by sqrt(d) times what QuerySlack allows for one row.
+// Products that underflow while rows are turned are off by sqrt(d) times what QuerySlack allows for one row
+// (ScreenQueries::pack()).
 #pragma once
 
 #include "int8.h"
@@ -23,7 +24,6 @@
 namespace vecbank::cpu::head {
 
 constexpr int64_t kLeastWidth = 16;          // of a head that is chosen; any width of at least 1 works
-constexpr double kMostRotates = 0x1p-5;      // a matrix that is less orthogonal is refused
 constexpr double kMixed = 0x1p-12;           // any number is correct; |x| other is small beside the tails
 constexpr double kTailRoom = 1.0 + 0x1p-20;  // three roundings of 2^-24
 constexpr double kLeastPart = 0x1p-8;        // a query's head counts as at least this part of its length
