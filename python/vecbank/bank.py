@@ -22,7 +22,7 @@ class Bank(PreparedBank):
 
     What a verb needs is prepared at its first call (`prepare` does it before), and saves doing so at every call. On the
     CPU searches need a copy of the vectors in 8 bits a coordinate, 0.25 to 0.40 of the float32 vectors for d from 36
-    up, and `project` one in float32; `repr` says what there is. (Searches use the float32 one for d below 24, and
+    up (with a head too, from 128 up), and `project` one in float32; `repr` says what there is. (Searches use the float32 one for d below 24, and
     without VNNI for fewer than 8192 rows.) On a CUDA device the copy is of 16 bits a coordinate, and for at most 65,536
     rows there is one of 32 bits besides. A packed copy is derived state: it is in no state_dict, pickle, exported
     program or broadcast, and is never cast. It belongs to one tensor, its storage and its version: whatever changes the
@@ -51,10 +51,15 @@ class Bank(PreparedBank):
             (default) for the fastest, or "float32", "int16" (batches alone; AVX2 or AVX-512) or "int8". The answer is
             the same; "float32" and "int16" need the float32 copy. A screen that cannot decide is followed by a finer
             one.
+        head: how many coordinates of turned vectors the 8-bit screen looks at first, 1 to d; d: all, as they are. The
+            others are looked at for the rows that a bound for them leaves. None (default): searches on the CPU choose,
+            by a cost model, after some thousands of queries (that call takes longer: about a second for 200,000 x 768);
+            `prepare` chooses at once, `explain` tells. For (M, d) alone. The answer is the same.
 
     Raises:
         TypeError: vectors or bias that are no floating-point tensors. ValueError: their shapes, an unknown metric or
-            screen, a screen that the processor lacks, or a bias with another metric than "dot".
+            screen, a screen that the processor lacks, a head outside 1..d or beside a screen other than "auto" and
+            "int8", or a bias with another metric than "dot".
 
     Do not change a Bank while another thread searches it, as with any torch module.
 
