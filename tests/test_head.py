@@ -173,9 +173,12 @@ def test_a_head_counts_what_it_does(threads: int, isa: str) -> None:
             seen = vecbank._C.counters()
             assert_same(got, op("topk")(x[:n], bank, None, 10, CODE["cosine"]))
             assert seen["head"] >= n and seen["int8"] == 0
-            if threads == 1:  # more share the bank, and each has fewer rows than it would give up for
-                assert (seen["int16"] + seen["float32"] > 0) == (data == "beyond" and n == 400), (data, n, seen)
-            if data == "spectrum" and n == 400:
+            others = seen["int16"] + seen["float32"]
+            if n == 1:
+                assert others == 0
+            elif data == "beyond" and threads == 1:  # more share the bank, each with fewer rows than it would give up for
+                assert others > 0, seen
+            elif data == "spectrum" and others == 0:  # on a busy machine another screen may be timed to be faster
                 assert seen["dimensions"] < 0.5 * 64 * seen["pairs"]
 
 
