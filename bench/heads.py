@@ -1,14 +1,16 @@
 """Every width of a head against the one that is chosen: `python -m bench.heads [--only WORDS] [--out FILE.json]`.
 
 For each case of topk_embeddings, and one whose rows have no direction: the time of a search with heads of fixed widths,
-of all coordinates, and of the Bank's own choice, all in one interleaved run; beside them what the model predicts. The
-figure to look at is `chosen / best`. The answers are compared, too.
+of all coordinates, and of the Bank's own choice, all in one interleaved run; beside them what the model predicts, how
+long the Bank takes to prepare, and the share of memory that its packed copy takes. The figure to look at is
+`chosen / best`. The answers are compared, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +33,21 @@ CHOSEN = "chosen"
 DOT = METRICS["dot"]
 CASES = (
     *topk_embeddings.WORKLOAD.cases,
-    Case("topk 1024 x 200,000, d 128, k 10", "topk_embeddings", 1024, 200_000, 128, "dot", Target(None), k=10),
+    Case("topk 1024 x 1,000,000, d 128, k 10", "topk_embeddings", 1024, 1_000_000, 128, "dot", Target(None), k=10),
 )
 
 
 def measure(case: Case, repeats: int, budget_s: float) -> dict[str, Any]:
     data = topk_embeddings.WORKLOAD.make_data(case)
     widths = sorted({max(16, round(share * case.d / 16) * 16) for share in SHARES} | {case.d})
-    banks = {str(width): vecbank.Bank(data.bank, case.metric, head=width).prepare() for width in widths}
-    banks[CHOSEN] = vecbank.Bank(data.bank, case.metric).prepare()
+    banks: dict[str, vecbank.Bank] = {}
+    building = {}
+    for name in [*map(str, widths), CHOSEN]:
+        start = time.perf_counter()
+        banks[name] = vecbank.Bank(data.bank, case.metric, head=None if name == CHOSEN else int(name)).prepare()
+        building[name] = time.perf_counter() - start
+    own = data.bank.numel() * data.bank.element_size()
+    memory = {name: sum(made.pack.numel() for made in bank._packs.values()) / own for name, bank in banks.items()}
     calls = {name: (lambda bank=bank: bank.topk(data.x, case.k)) for name, bank in banks.items()}
     clocks = {name: timing.steady(call) if case.n == 1 else timing.clock(call) for name, call in calls.items()}
     expected = calls[str(case.d)]()
@@ -54,6 +62,8 @@ def measure(case: Case, repeats: int, budget_s: float) -> dict[str, Any]:
     return {
         "name": case.name,
         "ms": milliseconds,
+        "building_s": building,  # the axes and the choice included
+        "memory_share": memory,  # of the packed copy, of the vectors' bytes
         "predicted": told_of,  # as a share of all coordinates
         "chosen": explained.head or case.d,
         "dimensions": explained.dimensions,
@@ -65,12 +75,16 @@ def measure(case: Case, repeats: int, budget_s: float) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| case | ms by width of the head | chosen | chosen / best | others |", "|---|---|---|---|---|"]
+    lines = [
+        "| case | ms by width of the head (the last: all coordinates) | chosen | chosen / best | building, s | memory | others |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         by_width = ", ".join(f"{name}: {ms:.3g}" for name, ms in row["ms"].items() if name != CHOSEN)
         lines.append(
             f"| {row['name']} | {by_width} | {row['chosen']}: {row['ms'][CHOSEN]:.3g} ms | "
-            f"{row['chosen_over_best']:.2f} | {row['others']} |"
+            f"{row['chosen_over_best']:.2f} | {row['building_s'][CHOSEN]:.2f}, at most {max(row['building_s'].values()):.2f} | "
+            f"{max(row['memory_share'].values()):.2f} | {row['others']} |"
         )
     return "\n".join(lines)
 
