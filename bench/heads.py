@@ -76,15 +76,17 @@ def measure(case: Case, repeats: int, budget_s: float) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| case | ms by width of the head (the last: all coordinates) | chosen | chosen / best | building, s | memory | others |",
+        "| case | ms by width of the head (the last: all coordinates) | chosen | chosen / best | building, s | memory "
+        "| others |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         by_width = ", ".join(f"{name}: {ms:.3g}" for name, ms in row["ms"].items() if name != CHOSEN)
         lines.append(
             f"| {row['name']} | {by_width} | {row['chosen']}: {row['ms'][CHOSEN]:.3g} ms | "
-            f"{row['chosen_over_best']:.2f} | {row['building_s'][CHOSEN]:.2f}, at most {max(row['building_s'].values()):.2f} | "
-            f"{max(row['memory_share'].values()):.2f} | {row['others']} |"
+            f"{row['chosen_over_best']:.2f} | {row['building_s'][CHOSEN]:.2f}, "
+            f"at most {max(row['building_s'].values()):.2f} | {max(row['memory_share'].values()):.2f} | "
+            f"{row['others']} |"
         )
     return "\n".join(lines)
 

@@ -176,7 +176,7 @@ def test_a_head_counts_what_it_does(threads: int, isa: str) -> None:
             others = seen["int16"] + seen["float32"]
             if n == 1:
                 assert others == 0
-            elif data == "beyond" and threads == 1:  # more share the bank, each with fewer rows than it would give up for
+            elif data == "beyond" and threads == 1:  # more cut the bank into parts too small to give up
                 assert others > 0, seen
             elif data == "spectrum" and others == 0:  # on a busy machine another screen may be timed to be faster
                 assert seen["dimensions"] < 0.5 * 64 * seen["pairs"]

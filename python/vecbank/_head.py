@@ -7,6 +7,8 @@ counts survivors in a sample, and adds up what everything costs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -45,6 +47,17 @@ _QUERY = 6e6  # what a query costs besides
 _READ = _Costs(25.0, 100, 0.019)  # few queries: of a byte, and of a float32 number, as memory gives them
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Eigenvectors take many short steps, at whose ends threads wait for each other: seconds on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Head(NamedTuple):
     """What was chosen for a pack: a head, or all coordinates."""
 
@@ -74,6 +87,7 @@ class Prediction(NamedTuple):
     axes: Tensor  # (d, d) float64
 
 
+@_one_thread()
 def predict(vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 10) -> Prediction | None:
     """The costs for such queries; without any, for the vectors themselves. None: there are too few rows to tell."""
     rows, width = vectors.shape
@@ -114,6 +128,7 @@ def all_of(width: int, gain: float = 1.0) -> Head:
     return Head(width, None, float(width), gain)
 
 
+@_one_thread()
 def fixed(vectors: Tensor, code: int, width: int) -> Head:
     """A head of this width, whatever it costs."""
     d = vectors.shape[-1]
@@ -160,6 +175,7 @@ def _principal_axes(sample: Tensor) -> Tensor:
     return torch.linalg.eigh(wide.T @ wide).eigenvectors.flip(1).T
 
 
+@_one_thread()
 def _flattened(axes: Tensor, head: int) -> Tensor:
     """The same head and the same tail, each mixed within itself, so that no coordinate is much larger than others."""
     generator = torch.Generator().manual_seed(0)
