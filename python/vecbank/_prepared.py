@@ -246,7 +246,9 @@ class PreparedBank(nn.Module):
         rows, width = vectors.shape[-2:]
         if self._head is not None or not kind.int8 or vectors.dim() != 2 or not _head.possible(rows, width):
             return None
-        if self.learnable or not _packable(vectors) or (queries is not None and not _checks.concrete(queries)):
+        if self.learnable or self._biased or not _packable(vectors):  # the model does not know biases
+            return None
+        if queries is not None and not _checks.concrete(queries):
             return None
         with torch.inference_mode(False), torch.no_grad():
             return _head.choose(vectors, kind.family, queries, k)

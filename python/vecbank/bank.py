@@ -54,7 +54,7 @@ class Bank(PreparedBank):
         head: how many coordinates of turned vectors the 8-bit screen looks at first, 1 to d; d: all, as they are. The
             others are looked at for the rows that a bound for them leaves. None (default): searches on the CPU choose,
             by a cost model, after some thousands of queries (that call takes longer: about a second for 200,000 x 768);
-            `prepare` chooses at once, `explain` tells. For (M, d) alone. The answer is the same.
+            `prepare` chooses at once, `explain` tells. For (M, d) alone; with a bias only where it is asked for. The answer is the same.
 
     Raises:
         TypeError: vectors or bias that are no floating-point tensors. ValueError: their shapes, an unknown metric or
