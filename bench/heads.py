@@ -119,11 +119,15 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="cases whose name holds these words")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--budget", type=float, default=4.0, help="seconds for each width")
+    parser.add_argument("--repeats", type=int, default=7, help="times of each width (default: %(default)s)")
+    parser.add_argument("--budget", type=float, default=4.0, help="seconds for each width (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("build/heads.json"))
     options = parser.parse_args()
     cases = [case for case in CASES if options.only in case.name]
+    if not cases:
+        parser.error(f"no case holds {options.only!r}; there are: {', '.join(case.name for case in CASES)}")
+    if topk_embeddings.WORKLOAD.left_out is not None:
+        print(topk_embeddings.WORKLOAD.left_out)
     rows = [measure(case, options.repeats, options.budget) for case in tqdm(cases, desc="heads", unit="case")]
     about = {**machine.machine(), **machine.commit(), "isa": vecbank._C.isa()}
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -77,7 +77,7 @@ def main() -> None:
     options = arguments(__doc__.splitlines()[0], questions="what to ask for (default: a fixed list)")
     questions = options.questions or QUESTIONS
     names, lines, rows = texts(options.quick)
-    bank = vecbank.Bank(rows, "dot")
+    bank = vecbank.Bank(rows, "dot").prepare("search")
     public = torch.tensor([not name.rsplit(".", 1)[-1].startswith("_") for name in names])
     found = bank.topk(embeddings.encode(questions), BEST, allowed=public)
 

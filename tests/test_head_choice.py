@@ -172,3 +172,45 @@ def test_the_model_prefers_less_where_there_is_less() -> None:
         assert one is not None
         shares = [one.left[head] for head in sorted(one.left)]
         assert shares == sorted(shares, reverse=True) and 0 <= shares[-1] < shares[0] <= 1
+
+
+def test_the_sample_of_queries_decides_and_not_the_last_call() -> None:
+    """Queries unlike the others, in the call that chooses, change little; `explain` neither counts nor chooses."""
+    bank = vecbank.Bank(BANK, "dot", screen="int8")
+    bank.topk(QUERIES, 10)
+    needed = _head.worth_choosing_after(D)
+    x = falling(needed - 80, 2.0, 11)
+    bank.topk(x, 10)
+    for _ in range(3):
+        assert bank.explain(x).head is None
+    odd = torch.randn(60, D, generator=torch.Generator().manual_seed(12))
+    bank.topk(odd, 10)
+    assert bank.explain(x).head is not None and "chosen" in repr(bank)
+
+
+def test_single_queries_are_asked_as_such() -> None:
+    asked = _head.Asked(D)
+    for row in falling(300, 2.0, 13):
+        asked.add(row)
+    assert asked.few and 1 <= len(asked.sample()) <= 300
+    asked.add(falling(9000, 2.0, 14))
+    assert not asked.few and len(asked.sample()) <= 2 * 128
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"queries": torch.zeros(3, D + 1)}, ValueError, r"queries must be \(..., 256\) like the bank, got \(3, 257\)"),
+        ({"queries": "all"}, TypeError, "queries"),
+        ({"queries": torch.zeros(3, D, dtype=torch.int64)}, TypeError, "queries"),
+        ({"k": 0}, ValueError, "k must be at least 1, got 0"),
+        ({"k": 1.5}, TypeError, "k"),
+        ({"what": "project", "queries": QUERIES}, ValueError, "project"),
+        ({"metric": QUERIES}, TypeError, "queries="),
+    ],
+)
+def test_errors_of_prepare(arguments: dict[str, object], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        vecbank.Bank(BANK, "dot").prepare(**arguments)  # type: ignore[arg-type]
+    nothing = vecbank.Bank(BANK, "dot").prepare(queries=QUERIES[:0], k=10**7)  # no query to ask with, and a large k
+    same(nothing.topk(QUERIES, 3), "dot")

@@ -24,7 +24,7 @@ _LEAST_GAIN = 1.1  # what the model may be wrong by
 _LINES, _HEAD_LINES = 16.0, 30.0  # what a pair costs besides its products: of all coordinates, and of a head
 _WARM_UP = 6.0  # the threshold of an average pair is that of so many times k rows: it rises while rows are scanned
 _SAMPLED = 1 / 16  # of the rows are scanned twice, for a first threshold (kHeadSample in csrc/cpu/search/worker.cpp)
-_FEW = 4  # queries for which memory limits the speed, not products
+FEW = 4  # queries for which memory limits the speed, not products
 
 
 class _Costs(NamedTuple):
@@ -47,6 +47,34 @@ _QUERY = 6e6  # what a query costs besides
 _READ = _Costs(25.0, 100, 0.019)  # few queries: of a byte, and of a float32 number, as memory gives them
 
 
+class Asked:
+    """The queries since a pack was made: how many, and a sample of them, for the head to be chosen by."""
+
+    def __init__(self, width: int) -> None:
+        self.enough = worth_choosing_after(width)
+        self.calls = self.count = 0
+        self._every = max(1, self.enough // _QUERIES)
+        self._rows: list[Tensor] = []
+
+    def add(self, queries: Tensor) -> bool:
+        """Whether there were enough of them now."""
+        flat = queries.detach().reshape(-1, queries.shape[-1])
+        self._rows.append(flat[-self.count % self._every :: self._every][:_QUERIES].clone())
+        if not len(self._rows[-1]):
+            self._rows.pop()
+        self.count += len(flat)
+        self.calls += 1
+        return self.count >= self.enough
+
+    def sample(self) -> Tensor:
+        return torch.cat(self._rows)
+
+    @property
+    def few(self) -> bool:
+        """Whether a call asks for so few that memory limits its speed."""
+        return self.count <= FEW * self.calls
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Eigenvectors take many short steps, at whose ends threads wait for each other: seconds on a busy machine."""
@@ -63,8 +91,10 @@ class Head(NamedTuple):
 
     width: int  # of the head; d: all coordinates, as they are
     rotation: Tensor | None  # (d, d) float32; None: all coordinates
-    predicted: float  # coordinates of a row that a query looks at, on average
-    gain: float  # how many times as long all coordinates are predicted to take
+    predicted: float | None  # coordinates of a row that a query looks at, on average; None: nobody asked the model
+    gain: (
+        float | None
+    )  # how many times as long all coordinates are predicted to take; of the best head, if none is used
 
 
 def possible(rows: int, width: int) -> bool:
@@ -88,8 +118,10 @@ class Prediction(NamedTuple):
 
 
 @_one_thread()
-def predict(vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 10) -> Prediction | None:
-    """The costs for such queries; without any, for the vectors themselves. None: there are too few rows to tell."""
+def predict(
+    vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 10, few: bool = False
+) -> Prediction | None:
+    """The costs for such queries, `few` to a call; without any, for the vectors themselves. None: too few rows."""
     rows, width = vectors.shape
     bank, asked = _samples(vectors, code, queries)
     if len(bank) < 256 or len(asked) == 0:
@@ -97,7 +129,6 @@ def predict(vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 
     axes = _principal_axes(bank)
     if not bool(axes.isfinite().all()):
         return None
-    few = queries is not None and queries.shape[:-1].numel() <= _FEW
     costs = _READ._replace(margin=_COSTS[_C.isa()].margin) if few else _COSTS[_C.isa()]
     left = _survivors(asked @ axes.T.float(), bank @ axes.T.float(), METRICS["l2"] == code, k, rows, costs.margin)
     query = (0.0 if few else _QUERY) / rows
@@ -111,10 +142,10 @@ def predict(vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 
     return Prediction((width + _LINES) * costs.product + query, cost, left, axes)
 
 
-def choose(vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 10) -> Head:
+def choose(vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 10, few: bool = False) -> Head:
     """The head with the smallest predicted cost, or all coordinates."""
     width = vectors.shape[-1]
-    told = predict(vectors, code, queries, k)
+    told = predict(vectors, code, queries, k, few)
     if told is None:
         return all_of(width)
     best = min(told.costs, key=lambda head: told.costs[head])
@@ -124,8 +155,8 @@ def choose(vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 1
     return Head(best, _flattened(told.axes, best), best + told.left[best] * (width - best), gain)
 
 
-def all_of(width: int, gain: float = 1.0) -> Head:
-    return Head(width, None, float(width), gain)
+def all_of(width: int, gain: float | None = None) -> Head:
+    return Head(width, None, None if gain is None else float(width), gain)
 
 
 @_one_thread()
@@ -138,7 +169,7 @@ def fixed(vectors: Tensor, code: int, width: int) -> Head:
     axes = _principal_axes(bank) if len(bank) else torch.eye(d, dtype=torch.float64)
     if not bool(axes.isfinite().all()):
         axes = torch.eye(d, dtype=torch.float64)
-    return Head(width, _flattened(axes, width), float(width), 1.0)
+    return Head(width, _flattened(axes, width), None, None)
 
 
 def _samples(vectors: Tensor, code: int, queries: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from ._ops import METRICS, ops
 from ._ops.names import SCREENED, metric_name
 from ._ops.pack import USES
 from ._progress import watched
-from ._written import Snapshot
+from ._written import Snapshot, last_of_each, share_memory
 
 Self = TypeVar("Self", bound="PreparedBank")
 
@@ -63,7 +63,8 @@ class PreparedBank(nn.Module):
     bias: Tensor | None
     _packs: dict[_Kind, _Pack]
     _warned: set[str]  # what the Bank has warned of, once
-    _asked: int  # queries since the pack of codes was made
+    _asked: _head.Asked | None  # since the pack of codes was made
+    _watching = True  # the queries of calls
 
     @entry_point
     def __init__(
@@ -87,7 +88,7 @@ class PreparedBank(nn.Module):
         self._metric = metric
         self.learnable = learnable
         self._biased = bias is not None
-        self._packs, self._warned, self._asked = {}, set(), 0
+        self._packs, self._warned, self._asked = {}, set(), None
         if bias is not None:
             _checks.bias(bias, vectors, METRICS[metric or "dot"])
         if learnable:
@@ -157,9 +158,9 @@ class PreparedBank(nn.Module):
             low, high = (int(end) for end in rows.aminmax())
             if low < 0 or high >= held.shape[0]:
                 raise IndexError(f"rows must lie between 0 and {held.shape[0] - 1}, got values from {low} to {high}")
-        rows, vectors = _last_of_each(rows, vectors.detach())
+        rows, vectors = last_of_each(rows, vectors.detach())
         rows, vectors = rows.to(held.device), vectors.to(held.device)
-        if _share_memory(vectors, held):
+        if share_memory(vectors, held):
             vectors = vectors.clone()  # rows of the bank itself, perhaps
         current = {kind: made for kind, made in self._packs.items() if made.is_of(held, bias)}
         with torch.no_grad():
@@ -175,8 +176,14 @@ class PreparedBank(nn.Module):
 
     @property
     def head(self) -> int | None:
-        """The width of the head that the Bank was made with; None: searches choose one. Read-only."""
+        """The head that the Bank was made with; None: searches choose one, which `explain` tells. Read-only."""
         return self._head
+
+    @head.setter
+    def head(self, value: object) -> None:
+        raise AttributeError(
+            f"the head of a Bank is fixed at {self._head}: make another one, Bank(bank.vectors, head={value!r})"
+        )
 
     @entry_point
     def prepare(
@@ -201,12 +208,14 @@ class PreparedBank(nn.Module):
             metric: of a Bank that names none.
             queries: (..., d): some of those that will be searched for, to choose the head by. Without any, it is chosen
                 for queries that are like the vectors.
-            k: how many rows such a search asks for.
+            k: how many rows such a search asks for. As many queries as one call has decide what a product costs: give
+                four or fewer where calls have so few.
             progress: on the CPU, draw a bar on stderr from the first second on. It counts all packing of this process.
 
         Raises:
             ValueError: another word, an unknown metric, none where the Bank names none, or one whose packs are not
-                those of the Bank's own ("l2" and "sqeuclidean" share theirs).
+                those of the Bank's own ("l2" and "sqeuclidean" share theirs); queries of another width, or for
+                "project"; k below 1. TypeError: queries that are no floating-point tensor.
 
         Example:
             >>> import torch, vecbank
@@ -219,8 +228,20 @@ class PreparedBank(nn.Module):
         name = self._metric if metric is None else metric
         if name is None:
             raise ValueError(f'this Bank names no metric: say which, as in prepare("{what}", "l2")')
+        if isinstance(name, Tensor):
+            raise TypeError("metric must be a name, got a tensor: queries go by their name, prepare(queries=...)")
         if not isinstance(name, str) or name not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+        k = _checks.integer("k", k)
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        if queries is not None:
+            _checks.floating("queries", queries)
+            if what != "search":
+                raise ValueError('queries choose the head of searches, which "project" does not have')
+            if queries.dim() < 1 or queries.shape[-1] != self.vectors.shape[-1]:
+                wanted = self.vectors.shape[-1]
+                raise ValueError(f"queries must be (..., {wanted}) like the bank, got {tuple(queries.shape)}")
         if self._metric is not None and _pack_family(METRICS[name]) != _pack_family(METRICS[self._metric]):
             raise ValueError(f'this Bank is for "{self._metric}", got metric {metric!r}: make a Bank for that')
         if self._biased and what == "project":
@@ -231,7 +252,8 @@ class PreparedBank(nn.Module):
         if held is not None and not held.is_of(vectors, self.bias):
             held = None
         undecided = held is None or held.head is None or queries is not None
-        chosen = self._choose(kind, vectors, queries, k) if undecided else None
+        few = queries is not None and 0 < queries.shape[:-1].numel() <= _head.FEW
+        chosen = self._choose(kind, vectors, queries, k, few) if undecided else None
         if held is None or (chosen is not None and chosen.width != _width_in_use(held, vectors)):
             title = f"preparing {' x '.join(map(str, vectors.shape))}"
             panels = vectors.shape[:-2].numel() * -(-vectors.shape[-2] // 16)  # rows are packed by sixteen
@@ -241,17 +263,17 @@ class PreparedBank(nn.Module):
             self._packs[kind] = held._replace(head=chosen)
         return self
 
-    def _choose(self, kind: _Kind, vectors: Tensor, queries: Tensor | None, k: int) -> _head.Head | None:
+    def _choose(
+        self, kind: _Kind, vectors: Tensor, queries: Tensor | None, k: int, few: bool = False
+    ) -> _head.Head | None:
         """The head for a pack that would be kept; None: there can be none."""
         rows, width = vectors.shape[-2:]
         if self._head is not None or not kind.int8 or vectors.dim() != 2 or not _head.possible(rows, width):
             return None
         if self.learnable or self._biased or not _packable(vectors):  # the model does not know biases
             return None
-        if queries is not None and not _checks.concrete(queries):
-            return None
         with torch.inference_mode(False), torch.no_grad():
-            return _head.choose(vectors, kind.family, queries, k)
+            return _head.choose(vectors, kind.family, queries, k, few)
 
     @entry_point
     def repack(self: Self) -> Self:
@@ -303,7 +325,7 @@ class PreparedBank(nn.Module):
                 made = _Made(stream, stream.record_event())
             self._packs[kind] = _Pack(pack, *made_of, made, head)
             if kind.int8:
-                self._asked = 0
+                self._asked = None
         return pack
 
     def _packed(
@@ -341,10 +363,13 @@ class PreparedBank(nn.Module):
 
     def _with_head(self, kind: _Kind, held: _Pack, vectors: Tensor, queries: Tensor, k: int) -> Tensor:
         """The pack, made anew with a head once so many queries were asked that choosing one pays."""
-        self._asked += queries.shape[:-1].numel()
-        if self._asked < _head.worth_choosing_after(vectors.shape[-1]):
+        width = vectors.shape[-1]
+        if not self._watching or not _checks.concrete(queries):
             return held.pack
-        chosen = self._choose(kind, vectors, queries, k) or _head.all_of(vectors.shape[-1])
+        asked = self._asked = _head.Asked(width) if self._asked is None else self._asked
+        if not asked.add(queries):
+            return held.pack
+        chosen = self._choose(kind, vectors, asked.sample(), k, asked.few) or _head.all_of(width)
         self._packs[kind] = held._replace(head=chosen)
         made = self._prepare(kind, vectors, self.bias, chosen) if chosen.rotation is not None else None
         return held.pack if made is None else made
@@ -397,7 +422,7 @@ class PreparedBank(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.update(_packs={}, _warned=set())
+        state.update(_packs={}, _warned=set(), _asked=None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -406,17 +431,11 @@ class PreparedBank(nn.Module):
             state["_metric"] = state.pop("metric")
         state.setdefault("_use", USES.index("auto"))
         state.setdefault("_head", None)
-        state["_asked"] = 0
+        state["_asked"] = None
         super().__setstate__(state)
         if "_biased" not in state:  # written before there was a bias
             self._biased = False
             self.register_buffer("bias", None)
-
-
-def _share_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether the storages of two tensors overlap; numpy and dlpack make another storage of the same memory."""
-    one, two = a.untyped_storage(), b.untyped_storage()
-    return one.data_ptr() < two.data_ptr() + two.nbytes() and two.data_ptr() < one.data_ptr() + one.nbytes()
 
 
 def _use_of(screen: object) -> int:
@@ -441,18 +460,6 @@ def _head_of(head: object, vectors: Tensor, screen: str) -> int:
 def _width_in_use(held: _Pack | None, vectors: Tensor) -> int:
     width: int = vectors.shape[-1]
     return width if held is None or held.head is None else held.head.width
-
-
-def _last_of_each(rows: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row once, with the last vector that came for it."""
-    if rows.numel() <= 1:
-        return rows, vectors
-    named, place = rows.unique(return_inverse=True)
-    if named.numel() == rows.numel():
-        return rows, vectors
-    order = torch.arange(rows.numel(), device=rows.device)
-    last = torch.zeros_like(named).scatter_reduce_(0, place, order, "amax", include_self=False)
-    return named, vectors[last.to(vectors.device)]
 
 
 def _pack_family(code: int) -> int:

@@ -1,9 +1,10 @@
-"""Whether a tensor was written to since something was derived from it."""
+"""Writing into tensors: whether one was written to since something was derived from it, and into which rows."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, UntypedStorage
 
 
@@ -26,3 +27,21 @@ class Snapshot(NamedTuple):
     def shows(self, t: Tensor | None) -> bool:
         """`t` is that tensor, and nothing that torch counts has been written since."""
         return t is self.tensor and t._version == self.version and t.data_ptr() == self.address
+
+
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether the storages of two tensors overlap; numpy and dlpack make another storage of the same memory."""
+    one, two = a.untyped_storage(), b.untyped_storage()
+    return one.data_ptr() < two.data_ptr() + two.nbytes() and two.data_ptr() < one.data_ptr() + one.nbytes()
+
+
+def last_of_each(rows: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row once, with the last vector that came for it."""
+    if rows.numel() <= 1:
+        return rows, vectors
+    named, place = rows.unique(return_inverse=True)
+    if named.numel() == rows.numel():
+        return rows, vectors
+    order = torch.arange(rows.numel(), device=rows.device)
+    last = torch.zeros_like(named).scatter_reduce_(0, place, order, "amax", include_self=False)
+    return named, vectors[last.to(vectors.device)]

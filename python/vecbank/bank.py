@@ -53,8 +53,10 @@ class Bank(PreparedBank):
             one.
         head: how many coordinates of turned vectors the 8-bit screen looks at first, 1 to d; d: all, as they are. The
             others are looked at for the rows that a bound for them leaves. None (default): searches on the CPU choose,
-            by a cost model, after some thousands of queries (that call takes longer: about a second for 200,000 x 768);
-            `prepare` chooses at once, `explain` tells. For (M, d) alone; with a bias only where it is asked for. The answer is the same.
+            by a cost model, once so many queries were asked that it pays (24 d with VNNI; about a second for 200,000 x
+            768 in that call); `prepare` chooses at once, `explain` tells. The answer is the same. Ignored where
+            searches use no 8-bit codes: learnable or batched banks, "l1", and fewer than 8192 rows without VNNI. With a
+            bias none is chosen, but one may be asked for.
 
     Raises:
         TypeError: vectors or bias that are no floating-point tensors. ValueError: their shapes, an unknown metric or
@@ -150,11 +152,15 @@ class Bank(PreparedBank):
             raise RuntimeError("explain measures a call as it runs, and has no form in a compiled program")
         if self.vectors.device.type != "cpu":
             raise ValueError(f"explain is for a Bank on the CPU, this one is on {self.vectors.device}")
-        functional.topk(x, self, k, metric, allowed)
-        _C.reset_counters()
-        start = time.perf_counter()
-        functional.topk(x, self, k, metric, allowed)
-        seconds = time.perf_counter() - start
+        self._watching = False  # who asks how a search goes does not ask the bank
+        try:
+            functional.topk(x, self, k, metric, allowed)
+            _C.reset_counters()
+            start = time.perf_counter()
+            functional.topk(x, self, k, metric, allowed)
+            seconds = time.perf_counter() - start
+        finally:
+            del self._watching
         counted = _C.counters()
         screened = {name: counted[name] for name in ("head", "int8", "int16", "float32") if counted[name]}
         code = self._code_for("topk", "dot") if metric is None else METRICS[metric]
@@ -188,9 +194,7 @@ class Bank(PreparedBank):
             return f"every row is scored exactly: no screen serves the width {width}"
         chosen = self._chosen("topk", code)
         if screens[0] == "head" and chosen is not None:
-            told = (
-                "because the Bank says so" if self.head is not None else f"predicted to be {chosen.gain:.2f} x as fast"
-            )
+            told = "because the Bank says so" if chosen.gain is None else f"predicted to be {chosen.gain:.2f} x as fast"
             first = f"a head of {chosen.width} coordinates, {told}, chosen for {bank}"
         elif self._packed("topk", self.vectors, code) is None:
             first = f"{screens[0]}, chosen for {bank}; the vectors are packed at every call, whatever `screen` says"
@@ -200,6 +204,8 @@ class Bank(PreparedBank):
             first = f"{screens[0]}, because {self.screen} does not serve so few queries or this processor"
         else:
             first = f"{screens[0]}, chosen for {bank}"
+        if chosen is not None and chosen.rotation is None and chosen.gain is not None:
+            first += f"; the best head is predicted to be {chosen.gain:.2f} x as fast, which is too little"
         return "; ".join(
             [first, *(f"{name} where {before} left too much undecided" for before, name in pairwise(screens))]
         )
@@ -231,9 +237,15 @@ class Bank(PreparedBank):
         dtype = str(self.vectors.dtype).removeprefix("torch.")
         biased = ", biased" if self._biased else ""
         screen = "" if self.screen == "auto" else f", screen={self.screen!r}"
+        widths = {
+            made.head.width for made in list(self._packs.values()) if made.head and made.head.rotation is not None
+        }
+        heads = (
+            f"head={self.head}, " if self.head is not None else "".join(f"head of {width} chosen, " for width in widths)
+        )
         return (
             f"{shape}, metric={self._metric!r}, dtype={dtype}, learnable={self.learnable}{biased}{screen}, "
-            f"{_bytes(own)}{packed or later}"
+            f"{heads}{_bytes(own)}{packed or later}"
         )
 
 

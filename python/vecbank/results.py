@@ -46,9 +46,12 @@ class Explanation(NamedTuple):
     head: the width of the head that searches of this Bank look at first; None: there is none, they look at all
         coordinates.
     dimensions: how many coordinates of a row a query looked at, on average: those of the head, and the others of rows
-        that the head left. A screen that follows another one looks at them again.
-    predicted: `dimensions`, as the cost model predicted them when the head was chosen; None: nothing was chosen (yet).
-    gain: how many times as long the model predicts a search of all coordinates to take; None as above.
+        that the head left. Rows of the first sample are looked at twice, and a screen that follows another one looks
+        at all again, so this can exceed d.
+    predicted: `dimensions`, as the cost model predicted them when the head was chosen; None: the model was not asked
+        (yet).
+    gain: the time of all coordinates divided by that of the best head, as predicted; below 1.1 all coordinates are
+        kept. None as above.
     """
 
     screened: dict[str, int]
