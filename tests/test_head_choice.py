@@ -179,7 +179,7 @@ def test_the_sample_of_queries_decides_and_not_the_last_call() -> None:
     bank = vecbank.Bank(BANK, "dot", screen="int8")
     bank.topk(QUERIES, 10)
     needed = _head.worth_choosing_after(D)
-    x = falling(needed - 80, 2.0, 11)
+    x = falling(needed - 40, 2.0, 11)
     bank.topk(x, 10)
     for _ in range(3):
         assert bank.explain(x).head is None

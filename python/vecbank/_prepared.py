@@ -254,7 +254,9 @@ class PreparedBank(nn.Module):
         undecided = held is None or held.head is None or queries is not None
         few = queries is not None and 0 < queries.shape[:-1].numel() <= _head.FEW
         chosen = self._choose(kind, vectors, queries, k, few) if undecided else None
-        if held is None or (chosen is not None and chosen.width != _width_in_use(held, vectors)):
+        if held is None or (
+            chosen is not None and chosen.width != (held.head.width if held.head is not None else vectors.shape[-1])
+        ):
             title = f"preparing {' x '.join(map(str, vectors.shape))}"
             panels = vectors.shape[:-2].numel() * -(-vectors.shape[-2] // 16)  # rows are packed by sixteen
             with watched(title, 16 * panels, progress, _C.packed_rows):
@@ -455,11 +457,6 @@ def _head_of(head: object, vectors: Tensor, screen: str) -> int:
     if width < vectors.shape[-1] and screen not in ("auto", "int8"):
         raise ValueError(f'a head is screened in 8 bits: screen must be "auto" or "int8", got {screen!r}')
     return width
-
-
-def _width_in_use(held: _Pack | None, vectors: Tensor) -> int:
-    width: int = vectors.shape[-1]
-    return width if held is None or held.head is None else held.head.width
 
 
 def _pack_family(code: int) -> int:

@@ -237,12 +237,10 @@ class Bank(PreparedBank):
         dtype = str(self.vectors.dtype).removeprefix("torch.")
         biased = ", biased" if self._biased else ""
         screen = "" if self.screen == "auto" else f", screen={self.screen!r}"
-        widths = {
-            made.head.width for made in list(self._packs.values()) if made.head and made.head.rotation is not None
-        }
-        heads = (
-            f"head={self.head}, " if self.head is not None else "".join(f"head of {width} chosen, " for width in widths)
-        )
+        chosen = [made.head for made in list(self._packs.values()) if made.head and made.head.rotation is not None]
+        heads = "" if self.head is None else f"head={self.head}, "
+        if self.head is None:
+            heads = "".join(f"head of {width} chosen, " for width in sorted({head.width for head in chosen}))
         return (
             f"{shape}, metric={self._metric!r}, dtype={dtype}, learnable={self.learnable}{biased}{screen}, "
             f"{heads}{_bytes(own)}{packed or later}"
