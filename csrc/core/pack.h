@@ -4,8 +4,8 @@
 //          | panels f32[ceil(rows/16)][width + 3][16]
 //
 // The pack of a metric without a screen is a header and a stamp alone. A pack for searches alone has the codes of the
-// int8 screen instead of float32 panels (cpu/search/screens/int8.h), and no norms. Where its rows are rotated so that few
-// coordinates hold most of their lengths, it may have a head (cpu/search/screens/head.h):
+// int8 screen instead of float32 panels (cpu/search/screens/int8.h), and no norms. Where its rows are rotated so that
+// few coordinates hold most of their lengths, it may have a head (cpu/search/screens/head.h):
 //
 //   ... | kinds | rotation f32[ceil(width/16)][width + 1][16] | panels of the head's codes | tails u8[rows][tail_bytes]
 // A panel holds 16 bank rows, transposed, so that one vector load reads the same coordinate of neighbouring rows:
@@ -22,8 +22,8 @@
 namespace vecbank {
 
 constexpr int kPanel = 16;
-constexpr int64_t kCentreAt = 256;       // after the header and the stamp
-constexpr float kMostRotates = 0x1p-5f;  // PackHeader::rotates: a matrix that is less orthogonal is refused
+constexpr int64_t kCentreAt = 256;         // after the header and the stamp
+constexpr float kMostTurnError = 0x1p-5f;  // PackHeader::turn_error: a matrix that is less orthogonal is refused
 
 // What panels hold: numbers, which serve every op, or 8-bit codes, which serve searches.
 enum class PanelKind : int32_t { float32, float64, int8 };
@@ -63,8 +63,8 @@ struct PackHeader {
   int8_t bank_code;  // the largest code of int8 panels
   int8_t rotated;    // int8 panels code rotated rows
   ScreenChoice screen;
-  int32_t head;   // int8 panels: how many coordinates they hold, of rows that the pack's rotation has turned; 0: all
-  float rotates;  // how far two turned rows' product can be from that of the rows, in proportion to both norms
+  int32_t head;      // int8 panels: how many coordinates they hold, of rows that the pack's rotation has turned; 0: all
+  float turn_error;  // how far two turned rows' product can be from that of the rows, in proportion to both norms
   int64_t centre_at, norms_at, kinds_at, rotation_at, panels_at, tails_at, bytes;  // offsets, and the whole size
 };
 
@@ -177,7 +177,7 @@ VB_INLINE bool is_pack_of(const PackHeader& h, const PackHeader& expected) {
   const bool coded = h.panels != PanelKind::int8 || h.bank_code >= 1;
   const bool sound = coded && h.exponent >= -960 && h.exponent <= 960 && h.first_negligible >= -1 &&
                      h.first_negligible < h.rows && (h.negligible > 0) == (h.first_negligible >= 0) &&
-                     h.rotates >= 0.0f && h.rotates <= kMostRotates;
+                     h.turn_error >= 0.0f && h.turn_error <= kMostTurnError;
   return kin && same && placed && sound;
 }
 

@@ -44,10 +44,10 @@ Status residual_quantize(const ResidualProblem& problem, const Parallel& paralle
 struct Counters {
   int64_t queries, refined;  // query rows; bank rows scored in float64
   int64_t repeated;          // query rows that fell back, counted once for each part of the bank
-  int64_t screened[4];       // query rows that the head, int8, int16 and float32 screens scanned for, once for each part
-  int64_t bytes;             // of the bank and its pack that were read for that
-  int64_t dimensions;        // coordinates of pairs that screens multiplied
-  int64_t pairs;             // pairs that the first screen of a part scanned
+  int64_t screened[4];  // query rows that the head, int8, int16 and float32 screens scanned for, once for each part
+  int64_t bytes;        // of the bank and its pack that were read for that
+  int64_t dimensions;   // coordinates of pairs that screens multiplied
+  int64_t pairs;        // pairs that the first screen of a part scanned
 };
 Counters read_counters();
 void reset_counters();

@@ -221,7 +221,7 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   char* base = static_cast<char*>(out);
   use_large_pages(out, planned.bytes);
   PackHeader& h = *static_cast<PackHeader*>(out);
-  const float rotates_now = head.width > 0 && head.rotation == nullptr ? h.rotates : 0.0f;
+  const float kept_error = head.width > 0 && head.rotation == nullptr ? h.turn_error : 0.0f;
   std::memset(base, 0, static_cast<size_t>(planned.rotation_at));  // gaps too, so that equal banks have equal packs
   if (head.width > 0) {
     const int64_t end = planned.tails_at + bank.count * tail_bytes(bank.width, head.width);
@@ -229,15 +229,15 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   }
   h = planned;
   h.screen = screen;
-  h.rotates = rotates_now;
+  h.turn_error = kept_error;
   if (kind == PanelKind::int8) h.bank_code = static_cast<int8_t>(kernels().int8.bank_code);
   if (refined_only(metric)) return Status::ok;
   if (head.rotation != nullptr) {
     double off = 0.0;
-    const Status measured = rotates(head.rotation, bank.width, parallel, &off);
+    const Status measured = turn_error_of(head.rotation, bank.width, parallel, &off);
     if (measured != Status::ok) return measured;
-    if (!(off <= static_cast<double>(kMostRotates))) return Status::bad_rotation;
-    h.rotates = round_up(off);
+    if (!(off <= static_cast<double>(kMostTurnError))) return Status::bad_rotation;
+    h.turn_error = round_up(off);
     pack_rotation(head.rotation, bank.width, pack_rotation(&h));
   }
   double* centre = reinterpret_cast<double*>(base + h.centre_at);
@@ -248,7 +248,8 @@ Status pack_as(const Rows& bank, Metric metric, void* out, const Parallel& paral
   if (!workers.each([&](PanelScratch<T>& scratch) { return scratch.reserve(bank, parallel.stop, kind, head.width); }))
     return Status::out_of_memory;
   Packing<T> packing(bank, h, bias);
-  if constexpr (sizeof(T) == 4) h.rotated = kind == PanelKind::int8 && head.width == 0 && packing.rotation_pays(workers[0]);
+  if constexpr (sizeof(T) == 4)
+    h.rotated = kind == PanelKind::int8 && head.width == 0 && packing.rotation_pays(workers[0]);
   Tally found;
   const Status written = packing.write_all(workers, parallel, found);
   if (written != Status::ok) return written;
@@ -299,10 +300,8 @@ Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int6
     first_gone = first_gone || rows[i] == h.first_negligible;
     packing.kinds[rows[i]] = RowKind::ordinary;
   }
-  const Status written =
-      for_each_task(parallel, tasks, [&](int worker, int64_t i) {
-        packing.write(panels[i], panels[i] + 1, workers[worker], false);
-      });
+  const Status written = for_each_task(
+      parallel, tasks, [&](int worker, int64_t i) { packing.write(panels[i], panels[i] + 1, workers[worker], false); });
   if (written != Status::ok) return written;
   for (const PanelScratch<float>& scratch : workers) after.add(scratch.tally);
   h.fallbacks += after.fallbacks - before.fallbacks, h.far += after.far - before.far;

@@ -23,11 +23,11 @@ void pack_rotation(const float* matrix, int64_t width, float* panels) {
   }
 }
 
-// With Q^T Q = I + D, and turned rows Q x + e_x whose |e_x| <= g |x|: the products differ by at most
+// With Q^T Q = I + D, and turned rows Q x + t_x whose |t_x| <= g |x|: the products differ by at most
 // (|D| + 2 g |Q| + g^2) |x| |b|. Q is square, so D has the spectrum of Q Q^T - I, whose Frobenius norm is measured in
 // float64. A turned coordinate is a sum in runs of 32 and of the runs (mainloop.inl.h), so it is off by at most
 // gamma(32 + d / 32 + 4) times sum |Q_ik| |x_k|, and the norm of these sums is at most |Q|_F |x|.
-Status rotates(const float* matrix, int64_t width, const Parallel& parallel, double* out) {
+Status turn_error_of(const float* matrix, int64_t width, const Parallel& parallel, double* out) {
   constexpr int64_t kTogether = 4;
   struct Worker {
     Buffer<double> rows, products;
@@ -35,13 +35,15 @@ Status rotates(const float* matrix, int64_t width, const Parallel& parallel, dou
   };
   const int64_t stride = round_up_to(width, 8);
   PerWorker<Worker> workers(parallel.workers);
-  if (!workers.each([&](Worker& w) { return w.rows.reserve(kTogether * stride) && w.products.reserve(kTogether * width); }))
+  if (!workers.each(
+          [&](Worker& w) { return w.rows.reserve(kTogether * stride) && w.products.reserve(kTogether * width); }))
     return Status::out_of_memory;
   const Rows all{matrix, DType::f32, width, width, width, 1};
   const Status done = for_each_task(parallel, ceil_div(width, kTogether), [&](int worker, int64_t task) {
     Worker& w = workers[worker];
     const int64_t first = task * kTogether, count = std::min(kTogether, width - first);
-    for (int64_t i = 0; i < count; ++i) kernels().widen(all.row(first + i), DType::f32, width, w.rows.get() + i * stride);
+    for (int64_t i = 0; i < count; ++i)
+      kernels().widen(all.row(first + i), DType::f32, width, w.rows.get() + i * stride);
     ScoreArgs a;
     a.queries = w.rows.get();
     a.query_stride = stride;

@@ -15,16 +15,16 @@ inline const float* pack_rotation(const PackHeader* h) { return pack_rotation(co
 // Writes a matrix [width][width] as panels (core/pack.h).
 void pack_rotation(const float* matrix, int64_t width, float* panels);
 
-// PackHeader::rotates of a matrix: how far <Q x, Q b> can be from <x, b>, in proportion to both norms, where a Rotation
-// turns both. Not finite where the matrix is not; large where it is not orthogonal.
-Status rotates(const float* matrix, int64_t width, const Parallel& parallel, double* out);
+// PackHeader::turn_error of a matrix: how far <Q x, Q b> can be from <x, b>, in proportion to both norms, when both
+// were turned by Rotation::turn. Not finite where the matrix is not; large where it is not orthogonal.
+Status turn_error_of(const float* matrix, int64_t width, const Parallel& parallel, double* out);
 
 class Rotation {
  public:
   bool reserve();
 
-  // `groups`: interleaved rows, as QueryBlock has them, `stride` floats from one group to the next. Writes `rows` turned
-  // rows, each `stride_of(width)` floats from the last.
+  // `groups`: interleaved rows, as QueryBlock has them, `stride` floats from one group to the next. Writes `rows`
+  // turned rows, each `stride_of(width)` floats from the last.
   void turn(const float* panels, int64_t width, const float* groups, int64_t stride, int group, int64_t rows,
             float* out) const;
 

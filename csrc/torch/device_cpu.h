@@ -41,8 +41,8 @@ class CpuScope {
 
   void begin(double work) { call_.emplace(work); }
 
-  void pack_bank(const Rows& bank, Metric metric, void* out, const double* bias, PanelKind panels,
-                 ScreenChoice screen, HeadChoice head) const {
+  void pack_bank(const Rows& bank, Metric metric, void* out, const double* bias, PanelKind panels, ScreenChoice screen,
+                 HeadChoice head) const {
     check(cpu::pack_bank(bank, metric, out, threads(), bias, panels, screen, head));
   }
   void search(const SearchProblem& p) const { check(cpu::search(p, threads())); }

@@ -77,7 +77,8 @@ PYBIND11_MODULE(_C, m) {
         const Size m(std::move(rows)), d(std::move(width));
         const auto metric = static_cast<vecbank::Metric>(code);
         return (cuda ? vecbank::cuda::device_pack_parts(m, d, metric).bytes
-                     : vecbank::pack_parts(m, d, metric, biased, int8 ? PanelKind::int8 : PanelKind::float32, head).bytes)
+                     : vecbank::pack_parts(m, d, metric, biased, int8 ? PanelKind::int8 : PanelKind::float32, head)
+                           .bytes)
             .value;
       },
       py::arg("rows"), py::arg("width"), py::arg("metric"), py::arg("biased"), py::arg("cuda") = false,
@@ -111,7 +112,8 @@ PYBIND11_MODULE(_C, m) {
     const vecbank::cpu::Counters c = vecbank::cpu::read_counters();
     return py::dict(py::arg("queries") = c.queries, py::arg("refined") = c.refined, py::arg("repeated") = c.repeated,
                     py::arg("head") = c.screened[0], py::arg("int8") = c.screened[1], py::arg("int16") = c.screened[2],
-                    py::arg("float32") = c.screened[3], py::arg("bytes") = c.bytes, py::arg("dimensions") = c.dimensions, py::arg("pairs") = c.pairs);
+                    py::arg("float32") = c.screened[3], py::arg("bytes") = c.bytes,
+                    py::arg("dimensions") = c.dimensions, py::arg("pairs") = c.pairs);
   });
   m.def("reset_counters", &vecbank::cpu::reset_counters);
   m.def("packed_rows", &vecbank::cpu::packed_rows, "Bank rows packed so far; it only grows.");

@@ -10,7 +10,8 @@ namespace vecbank::ops {
 template <class Scope>
 HeadChoice head_of(const Scope& scope, const std::optional<Tensor>& rotation, int64_t head, int64_t width,
                    PanelKind panels) {
-  STD_TORCH_CHECK(rotation.has_value() == (head != 0), "vecbank: a head goes with a rotation, and a rotation with a head");
+  STD_TORCH_CHECK(rotation.has_value() == (head != 0),
+                  "vecbank: a head goes with a rotation, and a rotation with a head");
   if (!rotation) return {};
   scope.same(*rotation, "rotation");
   STD_TORCH_CHECK(panels == PanelKind::int8, "vecbank: a head needs a pack of codes on the CPU: its use must be int8");

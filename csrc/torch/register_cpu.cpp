@@ -45,7 +45,8 @@ void repack_(Tensor& packed, const Tensor& bank, int64_t metric_code, const Tens
 
 // topk and nearest ignore `exact`, which stays because schemas only grow.
 STABLE_TORCH_LIBRARY(vecbank, m) {
-  m.def("pack(Tensor bank, int metric, Tensor? bias=None, bool stamp=False, int use=0, Tensor? rotation=None, int "
+  m.def(
+      "pack(Tensor bank, int metric, Tensor? bias=None, bool stamp=False, int use=0, Tensor? rotation=None, int "
       "head=0) -> Tensor");
   m.def("repack_(Tensor(a!) pack, Tensor bank, int metric, Tensor rows, Tensor? bias=None, bool stamp=False) -> ()");
   m.def("project(Tensor x, Tensor bank, Tensor? pack, int metric, ScalarType? out_dtype=None) -> Tensor");

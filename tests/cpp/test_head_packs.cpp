@@ -81,7 +81,7 @@ TEST(headers_of_heads_that_were_tampered_with_are_refused) {
     return found;
   };
   CHECK(accepts([](PackHeader&) {}));
-  CHECK(good.rotates > 0.0f && good.rotates <= kMostRotates);
+  CHECK(good.turn_error > 0.0f && good.turn_error <= kMostTurnError);
   for (const int64_t short_by : {int64_t{1}, pack.bytes / 2, pack.bytes - 8}) CHECK(!accepted(pack.bytes - short_by));
   for (const int64_t wrong : {int64_t{0}, int64_t{-1}, int64_t{-16}, int64_t{1}, head - 4, head + 4, d - 1, d, d + 1,
                               4 * d, int64_t{1} << 30, int64_t{std::numeric_limits<int32_t>::min()}})
@@ -97,7 +97,7 @@ TEST(headers_of_heads_that_were_tampered_with_are_refused) {
         std::memcpy(reinterpret_cast<char*>(&h) + at, &value, sizeof value);
       }));
   for (const float wrong : {std::nanf(""), -std::nanf(""), HUGE_VALF, -HUGE_VALF, -1e-6f, 0.04f, 1.0f})
-    CHECK(!accepts([&](PackHeader& h) { h.rotates = wrong; }));
+    CHECK(!accepts([&](PackHeader& h) { h.turn_error = wrong; }));
   for (const PanelKind kind : {PanelKind::float32, PanelKind::float64, static_cast<PanelKind>(7)})
     CHECK(!accepts([&](PackHeader& h) { h.panels = kind; }));
   CHECK(!accepts([](PackHeader& h) { h.bank_code = 0; }));

@@ -46,7 +46,7 @@ Defect defect_of(const std::vector<float>& q, int64_t d) {
 
 double measured(const std::vector<float>& q, int64_t d, int workers = 1) {
   double out = -1.0;
-  CHECK(rotates(q.data(), d, threads(workers), &out) == Status::ok);
+  CHECK(turn_error_of(q.data(), d, threads(workers), &out) == Status::ok);
   return out;
 }
 

@@ -131,9 +131,9 @@ int64_t SearchWorker::columns_per_candidate() const {
 }
 
 // Whether the block's candidates took longer than the next screen would have, so that later blocks begin with that. A
-// finer screen takes about as long again (longer after a head), and leaves 2 k candidates. How many columns a candidate is worth differs
-// fourfold between processors, so both are timed; the answer does not depend on it. `deciding`: the seconds of the
-// candidates that were not refined early. Few candidates are below what a timer tells.
+// finer screen takes about as long again (longer after a head), and leaves 2 k candidates. How many columns a candidate
+// is worth differs fourfold between processors, so both are timed; the answer does not depend on it. `deciding`: the
+// seconds of the candidates that were not refined early. Few candidates are below what a timer tells.
 bool SearchWorker::refined_more_than_saved(double deciding) const {
   const SearchJob& job = *task_.job;
   if (screen_number_ + 1 >= kScreenCount || job.plan.group != kernels().heights[0]) return false;

@@ -1,5 +1,5 @@
-// The head's driver: it turns a block of queries, codes their heads as the int8 screen codes whole rows, and their tails
-// in 16 bits. The proof is in head.h.
+// The head's driver: it turns a block of queries, codes their heads as the int8 screen codes whole rows, and their
+// tails in 16 bits. The proof is in head.h.
 #include "head.h"
 
 #include "../../rotation.h"
@@ -68,7 +68,8 @@ class HeadScreen final : public Screen {
     const int32_t* lines = panels_ + panel * layout_.stride() + layout_.groups * kPanel + lane;
     const float* numbers = reinterpret_cast<const float*>(lines);
     const TailQuery& q = tails_of_queries_[row];
-    const double gate = by_argmax ? 0.0 : static_cast<double>(gate_tails_[row]) * static_cast<double>(numbers[4 * kPanel]);
+    const double gate =
+        by_argmax ? 0.0 : static_cast<double>(gate_tails_[row]) * static_cast<double>(numbers[4 * kPanel]);
     if (!(gate < 0x1p100)) return {HUGE_VALF, -HUGE_VALF};
     ++survivors_;
     const head::TailFacts f = tails_.facts(j);
@@ -94,7 +95,8 @@ class HeadScreen final : public Screen {
 
   void fetch(int64_t panel, int lane) const override {
     const int8_t* row = tails_.codes(panel * kPanel + lane);
-    for (int64_t at = 0; at < tails_.stride + 63; at += 64) __builtin_prefetch(row + std::min(at, tails_.stride - 1), 0, 3);
+    for (int64_t at = 0; at < tails_.stride + 63; at += 64)
+      __builtin_prefetch(row + std::min(at, tails_.stride - 1), 0, 3);
   }
 
   bool keeps_columns() const override { return true; }
@@ -122,8 +124,8 @@ class HeadScreen final : public Screen {
   double unit_of(int64_t row) const {
     if (!usable(row)) return 1.0;
     const double root = std::sqrt(static_cast<double>(layout_.width)) * most_ / 127.0;
-    const double norm = std::max(norm_of(turned(row), layout_.width),
-                                 head::kLeastPart * static_cast<double>(queries_->norms[row]));
+    const double norm =
+        std::max(norm_of(turned(row), layout_.width), head::kLeastPart * static_cast<double>(queries_->norms[row]));
     return std::min(int8::kNormPerRoot * root / norm, int8::kMostUnit);
   }
 
@@ -156,7 +158,8 @@ class HeadScreen final : public Screen {
       squares += static_cast<double>(code) * static_cast<double>(code);
     }
     std::fill(codes + width, codes + padded, int16_t{0});
-    const double unit = static_cast<double>(units_[row]), whole = usable(row) ? static_cast<double>(queries_->norms[row]) : 0.0;
+    const double unit = static_cast<double>(units_[row]),
+                 whole = usable(row) ? static_cast<double>(queries_->norms[row]) : 0.0;
     const double error = 0.5 * root + 0x1p-22 * norm * static_cast<double>(scale);
     tails_of_queries_[row] = {unit / static_cast<double>(scale), std::sqrt(squares) * (1.0 + 0x1p-40), error,
                               unit * whole * (1.0 + 0x1p-40)};

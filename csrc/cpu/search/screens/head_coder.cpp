@@ -34,7 +34,8 @@ void HeadCoder::code(const float* panels, PackHeader& h, int64_t first, int64_t 
     Affine maps[kPanel];
     for (int c = 0; c < kPanel; ++c) row[c] = turned + c * stride;
     kernels().interleave_f32(row, kPanel, kPanel, DType::f32, h.head, maps, lines_.get());
-    int32_t* out = reinterpret_cast<int32_t*>(reinterpret_cast<char*>(&h) + h.panels_at) + (first + p) * layout.stride();
+    int32_t* out =
+        reinterpret_cast<int32_t*>(reinterpret_cast<char*>(&h) + h.panels_at) + (first + p) * layout.stride();
     kernels().int8.quantize_panel(lines_.get(), none, upper, layout, h.bank_code, int8::kRounding, out);
     float* line = reinterpret_cast<float*>(out) + (layout.groups + 4) * kPanel;
     for (int c = 0; c < kPanel; ++c) {
@@ -67,7 +68,7 @@ void HeadCoder::code_tail(const float* turned, const PackHeader& h, double bound
     errors += static_cast<double>(exact - code) * static_cast<double>(exact - code);
     out[k] = static_cast<int8_t>(code);
   }
-  const double rho = static_cast<double>(h.rotates), room = 1.0 + 0x1p-30;
+  const double rho = static_cast<double>(h.turn_error), room = 1.0 + 0x1p-30;
   const double norm = std::sqrt(squares) * static_cast<double>(scale) * (1.0 + 0x1p-20);
   const double other = (bound + rho * (1.0 + 2.0 * rho) * std::sqrt(head_squares + squares)) * (1.0 + 0x1p-20);
   const head::TailFacts facts{1.0f / scale, above(std::sqrt(errors) * room + int8::kRounding * norm), above(norm),

@@ -61,7 +61,8 @@ class Int8Screen final : public Screen {
   double unit(int64_t row) const override { return static_cast<double>(units_[row]); }
 
   Bounds bounds(int64_t row, int64_t panel, int lane, float upper, float, bool) override {
-    if (panel * kPanel + lane == header_->first_negligible) return {upper, -HUGE_VALF};  // its bounds enclose other rows too
+    if (panel * kPanel + lane == header_->first_negligible)
+      return {upper, -HUGE_VALF};  // its bounds enclose other rows too
     const int32_t* lines = panels_ + panel * layout_.stride() + layout_.groups * kPanel + lane;
     const float* numbers = reinterpret_cast<const float*>(lines);
     const int32_t norms = lines[2 * kPanel];
@@ -128,6 +129,7 @@ class Int8Screen final : public Screen {
 }  // namespace
 
 constinit const ScreenEntry int8_screen = {
-    1, [](const PackHeader& bank, int) { return bank.panels == PanelKind::int8 && bank.head == 0; }, make_screen<Int8Screen>};
+    1, [](const PackHeader& bank, int) { return bank.panels == PanelKind::int8 && bank.head == 0; },
+    make_screen<Int8Screen>};
 
 }  // namespace vecbank::cpu
