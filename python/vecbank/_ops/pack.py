@@ -28,8 +28,8 @@ def _pack(
     rows, width = bank.shape[-2:]  # symbolic in a traced program; the size is too, but for packs of searches
     cuda = bank.device.type == "cuda"
     int8 = not cuda and use > 0 and _C.int8_panels(int(rows), int(width), metric, use)
-    if rotation is not None or head != 0:
-        check(rotation is not None and head != 0, "a head goes with a rotation, and a rotation with a head")
+    check((rotation is not None) == (head != 0), "a head goes with a rotation, and a rotation with a head")
+    if rotation is not None:
         same_device(bank, rotation)
         check(int8, "a head needs a pack of codes on the CPU: its use must be int8")
         check(1 <= head < int(width), f"head must lie between 1 and {int(width) - 1}, got {head}")
