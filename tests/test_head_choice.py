@@ -73,19 +73,71 @@ def test_update_keeps_the_head() -> None:
     bank.update_(rows, falling(3, 0.0, 5))
     assert bank.explain(QUERIES).head == head
     same(bank.topk(QUERIES, 10), "l2", bank.vectors)
-    bank.update_(torch.arange(M), falling(M, 2.0, 6))  # all of them: packed anew, turned as before
+    bank.update_(torch.arange(M), falling(M, 2.0, 6))  # all of them: it is chosen anew later
+    assert bank.explain(QUERIES).head is None
     same(bank.topk(QUERIES, 10), "l2", bank.vectors)
 
 
-def test_repack_and_dtype_choose_again() -> None:
+def test_what_packs_anew_drops_the_head() -> None:
     bank = vecbank.Bank(BANK.clone(), "dot", screen="int8").prepare()
     bank.vectors.data[3] = 10 * QUERIES[0]
     bank.repack()
     assert bank.topk(QUERIES[0], 1).indices.item() == 3
-    assert bank.explain(QUERIES).head is not None
+    assert bank.explain(QUERIES).head is None
+    assert bank.prepare().explain(QUERIES).head is not None
     half = bank.bfloat16()
-    assert half.explain(QUERIES.bfloat16()).head is not None
+    assert half.explain(QUERIES.bfloat16()).head is None
+    assert half.prepare().explain(QUERIES.bfloat16()).head is not None
     same(half.topk(QUERIES.bfloat16(), 10), "dot", half.vectors, QUERIES.bfloat16())
+    half.load_state_dict(half.state_dict())
+    assert half.explain(QUERIES.bfloat16()).head is None
+
+
+def test_an_error_while_it_packs_leaves_a_sound_bank(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = vecbank.Bank(BANK, "dot", screen="int8")
+    x = falling(_head.worth_choosing_after(D), 2.0, 15)
+    bank.topk(x[:1], 10)
+    real = vecbank._prepared.ops.pack
+
+    def stopped(*_: object) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vecbank._prepared.ops, "pack", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        bank.topk(x, 10)
+    monkeypatch.setattr(vecbank._prepared.ops, "pack", real)
+    assert bank.explain(x[:5]).head is None
+    bank.topk(x[:1], 10)
+    assert bank.explain(x[:5]).head is not None
+
+
+def test_rows_that_are_mostly_zero() -> None:
+    bank = torch.zeros(100, 8)
+    bank[:40] = torch.randn(40, 8, generator=torch.Generator().manual_seed(16))
+    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(17))
+    for metric in ("dot", "cosine", "l2"):
+        same(vecbank.Bank(bank, metric, screen="int8", head=3).topk(x, 3), metric, bank, x)
+
+
+def test_a_trace_at_the_call_that_chooses() -> None:
+    """Nothing is chosen while calls are recorded, and the record has nothing of it."""
+    bank = vecbank.Bank(BANK, "dot", screen="int8")
+    x = falling(_head.worth_choosing_after(D), 2.0, 18)
+    bank.topk(x[:1], 10)
+    graph = torch.fx.experimental.proxy_tensor.make_fx(lambda rows: bank.topk(rows, 10).indices)(x)
+    assert [node.op for node in graph.graph.nodes].count("call_function") <= 3
+    with torch.device("meta"):
+        assert bank.prepare().explain(x[:5]).head is not None
+    same(bank.topk(QUERIES, 10), "dot")
+
+
+def test_masks_and_many_ranks_with_a_head() -> None:
+    bank = vecbank.Bank(BANK, "dot", screen="int8", head=32)
+    for share in (0.01, 0.1, 0.5, 0.9):
+        allowed = torch.rand(40, M, generator=torch.Generator().manual_seed(19)) < share
+        for k in (1, 10, 100):
+            found, expected = bank.topk(QUERIES, k, allowed), vecbank.topk(QUERIES, BANK, k, "dot", allowed)
+            assert torch.equal(found.indices, expected.indices) and torch.equal(found.values, expected.values)
 
 
 def test_a_head_of_ones_own() -> None:

@@ -7,23 +7,25 @@ counts survivors in a sample, and adds up what everything costs.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import _C
+from . import _C, _checks
 from ._ops import METRICS
 
 _SAMPLE, _QUERIES = 8192, 128
-_LEAST_WIDTH, _MOST_WIDTH = 64, 2048  # below, there is little to save; above, eigenvectors take seconds
-_LEAST_ROWS = 20  # per coordinate of the width: turning a query costs as much as d products in float32
+_LEAST_WIDTH, _MOST_WIDTH = 96, 2048  # below, there is little to save; above, eigenvectors take seconds
+_LEAST_ROWS = 40  # per coordinate of the width: the rotation takes a fortieth of the vectors' memory then
 _LEAST_GAIN = 1.1  # what the model may be wrong by
 _LINES, _HEAD_LINES = 16.0, 30.0  # what a pair costs besides its products: of all coordinates, and of a head
 _WARM_UP = 6.0  # the threshold of an average pair is that of so many times k rows: it rises while rows are scanned
-_SAMPLED = 1 / 16  # of the rows are scanned twice, for a first threshold (kHeadSample in csrc/cpu/search/worker.cpp)
+_SAMPLED = 1 / 16  # of the rows are scanned twice, for a first threshold (sample_panels in csrc/cpu/search/worker.cpp)
+_SAMPLED_PER_RANK, _MOST_SAMPLED = 384, 1 / 4  # where k asks for more
 FEW = 4  # queries for which memory limits the speed, not products
 
 
@@ -45,6 +47,22 @@ _COSTS = {
 _SURVIVOR, _TAIL_BYTE = 12_000.0, 50.0  # picoseconds: a row that the head leaves, and a byte of its other codes
 _QUERY = 6e6  # what a query costs besides
 _READ = _Costs(25.0, 100, 0.019)  # few queries: of a byte, and of a float32 number, as memory gives them
+
+
+def width_of(head: object, vectors: Tensor, screen: str) -> int:
+    """The width of a head, as the Bank was told it."""
+    width = _checks.integer("head", head)
+    if not 1 <= width <= vectors.shape[-1]:
+        raise ValueError(f"head must lie between 1 and the width of the vectors, {vectors.shape[-1]}, got {width}")
+    if width < vectors.shape[-1] and screen not in ("auto", "int8"):
+        raise ValueError(f'a head is screened in 8 bits: screen must be "auto" or "int8", got {screen!r}')
+    return width
+
+
+def watchable(queries: Tensor) -> bool:
+    """Queries whose values can be looked at without a trace of it."""
+    recorded = torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    return not recorded and _checks.concrete(queries)
 
 
 class Asked:
@@ -78,6 +96,10 @@ class Asked:
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Eigenvectors take many short steps, at whose ends threads wait for each other: seconds on a busy machine."""
+    if threading.active_count() > 1:  # others that begin to use torch meanwhile would keep to one thread
+        with nullcontext():
+            yield
+        return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -127,13 +149,14 @@ def predict(
     if len(bank) < 256 or len(asked) == 0:
         return None
     axes = _principal_axes(bank)
-    if not bool(axes.isfinite().all()):
+    if axes is None:
         return None
     costs = _READ._replace(margin=_COSTS[_C.isa()].margin) if few else _COSTS[_C.isa()]
     left = _survivors(asked @ axes.T.float(), bank @ axes.T.float(), METRICS["l2"] == code, k, rows, costs.margin)
     query = (0.0 if few else _QUERY) / rows
+    sampled = max(_SAMPLED, min(_MOST_SAMPLED, _SAMPLED_PER_RANK * k / rows))
     cost = {
-        head: (1 + _SAMPLED) * (head + _HEAD_LINES) * costs.product
+        head: (1 + sampled) * (head + _HEAD_LINES) * costs.product
         + share * (_SURVIVOR + _TAIL_BYTE * (width - head))
         + costs.turn * width * width / rows
         + query
@@ -166,9 +189,9 @@ def fixed(vectors: Tensor, code: int, width: int) -> Head:
     if width >= d:
         return all_of(d)
     bank, _ = _samples(vectors, code, None)
-    axes = _principal_axes(bank) if len(bank) else torch.eye(d, dtype=torch.float64)
-    if not bool(axes.isfinite().all()):
-        axes = torch.eye(d, dtype=torch.float64)
+    axes = _principal_axes(bank) if len(bank) else None
+    if axes is None:
+        axes = torch.eye(d, dtype=torch.float64, device="cpu")
     return Head(width, _flattened(axes, width), None, None)
 
 
@@ -194,25 +217,30 @@ def _samples(vectors: Tensor, code: int, queries: Tensor | None) -> tuple[Tensor
 
 
 def _plain(rows: Tensor) -> Tensor:
-    """Finite rows in float32, without those whose squares overflow."""
-    wide = rows.detach().to(torch.float32)
-    return wide[wide.norm(dim=1) < 1e18].contiguous()
+    """Finite rows in float32 on the CPU, without zero ones and those whose squares overflow or underflow."""
+    wide = rows.detach().to("cpu", torch.float32)
+    norms = wide.norm(dim=1)
+    return wide[(norms > 1e-18) & (norms < 1e18)].contiguous()
 
 
-def _principal_axes(sample: Tensor) -> Tensor:
-    """(d, d) float64: the eigenvectors of the sample's second moments, the largest first."""
+def _principal_axes(sample: Tensor) -> Tensor | None:
+    """(d, d) float64: the eigenvectors of the sample's second moments, the largest first; None: there are none."""
     wide = sample.double()
-    wide = wide / wide.norm(dim=1).median().clamp_min(1e-300)
-    return torch.linalg.eigh(wide.T @ wide).eigenvectors.flip(1).T
+    wide = wide / wide.norm(dim=1).median().clamp_min(1e-30)
+    try:
+        axes = torch.linalg.eigh(wide.T @ wide).eigenvectors.flip(1).T
+    except RuntimeError:  # it did not converge
+        return None
+    return axes if bool(axes.isfinite().all()) else None
 
 
 @_one_thread()
 def _flattened(axes: Tensor, head: int) -> Tensor:
     """The same head and the same tail, each mixed within itself, so that no coordinate is much larger than others."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
 
     def mixed(part: Tensor) -> Tensor:
-        drawn = torch.randn(len(part), len(part), generator=generator, dtype=torch.float64)
+        drawn = torch.randn(len(part), len(part), generator=generator, dtype=torch.float64, device="cpu")
         return torch.linalg.qr(drawn).Q @ part
 
     return torch.cat([mixed(axes[:head]), mixed(axes[head:])]).float().contiguous()

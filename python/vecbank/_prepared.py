@@ -80,7 +80,7 @@ class PreparedBank(nn.Module):
         super().__init__()
         self._use = _use_of(screen)
         _checks.vectors("vectors", vectors)
-        self._head = None if head is None else _head_of(head, vectors, screen)
+        self._head = None if head is None else _head.width_of(head, vectors, screen)
         if metric is not None and (not isinstance(metric, str) or metric not in METRICS):
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
         if metric is None and bias is not None:
@@ -165,7 +165,8 @@ class PreparedBank(nn.Module):
         current = {kind: made for kind, made in self._packs.items() if made.is_of(held, bias)}
         with torch.no_grad():
             held.index_copy_(0, rows, vectors)  # bumps the version that autograd checks
-            if not current or held.is_cuda or torch.compiler.is_compiling():
+            many = rows.numel() > held.shape[0] // 16  # everything is packed anew, and perhaps unlike what was there
+            if not current or many or held.is_cuda or torch.compiler.is_compiling():
                 return self.repack()
             self._packs.clear()  # an error leaves none that is half written
             made_of = Snapshot.of(held), None if bias is None else Snapshot.of(bias)
@@ -239,6 +240,8 @@ class PreparedBank(nn.Module):
             _checks.floating("queries", queries)
             if what != "search":
                 raise ValueError('queries choose the head of searches, which "project" does not have')
+            if not _checks.concrete(queries) or queries.is_meta:
+                raise ValueError("queries must hold values: they choose the head")
             if queries.dim() < 1 or queries.shape[-1] != self.vectors.shape[-1]:
                 wanted = self.vectors.shape[-1]
                 raise ValueError(f"queries must be (..., {wanted}) like the bank, got {tuple(queries.shape)}")
@@ -281,7 +284,7 @@ class PreparedBank(nn.Module):
     def repack(self: Self) -> Self:
         """Prepare the vectors again; returns self. Needed only after writes that torch does not count (see the class).
 
-        What no call has needed yet is not prepared (see `prepare`).
+        What no call has needed yet is not prepared (see `prepare`), and a head that was chosen is chosen anew later.
 
         Example:
             >>> import torch, vecbank
@@ -291,9 +294,8 @@ class PreparedBank(nn.Module):
             1
         """
         held, self._packs = self._packs, {}
-        for kind, made in held.items():
-            chosen = None if made.head is None else self._choose(kind, self.vectors, None, 10)
-            self._prepare(kind, self.vectors, self.bias, chosen)
+        for kind in held:
+            self._prepare(kind, self.vectors, self.bias)
         return self
 
     def _kind(self, verb: str, vectors: Tensor, code: int) -> _Kind:
@@ -366,14 +368,16 @@ class PreparedBank(nn.Module):
     def _with_head(self, kind: _Kind, held: _Pack, vectors: Tensor, queries: Tensor, k: int) -> Tensor:
         """The pack, made anew with a head once so many queries were asked that choosing one pays."""
         width = vectors.shape[-1]
-        if not self._watching or not _checks.concrete(queries):
+        if not self._watching or not _head.watchable(queries):
             return held.pack
         asked = self._asked = _head.Asked(width) if self._asked is None else self._asked
         if not asked.add(queries):
             return held.pack
         chosen = self._choose(kind, vectors, asked.sample(), k, asked.few) or _head.all_of(width)
-        self._packs[kind] = held._replace(head=chosen)
-        made = self._prepare(kind, vectors, self.bias, chosen) if chosen.rotation is not None else None
+        if chosen.rotation is None:
+            self._packs[kind] = held._replace(head=chosen)
+            return held.pack
+        made = self._prepare(kind, vectors, self.bias, chosen)
         return held.pack if made is None else made
 
     def _warn_of_metric(self, verb: str, code: int) -> None:
@@ -447,16 +451,6 @@ def _use_of(screen: object) -> int:
     if screen == "int16" and not _C.has_int16():
         raise ValueError(f'screen "int16" needs a processor with AVX2 or AVX-512, this one runs {_C.isa()!r}')
     return USES.index(screen)
-
-
-def _head_of(head: object, vectors: Tensor, screen: str) -> int:
-    """The width of a head, as the Bank was told it."""
-    width = _checks.integer("head", head)
-    if not 1 <= width <= vectors.shape[-1]:
-        raise ValueError(f"head must lie between 1 and the width of the vectors, {vectors.shape[-1]}, got {width}")
-    if width < vectors.shape[-1] and screen not in ("auto", "int8"):
-        raise ValueError(f'a head is screened in 8 bits: screen must be "auto" or "int8", got {screen!r}')
-    return width
 
 
 def _pack_family(code: int) -> int:

@@ -270,7 +270,8 @@ void SearchWorker::visit_all() {
 // Whether a first threshold from a sample of the part saves more survivors than the sample costs.
 bool SearchWorker::samples() const {
   const SearchProblem& p = task_.job->problem;
-  if (p.k > kMostSampledK || p.mask.data != nullptr || !screen_->keeps_columns()) return false;
+  if (p.k > kMostSampledK || !screen_->keeps_columns()) return false;
+  if (p.mask.data != nullptr && screen_->tail_width() == 0) return false;  // the largest of a lane may not be allowed
   if (task_.to >= RunningArgmax::kMostPanels) return false;
   if (sample_panels() < std::max<int64_t>(16, p.k / 4)) return false;
   int64_t open = 0;
@@ -280,8 +281,10 @@ bool SearchWorker::samples() const {
 
 // Enough panels for the best lanes to be about the best columns of the sample.
 int64_t SearchWorker::sample_panels() const {
-  if (screen_->tail_width() > 0) return std::max<int64_t>(16, (task_.to - task_.from) / kHeadSample);
-  return std::min(std::max<int64_t>(16, kSamplePanelsPerRank * task_.job->problem.k), (task_.to - task_.from) / 8);
+  const int64_t panels = task_.to - task_.from,
+                wanted = std::max<int64_t>(16, kSamplePanelsPerRank * task_.job->problem.k);
+  if (screen_->tail_width() > 0) return std::max({int64_t{16}, panels / kHeadSample, std::min(wanted, panels / 4)});
+  return std::min(wanted, panels / 8);
 }
 
 // The sample is cut into as many runs as there must be lanes: the largest bound of a lane in a run is a column of its
@@ -296,7 +299,10 @@ void SearchWorker::start_from_sample(VisitFirst&& visit_first) {
       for (int lane = 0; lane < kPanel; ++lane) {
         const float upper = argmax_.largest(r, lane);
         const int64_t panel = argmax_.panel(r, lane);
-        const bool found = upper > -HUGE_VALF && upper < HUGE_VALF && !lists_.fell_back(r);
+        const int64_t j = panel * kPanel + lane;
+        const SearchJob& job = *task_.job;
+        const bool found = upper > -HUGE_VALF && upper < HUGE_VALF && !lists_.fell_back(r) && j < task_.end &&
+                           job.problem.mask.allows(task_.first + r, job.offset + j);
         const Bounds seen = found ? bounds(r, panel, upper, lane, true) : Bounds{-HUGE_VALF, -HUGE_VALF};
         sampled_[r * lanes + run * kPanel + lane] = {
             seen.upper, seen.lower, found ? static_cast<int32_t>(panel * kPanel + lane - task_.begin) : -1};
