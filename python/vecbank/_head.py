@@ -44,7 +44,7 @@ _COSTS = {
     "avx2": _Costs(7.2, 20, 0.038),
     "scalar": _Costs(100.0, 100, 0.019),
 }
-_SURVIVOR, _TAIL_BYTE = 12_000.0, 50.0  # picoseconds: a row that the head leaves, and a byte of its other codes
+_SURVIVOR, _TAIL_BYTE = 6_000.0, 85.0  # picoseconds: a row that the head leaves, and a byte of its other codes
 _QUERY = 6e6  # what a query costs besides
 _READ = _Costs(25.0, 100, 0.019)  # few queries: of a byte, and of a float32 number, as memory gives them
 
