@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.cases import Case, Data
-from bench.timing import Timed, clock
+from bench.timing import Timed, clock, steady
 
 CHUNK_QUERIES, CHUNK_ROWS = 4096, 65536
 
@@ -42,7 +42,8 @@ def baseline(case: Case, data: Data, product: Tensor) -> Baseline:
         return Baseline("sgemm", "three torch.mm that allocate: x b', g b, g' x", {"sgemm": clock(three)})
     if case.baseline == "read":
         flat = product.view(-1)
-        calls = {"read: torch.sum": clock(flat.sum), "read: torch.amax": clock(flat.amax)}
+        # Calls of a millisecond: after a pause they would mostly wait for the second thread to wake up.
+        calls = {"read: torch.sum": steady(flat.sum), "read: torch.amax": steady(flat.amax)}
         return Baseline("read", "one pass over the bank by torch.sum or torch.amax, the faster of the two", calls)
     raise ValueError(f"baseline must be chunks, alloc, three or read, got {case.baseline!r}")
 

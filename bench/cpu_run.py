@@ -93,7 +93,7 @@ class CpuBench(Runner):
                 entry.update(status="failed", reason=f"{type(error).__name__}: {error}"[:300])
                 continue
             entry.update(status="ok", check=checked)
-            calls[name] = timing.clock(call)
+            calls[name] = timing.steady(call) if case.n == 1 else timing.clock(call)
         base = baseline(case, data, workload.product(case, data))
         others = timing.OtherProcesses()
         timed = {**base.calls, **calls}
