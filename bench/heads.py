@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         axes.plot(*zip(*measured, strict=True), "o-", color="#1f6f8b", label="measured")
         axes.plot([row["chosen"]], [row["ms"][CHOSEN]], "s", color="#c0392b", label="the Bank's choice")
         axes.set_ylim(0, 1.5 * max(whole, row["ms"][CHOSEN]))
-        axes.set_title(row["name"], fontsize=8)
+        axes.set_title("\n".join(textwrap.wrap(row["name"], 56)), fontsize=8)
         axes.set_xlabel("coordinates of the head (the last: all)", fontsize=8)
         axes.set_ylabel("ms", fontsize=8)
         axes.tick_params(labelsize=7)

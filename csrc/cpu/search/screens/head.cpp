@@ -110,7 +110,7 @@ class HeadScreen final : public Screen {
   };
 
   static int64_t panels_of(int64_t bytes, int64_t width) {
-    return std::max<int64_t>(4, bytes / ((code_groups(width) + 5) * kPanel * 4));
+    return round_up_to(std::max<int64_t>(1, bytes / ((code_groups(width) + 5) * kPanel * 4)), 4);  // whole tiles
   }
   const float* turned(int64_t row) const { return turned_.get() + row * Rotation::stride_of(header_->width); }
   static double norm_of(const float* numbers, int64_t count) {

@@ -80,7 +80,7 @@ class Int8Screen final : public Screen {
   int64_t query_groups() const { return int8::query_groups(layout_.width); }
 
   static int64_t panels_of(int64_t bytes, int64_t width) {
-    return std::max<int64_t>(4, bytes / ((code_groups(width) + 4) * kPanel * 4));
+    return round_up_to(std::max<int64_t>(1, bytes / ((code_groups(width) + 4) * kPanel * 4)), 4);  // whole tiles
   }
 
   template <class F>
