@@ -115,6 +115,31 @@ TEST(head_bounds_of_negligible_rows) {
   CHECK(pairs > 1000);
 }
 
+// They lie as far from it as their size allows, in the direction of the query.
+TEST(head_bounds_at_their_worst_where_rows_are_negligible) {
+  for_each_isa([] {
+    const int64_t n = 20, m = 90, d = 80;
+    std::vector<float> x, b = gaussian<float>(m * d, 53);
+    for (int64_t i = 0; i < n * d; ++i)
+      x.push_back(std::ldexp(i % d % 3 == 1 ? -1.0f : 1.0f, 4 - static_cast<int>(i / d)));
+    for (int64_t i = 0; i < m * d; ++i) {
+      if (i / d == 45) b[static_cast<size_t>(i)] *= 0x1p38f;  // so that what is negligible beside it is large
+      if (const int64_t r = i / d; r % 3 == 1)
+        b[static_cast<size_t>(i)] = std::ldexp((i % d % 3 == 1) == (r == 1) ? 1.0f : -1.0f, -30);
+    }
+    const auto rotation = rounded(identity(d));
+    double used = 0.0;
+    Screened screened(head_screen, x, b, d, Metric::sqeuclidean, PanelKind::int8, {d - 1, rotation.data()});
+    CHECK(screened.header().first_negligible == 1 && screened.header().centred == 0);
+    screened.for_each_pair([&](const ScreenedPair& p) {
+      if (p.row == 1)
+        used = std::max(used, (p.most - p.score) / (static_cast<double>(p.closer.upper) / p.unit + p.slack - p.score));
+    });
+    CHECK(used <= 1.0 && used > 0.98);
+    check_head(x, b, d, Metric::sqeuclidean, d - 1, rotation);
+  });
+}
+
 namespace {
 
 // One query and one row, of dot products with a head. `known`: the share of their score that the codes tell, which the
