@@ -394,4 +394,4 @@ def test_functions_keep_their_names_and_signatures() -> None:
     assert list(parameters)[:5] == ["x", "bank", "k", "metric", "allowed"]
     assert (vecbank.topk.__name__, vecbank.topk.__module__) == ("topk", "vecbank.functional")
     assert pickle.loads(pickle.dumps(vecbank.topk)) is vecbank.topk
-    assert list(inspect.signature(Bank).parameters) == ["vectors", "metric", "learnable", "bias", "screen"]
+    assert list(inspect.signature(Bank).parameters) == ["vectors", "metric", "learnable", "bias", "screen", "head"]

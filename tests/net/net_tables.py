@@ -378,6 +378,7 @@ OTHERS = [
             "metric": [{"metric": "dot"}, {"metric": "l2"}, {"metric": "sqeuclidean"}],
             "learnable": [_on("learnable"), _on("learnable", metric="l2")],
             "screen": [{"screen": "float32"}, {"screen": "int8"}],
+            "head": [{"head": 1}, {"screen": "int8", "head": 2}],
             "bias": [{"metric": "dot", "bias": Make("randn(9)", partial(torch.randn, 9))}],
         },
         _bank,
