@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -97,8 +97,7 @@ class Asked:
 def _one_thread() -> Iterator[None]:
     """Eigenvectors take many short steps, at whose ends threads wait for each other: seconds on a busy machine."""
     if threading.active_count() > 1:  # others that begin to use torch meanwhile would keep to one thread
-        with nullcontext():
-            yield
+        yield
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -114,9 +113,7 @@ class Head(NamedTuple):
     width: int  # of the head; d: all coordinates, as they are
     rotation: Tensor | None  # (d, d) float32; None: all coordinates
     predicted: float | None  # coordinates of a row that a query looks at, on average; None: nobody asked the model
-    gain: (
-        float | None
-    )  # how many times as long all coordinates are predicted to take; of the best head, if none is used
+    gain: float | None  # how many times as long all coordinates are predicted to take as the best head
 
 
 def possible(rows: int, width: int) -> bool:
@@ -165,6 +162,7 @@ def predict(
     return Prediction((width + _LINES) * costs.product + query, cost, left, axes)
 
 
+@_one_thread()
 def choose(vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 10, few: bool = False) -> Head:
     """The head with the smallest predicted cost, or all coordinates."""
     width = vectors.shape[-1]
@@ -234,7 +232,6 @@ def _principal_axes(sample: Tensor) -> Tensor | None:
     return axes if bool(axes.isfinite().all()) else None
 
 
-@_one_thread()
 def _flattened(axes: Tensor, head: int) -> Tensor:
     """The same head and the same tail, each mixed within itself, so that no coordinate is much larger than others."""
     generator = torch.Generator("cpu").manual_seed(0)

@@ -55,16 +55,16 @@ void HeadCoder::code_tail(const float* turned, const PackHeader& h, double bound
   const float* tail = turned + h.head;
   std::memset(out, 0, static_cast<size_t>(padded + kTailFacts));
   if (blank) return;
-  double head_squares = 0.0, squares = 0.0, errors = 0.0;
+  const auto squares_of = [](const float* numbers, int64_t count) {
+    return kernels().stats(numbers, DType::f32, count, {}).squares;
+  };
+  const double head_squares = squares_of(turned, h.head), squares = squares_of(tail, width);
+  double errors = 0.0;
   float largest = 0.0f;
-  for (int64_t k = 0; k < h.head; ++k) head_squares += static_cast<double>(turned[k]) * static_cast<double>(turned[k]);
-  for (int64_t k = 0; k < width; ++k) {
-    squares += static_cast<double>(tail[k]) * static_cast<double>(tail[k]);
-    largest = std::fmax(largest, std::fabs(tail[k]));
-  }
+  for (int64_t k = 0; k < width; ++k) largest = std::fmax(largest, std::fabs(tail[k]));
   const float finest = 0x1p96f, scale = largest * finest > 127.0f ? 127.0f / largest : finest;
   for (int64_t k = 0; k < width; ++k) {
-    const float exact = tail[k] * scale, code = (exact + 0x1.8p23f) - 0x1.8p23f;
+    const float exact = tail[k] * scale, code = int8::rounded(exact);
     errors += static_cast<double>(exact - code) * static_cast<double>(exact - code);
     out[k] = static_cast<int8_t>(code);
   }

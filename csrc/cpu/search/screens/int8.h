@@ -68,6 +68,9 @@ struct Layout {
 // beside it lies a line of the bank's panel that is no code.
 inline int64_t query_groups(int64_t width) { return round_up_to(code_groups(width), 2); }
 
+// To a whole number: a float32 sum of this size has no fraction.
+VB_INLINE float rounded(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
+
 // A norm times this is at least the exact norm, for any order of the sum.
 VB_INLINE double norm_room(int64_t width) { return 1.0 + static_cast<double>(width + 16) * 0x1p-24; }
 
