@@ -5,7 +5,7 @@ generator, so the answer depends on neither processor nor thread count.
 
 Sources: Lloyd, "Least squares quantization in PCM", IEEE Trans. Information Theory 28, 1982; Sculley, "Web-scale
 k-means clustering", WWW 2010; Dhillon and Modha, "Concept decompositions for large sparse text data using clustering",
-Machine Learning 42, 2001 (cosine); for the starts, `_starts`.
+Machine Learning 42, 2001 (cosine); for the starts, `_starts`; for what is not compared again, `_assignment`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .._numpy import entry_point
 from .._progress import Progress
 from ..functional import nearest, segment_sum
 from ..results import KMeans
+from ._assignment import Assignment
 from ._samples import BLOCK, FAR, FLOOR, Samples, largest_of, prepared, scaled, sums_of, total, unit, working
 from ._starts import permutation, starts
 
@@ -56,39 +57,48 @@ def _worst(data: Samples, distances: Tensor, count: int) -> Tensor:
     return torch.cat(chosen)
 
 
-def _reseed(data: Samples, distances: Tensor, codes: Tensor, sums: Tensor, sizes: Tensor) -> None:
-    """Gives each empty code a sample that is far from its centroid, taken from the code it was with; in place."""
+def _reseed(data: Samples, distances: Tensor, codes: Tensor, sums: Tensor, sizes: Tensor) -> Tensor:
+    """Gives each empty code a sample that is far from its centroid, taken from the code it was with; in place.
+
+    Returns the codes whose sums are others now.
+    """
     empty = (sizes == 0).nonzero().squeeze(1)
     if not empty.numel():
-        return
+        return empty
     worst = _worst(data, distances, len(empty))
     empty, moved = empty[: len(worst)], data.select(worst)
     rows, weights = sums_of(moved, torch.arange(len(worst), device=codes.device), len(worst))
     sums.sub_(segment_sum(rows, codes[worst], len(sums)))
     sizes.sub_(segment_sum(weights.unsqueeze(1), codes[worst], len(sizes)).squeeze(1)).clamp_min_(0)
     sums[empty], sizes[empty] = rows, weights
+    return torch.cat([empty, codes[worst]])
 
 
 def _lloyd(data: Samples, centroids: Tensor, iterations: int, limit: float, bar: Progress) -> KMeans:
-    codes: Tensor | None = None
-    done = 0
-    while True:
-        distances, new = data.assign(centroids)
-        # the centroids are the means of this assignment
-        settled = codes is not None and torch.equal(codes, new)
-        codes = new
-        if settled or done >= iterations:
-            break
-        sums, sizes = sums_of(data, codes, centroids.shape[0])
-        _reseed(data, distances, codes, sums, sizes)
-        moved = _means(data, centroids, sums, sizes)
-        shift = total((moved - centroids).double().square().flatten())
-        centroids = moved
+    assignment, k, done = Assignment(data), len(centroids), 0
+    distances, codes = assignment.step(centroids)
+    sums = torch.zeros_like(centroids)
+    stale = torch.ones(k, dtype=torch.bool, device=centroids.device)  # codes whose sums are not those of their samples
+    while done < iterations:
+        fresh, sizes = sums_of(data, codes, k, stale)
+        sums = torch.where(stale.unsqueeze(1), fresh, sums)
+        reseeded = _reseed(data, distances, codes, sums, sizes)
+        stale[reseeded] = True
+        # The others have the sums that they had, and stay where they are.
+        rows = stale.nonzero().squeeze(1)
+        moved = _means(data, centroids[rows], sums[rows], sizes[rows])
+        shift = total((moved - centroids[rows]).double().square().flatten())
+        centroids = centroids.index_copy(0, rows, moved)
         done += 1
         bar.step(data.shown(data.inertia(distances)))
-        if shift <= limit:
-            distances, codes = data.assign(centroids)
+        before = codes
+        distances, codes = assignment.step(centroids)
+        changed = (codes != before).nonzero().squeeze(1)
+        # the centroids are the means of this assignment, or near enough to them
+        if shift <= limit or changed.numel() == 0:
             break
+        stale.zero_()
+        stale[torch.cat([reseeded, before[changed], codes[changed]])] = True
     return KMeans(centroids, codes, data.inertia(distances), done)
 
 

@@ -82,14 +82,18 @@ def total(values: Tensor) -> float:
     return float(values) if values.numel() else 0.0
 
 
-def sums_of(data: Samples, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Sum of the rows of each code (k, d), float64 if they have weights; and what they weigh together (k,) float64."""
+def sums_of(data: Samples, codes: Tensor, k: int, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sum of the rows of each code (k, d), float64 if they have weights; and what they weigh together (k,) float64.
+
+    Where there is `wanted` (k,), the sums of other codes are left out, and are zero.
+    """
+    summed = codes if wanted is None else torch.where(wanted[codes], codes, -1)
     if data.row_weights is None:
-        return _row_sums(data.x, codes, k, None), torch.bincount(codes, minlength=k).double()
+        return _row_sums(data.x, summed, k, None), torch.bincount(codes, minlength=k).double()
     # In units of the heaviest row of each code: powers of two, so nothing is rounded, and light codes do not vanish.
     heaviest = data.row_weights.new_zeros(k).scatter_reduce_(0, codes, data.row_weights, "amax")
     unit = torch.where(heaviest > 0, heaviest / torch.frexp(heaviest).mantissa, 1.0)
-    sums = _row_sums(data.x, codes, k, (data.row_weights / unit[codes]).to(working(data.x)))
+    sums = _row_sums(data.x, summed, k, (data.row_weights / unit[codes]).to(working(data.x)))
     counted = torch.ones_like(data.row_weights) if data.weights is None else data.weights
     return sums.double() * unit.unsqueeze(1), segment_sum(counted.unsqueeze(1), codes, k).squeeze(1)
 
