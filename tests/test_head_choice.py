@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import vecbank
-from vecbank import _head
+from vecbank import _C, _head
+from vecbank._head_choice import Asked, Chooser
 from vecbank._ops import METRICS
 
 D, M = 256, 20_000
@@ -25,6 +26,12 @@ BANK, QUERIES = falling(M, 2.0, 1), falling(40, 2.0, 2)
 def same(found: vecbank.results.TopK, metric: str, bank: torch.Tensor = BANK, x: torch.Tensor = QUERIES) -> None:
     expected = vecbank.topk(x, bank, found.indices.shape[-1], metric)
     assert torch.equal(found.indices, expected.indices) and torch.equal(found.values, expected.values)
+
+
+def last_axes(n: int, seed: int) -> torch.Tensor:
+    """Queries where the bank has least of its length."""
+    axes = torch.linalg.eigh(BANK.T @ BANK).eigenvectors[:, :24]
+    return torch.randn(n, 24, generator=torch.Generator().manual_seed(seed)) @ axes.T
 
 
 @pytest.mark.parametrize("metric", ["dot", "cosine", "l2", "sqeuclidean"])
@@ -191,15 +198,13 @@ def test_rows_that_are_not_finite() -> None:
 def test_queries_unlike_the_bank(n: int) -> None:
     """They lie where the bank has least of its length, so a head leaves nearly all rows."""
     bank = vecbank.Bank(BANK, "dot", screen="int8").prepare()
-    axes = torch.linalg.eigh(BANK.T @ BANK).eigenvectors[:, :24]
-    x = torch.randn(n, 24, generator=torch.Generator().manual_seed(8)) @ axes.T
+    x = last_axes(n, 8)
     same(bank.topk(x, 10), "dot", x=x)
 
 
 def test_prepare_asks_with_the_queries() -> None:
     """Queries that only see the last axes need all coordinates."""
-    axes = torch.linalg.eigh(BANK.T @ BANK).eigenvectors[:, :24]
-    x = torch.randn(100, 24, generator=torch.Generator().manual_seed(8)) @ axes.T
+    x = last_axes(100, 8)
     bank = vecbank.Bank(BANK, "dot", screen="int8").prepare()
     assert bank.explain(QUERIES).head is not None
     assert bank.prepare(queries=x).explain(x).head is None  # packed again
@@ -241,12 +246,96 @@ def test_the_sample_of_queries_decides_and_not_the_last_call() -> None:
 
 
 def test_single_queries_are_asked_as_such() -> None:
-    asked = _head.Asked(D)
+    asked = Asked(_head.worth_choosing_after(D))
     for row in falling(300, 2.0, 13):
         asked.add(row)
     assert asked.few and 1 <= len(asked.sample()) <= 300
     asked.add(falling(9000, 2.0, 14))
     assert not asked.few and len(asked.sample()) <= 2 * 128
+
+
+def test_a_head_that_costs_more_is_given_up_and_tried_again() -> None:
+    """For queries unlike the bank; later ones are like it again. The answers are the same all the time."""
+    bank = vecbank.Bank(BANK, "dot", screen="int8").prepare()
+    worth = _head.worth_choosing_after(D)
+    odd = last_axes(worth // 8, 20)
+    heads = []
+    for _ in range(6):
+        same(bank.topk(odd, 10), "dot", x=odd)
+        heads.append(bank.explain(odd[:3]).head)
+    assert heads[0] is not None and heads[-1] is None
+    usual = falling(2 * worth, 2.0, 21)
+    for _ in range(12):
+        bank.topk(usual, 1)
+    assert bank.explain(QUERIES).head is not None
+    same(bank.topk(QUERIES, 10), "dot")
+
+
+def test_a_head_stays_while_it_pays() -> None:
+    bank = vecbank.Bank(BANK, "dot", screen="int8").prepare()
+    x = falling(_head.worth_choosing_after(D) // 2, 2.0, 22)
+    made = bank._packs[bank._kind("topk", bank.vectors, METRICS["dot"])].pack
+    for _ in range(4):
+        bank.topk(x, 10)
+    assert bank._packs[bank._kind("topk", bank.vectors, METRICS["dot"])].pack is made
+
+
+def head_use(bank: vecbank.Bank) -> _head.Use:
+    pack = bank._packs[bank._kind("topk", bank.vectors, METRICS["dot"])].pack
+    return _head.Use(*_C.take_head_use(pack.data_ptr()))
+
+
+def test_what_searches_with_a_head_tell() -> None:
+    bank, other = (vecbank.Bank(BANK, "dot", screen="int8", head=head).prepare() for head in (32, 24))
+    for each in (bank, other, bank):
+        each.topk(QUERIES, 10)
+    told = head_use(bank)
+    assert told.searches == 2 and told.pairs == told.scanned == 80 * M and told.repeated == 0
+    assert 0 < told.survivors < told.pairs / 10 and told.left == told.survivors / told.scanned
+    assert head_use(other).searches == 1 and head_use(bank) == _head.Use()  # what was told is not told again
+    bank.topk(last_axes(40, 23), 10)
+    told = head_use(bank)
+    assert told.pairs == told.repeated == 40 * M and told.scanned < told.pairs and told.left > 0.1
+    vecbank.topk(QUERIES, BANK, 10, "dot")
+    assert head_use(bank) == _head.Use()
+
+
+def test_masked_rows_are_no_survivors() -> None:
+    bank = vecbank.Bank(BANK, "dot", screen="int8", head=32).prepare()
+    allowed = torch.rand(M, generator=torch.Generator().manual_seed(24)) < 0.1
+    bank.topk(QUERIES, 10, allowed)
+    assert 0 < head_use(bank).survivors <= 40 * int(allowed.sum())
+
+
+def test_each_choice_lasts_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that costs too much is given up later each time, so queries of two kinds in turn do not pack each time."""
+    head, pack, few = _head.Head(64, torch.eye(D), 70.0, 2.0), torch.zeros(1), QUERIES[:10]
+    use = (1, 10 * M, 5 * M, 4 * M, 10 * M)
+    monkeypatch.setattr(_C, "take_head_use", lambda _: use)
+    chooser, needed = Chooser(D), []
+    for _ in range(5):
+        chooser = Chooser(D, head, chooser)
+        calls = 1
+        while not chooser.due(few, pack, M):
+            calls += 1
+        assert chooser.measured == (64, 0.8) and chooser.sample()[0].shape[1] == D
+        needed.append(calls)
+    assert needed == sorted(needed) and needed[-1] > 4 * needed[0]
+    use = (1, 10 * M, 10 * M, 1, 0)
+    chooser = Chooser(D, head)
+    assert not any(chooser.due(few, pack, M) for _ in range(5000))
+
+
+def test_what_was_measured_corrects_the_model() -> None:
+    """A head that left ten times as much as the sample says leaves room for a wider one, or none."""
+    vectors, code = falling(M, 1.0, 25), METRICS["dot"]
+    plain = _head.predict(vectors, code)
+    assert plain is not None
+    best = min(plain.costs, key=lambda head: plain.costs[head])
+    told = _head.predict(vectors, code, measured=(best, 10 * plain.left[best] + 0.01))
+    assert told is not None and all(told.costs[head] >= plain.costs[head] for head in plain.costs)
+    assert min(told.costs, key=lambda head: told.costs[head]) >= best
+    assert _head.choose(vectors, code, measured=(best, 1.0)).rotation is None
 
 
 @pytest.mark.parametrize(

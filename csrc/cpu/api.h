@@ -50,6 +50,17 @@ struct Counters {
   int64_t pairs;        // pairs that the first screen of a part scanned
 };
 Counters read_counters();
+
+// What the head of a pack left to do, in pairs of a query and a bank row: how many there were in so many searches; how
+// many its screen scanned, and the further coordinates of how many were looked at; and how many another screen did
+// again.
+struct HeadUse {
+  int64_t searches = 0, pairs = 0, scanned = 0, survivors = 0, repeated = 0;
+};
+// Of the searches with this pack since it was last asked for, by any thread. Those of a pack that many others were used
+// after may be forgotten.
+HeadUse take_head_use(const void* pack);
+
 void reset_counters();
 
 // Rows of panels that calls of pack_bank() have written so far, all of them together, padding and second passes too; it

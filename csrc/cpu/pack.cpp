@@ -321,6 +321,7 @@ int64_t packed_rows() { return rows_written.load(std::memory_order_relaxed); }
 
 Status pack_bank(const Rows& bank, Metric metric, void* out, const Parallel& parallel, const double* bias,
                  PanelKind kind, ScreenChoice screen, HeadChoice head) {
+  if (head.width > 0) take_head_use(out);  // of another pack that was there
   return pack_as<float>(bank, metric, out, parallel, bias, kind, screen, head);
 }
 

@@ -116,6 +116,14 @@ PYBIND11_MODULE(_C, m) {
                     py::arg("dimensions") = c.dimensions, py::arg("pairs") = c.pairs);
   });
   m.def("reset_counters", &vecbank::cpu::reset_counters);
+  m.def(
+      "take_head_use",
+      [](uintptr_t pack) {
+        const vecbank::cpu::HeadUse use = vecbank::cpu::take_head_use(reinterpret_cast<const void*>(pack));
+        return py::make_tuple(use.searches, use.pairs, use.scanned, use.survivors, use.repeated);
+      },
+      "What the head of the pack at this address left to do since it was last asked for: searches, and pairs, scanned, "
+      "survivors, repeated.");
   m.def("packed_rows", &vecbank::cpu::packed_rows, "Bank rows packed so far; it only grows.");
   m.def("build_info", [] {
     return py::dict(py::arg("version") = VECBANK_VERSION, py::arg("compiler") = VECBANK_BUILD_COMPILER,

@@ -26,6 +26,7 @@ _LINES, _HEAD_LINES = 16.0, 30.0  # what a pair costs besides its products: of a
 _WARM_UP = 6.0  # the threshold of an average pair is that of so many times k rows: it rises while rows are scanned
 _SAMPLED = 1 / 16  # of the rows are scanned twice, for a first threshold (sample_panels in csrc/cpu/search/worker.cpp)
 _SAMPLED_PER_RANK, _MOST_SAMPLED = 384, 1 / 4  # where k asks for more
+_LEAST_LEFT = 1e-3  # a share of survivors below which the measured and the predicted one are not compared
 FEW = 4  # queries for which memory limits the speed, not products
 
 
@@ -45,6 +46,7 @@ _COSTS = {
     "scalar": _Costs(100.0, 100, 0.019),
 }
 _SURVIVOR, _TAIL_BYTE = 6_000.0, 85.0  # picoseconds: a row that the head leaves, and a byte of its other codes
+_REPEATED = 2.5  # what a pair costs that a head leaves to the next screen, in proportion to all coordinates in 8 bits
 _QUERY = 6e6  # what a query costs besides
 _READ = _Costs(25.0, 100, 0.019)  # few queries: of a byte, and of a float32 number, as memory gives them
 
@@ -57,40 +59,6 @@ def width_of(head: object, vectors: Tensor, screen: str) -> int:
     if width < vectors.shape[-1] and screen not in ("auto", "int8"):
         raise ValueError(f'a head is screened in 8 bits: screen must be "auto" or "int8", got {screen!r}')
     return width
-
-
-def watchable(queries: Tensor) -> bool:
-    """Queries whose values can be looked at without a trace of it."""
-    recorded = torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
-    return not recorded and _checks.concrete(queries)
-
-
-class Asked:
-    """The queries since a pack was made: how many, and a sample of them, for the head to be chosen by."""
-
-    def __init__(self, width: int) -> None:
-        self.enough = worth_choosing_after(width)
-        self.calls = self.count = 0
-        self._every = max(1, self.enough // _QUERIES)
-        self._rows: list[Tensor] = []
-
-    def add(self, queries: Tensor) -> bool:
-        """Whether there were enough of them now."""
-        flat = queries.detach().reshape(-1, queries.shape[-1])
-        self._rows.append(flat[-self.count % self._every :: self._every][:_QUERIES].clone())
-        if not len(self._rows[-1]):
-            self._rows.pop()
-        self.count += len(flat)
-        self.calls += 1
-        return self.count >= self.enough
-
-    def sample(self) -> Tensor:
-        return torch.cat(self._rows)
-
-    @property
-    def few(self) -> bool:
-        """Whether a call asks for so few that memory limits its speed."""
-        return self.count <= FEW * self.calls
 
 
 @contextmanager
@@ -138,9 +106,18 @@ class Prediction(NamedTuple):
 
 @_one_thread()
 def predict(
-    vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 10, few: bool = False
+    vectors: Tensor,
+    code: int,
+    queries: Tensor | None = None,
+    k: int = 10,
+    few: bool = False,
+    measured: tuple[int, float] | None = None,
 ) -> Prediction | None:
-    """The costs for such queries, `few` to a call; without any, for the vectors themselves. None: too few rows."""
+    """The costs for such queries, `few` to a call; without any, for the vectors themselves. None: too few rows.
+
+    `measured`: the share of the bank that a head of this width left to such queries, where it is known. Masks, biases
+    and neighbours of neighbours make it larger than the sample says; for other widths, it is taken to do so as much.
+    """
     rows, width = vectors.shape
     bank, asked = _samples(vectors, code, queries)
     if len(bank) < 256 or len(asked) == 0:
@@ -150,6 +127,9 @@ def predict(
         return None
     costs = _READ._replace(margin=_COSTS[_C.isa()].margin) if few else _COSTS[_C.isa()]
     left = _survivors(asked @ axes.T.float(), bank @ axes.T.float(), METRICS["l2"] == code, k, rows, costs.margin)
+    if measured is not None and measured[0] in left:
+        more = (measured[1] + _LEAST_LEFT) / (left[measured[0]] + _LEAST_LEFT)
+        left = {head: min(1.0, share * max(1.0, more)) for head, share in left.items()}
     query = (0.0 if few else _QUERY) / rows
     sampled = max(_SAMPLED, min(_MOST_SAMPLED, _SAMPLED_PER_RANK * k / rows))
     cost = {
@@ -162,11 +142,45 @@ def predict(
     return Prediction((width + _LINES) * costs.product + query, cost, left, axes)
 
 
+class Use(NamedTuple):
+    """What searches with a head did (HeadUse of csrc/cpu/api.h), in pairs of a query and a row of the bank."""
+
+    searches: int = 0
+    pairs: int = 0
+    scanned: int = 0  # by the head
+    survivors: int = 0  # whose other coordinates were looked at
+    repeated: int = 0  # by other screens, because the head left too many
+
+    @property
+    def left(self) -> float:
+        """The share of the bank that the head left to the other coordinates."""
+        return self.survivors / max(1, self.scanned)
+
+    def cost(self, width: int, head: int, rows: int, few: bool) -> float:
+        """What it cost by the model, in proportion to all coordinates of all pairs."""
+        costs = _READ if few else _COSTS[_C.isa()]
+        whole = (width + _LINES) * costs.product
+        spent = (
+            self.pairs / rows * costs.turn * width * width
+            + self.scanned * (1 + _SAMPLED) * (head + _HEAD_LINES) * costs.product
+            + self.survivors * (_SURVIVOR + _TAIL_BYTE * (width - head))
+            + self.repeated * _REPEATED * whole
+        )
+        return spent / max(1.0, self.pairs * whole)
+
+
 @_one_thread()
-def choose(vectors: Tensor, code: int, queries: Tensor | None = None, k: int = 10, few: bool = False) -> Head:
-    """The head with the smallest predicted cost, or all coordinates."""
+def choose(
+    vectors: Tensor,
+    code: int,
+    queries: Tensor | None = None,
+    k: int = 10,
+    few: bool = False,
+    measured: tuple[int, float] | None = None,
+) -> Head:
+    """The head with the smallest predicted cost, or all coordinates; the arguments are those of `predict`."""
     width = vectors.shape[-1]
-    told = predict(vectors, code, queries, k, few)
+    told = predict(vectors, code, queries, k, few, measured)
     if told is None:
         return all_of(width)
     best = min(told.costs, key=lambda head: told.costs[head])

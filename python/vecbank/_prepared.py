@@ -8,14 +8,14 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from . import _C, _checks, _cuda, _head
+from . import _C, _checks, _cuda, _head, _head_choice
 from ._deprecated import warn
 from ._numpy import entry_point
 from ._ops import METRICS, ops
 from ._ops.names import SCREENED, metric_name
 from ._ops.pack import USES
 from ._progress import watched
-from ._written import Snapshot, last_of_each, share_memory
+from ._written import Snapshot, foreign, last_of_each, own, share_memory
 
 Self = TypeVar("Self", bound="PreparedBank")
 
@@ -42,6 +42,7 @@ class _Pack(NamedTuple):
     bias: Snapshot | None
     made: _Made | None = None  # on CUDA
     head: _head.Head | None = None  # of a pack of codes; None: nothing was chosen yet
+    chooser: _head_choice.Chooser | None = None  # where one may be, or another one
 
     def is_of(self, vectors: Tensor, bias: Tensor | None) -> bool:
         return self.vectors.shows(vectors) and (bias is None if self.bias is None else self.bias.shows(bias))
@@ -63,7 +64,6 @@ class PreparedBank(nn.Module):
     bias: Tensor | None
     _packs: dict[_Kind, _Pack]
     _warned: set[str]  # what the Bank has warned of, once
-    _asked: _head.Asked | None  # since the pack of codes was made
     _watching = True  # the queries of calls
 
     @entry_point
@@ -88,15 +88,15 @@ class PreparedBank(nn.Module):
         self._metric = metric
         self.learnable = learnable
         self._biased = bias is not None
-        self._packs, self._warned, self._asked = {}, set(), None
+        self._packs, self._warned = {}, set()
         if bias is not None:
             _checks.bias(bias, vectors, METRICS[metric or "dot"])
         if learnable:
             self.vectors = nn.Parameter(vectors.detach().clone())
             self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
         else:
-            self.register_buffer("vectors", _own(vectors))
-            self.register_buffer("bias", None if bias is None else _own(bias))
+            self.register_buffer("vectors", own(vectors))
+            self.register_buffer("bias", None if bias is None else own(bias))
 
     @property
     def screen(self) -> str:
@@ -172,7 +172,7 @@ class PreparedBank(nn.Module):
             made_of = Snapshot.of(held), None if bias is None else Snapshot.of(bias)
             for kind, made in current.items():
                 ops.repack_(made.pack, held, kind.family, rows, bias, True)
-                self._packs[kind] = _Pack(made.pack, *made_of, head=made.head)
+                self._packs[kind] = _Pack(made.pack, *made_of, head=made.head, chooser=made.chooser)
         return self
 
     @property
@@ -265,20 +265,30 @@ class PreparedBank(nn.Module):
             with watched(title, 16 * panels, progress, _C.packed_rows):
                 self._prepare(kind, vectors, self.bias, chosen)
         elif chosen is not None and held.head is None:
-            self._packs[kind] = held._replace(head=chosen)
+            chooser = _head_choice.Chooser(vectors.shape[-1], chosen)
+            self._packs[kind] = held._replace(head=chosen, chooser=chooser)
         return self
 
     def _choose(
-        self, kind: _Kind, vectors: Tensor, queries: Tensor | None, k: int, few: bool = False
+        self,
+        kind: _Kind,
+        vectors: Tensor,
+        queries: Tensor | None,
+        k: int,
+        few: bool = False,
+        measured: tuple[int, float] | None = None,
     ) -> _head.Head | None:
         """The head for a pack that would be kept; None: there can be none."""
-        rows, width = vectors.shape[-2:]
-        if self._head is not None or not kind.int8 or vectors.dim() != 2 or not _head.possible(rows, width):
-            return None
-        if self.learnable or self._biased or not _packable(vectors):  # the model does not know biases
+        if not self._may_choose(kind, vectors):
             return None
         with torch.inference_mode(False), torch.no_grad():
-            return _head.choose(vectors, kind.family, queries, k, few)
+            return _head.choose(vectors, kind.family, queries, k, few, measured)
+
+    def _may_choose(self, kind: _Kind, vectors: Tensor) -> bool:
+        rows, width = vectors.shape[-2:]
+        if self._head is not None or not kind.int8 or vectors.dim() != 2 or not _head.possible(rows, width):
+            return False
+        return not self.learnable and not self._biased and _packable(vectors)  # the model does not know biases
 
     @entry_point
     def repack(self: Self) -> Self:
@@ -306,9 +316,14 @@ class PreparedBank(nn.Module):
         return _Kind(family, searches and _C.int8_panels(shape[-2], shape[-1], family, self._use))
 
     def _prepare(
-        self, kind: _Kind, vectors: Tensor, bias: Tensor | None, head: _head.Head | None = None
+        self,
+        kind: _Kind,
+        vectors: Tensor,
+        bias: Tensor | None,
+        head: _head.Head | None = None,
+        last: _head_choice.Chooser | None = None,
     ) -> Tensor | None:
-        """Packs the vectors, if the pack can be held to what it was made of."""
+        """Packs the vectors, if the pack can be held to what it was made of; `last`: who chose the head."""
         if self.learnable or not _packable(vectors) or (bias is not None and not _packable(bias)):
             return None
         # before packing: a write in between makes the pack stale
@@ -327,9 +342,8 @@ class PreparedBank(nn.Module):
             if pack.is_cuda:
                 stream = torch.cuda.current_stream(pack.device)
                 made = _Made(stream, stream.record_event())
-            self._packs[kind] = _Pack(pack, *made_of, made, head)
-            if kind.int8:
-                self._asked = None
+            chooser = _head_choice.Chooser(vectors.shape[-1], head, last) if self._may_choose(kind, vectors) else None
+            self._packs[kind] = _Pack(pack, *made_of, made, head, chooser)
         return pack
 
     def _packed(
@@ -350,8 +364,8 @@ class PreparedBank(nn.Module):
         kind = self._kind(verb, vectors, code)
         held = self._packs.get(kind)
         if held is not None and held.is_of(vectors, bias):
-            if held.head is None and kind.int8 and self._head is None and queries is not None:
-                return self._with_head(kind, held, vectors, queries, k)
+            if held.chooser is not None and queries is not None:
+                return self._with_head(kind, held, held.chooser, vectors, queries, k)
             return held.for_current_stream()
         if self._buffers.get("vectors") is not vectors:
             return None
@@ -365,19 +379,21 @@ class PreparedBank(nn.Module):
         held = self._packs.get(self._kind(verb, self.vectors, code))
         return None if held is None else held.head
 
-    def _with_head(self, kind: _Kind, held: _Pack, vectors: Tensor, queries: Tensor, k: int) -> Tensor:
-        """The pack, made anew with a head once so many queries were asked that choosing one pays."""
+    def _with_head(
+        self, kind: _Kind, held: _Pack, chooser: _head_choice.Chooser, vectors: Tensor, queries: Tensor, k: int
+    ) -> Tensor:
+        """The pack, made anew where another head is due."""
+        if not self._watching or not _head_choice.watchable(queries):
+            return held.pack
+        if not chooser.due(queries, held.pack, len(vectors)):
+            return held.pack
         width = vectors.shape[-1]
-        if not self._watching or not _head.watchable(queries):
+        sample, few = chooser.sample()
+        chosen = self._choose(kind, vectors, sample, k, few, chooser.measured) or _head.all_of(width)
+        if chosen.width == (width if held.head is None else held.head.width):
+            self._packs[kind] = held._replace(head=chosen, chooser=_head_choice.Chooser(width, chosen, chooser))
             return held.pack
-        asked = self._asked = _head.Asked(width) if self._asked is None else self._asked
-        if not asked.add(queries):
-            return held.pack
-        chosen = self._choose(kind, vectors, asked.sample(), k, asked.few) or _head.all_of(width)
-        if chosen.rotation is None:
-            self._packs[kind] = held._replace(head=chosen)
-            return held.pack
-        made = self._prepare(kind, vectors, self.bias, chosen)
+        made = self._prepare(kind, vectors, self.bias, chosen, chooser)
         return held.pack if made is None else made
 
     def _warn_of_metric(self, verb: str, code: int) -> None:
@@ -417,8 +433,8 @@ class PreparedBank(nn.Module):
     def _own_all(self: Self) -> Self:
         """Copies what torch may have put into the buffers and would not count the writes of."""
         for name, held in self._buffers.items():
-            if held is not None and (held.is_inference() or _foreign(held)):
-                self._buffers[name] = _own(held)
+            if held is not None and (held.is_inference() or foreign(held)):
+                self._buffers[name] = own(held)
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -428,7 +444,7 @@ class PreparedBank(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.update(_packs={}, _warned=set(), _asked=None)
+        state.update(_packs={}, _warned=set())
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -437,7 +453,7 @@ class PreparedBank(nn.Module):
             state["_metric"] = state.pop("metric")
         state.setdefault("_use", USES.index("auto"))
         state.setdefault("_head", None)
-        state["_asked"] = None
+        state.pop("_asked", None)
         super().__setstate__(state)
         if "_biased" not in state:  # written before there was a bias
             self._biased = False
@@ -458,24 +474,10 @@ def _pack_family(code: int) -> int:
     return METRICS["l2"] if code == METRICS["sqeuclidean"] else code
 
 
-def _foreign(t: Tensor) -> bool:
-    """Memory that is not torch's own (an array's, a file's): who else writes there, torch cannot see."""
-    return type(t) is Tensor and t.device.type == "cpu" and not t.untyped_storage().resizable()
-
-
-def _own(vectors: Tensor) -> Tensor:
-    """A contiguous tensor whose writes torch counts: shared where it is one already."""
-    vectors = vectors.detach()
-    if vectors.is_inference():
-        with torch.inference_mode(False):
-            return vectors.clone(memory_format=torch.contiguous_format)
-    return vectors.clone(memory_format=torch.contiguous_format) if _foreign(vectors) else vectors.contiguous()
-
-
 def _packable(t: Tensor) -> bool:
     """A tensor whose content can be held to its version: on a device of ours, plain, its own, without a gradient."""
     there = t.device.type == "cpu" or (t.device.type == "cuda" and _cuda_runs(t))
-    return there and _checks.concrete(t) and not t.requires_grad and not t.is_inference() and not _foreign(t)
+    return there and _checks.concrete(t) and not t.requires_grad and not t.is_inference() and not foreign(t)
 
 
 def _cuda_runs(t: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Writing into tensors: whether one was written to since something was derived from it, and into which rows."""
+"""Writing into tensors: whether one was written to since something was derived from it, where, and by whom."""
 
 from __future__ import annotations
 
@@ -45,3 +45,17 @@ def last_of_each(rows: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     order = torch.arange(rows.numel(), device=rows.device)
     last = torch.zeros_like(named).scatter_reduce_(0, place, order, "amax", include_self=False)
     return named, vectors[last.to(vectors.device)]
+
+
+def foreign(t: Tensor) -> bool:
+    """Memory that is not torch's own (an array's, a file's): who else writes there, torch cannot see."""
+    return type(t) is Tensor and t.device.type == "cpu" and not t.untyped_storage().resizable()
+
+
+def own(vectors: Tensor) -> Tensor:
+    """A contiguous tensor whose writes torch counts: shared where it is one already."""
+    vectors = vectors.detach()
+    if vectors.is_inference():
+        with torch.inference_mode(False):
+            return vectors.clone(memory_format=torch.contiguous_format)
+    return vectors.clone(memory_format=torch.contiguous_format) if foreign(vectors) else vectors.contiguous()

@@ -1,8 +1,10 @@
 #include "counted.h"
 
+#include <algorithm>
 #include <atomic>
+#include <mutex>
+#include <utility>
 
-#include "../api.h"
 #include "screens/screen.h"
 
 namespace vecbank::cpu {
@@ -12,6 +14,17 @@ static_assert(kScreenCount == sizeof(Counters{}.screened) / sizeof(int64_t));
 
 constexpr int kCounters = static_cast<int>(Counted::screened) + kScreenCount;
 std::atomic<int64_t> counters[kCounters];
+
+// The packs whose heads were used last; a pack that was freed leaves its place to others.
+struct PackUse {
+  const void* pack;
+  uint64_t turn;  // when it was used
+  HeadUse use;
+};
+constexpr int kPacks = 64;
+PackUse packs[kPacks];
+uint64_t turns = 0;
+std::mutex packs_mutex;
 
 int64_t read(Counted what, int which = 0) {
   return counters[static_cast<int>(what) + which].load(std::memory_order_relaxed);
@@ -37,6 +50,29 @@ Counters read_counters() {
 
 void reset_counters() {
   for (std::atomic<int64_t>& counter : counters) counter.store(0, std::memory_order_relaxed);
+}
+
+void add_head_use(const void* pack, const HeadUse& more) {
+  const std::lock_guard<std::mutex> lock(packs_mutex);
+  PackUse* place = std::find_if(packs, packs + kPacks, [&](const PackUse& p) { return p.pack == pack; });
+  if (place == packs + kPacks) {
+    place = std::min_element(packs, packs + kPacks, [](const PackUse& a, const PackUse& b) { return a.turn < b.turn; });
+    *place = {pack, 0, {}};
+  }
+  place->turn = ++turns;
+  HeadUse& use = place->use;
+  use.searches += more.searches;
+  use.pairs += more.pairs;
+  use.scanned += more.scanned;
+  use.survivors += more.survivors;
+  use.repeated += more.repeated;
+}
+
+HeadUse take_head_use(const void* pack) {
+  const std::lock_guard<std::mutex> lock(packs_mutex);
+  for (PackUse& p : packs)
+    if (p.pack == pack) return std::exchange(p.use, {});
+  return {};
 }
 
 }  // namespace vecbank::cpu

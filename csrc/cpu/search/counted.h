@@ -1,7 +1,7 @@
 // What searches do, counted over all of them (Counters of api.h).
 #pragma once
 
-#include <cstdint>
+#include "../api.h"
 
 namespace vecbank::cpu {
 
@@ -9,5 +9,8 @@ enum class Counted { queries, refined, repeated, bytes, dimensions, pairs, scree
 
 // `which`: of the screens, in the order of kScreens.
 void count(Counted what, int64_t more, int which = 0);
+
+// Adds to what take_head_use() returns.
+void add_head_use(const void* pack, const HeadUse& more);
 
 }  // namespace vecbank::cpu

@@ -8,6 +8,8 @@ constexpr int64_t kMostBlockRows = 1024;
 constexpr int64_t kLeastHeadRows = 512;              // of a block: fewer read the bank too often
 constexpr int64_t kMostPartRows = int64_t{1} << 30;  // a candidate's column is an int32
 
+bool SearchPlan::begins_with_head() const { return !refined_only && kScreens[first_screen] == &head_screen; }
+
 SearchPlan plan_search(const SearchProblem& p, const PackHeader& h, int workers) {
   SearchPlan plan;
   const int64_t n = p.queries.count, panels = ceil_div(h.rows, kPanel);
@@ -22,7 +24,7 @@ SearchPlan plan_search(const SearchProblem& p, const PackHeader& h, int workers)
   const int64_t width = h.head > 0 ? h.head : h.width;
   int64_t most = std::min({kQueryBytes / ((width + 1) * bytes), by_lists, kMostBlockRows});
   // With a head every part pays for its first threshold, so a batch is cut into blocks instead.
-  const bool heads = !plan.refined_only && kScreens[plan.first_screen] == &head_screen;
+  const bool heads = plan.begins_with_head();
   if (heads) most = std::min(most, std::max(kLeastHeadRows, n / (2 * workers)));
   plan.grid.set_blocks(n, most, plan.group);
 

@@ -3,6 +3,7 @@
 #include <limits>
 #include <new>
 
+#include "counted.h"
 #include "worker.h"
 
 namespace vecbank::cpu {
@@ -118,8 +119,12 @@ Status search_piece(const SearchProblem& whole, const Piece& piece, Partials& pa
   }
   PerWorker<SearchWorker> workers(std::min<int64_t>(parallel.workers, job.plan.grid.tasks()));
   if (!workers.each([&](SearchWorker& worker) { return worker.reserve(p, job.plan); })) return Status::out_of_memory;
+  SharedHeadUse use;
+  if (job.plan.begins_with_head()) job.head_use = &use;
   const Status found =
       for_each_task(job.plan.grid, parallel, [&](int worker, const GridTask& task) { workers[worker].run(job, task); });
+  if (job.head_use != nullptr)
+    add_head_use(&piece.header, {1, n * p.bank.count, use.scanned, use.survivors, use.repeated});
   return merging && found == Status::ok ? merge(whole, parts + 1, piece.last, partials, parallel) : found;
 }
 

@@ -34,9 +34,16 @@ struct SearchPlan {
   PanelKind panels = PanelKind::float32;
   int64_t head = 0;  // the width of the pack's head; 0: none
   Grid grid;
+
+  bool begins_with_head() const;
 };
 
 SearchPlan plan_search(const SearchProblem& problem, const PackHeader& header, int workers);
+
+// HeadUse of api.h, while workers add to it.
+struct SharedHeadUse {
+  std::atomic<int64_t> scanned{0}, survivors{0}, repeated{0};
+};
 
 struct SearchJob {
   const SearchProblem& problem;  // whose bank is this job's piece
@@ -49,6 +56,7 @@ struct SearchJob {
   const int64_t* earlier_counts = nullptr;
   Scored* partial = nullptr;          // [part][query][k]; null: a single part, whose results are written directly
   int64_t* partial_counts = nullptr;  // [part][query]
+  SharedHeadUse* head_use = nullptr;  // null: the first screen is not a head's
 };
 
 struct SearchTask {

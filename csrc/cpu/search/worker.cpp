@@ -120,6 +120,14 @@ void SearchWorker::screen_with(int number) {
   const int64_t pairs = task_.rows * (task_.end - task_.begin), tail = screen_->tail_width();
   count(Counted::dimensions, pairs * (task_.job->header.width - tail) + screen_->survivors() * tail);
   count(Counted::pairs, pairs);
+  if (SharedHeadUse* use = task_.job->head_use; use != nullptr) {
+    if (tail > 0) {
+      use->scanned.fetch_add(task_.rows * std::min(scanned_columns_, task_.end - task_.begin));
+      use->survivors.fetch_add(screen_->survivors());
+    } else {
+      use->repeated.fetch_add(pairs);
+    }
+  }
   for (int64_t r = 0; r < task_.rows && task_.job->shared != nullptr; ++r)
     if (!lists_.fell_back(r) && lists_.threshold(r) > CandidateLists::kNone) share_threshold(r, lists_.threshold(r));
 }
@@ -366,7 +374,7 @@ void SearchWorker::push(int64_t row, int64_t panel, const float* upper, uint32_t
   const bool waits = screen_->tail_width() > 0;
   for (; lanes != 0; lanes &= lanes - 1) {
     const int c = std::countr_zero(lanes);
-    if (upper[c] < lists_.threshold(row)) continue;
+    if (upper[c] < lists_.threshold(row) || !may_win(row, panel, c)) continue;
     if (!waits) {
       settle(row, panel, upper[c], c);
       continue;
@@ -390,11 +398,16 @@ void SearchWorker::settle_waiting() {
   waiting_count_ = 0;
 }
 
-void SearchWorker::push_lane(int64_t row, int64_t panel, Bounds seen, int lane) {
+// Whether a column that reaches its row's threshold may be given: looked at before anything is computed for it.
+bool SearchWorker::may_win(int64_t row, int64_t panel, int lane) {
   const SearchJob& job = *task_.job;
   const int64_t j = panel * kPanel + lane;
   if (j == task_.negligible) negligible_may_win_[row] = true;
-  if (j >= task_.end || !job.problem.mask.allows(task_.first + row, job.offset + j)) return;
+  return j < task_.end && job.problem.mask.allows(task_.first + row, job.offset + j);
+}
+
+void SearchWorker::push_lane(int64_t row, int64_t panel, Bounds seen, int lane) {
+  const int64_t j = panel * kPanel + lane;
   if (!lists_.add(row, seen.upper, seen.lower, static_cast<int32_t>(j - task_.begin))) tighten(row);
 }
 
@@ -475,7 +488,7 @@ void SearchWorker::take_argmax(Rescan&& rescan) {
         const int c = std::countr_zero(lanes);
         const int64_t at = argmax_.panel(r, c);
         const float upper = argmax_.largest(r, c);
-        push_lane(r, at, bounds(r, at, upper, c, true), c);
+        if (may_win(r, at, c)) push_lane(r, at, bounds(r, at, upper, c, true), c);
       }
     }
     if (again) rescan(g, rows, thresholds);

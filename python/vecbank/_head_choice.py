@@ -1,0 +1,94 @@
+"""When the head of a pack is chosen: once it pays, and again where what was chosen turns out to cost more."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _C, _checks, _head
+
+_QUERIES = 128  # of a sample, or a few more
+# Parts of the queries that save as much as turning the bank costs: by which a head is given up, and by which the next
+# one is chosen, while every query takes longer than it should.
+_GIVEN_UP, _CHOSEN_AGAIN = 1 / 4, 1 / 8
+_TRIED_AGAIN = 4  # times as many, until a head is tried again
+_PATIENCE = 2  # each choice lasts so many times as many queries as the one before, at least
+_LOSS = 1.1  # a head that cost so many times as much as all coordinates is given up
+
+
+def watchable(queries: Tensor) -> bool:
+    """Queries whose values can be looked at without a trace of it."""
+    recorded = torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    return not recorded and _checks.concrete(queries)
+
+
+class Asked:
+    """Queries: how many, and a sample of them."""
+
+    def __init__(self, enough: float) -> None:
+        self.enough = int(enough)
+        self.calls = self.count = 0
+        self._every = max(1, self.enough // _QUERIES)
+        self._rows: list[Tensor] = []
+
+    def add(self, queries: Tensor) -> bool:
+        """Whether there were enough of them now."""
+        count, first = queries.shape[:-1].numel(), -self.count % self._every
+        if first < count:
+            flat = queries.detach().reshape(-1, queries.shape[-1])
+            self._rows.append(flat[first :: self._every][:_QUERIES].clone())
+        self.count += count
+        self.calls += 1
+        return self.count >= self.enough
+
+    def sample(self) -> Tensor:
+        return torch.cat(self._rows)
+
+    @property
+    def few(self) -> bool:
+        """Whether a call asks for so few that memory limits its speed."""
+        return self.count <= _head.FEW * self.calls
+
+
+class Chooser:
+    """The queries since a pack of codes was made, and whether they ask for another head than it has.
+
+    Without a head, they are counted, and a sample of them is kept, until choosing one would pay. With a head, what it
+    left to do is added up, because queries may be unlike those that it was chosen for, or masked: where it costs more
+    than all coordinates would, a sample decides again. With each choice it takes more queries until the next one, so
+    that queries of two kinds in turn do not make a pack each time.
+    """
+
+    def __init__(self, width: int, head: _head.Head | None = None, last: Chooser | None = None) -> None:
+        self._width, self._head = width, head
+        self._patience: int = 1 if last is None else _PATIENCE * last._patience
+        self._asked: Asked | None = None
+        self.measured: tuple[int, float] | None = None  # a head that was given up, and the share that it left
+        worth = _head.worth_choosing_after(width)
+        self._window, self._again = self._patience * _GIVEN_UP * worth, _CHOSEN_AGAIN * worth
+        if head is None:
+            self._asked = Asked(worth)
+        elif head.rotation is None:
+            self._asked = Asked(self._patience * _TRIED_AGAIN * worth)
+        self._count = 0  # queries since it was last looked at
+
+    def due(self, queries: Tensor, pack: Tensor, rows: int) -> bool:
+        """Whether a head should be chosen now, for the searches of this pack of so many rows."""
+        if self._asked is None:
+            self._count += queries.shape[:-1].numel()
+            if self._count < self._window:
+                return False
+            self._count = 0
+            self._watch(_head.Use(*_C.take_head_use(pack.data_ptr())), rows)
+        return self._asked is not None and self._asked.add(queries)
+
+    def _watch(self, use: _head.Use, rows: int) -> None:
+        few = use.pairs <= _head.FEW * rows * use.searches
+        if self._head is not None and use.cost(self._width, self._head.width, rows, few) > _LOSS:
+            self.measured = self._head.width, use.left
+            self._asked = Asked(self._again)
+
+    def sample(self) -> tuple[Tensor, bool]:
+        """Some of the queries, and whether there are few to a call. Only where a choice is due."""
+        assert self._asked is not None
+        return self._asked.sample(), self._asked.few
