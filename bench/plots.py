@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ OURS = "vecbank"
 OURS_COLOUR, PEER_COLOUR, TARGET_COLOUR = "#1f6f8b", "#b9c2c9", "#c0392b"
 COLUMNS = 3
 LONG_WORDS = 22  # characters before the sizes of a case
+LONG_LINE = 52  # characters of a title that fit above a panel
+HEADING = 0.7  # inches
 Row = dict[str, Any]
 
 
@@ -45,7 +48,7 @@ def _grid(counts: list[int]) -> tuple[Any, list[Axes]]:
     figure, grid = plt.subplots(
         len(tallest),
         COLUMNS,
-        figsize=(13, sum(1.05 + 0.22 * t for t in tallest)),
+        figsize=(13, HEADING + sum(1.05 + 0.22 * t for t in tallest)),
         squeeze=False,
         height_ratios=tallest,
         dpi=80,
@@ -65,7 +68,9 @@ def _title(name: str) -> str:
     first = re.search(r"\d", name)
     start = first.start() if first else len(name)
     words, sizes = name[:start], re.sub(r", (?=[^\W\d_]{2})", ",\n", name[start:])
-    return (words.rstrip() + "\n" if len(words) > LONG_WORDS else words) + sizes
+    lines = ((words.rstrip() + "\n" if len(words) > LONG_WORDS else words) + sizes).split("\n")
+    kept = [re.sub(r"\b([dk]) (?=\d)", "\\1\u00a0", line) for line in lines]  # no break within "d 384"
+    return "\n".join(part for line in kept for part in textwrap.wrap(line, LONG_LINE))
 
 
 def speed(rows: list[Row], path: Path, caption: str) -> None:
@@ -109,8 +114,8 @@ def _legend(figure: Any, text: str) -> None:
 
 def _save(figure: Any, path: Path) -> None:
     """A PNG of few colours: bars and text need no more, and the file stays small."""
-    top = 1 - 0.12 / figure.get_figheight()  # below the heading, whatever the titles of the first row
-    figure.tight_layout(rect=(0, 0.012, 1, top), h_pad=1.4, w_pad=2.0)
+    height = figure.get_figheight()  # between the heading and the legend, whatever the titles of the first row
+    figure.tight_layout(rect=(0, 0.2 / height, 1, 1 - 0.12 / height), h_pad=1.4, w_pad=2.0)
     figure.canvas.draw()
     image = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
     image.quantize(32).save(path, optimize=True)

@@ -54,9 +54,9 @@ class Bank(PreparedBank):
         head: how many coordinates of turned vectors the 8-bit screen looks at first, 1 to d; d: all, as they are. The
             others are looked at for the rows that a bound for them leaves. None (default): searches on the CPU choose,
             by a cost model, once so many queries were asked that it pays (24 d with VNNI; about a second for 200,000 x
-            768 in that call); `prepare` chooses at once, `explain` tells. The answer is the same. Ignored where
-            searches use no 8-bit codes: learnable or batched banks, "l1", and fewer than 8192 rows without VNNI. With a
-            bias none is chosen, but one may be asked for.
+            768 in that call), and again where a head costs more than all coordinates would; `prepare` chooses at once,
+            `explain` tells. The answer is the same. Ignored where searches use no 8-bit codes: learnable or batched
+            banks, "l1", and fewer than 8192 rows without VNNI. With a bias none is chosen, but one may be asked for.
 
     Raises:
         TypeError: vectors or bias that are no floating-point tensors. ValueError: their shapes, an unknown metric or
