@@ -6,7 +6,26 @@ namespace vecbank::cpu {
 constexpr int64_t kListBytes = 4 << 20;  // candidate lists of a block
 constexpr int64_t kMostBlockRows = 1024;
 constexpr int64_t kLeastHeadRows = 512;              // of a block: fewer read the bank too often
+constexpr int64_t kManyBlocks = 8;                   // for a worker: one that has one more makes little difference
 constexpr int64_t kMostPartRows = int64_t{1} << 30;  // a candidate's column is an int32
+
+namespace {
+
+// More blocks, where every worker then has as many as the others: with three blocks on two workers, one would wait for
+// a third of the time.
+void share_out(Grid& grid, int64_t workers, int64_t group, bool heads) {
+  const int64_t blocks = grid.blocks;
+  if (blocks < workers) {
+    if (!heads) return;  // there will be many parts
+    while (grid.blocks < std::min(2 * blocks, workers) && workers % grid.blocks != 0) ++grid.blocks;
+    if (workers % grid.blocks != 0) grid.blocks = blocks;
+  } else if (blocks < kManyBlocks * workers) {
+    grid.blocks = round_up_to(blocks, workers);
+  }
+  grid.even_blocks(group);
+}
+
+}  // namespace
 
 bool SearchPlan::begins_with_head() const { return !refined_only && kScreens[first_screen] == &head_screen; }
 
@@ -27,6 +46,7 @@ SearchPlan plan_search(const SearchProblem& p, const PackHeader& h, int workers)
   const bool heads = plan.begins_with_head();
   if (heads) most = std::min(most, std::max(kLeastHeadRows, n / (2 * workers)));
   plan.grid.set_blocks(n, most, plan.group);
+  share_out(plan.grid, workers, plan.group, heads);
 
   int64_t parts = 1;
   if (workers > 1 && plan.grid.blocks < (heads ? 1 : 3) * workers) {
