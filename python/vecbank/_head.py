@@ -115,8 +115,8 @@ def predict(
 ) -> Prediction | None:
     """The costs for such queries, `few` to a call; without any, for the vectors themselves. None: too few rows.
 
-    `measured`: the share of the bank that a head of this width left to such queries, where it is known. Masks, biases
-    and neighbours of neighbours make it larger than the sample says; for other widths, it is taken to do so as much.
+    `measured`: the share of the bank that a head of this width left to such queries, where it is known. If it is larger
+    than the sample says, because of masks for instance, the shares of other widths are taken to be as much larger.
     """
     rows, width = vectors.shape
     bank, asked = _samples(vectors, code, queries)
