@@ -22,6 +22,7 @@ from tqdm import tqdm
 import vecbank
 from bench import machine, timing
 from bench.cases import Case, Target
+from bench.plots import whole_sizes
 from bench.workloads import topk_embeddings
 from vecbank import _head
 from vecbank._ops import METRICS
@@ -75,8 +76,19 @@ def measure(case: Case, repeats: int, budget_s: float) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    changed = " with uncommitted changes" if about["dirty"] else ""
     lines = [
+        "# Heads of every width",
+        "",
+        "Written by `python -m bench.heads`; do not edit.",
+        "",
+        f"- Machine: {named(about)}, {about['cores_allowed']} cores; instruction set **{about['isa']}**, "
+        f"commit {about['commit'][:12]}{changed}, {about['date'][:10]}",
+        "- Medians of interleaved samples, in milliseconds; each head is a Bank of its own. Building: seconds, the "
+        "axes and the choice included; of the chosen head, and at most. Memory: of the packed copy, as a share of the "
+        "vectors. Others: the share of the machine that other processes used.",
+        "",
         "| case | ms by width of the head (the last: all coordinates) | chosen | chosen / best | building, s | memory "
         "| others |",
         "|---|---|---|---|---|---|---|",
@@ -90,6 +102,10 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['others']} |"
         )
     return "\n".join(lines)
+
+
+def named(about: dict[str, Any]) -> str:
+    return "{} (family {}, model {})".format(about["cpu"], *about["cpu_family_model"])
 
 
 def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -106,7 +122,7 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         axes.plot(*zip(*measured, strict=True), "o-", color="#1f6f8b", label="measured")
         axes.plot([row["chosen"]], [row["ms"][CHOSEN]], "s", color="#c0392b", label="the Bank's choice")
         axes.set_ylim(0, 1.5 * max(whole, row["ms"][CHOSEN]))
-        axes.set_title("\n".join(textwrap.wrap(row["name"], 56)), fontsize=8)
+        axes.set_title("\n".join(textwrap.wrap(whole_sizes(row["name"]), 56)), fontsize=8)
         axes.set_xlabel("coordinates of the head (the last: all)", fontsize=8)
         axes.set_ylabel("ms", fontsize=8)
         axes.tick_params(labelsize=7)
@@ -122,7 +138,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name holds these words")
     parser.add_argument("--repeats", type=int, default=7, help="times of each width (default: %(default)s)")
     parser.add_argument("--budget", type=float, default=4.0, help="seconds for each width (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("build/heads.json"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/heads.json"), help="JSON; the table and the plot go beside it"
+    )
     options = parser.parse_args()
     cases = [case for case in CASES if options.only in case.name]
     if not cases:
@@ -133,9 +151,15 @@ def main() -> None:
     about = {**machine.machine(), **machine.commit(), "isa": vecbank._C.isa()}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(table(rows) + "\n")
-    draw(rows, options.out.with_suffix(".png"), f"heads of every width, {vecbank._C.isa()}")
-    print(table(rows))
+    write(rows, about, options.out)
+
+
+def write(rows: list[dict[str, Any]], about: dict[str, Any], out: Path) -> None:
+    """The table and the plot beside the JSON."""
+    text = table(rows, about)
+    out.with_suffix(".md").write_text(text + "\n")
+    draw(rows, out.with_suffix(".png"), f"Heads of every width, {about['isa']}\n{named(about)}")
+    print(text)
 
 
 if __name__ == "__main__":

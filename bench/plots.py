@@ -33,7 +33,7 @@ def _bars(axes: Axes, names: list[str], values: list[float], labels: list[str], 
     axes.barh(places, lengths, color=colours, height=0.72)
     for place, value, length, label in zip(places, values, lengths, labels, strict=True):
         text = f"{label} →" if value > edge else label
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
         axes.text(length + 0.02 * edge, place, text, va="center", fontsize=8, zorder=4, bbox=box)
     axes.set_yticks(places, names, fontsize=8)
     axes.set_xlim(0, 1.2 * edge)
@@ -69,8 +69,12 @@ def _title(name: str) -> str:
     start = first.start() if first else len(name)
     words, sizes = name[:start], re.sub(r", (?=[^\W\d_]{2})", ",\n", name[start:])
     lines = ((words.rstrip() + "\n" if len(words) > LONG_WORDS else words) + sizes).split("\n")
-    kept = [re.sub(r"\b([dk]) (?=\d)", "\\1\u00a0", line) for line in lines]  # no break within "d 384"
-    return "\n".join(part for line in kept for part in textwrap.wrap(line, LONG_LINE))
+    return "\n".join(part for line in lines for part in textwrap.wrap(whole_sizes(line), LONG_LINE))
+
+
+def whole_sizes(name: str) -> str:
+    """The name with spaces that do not break within "d 384" and "10 iterations"."""
+    return re.sub(r"\b([dk]) (?=\d)|(?<=\d) (?=iterations)", lambda space: space[0].replace(" ", "\u00a0"), name)
 
 
 def speed(rows: list[Row], path: Path, caption: str) -> None:
@@ -89,7 +93,8 @@ def speed(rows: list[Row], path: Path, caption: str) -> None:
         axes.set_title(_title(row["name"]), fontsize=9)
         axes.set_xlabel(f"time, x {unit}", fontsize=8)
     figure.suptitle("Time against the baseline of the same run, shorter is better\n" + caption, fontsize=11)
-    _legend(figure, "red: target of vecbank · dotted: the baseline itself · → bar cut")
+    aimed = any(row["target"].get("line", row["target"]["limit"]) is not None for row in rows)
+    _legend(figure, ("red: target of vecbank · " if aimed else "") + "dotted: the baseline itself · → bar cut")
     _save(figure, path)
 
 

@@ -264,6 +264,7 @@ def test_a_head_that_costs_more_is_given_up_and_tried_again() -> None:
         same(bank.topk(odd, 10), "dot", x=odd)
         heads.append(bank.explain(odd[:3]).head)
     assert heads[0] is not None and heads[-1] is None
+    assert f"a head of {heads[0]} was given up" in bank.explain(odd[:3]).why
     usual = falling(2 * worth, 2.0, 21)
     for _ in range(12):
         bank.topk(usual, 1)
@@ -324,6 +325,21 @@ def test_each_choice_lasts_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     use = (1, 10 * M, 10 * M, 1, 0)
     chooser = Chooser(D, head)
     assert not any(chooser.due(few, pack, M) for _ in range(5000))
+
+
+def test_explain_does_not_count_for_the_choice() -> None:
+    """It says what such queries would take, and the Bank keeps its head."""
+    bank = vecbank.Bank(BANK, "dot", screen="int8").prepare()
+    odd = last_axes(_head.worth_choosing_after(D) // 4, 26)
+    for _ in range(3):
+        told = bank.explain(odd)
+        assert told.head is not None and "x as long as with all coordinates" in told.why
+    assert "x as long" not in bank.explain(QUERIES).why
+    bank.topk(QUERIES, 10)
+    bank.explain(odd)
+    for _ in range(4):
+        bank.topk(falling(len(odd), 2.0, 27), 10)
+    assert bank.explain(QUERIES).head == told.head
 
 
 def test_what_was_measured_corrects_the_model() -> None:

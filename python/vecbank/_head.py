@@ -156,9 +156,12 @@ class Use(NamedTuple):
         """The share of the bank that the head left to the other coordinates."""
         return self.survivors / max(1, self.scanned)
 
-    def cost(self, width: int, head: int, rows: int, few: bool) -> float:
-        """What it cost by the model, in proportion to all coordinates of all pairs."""
-        costs = _READ if few else _COSTS[_C.isa()]
+    def plus(self, more: Use) -> Use:
+        return Use(*(a + b for a, b in zip(self, more, strict=True)))
+
+    def cost(self, width: int, head: int, rows: int) -> float:
+        """What it cost by the model, in proportion to all coordinates of all pairs; the bank has so many rows."""
+        costs = _READ if self.pairs <= FEW * rows * self.searches else _COSTS[_C.isa()]
         whole = (width + _LINES) * costs.product
         spent = (
             self.pairs / rows * costs.turn * width * width

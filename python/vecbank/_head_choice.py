@@ -11,15 +11,20 @@ _QUERIES = 128  # of a sample, or a few more
 # Parts of the queries that save as much as turning the bank costs: by which a head is given up, and by which the next
 # one is chosen, while every query takes longer than it should.
 _GIVEN_UP, _CHOSEN_AGAIN = 1 / 4, 1 / 8
-_TRIED_AGAIN = 4  # times as many, until a head is tried again
+_TRIED_AGAIN = 2  # times as many, until a head is tried again
 _PATIENCE = 2  # each choice lasts so many times as many queries as the one before, at least
-_LOSS = 1.1  # a head that cost so many times as much as all coordinates is given up
+LOSS = 1.1  # a head that cost so many times as much as all coordinates is given up
 
 
 def watchable(queries: Tensor) -> bool:
     """Queries whose values can be looked at without a trace of it."""
     recorded = torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
     return not recorded and _checks.concrete(queries)
+
+
+def use_of(pack: Tensor) -> _head.Use:
+    """What the head of this pack left to do since this was last asked."""
+    return _head.Use(*_C.take_head_use(pack.data_ptr()))
 
 
 class Asked:
@@ -63,7 +68,9 @@ class Chooser:
         self._width, self._head = width, head
         self._patience: int = 1 if last is None else _PATIENCE * last._patience
         self._asked: Asked | None = None
-        self.measured: tuple[int, float] | None = None  # a head that was given up, and the share that it left
+        self.measured: tuple[int, float] | None = None  # a head that is to be given up, and the share that it left
+        self.gave_up = last.measured[0] if last is not None and last.measured is not None else None
+        self._kept = _head.Use()
         worth = _head.worth_choosing_after(width)
         self._window, self._again = self._patience * _GIVEN_UP * worth, _CHOSEN_AGAIN * worth
         if head is None:
@@ -79,12 +86,22 @@ class Chooser:
             if self._count < self._window:
                 return False
             self._count = 0
-            self._watch(_head.Use(*_C.take_head_use(pack.data_ptr())), rows)
+            self.keep(pack)
+            self._watch(self._kept, rows)
+            self._kept = _head.Use()
         return self._asked is not None and self._asked.add(queries)
 
+    def keep(self, pack: Tensor) -> None:
+        """Keeps what searches with this pack did so far, for the next look at it."""
+        self._kept = self._kept.plus(use_of(pack))
+
+    @property
+    def to_come(self) -> int | None:
+        """After how many more queries a head is chosen; None: once this one costs too much."""
+        return None if self._asked is None else max(0, self._asked.enough - self._asked.count)
+
     def _watch(self, use: _head.Use, rows: int) -> None:
-        few = use.pairs <= _head.FEW * rows * use.searches
-        if self._head is not None and use.cost(self._width, self._head.width, rows, few) > _LOSS:
+        if self._head is not None and use.cost(self._width, self._head.width, rows) > LOSS:
             self.measured = self._head.width, use.left
             self._asked = Asked(self._again)
 

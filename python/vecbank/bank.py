@@ -11,6 +11,8 @@ from torch import Tensor
 
 from . import _C, functional
 from ._deprecated import renamed
+from ._head import Use
+from ._head_choice import LOSS, use_of
 from ._ops import METRICS
 from ._ops.names import SCREENED, metric_name
 from ._prepared import PreparedBank
@@ -53,10 +55,11 @@ class Bank(PreparedBank):
             one.
         head: how many coordinates of turned vectors the 8-bit screen looks at first, 1 to d; d: all, as they are. The
             others are looked at for the rows that a bound for them leaves. None (default): searches on the CPU choose,
-            by a cost model, once so many queries were asked that it pays (24 d with VNNI; about a second for 200,000 x
-            768 in that call), and again where a head costs more than all coordinates would; `prepare` chooses at once,
-            `explain` tells. The answer is the same. Ignored where searches use no 8-bit codes: learnable or batched
-            banks, "l1", and fewer than 8192 rows without VNNI. With a bias none is chosen, but one may be asked for.
+            by a cost model, as soon as enough queries were asked for it to pay (24 d on AVX-512 with VNNI, 11 d on
+            AVX2; about a second for 200,000 x 768 in that call), and again where a head costs more than all coordinates
+            would; `prepare` chooses at once, `explain` tells. For d from 96 to 2048 and at least 40 d rows. The answer
+            is the same. Ignored where searches use no 8-bit codes: learnable or batched banks, "l1", and fewer than
+            8192 rows without VNNI. With a bias none is chosen, but one may be asked for.
 
     Raises:
         TypeError: vectors or bias that are no floating-point tensors. ValueError: their shapes, an unknown metric or
@@ -152,6 +155,9 @@ class Bank(PreparedBank):
             raise RuntimeError("explain measures a call as it runs, and has no form in a compiled program")
         if self.vectors.device.type != "cpu":
             raise ValueError(f"explain is for a Bank on the CPU, this one is on {self.vectors.device}")
+        for made in list(self._packs.values()):
+            if made.chooser is not None:
+                made.chooser.keep(made.pack)
         self._watching = False  # who asks how a search goes does not ask the bank
         try:
             functional.topk(x, self, k, metric, allowed)
@@ -164,7 +170,9 @@ class Bank(PreparedBank):
         counted = _C.counters()
         screened = {name: counted[name] for name in ("head", "int8", "int16", "float32") if counted[name]}
         code = self._code_for("topk", "dot") if metric is None else METRICS[metric]
-        why = self._why(list(screened), k, code, counted["queries"])
+        held = self._packs.get(self._kind("topk", self.vectors, code))
+        use = Use() if held is None else use_of(held.pack)
+        why = self._why(list(screened), k, code, counted["queries"], use)
         chosen = self._chosen("topk", code)
         turned = chosen is not None and chosen.rotation is not None
         return Explanation(
@@ -181,7 +189,7 @@ class Bank(PreparedBank):
             None if chosen is None else chosen.gain,
         )
 
-    def _why(self, screens: list[str], k: int, code: int, queries: int) -> str:
+    def _why(self, screens: list[str], k: int, code: int, queries: int, use: Use) -> str:
         rows, width = self.vectors.shape[-2:]
         bank = f"{rows} rows of width {width} on {_C.isa()}"
         if queries == 0:
@@ -194,8 +202,14 @@ class Bank(PreparedBank):
             return f"every row is scored exactly: no screen serves the width {width}"
         chosen = self._chosen("topk", code)
         if screens[0] == "head" and chosen is not None:
-            told = "because the Bank says so" if chosen.gain is None else f"predicted to be {chosen.gain:.2f} x as fast"
-            first = f"a head of {chosen.width} coordinates, {told}, chosen for {bank}"
+            first = f"a head of {chosen.width} coordinates, "
+            if chosen.gain is None:
+                first += "because the Bank says so"
+            else:
+                first += f"predicted to be {chosen.gain:.2f} x as fast, chosen for {bank}"
+            cost = use.cost(width, chosen.width, rows)
+            if cost > LOSS:
+                first += f"; these queries take about {cost:.1f} x as long as with all coordinates"
         elif self._packed("topk", self.vectors, code) is None:
             first = f"{screens[0]}, chosen for {bank}; the vectors are packed at every call, whatever `screen` says"
         elif self.screen == screens[0]:
@@ -206,6 +220,12 @@ class Bank(PreparedBank):
             first = f"{screens[0]}, chosen for {bank}"
         if chosen is not None and chosen.rotation is None and chosen.gain is not None:
             first += f"; the best head is predicted to be {chosen.gain:.2f} x as fast, which is too little"
+            held = self._packs.get(self._kind("topk", self.vectors, code))
+            if held is not None and held.chooser is not None and held.chooser.gave_up is not None:
+                first += (
+                    f"; a head of {held.chooser.gave_up} was given up, because it cost more than all coordinates, and "
+                    f"one is tried again after {held.chooser.to_come} queries"
+                )
         return "; ".join(
             [first, *(f"{name} where {before} left too much undecided" for before, name in pairwise(screens))]
         )

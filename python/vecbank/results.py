@@ -49,9 +49,9 @@ class Explanation(NamedTuple):
         that the head left. Rows of the first sample are looked at twice, and a screen that follows another one looks
         at all again, so this can exceed d.
     predicted: `dimensions`, as the cost model predicted them when the head was chosen; None: the model was not asked
-        (yet).
-    gain: the time of all coordinates divided by that of the best head, as predicted; below 1.1 all coordinates are
-        kept. None as above.
+        yet, or never is (`vecbank.Bank` says for which shapes).
+    gain: the time of all coordinates divided by that of the best head, as predicted, not measured (`why` says where
+        queries take longer); below 1.1 all coordinates are kept. None as above.
     """
 
     screened: dict[str, int]
