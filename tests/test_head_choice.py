@@ -1,6 +1,7 @@
 """Which head a Bank chooses, when, and what it tells; the answers are those of a Bank without one."""
 
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -246,7 +247,8 @@ def test_the_sample_of_queries_decides_and_not_the_last_call() -> None:
 
 
 def test_single_queries_are_asked_as_such() -> None:
-    asked = Asked(_head.worth_choosing_after(D))
+    worth = _head.worth_choosing_after(D)
+    asked = Asked(worth, worth)
     for row in falling(300, 2.0, 13):
         asked.add(row)
     assert asked.few and 1 <= len(asked.sample()) <= 300
@@ -265,11 +267,57 @@ def test_a_head_that_costs_more_is_given_up_and_tried_again() -> None:
         heads.append(bank.explain(odd[:3]).head)
     assert heads[0] is not None and heads[-1] is None
     assert f"a head of {heads[0]} was given up" in bank.explain(odd[:3]).why
+    rows = torch.tensor([3, 5])
+    bank.update_(rows, bank.vectors[rows].clone())  # which keeps what was chosen, and when it is chosen again
+    assert f"a head of {heads[0]} was given up" in bank.explain(odd[:3]).why
     usual = falling(2 * worth, 2.0, 21)
-    for _ in range(12):
+    before = waits_for(bank)
+    for _ in range(3):
         bank.topk(usual, 1)
     assert bank.explain(QUERIES).head is not None
+    for _ in range(11):
+        bank.topk(odd, 10)
+    assert bank.explain(odd[:3]).head is None and waits_for(bank) > before  # it is tried later each time
     same(bank.topk(QUERIES, 10), "dot")
+
+
+def waits_for(bank: vecbank.Bank) -> int:
+    """After how many queries from its choice on the Bank chooses again."""
+    chooser = bank._packs[bank._kind("topk", bank.vectors, METRICS["dot"])].chooser
+    assert chooser is not None and chooser._asked is not None
+    return chooser._asked.enough
+
+
+def test_no_room_for_another_pack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches go on with the pack that there is, after one warning, and the next try comes later."""
+    bank = vecbank.Bank(BANK, "dot", screen="int8")
+    x, real, tries = falling(_head.worth_choosing_after(D), 2.0, 28), vecbank._prepared.ops.pack, []
+
+    def no_room(*given: Any) -> torch.Tensor:
+        if given[5] is None:
+            return real(*given)
+        tries.append(given)
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(vecbank._prepared.ops, "pack", no_room)
+    bank.topk(x[:1], 10)
+    with pytest.warns(RuntimeWarning, match="no other head could be prepared, and searches go on as before: no room"):
+        same(bank.topk(x, 10), "dot", x=x)
+    for _ in range(2):
+        same(bank.topk(x, 10), "dot", x=x)
+    assert len(tries) == 1 and bank.explain(QUERIES).head is None
+
+
+def test_calls_that_are_refused_choose_nothing() -> None:
+    bank = vecbank.Bank(BANK, "dot", screen="int8")
+    x = falling(_head.worth_choosing_after(D), 2.0, 29)
+    bank.topk(x[:1], 10)
+    for k in (0, -1, M + 1):
+        with pytest.raises((ValueError, RuntimeError)):
+            bank.topk(x, k)
+    assert bank.explain(QUERIES).head is None
+    bank.topk(x, 10)
+    assert bank.explain(QUERIES).head is not None
 
 
 def test_a_head_stays_while_it_pays() -> None:
@@ -323,8 +371,11 @@ def test_each_choice_lasts_longer(monkeypatch: pytest.MonkeyPatch) -> None:
         needed.append(calls)
     assert needed == sorted(needed) and needed[-1] > 4 * needed[0]
     use = (1, 10 * M, 10 * M, 1, 0)
+    looks = []
+    monkeypatch.setattr(_C, "take_head_use", lambda _: looks.append(1) or use)
     chooser = Chooser(D, head)
     assert not any(chooser.due(few, pack, M) for _ in range(5000))
+    assert 0 < len(looks) <= 50_000 // (_head.worth_choosing_after(D) // 4)  # not at every call
 
 
 def test_explain_does_not_count_for_the_choice() -> None:
@@ -342,6 +393,21 @@ def test_explain_does_not_count_for_the_choice() -> None:
     assert bank.explain(QUERIES).head == told.head
 
 
+def test_what_was_measured_is_of_the_queries_that_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of those before, for which the head was given up."""
+    head, pack, x = _head.Head(64, torch.eye(D), 70.0, 2.0), torch.zeros(1), QUERIES[:10]
+    use = (1, 10 * M, 5 * M, 4 * M, 10 * M)
+    monkeypatch.setattr(_C, "take_head_use", lambda _: use)
+    chooser = Chooser(D, head)
+    while chooser.measured is None:
+        assert not chooser.due(x, pack, M)
+    assert chooser.measured == (64, 0.8)
+    use = (1, 10 * M, 10 * M, M, 0)
+    while not chooser.due(x, pack, M):
+        pass
+    assert chooser.measured == (64, 0.1)
+
+
 def test_what_was_measured_corrects_the_model() -> None:
     """A head that left ten times as much as the sample says leaves room for a wider one, or none."""
     vectors, code = falling(M, 1.0, 25), METRICS["dot"]
@@ -352,6 +418,18 @@ def test_what_was_measured_corrects_the_model() -> None:
     assert told is not None and all(told.costs[head] >= plain.costs[head] for head in plain.costs)
     assert min(told.costs, key=lambda head: told.costs[head]) >= best
     assert _head.choose(vectors, code, measured=(best, 1.0)).rotation is None
+
+
+@pytest.mark.parametrize("sizes", [[1] * 3000, [700] * 5, [3000], [999, 1, 1, 1999], [0, 2000, 0, 1000]])
+def test_a_sample_of_the_last_queries(sizes: list[int]) -> None:
+    """The last 1024 of 3000, every eighth of them."""
+    asked, numbers, at = Asked(3000, 1024), torch.arange(4000.0)[:, None], 0
+    for size in sizes:
+        assert asked.count < 3000
+        done = asked.add(numbers[at : at + size])
+        at += size
+    taken = asked.sample()[:, 0]
+    assert done and taken[0] == 1976 and bool((taken.diff() == 8).all()) and 128 <= len(taken) <= 256
 
 
 @pytest.mark.parametrize(

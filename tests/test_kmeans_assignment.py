@@ -160,6 +160,32 @@ def test_codes_that_are_emptied_late(seed: int, iterations: int, monkeypatch: py
     same_as_plain(monkeypatch, x, 30, init=init, iterations=iterations, tolerance=0.0)
 
 
+@pytest.mark.parametrize("seed", [18, 19, 20, 47, 73])
+def test_samples_of_nearly_one_direction(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many codes as samples, which tie: a code that was given a sample may not be the one that keeps it."""
+    g, count = seeded(seed), (40, 100, 200)[seed % 3]
+    width = (2, 5, 17)[seed // 3 % 3]
+    x = torch.randn(count, width, generator=g, dtype=torch.float64) + 1e6
+    weights = (torch.rand(count, generator=g) < 0.5).double() if seed % 2 else None
+    k = count if seed % 4 < 3 else count - 3
+    init = x[torch.randint(0, count, (k,), generator=g)]
+    same_as_plain(monkeypatch, x, k, init=init, iterations=12, tolerance=0.0, weights=weights, metric="cosine")
+
+
+def test_a_code_without_weight_stays_finite() -> None:
+    """What is left of a sum that a reseeded sample was taken from is not divided by no weight."""
+    found = kmeans(torch.arange(64.0)[:, None], 64, metric="cosine", init=torch.zeros(64, 1), tolerance=0.0)
+    assert bool(found.centroids.isfinite().all())
+
+
+def test_sums_of_other_codes_are_left_out() -> None:
+    data, codes = samples(gaussian(), "l2"), torch.arange(900) % 7
+    wanted = torch.tensor([True, False, True, True, False, False, True])
+    sums, sizes = sums_of(data, codes, 7, wanted)
+    every, all_sizes = sums_of(data, codes, 7)
+    assert torch.equal(sums, torch.where(wanted[:, None], every, 0.0)) and torch.equal(sizes, all_sizes)
+
+
 def test_fewer_different_samples_than_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A code keeps the sample that it gave away: the two centroids are equal, and the lower number has it."""
     x = torch.randn(6, 3, generator=seeded(8))[torch.randint(0, 6, (50,), generator=seeded(9))]

@@ -28,17 +28,19 @@ def use_of(pack: Tensor) -> _head.Use:
 
 
 class Asked:
-    """Queries: how many, and a sample of them."""
+    """Queries: how many, and a sample of the last of them."""
 
-    def __init__(self, enough: float) -> None:
+    def __init__(self, enough: float, last: float) -> None:
         self.enough = int(enough)
         self.calls = self.count = 0
-        self._every = max(1, self.enough // _QUERIES)
+        self._skipped = max(0, self.enough - int(last))  # earlier ones may be unlike those that will come
+        self._every = max(1, int(last) // _QUERIES)
         self._rows: list[Tensor] = []
 
     def add(self, queries: Tensor) -> bool:
         """Whether there were enough of them now."""
-        count, first = queries.shape[:-1].numel(), -self.count % self._every
+        count, to_come = queries.shape[:-1].numel(), self._skipped - self.count
+        first = to_come if to_come > 0 else to_come % self._every
         if first < count:
             flat = queries.detach().reshape(-1, queries.shape[-1])
             self._rows.append(flat[first :: self._every][:_QUERIES].clone())
@@ -74,9 +76,9 @@ class Chooser:
         worth = _head.worth_choosing_after(width)
         self._window, self._again = self._patience * _GIVEN_UP * worth, _CHOSEN_AGAIN * worth
         if head is None:
-            self._asked = Asked(worth)
+            self._asked = Asked(worth, worth)
         elif head.rotation is None:
-            self._asked = Asked(self._patience * _TRIED_AGAIN * worth)
+            self._asked = Asked(self._patience * _TRIED_AGAIN * worth, worth)
         self._count = 0  # queries since it was last looked at
 
     def due(self, queries: Tensor, pack: Tensor, rows: int) -> bool:
@@ -89,7 +91,11 @@ class Chooser:
             self.keep(pack)
             self._watch(self._kept, rows)
             self._kept = _head.Use()
-        return self._asked is not None and self._asked.add(queries)
+        if self._asked is None or not self._asked.add(queries):
+            return False
+        if self.measured is not None and (use := use_of(pack)).scanned > 0:
+            self.measured = self.measured[0], use.left  # of the queries that were sampled
+        return True
 
     def keep(self, pack: Tensor) -> None:
         """Keeps what searches with this pack did so far, for the next look at it."""
@@ -103,7 +109,7 @@ class Chooser:
     def _watch(self, use: _head.Use, rows: int) -> None:
         if self._head is not None and use.cost(self._width, self._head.width, rows) > LOSS:
             self.measured = self._head.width, use.left
-            self._asked = Asked(self._again)
+            self._asked = Asked(self._again, self._again)
 
     def sample(self) -> tuple[Tensor, bool]:
         """Some of the queries, and whether there are few to a call. Only where a choice is due."""

@@ -383,17 +383,22 @@ class PreparedBank(nn.Module):
         self, kind: _Kind, held: _Pack, chooser: _head_choice.Chooser, vectors: Tensor, queries: Tensor, k: int
     ) -> Tensor:
         """The pack, made anew where another head is due."""
-        if not self._watching or not _head_choice.watchable(queries):
+        rows, width = vectors.shape
+        counts = self._watching and _head_choice.watchable(queries) and 1 <= k <= rows  # the op refuses another k
+        if not counts or not chooser.due(queries, held.pack, rows):
             return held.pack
-        if not chooser.due(queries, held.pack, len(vectors)):
-            return held.pack
-        width = vectors.shape[-1]
         sample, few = chooser.sample()
-        chosen = self._choose(kind, vectors, sample, k, few, chooser.measured) or _head.all_of(width)
-        if chosen.width == (width if held.head is None else held.head.width):
+        made = failed = None
+        try:
+            chosen = self._choose(kind, vectors, sample, k, few, chooser.measured) or _head.all_of(width)
+            if chosen.width != (width if held.head is None else held.head.width):
+                made = self._prepare(kind, vectors, self.bias, chosen, chooser)
+        except (MemoryError, RuntimeError) as error:  # there is no room for a second pack, for instance
+            chosen, failed = held.head or _head.all_of(width), error
+        if made is None:
             self._packs[kind] = held._replace(head=chosen, chooser=_head_choice.Chooser(width, chosen, chooser))
-            return held.pack
-        made = self._prepare(kind, vectors, self.bias, chosen, chooser)
+        if failed is not None:
+            warn(f"no other head could be prepared, and searches go on as before: {failed}", RuntimeWarning)
         return held.pack if made is None else made
 
     def _warn_of_metric(self, verb: str, code: int) -> None:

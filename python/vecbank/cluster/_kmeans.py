@@ -35,7 +35,7 @@ def _means(data: Samples, centroids: Tensor, sums: Tensor, sizes: Tensor) -> Ten
     alive = (sizes > 0).unsqueeze(1)
     if data.cosine:
         norms = torch.linalg.vector_norm(means, dim=1, keepdim=True)
-        means, alive = means / norms, norms >= FLOOR
+        means, alive = means / norms, alive & (norms >= FLOOR)
     return torch.where(alive, means.to(centroids.dtype), centroids)
 
 
