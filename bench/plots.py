@@ -77,12 +77,18 @@ def whole_sizes(name: str) -> str:
     return re.sub(r"\b([dk]) (?=\d)|(?<=\d) (?=iterations)", lambda space: space[0].replace(" ", "\u00a0"), name)
 
 
+def _limit(row: Row) -> float | None:
+    """The strictest target of all, where there are several."""
+    limit: float | None = row["target"].get("line", row["target"]["limit"])
+    return limit
+
+
 def speed(rows: list[Row], path: Path, caption: str) -> None:
     timed = [{n: e for n, e in row["candidates"].items() if e["status"] == "ok"} for row in rows]
     figure, panels = _grid([len(t) for t in timed])
     for axes, row, entries in zip(panels, rows, timed, strict=True):
         ratios = [entry["ratio"] for entry in entries.values()]
-        limit = row["target"].get("line", row["target"]["limit"])  # the strictest of all, where there are several
+        limit = _limit(row)
         scale = entries[OURS]["ratio"] if limit is None else limit
         edge = max(1.05 * scale, entries[OURS]["ratio"], min(max(ratios), 5 * scale))
         unit = {"read": "one read of the bank", "product": "one cuBLAS product"}.get(row["baseline"]["kind"], "sgemm")
@@ -93,7 +99,7 @@ def speed(rows: list[Row], path: Path, caption: str) -> None:
         axes.set_title(_title(row["name"]), fontsize=9)
         axes.set_xlabel(f"time, x {unit}", fontsize=8)
     figure.suptitle("Time against the baseline of the same run, shorter is better\n" + caption, fontsize=11)
-    aimed = any(row["target"].get("line", row["target"]["limit"]) is not None for row in rows)
+    aimed = any(_limit(row) is not None for row in rows)
     _legend(figure, ("red: target of vecbank · " if aimed else "") + "dotted: the baseline itself · → bar cut")
     _save(figure, path)
 

@@ -40,18 +40,25 @@ def section(report: Row, name: str) -> list[Row]:
     return [row for row in report["rows"] if row["section"] == name]
 
 
+def named(machine: Row) -> str:
+    return "{} (family {}, model {})".format(machine["cpu"], *machine["cpu_family_model"])
+
+
+def committed(report: Row) -> str:
+    """The commit that was measured, and when."""
+    dirty = {True: " with uncommitted changes", False: "", None: " (no git)"}[report["dirty"]]
+    return f"commit {(report['commit'] or 'none')[:12]}{dirty}, {report['date'][:10]}"
+
+
 def head(report: Row) -> str:
     machine, soft, parameters = report["machine"], report["software"], report["parameters"]
     caches = ", ".join(f"{name} {size}" for name, size in machine["caches_of_cpu0"].items())
     peers = ", ".join(f"{name} {version or 'missing'}" for name, version in soft["peers"].items())
-    family, model = machine["cpu_family_model"]
-    dirty = {True: " with uncommitted changes", False: "", None: " (no git)"}[report["dirty"]]
     lines = [
-        f"- Machine: {machine['cpu']} (family {family}, model {model}), {machine['cores']} cores, {caches}, "
+        f"- Machine: {named(machine)}, {machine['cores']} cores, {caches}, "
         f"{machine['memory_gib']} GiB; load average at start {machine['load_average_at_start'][0]}",
         f"- vecbank {soft['vecbank']}, ISA in use **{soft['isa']}** "
-        f"(available: {', '.join(soft['isas_available'])}), "
-        f"commit {(report['commit'] or 'none')[:12]}{dirty}, {report['date'][:10]}",
+        f"(available: {', '.join(soft['isas_available'])}), {committed(report)}",
         f"- torch {soft['torch']} ({soft['torch_blas']}, {soft['torch_cpu_capability']}), "
         f"Python {soft['python']}, "
         f"{soft['threads']} threads for everybody; peers: {peers}",

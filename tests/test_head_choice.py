@@ -367,7 +367,9 @@ def test_each_choice_lasts_longer(monkeypatch: pytest.MonkeyPatch) -> None:
         calls = 1
         while not chooser.due(few, pack, M):
             calls += 1
-        assert chooser.measured == (64, 0.8) and chooser.sample()[0].shape[1] == D
+        searches = chooser.searches(5)
+        assert chooser.measured == searches.measured == (64, 0.8) and searches.k == 5
+        assert searches.queries is not None and searches.queries.shape[1] == D
         needed.append(calls)
     assert needed == sorted(needed) and needed[-1] > 4 * needed[0]
     use = (1, 10 * M, 10 * M, 1, 0)
@@ -414,10 +416,10 @@ def test_what_was_measured_corrects_the_model() -> None:
     plain = _head.predict(vectors, code)
     assert plain is not None
     best = min(plain.costs, key=lambda head: plain.costs[head])
-    told = _head.predict(vectors, code, measured=(best, 10 * plain.left[best] + 0.01))
+    told = _head.predict(vectors, code, _head.Searches(measured=(best, 10 * plain.left[best] + 0.01)))
     assert told is not None and all(told.costs[head] >= plain.costs[head] for head in plain.costs)
     assert min(told.costs, key=lambda head: told.costs[head]) >= best
-    assert _head.choose(vectors, code, measured=(best, 1.0)).rotation is None
+    assert _head.choose(vectors, code, _head.Searches(measured=(best, 1.0))).rotation is None
 
 
 @pytest.mark.parametrize("sizes", [[1] * 3000, [700] * 5, [3000], [999, 1, 1, 1999], [0, 2000, 0, 1000]])

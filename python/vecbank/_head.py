@@ -95,6 +95,41 @@ def worth_choosing_after(width: int) -> int:
     return int(4 * width * costs.turn / costs.product)
 
 
+class Searches(NamedTuple):
+    """What a head is chosen for."""
+
+    queries: Tensor | None = None  # (..., d); None: the vectors themselves stand for them
+    k: int = 10
+    few: bool = False  # to a call, so that memory limits the speed
+    # The share of the bank that a head of this width left to such queries, where it is known. If it is larger than the
+    # sample says, because of masks for instance, the shares of other widths are taken to be as much larger.
+    measured: tuple[int, float] | None = None
+
+
+_LIKE_THE_BANK = Searches()
+
+
+def _costs_of(few: bool) -> _Costs:
+    costs = _COSTS[_C.isa()]
+    return _READ._replace(margin=costs.margin) if few else costs
+
+
+def _whole(costs: _Costs, width: int) -> float:
+    """Picoseconds for a pair by all coordinates."""
+    return (width + _LINES) * costs.product
+
+
+def _by_head(
+    costs: _Costs, width: int, head: int, rows: int, left: float, sampled: float, scanned: float = 1.0
+) -> float:
+    """Picoseconds for a pair by a head that scans so many of the pairs, a part of them twice, and leaves so many."""
+    return (
+        scanned * (1 + sampled) * (head + _HEAD_LINES) * costs.product
+        + left * (_SURVIVOR + _TAIL_BYTE * (width - head))
+        + costs.turn * width * width / rows
+    )
+
+
 class Prediction(NamedTuple):
     """What searches cost with each head, in picoseconds for a pair."""
 
@@ -105,41 +140,24 @@ class Prediction(NamedTuple):
 
 
 @_one_thread()
-def predict(
-    vectors: Tensor,
-    code: int,
-    queries: Tensor | None = None,
-    k: int = 10,
-    few: bool = False,
-    measured: tuple[int, float] | None = None,
-) -> Prediction | None:
-    """The costs for such queries, `few` to a call; without any, for the vectors themselves. None: too few rows.
-
-    `measured`: the share of the bank that a head of this width left to such queries, where it is known. If it is larger
-    than the sample says, because of masks for instance, the shares of other widths are taken to be as much larger.
-    """
+def predict(vectors: Tensor, code: int, searches: Searches = _LIKE_THE_BANK) -> Prediction | None:
+    """The costs of such searches. None: too few rows."""
     rows, width = vectors.shape
-    bank, asked = _samples(vectors, code, queries)
+    bank, asked = _samples(vectors, code, searches.queries)
     if len(bank) < 256 or len(asked) == 0:
         return None
     axes = _principal_axes(bank)
     if axes is None:
         return None
-    costs = _READ._replace(margin=_COSTS[_C.isa()].margin) if few else _COSTS[_C.isa()]
+    k, measured, costs = searches.k, searches.measured, _costs_of(searches.few)
     left = _survivors(asked @ axes.T.float(), bank @ axes.T.float(), METRICS["l2"] == code, k, rows, costs.margin)
     if measured is not None and measured[0] in left:
         more = (measured[1] + _LEAST_LEFT) / (left[measured[0]] + _LEAST_LEFT)
         left = {head: min(1.0, share * max(1.0, more)) for head, share in left.items()}
-    query = (0.0 if few else _QUERY) / rows
+    query = (0.0 if searches.few else _QUERY) / rows
     sampled = max(_SAMPLED, min(_MOST_SAMPLED, _SAMPLED_PER_RANK * k / rows))
-    cost = {
-        head: (1 + sampled) * (head + _HEAD_LINES) * costs.product
-        + share * (_SURVIVOR + _TAIL_BYTE * (width - head))
-        + costs.turn * width * width / rows
-        + query
-        for head, share in left.items()
-    }
-    return Prediction((width + _LINES) * costs.product + query, cost, left, axes)
+    cost = {head: _by_head(costs, width, head, rows, share, sampled) + query for head, share in left.items()}
+    return Prediction(_whole(costs, width) + query, cost, left, axes)
 
 
 class Use(NamedTuple):
@@ -161,29 +179,18 @@ class Use(NamedTuple):
 
     def cost(self, width: int, head: int, rows: int) -> float:
         """What it cost by the model, in proportion to all coordinates of all pairs; the bank has so many rows."""
-        costs = _READ if self.pairs <= FEW * rows * self.searches else _COSTS[_C.isa()]
-        whole = (width + _LINES) * costs.product
-        spent = (
-            self.pairs / rows * costs.turn * width * width
-            + self.scanned * (1 + _SAMPLED) * (head + _HEAD_LINES) * costs.product
-            + self.survivors * (_SURVIVOR + _TAIL_BYTE * (width - head))
-            + self.repeated * _REPEATED * whole
-        )
-        return spent / max(1.0, self.pairs * whole)
+        if self.pairs == 0:
+            return 0.0
+        costs = _costs_of(self.pairs <= FEW * rows * self.searches)
+        left, scanned, repeated = (n / self.pairs for n in (self.survivors, self.scanned, self.repeated))
+        return _by_head(costs, width, head, rows, left, _SAMPLED, scanned) / _whole(costs, width) + repeated * _REPEATED
 
 
 @_one_thread()
-def choose(
-    vectors: Tensor,
-    code: int,
-    queries: Tensor | None = None,
-    k: int = 10,
-    few: bool = False,
-    measured: tuple[int, float] | None = None,
-) -> Head:
-    """The head with the smallest predicted cost, or all coordinates; the arguments are those of `predict`."""
+def choose(vectors: Tensor, code: int, searches: Searches = _LIKE_THE_BANK) -> Head:
+    """The head with the smallest predicted cost, or all coordinates."""
     width = vectors.shape[-1]
-    told = predict(vectors, code, queries, k, few, measured)
+    told = predict(vectors, code, searches)
     if told is None:
         return all_of(width)
     best = min(told.costs, key=lambda head: told.costs[head])

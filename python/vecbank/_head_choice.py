@@ -89,8 +89,10 @@ class Chooser:
                 return False
             self._count = 0
             self.keep(pack)
-            self._watch(self._kept, rows)
-            self._kept = _head.Use()
+            use, self._kept = self._kept, _head.Use()
+            if self._head is not None and use.cost(self._width, self._head.width, rows) > LOSS:
+                self.measured = self._head.width, use.left
+                self._asked = Asked(self._again, self._again)
         if self._asked is None or not self._asked.add(queries):
             return False
         if self.measured is not None and (use := use_of(pack)).scanned > 0:
@@ -106,12 +108,7 @@ class Chooser:
         """After how many more queries a head is chosen; None: once this one costs too much."""
         return None if self._asked is None else max(0, self._asked.enough - self._asked.count)
 
-    def _watch(self, use: _head.Use, rows: int) -> None:
-        if self._head is not None and use.cost(self._width, self._head.width, rows) > LOSS:
-            self.measured = self._head.width, use.left
-            self._asked = Asked(self._again, self._again)
-
-    def sample(self) -> tuple[Tensor, bool]:
-        """Some of the queries, and whether there are few to a call. Only where a choice is due."""
+    def searches(self, k: int) -> _head.Searches:
+        """What to choose a head for. Only where a choice is due."""
         assert self._asked is not None
-        return self._asked.sample(), self._asked.few
+        return _head.Searches(self._asked.sample(), k, self._asked.few, self.measured)

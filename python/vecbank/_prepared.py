@@ -34,7 +34,7 @@ class _Kind(NamedTuple):
     int8: bool
 
 
-class _Pack(NamedTuple):
+class Pack(NamedTuple):
     """A pack, and what it was made of."""
 
     pack: Tensor
@@ -43,6 +43,11 @@ class _Pack(NamedTuple):
     made: _Made | None = None  # on CUDA
     head: _head.Head | None = None  # of a pack of codes; None: nothing was chosen yet
     chooser: _head_choice.Chooser | None = None  # where one may be, or another one
+
+    @property
+    def width(self) -> int:
+        """How many coordinates searches look at first."""
+        return self.vectors.tensor.shape[-1] if self.head is None else self.head.width
 
     def is_of(self, vectors: Tensor, bias: Tensor | None) -> bool:
         return self.vectors.shows(vectors) and (bias is None if self.bias is None else self.bias.shows(bias))
@@ -62,7 +67,7 @@ class PreparedBank(nn.Module):
 
     vectors: Tensor
     bias: Tensor | None
-    _packs: dict[_Kind, _Pack]
+    _packs: dict[_Kind, Pack]
     _warned: set[str]  # what the Bank has warned of, once
     _watching = True  # the queries of calls
 
@@ -172,7 +177,7 @@ class PreparedBank(nn.Module):
             made_of = Snapshot.of(held), None if bias is None else Snapshot.of(bias)
             for kind, made in current.items():
                 ops.repack_(made.pack, held, kind.family, rows, bias, True)
-                self._packs[kind] = _Pack(made.pack, *made_of, head=made.head, chooser=made.chooser)
+                self._packs[kind] = Pack(made.pack, *made_of, head=made.head, chooser=made.chooser)
         return self
 
     @property
@@ -256,10 +261,8 @@ class PreparedBank(nn.Module):
             held = None
         undecided = held is None or held.head is None or queries is not None
         few = queries is not None and 0 < queries.shape[:-1].numel() <= _head.FEW
-        chosen = self._choose(kind, vectors, queries, k, few) if undecided else None
-        if held is None or (
-            chosen is not None and chosen.width != (held.head.width if held.head is not None else vectors.shape[-1])
-        ):
+        chosen = self._choose(kind, vectors, _head.Searches(queries, k, few)) if undecided else None
+        if held is None or (chosen is not None and chosen.width != held.width):
             title = f"preparing {' x '.join(map(str, vectors.shape))}"
             panels = vectors.shape[:-2].numel() * -(-vectors.shape[-2] // 16)  # rows are packed by sixteen
             with watched(title, 16 * panels, progress, _C.packed_rows):
@@ -269,20 +272,12 @@ class PreparedBank(nn.Module):
             self._packs[kind] = held._replace(head=chosen, chooser=chooser)
         return self
 
-    def _choose(
-        self,
-        kind: _Kind,
-        vectors: Tensor,
-        queries: Tensor | None,
-        k: int,
-        few: bool = False,
-        measured: tuple[int, float] | None = None,
-    ) -> _head.Head | None:
+    def _choose(self, kind: _Kind, vectors: Tensor, searches: _head.Searches) -> _head.Head | None:
         """The head for a pack that would be kept; None: there can be none."""
         if not self._may_choose(kind, vectors):
             return None
         with torch.inference_mode(False), torch.no_grad():
-            return _head.choose(vectors, kind.family, queries, k, few, measured)
+            return _head.choose(vectors, kind.family, searches)
 
     def _may_choose(self, kind: _Kind, vectors: Tensor) -> bool:
         rows, width = vectors.shape[-2:]
@@ -343,7 +338,7 @@ class PreparedBank(nn.Module):
                 stream = torch.cuda.current_stream(pack.device)
                 made = _Made(stream, stream.record_event())
             chooser = _head_choice.Chooser(vectors.shape[-1], head, last) if self._may_choose(kind, vectors) else None
-            self._packs[kind] = _Pack(pack, *made_of, made, head, chooser)
+            self._packs[kind] = Pack(pack, *made_of, made, head, chooser)
         return pack
 
     def _packed(
@@ -374,24 +369,18 @@ class PreparedBank(nn.Module):
             return None
         return self._prepare(kind, vectors, bias)
 
-    def _chosen(self, verb: str, code: int) -> _head.Head | None:
-        """What was chosen for the pack in use; None: nothing yet."""
-        held = self._packs.get(self._kind(verb, self.vectors, code))
-        return None if held is None else held.head
-
     def _with_head(
-        self, kind: _Kind, held: _Pack, chooser: _head_choice.Chooser, vectors: Tensor, queries: Tensor, k: int
+        self, kind: _Kind, held: Pack, chooser: _head_choice.Chooser, vectors: Tensor, queries: Tensor, k: int
     ) -> Tensor:
         """The pack, made anew where another head is due."""
         rows, width = vectors.shape
         counts = self._watching and _head_choice.watchable(queries) and 1 <= k <= rows  # the op refuses another k
         if not counts or not chooser.due(queries, held.pack, rows):
             return held.pack
-        sample, few = chooser.sample()
         made = failed = None
         try:
-            chosen = self._choose(kind, vectors, sample, k, few, chooser.measured) or _head.all_of(width)
-            if chosen.width != (width if held.head is None else held.head.width):
+            chosen = self._choose(kind, vectors, chooser.searches(k)) or _head.all_of(width)
+            if chosen.width != held.width:
                 made = self._prepare(kind, vectors, self.bias, chosen, chooser)
         except (MemoryError, RuntimeError) as error:  # there is no room for a second pack, for instance
             chosen, failed = held.head or _head.all_of(width), error

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from . import _C, functional
 from ._deprecated import renamed
-from ._head import Use
 from ._head_choice import LOSS, use_of
 from ._ops import METRICS
 from ._ops.names import SCREENED, metric_name
-from ._prepared import PreparedBank
+from ._prepared import Pack, PreparedBank
 from .results import Explanation, Nearest, Quantized, TopK
 
 
@@ -171,9 +170,8 @@ class Bank(PreparedBank):
         screened = {name: counted[name] for name in ("head", "int8", "int16", "float32") if counted[name]}
         code = self._code_for("topk", "dot") if metric is None else METRICS[metric]
         held = self._packs.get(self._kind("topk", self.vectors, code))
-        use = Use() if held is None else use_of(held.pack)
-        why = self._why(list(screened), k, code, counted["queries"], use)
-        chosen = self._chosen("topk", code)
+        why = self._why(list(screened), k, code, counted["queries"], held)
+        chosen = None if held is None else held.head
         turned = chosen is not None and chosen.rotation is not None
         return Explanation(
             screened,
@@ -189,7 +187,7 @@ class Bank(PreparedBank):
             None if chosen is None else chosen.gain,
         )
 
-    def _why(self, screens: list[str], k: int, code: int, queries: int, use: Use) -> str:
+    def _why(self, screens: list[str], k: int, code: int, queries: int, held: Pack | None) -> str:
         rows, width = self.vectors.shape[-2:]
         bank = f"{rows} rows of width {width} on {_C.isa()}"
         if queries == 0:
@@ -200,14 +198,14 @@ class Bank(PreparedBank):
             if 8 * k >= rows:
                 return f"every row is scored exactly: k = {k} is an eighth of the {rows} rows or more"
             return f"every row is scored exactly: no screen serves the width {width}"
-        chosen = self._chosen("topk", code)
+        chosen = None if held is None else held.head
+        cost = 0.0 if held is None else use_of(held.pack).cost(width, held.width, rows)
         if screens[0] == "head" and chosen is not None:
             first = f"a head of {chosen.width} coordinates, "
             if chosen.gain is None:
                 first += "because the Bank says so"
             else:
                 first += f"predicted to be {chosen.gain:.2f} x as fast, chosen for {bank}"
-            cost = use.cost(width, chosen.width, rows)
             if cost > LOSS:
                 first += f"; these queries take about {cost:.1f} x as long as with all coordinates"
         elif self._packed("topk", self.vectors, code) is None:
@@ -220,7 +218,6 @@ class Bank(PreparedBank):
             first = f"{screens[0]}, chosen for {bank}"
         if chosen is not None and chosen.rotation is None and chosen.gain is not None:
             first += f"; the best head is predicted to be {chosen.gain:.2f} x as fast, which is too little"
-            held = self._packs.get(self._kind("topk", self.vectors, code))
             if held is not None and held.chooser is not None and held.chooser.gave_up is not None:
                 first += (
                     f"; a head of {held.chooser.gave_up} was given up, because it cost more than all coordinates, and "

@@ -120,13 +120,11 @@ void SearchWorker::screen_with(int number) {
   const int64_t pairs = task_.rows * (task_.end - task_.begin), tail = screen_->tail_width();
   count(Counted::dimensions, pairs * (task_.job->header.width - tail) + screen_->survivors() * tail);
   count(Counted::pairs, pairs);
-  if (SharedHeadUse* use = task_.job->head_use; use != nullptr) {
-    if (tail > 0) {
-      use->scanned.fetch_add(task_.rows * std::min(scanned_columns_, task_.end - task_.begin));
-      use->survivors.fetch_add(screen_->survivors());
-    } else {
-      use->repeated.fetch_add(pairs);
-    }
+  if (SharedHeadUse* use = task_.job->head_use; use != nullptr && tail == 0) {
+    use->repeated.fetch_add(pairs);
+  } else if (use != nullptr) {
+    use->scanned.fetch_add(task_.rows * std::min(scanned_columns_, task_.end - task_.begin));
+    use->survivors.fetch_add(screen_->survivors());
   }
   for (int64_t r = 0; r < task_.rows && task_.job->shared != nullptr; ++r)
     if (!lists_.fell_back(r) && lists_.threshold(r) > CandidateLists::kNone) share_threshold(r, lists_.threshold(r));
@@ -308,9 +306,7 @@ void SearchWorker::start_from_sample(VisitFirst&& visit_first) {
         const float upper = argmax_.largest(r, lane);
         const int64_t panel = argmax_.panel(r, lane);
         const int64_t j = panel * kPanel + lane;
-        const SearchJob& job = *task_.job;
-        const bool found = upper > -HUGE_VALF && upper < HUGE_VALF && !lists_.fell_back(r) && j < task_.end &&
-                           job.problem.mask.allows(task_.first + r, job.offset + j);
+        const bool found = upper > -HUGE_VALF && upper < HUGE_VALF && !lists_.fell_back(r) && given(r, j);
         const Bounds seen = found ? bounds(r, panel, upper, lane, true) : Bounds{-HUGE_VALF, -HUGE_VALF};
         sampled_[r * lanes + run * kPanel + lane] = {
             seen.upper, seen.lower, found ? static_cast<int32_t>(panel * kPanel + lane - task_.begin) : -1};
@@ -398,17 +394,22 @@ void SearchWorker::settle_waiting() {
   waiting_count_ = 0;
 }
 
-// Whether a column that reaches its row's threshold may be given: looked at before anything is computed for it.
-bool SearchWorker::may_win(int64_t row, int64_t panel, int lane) {
+// Whether a row of the piece is one of the part that this query may be given.
+bool SearchWorker::given(int64_t row, int64_t j) const {
   const SearchJob& job = *task_.job;
-  const int64_t j = panel * kPanel + lane;
-  if (j == task_.negligible) negligible_may_win_[row] = true;
   return j < task_.end && job.problem.mask.allows(task_.first + row, job.offset + j);
 }
 
-void SearchWorker::push_lane(int64_t row, int64_t panel, Bounds seen, int lane) {
+// Whether a column that reaches its row's threshold may be given: looked at before anything is computed for it.
+bool SearchWorker::may_win(int64_t row, int64_t panel, int lane) {
   const int64_t j = panel * kPanel + lane;
-  if (!lists_.add(row, seen.upper, seen.lower, static_cast<int32_t>(j - task_.begin))) tighten(row);
+  if (j == task_.negligible) negligible_may_win_[row] = true;
+  return given(row, j);
+}
+
+void SearchWorker::push_lane(int64_t row, int64_t panel, Bounds seen, int lane) {
+  const int64_t place = panel * kPanel + lane - task_.begin;
+  if (!lists_.add(row, seen.upper, seen.lower, static_cast<int32_t>(place))) tighten(row);
 }
 
 // Where bounds alone leave too many candidates, the best of them are refined early, which raises the threshold. Where

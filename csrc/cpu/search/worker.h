@@ -25,6 +25,7 @@ class SearchWorker {
   template <class Rescan>
   void take_argmax(Rescan&& rescan);
   void push(int64_t row, int64_t panel, const float* upper, uint32_t lanes);
+  bool given(int64_t row, int64_t j) const;
   bool may_win(int64_t row, int64_t panel, int lane);
   void push_lane(int64_t row, int64_t panel, Bounds seen, int lane);
   void tighten(int64_t row);
