@@ -4,7 +4,7 @@
 // A raw score is a float64 sum over the coordinates. Coordinate i belongs to lane i mod 8; each lane adds its terms in
 // ascending order, then the lanes are added in a tree. A product is rounded before it is added, never fused.
 // The raw score becomes a key, larger is better whatever the metric, and rows are ordered by (key, lower index).
-// The CPU's cpu/rows.inl.h keeps the eight lanes in vector registers; tests/cpp/test_exact_score.cpp compares it with
+// The CPU's cpu/scores.inl.h keeps the eight lanes in vector registers; tests/cpp/test_exact_score.cpp compares it with
 // this.
 #pragma once
 

@@ -31,6 +31,9 @@ const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, 
 
 Status search(const SearchProblem& problem, const Parallel& parallel);
 Status project(const ProjectProblem& problem, const Parallel& parallel);
+// Many small problems, which share the workers.
+Status search_each(const SearchProblem* problems, int64_t count, const Parallel& parallel);
+Status project_each(const ProjectProblem* problems, int64_t count, const Parallel& parallel);
 Status lookup(const LookupProblem& problem, const Parallel& parallel);
 Status lookup_dot(const LookupDotProblem& problem, const Parallel& parallel);
 Status segment_sum(const SegmentSumProblem& problem, const Parallel& parallel);

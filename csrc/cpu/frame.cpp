@@ -25,6 +25,23 @@ double norm_of(const double* row, const double* shift, int64_t width) {
   return std::sqrt(squares);
 }
 
+// The medians of the coordinates take long, and shorten rows only where these have an offset in common: their mean is
+// then about as long as they are.
+constexpr double kNoOffset = 0.25;
+constexpr int64_t kCoordinates = 512;
+
+double norm_of_mean(const double* sample, int64_t count, int64_t width, int64_t stride) {
+  double squares = 0.0, sum[kCoordinates];
+  for (int64_t at = 0; at < width; at += kCoordinates) {
+    const int64_t some = std::min(kCoordinates, width - at);
+    std::fill_n(sum, some, 0.0);
+    for (int64_t s = 0; s < count; ++s)
+      for (int64_t k = 0; k < some; ++k) sum[k] += sample[s * stride + at + k];
+    for (int64_t k = 0; k < some; ++k) squares += sum[k] * sum[k];
+  }
+  return std::sqrt(squares) / static_cast<double>(std::max<int64_t>(count, 1));
+}
+
 // Drops the sample's rows that are negligible next to its larger rows, since the frame must not depend on them. Returns
 // how many rows stay, at the front. The larger rows are the largest sixteenth, so that a few ruined rows do not decide.
 int64_t drop_negligible(double* sample, int64_t count, int64_t width, int64_t stride, double* norms) {
@@ -67,15 +84,6 @@ Status choose_frame(const Rows& bank, Metric metric, double* centre, int32_t* ex
     for (int64_t k = 0; k < d; ++k) row[k] *= scale;
   }
   count = drop_negligible(sample.get(), count, d, stride, column.get());
-  for (int64_t k = 0; k < d; ++k) {
-    if (k % 65536 == 0 && stop.requested()) return Status::stopped;
-    int64_t finite = 0;
-    for (int64_t s = 0; s < count; ++s)
-      if (std::isfinite(sample[s * stride + k])) column[finite++] = sample[s * stride + k];
-    centre[k] = median(column.get(), finite);
-    // A centre of float32 values keeps the products of x . centre exact; the unit rows of cosine are rounded anyway.
-    if (bank.dtype != DType::f64) centre[k] = static_cast<double>(static_cast<float>(centre[k]));
-  }
   const auto median_norm = [&](const double* shift) {
     int64_t finite = 0;
     for (int64_t s = 0; s < count; ++s) {
@@ -85,7 +93,20 @@ Status choose_frame(const Rows& bank, Metric metric, double* centre, int32_t* ex
     const double middle = median(column.get(), finite);
     return middle > 0.0 || finite == 0 ? middle : *std::max_element(column.get(), column.get() + finite);
   };
-  const double plain = median_norm(nullptr), shifted = median_norm(centre);
+  const double plain = median_norm(nullptr);
+  double shifted = plain;
+  if (!(norm_of_mean(sample.get(), count, d, stride) < kNoOffset * plain)) {
+    for (int64_t k = 0; k < d; ++k) {
+      if (k % 65536 == 0 && stop.requested()) return Status::stopped;
+      int64_t finite = 0;
+      for (int64_t s = 0; s < count; ++s)
+        if (std::isfinite(sample[s * stride + k])) column[finite++] = sample[s * stride + k];
+      centre[k] = median(column.get(), finite);
+      // A centre of float32 values keeps the products of x . centre exact; the unit rows of cosine are rounded anyway.
+      if (bank.dtype != DType::f64) centre[k] = static_cast<double>(static_cast<float>(centre[k]));
+    }
+    shifted = median_norm(centre);
+  }
   *centred = shifted < 0.5 * plain;
   if (!*centred) std::fill_n(centre, d, 0.0);
   const double norm = *centred ? shifted : plain;

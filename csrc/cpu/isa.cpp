@@ -75,6 +75,15 @@ bool set_isa(const char* name) {
   return true;
 }
 
+bool has_bf16_products() {
+#if defined(__x86_64__)
+  static const bool has = (__builtin_cpu_init(), __builtin_cpu_supports("avx512bf16") != 0);
+  return has;
+#else
+  return false;
+#endif
+}
+
 const Kernels& kernels() { return *table(isa_in_use()); }
 
 }  // namespace vecbank::cpu

@@ -13,5 +13,6 @@ int isa_in_use();
 bool set_isa(const char* name);      // false: unknown, or not on this processor
 const char* isa_override_problem();  // null, or why VECBANK_ISA was ignored
 const Kernels& kernels();
+bool has_bf16_products();  // whether this processor has AVX512-BF16
 
 }  // namespace vecbank::cpu

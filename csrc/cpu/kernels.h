@@ -25,7 +25,32 @@ struct ScoreArgs {
   const int64_t* index = nullptr;  // null: rows first .. first + count
   int64_t first = 0, count = 0;
   double* out = nullptr;  // [query][count]
+  // Of a stretch of wide rows: [query][count][lane], the sums that wait for the next stretch. Only the last stretch may
+  // be no multiple of 8 wide.
+  double* lanes = nullptr;
+  bool begins = true, ends = true;
 };
+
+// Up to four queries against the rows [first, first + count) of a bank of float32 or 16-bit values, in float32:
+// out[q][i] = root(score * row_scale[q] * column_scale[i]).
+struct DirectArgs {
+  const void* queries[4] = {};  // float32, padded with zeros to kDirectStep
+  int query_count = 4;
+  Rows bank;                  // col_stride must be 1
+  Term term = Term::product;  // or square
+  int64_t first = 0, count = 0;
+  float row_scale[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+  const float* column_scale = nullptr;  // null: 1
+  bool root = false;
+  float* out[4] = {};
+  float least = 0.0f;  // scores must be at least so large
+};
+// Whether float32 may have lost this score.
+VB_INLINE bool is_odd(float score, float least) {
+  const float size = score < 0.0f ? -score : score;
+  return !((size >= least) & (size <= 3.4028234e38f));
+}
+constexpr int64_t kDirectStep = 32;  // a multiple of the elements of any register
 
 struct Kernels {
   const char* name;
@@ -43,6 +68,14 @@ struct Kernels {
   void (*store_f32)(const StoreArgs<float>&);
   void (*store_f64)(const StoreArgs<double>&);
   void (*score)(const ScoreArgs&);
+  // Whether a score is odd.
+  bool (*direct)(const DirectArgs&);
+  // Products of bfloat16 queries with a bank of that type, which round as the unit of the processor does; null where
+  // there is none. The caller asks whether the processor has the unit.
+  bool (*direct_bf16)(const DirectArgs&);
+  void (*narrow_row)(const float* values, int64_t count, DType dtype, void* out);
+  // The raw score with itself of each row of [first, first + count), or of the listed ones; col_stride must be 1.
+  void (*squares)(const Rows& bank, const int64_t* index, int64_t first, int64_t count, double* out);
   ScreenKernels<TileArgs<float>> float32;
   int16::Kernels int16;  // of full tiles; all null where float32 is as fast
   int8::Kernels int8;

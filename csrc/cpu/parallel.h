@@ -81,6 +81,21 @@ template <class F>
   return parallel.stop.requested() ? Status::stopped : Status::ok;
 }
 
+// Many problems share the workers, each solved by one of them; solve(worker, problem, parallel) returns a
+// status. The first
+// failure is returned.
+template <class Problem, class Solve>
+[[nodiscard]] Status solve_each(const Problem* problems, int64_t count, const Parallel& parallel, Solve&& solve) {
+  Parallel alone;
+  alone.stop = parallel.stop;
+  std::atomic<Status> failed{Status::ok};
+  const Status all = for_each_task(parallel, count, [&](int worker, int64_t i) {
+    const Status status = solve(worker, problems[i], alone);
+    if (status != Status::ok) failed = status;
+  });
+  return all != Status::ok ? all : failed.load();
+}
+
 // The number of items, of `width` elements each, between two checks of the flag: a few milliseconds of work.
 inline int64_t stretch_of(int64_t width) { return std::max<int64_t>(1, (1 << 22) / std::max<int64_t>(width, 1)); }
 

@@ -3,7 +3,7 @@
 #include <atomic>
 #include <limits>
 
-#include "api.h"
+#include "direct.h"
 #include "pieces.h"
 #include "queries.h"
 #include "refine.h"
@@ -15,9 +15,6 @@ constexpr int64_t kBlockBytes = 192 << 10;  // packed queries of a block: part o
 constexpr int64_t kPieceBytes = 24 << 20;   // a plain tensor is packed in pieces of this size
 constexpr int64_t kStretch = 1 << 27;  // multiplications between two checks of the flag: at most a tenth of a second
 
-// In a smaller product packing would cost more than the multiplications, so every score is refined.
-constexpr double kSmall = 1 << 16;
-
 // What a worker needs to score pairs in float64.
 struct Scorer {
   static constexpr int64_t kRows = 64;  // queries against one block of the bank, which stays in L2 meanwhile
@@ -26,7 +23,7 @@ struct Scorer {
   int64_t ranks[Refiner::kBlock];
 
   bool reserve(const ProjectProblem& p, const double* norms, Stop stop) {
-    if (!queries.reserve(p.queries, 1) || !refiner.reserve(p.bank, p.bank.width)) return false;
+    if (!queries.reserve(p.queries, Refiner::kMostQueries) || !refiner.reserve(p.bank, p.bank.width)) return false;
     refiner.set_metric(p.metric, norms);
     refiner.set_stop(stop);
     return true;
@@ -36,9 +33,9 @@ struct Scorer {
   void all(const ProjectProblem& p, int64_t first, int64_t count, int64_t from, int64_t columns) {
     E* out = static_cast<E*>(p.out);
     const MetricRecord metric = record(p.metric);
-    for (int64_t i = first; i < first + count; i += Refiner::kQueries) {
-      const int slots = static_cast<int>(std::min<int64_t>(Refiner::kQueries, first + count - i));
-      for (int s = 0; s < slots; ++s) refiner.load(s, queries.row(i + s), p.queries.dtype);
+    for (int64_t i = first; i < first + count; i += refiner.slots()) {
+      const int slots = static_cast<int>(std::min<int64_t>(refiner.slots(), first + count - i));
+      for (int s = 0; s < slots; ++s) refiner.load(s, queries.row(i + s, s), p.queries.dtype);
       refiner.for_each_key(slots, nullptr, from, columns, [&](int s, double key, int64_t j) {
         narrow(value_of(metric, key), out + (i + s) * p.out_columns + j);
       });
@@ -80,7 +77,7 @@ Status project_exact(const ProjectProblem& p, const Parallel& parallel) {
   if (!norms.reserve(p.bank.count) ||
       !workers.each([&](Scorer& scorer) { return scorer.reserve(p, norms.get(), parallel.stop); }))
     return Status::out_of_memory;
-  if (record(p.metric).unit_rows) workers[0].refiner.bank_norms(norms.get());
+  if (record(p.metric).unit_rows) workers[0].refiner.bank_norms(0, p.bank.count, norms.get());
   const int64_t n = p.queries.count, m = p.bank.count;
   if (p.indices == nullptr) {
     const int64_t parts = ceil_div(m, Refiner::kBlock);
@@ -105,6 +102,8 @@ Status project_exact(const ProjectProblem& p, const Parallel& parallel) {
 
 template <class T>
 class Projector {
+  static_assert(Refiner::kQueries <= QueryBlock<T>::kOriginals);
+
  public:
   bool reserve(const ProjectProblem& p, int64_t rows, int group, Stop stop) {
     stop_ = stop;
@@ -171,7 +170,7 @@ class Projector {
     const auto flush = [&] {
       for (int64_t r = 0; r < count && scored > 0; r += Refiner::kQueries) {
         const int slots = static_cast<int>(std::min<int64_t>(Refiner::kQueries, count - r));
-        for (int s = 0; s < slots; ++s) refiner_.load(s, queries_.original(first + r + s), p.queries.dtype);
+        for (int s = 0; s < slots; ++s) refiner_.load(s, queries_.original(first + r + s, s), p.queries.dtype);
         refiner_.for_each_key(slots, refiner_.indices(), 0, scored,
                               [&](int s, double key, int64_t j) { write(r + s, j, key); });
       }
@@ -237,8 +236,15 @@ Status project(const ProjectProblem& problem, const Parallel& parallel) {
   const double columns = static_cast<double>(p.indices == nullptr ? p.bank.count : p.k);
   const double queries = static_cast<double>(p.queries.count), width = static_cast<double>(p.bank.width);
   const Parallel chosen = workers_for(parallel, queries, columns, width);
-  if (p.exact || refined_only(p.metric) || queries * columns * (width + 8) < kSmall) return project_exact(p, chosen);
+  const ProjectWay way = fastest_way(p);
+  if (way == ProjectWay::exact) return project_exact(p, chosen);
+  if (way == ProjectWay::direct) return project_direct(p, chosen);
   return p.bank.dtype == DType::f64 ? project_as<double>(p, chosen) : project_as<float>(p, chosen);
+}
+
+Status project_each(const ProjectProblem* problems, int64_t count, const Parallel& parallel) {
+  return solve_each(problems, count, parallel,
+                    [](int, const ProjectProblem& p, const Parallel& alone) { return project(p, alone); });
 }
 
 }  // namespace vecbank::cpu

@@ -17,8 +17,8 @@ class QueryBlock {
   bool reserve(const Rows& queries, int64_t rows, int group) {
     group_ = group;
     stride_ = (queries.width + 1) * group;
-    return reader_.reserve(queries, group) && packed_.reserve(ceil_div(rows, group) * stride_ + 16) &&
-           frames_.reserve(rows) && centre_.reserve(rows);
+    return reader_.reserve(queries, std::max(group, kOriginals)) &&
+           packed_.reserve(ceil_div(rows, group) * stride_ + 16) && frames_.reserve(rows) && centre_.reserve(rows);
   }
 
   // Packs rows [first, first + count) for the frame of `bank`.
@@ -65,7 +65,9 @@ class QueryBlock {
   const T* data() const { return packed_.get(); }
   int64_t stride() const { return stride_; }
   int group() const { return group_; }
-  const void* original(int64_t i) const { return reader_.row(i); }
+  // The row with unit stride, which stays until another one is asked for in the same slot.
+  static constexpr int kOriginals = 4;
+  const void* original(int64_t i, int slot = 0) const { return reader_.row(i, slot); }
 
  private:
   RowReader reader_;

@@ -15,36 +15,48 @@ namespace vecbank::cpu {
 class Refiner {
  public:
   static constexpr int kQueries = 4;  // rows refined together share the bank's conversion
+  static constexpr int kMostQueries = 16;
   static constexpr int64_t kBlock = 512;
 
   bool reserve(const Rows& bank, int64_t query_width) {
     bank_ = bank;
-    stride_ = round_up_to(query_width, 8);
+    wide_rows_ = query_width > 2 * kStretch;
+    slots_ = wide_rows_ ? kMostQueries : kQueries;
+    stride_ = wide_rows_ ? kStretch : round_up_to(query_width, 8);
     block_ = std::min(kBlock, stretch_of(query_width));
-    return bank_reader_.reserve(bank, 1) && wide_.reserve((kQueries + 1) * stride_) &&
-           scores_.reserve(kQueries * kBlock) && indices_.reserve(kBlock) && row_norms_.reserve(kBlock);
+    return bank_reader_.reserve(bank, 1) && wide_.reserve(slots_ * stride_) && scores_.reserve(slots_ * kBlock) &&
+           indices_.reserve(kBlock) && row_norms_.reserve(kBlock) &&
+           (!wide_rows_ || (lanes_.reserve(slots_ * kTogether * kLanes) && some_.reserve(slots_ * kTogether)));
   }
+
+  int slots() const { return slots_; }  // at most kMostQueries
 
   // From here on no further key is computed once the flag is raised.
   void set_stop(Stop stop) { stop_ = stop; }
 
   // What a score needs besides the product: floored norms for cosine, which are computed where there are none, and
   // biases.
-  void set_metric(Metric metric, const double* norms) {
+  // The norms are those of the rows from `first_norm` on.
+  void set_metric(Metric metric, const double* norms, int64_t first_norm = 0, const double* bias = nullptr) {
     record_ = record(metric);
     norms_ = norms;
-    bias_ = nullptr;
+    first_norm_ = first_norm;
+    bias_ = bias;
   }
   void set_frame(const PackHeader& h, const double* bias) {
     record_ = record(static_cast<Metric>(h.metric));
     norms_ = record_.unit_rows && h.panels != PanelKind::int8 ? pack_norms(&h) : nullptr;
+    first_norm_ = 0;
     bias_ = bias;
   }
 
+  // The row, which has unit stride, must stay where it is while the slot is in use.
   void load(int slot, const void* row, DType dtype) {
-    double* q = wide_.get() + slot * stride_;
-    kernels().widen(row, dtype, bank_.width, q);
-    if (record_.unit_rows) query_norm_[slot] = self_norm(q);
+    loaded_[slot] = {row, dtype, 1, bank_.width, bank_.width, 1};
+    if (!wide_rows_) kernels().widen(row, dtype, bank_.width, wide_.get() + slot * stride_);
+    if (!record_.unit_rows) return;
+    kernels().squares(loaded_[slot], nullptr, 0, 1, &query_norm_[slot]);
+    query_norm_[slot] = floored(std::sqrt(query_norm_[slot]));
   }
 
   // f(slot, key, index) for every row of [first, first + count) or of index[0..count), ascending.
@@ -53,8 +65,7 @@ class Refiner {
     in_stretches(stop_, 0, count, block_, [&](int64_t at, int64_t to) {
       const int64_t n = to - at;
       score(slots, index != nullptr ? index + at : nullptr, first + at, n);
-      if (computes_norms())
-        for (int64_t i = 0; i < n; ++i) row_norms_[i] = bank_norm(index != nullptr ? index[at + i] : first + at + i);
+      if (computes_norms()) compute_norms(index != nullptr ? index + at : nullptr, first + at, n, row_norms_.get());
       for (int s = 0; s < slots; ++s) {
         double* keys = scores_.get() + s * n;
         const auto row = [&](int64_t i) { return index != nullptr ? index[at + i] : first + at + i; };
@@ -68,32 +79,43 @@ class Refiner {
   // bit? Rounding is monotone, so their sums lie between those of the coordinates nearest to it and farthest from it.
   bool cannot_tell(double size) {
     if (!record_.shares_frame || size == 0.0) return true;  // zero rows
-    double *x = wide_.get(), *apart = wide_.get() + stride_;
+    const int64_t stride = round_up_to(bank_.width, 8);
+    if (!apart_.reserve(2 * stride)) return false;  // each must be scored
+    double *x = apart_.get(), *apart = x + stride;
+    kernels().widen(loaded_[0].data, loaded_[0].dtype, bank_.width, x);
     for (int64_t k = 0; k < bank_.width; ++k) apart[k] = std::fmax(std::fabs(x[k]) - size, 0.0);
-    for (int64_t k = bank_.width; k < stride_; ++k) apart[k] = 0.0;
+    for (int64_t k = bank_.width; k < stride; ++k) apart[k] = 0.0;
     const double least = self_squares(apart, bank_.width);
     for (int64_t k = 0; k < bank_.width; ++k) apart[k] = std::fabs(x[k]) + size;
     return self_squares(apart, bank_.width) == least;
   }
 
-  // Floored norms of all bank rows, for a caller without a pack.
-  void bank_norms(double* norms) {
-    in_stretches(stop_, 0, bank_.count, block_, [&](int64_t from, int64_t to) {
-      for (int64_t j = from; j < to; ++j) norms[j] = bank_norm(j);
-    });
+  // Floored norms of bank rows [first, first + count), for a caller without a pack.
+  void bank_norms(int64_t first, int64_t count, double* norms) {
+    in_stretches(stop_, 0, count, block_,
+                 [&](int64_t from, int64_t to) { compute_norms(nullptr, first + from, to - from, norms + from); });
   }
 
   // Room for one block of indices, for callers that gather them.
   int64_t* indices() const { return indices_.get(); }
 
  private:
+  static constexpr int64_t kStretch = 1024, kTogether = 32;
+
   bool computes_norms() const { return record_.unit_rows && norms_ == nullptr; }
-  double bank_norm(int64_t row) {
-    double* wide = wide_.get() + kQueries * stride_;
-    kernels().widen(bank_reader_.row(row), bank_.dtype, bank_.width, wide);
-    return self_norm(wide);
+  void compute_norms(const int64_t* index, int64_t first, int64_t count, double* out) {
+    if (bank_.col_stride == 1) {
+      kernels().squares(bank_, index, first, count, out);
+    } else {
+      Rows one = bank_;
+      one.col_stride = 1;
+      for (int64_t i = 0; i < count; ++i) {
+        one.data = bank_reader_.row(index != nullptr ? index[i] : first + i);
+        kernels().squares(one, nullptr, 0, 1, out + i);
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) out[i] = floored(std::sqrt(out[i]));
   }
-  double self_norm(const double* wide) const { return floored(std::sqrt(self_squares(wide, bank_.width))); }
 
   // Raw scores become keys. A loop of its own: what it asks of the metric is asked once.
   template <class RowOf>
@@ -102,7 +124,7 @@ class Refiner {
     const double *norms = norms_, *bias = bias_, *own = computes_norms() ? row_norms_.get() : nullptr;
     for (int64_t i = 0; i < count; ++i)
       scores[i] = key_of(metric, scores[i], query_norm,
-                         norms != nullptr ? norms[row(i)]
+                         norms != nullptr ? norms[row(i) - first_norm_]
                          : own != nullptr ? own[i]
                                           : 1.0,
                          bias != nullptr ? bias + row(i) : nullptr);
@@ -115,22 +137,50 @@ class Refiner {
     a.query_count = slots;
     a.bank = bank_;
     a.term = record_.term;
-    if (bank_.col_stride == 1) {
-      a.index = index;
-      a.first = first;
-      a.count = count;
-      a.out = scores_.get();
-      kernels().score(a);
-      return;
-    }
+    a.index = index;
+    a.first = first;
+    a.count = count;
+    a.out = scores_.get();
+    if (bank_.col_stride == 1) return score_rows(a);
     a.bank.col_stride = 1;
+    a.index = nullptr;
+    a.first = 0;
     a.count = 1;
-    double one[kQueries];
+    double one[kMostQueries];
     a.out = one;
     for (int64_t i = 0; i < count; ++i) {
       a.bank.data = bank_reader_.row(index != nullptr ? index[i] : first + i);
-      kernels().score(a);
+      score_rows(a);
       for (int s = 0; s < slots; ++s) scores_[s * count + i] = one[s];
+    }
+  }
+
+  // Of wide rows, kTogether bank rows at a time, and a stretch of their coordinates after the other: what is read of
+  // the queries then stays in the caches.
+  void score_rows(const ScoreArgs& whole) {
+    if (!wide_rows_) return kernels().score(whole);
+    for (int64_t i = 0; i < whole.count; i += kTogether) {
+      ScoreArgs a = whole;
+      a.count = std::min(kTogether, whole.count - i);
+      a.first += i;
+      if (a.index != nullptr) a.index += i;
+      a.lanes = lanes_.get();
+      a.out = some_.get();
+      for (int64_t from = 0; from < bank_.width; from += kStretch) {
+        a.bank.width = std::min(kStretch, bank_.width - from);
+        a.begins = from == 0;
+        a.ends = from + kStretch >= bank_.width;
+        a.bank.data =
+            static_cast<const char*>(whole.bank.data) + from * static_cast<int64_t>(size_of(whole.bank.dtype));
+        for (int s = 0; s < a.query_count; ++s) {
+          const auto* row = static_cast<const char*>(loaded_[s].data);
+          kernels().widen(row + from * static_cast<int64_t>(size_of(loaded_[s].dtype)), loaded_[s].dtype, a.bank.width,
+                          wide_.get() + s * stride_);
+        }
+        kernels().score(a);
+      }
+      for (int s = 0; s < a.query_count; ++s)
+        std::copy_n(some_.get() + s * a.count, a.count, whole.out + s * whole.count + i);
     }
   }
 
@@ -138,10 +188,14 @@ class Refiner {
   RowReader bank_reader_;
   MetricRecord record_ = record(Metric::dot);
   const double *norms_ = nullptr, *bias_ = nullptr;
+  int64_t first_norm_ = 0;
   int64_t stride_ = 0, block_ = kBlock;
   Stop stop_;
-  double query_norm_[kQueries] = {};
-  Buffer<double> wide_, scores_, row_norms_;
+  double query_norm_[kMostQueries] = {};
+  Rows loaded_[kMostQueries];
+  bool wide_rows_ = false;  // too wide to keep whole queries in float64
+  int slots_ = kQueries;
+  Buffer<double> wide_, scores_, row_norms_, lanes_, some_, apart_;
   Buffer<int64_t> indices_;
 };
 

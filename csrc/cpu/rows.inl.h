@@ -1,4 +1,4 @@
-// Row-at-a-time work in float64: converting, interleaving, norms, and the refinement's exact scores.
+// Row-at-a-time work in float64: converting, interleaving and norms.
 #pragma once
 
 #include "kernels.h"
@@ -90,90 +90,6 @@ void widen(const void* row, DType dtype, int64_t width, double* out) {
   with_dtype(dtype, [&](auto type) {
     for (int64_t k = 0; k < width; k += 8)
       load_some<Lanes>(static_cast<decltype(type)>(row) + k, width - k).store(out + k);
-  });
-}
-
-// The raw scores of core/exact_score.h, their eight lanes side by side. A sum waits for its own last addition, so
-// several sums advance together: `Queries` against each of `Banks` rows. Meanwhile the rows `next` are fetched, where
-// `Ahead` is set: chosen rows lie far apart, and a row is too short for the processor to foresee its lines.
-template <class Lanes, Term term, int Queries, int Banks, bool Ahead, class S>
-VB_INLINE void score_some(const double* queries, int64_t query_stride, const S* const (&rows)[Banks],
-                          const S* const (&next)[Banks], int64_t width, double* out, int64_t out_stride) {
-  Lanes sum[Queries][Banks];
-  for (int q = 0; q < Queries; ++q)
-    for (int i = 0; i < Banks; ++i) sum[q][i] = Lanes::fill(0.0);
-  const auto step = [&](int64_t k, auto&& load) __attribute__((always_inline)) {
-    Lanes b[Banks];
-    for (int i = 0; i < Banks; ++i) b[i] = load(rows[i] + k);
-    for (int q = 0; q < Queries; ++q) {
-      const Lanes x = Lanes::load(queries + q * query_stride + k);
-      for (int i = 0; i < Banks; ++i) {
-        if constexpr (term == Term::square) {
-          const Lanes gap = x - b[i];
-          sum[q][i] = sum[q][i] + gap * gap;
-        } else if constexpr (term == Term::absolute) {
-          sum[q][i] = sum[q][i] + (x - b[i]).abs();
-        } else {
-          sum[q][i] = sum[q][i] + x * b[i];
-        }
-      }
-    }
-  };
-  const auto load = [](const S* p) __attribute__((always_inline)) { return Lanes::load(p); };
-  int64_t k = 0;
-  if constexpr (Ahead) {
-    constexpr int64_t kLine = 64 / sizeof(S);
-    for (; k + kLine <= width; k += kLine) {
-      for (int i = 0; i < Banks; ++i) __builtin_prefetch(next[i] + k, 0, 3);
-      for (int64_t of = 0; of < kLine; of += 8) step(k + of, load);
-    }
-    if (k < width)
-      for (int i = 0; i < Banks; ++i) __builtin_prefetch(next[i] + k, 0, 3);
-  }
-  for (; k + 8 <= width; k += 8) step(k, load);
-  if (k < width) step(k, [&](const S* p) __attribute__((always_inline)) { return load_some<Lanes>(p, width - k); });
-  for (int q = 0; q < Queries; ++q)
-    for (int i = 0; i < Banks; ++i) out[q * out_stride + i] = sum[q][i].sum();
-}
-
-template <class Lanes, Term term, int Queries, int Banks, bool Ahead, class S>
-VB_INLINE int64_t score_runs(const ScoreArgs& a, int q, int64_t begin) {
-  const auto row = [&](int64_t i) __attribute__((always_inline)) {
-    return static_cast<const S*>(a.bank.data) + (a.index != nullptr ? a.index[i] : a.first + i) * a.bank.row_stride;
-  };
-  int64_t i = begin;
-  for (; i + Banks <= a.count; i += Banks) {
-    const S *rows[Banks], *next[Banks];
-    for (int r = 0; r < Banks; ++r) {
-      rows[r] = row(i + r);
-      next[r] = Ahead && i + Banks + r < a.count ? row(i + Banks + r) : rows[r];
-    }
-    score_some<Lanes, term, Queries, Banks, Ahead>(a.queries + q * a.query_stride, a.query_stride, rows, next,
-                                                   a.bank.width, a.out + q * a.count + i, a.count);
-  }
-  return i;
-}
-
-template <class Lanes, Term term, class S>
-void score_rows(const ScoreArgs& a) {
-  int q = 0;
-  for (; q + 4 <= a.query_count; q += 4) score_runs<Lanes, term, 4, 1, false, S>(a, q, 0);
-  for (; q < a.query_count; ++q) {
-    const int64_t rest = a.index != nullptr ? score_runs<Lanes, term, 1, 4, true, S>(a, q, 0)
-                                            : score_runs<Lanes, term, 1, 4, false, S>(a, q, 0);
-    score_runs<Lanes, term, 1, 1, false, S>(a, q, rest);
-  }
-}
-
-template <class Lanes>
-void score(const ScoreArgs& a) {
-  with_dtype(a.bank.dtype, [&](auto type) {
-    using S = Element<decltype(type)>;
-    switch (a.term) {
-      case Term::product: return score_rows<Lanes, Term::product, S>(a);
-      case Term::square: return score_rows<Lanes, Term::square, S>(a);
-      case Term::absolute: return score_rows<Lanes, Term::absolute, S>(a);
-    }
   });
 }
 

@@ -8,12 +8,31 @@
 namespace vecbank::cpu {
 namespace {
 
+// Eight float32 values from any element type; narrower ones widen exactly.
+VB_INLINE __m256 load8_f32(const float* p) { return _mm256_loadu_ps(p); }
+VB_INLINE __m256 load8_f32(const Float16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+VB_INLINE __m256 load8_f32(const BFloat16* p) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+
 struct Avx2F32 {
   using T = float;
   using Reg = __m256;
   static constexpr int width = 8, lines = 1;
-  static VB_INLINE Reg load(const T* p) { return _mm256_loadu_ps(p); }
+  using Sum = Reg;
+  template <class S>
+  static VB_INLINE Reg load(const S* p) {
+    return load8_f32(p);
+  }
   static VB_INLINE Reg fill(T x) { return _mm256_set1_ps(x); }
+  static VB_INLINE Sum zero() { return _mm256_setzero_ps(); }
+  static VB_INLINE void sum4(const Sum (&s)[4], float* out) {
+    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(s[0], s[1]), _mm256_hadd_ps(s[2], s[3]));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+  }
   static VB_INLINE void store(T* p, Reg a) { _mm256_storeu_ps(p, a); }
   static VB_INLINE Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static VB_INLINE Reg subtract(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
@@ -133,16 +152,6 @@ struct Avx2F64 {
   static VB_INLINE Reg root(Reg a) { return _mm256_sqrt_pd(a); }
 };
 
-// Eight float32 values from any element type; narrower ones widen exactly.
-VB_INLINE __m256 load8_f32(const float* p) { return _mm256_loadu_ps(p); }
-VB_INLINE __m256 load8_f32(const Float16* p) {
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
-VB_INLINE __m256 load8_f32(const BFloat16* p) {
-  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
-}
-
 VB_INLINE double sum_tree(__m256d low, __m256d high) {  // ((0+1)+(2+3))+((4+5)+(6+7))
   const __m256d pairs = _mm256_hadd_pd(low, high);      // 0+1, 4+5, 2+3, 6+7
   const __m128d fours = _mm_add_pd(_mm256_castpd256_pd128(pairs), _mm256_extractf128_pd(pairs, 1));
@@ -151,6 +160,7 @@ VB_INLINE double sum_tree(__m256d low, __m256d high) {  // ((0+1)+(2+3))+((4+5)+
 
 // Eight float64 lanes: the refinement's unit of work on every instruction set.
 struct Avx2Lanes {
+  static constexpr int banks = 1;  // bank rows that are scored together, for four queries: eight registers of sums
   __m256d low, high;
   static VB_INLINE Avx2Lanes fill(double x) { return {_mm256_set1_pd(x), _mm256_set1_pd(x)}; }
   static VB_INLINE Avx2Lanes load(const double* p) { return {_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
@@ -181,6 +191,15 @@ struct Avx2Lanes {
     return {_mm256_andnot_pd(sign, low), _mm256_andnot_pd(sign, high)};
   }
   VB_INLINE double sum() const { return sum_tree(low, high); }
+  // The sums of four at once, each in the order of sum().
+  static VB_INLINE void sum4(const Avx2Lanes (&s)[4], double* out) {
+    const auto fours = [](__m256d a, __m256d b, __m256d c, __m256d d) __attribute__((always_inline)) {
+      const __m256d ab = _mm256_hadd_pd(a, b), cd = _mm256_hadd_pd(c, d);  // a0+1, b0+1, a2+3, b2+3
+      return _mm256_add_pd(_mm256_permute2f128_pd(ab, cd, 0x20), _mm256_permute2f128_pd(ab, cd, 0x31));
+    };
+    _mm256_storeu_pd(out, _mm256_add_pd(fours(s[0].low, s[1].low, s[2].low, s[3].low),
+                                        fours(s[0].high, s[1].high, s[2].high, s[3].high)));
+  }
 };
 
 // in[8 rows][8] -> out[8 columns], `step` elements apart. Later columns may overwrite the tail of earlier ones.
@@ -210,6 +229,7 @@ struct Avx2 {
   using Int16 = Avx2Int16;
   using Int8 = Avx2Int8;
   using Lanes = Avx2Lanes;
+  using BFloat16Pairs = void;
   // Twelve accumulators, two bank vectors and a broadcast: fifteen of sixteen registers.
   static constexpr int full = 6, full_panels = 1;
   static constexpr int mid = 3, mid_panels = 2;

@@ -14,8 +14,22 @@ struct Avx512F32 {
   using T = float;
   using Reg = __m512;
   static constexpr int width = 16, lines = 1;
+  using Sum = Reg;
   static VB_INLINE Reg load(const T* p) { return _mm512_loadu_ps(p); }
+  static VB_INLINE Reg load(const Float16* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static VB_INLINE Reg load(const BFloat16* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+  }
   static VB_INLINE Reg fill(T x) { return _mm512_set1_ps(x); }
+  static VB_INLINE Sum zero() { return _mm512_setzero_ps(); }
+  static VB_INLINE void sum4(const Sum (&s)[4], float* out) {
+    __m256 half[4];
+    for (int i = 0; i < 4; ++i) half[i] = _mm256_add_ps(_mm512_castps512_ps256(s[i]), _mm512_extractf32x8_ps(s[i], 1));
+    Avx2F32::sum4(half, out);
+  }
   static VB_INLINE void store(T* p, Reg a) { _mm512_storeu_ps(p, a); }
   static VB_INLINE Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static VB_INLINE Reg subtract(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
@@ -35,6 +49,20 @@ struct Avx512F32 {
     VB_INLINE void add(Reg a, Reg b) { hit |= not_less(a, b); }
     VB_INLINE bool any() const { return hit != 0; }
   };
+};
+
+// AVX512-BF16 multiplies pairs and adds both products to the sum in one instruction.
+struct Avx512BFloat16Pairs {
+  static constexpr int width = 32;
+  using Reg = __m512i;
+  using Sum = __m512;
+  static VB_INLINE Reg load(const BFloat16* p) { return _mm512_loadu_si512(p); }
+  static VB_INLINE Sum zero() { return _mm512_setzero_ps(); }
+  static VB_INLINE Sum multiply_add(Reg a, Reg b, Sum c) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    return c;
+  }
+  static VB_INLINE void sum4(const Sum (&s)[4], float* out) { Avx512F32::sum4(s, out); }
 };
 
 struct Avx512Int32 {
@@ -126,6 +154,7 @@ struct Avx512F64 {
 };
 
 struct Avx512Lanes {
+  static constexpr int banks = 4;  // bank rows that are scored together, for four queries: sixteen sums
   __m512d v;
   static VB_INLINE Avx512Lanes fill(double x) { return {_mm512_set1_pd(x)}; }
   static VB_INLINE Avx512Lanes load(const double* p) { return {_mm512_loadu_pd(p)}; }
@@ -140,6 +169,16 @@ struct Avx512Lanes {
   friend VB_INLINE Avx512Lanes operator*(Avx512Lanes a, Avx512Lanes b) { return {_mm512_mul_pd(a.v, b.v)}; }
   VB_INLINE Avx512Lanes abs() const { return {_mm512_abs_pd(v)}; }
   VB_INLINE double sum() const { return sum_tree(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1)); }
+  // The sums of four at once, each in the order of sum().
+  static VB_INLINE void sum4(const Avx512Lanes (&s)[4], double* out) {
+    const auto pairs = [](__m512d a, __m512d b) __attribute__((always_inline)) {  // a0+1, b0+1, a2+3, b2+3, ...
+      return _mm512_add_pd(_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+    };
+    const __m512d u = pairs(s[0].v, s[1].v), w = pairs(s[2].v, s[3].v);
+    const __m512d fours = _mm512_add_pd(_mm512_shuffle_f64x2(u, w, 0x88), _mm512_shuffle_f64x2(u, w, 0xDD));
+    const __m512d apart = _mm512_shuffle_f64x2(fours, fours, 0xD8);  // the lower fours, then the upper ones
+    _mm256_storeu_pd(out, _mm256_add_pd(_mm512_castpd512_pd256(apart), _mm512_extractf64x4_pd(apart, 1)));
+  }
 };
 
 struct Avx512 {
@@ -148,6 +187,7 @@ struct Avx512 {
   using Int16 = Avx512Int16;
   using Int8 = Avx512Int8;
   using Lanes = Avx512Lanes;
+  using BFloat16Pairs = void;
   // Twenty-eight accumulators, two bank vectors and a broadcast: thirty-one of thirty-two registers.
   static constexpr int full = 14, full_panels = 2;
   static constexpr int mid = 4, mid_panels = 4;
@@ -156,6 +196,7 @@ struct Avx512 {
 };
 
 struct Avx512Vnni : Avx512 {
+  using BFloat16Pairs = Avx512BFloat16Pairs;
   using Int16 = Avx512VnniInt16;
   using Int8 = Avx512VnniInt8;
 };

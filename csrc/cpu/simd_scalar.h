@@ -19,6 +19,7 @@ struct Portable {
     std::memcpy(&r, p, sizeof r);
     return r;
   }
+  using Sum = Reg;
   static VB_INLINE Reg fill(T x) { return Reg{} + x; }
   static VB_INLINE void store(T* p, Reg a) { std::memcpy(p, &a, sizeof a); }
   static VB_INLINE Reg add(Reg a, Reg b) { return a + b; }
@@ -61,6 +62,18 @@ struct Portable {
   };
 };
 
+struct PortableF32 : Portable<float> {
+  using Portable<float>::load;
+  template <class S>
+  static VB_INLINE Reg load(const S* p) {
+    return Reg{widened_f32(p[0]), widened_f32(p[1]), widened_f32(p[2]), widened_f32(p[3])};
+  }
+  static VB_INLINE Sum zero() { return Sum{}; }
+  static VB_INLINE void sum4(const Sum (&s)[4], float* out) {
+    for (int i = 0; i < 4; ++i) out[i] = (s[i][0] + s[i][1]) + (s[i][2] + s[i][3]);
+  }
+};
+
 struct PortableInt8 : Portable<int32_t> {  // an element is four codes: unsigned of a query, signed of the bank
   static constexpr int32_t bank_code = 127, product_limit = 1 << 30;
   static constexpr int64_t least_rows = INT64_MAX;  // slower than float32
@@ -86,6 +99,7 @@ struct PortableInt8 : Portable<int32_t> {  // an element is four codes: unsigned
 };
 
 struct PortableLanes {
+  static constexpr int banks = 1;  // bank rows that are scored together, for four queries
   double v[8];
   static VB_INLINE PortableLanes fill(double x) { return {{x, x, x, x, x, x, x, x}}; }
   template <class S>
@@ -117,6 +131,9 @@ struct PortableLanes {
     return map(*this, *this, [](double x, double) { return std::fabs(x); });
   }
   VB_INLINE double sum() const { return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7])); }
+  static VB_INLINE void sum4(const PortableLanes (&s)[4], double* out) {
+    for (int i = 0; i < 4; ++i) out[i] = s[i].sum();
+  }
 };
 
 VB_INLINE void transpose8(const float* in, float* out, int64_t step) {
@@ -125,11 +142,12 @@ VB_INLINE void transpose8(const float* in, float* out, int64_t step) {
 }
 
 struct Scalar {
-  using F32 = Portable<float>;
+  using F32 = PortableF32;
   using F64 = Portable<double>;
   using Int16 = void;
   using Int8 = PortableInt8;
   using Lanes = PortableLanes;
+  using BFloat16Pairs = void;
   static constexpr int full = 2, full_panels = 1;
   static constexpr int mid = 2, mid_panels = 1;
   static constexpr int one_panels = 1;

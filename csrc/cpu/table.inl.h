@@ -7,8 +7,9 @@
 #include "search/screens/int16.inl.h"
 #include "search/screens/int8.inl.h"
 
+#include "direct.inl.h"
 #include "epilogues.inl.h"
-#include "rows.inl.h"
+#include "scores.inl.h"
 
 namespace vecbank::cpu {
 namespace {
@@ -92,6 +93,14 @@ constexpr int16::Kernels int16_kernels() {
 }
 
 template <class Isa>
+constexpr auto direct_bf16() {
+  bool (*kernel)(const DirectArgs&) = nullptr;
+  if constexpr (!std::is_void_v<typename Isa::BFloat16Pairs>)
+    kernel = direct_queries<typename Isa::BFloat16Pairs, Term::product, BFloat16, BFloat16>;
+  return kernel;
+}
+
+template <class Isa>
 constexpr Kernels make_table(const char* name) {
   using Lanes = typename Isa::Lanes;
   static_assert(kAnyTileRows % Isa::full == 0);
@@ -106,6 +115,10 @@ constexpr Kernels make_table(const char* name) {
           store_f32<Isa>,
           store_tiles<typename Isa::F64, Isa::full_f64, 1>,
           score<Lanes>,
+          direct<typename Isa::F32>,
+          direct_bf16<Isa>(),
+          narrow_row,
+          squares<Lanes>,
           {scan<Isa>, argmax<Isa>},
           int16_kernels<Isa>(),
           int8_kernels<Isa>()};

@@ -11,21 +11,73 @@
 
 namespace vecbank::cpu {
 
-// Sorts the best k of `count` entries to the front; returns how many these are.
-inline int64_t select_best(Scored* list, int64_t count, int64_t k) {
-  if (count > k) std::nth_element(list, list + k, list + count, better);
-  const int64_t kept = std::min(count, k);
-  std::sort(list, list + kept, better);
-  return kept;
-}
+// Sorts the best k of many entries: they are dealt into buckets of equal width by their keys, and only the buckets that
+// hold the best k are sorted. Keys that crowd into one bucket cost what sorting costs.
+class Selector {
+ public:
+  static constexpr int64_t kFew = 32;  // so many are sorted at once
+
+  // Memory for lists of up to `count` entries; those of more than kMost are sorted where they are.
+  bool reserve(int64_t count) {
+    return count <= kFew || count > kMost || (dealt_.reserve(count) && starts_.reserve(kMostBuckets + 1));
+  }
+
+  // Sorts the best k of `count` entries to the front; returns how many these are.
+  int64_t best(Scored* list, int64_t count, int64_t k) {
+    const int64_t kept = std::min(count, k);
+    if (count <= kFew || count > kMost || kept < count / 64) return sort_best(list, count, kept);
+    double most = list[0].key, least = list[0].key;
+    for (int64_t i = 1; i < count; ++i) {
+      most = std::max(most, list[i].key);
+      least = std::min(least, list[i].key);
+    }
+    const int64_t buckets = std::min(kMostBuckets, count / 4);
+    const double scale = static_cast<double>(buckets - 1) / (most - least);
+    if (!std::isfinite(scale) || !std::isfinite(most - least)) return sort_best(list, count, kept);
+    // A difference and a product round monotonically, so a better key is never in a later bucket.
+    const auto bucket = [&](const Scored& s) { return static_cast<int64_t>((most - s.key) * scale); };
+    std::fill_n(starts_.get(), buckets + 1, 0);
+    for (int64_t i = 0; i < count; ++i) ++starts_[bucket(list[i]) + 1];
+    int64_t used = 0;
+    for (; used < buckets && starts_[used] < kept; ++used) starts_[used + 1] += starts_[used];
+    // starts_[b] is where bucket b begins, for the buckets before `used`, which hold the best `kept`.
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t b = bucket(list[i]);
+      if (b < used) dealt_[starts_[b]++] = list[i];
+    }
+    for (int64_t b = 0, at = 0; b < used; at = starts_[b++])
+      std::sort(dealt_.get() + at, dealt_.get() + starts_[b], better);
+    std::copy_n(dealt_.get(), kept, list);
+    return kept;
+  }
+
+ private:
+  static constexpr int64_t kMost = 1 << 20, kMostBuckets = 1 << 14;
+
+  static int64_t sort_best(Scored* list, int64_t count, int64_t kept) {
+    if (count > kept) std::nth_element(list, list + kept, list + count, better);
+    std::sort(list, list + kept, better);
+    return kept;
+  }
+
+  Buffer<Scored> dealt_;
+  Buffer<int64_t> starts_;
+};
 
 // A running top-k over refined rows that cannot overflow. Rows must come in ascending index order.
 class TopKList {
  public:
-  bool reserve(int64_t k) {
+  static constexpr int64_t kSorted = 24;  // up to this k the list is kept sorted
+
+  // `rows`: at most so many will come.
+  bool reserve(int64_t k, int64_t rows) {
     k_ = k;
-    capacity_ = k + std::max<int64_t>(256, std::min<int64_t>(k, 65536));
+    capacity_ = capacity_for(k, rows);
     return list_.reserve(capacity_);
+  }
+  static int64_t capacity_for(int64_t k, int64_t rows) {
+    if (k <= kSorted) return k + 1;
+    return std::max(k, std::min(rows, k + std::max<int64_t>(256, std::min<int64_t>(k, 65536)))) + 1;
   }
   void clear() {
     count_ = 0;
@@ -33,13 +85,23 @@ class TopKList {
   }
   void push(double key, int64_t index) {
     if (std::isnan(key) || (count_ >= k_ && !(key > threshold_))) return;  // an equal key with a later index never wins
+    if (k_ <= kSorted) return insert(key, index);
     list_[count_++] = {key, index};
     if (count_ == capacity_) shrink();
   }
-  int64_t finish() { return count_ = select_best(list_.get(), count_, k_); }
+  int64_t finish(Selector& selector) {
+    return k_ <= kSorted ? count_ : count_ = selector.best(list_.get(), count_, k_);
+  }
   const Scored* data() const { return list_.get(); }
 
  private:
+  void insert(double key, int64_t index) {
+    int64_t i = count_;
+    for (; i > 0 && list_[i - 1].key < key; --i) list_[i] = list_[i - 1];
+    list_[i] = {key, index};
+    count_ = std::min(count_ + 1, k_);
+    if (count_ == k_) threshold_ = list_[k_ - 1].key;
+  }
   void shrink() {
     std::nth_element(list_.get(), list_.get() + (k_ - 1), list_.get() + count_, better);
     count_ = k_;

@@ -45,8 +45,15 @@ class CpuScope {
                  HeadChoice head) const {
     check(cpu::pack_bank(bank, metric, out, threads(), bias, panels, screen, head));
   }
-  void search(const SearchProblem& p) const { check(cpu::search(p, threads())); }
-  void project(const ProjectProblem& p) const { check(cpu::project(p, threads())); }
+  // Solves problem_of(b) for every batch.
+  template <class ProblemOf>
+  void search_batches(int64_t batches, double work, ProblemOf&& problem_of) const {
+    solve_batches<SearchProblem>(batches, work, problem_of, cpu::search, cpu::search_each);
+  }
+  template <class ProblemOf>
+  void project_batches(int64_t batches, double work, ProblemOf&& problem_of) const {
+    solve_batches<ProjectProblem>(batches, work, problem_of, cpu::project, cpu::project_each);
+  }
   void pair_gradients(const PairProblem& p) const { check(cpu::pair_gradients(p, threads())); }
   void lookup(const LookupProblem& p) const { check(cpu::lookup(p, threads())); }
   void lookup_dot(const LookupDotProblem& p) const { check(cpu::lookup_dot(p, threads())); }
@@ -95,6 +102,25 @@ class CpuScope {
   }
 
  private:
+  // Where there are batches enough, every thread solves some of them; else all threads share each.
+  template <class Problem, class ProblemOf, class One, class Each>
+  void solve_batches(int64_t batches, double work, ProblemOf&& problem_of, One&& one, Each&& each) const {
+    constexpr int64_t kTogether = 1024;
+    constexpr double kLarge = 1e9;
+    const cpu::Parallel parallel = threads();
+    if (batches < 2 * parallel.workers || work > kLarge * static_cast<double>(batches)) {
+      for (int64_t b = 0; b < batches; ++b) check(one(problem_of(b), parallel));
+      return;
+    }
+    std::vector<Problem> problems;
+    problems.reserve(static_cast<size_t>(std::min(batches, kTogether)));
+    for (int64_t b = 0; b < batches; b += kTogether) {
+      problems.clear();
+      for (int64_t i = b; i < std::min(batches, b + kTogether); ++i) problems.push_back(problem_of(i));
+      check(each(problems.data(), static_cast<int64_t>(problems.size()), parallel));
+    }
+  }
+
   // Writes to element i of a float32 or float64 tensor the mean over the elements of so many rows.
   static void write_mean(Tensor& t, int64_t i, double sum, int64_t rows, int64_t width) {
     const double mean = sum / std::max(1.0, static_cast<double>(rows) * static_cast<double>(width));

@@ -63,6 +63,14 @@ class CudaScope {
     stamps().erase(out);
     check(cuda::pack_bank(bank, metric, out, with_workspace(cuda::pack_workspace()), bias));
   }
+  template <class ProblemOf>
+  void search_batches(int64_t batches, double /*work*/, ProblemOf&& problem_of) {
+    for (int64_t b = 0; b < batches; ++b) search(problem_of(b));
+  }
+  template <class ProblemOf>
+  void project_batches(int64_t batches, double /*work*/, ProblemOf&& problem_of) {
+    for (int64_t b = 0; b < batches; ++b) project(problem_of(b));
+  }
   void search(const SearchProblem& p) {
     choose_screen();
     const int64_t whole = cuda::whole_search_workspace(p, device_);

@@ -51,15 +51,17 @@ Tensor scores_of(Scope& scope, ProjectProblem& p, const Tensor& x, const Pairing
   Tensor out = scope.empty(resized(x, columns), dtype.value_or(x.scalar_type()));
   p.out_dtype = dtype_of(out, "out_dtype");
   if (columns == 0) return out;  // an empty list of indices has a null address, which would mean no list
-  scope.begin(pair.work(columns));
-  for (int64_t b = 0; b < pair.batches; ++b) {
-    p.queries = pair.x_batch(b);
-    p.bank = pair.bank_batch(b);
-    const bool screened = packs != nullptr && p.bank.dtype != DType::f64;  // a float64 product uses no float32 panels
-    p.pack = screened ? packs->of(p.bank, b) : nullptr;
-    p.out = at(out, b * p.queries.count * columns, p.out_dtype);
-    scope.project(p);
-  }
+  const double work = pair.work(columns);
+  scope.begin(work);
+  scope.project_batches(pair.batches, work, [&](int64_t b) {
+    ProjectProblem one = p;
+    one.queries = pair.x_batch(b);
+    one.bank = pair.bank_batch(b);
+    const bool screened = packs != nullptr && one.bank.dtype != DType::f64;  // a float64 product uses no float32 panels
+    one.pack = screened ? packs->of(one.bank, b) : nullptr;
+    one.out = at(out, b * one.queries.count * columns, p.out_dtype);
+    return one;
+  });
   return out;
 }
 
@@ -112,20 +114,22 @@ std::tuple<Tensor, Tensor> best_rows(Scope& scope, const Pairing& pair, const Te
   const std::vector<int64_t> shape = k ? resized(x, *k) : pair.leading;
   Tensor indices = scope.empty(shape, ScalarType::Long);
   Tensor best = gather ? scope.empty(sizes_of(x), bank.scalar_type()) : scope.empty(shape, scalar_type(p.values_dtype));
-  scope.begin(pair.work(pair.m));
-  for (int64_t b = 0; b < pair.batches; ++b) {
-    p.queries = pair.x_batch(b);
-    p.bank = pair.bank_batch(b);
-    p.pack = packs.of(p.bank, b);
-    const int64_t first = b * p.queries.count;
-    p.mask = masks.mask.from(first);
-    p.indices = codes_out(indices) + first * p.k;
+  const double work = pair.work(pair.m);
+  scope.begin(work);
+  scope.search_batches(pair.batches, work, [&](int64_t b) {
+    SearchProblem one = p;
+    one.queries = pair.x_batch(b);
+    one.bank = pair.bank_batch(b);
+    one.pack = packs.of(one.bank, b);
+    const int64_t first = b * one.queries.count;
+    one.mask = masks.mask.from(first);
+    one.indices = codes_out(indices) + first * p.k;
     if (gather)
-      p.gathered = at(best, first * p.bank.width, p.bank.dtype);
+      one.gathered = at(best, first * one.bank.width, one.bank.dtype);
     else
-      p.values = at(best, first * p.k, p.values_dtype);
-    scope.search(p);
-  }
+      one.values = at(best, first * p.k, p.values_dtype);
+    return one;
+  });
   return {best, indices};
 }
 

@@ -50,7 +50,8 @@ TEST(sizes_and_addresses_pass_2_to_the_31) {
 TEST(topk_list_keeps_the_best_and_breaks_ties_low) {
   for (const int64_t k : {1, 3, 64, 700}) {
     TopKList list;
-    CHECK(list.reserve(k));
+    Selector selector;
+    CHECK(list.reserve(k, 5000) && selector.reserve(TopKList::capacity_for(k, 5000)));
     list.clear();
     std::mt19937 random(7);
     std::vector<Scored> all;
@@ -59,7 +60,7 @@ TEST(topk_list_keeps_the_best_and_breaks_ties_low) {
       list.push(key, i);
       if (!std::isnan(key)) all.push_back({key, i});
     }
-    const int64_t count = list.finish();
+    const int64_t count = list.finish(selector);
     std::sort(all.begin(), all.end(), better);
     CHECK(count == k);
     for (int64_t i = 0; i < count; ++i) CHECK(list.data()[i].index == all[static_cast<size_t>(i)].index);

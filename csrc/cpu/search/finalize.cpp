@@ -5,8 +5,10 @@ namespace vecbank::cpu {
 bool Finalizer::reserve(const SearchProblem& p, const SearchPlan& plan) {
   slots_ = p.k > 65536 ? 1 : Refiner::kQueries;
   for (int s = 0; s < slots_; ++s)
-    if (!lists_[s].reserve(p.k)) return false;
-  return refiner_.reserve(p.bank, p.bank.width) && original_.reserve(p.queries, 1) &&
+    if (!lists_[s].reserve(p.k, p.bank.count)) return false;
+  const int64_t most = std::max(CandidateLists::capacity_for(p.k) + p.k, TopKList::capacity_for(p.k, p.bank.count));
+  return selector_.reserve(most) && refiner_.reserve(p.bank, p.bank.width) &&
+         original_.reserve(p.queries, Refiner::kQueries) &&
          (plan.refined_only || refined_.reserve(CandidateLists::capacity_for(p.k) + p.k));
 }
 
@@ -94,7 +96,7 @@ void Finalizer::refine_together(const int64_t* rows, int slots) {
   const DType dtype = job.problem.queries.dtype;
   for (int s = 0; s < slots; ++s) {
     lists_[s].clear();
-    refiner_.load(s, original_.row(task_->first + rows[s]), dtype);
+    refiner_.load(s, original_.row(task_->first + rows[s], s), dtype);
   }
   const bool apart = !job.plan.refined_only && job.header.negligible > 1, masked = job.problem.mask.data != nullptr;
   if (masked) {
@@ -113,7 +115,7 @@ void Finalizer::refine_together(const int64_t* rows, int slots) {
     refined_count_ += slots * count;
   }
   for (int s = 0; s < slots; ++s) {
-    const int64_t count = lists_[s].finish();
+    const int64_t count = lists_[s].finish(selector_);
     task_->report(rows[s], lists_[s].data(), count);
   }
 }

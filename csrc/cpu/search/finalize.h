@@ -45,7 +45,7 @@ class Finalizer {
     }
     kept = refine(candidates, count, kept);
     if (negligible_may_win && !add_negligible(row, &kept)) return false;
-    kept = select_best(refined_.get(), kept, p.k);
+    kept = selector_.best(refined_.get(), kept, p.k);
     if (kept == p.k) *worst = refined_[kept - 1].key;
     task_->report(row, refined_.get(), kept);
     return true;
@@ -90,6 +90,7 @@ class Finalizer {
   Refiner refiner_;
   RowReader original_;
   Buffer<Scored> refined_;
+  Selector selector_;
   TopKList lists_[Refiner::kQueries];
   int slots_ = 1;
   int64_t refined_count_ = 0;

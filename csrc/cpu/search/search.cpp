@@ -4,6 +4,8 @@
 #include <new>
 
 #include "counted.h"
+#include "merge.h"
+#include "refined.h"
 #include "worker.h"
 
 namespace vecbank::cpu {
@@ -51,54 +53,6 @@ void SearchTask::report(int64_t row, const Scored* best, int64_t count) const {
 
 namespace {
 
-// Slot 0 of the partial lists accumulates over pieces; slots 1.. are the parts of the current piece.
-struct Partials {
-  Buffer<Scored> lists;
-  Buffer<int64_t> counts;
-  // Slot 0 survives growing: a later, smaller piece can have more parts than the first.
-  bool reserve(int64_t slots, int64_t queries, int64_t k) {
-    if (slots <= slots_) return true;
-    Partials more;
-    if (!more.lists.reserve(slots * queries * k) || !more.counts.reserve(slots * queries)) return false;
-    if (slots_ > 0) {
-      std::copy_n(lists.get(), queries * k, more.lists.get());
-      std::copy_n(counts.get(), queries, more.counts.get());
-    }
-    more.slots_ = slots;
-    *this = std::move(more);
-    return true;
-  }
-
- private:
-  int64_t slots_ = 0;
-};
-
-Status merge(const SearchProblem& p, int64_t slots, bool last, Partials& partials, const Parallel& parallel) {
-  const int64_t n = p.queries.count, batch = 64;
-  PerWorker<Buffer<Scored>> scratch(parallel.workers);
-  if (!scratch.each([&](Buffer<Scored>& list) { return list.reserve(2 * p.k); })) return Status::out_of_memory;
-  return for_each_task(parallel, ceil_div(n, batch), [&](int worker, int64_t task) {
-    Scored* list = scratch[worker].get();
-    for (int64_t q = task * batch; q < std::min(n, (task + 1) * batch) && !parallel.stop.requested(); ++q) {
-      int64_t count = 0, fresh = 0;
-      for (int64_t s = 0; s < slots; ++s) {  // every list is sorted
-        const int64_t at = s * n + q, more = partials.counts[at];
-        if (s > 0) fresh += more;
-        std::memcpy(list + count, partials.lists.get() + at * p.k, static_cast<size_t>(more) * sizeof(Scored));
-        std::inplace_merge(list, list + count, list + count + more, better);
-        count = std::min(count + more, p.k);
-      }
-      if (!last && fresh == 0) continue;
-      if (last) {
-        write_result(p, q, list, count);
-      } else {
-        partials.counts[q] = count;
-        std::memcpy(partials.lists.get() + q * p.k, list, static_cast<size_t>(count) * sizeof(Scored));
-      }
-    }
-  });
-}
-
 Status search_piece(const SearchProblem& whole, const Piece& piece, Partials& partials, const Parallel& parallel) {
   SearchProblem p = whole;
   p.bank = piece.bank;
@@ -108,8 +62,8 @@ Status search_piece(const SearchProblem& whole, const Piece& piece, Partials& pa
   const bool merging = !(piece.first && piece.last) || parts > 1;
   Buffer<std::atomic<float>> shared;
   if (merging) {
-    if (!partials.reserve(parts + 1, n, p.k) || !shared.reserve(n)) return Status::out_of_memory;
-    if (piece.first) std::fill_n(partials.counts.get(), n, int64_t{0});
+    if (!(piece.first ? partials.begin(parts + 1, n, p.k) : partials.reserve(parts + 1, n, p.k)) || !shared.reserve(n))
+      return Status::out_of_memory;
     for (int64_t i = 0; i < n; ++i) new (&shared[i]) std::atomic<float>(-HUGE_VALF);
     job.shared = shared.get();
     if (!piece.first) job.earlier = partials.lists.get(), job.earlier_counts = partials.counts.get();
@@ -128,6 +82,19 @@ Status search_piece(const SearchProblem& whole, const Piece& piece, Partials& pa
   return merging && found == Status::ok ? merge(whole, parts + 1, piece.last, partials, parallel) : found;
 }
 
+// Whether scoring every pair takes less time than a screen with its preparation, in nanoseconds of a core with AVX-512
+// (bench/NOTES.md); on other processors both take longer by about the same factor.
+bool refined_is_faster(const SearchProblem& p) {
+  if (refined_only(p.metric)) return true;
+  const double n = static_cast<double>(p.queries.count), m = static_cast<double>(p.bank.count);
+  const double d = static_cast<double>(p.bank.width), k = static_cast<double>(p.k);
+  const double ranks = p.k > TopKList::kSorted ? 50.0 * k : 0.0;
+  const double refined = n * (m * (3.2 + 0.024 * d) + ranks);
+  const double candidates = p.k > 1 ? k * (220.0 + 1.1 * d) : 0.0;
+  const double packing = p.pack == nullptr ? m * d * 0.8 + std::min(m, 64.0) * d * 3.0 + 2e3 : 0.0;
+  return refined < 3e3 + packing + n * (100.0 + 0.9 * d + m * d * 0.003 + candidates);
+}
+
 }  // namespace
 
 Status search_alone(const SearchProblem& p, SearchWorker& worker, Stop stop) {
@@ -139,6 +106,15 @@ Status search_alone(const SearchProblem& p, SearchWorker& worker, Stop stop) {
   return for_each_task(job.plan.grid, alone, [&](int, const GridTask& task) { worker.run(job, task); });
 }
 
+Status search_each(const SearchProblem* problems, int64_t count, const Parallel& parallel) {
+  PerWorker<RefinedWorker> workers(parallel.workers);
+  if (!workers.each([](RefinedWorker&) { return true; })) return Status::out_of_memory;
+  return solve_each(problems, count, parallel, [&](int worker, const SearchProblem& p, const Parallel& alone) {
+    const bool refined = p.queries.count > 0 && p.bank.count > 0 && refined_is_faster(p);
+    return refined ? search_refined(p, alone, &workers[worker]) : search(p, alone);
+  });
+}
+
 Status search(const SearchProblem& p, const Parallel& parallel) {
   if (p.queries.count == 0) return Status::ok;
   if (p.bank.count == 0) {
@@ -147,6 +123,7 @@ Status search(const SearchProblem& p, const Parallel& parallel) {
   }
   const Parallel chosen = workers_for(parallel, static_cast<double>(p.queries.count), static_cast<double>(p.bank.count),
                                       static_cast<double>(p.bank.width));
+  if (refined_is_faster(p)) return search_refined(p, chosen);
   // Pieces are of even size: a small last piece would have too few rows to screen, and be refined entirely.
   const int64_t most = rows_of_piece(kPackBytes, p.bank.width, sizeof(float));
   const int64_t rows = round_up_to(ceil_div(p.bank.count, ceil_div(p.bank.count, most)), kPanel);

@@ -1,0 +1,101 @@
+// Searches that score every pair in float64, straight from the caller's rows: where there is no screen for the metric,
+// and where preparing one would take longer, as with few pairs, or with nearly as many ranks as rows. Nothing is
+// packed.
+#include "refined.h"
+
+namespace vecbank::cpu {
+namespace {
+
+constexpr int64_t kMostQueries = 64;                 // against a block of the bank, which stays in L2 meanwhile
+constexpr int64_t kListBytes = 8 << 20;              // of a worker
+constexpr int64_t kLeastPart = 2 * Refiner::kBlock;  // bank rows that are worth a task
+
+}  // namespace
+
+bool RefinedWorker::reserve(const SearchProblem& p, int64_t rows, Stop stop) {
+  if (list_count_ < rows) {
+    lists_.reset(new (std::nothrow) TopKList[static_cast<size_t>(rows)]);
+    list_count_ = lists_ == nullptr ? 0 : rows;
+  }
+  if (list_count_ < rows || !selector_.reserve(TopKList::capacity_for(p.k, p.bank.count))) return false;
+  for (int64_t r = 0; r < rows; ++r)
+    if (!lists_[r].reserve(p.k, p.bank.count)) return false;
+  if (!queries_.reserve(p.queries, Refiner::kMostQueries) || !refiner_.reserve(p.bank, p.bank.width)) return false;
+  refiner_.set_stop(stop);
+  return !record(p.metric).unit_rows || norms_.reserve(Refiner::kBlock);
+}
+
+void RefinedWorker::run(const SearchProblem& p, const GridTask& task, Partials* partials) {
+  for (int64_t r = 0; r < task.rows; ++r) lists_[r].clear();
+  const bool unit = record(p.metric).unit_rows, shared = p.mask.data != nullptr && p.mask.dims == 0;
+  for (int64_t from = task.from; from < task.to; from += Refiner::kBlock) {
+    const int64_t count = std::min(Refiner::kBlock, task.to - from);
+    refiner_.set_metric(p.metric, nullptr);
+    if (unit) refiner_.bank_norms(from, count, norms_.get());
+    refiner_.set_metric(p.metric, unit ? norms_.get() : nullptr, from, p.bias);
+    int64_t listed = -1;  // of the block's rows, where a mask chooses among them
+    for (int64_t r = 0; r < task.rows; r += refiner_.slots()) {
+      const int slots = static_cast<int>(std::min<int64_t>(refiner_.slots(), task.rows - r));
+      for (int s = 0; s < slots; ++s) refiner_.load(s, queries_.row(task.first + r + s, s), p.queries.dtype);
+      const auto push = [&](int s, double key, int64_t j) { lists_[r + s].push(key, j); };
+      if (p.mask.data == nullptr) {
+        refiner_.for_each_key(slots, nullptr, from, count, push);
+      } else if (shared) {
+        if (listed < 0) listed = list_allowed(p, task.first, from, count);
+        refiner_.for_each_key(slots, refiner_.indices(), 0, listed, push);
+      } else {
+        for (int s = 0; s < slots; ++s) {
+          if (s > 0) refiner_.load(0, queries_.row(task.first + r + s, s), p.queries.dtype);
+          const int64_t some = list_allowed(p, task.first + r + s, from, count);
+          refiner_.for_each_key(1, refiner_.indices(), 0, some, [&](int, double key, int64_t j) { push(s, key, j); });
+        }
+      }
+    }
+  }
+  for (int64_t r = 0; r < task.rows; ++r) {
+    const int64_t count = lists_[r].finish(selector_);
+    if (partials == nullptr)
+      write_result(p, task.first + r, lists_[r].data(), count);
+    else
+      partials->put(1 + task.part, task.first + r, lists_[r].data(), count);
+  }
+}
+
+int64_t RefinedWorker::list_allowed(const SearchProblem& p, int64_t query, int64_t from, int64_t count) {
+  const bool* allowed = p.mask.row(query);
+  int64_t listed = 0;
+  for (int64_t j = from; j < from + count; ++j) {
+    refiner_.indices()[listed] = j;
+    listed += allowed[j * p.mask.col_stride];
+  }
+  return listed;
+}
+
+Status search_refined(const SearchProblem& p, const Parallel& parallel, RefinedWorker* alone) {
+  const int64_t n = p.queries.count, m = p.bank.count;
+  const int64_t by_lists = kListBytes / (TopKList::capacity_for(p.k, m) * static_cast<int64_t>(sizeof(Scored)));
+  Grid grid;
+  grid.set_blocks(n, std::min(kMostQueries, by_lists), by_lists < Refiner::kQueries ? 1 : Refiner::kQueries);
+  if (grid.blocks < kMostQueries) {  // as many for every worker
+    grid.blocks = std::min(n, round_up_to(grid.blocks, parallel.workers));
+    grid.even_blocks(1);
+  }
+  int64_t parts = std::min(ceil_div(parallel.workers, grid.blocks), m / kLeastPart);
+  parts = std::min(parts, kPartialBytes / (n * p.k * static_cast<int64_t>(sizeof(Scored))));
+  grid.set_parts(m, parts);  // the grid's panels are single rows here
+  Partials partials;
+  if (grid.parts > 1 && !partials.begin(grid.parts + 1, n, p.k)) return Status::out_of_memory;
+  if (alone != nullptr && grid.parts == 1) {
+    if (!alone->reserve(p, grid.rows_per_block, parallel.stop)) return Status::out_of_memory;
+    return for_each_task(grid, parallel, [&](int, const GridTask& task) { alone->run(p, task, nullptr); });
+  }
+  PerWorker<RefinedWorker> workers(std::min<int64_t>(parallel.workers, grid.tasks()));
+  if (!workers.each([&](RefinedWorker& w) { return w.reserve(p, grid.rows_per_block, parallel.stop); }))
+    return Status::out_of_memory;
+  const Status found = for_each_task(grid, parallel, [&](int worker, const GridTask& task) {
+    workers[worker].run(p, task, grid.parts > 1 ? &partials : nullptr);
+  });
+  return grid.parts > 1 && found == Status::ok ? merge(p, grid.parts + 1, true, partials, parallel) : found;
+}
+
+}  // namespace vecbank::cpu
