@@ -42,14 +42,13 @@ VB_INLINE void direct_block(const DirectArgs& a, int64_t i) {
     step(k, [](const S* p) __attribute__((always_inline)) { return V::load(p); });
   if (k < a.bank.width)
     step(k, [&](const S* p) __attribute__((always_inline)) { return load_part<V>(p, a.bank.width - k); });
+  // The lanes are added in float64, so that what is rounded is the few terms of a lane.
   for (int q = 0; q < Queries; ++q) {
-    if constexpr (Banks == 4) {
-      V::sum4(sum[q], a.out[q] + i);
-    } else {
-      float four[4];
-      V::sum4(sum[q], four);
-      for (int r = 0; r < Banks; ++r) a.out[q][i + r] = four[r];
-    }
+    const typename V::Lanes lanes[4] = {V::to_lanes(sum[q][0]), V::to_lanes(sum[q][1]), V::to_lanes(sum[q][2]),
+                                        V::to_lanes(sum[q][3])};
+    double four[4];
+    V::Lanes::sum4(lanes, four);
+    for (int r = 0; r < Banks; ++r) a.out[q][i + r] = static_cast<float>(four[r]);
   }
 }
 

@@ -18,6 +18,8 @@ VB_INLINE __m256 load8_f32(const BFloat16* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 
+struct Avx2Lanes;
+
 struct Avx2F32 {
   using T = float;
   using Reg = __m256;
@@ -29,10 +31,8 @@ struct Avx2F32 {
   }
   static VB_INLINE Reg fill(T x) { return _mm256_set1_ps(x); }
   static VB_INLINE Sum zero() { return _mm256_setzero_ps(); }
-  static VB_INLINE void sum4(const Sum (&s)[4], float* out) {
-    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(s[0], s[1]), _mm256_hadd_ps(s[2], s[3]));
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
-  }
+  using Lanes = Avx2Lanes;
+  static VB_INLINE Lanes to_lanes(Sum s);
   static VB_INLINE void store(T* p, Reg a) { _mm256_storeu_ps(p, a); }
   static VB_INLINE Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static VB_INLINE Reg subtract(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
@@ -201,6 +201,10 @@ struct Avx2Lanes {
                                         fours(s[0].high, s[1].high, s[2].high, s[3].high)));
   }
 };
+
+VB_INLINE Avx2Lanes Avx2F32::to_lanes(Sum s) {
+  return {_mm256_cvtps_pd(_mm256_castps256_ps128(s)), _mm256_cvtps_pd(_mm256_extractf128_ps(s, 1))};
+}
 
 // in[8 rows][8] -> out[8 columns], `step` elements apart. Later columns may overwrite the tail of earlier ones.
 VB_INLINE void transpose8(const float* in, float* out, int64_t step) {

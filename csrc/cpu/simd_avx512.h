@@ -10,6 +10,34 @@
 namespace vecbank::cpu {
 namespace {
 
+struct Avx512Lanes {
+  static constexpr int banks = 4;  // bank rows that are scored together, for four queries: sixteen sums
+  __m512d v;
+  static VB_INLINE Avx512Lanes fill(double x) { return {_mm512_set1_pd(x)}; }
+  static VB_INLINE Avx512Lanes load(const double* p) { return {_mm512_loadu_pd(p)}; }
+  template <class S>
+  static VB_INLINE Avx512Lanes load(const S* p) {
+    return {_mm512_cvtps_pd(load8_f32(p))};
+  }
+  VB_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
+  VB_INLINE void store(float* p) const { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
+  friend VB_INLINE Avx512Lanes operator+(Avx512Lanes a, Avx512Lanes b) { return {_mm512_add_pd(a.v, b.v)}; }
+  friend VB_INLINE Avx512Lanes operator-(Avx512Lanes a, Avx512Lanes b) { return {_mm512_sub_pd(a.v, b.v)}; }
+  friend VB_INLINE Avx512Lanes operator*(Avx512Lanes a, Avx512Lanes b) { return {_mm512_mul_pd(a.v, b.v)}; }
+  VB_INLINE Avx512Lanes abs() const { return {_mm512_abs_pd(v)}; }
+  VB_INLINE double sum() const { return sum_tree(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1)); }
+  // The sums of four at once, each in the order of sum().
+  static VB_INLINE void sum4(const Avx512Lanes (&s)[4], double* out) {
+    const auto pairs = [](__m512d a, __m512d b) __attribute__((always_inline)) {  // a0+1, b0+1, a2+3, b2+3, ...
+      return _mm512_add_pd(_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+    };
+    const __m512d u = pairs(s[0].v, s[1].v), w = pairs(s[2].v, s[3].v);
+    const __m512d fours = _mm512_add_pd(_mm512_shuffle_f64x2(u, w, 0x88), _mm512_shuffle_f64x2(u, w, 0xDD));
+    const __m512d apart = _mm512_shuffle_f64x2(fours, fours, 0xD8);  // the lower fours, then the upper ones
+    _mm256_storeu_pd(out, _mm256_add_pd(_mm512_castpd512_pd256(apart), _mm512_extractf64x4_pd(apart, 1)));
+  }
+};
+
 struct Avx512F32 {
   using T = float;
   using Reg = __m512;
@@ -25,10 +53,9 @@ struct Avx512F32 {
   }
   static VB_INLINE Reg fill(T x) { return _mm512_set1_ps(x); }
   static VB_INLINE Sum zero() { return _mm512_setzero_ps(); }
-  static VB_INLINE void sum4(const Sum (&s)[4], float* out) {
-    __m256 half[4];
-    for (int i = 0; i < 4; ++i) half[i] = _mm256_add_ps(_mm512_castps512_ps256(s[i]), _mm512_extractf32x8_ps(s[i], 1));
-    Avx2F32::sum4(half, out);
+  using Lanes = Avx512Lanes;
+  static VB_INLINE Lanes to_lanes(Sum s) {
+    return {_mm512_add_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(s)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(s, 1)))};
   }
   static VB_INLINE void store(T* p, Reg a) { _mm512_storeu_ps(p, a); }
   static VB_INLINE Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
@@ -62,7 +89,8 @@ struct Avx512BFloat16Pairs {
     asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
     return c;
   }
-  static VB_INLINE void sum4(const Sum (&s)[4], float* out) { Avx512F32::sum4(s, out); }
+  using Lanes = Avx512Lanes;
+  static VB_INLINE Lanes to_lanes(Sum s) { return Avx512F32::to_lanes(s); }
 };
 
 struct Avx512Int32 {
@@ -151,34 +179,6 @@ struct Avx512F64 {
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
   static VB_INLINE Reg max0(Reg a) { return _mm512_max_pd(_mm512_setzero_pd(), a); }
   static VB_INLINE Reg root(Reg a) { return _mm512_sqrt_pd(a); }
-};
-
-struct Avx512Lanes {
-  static constexpr int banks = 4;  // bank rows that are scored together, for four queries: sixteen sums
-  __m512d v;
-  static VB_INLINE Avx512Lanes fill(double x) { return {_mm512_set1_pd(x)}; }
-  static VB_INLINE Avx512Lanes load(const double* p) { return {_mm512_loadu_pd(p)}; }
-  template <class S>
-  static VB_INLINE Avx512Lanes load(const S* p) {
-    return {_mm512_cvtps_pd(load8_f32(p))};
-  }
-  VB_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
-  VB_INLINE void store(float* p) const { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
-  friend VB_INLINE Avx512Lanes operator+(Avx512Lanes a, Avx512Lanes b) { return {_mm512_add_pd(a.v, b.v)}; }
-  friend VB_INLINE Avx512Lanes operator-(Avx512Lanes a, Avx512Lanes b) { return {_mm512_sub_pd(a.v, b.v)}; }
-  friend VB_INLINE Avx512Lanes operator*(Avx512Lanes a, Avx512Lanes b) { return {_mm512_mul_pd(a.v, b.v)}; }
-  VB_INLINE Avx512Lanes abs() const { return {_mm512_abs_pd(v)}; }
-  VB_INLINE double sum() const { return sum_tree(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1)); }
-  // The sums of four at once, each in the order of sum().
-  static VB_INLINE void sum4(const Avx512Lanes (&s)[4], double* out) {
-    const auto pairs = [](__m512d a, __m512d b) __attribute__((always_inline)) {  // a0+1, b0+1, a2+3, b2+3, ...
-      return _mm512_add_pd(_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
-    };
-    const __m512d u = pairs(s[0].v, s[1].v), w = pairs(s[2].v, s[3].v);
-    const __m512d fours = _mm512_add_pd(_mm512_shuffle_f64x2(u, w, 0x88), _mm512_shuffle_f64x2(u, w, 0xDD));
-    const __m512d apart = _mm512_shuffle_f64x2(fours, fours, 0xD8);  // the lower fours, then the upper ones
-    _mm256_storeu_pd(out, _mm256_add_pd(_mm512_castpd512_pd256(apart), _mm512_extractf64x4_pd(apart, 1)));
-  }
 };
 
 struct Avx512 {

@@ -62,6 +62,8 @@ struct Portable {
   };
 };
 
+struct PortableLanes;
+
 struct PortableF32 : Portable<float> {
   using Portable<float>::load;
   template <class S>
@@ -69,9 +71,8 @@ struct PortableF32 : Portable<float> {
     return Reg{widened_f32(p[0]), widened_f32(p[1]), widened_f32(p[2]), widened_f32(p[3])};
   }
   static VB_INLINE Sum zero() { return Sum{}; }
-  static VB_INLINE void sum4(const Sum (&s)[4], float* out) {
-    for (int i = 0; i < 4; ++i) out[i] = (s[i][0] + s[i][1]) + (s[i][2] + s[i][3]);
-  }
+  using Lanes = PortableLanes;
+  static VB_INLINE Lanes to_lanes(Sum s);
 };
 
 struct PortableInt8 : Portable<int32_t> {  // an element is four codes: unsigned of a query, signed of the bank
@@ -135,6 +136,12 @@ struct PortableLanes {
     for (int i = 0; i < 4; ++i) out[i] = s[i].sum();
   }
 };
+
+VB_INLINE PortableLanes PortableF32::to_lanes(Sum s) {
+  PortableLanes lanes{};
+  for (int i = 0; i < 4; ++i) lanes.v[i] = static_cast<double>(s[i]);
+  return lanes;
+}
 
 VB_INLINE void transpose8(const float* in, float* out, int64_t step) {
   for (int column = 0; column < 8; ++column)

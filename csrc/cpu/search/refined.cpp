@@ -3,6 +3,8 @@
 // packed.
 #include "refined.h"
 
+#include "counted.h"
+
 namespace vecbank::cpu {
 namespace {
 
@@ -27,11 +29,12 @@ bool RefinedWorker::reserve(const SearchProblem& p, int64_t rows, Stop stop) {
 
 void RefinedWorker::run(const SearchProblem& p, const GridTask& task, Partials* partials) {
   for (int64_t r = 0; r < task.rows; ++r) lists_[r].clear();
+  refined_ = 0;
   const bool unit = record(p.metric).unit_rows, shared = p.mask.data != nullptr && p.mask.dims == 0;
   for (int64_t from = task.from; from < task.to; from += Refiner::kBlock) {
-    const int64_t count = std::min(Refiner::kBlock, task.to - from);
+    const int64_t rows = std::min(Refiner::kBlock, task.to - from);
     refiner_.set_metric(p.metric, nullptr);
-    if (unit) refiner_.bank_norms(from, count, norms_.get());
+    if (unit) refiner_.bank_norms(from, rows, norms_.get());
     refiner_.set_metric(p.metric, unit ? norms_.get() : nullptr, from, p.bias);
     int64_t listed = -1;  // of the block's rows, where a mask chooses among them
     for (int64_t r = 0; r < task.rows; r += refiner_.slots()) {
@@ -39,25 +42,32 @@ void RefinedWorker::run(const SearchProblem& p, const GridTask& task, Partials* 
       for (int s = 0; s < slots; ++s) refiner_.load(s, queries_.row(task.first + r + s, s), p.queries.dtype);
       const auto push = [&](int s, double key, int64_t j) { lists_[r + s].push(key, j); };
       if (p.mask.data == nullptr) {
-        refiner_.for_each_key(slots, nullptr, from, count, push);
+        refiner_.for_each_key(slots, nullptr, from, rows, push);
+        refined_ += slots * rows;
       } else if (shared) {
-        if (listed < 0) listed = list_allowed(p, task.first, from, count);
+        if (listed < 0) listed = list_allowed(p, task.first, from, rows);
         refiner_.for_each_key(slots, refiner_.indices(), 0, listed, push);
+        refined_ += slots * listed;
       } else {
         for (int s = 0; s < slots; ++s) {
           if (s > 0) refiner_.load(0, queries_.row(task.first + r + s, s), p.queries.dtype);
-          const int64_t some = list_allowed(p, task.first + r + s, from, count);
+          const int64_t some = list_allowed(p, task.first + r + s, from, rows);
           refiner_.for_each_key(1, refiner_.indices(), 0, some, [&](int, double key, int64_t j) { push(s, key, j); });
+          refined_ += some;
         }
       }
     }
   }
+  if (task.part == 0) count(Counted::queries, task.rows);
+  count(Counted::refined, refined_);
+  count(Counted::repeated, task.rows);
+  count(Counted::bytes, refined_ * p.bank.width * static_cast<int64_t>(size_of(p.bank.dtype)));
   for (int64_t r = 0; r < task.rows; ++r) {
-    const int64_t count = lists_[r].finish(selector_);
+    const int64_t kept = lists_[r].finish(selector_);
     if (partials == nullptr)
-      write_result(p, task.first + r, lists_[r].data(), count);
+      write_result(p, task.first + r, lists_[r].data(), kept);
     else
-      partials->put(1 + task.part, task.first + r, lists_[r].data(), count);
+      partials->put(1 + task.part, task.first + r, lists_[r].data(), kept);
   }
 }
 

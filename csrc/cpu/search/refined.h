@@ -20,7 +20,7 @@ class RefinedWorker {
   Selector selector_;
   Buffer<double> norms_;
   std::unique_ptr<TopKList[]> lists_;
-  int64_t list_count_ = 0;
+  int64_t list_count_ = 0, refined_ = 0;
 };
 
 // Scores every pair in float64; p.pack is not read. `alone`: the worker of a call with one thread, if there is one
