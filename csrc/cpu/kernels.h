@@ -7,6 +7,7 @@
 #include "../core/frame.h"
 #include "search/screens/int16.h"
 #include "search/screens/int8.h"
+#include "sums.h"
 #include "tiles.h"
 
 namespace vecbank::cpu {
@@ -46,6 +47,10 @@ struct Kernels {
   ScreenKernels<TileArgs<float>> float32;
   int16::Kernels int16;  // of full tiles; all null where float32 is as fast
   int8::Kernels int8;
+  bool (*gather)(const GatherArgs&);  // copies chosen rows, zeros for -1; false: a code is no row
+  void (*narrow)(const double* row, DType dtype, int64_t width, void* out);
+  void (*add_bag)(const BagArgs&);
+  void (*add_block)(const BlockSumArgs&);
 
   // The height of the float32 tile for so many query rows.
   int height_for(int64_t rows) const { return rows <= 1 ? heights[2] : rows <= heights[1] ? heights[1] : heights[0]; }

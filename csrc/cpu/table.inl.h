@@ -9,6 +9,7 @@
 
 #include "epilogues.inl.h"
 #include "rows.inl.h"
+#include "sums.inl.h"
 
 namespace vecbank::cpu {
 namespace {
@@ -108,7 +109,11 @@ constexpr Kernels make_table(const char* name) {
           score<Lanes>,
           {scan<Isa>, argmax<Isa>},
           int16_kernels<Isa>(),
-          int8_kernels<Isa>()};
+          int8_kernels<Isa>(),
+          gather,
+          narrow_row<Lanes>,
+          add_bag<Lanes, (Isa::full > 8 ? 16 : 4)>,  // sums of a bag in as many registers as there are
+          add_block<Lanes>};
 }
 
 }  // namespace
