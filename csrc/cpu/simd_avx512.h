@@ -138,6 +138,10 @@ struct Avx512Lanes {
   friend VB_INLINE Avx512Lanes operator+(Avx512Lanes a, Avx512Lanes b) { return {_mm512_add_pd(a.v, b.v)}; }
   friend VB_INLINE Avx512Lanes operator-(Avx512Lanes a, Avx512Lanes b) { return {_mm512_sub_pd(a.v, b.v)}; }
   friend VB_INLINE Avx512Lanes operator*(Avx512Lanes a, Avx512Lanes b) { return {_mm512_mul_pd(a.v, b.v)}; }
+  // sum + a * b, where the product is exact: whether it is fused does not matter.
+  static VB_INLINE Avx512Lanes plus_exact(Avx512Lanes sum, Avx512Lanes a, Avx512Lanes b) {
+    return {_mm512_fmadd_pd(a.v, b.v, sum.v)};
+  }
   VB_INLINE Avx512Lanes abs() const { return {_mm512_abs_pd(v)}; }
   VB_INLINE double sum() const { return sum_tree(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1)); }
 };

@@ -113,6 +113,10 @@ struct PortableLanes {
   friend VB_INLINE PortableLanes operator*(const PortableLanes& a, const PortableLanes& b) {
     return map(a, b, [](double x, double y) { return x * y; });
   }
+  // sum + a * b, where the product is exact: whether it is fused does not matter.
+  static VB_INLINE PortableLanes plus_exact(const PortableLanes& sum, const PortableLanes& a, const PortableLanes& b) {
+    return sum + a * b;
+  }
   VB_INLINE PortableLanes abs() const {
     return map(*this, *this, [](double x, double) { return std::fabs(x); });
   }

@@ -1,5 +1,7 @@
 // Rows that are copied, and sums of rows in float64, by vectors of columns: no column waits for another, and within a
-// column the order is that of the rows. A product is rounded before it is added, never fused.
+// column the order is that of the rows. A product is rounded before it is added. (That of two floats of 24 bits or
+// fewer has 48 bits at most, and no exponent that float64 does not have: there is nothing to round, and fused it is the
+// same.)
 #pragma once
 
 #include "kernels.h"
@@ -56,7 +58,7 @@ void narrow_row(const double* row, DType dtype, int64_t width, void* to) {
 
 // ---- Bags ----------------------------------------------------------------------------------------------------------
 
-constexpr int64_t kRowsAhead = 4;  // how many rows early a row is fetched: chosen rows lie far apart
+constexpr int64_t kRowsAhead = 8;  // how many rows early a row is fetched: chosen rows lie far apart
 
 // Columns c .. c + 8 * Sums of a bag, whose sums stay in registers; fewer than 8 exist where `Some` is set.
 template <class Lanes, int Sums, bool Weighted, bool Some, class S>
@@ -78,9 +80,13 @@ VB_INLINE void add_columns(const BagArgs& a, int64_t c) {
     const S* row = bank + a.codes[t] * stride;
     const Lanes w = Lanes::fill(Weighted ? widened(weights[t]) : 1.0);
     for (int j = 0; j < Sums; ++j) {
-      Lanes term = Some ? load_some<Lanes>(row + 8 * j, a.bank.width - c) : Lanes::load(row + 8 * j);
-      if constexpr (Weighted) term = w * term;
-      sum[j] = sum[j] + term;
+      const Lanes x = Some ? load_some<Lanes>(row + 8 * j, a.bank.width - c) : Lanes::load(row + 8 * j);
+      if constexpr (!Weighted)
+        sum[j] = sum[j] + x;
+      else if constexpr (std::is_same_v<S, double>)
+        sum[j] = sum[j] + w * x;
+      else
+        sum[j] = Lanes::plus_exact(sum[j], w, x);
     }
   }
   for (int j = 0; j < Sums; ++j) sum[j].store(a.sum + c + 8 * j);

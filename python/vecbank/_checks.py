@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from numbers import Real
 from typing import SupportsIndex
 
@@ -250,6 +251,21 @@ def in_range(t: Tensor, count: int, name: str = "codes", low: int = -1, kind: ty
     if least < low or most >= count:
         raise kind(f"{name} must lie between {low} and {count - 1}, got values from {least} to {most}")
     return least >= 0
+
+
+def by_kernel(op: Callable[..., Tensor], t: Tensor, count: int, name: str, *arguments: object) -> Tensor:
+    """The op, which looks at the codes `t` itself. Where it refuses them, they are read here, to say what they are."""
+    if torch.compiler.is_compiling():
+        return op(*arguments)
+    try:
+        return op(*arguments)
+    except RuntimeError as error:
+        refused = error
+    try:
+        in_range(t, count, name)
+        raise refused
+    finally:
+        del refused  # its traceback holds this frame
 
 
 def only_rows(vectors: Tensor, numbers: Tensor, count: int) -> Tensor:
