@@ -118,19 +118,24 @@ double squared_distance(const double* a, const double* b, int64_t n) {
   return (lane[0] + lane[1]) + (lane[2] + lane[3]);
 }
 
-// Calls f(worker, first, last) for some rows at a time: enough to outweigh a task's overhead, few enough to balance.
-template <class F>
-[[nodiscard]] Status for_some_rows(const Parallel& parallel, int64_t rows, int64_t width, F&& f) {
-  const int64_t batch = std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1));
-  return for_each_task(parallel, ceil_div(rows, batch),
-                       [&](int worker, int64_t task) { f(worker, task * batch, std::min(rows, (task + 1) * batch)); });
-}
-
+// Calls f(worker, row) for every row. A task has a few rows: enough to outweigh its overhead, few enough to balance.
 template <class F>
 [[nodiscard]] Status for_each_row(const Parallel& parallel, int64_t rows, int64_t width, F&& f) {
-  return for_some_rows(parallel, rows, width, [&](int worker, int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r) f(worker, r);
+  const int64_t batch = std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1));
+  return for_each_task(parallel, ceil_div(rows, batch), [&](int worker, int64_t task) {
+    for (int64_t r = task * batch; r < std::min(rows, (task + 1) * batch); ++r) f(worker, r);
   });
+}
+
+// Calls f(worker, first, last) for rows that are equal work: a task has as many as leave each worker some tasks, so
+// that it fetches ahead without a break.
+template <class F>
+[[nodiscard]] Status for_equal_rows(const Parallel& parallel, int64_t rows, int64_t width, F&& f) {
+  width = std::max<int64_t>(width, 1);
+  const int64_t shared = rows * width / (8 * parallel.workers);
+  const int64_t batch = std::max<int64_t>(1, std::clamp<int64_t>(shared, 16384, 1 << 20) / width);
+  return for_each_task(parallel, ceil_div(rows, batch),
+                       [&](int worker, int64_t task) { f(worker, task * batch, std::min(rows, (task + 1) * batch)); });
 }
 
 bool all_rows(const int64_t* codes, int64_t count, int64_t rows) {
@@ -149,7 +154,7 @@ Status copy_rows(const LookupProblem& p, const Parallel& parallel) {
   PerWorker<RowReader> readers(parallel.workers);
   if (!readers.each([&](RowReader& reader) { return reader.reserve(p.bank, 1); })) return Status::out_of_memory;
   std::atomic<bool> bad{false};
-  const Status done = for_some_rows(parallel, p.count, d, [&](int worker, int64_t first, int64_t last) {
+  const Status done = for_equal_rows(parallel, p.count, d, [&](int worker, int64_t first, int64_t last) {
     GatherArgs a;
     a.bank = static_cast<const char*>(p.bank.data);
     a.rows = p.bank.count, a.row_bytes = p.bank.row_stride * size, a.bytes = d * size;
@@ -177,7 +182,7 @@ Status lookup(const LookupProblem& p, const Parallel& parallel) {
   PerWorker<Scratch> workers(parallel.workers);
   if (!reserve(workers, p.bank, p.bank)) return Status::out_of_memory;
   std::atomic<bool> bad{false};
-  const Status done = for_some_rows(parallel, p.count, d * p.k, [&](int worker, int64_t first, int64_t last) {
+  const Status done = for_equal_rows(parallel, p.count, d * p.k, [&](int worker, int64_t first, int64_t last) {
     Scratch& s = workers[worker];
     BagArgs a;
     a.bank = p.bank, a.sum = s.sum.get();
