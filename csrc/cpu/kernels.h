@@ -49,7 +49,7 @@ struct Kernels {
   int8::Kernels int8;
   bool (*gather)(const GatherArgs&);  // copies chosen rows, zeros for -1; false: a code is no row
   void (*narrow)(const double* row, DType dtype, int64_t width, void* out);
-  void (*add_bag)(const BagArgs&);
+  bool (*add_bag)(const BagArgs&);  // false: a code is no row
   void (*add_block)(const BlockSumArgs&);
 
   // The height of the float32 tile for so many query rows.

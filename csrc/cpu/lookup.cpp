@@ -188,20 +188,17 @@ Status lookup(const LookupProblem& p, const Parallel& parallel) {
     a.bank = p.bank, a.sum = s.sum.get();
     for (int64_t r = first; r < last; ++r) {
       const int64_t* codes = p.codes + r * p.k;
-      if (!all_rows(codes, p.k, p.bank.count)) {
-        bad = true;
-        return;
-      }
+      bool good = d > 0 || all_rows(codes, p.k, p.bank.count);  // a loop over columns sees no code where there are none
       std::fill_n(a.sum, round_up_to(d, 8), 0.0);
       const auto add = [&](int64_t from, int64_t to) {
         a.codes = codes + from, a.count = to - from;
         a.ahead = (last - r) * p.k - to;
         a.weights = element_at(p.weights, p.bank.dtype, r * p.k + from);
-        kernels().add_bag(a);
+        good = kernels().add_bag(a) && good;
       };
       if (p.bank.col_stride == 1) {
         in_stretches(parallel.stop, 0, p.k, stretch_of(d), add);
-      } else {  // the bag is of copies, one at a time
+      } else if (good = all_rows(codes, p.k, p.bank.count); good) {  // bags of one row each, a copy
         constexpr int64_t only = 0;
         in_stretches(parallel.stop, 0, p.k, 1, [&](int64_t t, int64_t) {
           if (codes[t] < 0) return;
@@ -210,6 +207,10 @@ Status lookup(const LookupProblem& p, const Parallel& parallel) {
           a.weights = element_at(p.weights, p.bank.dtype, r * p.k + t);
           kernels().add_bag(a);
         });
+      }
+      if (!good) {
+        bad = true;
+        return;
       }
       if (p.reduce == Reduce::mean) {
         const int64_t valid = p.k - std::count(codes, codes + p.k, int64_t{-1});

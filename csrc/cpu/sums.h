@@ -15,7 +15,7 @@ struct GatherArgs {
 
 struct BagArgs {
   Rows bank;                       // col_stride must be 1
-  const int64_t* codes = nullptr;  // each is -1, or a row of the bank
+  const int64_t* codes = nullptr;  // -1 is skipped
   int64_t count = 0;
   int64_t ahead = 0;              // codes that follow them, of any value: their rows are fetched early
   const void* weights = nullptr;  // [count] in the bank's dtype; null: ones

@@ -61,11 +61,13 @@ void narrow_row(const double* row, DType dtype, int64_t width, void* to) {
 constexpr int64_t kRowsAhead = 8;  // how many rows early a row is fetched: chosen rows lie far apart
 
 // Columns c .. c + 8 * Sums of a bag, whose sums stay in registers; fewer than 8 exist where `Some` is set.
+// False: a code is no row.
 template <class Lanes, int Sums, bool Weighted, bool Some, class S>
-VB_INLINE void add_columns(const BagArgs& a, int64_t c) {
+VB_INLINE bool add_columns(const BagArgs& a, int64_t c) {
   const S* bank = static_cast<const S*>(a.bank.data) + c;
   const S* weights = static_cast<const S*>(a.weights);
   const int64_t stride = a.bank.row_stride, known = a.count + a.ahead;
+  bool good = true;
   Lanes sum[Sums];
   for (int j = 0; j < Sums; ++j) sum[j] = Lanes::load(a.sum + c + 8 * j);
   for (int64_t t = 0; t < a.count; ++t) {
@@ -76,7 +78,10 @@ VB_INLINE void add_columns(const BagArgs& a, int64_t c) {
       for (uint64_t byte = 0; byte < 8 * Sums * sizeof(S); byte += 64)
         __builtin_prefetch(reinterpret_cast<const void*>(row + byte));
     }
-    if (a.codes[t] < 0) continue;
+    if (__builtin_expect(static_cast<uint64_t>(a.codes[t]) >= static_cast<uint64_t>(a.bank.count), 0)) {
+      good = good && a.codes[t] == -1;
+      continue;
+    }
     const S* row = bank + a.codes[t] * stride;
     const Lanes w = Lanes::fill(Weighted ? widened(weights[t]) : 1.0);
     for (int j = 0; j < Sums; ++j) {
@@ -90,23 +95,29 @@ VB_INLINE void add_columns(const BagArgs& a, int64_t c) {
     }
   }
   for (int j = 0; j < Sums; ++j) sum[j].store(a.sum + c + 8 * j);
+  return good;
 }
 
 template <class Lanes, int Sums, bool Weighted, class S>
-void add_bag_of(const BagArgs& a) {
+bool add_bag_of(const BagArgs& a) {
   int64_t c = 0;
-  for (; c + 8 * Sums <= a.bank.width; c += 8 * Sums) add_columns<Lanes, Sums, Weighted, false, S>(a, c);
-  if constexpr (Sums > 4)
-    for (; c + 8 * 4 <= a.bank.width; c += 8 * 4) add_columns<Lanes, 4, Weighted, false, S>(a, c);
-  for (; c + 8 <= a.bank.width; c += 8) add_columns<Lanes, 1, Weighted, false, S>(a, c);
-  if (c < a.bank.width) add_columns<Lanes, 1, Weighted, true, S>(a, c);
+  bool good = true;
+  const auto columns = [&](auto sums) {
+    for (constexpr int n = sums.value; c + 8 * n <= a.bank.width; c += 8 * n)
+      good &= add_columns<Lanes, n, Weighted, false, S>(a, c);
+  };
+  columns(std::integral_constant<int, Sums>{});
+  columns(std::integral_constant<int, 4>{});
+  columns(std::integral_constant<int, 1>{});
+  if (c < a.bank.width) good &= add_columns<Lanes, 1, Weighted, true, S>(a, c);
+  return good;
 }
 
 template <class Lanes, int Sums>
-void add_bag(const BagArgs& a) {
-  with_dtype(a.bank.dtype, [&](auto type) {
+bool add_bag(const BagArgs& a) {
+  return with_dtype(a.bank.dtype, [&](auto type) {
     using S = Element<decltype(type)>;
-    a.weights != nullptr ? add_bag_of<Lanes, Sums, true, S>(a) : add_bag_of<Lanes, Sums, false, S>(a);
+    return a.weights != nullptr ? add_bag_of<Lanes, Sums, true, S>(a) : add_bag_of<Lanes, Sums, false, S>(a);
   });
 }
 

@@ -10,6 +10,7 @@ from typing import SupportsIndex
 import numpy as np
 import torch
 from torch import Generator, Tensor
+from torch.autograd import forward_ad
 
 from ._ops.names import METRICS
 
@@ -294,6 +295,11 @@ def stacked_rows(t: object, count: int, tables: int, table: Tensor, name: str = 
 def readable(t: Tensor) -> bool:
     """Its numbers can be looked at without waiting for a device, and not while tracing."""
     return not torch.compiler.is_compiling() and t.device.type == "cpu" and concrete(t)
+
+
+def plain(t: Tensor) -> bool:
+    """No more than its numbers, on the CPU: nothing follows what becomes of them, forwards or backwards."""
+    return not t.requires_grad and forward_ad._current_level < 0 and readable(t)
 
 
 def concrete(t: Tensor) -> bool:
