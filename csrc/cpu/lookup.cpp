@@ -282,15 +282,15 @@ class StreamedSum {
 
   bool reserve(int64_t segments, int64_t columns) {
     const int64_t stride = round_up_to(columns, 8);
-    return sum_.reserve(segments * stride) && part_.reserve(stride) && head_.reserve(segments);
+    return sum_.reserve(segments * stride) && part_.reserve(stride) && last_.reserve(segments);
   }
 
   void slice(const SegmentSumProblem& p, int64_t first, int64_t width, Stop stop) {
     BlockSumArgs a;
     a.dtype = p.source.dtype, a.row_stride = p.source.row_stride, a.width = width, a.stride = round_up_to(width, 8);
-    a.sums = sum_.get(), a.part = part_.get(), a.head = head_.get(), a.next = next_;
+    a.sums = sum_.get(), a.part = part_.get(), a.last = last_.get(), a.first = first_, a.next = next_ + 1;
     std::fill_n(sum_.get(), p.segments * a.stride, 0.0);
-    std::fill_n(head_.get(), p.segments, int16_t{-1});
+    std::fill_n(last_.get(), p.segments, int16_t{-1});
     in_stretches(stop, 0, ceil_div(p.count, kSumBlock), stretch_of(width * kSumBlock), [&](int64_t from, int64_t to) {
       for (int64_t begin = from * kSumBlock; begin < std::min(p.count, to * kSumBlock); begin += kSumBlock) {
         a.codes = p.codes + begin;
@@ -311,9 +311,10 @@ class StreamedSum {
   }
 
   Buffer<double> sum_, part_;
-  Buffer<int16_t> head_;       // [segments]: the first row of its list; -1: none
-  int16_t next_[kSumBlock];    // the row after each row in its list; -1: none
-  double weights_[kSumBlock];  // of a block's rows
+  Buffer<int16_t> last_;         // [segments]: the last row of its list so far; -1: none
+  int16_t first_[kSumBlock];     // of each list
+  int16_t next_[1 + kSumBlock];  // the row after each row in its list; -1: none
+  double weights_[kSumBlock];    // of a block's rows
 };
 
 Status segment_sum(const SegmentSumProblem& p, const Parallel& parallel) {

@@ -32,7 +32,8 @@ struct BlockSumArgs {
   const double* weights = nullptr;          // [rows]; null: ones
   double *sums = nullptr, *part = nullptr;  // [segments][stride], [stride]
   int64_t stride = 0;
-  int16_t *head = nullptr, *next = nullptr;  // [segments] of -1, which they are again at the end; [kSumBlock]
+  int16_t* last = nullptr;                    // [segments] of -1, which they are again at the end
+  int16_t *first = nullptr, *next = nullptr;  // [kSumBlock], [-1 .. kSumBlock): room for the lists
 };
 
 }  // namespace vecbank::cpu

@@ -58,7 +58,7 @@ void narrow_row(const double* row, DType dtype, int64_t width, void* to) {
 
 // ---- Bags ----------------------------------------------------------------------------------------------------------
 
-constexpr int64_t kRowsAhead = 8;  // how many rows early a row is fetched: chosen rows lie far apart
+constexpr int64_t kRowsAhead = 16;  // how many rows early a row is fetched: chosen rows lie far apart
 
 // Columns c .. c + 8 * Sums of a bag, whose sums stay in registers; fewer than 8 exist where `Some` is set.
 // False: a code is no row.
@@ -169,22 +169,25 @@ VB_INLINE void add_last(int count, const Listed<S>& list, int64_t width, double*
 template <class Lanes, bool Weighted, class S>
 void add_block_of(const BlockSumArgs& a) {
   constexpr int64_t kFetched = 512;  // wider rows keep the processor's own prefetching busy
-  for (int64_t i = a.rows - 1; i >= 0; --i) {
+  int64_t lists = 0;
+  for (int64_t i = 0; i < a.rows; ++i) {
     const int64_t code = a.codes[i];
     if (code < 0) continue;
-    a.next[i] = a.head[code];
-    a.head[code] = static_cast<int16_t>(i);
+    // Whether a row is its code's first is no branch: it could not be foreseen. What comes before a first row is
+    // next[-1].
+    const int16_t before = a.last[code];
+    a.next[before] = a.last[code] = static_cast<int16_t>(i);
+    a.next[i] = -1;
+    a.first[lists] = static_cast<int16_t>(i);
+    lists += before < 0;
   }
   const auto row = [&](int64_t i) { return static_cast<const S*>(a.source) + i * a.row_stride; };
   const int64_t bytes = a.width * static_cast<int64_t>(sizeof(S));
-  for (int64_t i = 0; i < a.rows; ++i) {
-    // The lists are not in the order of memory, so the next block is fetched in order meanwhile.
-    if (i < a.ahead && bytes <= kFetched)
-      for (int64_t byte = 0; byte < bytes; byte += 64)
-        __builtin_prefetch(reinterpret_cast<const char*>(row(kSumBlock + i)) + byte);
-    const int64_t code = a.codes[i];
-    if (code < 0 || a.head[code] != i) continue;  // not the first row of its list
-    a.head[code] = -1;
+  const int64_t ahead = bytes <= kFetched ? a.ahead : 0;
+  int64_t done = 0;
+  for (int64_t l = 0; l < lists; ++l) {
+    const int64_t i = a.first[l], code = a.codes[i];
+    a.last[code] = -1;
     double* sum = a.sums + code * a.stride;
     Listed<S> list;
     bool first = true;
@@ -192,6 +195,11 @@ void add_block_of(const BlockSumArgs& a) {
       int count = 0;
       for (; count < kListed && at >= 0; at = a.next[at], ++count) {
         list.rows[count] = row(at);
+        // The lists are not in the order of memory, so the next block is fetched in order meanwhile.
+        if (done < ahead)
+          for (int64_t byte = 0; byte < bytes; byte += 64)
+            __builtin_prefetch(reinterpret_cast<const char*>(row(kSumBlock + done)) + byte);
+        ++done;
         if constexpr (Weighted) list.weights[count] = a.weights[at];
       }
       if (at < 0)
