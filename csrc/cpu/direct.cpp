@@ -119,9 +119,9 @@ class DirectWorker {
     a.least = !metric.smaller_is_better ? 0.0f : metric.root ? 1e-15f : 1e-30f;
     const bool odd = (unit_ ? kernels().direct_bf16 : kernels().direct)(a);
     for (int64_t q = 0; q < count && !straight; ++q)
-      kernels().narrow_row(a.out[q], a.count, p.out_dtype,
-                           static_cast<char*>(p.out) +
-                               ((first + r + q) * p.out_columns + from) * static_cast<int64_t>(size_of(p.out_dtype)));
+      kernels().narrow_floats(a.out[q], a.count, p.out_dtype,
+                              static_cast<char*>(p.out) + ((first + r + q) * p.out_columns + from) *
+                                                              static_cast<int64_t>(size_of(p.out_dtype)));
     return !odd || rescore(p, a, first + r, from);
   }
 
@@ -173,7 +173,8 @@ ProjectWay fastest_way(const ProjectProblem& p) {
   const bool prepared = p.pack != nullptr && p.pack->panels == PanelKind::float32;
   const double packing = prepared ? 0.0 : m * d * 0.6 + std::min(m, 63.0) * d + 2e3;
   const double packed = n * (std::max(m, 16.0) * (0.1 + 0.0087 * d) + 25.0 + 0.55 * d) + packing + 2e3;
-  const bool serves = p.bank.col_stride == 1 && p.bank.width >= 1 && p.bank.width <= kMostWidth;
+  const bool serves =
+      (kernels().direct != nullptr) && p.bank.col_stride == 1 && p.bank.width >= 1 && p.bank.width <= kMostWidth;
   const double pair = by_bf16(p) ? 0.7 + 0.0046 * d : (0.6 + 0.009 * d) * (p.bank.dtype == DType::f16 ? 1.3 : 1.0);
   if (serves) return n * m * pair + n * (10.0 + 0.1 * d) < packed ? ProjectWay::direct : ProjectWay::packed;
   return n * m * (3.2 + 0.024 * d) < packed ? ProjectWay::exact : ProjectWay::packed;

@@ -99,7 +99,7 @@ bool direct(const DirectArgs& a) {
 }
 
 // Rounds to another type.
-inline void narrow_row(const float* values, int64_t count, DType dtype, void* out) {
+inline void narrow_floats(const float* values, int64_t count, DType dtype, void* out) {
   with_dtype(dtype, [&](auto type) { emit(values, count, static_cast<Element<decltype(type)>*>(out)); });
 }
 

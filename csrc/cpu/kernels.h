@@ -7,6 +7,7 @@
 #include "../core/frame.h"
 #include "search/screens/int16.h"
 #include "search/screens/int8.h"
+#include "sums.h"
 #include "tiles.h"
 
 namespace vecbank::cpu {
@@ -68,17 +69,21 @@ struct Kernels {
   void (*store_f32)(const StoreArgs<float>&);
   void (*store_f64)(const StoreArgs<double>&);
   void (*score)(const ScoreArgs&);
-  // Whether a score is odd.
+  // Returns whether a score is odd. Null where the instruction set has no fused products.
   bool (*direct)(const DirectArgs&);
   // Products of bfloat16 queries with a bank of that type, which round as the unit of the processor does; null where
   // there is none. The caller asks whether the processor has the unit.
   bool (*direct_bf16)(const DirectArgs&);
-  void (*narrow_row)(const float* values, int64_t count, DType dtype, void* out);
+  void (*narrow_floats)(const float* values, int64_t count, DType dtype, void* out);
   // The raw score with itself of each row of [first, first + count), or of the listed ones; col_stride must be 1.
   void (*squares)(const Rows& bank, const int64_t* index, int64_t first, int64_t count, double* out);
   ScreenKernels<TileArgs<float>> float32;
   int16::Kernels int16;  // of full tiles; all null where float32 is as fast
   int8::Kernels int8;
+  bool (*gather)(const GatherArgs&);  // copies chosen rows, zeros for -1; false: a code is no row
+  void (*narrow)(const double* row, DType dtype, int64_t width, void* out);
+  bool (*add_bag)(const BagArgs&);  // false: a code is no row
+  void (*add_block)(const BlockSumArgs&);
 
   // The height of the float32 tile for so many query rows.
   int height_for(int64_t rows) const { return rows <= 1 ? heights[2] : rows <= heights[1] ? heights[1] : heights[0]; }

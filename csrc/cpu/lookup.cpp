@@ -33,10 +33,7 @@ double element(const void* data, DType dtype, int64_t i) {
 }
 
 void write_row(const double* values, int64_t width, DType dtype, void* out, int64_t row) {
-  with_dtype(dtype, [&](auto type) {
-    auto* to = static_cast<Element<decltype(type)>*>(out) + row * width;
-    for (int64_t k = 0; k < width; ++k) narrow(values[k], to + k);
-  });
+  kernels().narrow(values, dtype, width, static_cast<char*>(out) + row * width * static_cast<int64_t>(size_of(dtype)));
 }
 
 // Counts each code of [0, segments); -1 is skipped, and any other code is an error.
@@ -130,44 +127,97 @@ template <class F>
   });
 }
 
+// Calls f(worker, first, last) for rows that are equal work: a task has as many as leave each worker some tasks, so
+// that it fetches ahead without a break.
+template <class F>
+[[nodiscard]] Status for_equal_rows(const Parallel& parallel, int64_t rows, int64_t width, F&& f) {
+  width = std::max<int64_t>(width, 1);
+  const int64_t shared = rows * width / (8 * parallel.workers);
+  const int64_t batch = std::max<int64_t>(1, std::clamp<int64_t>(shared, 16384, 1 << 20) / width);
+  return for_each_task(parallel, ceil_div(rows, batch),
+                       [&](int worker, int64_t task) { f(worker, task * batch, std::min(rows, (task + 1) * batch)); });
+}
+
+bool all_rows(const int64_t* codes, int64_t count, int64_t rows) {
+  bool good = true;
+  for (int64_t t = 0; t < count; ++t) good &= codes[t] >= -1 && codes[t] < rows;
+  return good;
+}
+
+const void* element_at(const void* data, DType dtype, int64_t i) {
+  return data == nullptr ? nullptr : static_cast<const char*>(data) + i * static_cast<int64_t>(size_of(dtype));
+}
+
+// The rows as they are: a copy of bytes.
+Status copy_rows(const LookupProblem& p, const Parallel& parallel) {
+  const int64_t d = p.bank.width, size = static_cast<int64_t>(size_of(p.bank.dtype));
+  PerWorker<RowReader> readers(parallel.workers);
+  if (!readers.each([&](RowReader& reader) { return reader.reserve(p.bank, 1); })) return Status::out_of_memory;
+  std::atomic<bool> bad{false};
+  const Status done = for_equal_rows(parallel, p.count, d, [&](int worker, int64_t first, int64_t last) {
+    GatherArgs a;
+    a.bank = static_cast<const char*>(p.bank.data);
+    a.rows = p.bank.count, a.row_bytes = p.bank.row_stride * size, a.bytes = d * size;
+    const auto copy = [&](int64_t from, int64_t count) {
+      a.codes = p.codes + from, a.count = count;
+      a.out = static_cast<char*>(p.out) + from * d * size;
+      if (!kernels().gather(a)) bad = true;
+    };
+    if (p.bank.col_stride == 1) return copy(first, last - first);
+    for (int64_t r = first; r < last; ++r) {
+      const int64_t code = p.codes[r];
+      if (code >= 0 && code < p.bank.count)  // whatever its number, the row is this copy
+        a.bank = static_cast<const char*>(readers[worker].row(code)), a.row_bytes = 0;
+      copy(r, 1);
+    }
+  });
+  return bad ? Status::bad_index : done;
+}
+
 }  // namespace
 
 Status lookup(const LookupProblem& p, const Parallel& parallel) {
-  const int64_t d = p.bank.width, size = static_cast<int64_t>(size_of(p.bank.dtype));
+  if (p.reduce == Reduce::none && p.weights == nullptr) return copy_rows(p, parallel);
+  const int64_t d = p.bank.width;
   PerWorker<Scratch> workers(parallel.workers);
   if (!reserve(workers, p.bank, p.bank)) return Status::out_of_memory;
   std::atomic<bool> bad{false};
-  const int64_t stretch = stretch_of(d);
-  const Status done = for_each_row(parallel, p.count, d * p.k, [&](int worker, int64_t r) {
+  const Status done = for_equal_rows(parallel, p.count, d * p.k, [&](int worker, int64_t first, int64_t last) {
     Scratch& s = workers[worker];
-    const int64_t* codes = p.codes + r * p.k;
-    for (int64_t t = 0; t < p.k; ++t)
-      if (codes[t] < -1 || codes[t] >= p.bank.count) {
+    BagArgs a;
+    a.bank = p.bank, a.sum = s.sum.get();
+    for (int64_t r = first; r < last; ++r) {
+      const int64_t* codes = p.codes + r * p.k;
+      bool good = d > 0 || all_rows(codes, p.k, p.bank.count);  // a loop over columns sees no code where there are none
+      std::fill_n(a.sum, round_up_to(d, 8), 0.0);
+      const auto add = [&](int64_t from, int64_t to) {
+        a.codes = codes + from, a.count = to - from;
+        a.ahead = (last - r) * p.k - to;
+        a.weights = element_at(p.weights, p.bank.dtype, r * p.k + from);
+        good = kernels().add_bag(a) && good;
+      };
+      if (p.bank.col_stride == 1) {
+        in_stretches(parallel.stop, 0, p.k, stretch_of(d), add);
+      } else if (good = all_rows(codes, p.k, p.bank.count); good) {  // bags of one row each, a copy
+        constexpr int64_t only = 0;
+        in_stretches(parallel.stop, 0, p.k, 1, [&](int64_t t, int64_t) {
+          if (codes[t] < 0) return;
+          a.bank = {s.first.row(codes[t]), p.bank.dtype, 1, d, d, 1};
+          a.codes = &only, a.count = 1;
+          a.weights = element_at(p.weights, p.bank.dtype, r * p.k + t);
+          kernels().add_bag(a);
+        });
+      }
+      if (!good) {
         bad = true;
         return;
       }
-    if (p.reduce == Reduce::none && p.weights == nullptr) {
-      char* out = static_cast<char*>(p.out) + r * d * size;
-      if (codes[0] < 0)
-        std::memset(out, 0, static_cast<size_t>(d * size));
-      else
-        std::memcpy(out, s.first.row(codes[0]), static_cast<size_t>(d * size));
-      return;
-    }
-    std::fill_n(s.sum.get(), d, 0.0);
-    int64_t valid = 0;
-    in_stretches(parallel.stop, 0, p.k, stretch, [&](int64_t from, int64_t to) {
-      for (int64_t t = from; t < to; ++t) {
-        if (codes[t] < 0) continue;
-        ++valid;
-        const double w = p.weights == nullptr ? 1.0 : element(p.weights, p.bank.dtype, r * p.k + t);
-        kernels().widen(s.first.row(codes[t]), p.bank.dtype, d, s.a.get());
-        for (int64_t k = 0; k < d; ++k) s.sum[k] += w * s.a[k];
+      if (p.reduce == Reduce::mean) {
+        const int64_t valid = p.k - std::count(codes, codes + p.k, int64_t{-1});
+        for (int64_t k = 0; valid > 0 && k < d; ++k) a.sum[k] /= static_cast<double>(valid);
       }
-    });
-    if (p.reduce == Reduce::mean && valid > 0)
-      for (int64_t k = 0; k < d; ++k) s.sum[k] /= static_cast<double>(valid);
-    write_row(s.sum.get(), d, p.bank.dtype, p.out, r);
+      write_row(a.sum, d, p.bank.dtype, p.out, r);
+    }
   });
   return bad ? Status::bad_index : done;
 }
@@ -206,7 +256,7 @@ class StreamedSum {
   static int64_t columns(const SegmentSumProblem& p, int workers) {
     const int64_t d = p.source.width;
     if (p.k != 1 || p.source.col_stride != 1 || p.segments == 0 || p.count < 4 * p.segments) return 0;
-    const int64_t most = std::min(round_up_to(ceil_div(d, workers), kLeast), kBytes / 8 / p.segments);
+    const int64_t most = std::min(round_up_to(ceil_div(d, workers), kLeast), kBytes / 8 / p.segments / 8 * 8);
     return most >= std::min(d, kLeast) ? most : 0;
   }
 
@@ -231,88 +281,40 @@ class StreamedSum {
   static constexpr int64_t kBytes = 1 << 20, kLeast = 16;
 
   bool reserve(int64_t segments, int64_t columns) {
-    return sum_.reserve(segments * columns) && part_.reserve(columns) && head_.reserve(segments);
+    const int64_t stride = round_up_to(columns, 8);
+    return sum_.reserve(segments * stride) && part_.reserve(stride) && last_.reserve(segments);
   }
 
   void slice(const SegmentSumProblem& p, int64_t first, int64_t width, Stop stop) {
-    std::fill_n(sum_.get(), p.segments * width, 0.0);
-    std::fill_n(head_.get(), p.segments, int16_t{-1});
-    with_dtype(p.source.dtype, [&](auto type) {
-      using T = Element<decltype(type)>;
-      in_stretches(stop, 0, ceil_div(p.count, kSumBlock), stretch_of(width * kSumBlock), [&](int64_t from, int64_t to) {
-        for (int64_t b = from; b < to; ++b) add_block<T>(p, b * kSumBlock, first, width);
-      });
+    BlockSumArgs a;
+    a.dtype = p.source.dtype, a.row_stride = p.source.row_stride, a.width = width, a.stride = round_up_to(width, 8);
+    a.sums = sum_.get(), a.part = part_.get(), a.last = last_.get(), a.first = first_, a.next = next_ + 1;
+    std::fill_n(sum_.get(), p.segments * a.stride, 0.0);
+    std::fill_n(last_.get(), p.segments, int16_t{-1});
+    in_stretches(stop, 0, ceil_div(p.count, kSumBlock), stretch_of(width * kSumBlock), [&](int64_t from, int64_t to) {
+      for (int64_t begin = from * kSumBlock; begin < std::min(p.count, to * kSumBlock); begin += kSumBlock) {
+        a.codes = p.codes + begin;
+        a.rows = std::min(kSumBlock, p.count - begin);
+        a.ahead = std::min(kSumBlock, p.count - begin - a.rows);
+        a.source = element_at(p.source.row(begin), a.dtype, first);
+        if (p.weights != nullptr) {
+          kernels().widen(element_at(p.weights, p.weights_dtype, begin), p.weights_dtype, a.rows, weights_);
+          a.weights = weights_;
+        }
+        kernels().add_block(a);
+      }
     });
-    with_dtype(p.out_dtype, [&](auto type) {
-      auto* out = static_cast<Element<decltype(type)>*>(p.out) + first;
-      for (int64_t c = 0; c < p.segments; ++c)
-        for (int64_t k = 0; k < width; ++k) narrow(sum_[c * width + k], out + c * p.source.width + k);
-    });
+    const int64_t size = static_cast<int64_t>(size_of(p.out_dtype));
+    for (int64_t c = 0; c < p.segments; ++c)
+      kernels().narrow(sum_.get() + c * a.stride, p.out_dtype, width,
+                       static_cast<char*>(p.out) + (c * p.source.width + first) * size);
   }
 
-  // Lists the rows of each code of a block, then adds the lists up.
-  template <class T>
-  void add_block(const SegmentSumProblem& p, int64_t begin, int64_t first, int64_t width) {
-    const int64_t rows = std::min(kSumBlock, p.count - begin);
-    for (int64_t i = rows - 1; i >= 0; --i) {
-      const int64_t code = p.codes[begin + i];
-      if (code < 0) continue;
-      next_[i] = head_[code];
-      head_[code] = static_cast<int16_t>(i);
-    }
-    const auto row = [&](int64_t i) { return static_cast<const T*>(p.source.row(begin + i)) + first; };
-    const auto weight = [&](int64_t i) {
-      return p.weights == nullptr ? 1.0 : element(p.weights, p.weights_dtype, begin + i);
-    };
-    const int64_t bytes = width * static_cast<int64_t>(sizeof(T));
-    for (int64_t i = 0; i < rows; ++i) {
-      // The lists are not in the order of memory, so the next block is fetched in order meanwhile.
-      if (begin + kSumBlock + i < p.count && bytes <= kFetched)
-        for (int64_t byte = 0; byte < bytes; byte += 64)
-          __builtin_prefetch(reinterpret_cast<const char*>(row(kSumBlock + i)) + byte);
-      const int64_t code = p.codes[begin + i];
-      if (code < 0 || head_[code] != i) continue;  // not the first row of its list
-      head_[code] = -1;
-      add_list(i, sum_.get() + code * width, width, row, weight);
-    }
-  }
-
-  // Adds the sum of the list that starts at row i. Two rows at a time, so that the part is read and written less often.
-  template <class Row, class Weight>
-  void add_list(int64_t i, double* sum, int64_t width, Row&& row, Weight&& weight) {
-    const auto* x = row(i);
-    double u = weight(i);
-    int64_t j = next_[i];
-    if (j < 0) {
-      for (int64_t k = 0; k < width; ++k) sum[k] += u * widened(x[k]);
-      return;
-    }
-    const auto* y = row(j);
-    double v = weight(j);
-    if (next_[j] < 0) {
-      for (int64_t k = 0; k < width; ++k) sum[k] += u * widened(x[k]) + v * widened(y[k]);
-      return;
-    }
-    double* part = part_.get();
-    for (int64_t k = 0; k < width; ++k) part[k] = u * widened(x[k]) + v * widened(y[k]);
-    for (i = next_[j]; i >= 0 && next_[i] >= 0 && next_[next_[i]] >= 0; i = next_[j]) {
-      j = next_[i];
-      x = row(i), y = row(j), u = weight(i), v = weight(j);
-      for (int64_t k = 0; k < width; ++k) part[k] = (part[k] + u * widened(x[k])) + v * widened(y[k]);
-    }
-    x = row(i), u = weight(i), j = next_[i];
-    if (j < 0) {
-      for (int64_t k = 0; k < width; ++k) sum[k] += part[k] + u * widened(x[k]);
-      return;
-    }
-    y = row(j), v = weight(j);
-    for (int64_t k = 0; k < width; ++k) sum[k] += (part[k] + u * widened(x[k])) + v * widened(y[k]);
-  }
-
-  static constexpr int64_t kFetched = 512;  // wider rows keep the processor's own prefetching busy
   Buffer<double> sum_, part_;
-  Buffer<int16_t> head_;     // [segments]: the first row of its list; -1: none
-  int16_t next_[kSumBlock];  // the row after each row in its list; -1: none
+  Buffer<int16_t> last_;         // [segments]: the last row of its list so far; -1: none
+  int16_t first_[kSumBlock];     // of each list
+  int16_t next_[1 + kSumBlock];  // the row after each row in its list; -1: none
+  double weights_[kSumBlock];    // of a block's rows
 };
 
 Status segment_sum(const SegmentSumProblem& p, const Parallel& parallel) {

@@ -186,6 +186,10 @@ struct Avx2Lanes {
   friend VB_INLINE Avx2Lanes operator*(Avx2Lanes a, Avx2Lanes b) {
     return {_mm256_mul_pd(a.low, b.low), _mm256_mul_pd(a.high, b.high)};
   }
+  // sum + a * b, where the product is exact: whether it is fused does not matter.
+  static VB_INLINE Avx2Lanes plus_exact(Avx2Lanes sum, Avx2Lanes a, Avx2Lanes b) {
+    return {_mm256_fmadd_pd(a.low, b.low, sum.low), _mm256_fmadd_pd(a.high, b.high, sum.high)};
+  }
   VB_INLINE Avx2Lanes abs() const {
     const __m256d sign = _mm256_set1_pd(-0.0);
     return {_mm256_andnot_pd(sign, low), _mm256_andnot_pd(sign, high)};
@@ -234,6 +238,7 @@ struct Avx2 {
   using Int8 = Avx2Int8;
   using Lanes = Avx2Lanes;
   using BFloat16Pairs = void;
+  static constexpr bool fused = true;
   // Twelve accumulators, two bank vectors and a broadcast: fifteen of sixteen registers.
   static constexpr int full = 6, full_panels = 1;
   static constexpr int mid = 3, mid_panels = 2;

@@ -24,6 +24,10 @@ struct Avx512Lanes {
   friend VB_INLINE Avx512Lanes operator+(Avx512Lanes a, Avx512Lanes b) { return {_mm512_add_pd(a.v, b.v)}; }
   friend VB_INLINE Avx512Lanes operator-(Avx512Lanes a, Avx512Lanes b) { return {_mm512_sub_pd(a.v, b.v)}; }
   friend VB_INLINE Avx512Lanes operator*(Avx512Lanes a, Avx512Lanes b) { return {_mm512_mul_pd(a.v, b.v)}; }
+  // sum + a * b, where the product is exact: whether it is fused does not matter.
+  static VB_INLINE Avx512Lanes plus_exact(Avx512Lanes sum, Avx512Lanes a, Avx512Lanes b) {
+    return {_mm512_fmadd_pd(a.v, b.v, sum.v)};
+  }
   VB_INLINE Avx512Lanes abs() const { return {_mm512_abs_pd(v)}; }
   VB_INLINE double sum() const { return sum_tree(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1)); }
   // The sums of four at once, each in the order of sum().
@@ -188,6 +192,7 @@ struct Avx512 {
   using Int8 = Avx512Int8;
   using Lanes = Avx512Lanes;
   using BFloat16Pairs = void;
+  static constexpr bool fused = true;
   // Twenty-eight accumulators, two bank vectors and a broadcast: thirty-one of thirty-two registers.
   static constexpr int full = 14, full_panels = 2;
   static constexpr int mid = 4, mid_panels = 4;

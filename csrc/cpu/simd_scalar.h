@@ -19,7 +19,6 @@ struct Portable {
     std::memcpy(&r, p, sizeof r);
     return r;
   }
-  using Sum = Reg;
   static VB_INLINE Reg fill(T x) { return Reg{} + x; }
   static VB_INLINE void store(T* p, Reg a) { std::memcpy(p, &a, sizeof a); }
   static VB_INLINE Reg add(Reg a, Reg b) { return a + b; }
@@ -60,19 +59,6 @@ struct Portable {
       return (bits[0] | bits[1]) != 0;
     }
   };
-};
-
-struct PortableLanes;
-
-struct PortableF32 : Portable<float> {
-  using Portable<float>::load;
-  template <class S>
-  static VB_INLINE Reg load(const S* p) {
-    return Reg{widened_f32(p[0]), widened_f32(p[1]), widened_f32(p[2]), widened_f32(p[3])};
-  }
-  static VB_INLINE Sum zero() { return Sum{}; }
-  using Lanes = PortableLanes;
-  static VB_INLINE Lanes to_lanes(Sum s);
 };
 
 struct PortableInt8 : Portable<int32_t> {  // an element is four codes: unsigned of a query, signed of the bank
@@ -128,6 +114,10 @@ struct PortableLanes {
   friend VB_INLINE PortableLanes operator*(const PortableLanes& a, const PortableLanes& b) {
     return map(a, b, [](double x, double y) { return x * y; });
   }
+  // sum + a * b, where the product is exact: whether it is fused does not matter.
+  static VB_INLINE PortableLanes plus_exact(const PortableLanes& sum, const PortableLanes& a, const PortableLanes& b) {
+    return sum + a * b;
+  }
   VB_INLINE PortableLanes abs() const {
     return map(*this, *this, [](double x, double) { return std::fabs(x); });
   }
@@ -137,24 +127,19 @@ struct PortableLanes {
   }
 };
 
-VB_INLINE PortableLanes PortableF32::to_lanes(Sum s) {
-  PortableLanes lanes{};
-  for (int i = 0; i < 4; ++i) lanes.v[i] = static_cast<double>(s[i]);
-  return lanes;
-}
-
 VB_INLINE void transpose8(const float* in, float* out, int64_t step) {
   for (int column = 0; column < 8; ++column)
     for (int row = 0; row < 8; ++row) out[column * step + row] = in[row * 8 + column];
 }
 
 struct Scalar {
-  using F32 = PortableF32;
+  using F32 = Portable<float>;
   using F64 = Portable<double>;
   using Int16 = void;
   using Int8 = PortableInt8;
   using Lanes = PortableLanes;
   using BFloat16Pairs = void;
+  static constexpr bool fused = false;  // multiply_add() rounds the product
   static constexpr int full = 2, full_panels = 1;
   static constexpr int mid = 2, mid_panels = 1;
   static constexpr int one_panels = 1;

@@ -10,6 +10,7 @@
 #include "direct.inl.h"
 #include "epilogues.inl.h"
 #include "scores.inl.h"
+#include "sums.inl.h"
 
 namespace vecbank::cpu {
 namespace {
@@ -92,6 +93,14 @@ constexpr int16::Kernels int16_kernels() {
   return kernels;
 }
 
+// Null where multiply_add() rounds twice: its sums would be less accurate than those of a library.
+template <class Isa>
+constexpr auto direct_f32() {
+  bool (*kernel)(const DirectArgs&) = nullptr;
+  if constexpr (Isa::fused) kernel = direct<typename Isa::F32>;
+  return kernel;
+}
+
 template <class Isa>
 constexpr auto direct_bf16() {
   bool (*kernel)(const DirectArgs&) = nullptr;
@@ -115,13 +124,17 @@ constexpr Kernels make_table(const char* name) {
           store_f32<Isa>,
           store_tiles<typename Isa::F64, Isa::full_f64, 1>,
           score<Lanes>,
-          direct<typename Isa::F32>,
+          direct_f32<Isa>(),
           direct_bf16<Isa>(),
-          narrow_row,
+          narrow_floats,
           squares<Lanes>,
           {scan<Isa>, argmax<Isa>},
           int16_kernels<Isa>(),
-          int8_kernels<Isa>()};
+          int8_kernels<Isa>(),
+          gather,
+          narrow_row<Lanes>,
+          add_bag<Lanes, (Isa::full > 8 ? 16 : 4)>,  // sums of a bag in as many registers as there are
+          add_block<Lanes>};
 }
 
 }  // namespace

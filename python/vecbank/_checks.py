@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from numbers import Real
 from typing import SupportsIndex
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
+from torch.autograd import forward_ad
 
 from ._ops.names import METRICS
 
@@ -252,6 +254,21 @@ def in_range(t: Tensor, count: int, name: str = "codes", low: int = -1, kind: ty
     return least >= 0
 
 
+def by_kernel(op: Callable[..., Tensor], t: Tensor, count: int, name: str, *arguments: object) -> Tensor:
+    """The op, which looks at the codes `t` itself. Where it refuses them, they are read here, to say what they are."""
+    if torch.compiler.is_compiling():
+        return op(*arguments)
+    try:
+        return op(*arguments)
+    except RuntimeError as error:
+        refused = error
+    try:
+        in_range(t, count, name)
+        raise refused
+    finally:
+        del refused  # its traceback holds this frame
+
+
 def only_rows(vectors: Tensor, numbers: Tensor, count: int) -> Tensor:
     """Vectors (..., d) made by arithmetic from numbers (...), as a table of `count` rows has them: zeros for -1, NaN
     for numbers that `in_range` has not looked at (on a GPU, in a traced program).
@@ -278,6 +295,11 @@ def stacked_rows(t: object, count: int, tables: int, table: Tensor, name: str = 
 def readable(t: Tensor) -> bool:
     """Its numbers can be looked at without waiting for a device, and not while tracing."""
     return not torch.compiler.is_compiling() and t.device.type == "cpu" and concrete(t)
+
+
+def plain(t: Tensor) -> bool:
+    """No more than its numbers, on the CPU: nothing follows what becomes of them, forwards or backwards."""
+    return not t.requires_grad and forward_ad._current_level < 0 and readable(t)
 
 
 def concrete(t: Tensor) -> bool:

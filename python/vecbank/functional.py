@@ -323,10 +323,7 @@ def lookup(
         batch, rows = vectors.shape[:2]
         which = torch.arange(batch, device=codes.device).view(-1, *[1] * (codes.dim() - 1))
         codes, vectors = _checks.stacked_rows(codes, rows, batch, which), vectors.flatten(0, 1)
-    else:
-        _checks.in_range(codes, vectors.shape[0])
-    result: Tensor = _lookup(codes, vectors, weights, REDUCTIONS[reduce])
-    return result
+    return _checks.by_kernel(_lookup, codes, vectors.shape[0], "codes", codes, vectors, weights, REDUCTIONS[reduce])
 
 
 @entry_point
@@ -363,6 +360,4 @@ def segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None
         raise ValueError(f"num_codes must not be negative, got {num_codes}")
     if weights is not None:
         _checks.weights(weights, codes, x.dtype)
-    _checks.in_range(codes, num_codes)
-    result: Tensor = _segment_sum(x, codes, num_codes, weights)
-    return result
+    return _checks.by_kernel(_segment_sum, codes, num_codes, "codes", x, codes, num_codes, weights)

@@ -195,11 +195,11 @@ def scores(tables: Tensor, codes: Tensor) -> Tensor:
         raise ValueError(
             f"tables must be (Q, m, K) and codes (N, m), got {tuple(tables.shape)} and {tuple(codes.shape)}{packed}"
         )
-    _checks.in_range(codes, tables.shape[2])
-    sums, rows = tables.new_zeros(tables.shape[0], codes.shape[0]), codes.clamp_min(0)
-    for i in range(codes.shape[1]):
-        sums += tables[:, i].index_select(1, rows[:, i])
-    return sums.masked_fill_((codes < 0).any(1), torch.nan)
+    seen = _checks.in_range(codes, tables.shape[2])
+    sums, rows = tables.new_zeros(tables.shape[0], codes.shape[0]), codes if seen else codes.clamp_min(0)
+    for table, part in zip(tables.unbind(1), rows.unbind(1), strict=True):
+        sums += table.index_select(1, part)
+    return sums if seen else sums.masked_fill_((codes < 0).any(1), torch.nan)
 
 
 @dataclass(frozen=True, init=False)

@@ -356,12 +356,12 @@ def decode(values: Tensor, indices: Tensor, decoder: Tensor | PreparedBank, bias
     for name, t in (("values", values), ("indices", indices)):
         if t.device != decoder.device:
             raise ValueError(f"{name} must be on decoder's device {decoder.device}, got {t.device}")
-    _checks.in_range(indices, decoder.shape[0], "indices")
     if bias is not None:
         _checks.floating("bias", bias)
         if bias.shape != decoder.shape[-1:]:
             raise ValueError(f"bias must have shape ({decoder.shape[-1]},), got {tuple(bias.shape)}")
-    decoded: Tensor = ops.lookup(indices, decoder, values.to(decoder.dtype), REDUCTIONS["sum"])
+    weights, rows = values.to(decoder.dtype), decoder.shape[0]
+    decoded = _checks.by_kernel(ops.lookup, indices, rows, "indices", indices, decoder, weights, REDUCTIONS["sum"])
     return decoded if bias is None else decoded + bias
 
 

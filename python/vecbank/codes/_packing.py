@@ -13,6 +13,13 @@ from .._numpy import entry_point
 
 _BLOCK = 1 << 22  # bits expanded at a time
 MOST_BITS = 63  # of one code: int64 without its sign
+_AS_THEY_ARE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # dtypes torch computes in
+_WORDS = {
+    1: torch.int64,
+    2: torch.int32,
+    4: torch.int16,
+    8: torch.uint8,
+}  # as many bytes as codes of so many bits fit in 1
 
 
 def _bits(bits: int | Sequence[int]) -> int | list[int]:
@@ -64,6 +71,41 @@ def _positions(widths: list[int], device: torch.device) -> tuple[Tensor, Tensor]
     return owner, torch.arange(len(owner), device=device) - (width.cumsum(0) - width)[owner]
 
 
+def _check_fit(codes: Tensor, bits: int | list[int]) -> None:
+    """Codes (rows, n), of which there are some, lie below 2^bits."""
+    least, most = (int(v) for v in torch.aminmax(codes))
+    fits = least >= 0
+    if isinstance(bits, int):
+        fits = fits and most < 1 << bits
+    else:
+        limit = torch.tensor([(1 << w) - 1 for w in bits], device=codes.device)
+        fits = fits and not bool((codes > limit).any())
+    if not fits:
+        raise ValueError(
+            f"codes must lie between 0 and 2^bits - 1 for bits = {bits}, got values from {least} to {most}"
+        )
+
+
+def _whole_bytes(codes: Tensor, bits: int, size: int) -> Tensor:
+    """Codes (rows, n) of 1, 2, 4 or 8 bits, none of which crosses a byte, as (rows, size) bytes."""
+    count = 8 // bits
+    # The codes of a byte are the bytes of one word, code j at bit 8 j. Of the word times the sum of the powers
+    # 2^(8 (count - 1) - (8 - bits) i), the terms j = i are the packed byte, in the highest byte. No other term reaches
+    # into that byte, and no two terms share a bit, so nothing is carried.
+    word, factor = _WORDS[bits], sum(1 << (8 * (count - 1) - (8 - bits) * i) for i in range(count))
+    out = torch.empty((codes.shape[0], size), dtype=torch.uint8, device=codes.device)
+    step = max(1, _BLOCK // max(size * count, 1))
+    for start in range(0, codes.shape[0] if size else 0, step):
+        part = codes[start : start + step].to(torch.uint8)
+        if part.shape[1] != size * count:
+            part = torch.nn.functional.pad(part, (0, size * count - part.shape[1]))
+        if not part.is_contiguous() or part.storage_offset() % count:
+            part = part.clone(memory_format=torch.contiguous_format)  # whole words
+        product = part.view(-1).view(word) * factor
+        out[start : start + step] = product.view(torch.uint8)[count - 1 :: count].view(len(part), size)
+    return out
+
+
 @entry_point
 def pack_bits(codes: Tensor, bits: int | Sequence[int] = 1) -> Tensor:
     """Codes as one string of bits per row: code j takes the next `bits` (or `bits[j]`), lowest bit first.
@@ -86,7 +128,7 @@ def pack_bits(codes: Tensor, bits: int | Sequence[int] = 1) -> Tensor:
         >>> vecbank.codes.pack_bits(torch.tensor([[1, 2, 3], [7, 0, 1]]), 3).tolist()
         [[209, 0], [71, 0]]
     """
-    if not isinstance(codes, Tensor) or codes.dtype != torch.bool:
+    if not isinstance(codes, Tensor) or codes.dtype not in _AS_THEY_ARE:
         codes = _checks.integers(codes)
     if codes.dim() == 0:
         raise ValueError("codes must have shape (..., n), got a scalar")
@@ -94,27 +136,15 @@ def pack_bits(codes: Tensor, bits: int | Sequence[int] = 1) -> Tensor:
     widths, total = _widths(bits, n), _total(bits, n)
     flat = codes.reshape(math.prod(codes.shape[:-1]), n)
     if codes.dtype != torch.bool and flat.numel():
-        limit = torch.tensor([(1 << w) - 1 for w in widths], device=codes.device)
-        if bool(((flat < 0) | (flat > limit)).any()):
-            raise ValueError(
-                f"codes must lie between 0 and 2^bits - 1 for bits = {bits}, "
-                f"got values from {int(flat.min())} to {int(flat.max())}"
-            )
+        _check_fit(flat, bits)
     size = (total + 7) // 8
+    if isinstance(bits, int) and bits in _WORDS:
+        return _whole_bytes(flat, bits, size).reshape(*codes.shape[:-1], size)
     out = torch.empty((flat.shape[0], size), dtype=torch.uint8, device=codes.device)
-    plain = isinstance(bits, int) and 8 % bits == 0  # then no code crosses a byte
-    unit = widths[0] if plain and n else 1
-    per_byte = 8 // unit
-    shift = torch.arange(per_byte, device=codes.device, dtype=torch.uint8) * unit
     owner, place = _positions(widths, codes.device)
     for start in range(0, flat.shape[0], max(1, _BLOCK // max(total, 1))):
         rows = slice(start, start + max(1, _BLOCK // max(total, 1)))
-        part = flat[rows]
-        if not plain:
-            part = (part[:, owner].long() >> place) & 1
-        part = torch.nn.functional.pad(part.to(torch.uint8), (0, size * per_byte - part.shape[1]))
-        # the bits of a byte's codes do not overlap, so their sum is their union
-        out[rows] = (part.view(len(part), size, per_byte) << shift).sum(-1, dtype=torch.uint8)
+        out[rows] = _whole_bytes((flat[rows][:, owner].long() >> place) & 1, 1, size)
     return out.reshape(*codes.shape[:-1], size)
 
 

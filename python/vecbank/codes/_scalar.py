@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -138,6 +140,34 @@ def _mixed_radix(levels: list[int], device: torch.device) -> tuple[Tensor, Tenso
     return count, count.cumprod(0) // count
 
 
+class _Constants(NamedTuple):
+    """What `fsq_quantize` needs to know of its levels, (d,) each."""
+
+    half: Tensor
+    offset: Tensor
+    shift: Tensor
+    middle: Tensor
+    place: Tensor  # value of each digit: int64, or in the dtype of the others where that counts all codes
+
+
+def _fsq_constants(levels: list[int], dtype: torch.dtype, device: torch.device) -> _Constants:
+    count, place = _mixed_radix(levels, device)
+    half = (count - 1).to(dtype) * ((1 + 1e-3) / 2)
+    offset = (1 - count % 2).to(dtype) / 2
+    # A code is a whole number below three times the product of the levels: of many levels, a digit may be a few more.
+    counts = math.prod(levels) < (1 << 51 if dtype == torch.float64 else 1 << 22)
+    return _Constants(
+        half, offset, torch.atanh(offset / half), (count // 2).to(dtype), place.to(dtype) if counts else place
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_constants(levels: tuple[int, ...], dtype: torch.dtype) -> _Constants:
+    """Those of the CPU, which take longer to make than few vectors take."""
+    with torch.inference_mode(False):
+        return _fsq_constants(list(levels), dtype, torch.device("cpu"))
+
+
 @entry_point
 def fsq_quantize(z: Tensor, levels: Sequence[int]) -> Quantized:
     """Finite scalar quantisation: each coordinate squashed and rounded to one of `levels[j]` values in [-1, 1].
@@ -168,17 +198,23 @@ def fsq_quantize(z: Tensor, levels: Sequence[int]) -> Quantized:
     _checks.floating("z", z)
     if z.dim() == 0:
         raise ValueError("z must have shape (..., d), got a scalar")
-    found, _ = _levels(levels, z.shape[-1])
-    count, place = _mixed_radix(found, z.device)
+    found, total = _levels(levels, z.shape[-1])
     wide = z if z.dtype == torch.float64 else z.float()
-    half = (count - 1).to(wide.dtype) * ((1 + 1e-3) / 2)
-    offset = (1 - count % 2).to(wide.dtype) / 2
-    bounded = torch.tanh(wide + torch.atanh(offset / half)) * half - offset
-    grid = bounded.detach().round()
-    middle = count // 2
-    lost = grid.isnan()
-    codes = (torch.where(lost, 0, grid + middle).long() * place).sum(-1).masked_fill(lost.any(-1), -1)
-    return Quantized((straight_through(bounded, grid) / middle.to(wide.dtype)).to(z.dtype), codes)
+    if not _checks.plain(wide):
+        fixed = _fsq_constants(found, wide.dtype, z.device)
+        bounded = torch.tanh(wide + fixed.shift) * fixed.half - fixed.offset
+        grid = bounded.detach().round()
+        values = straight_through(bounded, grid) / fixed.middle
+    else:
+        fixed = _kept_constants(tuple(found), wide.dtype)
+        grid = (wide + fixed.shift).tanh_().mul_(fixed.half).sub_(fixed.offset).round_()
+        values = grid / fixed.middle
+    if fixed.place.is_floating_point():
+        codes = (grid + fixed.middle).mul_(fixed.place).sum(-1).nan_to_num(nan=-1.0).long()
+    else:
+        lost = grid.isnan()
+        codes = (torch.where(lost, 0, grid + fixed.middle).long() * fixed.place).sum(-1).masked_fill(lost.any(-1), -1)
+    return Quantized(values.to(z.dtype), codes)
 
 
 @entry_point

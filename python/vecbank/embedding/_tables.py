@@ -145,12 +145,17 @@ def two_table_lookup(ids: Tensor, remainders: Tensor, quotients: Tensor, combine
     _checks.shaped("remainders", remainders, ("R", "w"))
     _checks.shaped("quotients", quotients, ("Q", "v" if combine == "concat" else remainders.shape[1]))
     base = remainders.shape[0]
-    _checks.in_range(ids, base * quotients.shape[0], "ids")
-    low = lookup(torch.where(ids < 0, -1, ids % base), remainders)
-    high = lookup(torch.where(ids < 0, -1, ids // base), quotients)
+    seen = _checks.in_range(ids, base * quotients.shape[0], "ids")
+    quotient = ids // base
+    remainder = ids - quotient * base  # a division takes longer than all the rest
+    if not seen:
+        remainder, quotient = (torch.where(ids < 0, -1, rows) for rows in (remainder, quotient))
+    low, high = lookup(remainder, remainders), lookup(quotient, quotients)
     if combine == "concat":
         return torch.cat([low, high], -1)
-    return low * high if combine == "mul" else low + high
+    if not (_checks.plain(low) and _checks.plain(high) and low.dtype == high.dtype):
+        return low * high if combine == "mul" else low + high
+    return low.mul_(high) if combine == "mul" else low.add_(high)  # in the memory of rows that nobody else has
 
 
 @entry_point
