@@ -77,6 +77,8 @@ def _make(kind: str, arguments: dict[str, Any], features: int, rows: int, gen: t
 
     batch = 16 if rows >= 1024 else 1
     x = torch.randn(batch, rows // batch, features, generator=gen)
+    if kind == "LatentQuantize":  # features on axis 1
+        x = x.transpose(1, 2).contiguous()
     pair = []
     for package in (ours, peers):
         torch.manual_seed(0)
