@@ -18,7 +18,7 @@ from .._ops.tangents import Function, refuse_tangents
 from ._estimators import once, twice
 
 _BLOCK = 1 << 20  # table entries held at a time
-_NO_SECOND = (
+NO_SECOND = (
     "the gradient of the entropy of each row's codes has no derivative: a second backward pass needs a loss without it "
     "(entropy_loss_weight=0)"
 )
@@ -127,7 +127,7 @@ class _BitEntropy(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         logits, slope = ctx.saved_tensors
-        slope = once(slope, logits, words=_NO_SECOND) if twice() else slope
+        slope = once(slope, logits, words=NO_SECOND) if twice() else slope
         return grad * slope, None, None
 
 
