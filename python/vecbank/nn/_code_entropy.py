@@ -69,22 +69,24 @@ def _patterns(width: int, like: Tensor) -> Tensor:
 
 
 def _of_table(log_odds: Tensor, weights: Tensor, needed: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The entropies of one codebook, and their gradients, from the table of all codes (N, 2^d).
+    """`_entropies` from the table of all codes (N, c, 2^d).
 
     Logits are sums of log-odds, of which the best code's is subtracted: in float64, as large ones cancel there.
     """
-    width, wide = log_odds.shape[1], log_odds.double()
+    codebooks, width, wide = log_odds.shape[1], log_odds.shape[2], log_odds.double()
     logits = (wide @ _patterns(width, wide).t()).sub_(wide.clamp_min(0).sum(-1, keepdim=True))
     logs = logits.to(log_odds.dtype).log_softmax(-1)
-    share = logs.clamp_min(_LEAST).exp_().mul_(weights.unsqueeze(1))
+    share = logs.clamp_min(_LEAST).exp_().mul_(weights.view(-1, 1, 1))
     floored = logs.clamp_min(math.log(_FLOOR))
-    each = (share * floored).sum().neg_()
+    each = (share * floored).sum().div_(-codebooks)
     batch, slope = _slope(share.sum(0), needed)
+    batch.div_(codebooks)
     if not needed:
         return each, batch, slope, slope
     patterns, odds = _patterns(width, log_odds), log_odds.sigmoid()
     slopes = []
-    for inside in (floored.add_(logs > math.log(_FLOOR)).neg_(), slope):
+    share.div_(-codebooks)
+    for inside in (floored.add_(logs > math.log(_FLOOR)), slope.neg_()):
         part = share * inside
         # sum_c p_c (slope_c - sum p slope) bit_c, where sum_c p_c bit_c is the sigmoid of the log-odds
         slopes.append((part @ patterns).addcmul_(part.sum(-1, keepdim=True), odds, value=-1))
@@ -92,7 +94,7 @@ def _of_table(log_odds: Tensor, weights: Tensor, needed: bool) -> tuple[Tensor, 
 
 
 def _of_halves(log_odds: Tensor, weights: Tensor, needed: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same from the tables of each half of the bits."""
+    """`_entropies` of one codebook (N, d) from the tables of each half of the bits."""
     each, slope = row_entropy(log_odds, weights, math.log(_FLOOR), needed)
     high = log_odds.shape[1] // 2
     u, v = table(log_odds[:, :high])[1], table(log_odds[:, high:])[1]
@@ -106,17 +108,14 @@ def _of_halves(log_odds: Tensor, weights: Tensor, needed: bool) -> tuple[Tensor,
 def _entropies(log_odds: Tensor, weights: Tensor, needed: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Both entropies, averaged over codebooks, and their gradients in the log-odds (N, c, d), empty if not needed."""
     count, codebooks, width = log_odds.shape
-    of = _of_table if count * codebooks << width <= _FEW else _of_halves
-    found = [of(log_odds[:, i], weights, needed) for i in range(codebooks)]
-    if codebooks == 1:
-        each, batch, *slopes = found[0]
+    if count * codebooks << width <= _FEW:
+        each, batch, slope, slope_batch = _of_table(log_odds, weights, needed)
     else:
+        found = [_of_halves(log_odds[:, i], weights, needed) for i in range(codebooks)]
         each, batch = (torch.stack([parts[i] for parts in found]).mean() for i in (0, 1))
+        slope, slope_batch = (torch.stack([parts[i] for parts in found], 1).div_(codebooks) for i in (2, 3))
     if not needed:
         return each, batch, log_odds.new_empty(0), log_odds.new_empty(0)
-    if codebooks == 1:
-        return each, batch, slopes[0].unsqueeze(1), slopes[1].unsqueeze(1)
-    slope, slope_batch = (torch.stack([parts[i] for parts in found], 1).div_(codebooks) for i in (2, 3))
     return each, batch, slope, slope_batch
 
 
