@@ -28,6 +28,7 @@ _FLOOR = 1e-5  # inside the entropies' logarithms
 _KEPT_BITS = 10
 _kept: dict[tuple[int, torch.dtype], Tensor] = {}
 _FEW = 1 << 16  # rows times codes: up to so many, the table of all of them is quicker than finding those that count
+_SHORT = 5  # bits: so few codes all count, and up to 16 times as many entries (8 MiB) are a table
 _LEAST = -60.0  # logarithms of smaller probabilities, which do not change a sum; their exponentials are no denormals
 
 
@@ -108,7 +109,7 @@ def _of_halves(log_odds: Tensor, weights: Tensor, needed: bool) -> tuple[Tensor,
 def _entropies(log_odds: Tensor, weights: Tensor, needed: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Both entropies, averaged over codebooks, and their gradients in the log-odds (N, c, d), empty if not needed."""
     count, codebooks, width = log_odds.shape
-    if count * codebooks << width <= _FEW:
+    if count * codebooks << width <= (_FEW if width > _SHORT else _FEW << 4):
         each, batch, slope, slope_batch = _of_table(log_odds, weights, needed)
     else:
         found = [_of_halves(log_odds[:, i], weights, needed) for i in range(codebooks)]
