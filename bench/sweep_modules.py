@@ -35,12 +35,48 @@ MODULES: dict[str, tuple[str, dict[str, Any], int]] = {
     "VectorQuantize, cross-entropy": (
         "VectorQuantize", {"dim": 64, "codebook_size": 512, "commitment_use_cross_entropy_loss": True}, 64,
     ),
+    "VectorQuantize, cosine, sampled": (
+        "VectorQuantize",
+        {"dim": 64, "codebook_size": 512, "use_cosine_sim": True, "stochastic_sample_codes": True}, 64,
+    ),
+    "VectorQuantize, cosine, diversity": (
+        "VectorQuantize",
+        {"dim": 64, "codebook_size": 512, "use_cosine_sim": True, "codebook_diversity_loss_weight": 0.1}, 64,
+    ),
+    "VectorQuantize, sampled, diversity, cross-entropy": (
+        "VectorQuantize",
+        {
+            "dim": 64, "codebook_size": 512, "stochastic_sample_codes": True, "codebook_diversity_loss_weight": 0.1,
+            "commitment_use_cross_entropy_loss": True,
+        },
+        64,
+    ),
+    "VectorQuantize, learnable, diversity": (
+        "VectorQuantize",
+        {
+            "dim": 64, "codebook_size": 512, "learnable_codebook": True, "ema_update": False,
+            "codebook_diversity_loss_weight": 0.1,
+        },
+        64,
+    ),
+    "VectorQuantize, 4 heads, diversity": (
+        "VectorQuantize",
+        {
+            "dim": 64, "codebook_size": 256, "heads": 4, "codebook_dim": 16, "separate_codebook_per_head": True,
+            "codebook_diversity_loss_weight": 0.1,
+        },
+        64,
+    ),
     "VectorQuantize, 4 heads": (
         "VectorQuantize",
         {"dim": 64, "codebook_size": 256, "heads": 4, "codebook_dim": 16, "separate_codebook_per_head": True}, 64,
     ),
     "VectorQuantize, small codes": ("VectorQuantize", {"dim": 64, "codebook_size": 256, "codebook_dim": 8}, 64),
     "ResidualVQ": ("ResidualVQ", {"dim": 64, "codebook_size": 256, "num_quantizers": 4}, 64),
+    "ResidualVQ, sampled": (
+        "ResidualVQ",
+        {"dim": 64, "codebook_size": 256, "num_quantizers": 4, "stochastic_sample_codes": True}, 64,
+    ),
     "SimVQ": ("SimVQ", {"dim": 64, "codebook_size": 512}, 64),
     "ResidualSimVQ": ("ResidualSimVQ", {"dim": 64, "codebook_size": 256, "num_quantizers": 4}, 64),
     "FSQ": ("FSQ", {"levels": [8, 5, 5, 5]}, 4),
@@ -48,6 +84,10 @@ MODULES: dict[str, tuple[str, dict[str, Any], int]] = {
     "FSQ, preserve_symmetry": ("FSQ", {"levels": [8, 5, 5, 5], "preserve_symmetry": True}, 4),
     "ResidualFSQ": ("ResidualFSQ", {"levels": [8, 5, 5, 3], "num_quantizers": 4, "dim": 64}, 64),
     "LFQ": ("LFQ", {"codebook_size": 256, "dim": 8}, 8),
+    "LFQ, 2 codebooks": ("LFQ", {"codebook_size": 16, "num_codebooks": 2, "dim": 8}, 8),
+    "LFQ, diversity, commitment": (
+        "LFQ", {"codebook_size": 256, "dim": 64, "diversity_gamma": 2.0, "commitment_loss_weight": 0.25}, 64,
+    ),
     "LFQ, 16 bits": ("LFQ", {"codebook_size": 2**12, "dim": 64, "entropy_loss_weight": 0.0}, 64),
     "ResidualLFQ": ("ResidualLFQ", {"dim": 64, "codebook_size": 256, "num_quantizers": 4}, 64),
     "LatentQuantize": ("LatentQuantize", {"levels": [5, 5, 8], "dim": 16}, 16),
@@ -77,6 +117,8 @@ def _make(kind: str, arguments: dict[str, Any], features: int, rows: int, gen: t
 
     batch = 16 if rows >= 1024 else 1
     x = torch.randn(batch, rows // batch, features, generator=gen)
+    if kind == "LatentQuantize":  # features on axis 1
+        x = x.transpose(1, 2).contiguous()
     pair = []
     for package in (ours, peers):
         torch.manual_seed(0)

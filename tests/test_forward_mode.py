@@ -17,9 +17,10 @@ from torch.autograd import forward_ad, gradcheck
 import vecbank
 from vecbank import _sparse, reference
 from vecbank._ops import tangents
-from vecbank.nn import LatentQuantize, _bits, _estimators, binary_mapper
+from vecbank.nn import LatentQuantize, _bits, _code_entropy, _estimators, binary_mapper
 from vecbank.nn._estimators import rotate_to, scale_gradient
 from vecbank.nn._vq import ops as _vq_ops
+from vecbank.nn._vq import score_terms as _score_terms
 
 F64 = torch.float64
 CODES = torch.tensor([[0, 3, 3], [-1, 1, 3], [-1, -1, -1], [2, 0, -1]])
@@ -271,6 +272,8 @@ def _custom_functions() -> dict[type, Callable[[Tensor], Any]]:
         _estimators._Round: _estimators.round_through,
         _estimators._Sign: lambda x: _estimators.sign_through(x, 1.0),
         _bits._BitEntropy: lambda x: _bits.bit_entropy(x, torch.ones(4), 1e-3),
+        _code_entropy._Entropies: lambda x: _code_entropy.code_entropies(x.unsqueeze(1), torch.ones(4))[0],
+        _score_terms._ScoreLoss: lambda x: _score_terms.cross_entropy(x, bank, "l2", codes),
         _vq_ops._Train: lambda x: _vq_ops.train(x, bank, "l2"),
         _vq_ops._Rows: lambda x: _vq_ops.gather_rows(torch.tensor([0, 2, 2]), x),
         binary_mapper._OneHot: lambda x: binary_mapper._OneHot.apply(x, codes, True),

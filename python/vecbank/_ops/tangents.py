@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 _ops = torch.ops.vecbank
@@ -90,15 +91,19 @@ def refuse_tangents(operation: str, *inputs: Any) -> None:
 
 class Function(torch.autograd.Function):
     """An autograd function that refuses tangents by the name of its operation. It does so before the call, as the
-    compiler does not take a function with a `jvp` of its own.
+    compiler does not take a function with a `jvp` of its own. `forward` is given every argument, by its place.
     """
 
     operation: ClassVar[str]
 
     @classmethod
-    def apply(cls, *args: Any, **kwargs: Any) -> Any:
+    def apply(cls, *args: Any) -> Any:
         refuse_tangents(cls.operation, *args)
-        return super().apply(*args, **kwargs)
+        if torch.compiler.is_compiling() or _transformed():
+            return super().apply(*args)
+        # What torch's `apply` does outside of transforms, less a look at the signature of `forward` for defaults, which
+        # takes as long as ten small operations.
+        return super(torch.autograd.Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
 
 class Registrar(torch.library.Library):

@@ -18,7 +18,7 @@ from .._ops.tangents import Function, refuse_tangents
 from ._estimators import once, twice
 
 _BLOCK = 1 << 20  # table entries held at a time
-_NO_SECOND = (
+NO_SECOND = (
     "the gradient of the entropy of each row's codes has no derivative: a second backward pass needs a loss without it "
     "(entropy_loss_weight=0)"
 )
@@ -56,7 +56,7 @@ def bit_patterns(count: int, like: Tensor) -> Tensor:
     return unpack_bits(torch.arange(2**count, device=like.device), powers).to(like.dtype)
 
 
-def _to_bits(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def to_bits(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """sum_c w_c dlog p_c / da (N, d) from the sums of w over each half's codes, (N, 2^h) and (N, 2^l).
 
     dlog p_c / da_i = bit_i(c) - sigmoid(a_i), and a bit of the first half depends on the first half's code alone.
@@ -71,11 +71,10 @@ def table_gradient(logits: Tensor, u: Tensor, v: Tensor, weight: Tensor) -> Tens
     part = weight * v.unsqueeze(1)  # not bmm: N tiny products are slow
     rows = u * part.sum(2)
     columns = (part * u.unsqueeze(2) if twice() else part.mul_(u.unsqueeze(2))).sum(1)
-    return _to_bits(logits, rows, columns)
+    return to_bits(logits, rows, columns)
 
 
-@torch.library.custom_op("vecbank_nn::bit_entropy", mutates_args=())
-def _bit_entropy(logits: Tensor, weights: Tensor, log_floor: float, need_grad: bool) -> tuple[Tensor, Tensor]:
+def row_entropy(logits: Tensor, weights: Tensor, log_floor: float, need_grad: bool) -> tuple[Tensor, Tensor]:
     """sum_n weights_n H_n with H_n = -sum_c p_c max(log p_c, log_floor), and its gradient in logits (N, d).
 
     As sum_c p_c = 1, H_n = -log_floor - sum_c p_c max(log p_c - log_floor, 0): only codes above the floor are
@@ -102,8 +101,11 @@ def _bit_entropy(logits: Tensor, weights: Tensor, log_floor: float, need_grad: b
                 first[row, code] = slope.sum(1)
                 second.index_add_(0, row, slope)
         if need_grad:
-            grad[rows] = -_to_bits(a, first, second)
+            grad[rows] = -to_bits(a, first, second)
     return total.to(logits.dtype), grad
+
+
+_bit_entropy = torch.library.custom_op("vecbank_nn::bit_entropy", row_entropy, mutates_args=())
 
 
 @_bit_entropy.register_fake
@@ -127,7 +129,7 @@ class _BitEntropy(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         logits, slope = ctx.saved_tensors
-        slope = once(slope, logits, words=_NO_SECOND) if twice() else slope
+        slope = once(slope, logits, words=NO_SECOND) if twice() else slope
         return grad * slope, None, None
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from .._checks import readable
+
+_Made = TypeVar("_Made", bound=tuple[Tensor, ...])
 
 
 class Derived(nn.Module):
@@ -27,6 +31,25 @@ class Derived(nn.Module):
         """Registers the buffers, at the end of a constructor, on the default device, as other buffers are."""
         for name, value in self._derive().items():
             self.register_buffer(name, value.to(torch.empty(0).device), persistent=False)
+
+    def _followed(self, source: Tensor, make: Callable[[Tensor], _Made]) -> _Made:
+        """`make(source)`, which is kept until the buffer `source` is another one, or is written to.
+
+        What follows from a few numbers takes as long as the same operations on all rows of a small batch.
+        """
+        if not readable(source) or source.is_inference() or torch.is_inference_mode_enabled():
+            return make(source)
+        kept = self.__dict__.get("_kept")
+        if kept is None or kept[0] is not source or kept[1] != source._version:
+            made = make(source)
+            if not all(type(t) is Tensor for t in made):  # a mode that makes other tensors is on
+                return made
+            kept = self.__dict__["_kept"] = (source, source._version, made)
+        found: _Made = kept[2]
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
 
     def _renew(self, device: torch.device | None = None) -> None:
         """Writes the buffers again, on `device` or where each of them is."""

@@ -63,21 +63,20 @@ class CosineSimLinear(nn.Module):
         return out if working(x) is x else out.to(x.dtype)
 
 
-def project_rows(layer: nn.Module, x: Tensor) -> Tensor:
+def project_rows(layer: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
     """`layer(x)`, where rows with NaN or inf come out as NaN and add nothing to the gradient of the weights.
 
     That gradient is a product of the rows and of their gradients, and so NaN even where the gradient of a row is 0.
+    True beside it says that all of the result has been found to be finite.
     """
-    out: Tensor
     if not torch.is_grad_enabled() or isinstance(layer, nn.Identity):
-        out = layer(x)
-        return out
+        return layer(x), False
     if not torch.compiler.is_compiling() and x.device.type == "cpu":
-        out = layer(x)
+        out: Tensor = layer(x)
         if finite_rows(out) is None:  # the output is often narrower than the input, so this check costs less
-            return out
+            return out, True
     finite = finite_rows(x)
-    return voided(layer(zeroed(x, finite)), finite)
+    return voided(layer(zeroed(x, finite)), finite), False
 
 
 def like_weights(x: Tensor, layer: nn.Module) -> Tensor:
@@ -105,14 +104,26 @@ class Projected(nn.Module):
 
     def _enter(self, x: Tensor, first: bool, name: str = "x") -> Tensor:
         """x, which is checked, with its features projected and on the last axis; `first`: they are on axis 1."""
+        return self._entered(x, first, name)[0]
+
+    def _entered(self, x: Tensor, first: bool, name: str) -> tuple[Tensor, bool]:
         check_width(x, self.dim, 1 if first else -1, name)
         rows = channel_last(x) if first else x
-        return project_rows(self.project_in, rows) if self.has_projections else rows
+        return project_rows(self.project_in, rows) if self.has_projections else (rows, False)
+
+    def _enter_finite(self, x: Tensor, first: bool, name: str = "x") -> tuple[Tensor, Tensor | None]:
+        """The same, and which of the rows are finite (None: all)."""
+        rows, known = self._entered(x, first, name)
+        return rows, None if known else finite_rows(rows)
 
     def _leave(self, rows: Tensor, first: bool) -> Tensor:
         """The way back."""
-        out = project_rows(self.project_out, rows) if self.has_projections else rows
-        return channel_first(out) if first else out
+        return self._left(rows, first)[0]
+
+    def _left(self, rows: Tensor, first: bool) -> tuple[Tensor, bool]:
+        """The way back, and whether all of the result has been found to be finite."""
+        out, known = project_rows(self.project_out, rows) if self.has_projections else (rows, False)
+        return channel_first(out) if first else out, known
 
     def _decoded(self, vectors: Tensor, first: bool) -> Tensor:
         """The way back of vectors that were looked up: they take the dtype of the map behind."""

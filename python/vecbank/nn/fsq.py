@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -21,6 +21,28 @@ from ._scalar import ScalarQuantizer, digits_of, place_values
 
 _EPS = 1e-3  # how far the outermost levels' bound lies outside them
 _EXACT = 2**53  # codes are summed in float64
+
+
+class _Bounds(NamedTuple):
+    """What follows from the numbers of levels, in the names of FSQ's formula."""
+
+    span: Tensor  # h; L - 1 in the symmetric form
+    offset: Tensor  # o
+    shift: Tensor  # o / h, and its atanh
+    turned: Tensor
+    middle: Tensor  # L // 2
+    width: Tensor  # between neighbouring values of the symmetric form
+
+
+def _plain(levels: Tensor) -> _Bounds:
+    half, offset = (levels - 1) * (1 + _EPS) / 2, 0.5 * (1 - levels % 2)
+    shift = offset / half
+    return _Bounds(half, offset, shift, shift.atanh(), levels // 2, half)
+
+
+def _symmetric(levels: Tensor) -> _Bounds:
+    span = levels - 1
+    return _Bounds(span, span, span, span, span, 2.0 / span)
 
 
 class FSQ(ScalarQuantizer):
@@ -133,26 +155,31 @@ class FSQ(ScalarQuantizer):
             "_basis": torch.tensor(places, dtype=torch.int64, device="cpu"),
         }
 
-    def _digits(self, z: Tensor) -> Tensor:
-        """The level of every feature, counted from 0, as a float with a straight-through gradient."""
+    def _bounds(self) -> _Bounds:
+        return self._followed(self._levels, _symmetric if self.preserve_symmetry else _plain)
+
+    def _steps(self, z: Tensor) -> Tensor:
+        """The level of every feature as a float with a straight-through gradient, counted from 0, or from the middle
+        one where the form is not symmetric.
+        """
+        bounds = self._bounds()
         if self.preserve_symmetry:
             bounded = z.clamp(-1.0, 1.0) if self.bound_hard_clamp else z.tanh()
-            return round_through((self._levels - 1) * (bounded + 1) / 2.0 + 0.5, down=True)
-        half = (self._levels - 1) * (1 + _EPS) / 2
-        offset = 0.5 * (1 - self._levels % 2)
-        shift = offset / half
-        bounded = (z + shift).clamp(-1.0, 1.0) if self.bound_hard_clamp else (z + shift.atanh()).tanh()
-        return round_through(bounded * half - offset) + self._levels // 2
+            return round_through(bounds.span * (bounded + 1) / 2.0 + 0.5, down=True)
+        shift = bounds.shift if self.bound_hard_clamp else bounds.turned
+        bounded = (z + shift).clamp(-1.0, 1.0) if self.bound_hard_clamp else (z + shift).tanh()
+        return round_through(bounded * bounds.span - bounds.offset)
 
     def _values(self, digits: Tensor) -> Tensor:
-        """Levels as numbers in [-1, 1]."""
-        if self.preserve_symmetry:
-            return digits * (2.0 / (self._levels - 1)) - 1.0
-        half = self._levels // 2
-        return (digits - half) / half
+        """Levels, counted from 0, as numbers in [-1, 1]."""
+        return self._values_of_steps(digits if self.preserve_symmetry else digits - self._bounds().middle)
+
+    def _values_of_steps(self, steps: Tensor) -> Tensor:
+        bounds = self._bounds()
+        return steps * bounds.width - 1.0 if self.preserve_symmetry else steps / bounds.middle
 
     def _number(self, digits: Tensor) -> Tensor:
-        """Levels (..., d) as one number (...)."""
+        """Levels (..., d), counted from 0, as one number (...)."""
         counts = torch.float32 if self.codebook_size <= 2**24 else torch.float64  # exact up to there
         number = (digits.detach().to(counts) * self._basis).sum(-1)
         dtype = torch.int32 if self.codebook_size <= 2**31 else torch.int64
@@ -166,7 +193,7 @@ class FSQ(ScalarQuantizer):
 
     def quantize(self, z: Tensor) -> Tensor:
         """Nearest levels' values, the shape of z (..., d)."""
-        return self._values(self._digits(z))
+        return self._values_of_steps(self._steps(z))
 
     def indices_to_level_indices(self, indices: Tensor) -> Tensor:
         """Codes (...) to digits (..., d), -1 for code -1."""
@@ -208,15 +235,19 @@ class FSQ(ScalarQuantizer):
     def forward(self, z: Tensor, *, generator: Generator | None = None) -> tuple[Tensor, Tensor | None]:
         """z to (quantised like z, codes); `generator` draws the noise of noise_dropout."""
         first = features_first(self.channel_first or None, z)
-        z = self._enter(z, first, "z")
+        z, finite = self._enter_finite(z, first, "z")
         with no_autocast(z):
             dtype = z.dtype
             if self.force_quantization_f32 and dtype not in self.allowed_dtypes:
                 z = z.float()
-            z = self._split(voided(z, finite_rows(z)))  # before a bound makes a number of infinity
-            digits = self._digits(self._turn(z, back=False))
-            codes = self._as_returned(self._number(digits)) if self.return_indices else None
-            values = self._values(digits)
+                finite = finite if dtype != torch.float64 else finite_rows(z)
+            z = self._split(voided(z, finite))  # before a bound makes a number of infinity
+            steps = self._steps(self._turn(z, back=False))
+            codes = None
+            if self.return_indices:
+                digits = steps.detach() if self.preserve_symmetry else steps.detach() + self._bounds().middle
+                codes = self._as_returned(self._number(digits))
+            values = self._values_of_steps(steps)
             if self.training and self.noise_dropout > 0:
                 values = self._add_noise(values, generator)
             quantized = self._turn(values, back=True).flatten(-2).to(dtype)

@@ -176,18 +176,25 @@ class LatentQuantize(ScalarQuantizer):
         return pad_sequence(tables, batch_first=True, padding_value=padding)
 
     def _digits(self, z: Tensor) -> Tensor:
-        """The nearest entry of each feature's own table: (..., d) numbers to (..., d) int64, -1 for NaN and inf.
+        """The nearest entry of each feature's own table: (..., d) numbers to (..., d) int64, -1 for NaN and inf."""
+        digits = self._nearest(z, self._tables(torch.inf).detach()).t().reshape(z.shape)
+        return digits.masked_fill(~z.isfinite(), -1)
+
+    def _nearest(self, z: Tensor, tables: Tensor) -> Tensor:
+        """The numbers (d, N) of the nearest entries of `tables`, filled up with inf; of NaN and inf any number.
 
         Decided by the float64 midpoints between neighbouring entries; on a midpoint the first entry in the table wins.
         """
-        entries, order = self._tables(torch.inf).detach().double().sort(dim=1, stable=True)
+        entries, order = tables.double().sort(dim=1, stable=True)
         number = order.gather(1, torch.searchsorted(entries, entries))  # of equal entries the first
         between = (entries[:, :-1] + entries[:, 1:]) / 2
-        below = torch.nextafter(between, torch.full_like(between, -torch.inf))
-        between = torch.where(number[:, :-1] > number[:, 1:], below, between)
-        features = z.detach().reshape(-1, self.codebook_dim).t().double().contiguous()
-        digits = number.gather(1, torch.searchsorted(between, features))
-        return digits.masked_fill(~features.isfinite(), -1).t().reshape(z.shape)
+        if not (_checks.readable(number) and bool((number[:, :-1] <= number[:, 1:]).all())):
+            below = torch.nextafter(between, torch.full_like(between, -torch.inf))
+            between = torch.where(number[:, :-1] > number[:, 1:], below, between)
+        features = (
+            z.detach().reshape(-1, self.codebook_dim).t().to(torch.float64, memory_format=torch.contiguous_format)
+        )
+        return number.gather(1, torch.searchsorted(between, features))
 
     def _values(self, digits: Tensor) -> Tensor:
         """Table entries by number, (..., d), zero for -1; the gradient to a table is a sum per entry."""
@@ -198,9 +205,15 @@ class LatentQuantize(ScalarQuantizer):
 
     def quantize(self, z: Tensor) -> Tensor:
         """Nearest entries, the shape of z (..., d); gradient straight through."""
-        return self._quantize(z)[0]
+        return self._quantize(z, False)[0]
 
-    def _quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _quantize(self, z: Tensor, finite: bool) -> tuple[Tensor, Tensor]:
+        """The nearest entries and their numbers; `finite`: nothing in z is NaN or inf, so that no number is -1."""
+        if finite and not self.value_gradient:
+            tables = self._tables(torch.inf).detach()
+            chosen = self._nearest(z, tables)
+            values = tables.gather(1, chosen).t().reshape(z.shape).to(z.dtype)
+            return straight_through(z, values), chosen.t().reshape(z.shape)
         digits = self._digits(z)
         values = self._values(digits).to(z.dtype)
         values = torch.where(digits < 0, torch.nan, values)
@@ -212,11 +225,11 @@ class LatentQuantize(ScalarQuantizer):
     def codes_to_indices(self, zhat: Tensor) -> Tensor:
         """Table entries (..., d) to codes (...): the number of the nearest entry, so `zhat` may be rounded."""
         features("zhat", zhat, self.codebook_dim)
-        return self._number(self._digits(working(zhat)))
+        return self._number(self._digits(working(zhat)), False)
 
-    def _number(self, digits: Tensor) -> Tensor:
+    def _number(self, digits: Tensor, finite: bool) -> Tensor:
         number = (digits * self._basis).sum(-1)
-        return uncoded(number, (digits >= 0).all(-1)).to(torch.int32)
+        return (number if finite else uncoded(number, (digits >= 0).all(-1))).to(torch.int32)
 
     def indices_to_codes(self, indices: Tensor, project_out: bool = True) -> Tensor:
         """The quantised features (b, dim, ...) of codes, of any integer dtype, by the tables' present values.
@@ -238,31 +251,36 @@ class LatentQuantize(ScalarQuantizer):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z (b, dim, ...) to (quantised like z, codes (b, ...), loss)."""
-        x = self._enter(z, True, "z")
+        x, finite = self._enter_finite(z, True, "z")
         with no_autocast(x):
-            dtype, x = x.dtype, voided(x, finite_rows(x))
-            quantized, digits = self._quantize(self._split(working(x)))
-            codes = self._as_returned(self._number(digits))
+            dtype = x.dtype
+            quantized, digits = self._quantize(self._split(working(voided(x, finite))), finite is None)
+            codes = self._as_returned(self._number(digits, finite is None))
             quantized = quantized.flatten(-2).to(dtype)
-        out = self._leave(quantized, True)
-        return out, codes, self._loss(z, out)
+        out, known = self._left(quantized, True)
+        return out, codes, self._loss(z, out, known)
 
-    def _loss(self, z: Tensor, out: Tensor) -> Tensor:
-        """The weighted terms, means over the rows that have neither NaN nor inf."""
+    def _loss(self, z: Tensor, out: Tensor, known: bool) -> Tensor:
+        """The weighted terms, means over the rows that have neither NaN nor inf; `known`: there are none of these."""
         commitment, quantization = self._weights
-        loss = out.new_zeros((), dtype=torch.float32)
         if not self.training or commitment == quantization == 0:
-            return loss
+            return out.new_zeros((), dtype=torch.float32)
         z, out = channel_last(z), channel_last(out)
         with no_autocast(z):
-            finite = finite_rows(out)  # where z is not finite, `out` is not either
-            count = counted(finite, z.shape[:-1]) * self.dim
+            finite = None if known else finite_rows(out)  # where z is not finite, `out` is not either
             z, out = (zeroed(working(t), finite) for t in (z, out))
-            if commitment != 0:
-                loss = loss + self.commitment_loss_weight * (self.commitment_loss(z, out, "sum") / count)
-            if quantization != 0:
-                loss = loss + self.quantization_loss_weight * (self.quantization_loss(z, out, "sum") / count)
-        return loss
+            terms: list[Tensor] = []
+            for weight, term in (
+                (self.commitment_loss_weight if commitment != 0 else None, self.commitment_loss),
+                (self.quantization_loss_weight if quantization != 0 else None, self.quantization_loss),
+            ):
+                if weight is None:
+                    continue
+                if finite is None and z.numel():
+                    terms.append(weight * term(z, out))
+                else:
+                    terms.append(weight * (term(z, out, "sum") / (counted(finite, z.shape[:-1]) * self.dim)))
+        return terms[0] + terms[1] if len(terms) == 2 else terms[0]
 
     def extra_repr(self) -> str:
         return f"levels={self._levels.tolist()}, dim={self.dim}, num_codebooks={self.num_codebooks}"

@@ -271,8 +271,8 @@ class LFQ(ScalarQuantizer):
             LFQResult(quantised like x, codes, loss), or on request (LFQResult, LFQLosses).
         """
         first = features_first(self.channel_first, x)
-        x = self._enter(x, first)
-        shape, finite = x.shape, finite_rows(x)
+        x, finite = self._enter_finite(x, first)
+        shape = x.shape
         x = voided(x, finite)  # before a bound makes a number of infinity
         rows = shape[0], math.prod(shape[1:-1])
         finite = None if finite is None else finite.reshape(rows)

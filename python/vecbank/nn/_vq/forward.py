@@ -21,7 +21,7 @@ from .._draws import normal
 from .._estimators import rotate_to, straight_through
 from .._layout import mean
 from .._state_updates import refuse_export
-from . import ops
+from . import ops, score_terms
 from .codebook import Codebook
 from .in_place import take_step
 from .layout import Layout
@@ -163,7 +163,9 @@ def _sampled(settings: Settings, call: Call, rows: Tensor, bank: Tensor, metric:
     """Codes drawn by their scores; None where codes are not drawn."""
     if not _samples(settings, call):
         return None
-    return ops.sample_codes(rows.detach(), bank.detach(), metric, call.temperature, call.topk, settings.generator)
+    return score_terms.sample_codes(
+        rows.detach(), bank.detach(), metric, call.temperature, call.topk, settings.generator
+    )
 
 
 def _samples(settings: Settings, call: Call) -> bool:
@@ -185,10 +187,13 @@ def _search_transformed(
         scores = (own @ typed.unsqueeze(-1)).squeeze(-1)
     else:
         scores = -torch.cdist(typed.unsqueeze(-2), own, compute_mode="donot_use_mm_for_euclid_dist").squeeze(-2)
-    chosen = scores.detach()
     if _samples(settings, call):
-        chosen = ops.add_gumbel(chosen, call.temperature, settings.generator)
-    codes = chosen.argmax(-1, keepdim=True) if call.topk is None else chosen.topk(call.topk, dim=-1).indices
+        codes = score_terms.draw(scores.detach().clone(), call.temperature, call.topk, settings.generator)
+        codes = codes.unsqueeze(-1) if call.topk is None else codes
+    elif call.topk is None:
+        codes = scores.detach().argmax(-1, keepdim=True)
+    else:
+        codes = scores.detach().topk(call.topk, dim=-1).indices
     quantized = own.gather(-2, codes.unsqueeze(-1).expand(*codes.shape, own.shape[-1])).to(rows.dtype)
     if call.topk is None:
         quantized, codes = quantized.squeeze(-2), codes.squeeze(-1)
@@ -227,7 +232,7 @@ def attach_gradient(settings: Settings, call: Call, found: Found) -> Tensor:
         elif call.topk is not None or call.transform is not None:
             quantized = rotate_to(rows, quantized) if settings.rotation_trick else straight_through(rows, quantized)
     elif settings.straight_through and call.temperature > 0 and call.topk is None and call.transform is None:
-        soft = ops.soft_rows(found.rows, found.bank, found.metric, call.temperature)
+        soft = score_terms.soft_rows(found.rows, found.bank, found.metric, call.temperature)
         quantized = quantized + (soft - soft.detach()).to(quantized.dtype)
     if settings.sync_update_v > 0:
         quantized = quantized + settings.sync_update_v * (quantized - quantized.detach())
@@ -307,7 +312,7 @@ def score_given_codes(found: Found, codes: Tensor) -> Tensor:
     if found.scores is not None:
         summed = F.cross_entropy(found.scores.flatten(0, -2), codes.flatten(), ignore_index=-1, reduction="sum")
         return summed / (codes >= 0).sum().clamp_min(1)
-    return ops.cross_entropy(found.rows, found.bank, found.metric, codes)
+    return score_terms.cross_entropy(found.rows, found.bank, found.metric, codes)
 
 
 def _diversity(settings: Settings, call: Call, found: Found, lead: torch.Size) -> Tensor:
@@ -315,11 +320,11 @@ def _diversity(settings: Settings, call: Call, found: Found, lead: torch.Size) -
     sharpness = settings.codebook_diversity_temperature
     if found.scores is not None:
         p = (found.scores * sharpness).softmax(-1).unsqueeze(0)
-        return ops.mean_negative_entropy(p, None if call.mask is None else call.mask.unsqueeze(0))
+        return score_terms.mean_negative_entropy(p, None if call.mask is None else call.mask.unsqueeze(0))
     bank = found.bank if found.bank.dim() == 3 else found.bank.unsqueeze(0)
     rows = settings.layout.positions(found.rows, lead)
     mask = None if call.mask is None else settings.layout.positions(call.mask.unsqueeze(-1), lead).squeeze(-1)
-    return ops.negative_entropy(rows, bank, found.metric, sharpness, mask)
+    return score_terms.negative_entropy(rows, bank, found.metric, sharpness, mask)
 
 
 def _orthogonality(codebook: Codebook, settings: Settings, call: Call, found: Found) -> Tensor:

@@ -1,4 +1,4 @@
-"""Differentiable operations on rows and code vectors: training steps, gathers, sampled codes, losses over scores.
+"""Differentiable operations on rows and code vectors: training steps, gathers, the orthogonal term.
 
 Layouts: one codebook `bank (K, d)` serves rows `x (..., d)`; H codebooks `bank (H, K, d)` serve `x (H, R, d)`. Larger
 scores are better: -|x - b| for "l2", x.b for "dot".
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ... import _checks
 from ..._finite import zeroed
@@ -21,14 +20,13 @@ from ..._ops import ESTIMATORS, METRICS
 from ..._ops import ops as _ops
 from ..._ops.rotation import rotated_gradient
 from ..._ops.tangents import Function
-from ...functional import lookup, project, segment_sum
+from ...functional import lookup, segment_sum
 from .._checkpointing import ForwardRecord
-from .._draws import exponential, uniform
+from .._draws import uniform
 from .._estimators import once, twice
 from .._layout import mean, working
 
 NORM_FLOOR = 1e-6  # of the vectors that a cosine codebook normalises
-_SCORE_BYTES = 8 << 20  # the score matrix of one block of rows
 
 
 class TrainingStep(NamedTuple):
@@ -47,21 +45,25 @@ def unit(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("vecbank_nn::snapshot", mutates_args=())
+def _snapshot(t: Tensor) -> Tensor:
+    return t.clone()
+
+
 def snapshot(t: Tensor) -> Tensor:
     """A copy that torch.compile cannot remove.
 
     A backward graph may compute a value again from the inputs of the forward graph instead of keeping it. A codebook
     that has been updated in between is no longer that input, but the output of an unknown op is always kept.
     """
-    return t.clone()
+    return _snapshot(t) if torch.compiler.is_compiling() else t.clone()
 
 
-@snapshot.register_fake
+@_snapshot.register_fake
 def _(t: Tensor) -> Tensor:
     return torch.empty_like(t)
 
 
-snapshot.register_autograd(lambda ctx, grad: grad)
+_snapshot.register_autograd(lambda ctx, grad: grad)
 
 
 def totals(x: Tensor, codes: Tensor, bank_shape: torch.Size) -> tuple[Tensor, Tensor]:
@@ -232,112 +234,6 @@ class _Rows(Function):
 def gather_rows(codes: Tensor, bank: Tensor) -> Tensor:
     """The code vectors, differentiable in the bank, whose values may change in place before the backward pass."""
     return _Rows.apply(codes, bank)
-
-
-# ---- Functions of scores: in blocks of rows, never N x K at once (except where torch.compile traces) ---------------
-
-
-def scores(x: Tensor, bank: Tensor, metric: str) -> Tensor:
-    """(..., K), larger is better; differentiable."""
-    values = project(x, bank, metric, out_dtype=bank.dtype)
-    return -values if metric == "l2" else values
-
-
-def _blocks(x: Tensor, k: int, axis: int) -> tuple[Tensor, ...]:
-    """x in pieces along an axis, each with a float32 score matrix of at most 8 MiB (or of one index)."""
-    if torch.compiler.is_compiling():
-        return (x,)
-    per_index = 4 * k * (x.numel() // max(1, x.shape[axis] * x.shape[-1]))
-    return x.split(max(1, _SCORE_BYTES // max(1, per_index)), axis)
-
-
-def _recomputed(function: Callable[..., Tensor], *args: Any) -> Tensor:
-    """`function(*args)`; the backward pass computes its intermediates again instead of keeping them."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return function(*args)
-    result: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-    return result
-
-
-def add_gumbel(values: Tensor, temperature: float | Tensor, generator: Generator | None) -> Tensor:
-    """scores / temperature + Gumbel noise: its largest entry is a draw from softmax(scores / temperature)."""
-    noise = exponential(values, generator)
-    return values / temperature - noise.clamp_min_(torch.finfo(values.dtype).tiny).log_()
-
-
-@torch.no_grad()
-def sample_codes(
-    x: Tensor, bank: Tensor, metric: str, temperature: float | Tensor, k: int | None, generator: Generator | None
-) -> Tensor:
-    """Codes drawn from softmax(score / temperature): (...), or the k first of a draw without repeats (..., k)."""
-    axis = x.dim() - 2
-    parts = []
-    for part in _blocks(x, bank.shape[-2], axis):
-        noisy = add_gumbel(scores(part, bank, metric), temperature, generator)
-        parts.append(noisy.argmax(-1) if k is None else noisy.topk(k, dim=-1).indices)
-    return torch.cat(parts, axis)
-
-
-def soft_rows(x: Tensor, bank: Tensor, metric: str, temperature: float | Tensor) -> Tensor:
-    """softmax(score / temperature) @ bank, the bank's rows held constant in the second factor."""
-
-    def mixed(part: Tensor, codebook: Tensor) -> Tensor:
-        return (scores(part, codebook, metric) / temperature).softmax(-1) @ codebook.detach()
-
-    return torch.cat([_recomputed(mixed, part, bank) for part in _blocks(x, bank.shape[-2], x.dim() - 2)], x.dim() - 2)
-
-
-def cross_entropy(x: Tensor, bank: Tensor, metric: str, codes: Tensor) -> Tensor:
-    """Mean over codes that are not -1 of -log softmax(score)[code]; 0 where there are none."""
-
-    def summed(part: Tensor, codebook: Tensor, wanted: Tensor) -> Tensor:
-        logits = scores(part, codebook, metric)
-        return F.cross_entropy(logits.flatten(0, -2), wanted.flatten(), ignore_index=-1, reduction="sum")
-
-    axis = x.dim() - 2
-    parts = _blocks(x, bank.shape[-2], axis)
-    wanted = codes.split([part.shape[axis] for part in parts], axis)
-    losses = [_recomputed(summed, part, bank, want) for part, want in zip(parts, wanted, strict=True)]
-    return torch.stack(losses).sum() / (codes >= 0).sum().clamp_min(1)
-
-
-def negative_entropy_of(p: Tensor) -> Tensor:
-    """sum p log p over the last axis, p at least 1e-5 in the logarithm."""
-    return (p * p.clamp_min(1e-5).log()).sum(-1)
-
-
-def mean_negative_entropy(p: Tensor, mask: Tensor | None, summed: bool = False) -> Tensor:
-    """Sum of q log q, q the mean of p (H, G, P, K) over codebooks and groups, averaged (or summed) over positions.
-
-    Rows outside mask (H, G, P) do not count, nor do positions without rows.
-    """
-    if mask is None:
-        each = negative_entropy_of(p.mean((0, 1)))
-        return each.sum() if summed else each.mean()
-    number = mask.sum((0, 1))
-    total = negative_entropy_of((p * mask.unsqueeze(-1)).sum((0, 1)) / number.clamp_min(1).unsqueeze(-1)).sum()
-    return total if summed else total / (number > 0).sum().clamp_min(1)
-
-
-def negative_entropy(x: Tensor, bank: Tensor, metric: str, sharpness: float, mask: Tensor | None = None) -> Tensor:
-    """Sum of p log p of the codes' mean probabilities: x (H, G, P, d) against bank (H, K, d).
-
-    p is the mean over codebooks and groups of softmax(sharpness * score): one p for each of the P positions, whose sums
-    are averaged. Rows outside mask (H, G, P) do not count.
-    """
-    heads, groups, positions, width = x.shape
-    if not x.numel():
-        return x.sum()
-
-    def summed(part: Tensor, codebook: Tensor, keep: Tensor | None) -> Tensor:
-        p = (scores(part.reshape(heads, -1, width), codebook, metric) * sharpness).softmax(-1)
-        return mean_negative_entropy(p.view(heads, groups, part.shape[2], -1), keep, summed=True)
-
-    parts = _blocks(x, bank.shape[-2], 2)
-    lengths = [part.shape[2] for part in parts]
-    masks = [None] * len(parts) if mask is None else mask.expand(heads, groups, positions).split(lengths, 2)
-    total = torch.stack([_recomputed(summed, p, bank, keep) for p, keep in zip(parts, masks, strict=True)]).sum()
-    return total / (positions if mask is None else mask.any(1).any(0).sum().clamp_min(1))
 
 
 def orthogonality(
