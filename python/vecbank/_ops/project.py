@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .blocks import BLOCK_BYTES
 from .calls import ops
 from .define import define
+from .distance_gradient import median
 from .fakes import FLOATS, check, check_pair, same_device
 from .names import METRICS, SIMILARITIES
 from .pairs import pair_tangents, pair_terms, units
-from .project_gradient import BLOCK_BYTES, check_project_backward, median
+from .project_gradient import check_project_backward
 from .tangents import Tangents, flat, split, total, wide
 
 # ---- project ------------------------------------------------------------------------------------------------------
