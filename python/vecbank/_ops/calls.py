@@ -30,7 +30,7 @@ def _interruptible(op: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         if _compiling():
             return op(*arguments)  # a compiled program calls the op itself
-        if unseen_by_autograd(arguments):
+        if _unseen_by_autograd(arguments):
             with _BelowAutograd():
                 return _call(op, *arguments)
         return _call(op, *arguments)
@@ -38,7 +38,7 @@ def _interruptible(op: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def unseen_by_autograd(arguments: tuple[Any, ...]) -> bool:
+def _unseen_by_autograd(arguments: tuple[Any, ...]) -> bool:
     """Whether autograd would hand the call on as it is: it wants no gradient and has no tangent, nothing transforms it,
     and no `__torch_function__` takes it (which would run below autograd too).
     """
@@ -52,7 +52,7 @@ def unseen_by_autograd(arguments: tuple[Any, ...]) -> bool:
 
 def as_if_op(function: Callable[..., Any], *arguments: Any) -> Any:
     """What an op written in Python returns, called without its dispatch; None where somebody would see the op."""
-    if _compiling() or torch._C._len_torch_dispatch_stack() > 0 or not unseen_by_autograd(arguments):
+    if _compiling() or torch._C._len_torch_dispatch_stack() > 0 or not _unseen_by_autograd(arguments):
         return None
     for value in arguments:
         if isinstance(value, Tensor) and type(value) is not Tensor and type(value) is not torch.nn.Parameter:
