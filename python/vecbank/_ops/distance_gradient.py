@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .blocks import add_product, block_rows, blocks, sums_dtype
+from .blocks import add_product, block_rows, blocks, cast, sums_dtype
 from .calls import ops
 from .names import METRICS
 
@@ -218,12 +218,12 @@ def _dense(
     add_product = torch.addmm if x.dim() == 2 else torch.baddbmm
     point = bank.mean(-2, keepdim=True)
     a, near = x - point, bank - point
-    norms, near_norms = (torch.linalg.vector_norm(t, dim=-1, keepdim=True) for t in (a, near))
+    own, near_own = (torch.linalg.vector_norm(t, dim=-1, keepdim=True).square_() for t in (a, near))
     info = torch.finfo(x.dtype)
-    limit = (norms * _share(root)).square_().clamp_min_(info.tiny / info.eps)
+    limit = (own * _share(root) ** 2).clamp_min_(info.tiny / info.eps)
     w, pairs, factor = grad, None, 1.0 if root else 2.0
-    if root or not _is_far(least, limit, x, near_norms):
-        squares = add_product(near_norms.square_().mT, a, near.mT, alpha=-2.0).add_(norms.square_())
+    if root or not _is_far(least, limit, x, near_own):
+        squares = add_product(near_own.mT, a, near.mT, alpha=-2.0).add_(own)
         if not bool((squares.amin(-1, keepdim=True) > limit).all()):
             close = (squares > limit).logical_not_()  # NaN is
             if int(close.count_nonzero()) > _MANY * close.numel():
@@ -237,9 +237,9 @@ def _dense(
             w[pairs] = 0.0
     grad_x = grad_bank = None
     if need_x:
-        grad_x = add_product(a * (w.sum(-1, keepdim=True) * factor), w, near, alpha=-factor)
+        grad_x = add_product(a * w.sum(-1, keepdim=True), w, near, beta=factor, alpha=-factor)
     if need_bank:
-        grad_bank = add_product(near * (w.sum(-2).unsqueeze(-1) * factor), w.mT, a, alpha=-factor)
+        grad_bank = add_product(near * w.sum(-2).unsqueeze(-1), w.mT, a, beta=factor, alpha=-factor)
     if pairs is not None:
         grads, (n, d), m = grad[pairs], x.shape[-2:], bank.shape[-2]
         if len(pairs) == 3:  # rows of all problems, one after the other
@@ -250,13 +250,13 @@ def _dense(
     return grad_x, grad_bank
 
 
-def _is_far(least: Tensor | None, limit: Tensor, x: Tensor, near_norms: Tensor) -> bool:
+def _is_far(least: Tensor | None, limit: Tensor, x: Tensor, near_own: Tensor) -> bool:
     """Whether no square is below the limit, as the forward pass has them: it multiplied out about the median of the
     bank or zero, which are no further from x and the mean than |x| and the furthest of the bank.
     """
     if least is None:
         return False
-    squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() + near_norms.amax(-2, keepdim=True).square_()
+    squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() + near_own.amax(-2, keepdim=True)
     return bool((least.to(x.dtype).unsqueeze(-1) > limit + 16 * torch.finfo(x.dtype).eps * squares).all())
 
 
@@ -264,10 +264,11 @@ def distance(
     grad: Tensor, x: Tensor, bank: Tensor, root: bool, need_x: bool, need_bank: bool, least: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of l2 or sqeuclidean, of one problem or of a batch of small ones."""
-    x, bank = x.to(sums_dtype(bank)), bank.to(sums_dtype(bank))
+    work = sums_dtype(bank)
+    x, bank = cast(x, work), cast(bank, work)
     (n, d), m = x.shape[-2:], bank.shape[-2]
     if x.is_cpu and distance_numbers(n, m, d) * x.element_size() <= SMALL_BLOCK_BYTES:
-        g = grad.to(x.dtype)
+        g = cast(grad, work)
         if not _sums_differences(n, m, d):
             dense = _dense(g, x, bank, root, need_x, need_bank, least)
             if dense is not None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .blocks import BLOCK_BYTES, add_product, block_rows, blocks, sums_dtype
+from .blocks import BLOCK_BYTES, add_product, block_rows, blocks, cast, rows_of, sums_dtype
 from .distance_gradient import SMALL_BLOCK_BYTES, distance, distance_numbers
 from .fakes import check, check_pair, same_device
 from .names import METRICS
@@ -64,7 +64,7 @@ def _similarity(
     work = sums_dtype(bank)
     if not cosine and grad.dtype == x.dtype == bank.dtype == torch.bfloat16 and x.is_cpu and _bfloat16_products():
         return _similarity_block(grad, x, bank, False, need_x, need_bank)
-    bank = bank.to(work)
+    bank = cast(bank, work)
     units = _Units.of(bank) if cosine else None
     rows_of_bank = bank if units is None else units.rows
     n, width = x.shape[-2], x.shape[-1] + (grad.shape[-1] if grad.dtype != work else 0)
@@ -92,7 +92,7 @@ def _similarity_block(
 ) -> tuple[Tensor | None, Tensor | None]:
     """What goes to x, and to the rows of bank (units for cosine); the latter is added to the total, if there is one."""
     product = torch.mm if x.dim() == 2 else torch.bmm
-    grad, x = grad.to(bank.dtype), x.to(bank.dtype)
+    grad, x = cast(grad, bank.dtype), cast(x, bank.dtype)
     units = _Units.of(x) if cosine else None
     rows = x if units is None else units.rows
     along = product(grad, bank) if need_x else None
@@ -164,6 +164,10 @@ def gradients(
     grad: Tensor, x: Tensor, bank: Tensor, metric: int, need_x: bool, need_bank: bool, row_least: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """What `project_backward` returns for arguments that have been checked."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):  # its products would be of 16 bits
+        with torch.autocast(device, enabled=False):
+            return gradients(grad, x, bank, metric, need_x, need_bank, row_least)
     if grad.numel() == 0 or x.numel() == 0:
         return x.new_zeros(x.shape if need_x else 0), bank.new_zeros(bank.shape if need_bank else 0)
     m, d = bank.shape[-2:]
@@ -172,11 +176,11 @@ def gradients(
         found = _of_batch(grad, x, bank, metric, need_x, need_bank, row_least)
     else:
         least = None if row_least is None else row_least.reshape(-1)
-        found = _of(grad.reshape(-1, m), x.reshape(-1, d), bank.reshape(m, d), metric, need_x, need_bank, least)
+        found = _of(rows_of(grad, m), rows_of(x, d), rows_of(bank, d), metric, need_x, need_bank, least)
     grad_x, grad_bank = found
     return (
-        x.new_empty(0) if grad_x is None else grad_x.to(x.dtype).view(x.shape),
-        bank.new_empty(0) if grad_bank is None else grad_bank.to(bank.dtype).view(bank.shape),
+        x.new_empty(0) if grad_x is None else cast(grad_x, x.dtype).view(x.shape),
+        bank.new_empty(0) if grad_bank is None else cast(grad_bank, bank.dtype).view(bank.shape),
     )
 
 
