@@ -30,10 +30,15 @@ def _interruptible(op: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         if _compiling():
             return op(*arguments)  # a compiled program calls the op itself
-        if _unseen_by_autograd(arguments):
-            with _BelowAutograd():
-                return _call(op, *arguments)
-        return _call(op, *arguments)
+        if (  # not `_unseen_by_autograd`, written out: a call of a function costs as much as most of its answer
+            (_recording() and _any_requires_grad(*arguments))
+            or forward_ad._current_level >= 0
+            or _transformed()
+            or _overridden(arguments)
+        ):
+            return _call(op, *arguments)
+        with _BelowAutograd():
+            return _call(op, *arguments)
 
     return call
 
