@@ -140,6 +140,35 @@ def _project_step(search: Search, gen: torch.Generator) -> tuple[Call, Call]:
     return lambda: step(vecbank.project), lambda: step(scores)
 
 
+def _topk_step(search: Search, k: int, gen: torch.Generator) -> tuple[Call, Call]:
+    """The gradient of the k best values, to x and to the bank."""
+    x, vectors, _, _ = search.draw(gen)
+    x.requires_grad_()
+    vectors.requires_grad_()
+    upstream, largest = _draw(gen, search.n, k), search.metric in ("dot", "cosine")
+    return (
+        lambda: torch.autograd.grad(vecbank.topk(x, vectors, k, search.metric).values, (x, vectors), upstream),
+        lambda: torch.autograd.grad(
+            scores(x, vectors, search.metric).topk(k, largest=largest).values, (x, vectors), upstream
+        ),
+    )
+
+
+def _quantize_step(search: Search, gen: torch.Generator) -> tuple[Call, Call]:
+    """Straight through to x."""
+    x, vectors, bank, theirs = search.draw(gen)
+    x.requires_grad_()
+    upstream = _draw(gen, search.n, search.d)
+
+    def expression() -> Tensor:
+        return x + (vectors[theirs(x.detach()).argmin(-1)] - x).detach()
+
+    return (
+        lambda: torch.autograd.grad(vecbank.quantize(x, bank, search.metric).quantized, x, upstream),
+        lambda: torch.autograd.grad(expression(), x, upstream),
+    )
+
+
 def _search_shapes() -> Iterator[Shape]:
     S = Search
 
@@ -154,11 +183,17 @@ def _search_shapes() -> Iterator[Shape]:
         count = "M" if k == 0 else f"{k:,}"
         return Shape("topk", f"topk {search.text} k {count}{masked}", partial(_topk, search, k, allowed), short)
 
+    def topk_step(search: Search, k: int) -> Shape:
+        return Shape("topk", f"topk step {search.text} k {k}", partial(_topk_step, search, k))
+
     def nearest(search: Search, short: bool = False) -> Shape:
         return Shape("nearest", f"nearest {search.text}", partial(_nearest, search), short)
 
     def quantize(search: Search, short: bool = False) -> Shape:
         return Shape("quantize", f"quantize {search.text}", partial(_quantize, search), short)
+
+    def quantize_step(search: Search) -> Shape:
+        return Shape("quantize", f"quantize step {search.text}", partial(_quantize_step, search))
 
     yield from (
         project(S(1, 64, 16, "cosine"), True),
@@ -193,6 +228,9 @@ def _search_shapes() -> Iterator[Shape]:
         project(S(197, 197, 64, "dot", batch=12)),
         project(S(1024, 1024, 64, "dot", batch=8)),
         step(S(64, 64, 64, "cosine"), True),
+        step(S(64, 64, 64, "dot")),
+        step(S(64, 64, 64, "l2")),
+        step(S(10, 20, 16, "l2", batch=512)),
         step(S(5000, 512, 128, "l2"), True),
         step(S(5000, 512, 128, "sqeuclidean")),
         step(S(5000, 512, 128, "cosine"), True),
@@ -255,6 +293,10 @@ def _search_shapes() -> Iterator[Shape]:
         topk(S(500, 40_000, 64), 10, True, allowed=0.01),
         topk(S(500, 40_000, 64), 10, allowed=0.001),
         topk(S(1, 40_000, 64), 10, allowed=0.1),
+        topk_step(S(16, 64, 16, tensor=True), 4),
+        topk_step(S(16, 512, 64, "l2", tensor=True), 8),
+        topk_step(S(1000, 512, 64, "cosine", tensor=True), 8),
+        topk_step(S(5000, 1000, 128, tensor=True), 32),
     )
     yield from (
         nearest(S(1, 1, 1, "l2"), True),
@@ -281,6 +323,9 @@ def _search_shapes() -> Iterator[Shape]:
         quantize(S(16, 512, 64, "l2", tensor=True), True),
         quantize(S(65_536, 512, 64, "l2"), True),
         quantize(S(8192, 16, 4, "l2")),
+        quantize_step(S(16, 64, 16, "l2")),
+        quantize_step(S(16, 512, 64, "l2", tensor=True)),
+        quantize_step(S(1000, 512, 64, "l2", tensor=True)),
         Shape("quantize", "quantize_train 8,192 x 1,024, d 64 l2 tensor",
               partial(_quantize_train, S(8192, 1024, 64, "l2", tensor=True)), True),
         Shape("quantize", "quantize_train 16 x 512, d 64 l2 tensor",

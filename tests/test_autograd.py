@@ -15,7 +15,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import vecbank
 from vecbank import reference
-from vecbank._ops import project_gradient
+from vecbank._ops import distance_gradient
 
 F64 = torch.float64
 
@@ -139,7 +139,11 @@ def test_distance_gradient_on_difficult_data(
         for i, right in enumerate(want):
             args = (*short, METRICS.index(metric), i == 0, i == 1, least)
             check(torch.ops.vecbank.project_backward(*args)[i], right)
-    monkeypatch.setattr(project_gradient, "_SMALL_BLOCK_BYTES", 1)  # blocks of one close pair
+    monkeypatch.setattr(distance_gradient, "_FEW_TERMS", 0)  # as problems whose differences take long
+    pair = (torch.stack([t, t]) for t in short)
+    for got, right in zip(torch.ops.vecbank.project_backward(*pair, METRICS.index(metric)), want, strict=True):
+        check(got, right.expand_as(got))
+    monkeypatch.setattr(distance_gradient, "SMALL_BLOCK_BYTES", 1)  # blocks of one close pair
     for got, right in zip(torch.ops.vecbank.project_backward(*short, METRICS.index(metric)), want, strict=True):
         check(got, right)
 
@@ -157,8 +161,9 @@ def test_distance_gradient_by_differences(shape: tuple[int, int, int], metric: s
 
 def test_distance_gradient_chooses_by_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products in the inputs' dtype on ordinary data and beside a few close pairs, in float64 beside many."""
+    monkeypatch.setattr(distance_gradient, "SMALL_BLOCK_BYTES", 1)  # as large problems
     seen: list[tuple[torch.dtype, int]] = []
-    products, pairs = project_gradient._Distance._products, project_gradient._Distance._pairs
+    products, pairs = distance_gradient._Distance._products, distance_gradient._Distance._pairs
 
     def record(self: Any, g: Tensor, *rest: Any) -> bool:
         seen.append((g.dtype, 0))
@@ -168,8 +173,8 @@ def test_distance_gradient_chooses_by_the_data(monkeypatch: pytest.MonkeyPatch) 
         seen.append((torch.int64, which[0].shape[0]))
         pairs(self, which, *rest)
 
-    monkeypatch.setattr(project_gradient._Distance, "_products", record)
-    monkeypatch.setattr(project_gradient._Distance, "_pairs", record_pairs)
+    monkeypatch.setattr(distance_gradient._Distance, "_products", record)
+    monkeypatch.setattr(distance_gradient._Distance, "_pairs", record_pairs)
     x, bank, grad = gauss(64, 100), gauss(70, 100, seed=1), gauss(64, 70, seed=2)
     centres = 100 * gauss(4, 100, seed=3)
     f32, f64 = (torch.float32, 0), (F64, 0)

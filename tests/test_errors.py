@@ -361,7 +361,7 @@ def test_missing_memory_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> No
         patch.setattr(vecbank.functional, "_nearest", full)
         with pytest.raises(MemoryError, match="^nearest: there is not enough memory$"):
             vecbank.nearest(X, BANK)
-        patch.setattr(vecbank._ops.project, "ops", SimpleNamespace(project_backward=full))
+        patch.setattr(vecbank._ops.project, "as_if_op", full)
         scores = vecbank.project(X.clone().requires_grad_(), BANK)
         with pytest.raises(MemoryError, match="^project_backward: there is not enough memory$"):
             scores.sum().backward()

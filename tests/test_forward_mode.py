@@ -310,6 +310,7 @@ def test_every_custom_function_is_listed() -> None:
         return {kind}.union(*(below(sub) for sub in kind.__subclasses__()))
 
     ours = {f for f in below(torch.autograd.Function) if f.__module__.startswith("vecbank")}
+    ours -= {f for f in ours if f.__module__ == "vecbank._ops.recording"}  # of ops, which the registrar stands before
     assert ours - {tangents.Function, reference._Sqrt} == set(CUSTOM)
 
 

@@ -155,15 +155,16 @@ def generator(value: Generator | SupportsIndex | None) -> Generator | None:
 
 def pair(x: Tensor, bank: Tensor, name: str = "bank", of: str = "x") -> None:
     """x (..., d) fits bank (M, d), or x (B, N, d) fits bank (B, M, d); messages call them `of` and `name`."""
-    floating(of, x)
-    if x.dtype is not bank.dtype and not (x.dtype in _HALF and bank.dtype is torch.float32):
+    if not isinstance(x, Tensor) or (dtype := x.dtype) not in _FLOATS:  # each look at a tensor costs time here
+        floating(of, x)
+    if dtype is not (wanted := bank.dtype) and not (dtype in _HALF and wanted is torch.float32):
         raise TypeError(
             f"{of} and {name} must share a dtype (or {of} be bfloat16/float16 with a float32 {name}), "
-            f"got {of} {x.dtype} and {name} {bank.dtype}"
-            f"{' (float64 is what numpy makes by default)' if torch.float64 in (x.dtype, bank.dtype) else ''}"
+            f"got {of} {dtype} and {name} {wanted}"
+            f"{' (float64 is what numpy makes by default)' if torch.float64 in (dtype, wanted) else ''}"
         )
     shape, rows = x.shape, bank.shape
-    if len(shape) == 0:
+    if not shape:
         raise ValueError(f"{of} must have shape (..., d), got a scalar")
     if shape[-1] != rows[-1]:
         raise ValueError(
@@ -180,7 +181,8 @@ def pair(x: Tensor, bank: Tensor, name: str = "bank", of: str = "x") -> None:
 
 def vectors(name: str, t: object) -> None:
     """`t` is a bank: (M, d) or (B, M, d)."""
-    floating(name, t)
+    if not isinstance(t, Tensor) or t.dtype not in _FLOATS:
+        floating(name, t)
     assert isinstance(t, Tensor)
     if t.dim() not in (2, 3):
         raise ValueError(f"{name} must have shape (M, d) or (B, M, d), got {tuple(t.shape)}")
@@ -248,7 +250,8 @@ def in_range(t: Tensor, count: int, name: str = "codes", low: int = -1, kind: ty
     """
     if t.numel() == 0 or not readable(t):
         return False
-    least, most = (int(v) for v in torch.aminmax(t))
+    ends = torch.aminmax(t)
+    least, most = int(ends[0].item()), int(ends[1].item())
     if least < low or most >= count:
         raise kind(f"{name} must lie between {low} and {count - 1}, got values from {least} to {most}")
     return least >= 0
@@ -294,7 +297,7 @@ def stacked_rows(t: object, count: int, tables: int, table: Tensor, name: str = 
 
 def readable(t: Tensor) -> bool:
     """Its numbers can be looked at without waiting for a device, and not while tracing."""
-    return not torch.compiler.is_compiling() and t.device.type == "cpu" and concrete(t)
+    return t.is_cpu and not torch.compiler.is_compiling() and concrete(t)
 
 
 def plain(t: Tensor) -> bool:

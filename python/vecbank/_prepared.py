@@ -20,6 +20,10 @@ from ._written import Snapshot, foreign, last_of_each, own, share_memory
 Self = TypeVar("Self", bound="PreparedBank")
 
 
+_int8_panels = _C.int8_panels  # names of this module: every call pays for looking them up
+_L2, _SQEUCLIDEAN = METRICS["l2"], METRICS["sqeuclidean"]
+
+
 class _Made(NamedTuple):
     """The CUDA stream that a pack is written on, and the event that it is written by."""
 
@@ -102,6 +106,11 @@ class PreparedBank(nn.Module):
         else:
             self.register_buffer("vectors", own(vectors))
             self.register_buffer("bias", None if bias is None else own(bias))
+
+    def _held(self) -> Tensor:
+        """The vectors, without the search of `nn.Module` for an attribute where they are the buffer they began as."""
+        held = self._buffers.get("vectors")
+        return self.vectors if held is None else held
 
     @property
     def screen(self) -> str:
@@ -308,7 +317,7 @@ class PreparedBank(nn.Module):
         family = _pack_family(code)
         searches = verb != "project" and vectors.is_cpu
         shape = vectors.shape
-        return _Kind(family, searches and _C.int8_panels(shape[-2], shape[-1], family, self._use))
+        return _Kind(family, searches and _int8_panels(shape[-2], shape[-1], family, self._use))
 
     def _prepare(
         self,
@@ -353,21 +362,22 @@ class PreparedBank(nn.Module):
             # The op itself holds the stamp in the pack against the vectors. An exported program keeps no pack. Which
             # stream a compiled program reads it on is the caller's to order, as for every tensor of the program.
             return None if held is None or torch.compiler.is_exporting() else held.pack
-        if _capturing(vectors):
+        if vectors.is_cuda and _capturing(vectors):
             return None  # a replay could not see that the vectors have changed, so the graph packs for itself
         bias = self._buffers.get("bias") if self._biased else None
-        kind = self._kind(verb, vectors, code)
-        held = self._packs.get(kind)
+        shape = vectors.shape
+        int8 = verb != "project" and vectors.is_cpu and _int8_panels(shape[-2], shape[-1], family, self._use)
+        held = self._packs.get((family, int8))  # type: ignore[call-overload]  # equal to the _Kind, and quicker made
         if held is not None and held.is_of(vectors, bias):
             if held.chooser is not None and queries is not None:
-                return self._with_head(kind, held, held.chooser, vectors, queries, k)
+                return self._with_head(self._kind(verb, vectors, code), held, held.chooser, vectors, queries, k)
             return held.for_current_stream()
         if self._buffers.get("vectors") is not vectors:
             return None
         if self._metric is not None and family != _pack_family(METRICS[self._metric]):
             self._warn_of_metric(verb, code)
             return None
-        return self._prepare(kind, vectors, bias)
+        return self._prepare(self._kind(verb, vectors, code), vectors, bias)
 
     def _with_head(
         self, kind: _Kind, held: Pack, chooser: _head_choice.Chooser, vectors: Tensor, queries: Tensor, k: int
@@ -465,7 +475,7 @@ def _use_of(screen: object) -> int:
 
 def _pack_family(code: int) -> int:
     """The metric whose packs serve this one: those of "l2" and "sqeuclidean" are the same."""
-    return METRICS["l2"] if code == METRICS["sqeuclidean"] else code
+    return _L2 if code == _SQEUCLIDEAN else code
 
 
 def _packable(t: Tensor) -> bool:

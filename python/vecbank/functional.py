@@ -38,7 +38,7 @@ def _resolve(
 ) -> tuple[Tensor, Tensor | None, int]:
     """The bank's vectors, its pack if there is one for this metric, and the metric's code. `biased`: one is allowed."""
     if isinstance(bank, PreparedBank):
-        vectors = bank.vectors
+        vectors = bank._held()
         if bank._biased and not (biased and (metric is None or metric_code(metric) == METRICS["dot"])):
             raise ValueError("a bank with a bias scores by dot products, in topk and project alone")
         _checks.pair(x, vectors)
@@ -303,7 +303,7 @@ def lookup(
         >>> vecbank.lookup(torch.tensor([[0, 1]]), bank, torch.tensor([[2.0, 0.5]]), reduce="sum").tolist()
         [[7.0, 14.0]]
     """
-    vectors = bank.vectors if isinstance(bank, PreparedBank) else bank
+    vectors = bank._held() if isinstance(bank, PreparedBank) else bank
     _checks.vectors("bank", vectors)
     codes = _checks.integers(codes)
     if not isinstance(reduce, str) or reduce not in REDUCTIONS:

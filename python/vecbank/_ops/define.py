@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._numpy import entry_point
+from .recording import has_lists, recorder
 from .tangents import RULES, Registrar
 
 _library = Registrar("vecbank", "FRAGMENT")  # kept: its registrations go with it
@@ -42,8 +43,11 @@ def define(
         backward = _refuses(name if gradient_of is None else f"the gradient of {gradient_of} ({name})")
         torch.library.register_autograd(f"vecbank::{name}", backward, lib=_library)
     else:
-        backward = entry_point(backward)  # users meet its errors too
-        torch.library.register_autograd(f"vecbank::{name}", backward, setup_context=setup, lib=_library)
+        backward, op = entry_point(backward), getattr(torch.ops.vecbank, name).default  # users meet its errors too
+        if setup is None or has_lists(op):
+            torch.library.register_autograd(f"vecbank::{name}", backward, setup_context=setup, lib=_library)
+        else:
+            _library.impl(name, recorder(op, setup, backward), "Autograd", with_keyset=True)
 
 
 def _refuses(operation: str) -> Callable[..., Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .blocks import BLOCK_BYTES
 from .names import METRICS, SIMILARITIES
-from .project_gradient import BLOCK_BYTES, inverse_norms
+from .project_gradient import inverse_norms
 from .tangents import Tangents, flat, split, wide
 
 
