@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Every verb and module at many shapes beside what people write today: `python -m bench.sweep`, `--short` for 3 minutes.
+"""Every verb and module at many shapes beside what people write: `python -m bench.sweep` (`--short`: 3 minutes).
 
 A shape is slower where it takes over 10 % and over 10 us longer than the expression, a module's step where it takes
 over 5 % longer than the peer's. Nothing here asserts it: the table has the worst ratio first.

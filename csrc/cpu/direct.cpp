@@ -33,9 +33,10 @@ class DirectWorker {
  public:
   bool reserve(const ProjectProblem& p, Stop stop) {
     unit_ = by_bf16(p);
+    const int64_t step = unit_ ? kDirectStepBf16 : kDirectStep;
     in_place_ = p.queries.dtype == (unit_ ? DType::bf16 : DType::f32) && p.queries.col_stride == 1 &&
-                p.queries.width % kDirectStep == 0;
-    stride_ = round_up_to(p.queries.width, kDirectStep);
+                p.queries.width % step == 0;
+    stride_ = round_up_to(p.queries.width, step);
     stop_ = stop;
     return queries_.reserve(p.queries, kTogether) && scratch_.reserve(round_up_to(p.queries.width, 8)) &&
            (in_place_ || copies_.reserve(kQueryRows * stride_)) && row_scales_.reserve(kQueryRows) &&
@@ -104,6 +105,7 @@ class DirectWorker {
     DirectArgs a;
     a.query_count = static_cast<int>(count);
     a.bank = p.bank;
+    if (in_place_) a.ahead = kTogether * p.queries.row_stride * static_cast<int64_t>(size_of(p.queries.dtype));
     a.term = metric.term;
     a.first = from;
     a.count = to - from;
@@ -178,6 +180,23 @@ ProjectWay fastest_way(const ProjectProblem& p) {
   const double pair = by_bf16(p) ? 0.7 + 0.0046 * d : (0.6 + 0.009 * d) * (p.bank.dtype == DType::f16 ? 1.3 : 1.0);
   if (serves) return n * m * pair + n * (10.0 + 0.1 * d) < packed ? ProjectWay::direct : ProjectWay::packed;
   return n * m * (3.2 + 0.024 * d) < packed ? ProjectWay::exact : ProjectWay::packed;
+}
+
+Status project_direct_each(const ProjectProblem* problems, int64_t count, const Parallel& parallel) {
+  PerWorker<DirectWorker> workers(parallel.workers);
+  PerWorker<Buffer<float>> scales(parallel.workers);
+  const auto nothing = [](auto&) { return true; };
+  if (!workers.each(nothing) || !scales.each(nothing)) return Status::out_of_memory;
+  return solve_each(problems, count, parallel, [&](int w, const ProjectProblem& given, const Parallel& alone) {
+    if (given.queries.count == 0 || given.bank.count == 0) return Status::ok;
+    ProjectProblem p = given;
+    p.out_columns = p.bank.count;
+    if (p.queries.count > kQueryRows || fastest_way(p) != ProjectWay::direct) return project(given, alone);
+    const bool unit = record(p.metric).unit_rows;
+    if (!workers[w].reserve(p, alone.stop) || (unit && !scales[w].reserve(p.bank.count))) return Status::out_of_memory;
+    const bool done = workers[w].run(p, {0, p.queries.count, 0, p.bank.count, 0}, scales[w].get(), unit);
+    return done ? Status::ok : Status::out_of_memory;
+  });
 }
 
 Status project_direct(const ProjectProblem& p, const Parallel& parallel) {

@@ -14,5 +14,7 @@ ProjectWay fastest_way(const ProjectProblem& p);
 
 // Sums in float32, each by the lanes of a register. Scores that float32 cannot hold are scored in float64.
 Status project_direct(const ProjectProblem& p, const Parallel& parallel);
+// Many problems, each by project_direct() or project(), whichever is faster.
+Status project_direct_each(const ProjectProblem* problems, int64_t count, const Parallel& parallel);
 
 }  // namespace vecbank::cpu

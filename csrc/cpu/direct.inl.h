@@ -15,10 +15,13 @@ VB_INLINE typename V::Reg load_part(const S* p, int64_t count) {
   return V::load(some);
 }
 
-template <class V, Term term, int Queries, int Banks, class Q, class S>
-VB_INLINE void direct_block(const DirectArgs& a, int64_t i) {
+// Four bank rows from i on; those that are missing are the last one again.
+template <class V, Term term, int Queries, class Q, class S>
+VB_INLINE void direct_block(const DirectArgs& a, int64_t i, int count) {
+  constexpr int Banks = 4;
   const S* rows[Banks];
-  for (int r = 0; r < Banks; ++r) rows[r] = static_cast<const S*>(a.bank.data) + (a.first + i + r) * a.bank.row_stride;
+  for (int r = 0; r < Banks; ++r)
+    rows[r] = static_cast<const S*>(a.bank.data) + (a.first + i + (r < count ? r : count - 1)) * a.bank.row_stride;
   typename V::Sum sum[Queries][4];
   for (int q = 0; q < Queries; ++q)
     for (int r = 0; r < 4; ++r) sum[q][r] = V::zero();
@@ -27,6 +30,7 @@ VB_INLINE void direct_block(const DirectArgs& a, int64_t i) {
     for (int r = 0; r < Banks; ++r) b[r] = load(rows[r] + k);
     for (int q = 0; q < Queries; ++q) {
       const auto x = V::load(static_cast<const Q*>(a.queries[q]) + k);
+      if (i == 0) __builtin_prefetch(static_cast<const char*>(a.queries[q]) + k * sizeof(Q) + a.ahead, 0, 3);
       for (int r = 0; r < Banks; ++r) {
         if constexpr (term == Term::square) {
           const auto gap = V::subtract(x, b[r]);
@@ -48,7 +52,7 @@ VB_INLINE void direct_block(const DirectArgs& a, int64_t i) {
                                         V::to_lanes(sum[q][3])};
     double four[4];
     V::Lanes::sum4(lanes, four);
-    for (int r = 0; r < Banks; ++r) a.out[q][i + r] = static_cast<float>(four[r]);
+    for (int r = 0; r < count; ++r) a.out[q][i + r] = static_cast<float>(four[r]);
   }
 }
 
@@ -70,8 +74,8 @@ inline bool finish_direct(const DirectArgs& a) {
 template <class V, Term term, int Queries, class Q, class S>
 VB_INLINE bool direct_rows(const DirectArgs& a) {
   int64_t i = 0;
-  for (; i + 4 <= a.count; i += 4) direct_block<V, term, Queries, 4, Q, S>(a, i);
-  for (; i < a.count; ++i) direct_block<V, term, Queries, 1, Q, S>(a, i);
+  for (; i + 4 <= a.count; i += 4) direct_block<V, term, Queries, Q, S>(a, i, 4);
+  if (i < a.count) direct_block<V, term, Queries, Q, S>(a, i, static_cast<int>(a.count - i));
   return finish_direct(a);
 }
 

@@ -21,7 +21,8 @@ struct ScoreArgs {
   const double* queries = nullptr;  // padded with zeros to a multiple of 8
   int64_t query_stride = 0;
   int query_count = 1;
-  Rows bank;  // col_stride must be 1
+  bool narrow = false;  // the queries are float32 values, or narrower ones
+  Rows bank;            // col_stride must be 1
   Term term = Term::product;
   const int64_t* index = nullptr;  // null: rows first .. first + count
   int64_t first = 0, count = 0;
@@ -35,8 +36,9 @@ struct ScoreArgs {
 // Up to four queries against the rows [first, first + count) of a bank of float32 or 16-bit values, in float32:
 // out[q][i] = root(score * row_scale[q] * column_scale[i]).
 struct DirectArgs {
-  const void* queries[4] = {};  // float32, padded with zeros to kDirectStep
+  const void* queries[4] = {};  // float32, padded with zeros to a multiple of kDirectStep
   int query_count = 4;
+  int64_t ahead = 0;          // bytes from a query to the one that will be needed after these
   Rows bank;                  // col_stride must be 1
   Term term = Term::product;  // or square
   int64_t first = 0, count = 0;
@@ -51,7 +53,7 @@ VB_INLINE bool is_odd(float score, float least) {
   const float size = score < 0.0f ? -score : score;
   return !((size >= least) & (size <= 3.4028234e38f));
 }
-constexpr int64_t kDirectStep = 32;  // a multiple of the elements of any register
+constexpr int64_t kDirectStep = 16, kDirectStepBf16 = 32;  // multiples of the elements of any register
 
 struct Kernels {
   const char* name;

@@ -80,12 +80,14 @@ Status project_exact(const ProjectProblem& p, const Parallel& parallel) {
   if (record(p.metric).unit_rows) workers[0].refiner.bank_norms(0, p.bank.count, norms.get());
   const int64_t n = p.queries.count, m = p.bank.count;
   if (p.indices == nullptr) {
-    const int64_t parts = ceil_div(m, Refiner::kBlock);
-    return for_each_task(parallel, ceil_div(n, Scorer::kRows) * parts, [&](int worker, int64_t task) {
-      const int64_t first = task / parts * Scorer::kRows, from = task % parts * Refiner::kBlock;
+    const int64_t blocks = ceil_div(n, Scorer::kRows);
+    const int64_t columns = std::min(Refiner::kBlock, ceil_div(m, ceil_div(parallel.workers, blocks)));
+    const int64_t parts = ceil_div(m, columns);
+    return for_each_task(parallel, blocks * parts, [&](int worker, int64_t task) {
+      const int64_t first = task / parts * Scorer::kRows, from = task % parts * columns;
       with_dtype(p.out_dtype, [&](auto type) {
         workers[worker].all<Element<decltype(type)>>(p, first, std::min(Scorer::kRows, n - first), from,
-                                                     std::min(Refiner::kBlock, m - from));
+                                                     std::min(columns, m - from));
       });
     });
   }
@@ -243,8 +245,7 @@ Status project(const ProjectProblem& problem, const Parallel& parallel) {
 }
 
 Status project_each(const ProjectProblem* problems, int64_t count, const Parallel& parallel) {
-  return solve_each(problems, count, parallel,
-                    [](int, const ProjectProblem& p, const Parallel& alone) { return project(p, alone); });
+  return project_direct_each(problems, count, parallel);
 }
 
 }  // namespace vecbank::cpu

@@ -20,7 +20,7 @@ class Refiner {
 
   bool reserve(const Rows& bank, int64_t query_width) {
     bank_ = bank;
-    wide_rows_ = query_width > 2 * kStretch;
+    wide_rows_ = query_width > kStretch;
     slots_ = wide_rows_ ? kMostQueries : kQueries;
     stride_ = wide_rows_ ? kStretch : round_up_to(query_width, 8);
     block_ = std::min(kBlock, stretch_of(query_width));
@@ -62,6 +62,14 @@ class Refiner {
   // f(slot, key, index) for every row of [first, first + count) or of index[0..count), ascending.
   template <class F>
   void for_each_key(int slots, const int64_t* index, int64_t first, int64_t count, F&& f) {
+    for_each_run(slots, index, first, count, [&](int s, const double* keys, int64_t n, auto&& row) {
+      for (int64_t i = 0; i < n; ++i) f(s, keys[i], row(i));
+    });
+  }
+
+  // The same in runs: f(slot, keys, count, row), where row(i) is the index of key i.
+  template <class F>
+  void for_each_run(int slots, const int64_t* index, int64_t first, int64_t count, F&& f) {
     in_stretches(stop_, 0, count, block_, [&](int64_t at, int64_t to) {
       const int64_t n = to - at;
       score(slots, index != nullptr ? index + at : nullptr, first + at, n);
@@ -70,7 +78,7 @@ class Refiner {
         double* keys = scores_.get() + s * n;
         const auto row = [&](int64_t i) { return index != nullptr ? index[at + i] : first + at + i; };
         become_keys(keys, n, query_norm_[s], row);
-        for (int64_t i = 0; i < n; ++i) f(s, keys[i], row(i));
+        f(s, keys, n, row);
       }
     });
   }
@@ -100,7 +108,7 @@ class Refiner {
   int64_t* indices() const { return indices_.get(); }
 
  private:
-  static constexpr int64_t kStretch = 1024, kTogether = 32;
+  static constexpr int64_t kStretch = 4096, kTogether = 32;
 
   bool computes_norms() const { return record_.unit_rows && norms_ == nullptr; }
   void compute_norms(const int64_t* index, int64_t first, int64_t count, double* out) {
@@ -122,6 +130,10 @@ class Refiner {
   void become_keys(double* scores, int64_t count, double query_norm, RowOf&& row) const {
     const MetricRecord metric = record_;
     const double *norms = norms_, *bias = bias_, *own = computes_norms() ? row_norms_.get() : nullptr;
+    if (!metric.unit_rows && bias == nullptr) {  // nothing is asked of a row
+      for (int64_t i = 0; i < count && metric.smaller_is_better; ++i) scores[i] = -scores[i];
+      return;
+    }
     for (int64_t i = 0; i < count; ++i)
       scores[i] = key_of(metric, scores[i], query_norm,
                          norms != nullptr ? norms[row(i) - first_norm_]
@@ -136,6 +148,7 @@ class Refiner {
     a.query_stride = stride_;
     a.query_count = slots;
     a.bank = bank_;
+    a.narrow = loaded_[0].dtype != DType::f64;
     a.term = record_.term;
     a.index = index;
     a.first = first;

@@ -2,6 +2,8 @@
 // several sums advance together: some queries against some bank rows.
 #pragma once
 
+#include <type_traits>
+
 #include "../core/exact_score.h"
 #include "rows.inl.h"
 
@@ -43,7 +45,7 @@ struct Sums {
 
 // Adds the terms of `width` coordinates. Meanwhile the rows `next` are fetched, where `Ahead` is set: chosen rows lie
 // far apart, and a row is too short for the processor to foresee its lines.
-template <class Lanes, Term term, int Queries, int Banks, bool Ahead, class S>
+template <class Lanes, Term term, bool exact, int Queries, int Banks, bool Ahead, class S>
 VB_INLINE void add_terms(const double* queries, int64_t query_stride, const S* const (&rows)[Banks],
                          const S* const (&next)[Banks], int64_t width, Sums<Lanes, Queries, Banks>& sums) {
   const auto step = [&](int64_t k, auto&& load) __attribute__((always_inline)) {
@@ -59,7 +61,7 @@ VB_INLINE void add_terms(const double* queries, int64_t query_stride, const S* c
         } else if constexpr (term == Term::absolute) {
           sum = sum + (x - b[i]).abs();
         } else {
-          sum = sum + x * b[i];
+          sum = exact ? Lanes::plus_exact(sum, x, b[i]) : sum + x * b[i];
         }
       }
     }
@@ -86,7 +88,7 @@ VB_INLINE const S* scored_row(const ScoreArgs& a, int64_t i) {
 
 // `Queries` queries from q on against the rows of the list from `begin` on, as far as whole blocks of `Banks` go.
 // Returns the first row that is left.
-template <class Lanes, Term term, int Queries, int Banks, bool Ahead, class S>
+template <class Lanes, Term term, bool exact, int Queries, int Banks, bool Ahead, class S>
 VB_INLINE int64_t score_blocks(const ScoreArgs& a, int q, int64_t begin) {
   const double* queries = a.queries + q * a.query_stride;
   int64_t i = begin;
@@ -102,7 +104,7 @@ VB_INLINE int64_t score_blocks(const ScoreArgs& a, int q, int64_t begin) {
       sums.clear();
     else
       sums.load(lanes, a.count);
-    add_terms<Lanes, term, Queries, Banks, Ahead>(queries, a.query_stride, rows, next, a.bank.width, sums);
+    add_terms<Lanes, term, exact, Queries, Banks, Ahead>(queries, a.query_stride, rows, next, a.bank.width, sums);
     if (lanes == nullptr || a.ends)
       sums.write(a.out + q * a.count + i, a.count);
     else
@@ -111,17 +113,18 @@ VB_INLINE int64_t score_blocks(const ScoreArgs& a, int q, int64_t begin) {
   return i;
 }
 
-template <class Lanes, Term term, class S>
+template <class Lanes, Term term, bool exact, class S>
 void score_rows(const ScoreArgs& a) {
   int q = 0;
   for (; q + 4 <= a.query_count; q += 4) {
-    const int64_t left = score_blocks<Lanes, term, 4, Lanes::banks, false, S>(a, q, 0);
-    if (Lanes::banks > 1) score_blocks<Lanes, term, 4, 1, false, S>(a, q, left);
+    const int64_t left = score_blocks<Lanes, term, exact, 4, Lanes::banks, false, S>(a, q, 0);
+    if (Lanes::banks > 1) score_blocks<Lanes, term, exact, 4, 1, false, S>(a, q, left);
   }
   for (; q < a.query_count; ++q) {
-    const int64_t left = a.index != nullptr && a.lanes == nullptr ? score_blocks<Lanes, term, 1, 4, true, S>(a, q, 0)
-                                                                  : score_blocks<Lanes, term, 1, 4, false, S>(a, q, 0);
-    score_blocks<Lanes, term, 1, 1, false, S>(a, q, left);
+    const int64_t left = a.index != nullptr && a.lanes == nullptr
+                             ? score_blocks<Lanes, term, exact, 1, 4, true, S>(a, q, 0)
+                             : score_blocks<Lanes, term, exact, 1, 4, false, S>(a, q, 0);
+    score_blocks<Lanes, term, exact, 1, 1, false, S>(a, q, left);
   }
 }
 
@@ -130,9 +133,12 @@ void score(const ScoreArgs& a) {
   with_dtype(a.bank.dtype, [&](auto type) {
     using S = Element<decltype(type)>;
     switch (a.term) {
-      case Term::product: return score_rows<Lanes, Term::product, S>(a);
-      case Term::square: return score_rows<Lanes, Term::square, S>(a);
-      case Term::absolute: return score_rows<Lanes, Term::absolute, S>(a);
+      // A product of two significands of 24 bits is exact in float64, so it may be fused with the sum.
+      case Term::product:
+        return a.narrow && !std::is_same_v<S, double> ? score_rows<Lanes, Term::product, true, S>(a)
+                                                      : score_rows<Lanes, Term::product, false, S>(a);
+      case Term::square: return score_rows<Lanes, Term::square, false, S>(a);
+      case Term::absolute: return score_rows<Lanes, Term::absolute, false, S>(a);
     }
   });
 }
@@ -154,7 +160,7 @@ void squares(const Rows& bank, const int64_t* index, int64_t first, int64_t coun
       for (int64_t k = 0; k < bank.width; k += 8)
         for (int r = 0; r < 4; ++r) {
           const Lanes v = load_some<Lanes>(rows[r] + k, bank.width - k);
-          sum[r] = sum[r] + v * v;
+          sum[r] = std::is_same_v<S, double> ? sum[r] + v * v : Lanes::plus_exact(sum[r], v, v);
         }
       double four[4];
       Lanes::sum4(sum, four);

@@ -89,12 +89,35 @@ class TopKList {
     list_[count_++] = {key, index};
     if (count_ == capacity_) shrink();
   }
+  // The rows row(0), row(1), ...
+  template <class RowOf>
+  void push_all(const double* keys, int64_t count, RowOf&& row) {
+    if (k_ == 1) return push_best(keys, count, row);
+    for (int64_t i = 0; i < count; ++i)
+      if (count_ < k_ || keys[i] > threshold_) push(keys[i], row(i));
+  }
   int64_t finish(Selector& selector) {
     return k_ <= kSorted ? count_ : count_ = selector.best(list_.get(), count_, k_);
   }
   const Scored* data() const { return list_.get(); }
 
  private:
+  template <class RowOf>
+  void push_best(const double* keys, int64_t count, RowOf&& row) {
+    double best = threshold_;
+    int64_t at = count_ > 0 ? 0 : -1;  // -1: there is none; so -infinity can be the first, and NaN cannot
+    bool fresh = false;
+    for (int64_t i = 0; i < count; ++i) {
+      const bool wins = (keys[i] > best) | ((at < 0) & (keys[i] == keys[i]));
+      best = wins ? keys[i] : best;
+      at = wins ? i : at;
+      fresh |= wins;
+    }
+    if (!fresh) return;
+    threshold_ = best;
+    list_[0] = {best, row(at)};
+    count_ = 1;
+  }
   void insert(double key, int64_t index) {
     int64_t i = count_;
     for (; i > 0 && list_[i - 1].key < key; --i) list_[i] = list_[i - 1];

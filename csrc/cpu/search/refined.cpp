@@ -40,19 +40,20 @@ void RefinedWorker::run(const SearchProblem& p, const GridTask& task, Partials* 
     for (int64_t r = 0; r < task.rows; r += refiner_.slots()) {
       const int slots = static_cast<int>(std::min<int64_t>(refiner_.slots(), task.rows - r));
       for (int s = 0; s < slots; ++s) refiner_.load(s, queries_.row(task.first + r + s, s), p.queries.dtype);
-      const auto push = [&](int s, double key, int64_t j) { lists_[r + s].push(key, j); };
+      const auto push = [&](int s, const double* keys, int64_t n, auto&& row) { lists_[r + s].push_all(keys, n, row); };
       if (p.mask.data == nullptr) {
-        refiner_.for_each_key(slots, nullptr, from, rows, push);
+        refiner_.for_each_run(slots, nullptr, from, rows, push);
         refined_ += slots * rows;
       } else if (shared) {
         if (listed < 0) listed = list_allowed(p, task.first, from, rows);
-        refiner_.for_each_key(slots, refiner_.indices(), 0, listed, push);
+        refiner_.for_each_run(slots, refiner_.indices(), 0, listed, push);
         refined_ += slots * listed;
       } else {
         for (int s = 0; s < slots; ++s) {
           if (s > 0) refiner_.load(0, queries_.row(task.first + r + s, s), p.queries.dtype);
           const int64_t some = list_allowed(p, task.first + r + s, from, rows);
-          refiner_.for_each_key(1, refiner_.indices(), 0, some, [&](int, double key, int64_t j) { push(s, key, j); });
+          refiner_.for_each_run(1, refiner_.indices(), 0, some,
+                                [&](int, const double* keys, int64_t n, auto&& row) { push(s, keys, n, row); });
           refined_ += some;
         }
       }

@@ -88,11 +88,11 @@ bool refined_is_faster(const SearchProblem& p) {
   if (refined_only(p.metric)) return true;
   const double n = static_cast<double>(p.queries.count), m = static_cast<double>(p.bank.count);
   const double d = static_cast<double>(p.bank.width), k = static_cast<double>(p.k);
-  const double ranks = p.k > TopKList::kSorted ? 50.0 * k : 0.0;
-  const double refined = n * (m * (3.2 + 0.024 * d) + ranks);
+  const double ranks = p.k > TopKList::kSorted ? 50.0 * k : 20.0 * k * (1.0 + std::log(m / k));
+  const double refined = n * (20.0 + m * (3.2 + 0.024 * d) + ranks);
   const double candidates = p.k > 1 ? k * (220.0 + 1.1 * d) : 0.0;
   const double packing = p.pack == nullptr ? m * d * 0.8 + std::min(m, 64.0) * d * 3.0 + 2e3 : 0.0;
-  return refined < 3e3 + packing + n * (100.0 + 0.9 * d + m * d * 0.003 + candidates);
+  return refined < 3e3 + packing + n * (50.0 + 1.2 * std::min(d, 64.0) + 0.85 * d + m * d * 0.003 + candidates);
 }
 
 }  // namespace
