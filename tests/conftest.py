@@ -48,7 +48,14 @@ def settings() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     vecbank._C.set_isa(isa)
+    vecbank._C.force_ways()
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=[0, 1], ids=["", "screened"])
+def both_ways(request: pytest.FixtureRequest, settings: None) -> None:
+    """Once as searches go by themselves, and once by screens alone: small searches score every pair otherwise."""
+    vecbank._C.force_ways(search=request.param)
 
 
 @pytest.fixture

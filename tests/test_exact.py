@@ -18,6 +18,9 @@ def test_table(case: Case, target: Target) -> None:
     inputs = build(case, target.device)
     want = expected(case)
     assert_same(run(case, inputs.x, inputs.bank, inputs.mask), want, "plain tensor")
+    for way, name in ((2, "every pair scored"), (1, "screened")) if target.device == "cpu" else ():
+        vecbank._C.force_ways(search=way)  # small cases go by the first of their own accord
+        assert_same(run(case, inputs.x, inputs.bank, inputs.mask), want, f"plain tensor, {name}")
     if not case.batched:
         bank = vecbank.Bank(inputs.bank, metric=case.metric)
         assert_same(run(case, inputs.x, bank, inputs.mask), want, "Bank")

@@ -9,6 +9,8 @@ from helpers import ISAS, assert_same, gauss, run, same
 
 import vecbank
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 THREADS = (1, 2, 4)
 # What needs several threads, a split bank or a full buffer to show itself.
 LARGE = [

@@ -10,6 +10,8 @@ from torch import Tensor
 import vecbank
 from vecbank import Bank
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 NAN, INF = float("nan"), float("inf")
 SCALES = (0.0, 1e-6, 1e-12, 1e-13, 1e-15, 1e-17, 1e-19, 1e-20, 1e-25, 1e-30, 1e15, 1e19, 1e21, 1e25, 1e30)
 

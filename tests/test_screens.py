@@ -15,6 +15,8 @@ from torch import Tensor
 import vecbank
 from vecbank import Bank, _prepared, _progress
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 METRICS = ("dot", "cosine", "l2", "sqeuclidean")
 SCREENS = ("auto", "float32", "int16", "int8")
 

@@ -66,6 +66,11 @@ HeadUse take_head_use(const void* pack);
 
 void reset_counters();
 
+// For tests: every search and product goes this way, where it can.
+enum class SearchWay { automatic, screened, refined };
+enum class ProjectWay { automatic, packed, direct, exact };
+void force_ways(SearchWay search, ProjectWay project);
+
 // Rows of panels that calls of pack_bank() have written so far, all of them together, padding and second passes too; it
 // only grows. For progress bars.
 int64_t packed_rows();

@@ -9,20 +9,12 @@
 namespace vecbank::cpu {
 namespace {
 
-constexpr int64_t kMostWidth = 4096;                  // wider rows: too many terms in a lane for float32
-constexpr double kSmall = 1 << 16;                    // smaller products of float64 are not worth packing
 constexpr int64_t kQueryRows = 64;                    // of a block
 constexpr int64_t kBankBytes = 128 << 10;             // of a block: part of L2
 constexpr int64_t kMostColumns = 2048;                // of a block
 constexpr int kTogether = 4;                          // queries of a register block
 constexpr double kShortest = 1e-10, kLongest = 1e15;  // norms whose products stay far from the ends of float32
 constexpr float kOdd = std::numeric_limits<float>::quiet_NaN();  // the scale of rows that float64 must score
-
-// The unit for products of bfloat16 rounds once for two products; for distances the differences must be exact.
-bool by_bf16(const ProjectProblem& p) {
-  return p.queries.dtype == DType::bf16 && p.bank.dtype == DType::bf16 && record(p.metric).term == Term::product &&
-         kernels().direct_bf16 != nullptr && has_bf16_products();
-}
 
 float scale_of(double squares) {
   const double norm = std::sqrt(squares);
@@ -32,7 +24,7 @@ float scale_of(double squares) {
 class DirectWorker {
  public:
   bool reserve(const ProjectProblem& p, Stop stop) {
-    unit_ = by_bf16(p);
+    unit_ = direct_by_bf16(p);
     const int64_t step = unit_ ? kDirectStepBf16 : kDirectStep;
     in_place_ = p.queries.dtype == (unit_ ? DType::bf16 : DType::f32) && p.queries.col_stride == 1 &&
                 p.queries.width % step == 0;
@@ -166,22 +158,6 @@ class DirectWorker {
 
 }  // namespace
 
-ProjectWay fastest_way(const ProjectProblem& p) {
-  const MetricRecord metric = record(p.metric);
-  if (p.exact || metric.term == Term::absolute) return ProjectWay::exact;
-  const double n = static_cast<double>(p.queries.count), m = static_cast<double>(p.bank.count);
-  const double d = static_cast<double>(p.bank.width);
-  if (p.bank.dtype == DType::f64) return n * m * (d + 8.0) < kSmall ? ProjectWay::exact : ProjectWay::packed;
-  const bool prepared = p.pack != nullptr && p.pack->panels == PanelKind::float32;
-  const double packing = prepared ? 0.0 : m * d * 0.6 + std::min(m, 63.0) * d + 2e3;
-  const double packed = n * (std::max(m, 16.0) * (0.1 + 0.0087 * d) + 25.0 + 0.55 * d) + packing + 2e3;
-  const bool serves =
-      (kernels().direct != nullptr) && p.bank.col_stride == 1 && p.bank.width >= 1 && p.bank.width <= kMostWidth;
-  const double pair = by_bf16(p) ? 0.7 + 0.0046 * d : (0.6 + 0.009 * d) * (p.bank.dtype == DType::f16 ? 1.3 : 1.0);
-  if (serves) return n * m * pair + n * (10.0 + 0.1 * d) < packed ? ProjectWay::direct : ProjectWay::packed;
-  return n * m * (3.2 + 0.024 * d) < packed ? ProjectWay::exact : ProjectWay::packed;
-}
-
 Status project_direct_each(const ProjectProblem* problems, int64_t count, const Parallel& parallel) {
   PerWorker<DirectWorker> workers(parallel.workers);
   PerWorker<Buffer<float>> scales(parallel.workers);
@@ -191,7 +167,7 @@ Status project_direct_each(const ProjectProblem* problems, int64_t count, const 
     if (given.queries.count == 0 || given.bank.count == 0) return Status::ok;
     ProjectProblem p = given;
     p.out_columns = p.bank.count;
-    if (p.queries.count > kQueryRows || fastest_way(p) != ProjectWay::direct) return project(given, alone);
+    if (p.queries.count > kQueryRows || way_of(p) != ProjectWay::direct) return project(given, alone);
     const bool unit = record(p.metric).unit_rows;
     if (!workers[w].reserve(p, alone.stop) || (unit && !scales[w].reserve(p.bank.count))) return Status::out_of_memory;
     const bool done = workers[w].run(p, {0, p.queries.count, 0, p.bank.count, 0}, scales[w].get(), unit);

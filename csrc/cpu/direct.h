@@ -2,19 +2,13 @@
 // bfloat16 on processors that have a unit for them.
 #pragma once
 
-#include "api.h"
+#include "ways.h"
 
 namespace vecbank::cpu {
 
-enum class ProjectWay { packed, direct, exact };
-
-// The way that takes the least time, by a model in nanoseconds of a core with AVX-512 (bench/NOTES.md); on other
-// processors all ways take longer by about the same factor.
-ProjectWay fastest_way(const ProjectProblem& p);
-
 // Sums in float32, each by the lanes of a register. Scores that float32 cannot hold are scored in float64.
 Status project_direct(const ProjectProblem& p, const Parallel& parallel);
-// Many problems, each by project_direct() or project(), whichever is faster.
+// Many problems, each by project_direct() or project(), as way_of() says.
 Status project_direct_each(const ProjectProblem* problems, int64_t count, const Parallel& parallel);
 
 }  // namespace vecbank::cpu

@@ -238,7 +238,7 @@ Status project(const ProjectProblem& problem, const Parallel& parallel) {
   const double columns = static_cast<double>(p.indices == nullptr ? p.bank.count : p.k);
   const double queries = static_cast<double>(p.queries.count), width = static_cast<double>(p.bank.width);
   const Parallel chosen = workers_for(parallel, queries, columns, width);
-  const ProjectWay way = fastest_way(p);
+  const ProjectWay way = way_of(p);
   if (way == ProjectWay::exact) return project_exact(p, chosen);
   if (way == ProjectWay::direct) return project_direct(p, chosen);
   return p.bank.dtype == DType::f64 ? project_as<double>(p, chosen) : project_as<float>(p, chosen);

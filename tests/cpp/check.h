@@ -61,6 +61,16 @@ inline void for_each_isa(const std::function<void()>& f) {
   vecbank::cpu::set_isa(before.c_str());
 }
 
+// Calls f with each way of a search forced, since small searches go by one of them of their own accord.
+inline void for_each_way(const std::function<void()>& f) {
+  using namespace vecbank::cpu;
+  for (const SearchWay way : {SearchWay::screened, SearchWay::refined}) {
+    force_ways(way, ProjectWay::automatic);
+    f();
+  }
+  force_ways(SearchWay::automatic, ProjectWay::automatic);
+}
+
 template <class T>
 std::vector<T> gaussian(int64_t count, uint32_t seed, double scale = 1.0, double offset = 0.0) {
   std::mt19937 random(seed);

@@ -38,7 +38,9 @@ struct Answer {
     p.indices = indices.data();
     p.gathered = gathered.data();
     p.pack = static_cast<const PackHeader*>(pack);
+    force_ways(SearchWay::screened, ProjectWay::automatic);
     CHECK(search(p, threads(workers)) == Status::ok);
+    force_ways(SearchWay::automatic, ProjectWay::automatic);
   }
   bool equals(const Answer& other) const {
     return indices == other.indices && std::memcmp(values.data(), other.values.data(), values.size() * 4) == 0 &&

@@ -203,7 +203,9 @@ TEST(int16_gives_way_to_float32) {
       p.k = k;
       p.indices = indices.data();
       reset_counters();
+      force_ways(SearchWay::screened, ProjectWay::automatic);
       CHECK(search(p, threads(1)) == Status::ok);
+      force_ways(SearchWay::automatic, ProjectWay::automatic);
       CHECK(read_counters().repeated <= n / 64);
       for (int64_t i = 0; i < n; ++i) {
         std::vector<std::pair<double, int64_t>> all;

@@ -3,6 +3,7 @@
 #include <limits>
 #include <new>
 
+#include "../ways.h"
 #include "counted.h"
 #include "merge.h"
 #include "refined.h"
@@ -82,19 +83,6 @@ Status search_piece(const SearchProblem& whole, const Piece& piece, Partials& pa
   return merging && found == Status::ok ? merge(whole, parts + 1, piece.last, partials, parallel) : found;
 }
 
-// Whether scoring every pair takes less time than a screen with its preparation, in nanoseconds of a core with AVX-512
-// (bench/NOTES.md); on other processors both take longer by about the same factor.
-bool refined_is_faster(const SearchProblem& p) {
-  if (refined_only(p.metric)) return true;
-  const double n = static_cast<double>(p.queries.count), m = static_cast<double>(p.bank.count);
-  const double d = static_cast<double>(p.bank.width), k = static_cast<double>(p.k);
-  const double ranks = p.k > TopKList::kSorted ? 50.0 * k : 20.0 * k * (1.0 + std::log(m / k));
-  const double refined = n * (20.0 + m * (3.2 + 0.024 * d) + ranks);
-  const double candidates = p.k > 1 ? k * (220.0 + 1.1 * d) : 0.0;
-  const double packing = p.pack == nullptr ? m * d * 0.8 + std::min(m, 64.0) * d * 3.0 + 2e3 : 0.0;
-  return refined < 3e3 + packing + n * (50.0 + 1.2 * std::min(d, 64.0) + 0.85 * d + m * d * 0.003 + candidates);
-}
-
 }  // namespace
 
 Status search_alone(const SearchProblem& p, SearchWorker& worker, Stop stop) {
@@ -110,7 +98,7 @@ Status search_each(const SearchProblem* problems, int64_t count, const Parallel&
   PerWorker<RefinedWorker> workers(parallel.workers);
   if (!workers.each([](RefinedWorker&) { return true; })) return Status::out_of_memory;
   return solve_each(problems, count, parallel, [&](int worker, const SearchProblem& p, const Parallel& alone) {
-    const bool refined = p.queries.count > 0 && p.bank.count > 0 && refined_is_faster(p);
+    const bool refined = p.queries.count > 0 && p.bank.count > 0 && way_of(p) == SearchWay::refined;
     return refined ? search_refined(p, alone, &workers[worker]) : search(p, alone);
   });
 }
@@ -123,7 +111,7 @@ Status search(const SearchProblem& p, const Parallel& parallel) {
   }
   const Parallel chosen = workers_for(parallel, static_cast<double>(p.queries.count), static_cast<double>(p.bank.count),
                                       static_cast<double>(p.bank.width));
-  if (refined_is_faster(p)) return search_refined(p, chosen);
+  if (way_of(p) == SearchWay::refined) return search_refined(p, chosen);
   // Pieces are of even size: a small last piece would have too few rows to screen, and be refined entirely.
   const int64_t most = rows_of_piece(kPackBytes, p.bank.width, sizeof(float));
   const int64_t rows = round_up_to(ceil_div(p.bank.count, ceil_div(p.bank.count, most)), kPanel);

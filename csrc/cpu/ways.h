@@ -1,0 +1,17 @@
+// By which way a search or a product goes. All ways of a search give the same bits; those of project() are each within
+// its tolerance.
+#pragma once
+
+#include "api.h"
+
+namespace vecbank::cpu {
+
+// The ways that take the least time, by a model in nanoseconds of a core with AVX-512 (bench/NOTES.md). On other
+// processors all ways take longer by about the same factor.
+SearchWay way_of(const SearchProblem& p);
+ProjectWay way_of(const ProjectProblem& p);
+
+// Whether the direct way multiplies by the processor's unit for bfloat16.
+bool direct_by_bf16(const ProjectProblem& p);
+
+}  // namespace vecbank::cpu
