@@ -150,8 +150,15 @@ def plot(report: dict[str, Any], path: Path) -> None:
     verbs = list(dict.fromkeys(row["verb"] for row in report["rows"]))
     for place, verb in enumerate(verbs):
         rows = [row for row in report["rows"] if row["verb"] == verb]
-        axes.scatter([row["theirs_s"] for row in rows], [row["ratio"] for row in rows], s=22, alpha=0.8,
-                     label=verb, color=plt.colormaps["tab20"](place), marker="s" if verb == "module" else "o")  # fmt: skip
+        axes.scatter(
+            [row["theirs_s"] for row in rows],
+            [row["ratio"] for row in rows],
+            s=22,
+            alpha=0.8,
+            label=verb,
+            color=plt.colormaps["tab20"](place),
+            marker="s" if verb == "module" else "o",
+        )
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
     axes.axhline(VERB_LIMIT, color="#c0392b", linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="seconds of the torch expression, or of the peer's module",
