@@ -190,6 +190,9 @@ def test_explain(screen: str, target: Target, one_thread: None) -> None:
     assert few.queries == 1 and (screen != "int16" or "int16 does not serve so few" in few.why)
     with pytest.raises(ValueError, match="k must lie between 1 and"):
         bank.explain(x, 9001)
+    vecbank._C.force_ways()
+    tiny = Bank(gauss(30, 16), "dot", screen=screen).explain(gauss(2, 16), 1)
+    assert tiny.screened == {} and "faster than a screen" in tiny.why and tiny.refined == 60 and tiny.repeated == 2
 
 
 def test_explain_is_for_running_programs() -> None:

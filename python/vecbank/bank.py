@@ -197,7 +197,8 @@ class Bank(PreparedBank):
                 return f'every row is scored exactly: "{metric_name(code)}" has no screen'
             if 8 * k >= rows:
                 return f"every row is scored exactly: k = {k} is an eighth of the {rows} rows or more"
-            return f"every row is scored exactly: no screen serves the width {width}"
+            few = f"faster than a screen for {queries} queries, k = {k} and {bank}"
+            return f"every row is scored exactly: that is predicted to be {few}, or no screen serves this width"
         chosen = None if held is None else held.head
         cost = 0.0 if held is None else use_of(held.pack).cost(width, held.width, rows)
         if screens[0] == "head" and chosen is not None:
