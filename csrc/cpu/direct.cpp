@@ -17,6 +17,7 @@ constexpr double kShortest = 1e-10, kLongest = 1e15;  // norms whose products st
 constexpr float kOdd = std::numeric_limits<float>::quiet_NaN();  // the scale of rows that float64 must score
 
 float scale_of(double squares) {
+  if (squares == 0.0) return 0.0f;  // a zero row scores 0 beside any finite one
   const double norm = std::sqrt(squares);
   return norm >= kShortest && norm <= kLongest ? static_cast<float>(1.0 / floored(norm)) : kOdd;
 }

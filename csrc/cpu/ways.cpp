@@ -49,7 +49,9 @@ ProjectWay way_of(const ProjectProblem& p) {
   const double d = static_cast<double>(p.bank.width);
   const ProjectWay wanted = forced_project.load(std::memory_order_relaxed);
   if (wanted == ProjectWay::packed || wanted == ProjectWay::exact) return wanted;
-  if (p.bank.dtype == DType::f64) return n * m * (d + 8.0) < kSmall ? ProjectWay::exact : ProjectWay::packed;
+  const bool small = n * m * (d + 8.0) < kSmall;
+  if (p.bank.dtype == DType::f64) return small ? ProjectWay::exact : ProjectWay::packed;
+  if (p.out_dtype == DType::f64 && small && wanted == ProjectWay::automatic) return ProjectWay::exact;
   const bool prepared = p.pack != nullptr && p.pack->panels == PanelKind::float32;
   const double packing = prepared ? 0.0 : m * d * 0.6 + std::min(m, 63.0) * d + 2e3;
   const double packed = n * (std::max(m, 16.0) * (0.1 + 0.0087 * d) + 25.0 + 0.55 * d) + packing + 2e3;

@@ -362,7 +362,7 @@ class PreparedBank(nn.Module):
             # The op itself holds the stamp in the pack against the vectors. An exported program keeps no pack. Which
             # stream a compiled program reads it on is the caller's to order, as for every tensor of the program.
             return None if held is None or torch.compiler.is_exporting() else held.pack
-        if vectors.is_cuda and _capturing(vectors):
+        if _capturing(vectors):
             return None  # a replay could not see that the vectors have changed, so the graph packs for itself
         bias = self._buffers.get("bias") if self._biased else None
         shape = vectors.shape
