@@ -70,8 +70,7 @@ class DirectWorker {
       kernels().squares(p.queries, nullptr, first, rows, squares);
     else
       for (int64_t r = 0; r < rows; ++r)
-        kernels().squares({queries_.row(first + r), p.queries.dtype, 1, p.queries.width, 0, 1}, nullptr, 0, 1,
-                          squares + r);
+        squares[r] = self_squares(queries_.row(first + r), p.queries.dtype, p.queries.width);
     for (int64_t r = 0; r < rows; ++r) row_scales_[r] = scale_of(squares[r]);
   }
 

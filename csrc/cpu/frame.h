@@ -16,10 +16,7 @@ struct NormScratch {
   RowReader reader;
   Buffer<double> wide;
   bool reserve(const Rows& bank) { return reader.reserve(bank, 1) && wide.reserve(round_up_to(bank.width, 8)); }
-  double norm(const Rows& bank, int64_t i) {
-    kernels().widen(reader.row(i), bank.dtype, bank.width, wide.get());
-    return std::sqrt(self_squares(wide.get(), bank.width));
-  }
+  double norm(const Rows& bank, int64_t i) { return std::sqrt(self_squares(reader.row(i), bank.dtype, bank.width)); }
   // The largest coordinate of row i, by magnitude.
   double largest(const Rows& bank, int64_t i) {
     kernels().widen(reader.row(i), bank.dtype, bank.width, wide.get());

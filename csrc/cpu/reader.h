@@ -31,15 +31,10 @@ class RowReader {
   Buffer<char> copies_;
 };
 
-// The raw score of a widened row with itself, in the order of core/exact_score.h.
-inline double self_squares(const double* wide, int64_t width) {
+// The raw score of a row of unit stride with itself, in the order of core/exact_score.h.
+inline double self_squares(const void* row, DType dtype, int64_t width) {
   double squares = 0.0;
-  ScoreArgs a;
-  a.queries = wide;
-  a.bank = {wide, DType::f64, 1, width, 0, 1};
-  a.count = 1;
-  a.out = &squares;
-  kernels().score(a);
+  kernels().squares({row, dtype, 1, width, 0, 1}, nullptr, 0, 1, &squares);
   return squares;
 }
 

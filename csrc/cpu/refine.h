@@ -54,9 +54,7 @@ class Refiner {
   void load(int slot, const void* row, DType dtype) {
     loaded_[slot] = {row, dtype, 1, bank_.width, bank_.width, 1};
     if (!wide_rows_) kernels().widen(row, dtype, bank_.width, wide_.get() + slot * stride_);
-    if (!record_.unit_rows) return;
-    kernels().squares(loaded_[slot], nullptr, 0, 1, &query_norm_[slot]);
-    query_norm_[slot] = floored(std::sqrt(query_norm_[slot]));
+    if (record_.unit_rows) query_norm_[slot] = floored(std::sqrt(self_squares(row, dtype, bank_.width)));
   }
 
   // f(slot, key, index) for every row of [first, first + count) or of index[0..count), ascending.
@@ -93,9 +91,9 @@ class Refiner {
     kernels().widen(loaded_[0].data, loaded_[0].dtype, bank_.width, x);
     for (int64_t k = 0; k < bank_.width; ++k) apart[k] = std::fmax(std::fabs(x[k]) - size, 0.0);
     for (int64_t k = bank_.width; k < stride; ++k) apart[k] = 0.0;
-    const double least = self_squares(apart, bank_.width);
+    const double least = self_squares(apart, DType::f64, bank_.width);
     for (int64_t k = 0; k < bank_.width; ++k) apart[k] = std::fabs(x[k]) + size;
-    return self_squares(apart, bank_.width) == least;
+    return self_squares(apart, DType::f64, bank_.width) == least;
   }
 
   // Floored norms of bank rows [first, first + count), for a caller without a pack.
@@ -115,12 +113,8 @@ class Refiner {
     if (bank_.col_stride == 1) {
       kernels().squares(bank_, index, first, count, out);
     } else {
-      Rows one = bank_;
-      one.col_stride = 1;
-      for (int64_t i = 0; i < count; ++i) {
-        one.data = bank_reader_.row(index != nullptr ? index[i] : first + i);
-        kernels().squares(one, nullptr, 0, 1, out + i);
-      }
+      for (int64_t i = 0; i < count; ++i)
+        out[i] = self_squares(bank_reader_.row(index != nullptr ? index[i] : first + i), bank_.dtype, bank_.width);
     }
     for (int64_t i = 0; i < count; ++i) out[i] = floored(std::sqrt(out[i]));
   }

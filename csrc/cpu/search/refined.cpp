@@ -33,7 +33,6 @@ void RefinedWorker::run(const SearchProblem& p, const GridTask& task, Partials* 
   const bool unit = record(p.metric).unit_rows, shared = p.mask.data != nullptr && p.mask.dims == 0;
   for (int64_t from = task.from; from < task.to; from += Refiner::kBlock) {
     const int64_t rows = std::min(Refiner::kBlock, task.to - from);
-    refiner_.set_metric(p.metric, nullptr);
     if (unit) refiner_.bank_norms(from, rows, norms_.get());
     refiner_.set_metric(p.metric, unit ? norms_.get() : nullptr, from, p.bias);
     int64_t listed = -1;  // of the block's rows, where a mask chooses among them
