@@ -37,6 +37,22 @@ def test_lookup(dtype: torch.dtype, weighted: bool, reduce: str, target: Target)
         assert_same(got, reference.lookup(codes, bank, weights, reduce=reduce), f"{shape} {m} x {d}")
 
 
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 31, 32, 64, 100, 128, 300, 1024, 1025])
+def test_rows_are_copied(width: int, device: str) -> None:
+    """Rows narrower and wider than a cache line, in small tables and in those whose rows are fetched early."""
+    for rows, count in ((3, 5), (2**18 // width + 7, 2**21 // width + 19)):
+        codes = torch.randint(-1, rows, (count,), generator=torch.Generator().manual_seed(width))
+        bank = gauss(rows, width)
+        bank[1:3, 0] = torch.tensor([float("nan"), float("-inf")])
+        expected = torch.where((codes < 0)[:, None], 0.0, bank[codes])
+        got = vecbank.lookup(codes.to(device), bank.to(device))
+        assert torch.equal(got.cpu().view(torch.int32), expected.view(torch.int32)), (rows, count)
+        apart = torch.zeros(rows, width + 3).copy_(torch.nn.functional.pad(bank, (0, 3)))[:, :width]
+        assert torch.equal(
+            vecbank.lookup(codes.to(device), apart.to(device)).cpu().view(torch.int32), got.cpu().view(torch.int32)
+        )
+
+
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_segment_sum(dtype: torch.dtype, weighted: bool, target: Target) -> None:

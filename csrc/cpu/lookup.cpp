@@ -134,8 +134,9 @@ template <class F>
   width = std::max<int64_t>(width, 1);
   const int64_t shared = rows * width / (8 * parallel.workers);
   const int64_t batch = std::max<int64_t>(1, std::clamp<int64_t>(shared, 16384, 1 << 20) / width);
-  return for_each_task(parallel, ceil_div(rows, batch),
-                       [&](int worker, int64_t task) { f(worker, task * batch, std::min(rows, (task + 1) * batch)); });
+  return for_each_own_task(parallel, ceil_div(rows, batch), [&](int worker, int64_t task) {
+    f(worker, task * batch, std::min(rows, (task + 1) * batch));
+  });
 }
 
 bool all_rows(const int64_t* codes, int64_t count, int64_t rows) {
@@ -148,6 +149,9 @@ const void* element_at(const void* data, DType dtype, int64_t i) {
   return data == nullptr ? nullptr : static_cast<const char*>(data) + i * static_cast<int64_t>(size_of(dtype));
 }
 
+// Bytes of a bank that outgrows a core's own cache, and of a result that will not stay in the one that cores share.
+constexpr int64_t kFarBank = 1 << 20, kFarOut = 8 << 20;
+
 // The rows as they are: a copy of bytes.
 Status copy_rows(const LookupProblem& p, const Parallel& parallel) {
   const int64_t d = p.bank.width, size = static_cast<int64_t>(size_of(p.bank.dtype));
@@ -158,6 +162,7 @@ Status copy_rows(const LookupProblem& p, const Parallel& parallel) {
     GatherArgs a;
     a.bank = static_cast<const char*>(p.bank.data);
     a.rows = p.bank.count, a.row_bytes = p.bank.row_stride * size, a.bytes = d * size;
+    a.far_bank = a.rows * a.row_bytes >= kFarBank, a.far_out = p.count * a.bytes >= kFarOut;
     const auto copy = [&](int64_t from, int64_t count) {
       a.codes = p.codes + from, a.count = count;
       a.out = static_cast<char*>(p.out) + from * d * size;

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -152,5 +153,31 @@ class PerWorker {
   std::unique_ptr<T[]> list_;
   int64_t count_;
 };
+
+// As for_each_task(), for tasks of about equal work that read or write one stretch of memory after another. Each worker
+// begins with tasks of its own, the same ones in every call of this size: its caches still have what it left there. A
+// worker whose own are done helps the others.
+template <class F>
+[[nodiscard]] Status for_each_own_task(const Parallel& parallel, int64_t tasks, F&& f) {
+  const int64_t workers = tasks < parallel.workers ? tasks : parallel.workers;
+  if (workers <= 1) return for_each_task(parallel, tasks, std::forward<F>(f));
+  struct alignas(64) Next {  // a cache line each
+    std::atomic<int64_t> task{0};
+  };
+  PerWorker<Next> next(workers);
+  int64_t owners = 0;
+  if (!next.each([&](Next& n) {
+        n.task = tasks * owners++ / workers;
+        return true;
+      }))
+    return Status::out_of_memory;
+  return for_each_task(parallel, workers, [&](int worker, int64_t) {
+    for (int64_t w = 0; w < workers; ++w) {
+      const int64_t owner = (worker + w) % workers, end = tasks * (owner + 1) / workers;
+      std::atomic<int64_t>& task = next[owner].task;
+      for (int64_t t = task.fetch_add(1); t < end && !parallel.stop.requested(); t = task.fetch_add(1)) f(worker, t);
+    }
+  });
+}
 
 }  // namespace vecbank::cpu

@@ -11,6 +11,8 @@ struct GatherArgs {
   const int64_t* codes = nullptr;
   int64_t count = 0;
   char* out = nullptr;  // [count][bytes]
+  // Too large for the nearer caches: rows, or the room for them, are fetched early.
+  bool far_bank = false, far_out = false;
 };
 
 struct BagArgs {

@@ -136,6 +136,34 @@ TEST(stop_keeps_later_tasks_from_running) {
   CHECK(for_each_task(parallel, 10, [&](int, int64_t) {}) == Status::ok);
 }
 
+TEST(each_worker_begins_with_its_own_tasks) {
+  for (int64_t tasks : {0, 1, 2, 3, 4, 10, 101}) {
+    std::vector<std::atomic<int>> ran(static_cast<size_t>(tasks));
+    CHECK(for_each_own_task(threads(4), tasks, [&](int worker, int64_t task) {
+            CHECK(worker >= 0 && worker < 4);
+            ++ran[static_cast<size_t>(task)];
+          }) == Status::ok);
+    for (const auto& times : ran) CHECK(times == 1);
+  }
+  // Workers that run one after another: the first one does its own, and then those of the others, in order.
+  Parallel one_by_one;
+  one_by_one.workers = 3;
+  one_by_one.run = [](void*, int workers, void (*body)(void*, int), void* arg) {
+    for (int w = workers; w-- > 0;) body(arg, w);
+  };
+  std::vector<int64_t> order;
+  CHECK(for_each_own_task(one_by_one, 9, [&](int, int64_t task) { order.push_back(task); }) == Status::ok);
+  CHECK((order == std::vector<int64_t>{6, 7, 8, 0, 1, 2, 3, 4, 5}));
+  std::atomic<bool> raised{false};
+  one_by_one.stop.flag = &raised;
+  order.clear();
+  CHECK(for_each_own_task(one_by_one, 9, [&](int, int64_t task) {
+          order.push_back(task);
+          raised = task == 7;
+        }) == Status::stopped);
+  CHECK((order == std::vector<int64_t>{6, 7}));
+}
+
 TEST(stop_ends_packing_and_products) {
   for_each_isa([] {
     Data d;
