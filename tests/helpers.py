@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from cases import METRICS, Case, build
 from torch import Tensor
@@ -38,6 +39,11 @@ TARGETS = [Target("cpu", isa) for isa in ISAS] + [Target(device) for device in D
 # everything else on the upper one.
 _SAME_BUT_FOR_SCREENS = {"avx2vnni": "avx2", "avx512vnni": "avx512"}
 DISTINCT_TARGETS = [t for t in TARGETS if t.isa not in {_SAME_BUT_FOR_SCREENS.get(isa) for isa in ISAS} - {None}]
+
+
+def without_kernel(patch: pytest.MonkeyPatch) -> None:
+    """Gradients of `project` go as those of problems that are too large for one kernel."""
+    patch.setattr("vecbank._ops.project_gradient.in_one_kernel", lambda *sizes, **options: False)
 
 
 def seeded(seed: int = 0) -> torch.Generator:

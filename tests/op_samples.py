@@ -44,6 +44,8 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
             table["topk_backward"].append((values, a.detach(), b.detach(), indices, code))
             dense = torch.ones(*a.shape[:-1], b.shape[-2], dtype=a.dtype)
             table["project_backward"].append((dense, a.detach(), b.detach(), code))
+            if b.dtype != torch.float64:
+                table["project_backward_small"].append((dense, a.detach(), b.detach(), code))
         table["project"] += [
             (x, bank, packed, code),
             (x, bank, packed, code, torch.float64),
@@ -56,7 +58,8 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
             (x, bank, code, torch.float64, torch.tensor([[0, 8, -1]]).expand(4, 3)),
             (xg, bg, code, None, torch.tensor([[0, 8, -1]]).expand(4, 3)),
         ]
-        table["project_backward"] += [(torch.ones(4, 9), x, bank, code, need, not need) for need in (True, False)]
+        for name in ("project_backward", "project_backward_small"):
+            table[name] += [(torch.ones(4, 9), x, bank, code, need, not need) for need in (True, False)]
         table["nearest"] += [
             (x, bank, packed, code),
             (x, bank, packed, code, False),

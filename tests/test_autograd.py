@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cases import METRICS
-from helpers import assert_same, gauss, ints, same
+from helpers import assert_same, gauss, ints, same, without_kernel
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -113,12 +113,17 @@ def _difficult() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
 @pytest.mark.parametrize("metric", ["l2", "sqeuclidean"])
 @pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", list(_difficult()))
+@pytest.mark.parametrize("way", ["kernel", "torch"])
 def test_distance_gradient_on_difficult_data(
-    name: str, dtype: torch.dtype, metric: str, monkeypatch: pytest.MonkeyPatch
+    way: str, name: str, dtype: torch.dtype, metric: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For both sides, batched too, right to a few of the last units of the largest: also where torch.cdist, which
     multiplies out about the origin, has no digit right.
     """
+    if way == "torch":
+        without_kernel(monkeypatch)
+    elif dtype == F64:
+        pytest.skip("the kernel is not for float64")
     x, bank, grad = (t.to(dtype) for t in _difficult()[name])
     work = dtype if dtype.itemsize > 2 else torch.float32
     truth = _long_sums if dtype == F64 else by_differences  # the truth of float64 needs more digits
@@ -150,8 +155,11 @@ def test_distance_gradient_on_difficult_data(
 
 @pytest.mark.parametrize("metric", ["l2", "sqeuclidean"])
 @pytest.mark.parametrize("shape", [(20, 25, 40), (300, 90, 8)], ids=str)
-def test_distance_gradient_by_differences(shape: tuple[int, int, int], metric: str) -> None:
+def test_distance_gradient_by_differences(
+    shape: tuple[int, int, int], metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a few rows, for which torch.cdist sums differences too, and of narrow ones: the sums of differences."""
+    without_kernel(monkeypatch)
     n, m, d = shape
     x, bank, grad = gauss(n, d) + 1e4, gauss(m, d, seed=1) + 1e4, gauss(n, m, seed=2)
     got = torch.ops.vecbank.project_backward(grad, x, bank, METRICS.index(metric))
@@ -161,6 +169,7 @@ def test_distance_gradient_by_differences(shape: tuple[int, int, int], metric: s
 
 def test_distance_gradient_chooses_by_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products in the inputs' dtype on ordinary data and beside a few close pairs, in float64 beside many."""
+    without_kernel(monkeypatch)
     monkeypatch.setattr(distance_gradient, "SMALL_BLOCK_BYTES", 1)  # as large problems
     seen: list[tuple[torch.dtype, int]] = []
     products, pairs = distance_gradient._Distance._products, distance_gradient._Distance._pairs

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cases import METRICS
-from helpers import gauss
+from helpers import gauss, without_kernel
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,6 +38,7 @@ def near(got: tuple[Tensor, ...], want: tuple[Tensor, ...], units: float = 16) -
 def test_batches_in_groups(room: int, shape: tuple[int, ...], metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One by one, in groups, or all at once: the gradients are those of the reference, of a part of the sides too."""
     b, n, m, d = shape
+    without_kernel(monkeypatch)
     numbers = room * (n * m + (n + m) * d) * 4
     monkeypatch.setattr(project_gradient, "BLOCK_BYTES", numbers)
     monkeypatch.setattr(project_gradient, "_ABSOLUTE_TERMS", room * n * m * d)
@@ -61,6 +62,7 @@ def test_a_few_close_pairs_stay_in_one_block(
     lead: tuple[int, ...], metric: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Anchors that are rows of the data: equal pairs and near ones, beside the products of all others."""
+    without_kernel(monkeypatch)
     monkeypatch.setattr(distance_gradient, "_Distance", None)
     monkeypatch.setattr(distance_gradient, "_differences", None)
     x, grad = gauss(*lead, 90, 40) + 3, gauss(*lead, 90, 60, seed=1)
@@ -77,6 +79,7 @@ def test_a_few_close_pairs_stay_in_one_block(
 @pytest.mark.parametrize("dead", [False, True], ids=["", "dead rows"])
 def test_similarities_in_blocks(dead: bool, dtype: torch.dtype, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many blocks or one, with rows below the floor of norms or none, and where there are no products of bfloat16."""
+    without_kernel(monkeypatch)
     x, bank, grad = gauss(300, 24).to(dtype), gauss(50, 24, seed=1).to(dtype), gauss(300, 50, seed=2).to(dtype)
     if dead:
         x[7], bank[9] = 0.0, 0.0

@@ -27,6 +27,7 @@ OURS = {
     if f.name().startswith("vecbank::")
 }
 WITHOUT = {
+    "project_backward_small",
     "pack",
     "repack_",
     "project_backward",

@@ -42,6 +42,8 @@ def test_schemas_only_grow_at_the_end() -> None:
         "repack_": "Tensor(a!) pack, Tensor bank, int metric, Tensor rows, Tensor? bias=None, bool stamp=False",
         "project": "Tensor x, Tensor bank, Tensor? pack, int metric, ScalarType? out_dtype=None",
         "exact_scores": "Tensor x, Tensor bank, int metric, ScalarType? out_dtype=None, Tensor? indices=None",
+        "project_backward_small": "Tensor grad, Tensor x, Tensor bank, int metric, bool need_x=True, "
+        "bool need_bank=True",
         "topk": "Tensor x, Tensor bank, Tensor? pack, int k, int metric, Tensor? mask=None, bool exact=True, "
         "Tensor? bias=None",
         "nearest": "Tensor x, Tensor bank, Tensor? pack, int metric, bool exact=True",
@@ -54,7 +56,7 @@ def test_schemas_only_grow_at_the_end() -> None:
         assert f"vecbank::{name}({arguments}" in str(op(name).default._schema)
 
 
-@pytest.mark.parametrize("name", ["pack", "project_backward", "topk_backward", "lookup_dot"])
+@pytest.mark.parametrize("name", ["pack", "project_backward", "project_backward_small", "topk_backward", "lookup_dot"])
 def test_ops_without_a_formula_raise_in_backward(name: str) -> None:
     row = samples()[name][0]
     row = tuple(a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in row)

@@ -129,6 +129,10 @@ ROWS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "project_backward: too many rows": ("project_backward", (gauss(4, 6), X, BANK, 0)),
     "project_backward: queries": ("project_backward", (gauss(3, 5), X, BANK, 0)),
     "project_backward: widths": ("project_backward", (gauss(4, 5), X, gauss(5, 2), 0)),
+    "project_backward_small: too many rows": ("project_backward_small", (gauss(4, 6), X, BANK, 0)),
+    "project_backward_small: queries": ("project_backward_small", (gauss(3, 5), X, BANK, 0)),
+    "project_backward_small: widths": ("project_backward_small", (gauss(4, 5), X, gauss(5, 2), 0)),
+    "project_backward_small: float64": ("project_backward_small", (gauss(4, 5), X.double(), BANK.double(), 0)),
 }
 for _name in SEARCHES:
     ROWS |= {
@@ -184,13 +188,14 @@ def test_mixed_devices_are_refused(name: str, position: int) -> None:
         op(name)(*mixed)
 
 
-@pytest.mark.parametrize("name", ["pack", *SEARCHES, "topk_backward", "project_backward"])
+@pytest.mark.parametrize("name", ["pack", *SEARCHES, "topk_backward", "project_backward", "project_backward_small"])
 def test_bad_metric(name: str) -> None:
     rows = {
         "pack": lambda code: (BANK, code),
         "topk": lambda code: (X, BANK, None, 2, code),
         "topk_backward": lambda code: (gauss(4, 2), X, BANK, torch.zeros(4, 2, dtype=INT64), code),
         "project_backward": lambda code: (gauss(4, 5), X, BANK, code),
+        "project_backward_small": lambda code: (gauss(4, 5), X, BANK, code),
     }
     row = rows.get(name, lambda code: (X, BANK, None, code))
     for code in (-1, len(CODE), 2**40, -(2**63)):

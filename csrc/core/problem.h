@@ -32,4 +32,13 @@ struct ProjectProblem {
   int64_t k = 0;
 };
 
+// The gradient of project()'s result with respect to queries and bank. All sums run in float32.
+struct ProjectGradientProblem {
+  Rows queries, bank;  // not of float64; col_stride must be 1
+  Rows grad;           // [queries][bank rows], of any type and strides
+  Metric metric = Metric::cosine;
+  void* grad_queries = nullptr;  // [queries][width] in the queries' dtype; null: not wanted
+  void* grad_bank = nullptr;     // [bank rows][width] in the bank's dtype; null: not wanted
+};
+
 }  // namespace vecbank

@@ -34,6 +34,8 @@ Status project(const ProjectProblem& problem, const Parallel& parallel);
 // Many small problems, which share the workers.
 Status search_each(const SearchProblem* problems, int64_t count, const Parallel& parallel);
 Status project_each(const ProjectProblem* problems, int64_t count, const Parallel& parallel);
+Status project_gradients(const ProjectGradientProblem& problem, const Parallel& parallel);
+Status project_gradients_each(const ProjectGradientProblem* problems, int64_t count, const Parallel& parallel);
 Status lookup(const LookupProblem& problem, const Parallel& parallel);
 Status lookup_dot(const LookupDotProblem& problem, const Parallel& parallel);
 Status segment_sum(const SegmentSumProblem& problem, const Parallel& parallel);

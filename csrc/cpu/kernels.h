@@ -7,6 +7,7 @@
 #include "../core/frame.h"
 #include "search/screens/int16.h"
 #include "search/screens/int8.h"
+#include "slopes.h"
 #include "sums.h"
 #include "tiles.h"
 
@@ -86,6 +87,10 @@ struct Kernels {
   void (*narrow)(const double* row, DType dtype, int64_t width, void* out);
   bool (*add_bag)(const BagArgs&);  // false: a code is no row
   void (*add_block)(const BlockSumArgs&);
+  void (*slopes)(const SlopeArgs&);
+  void (*end_slopes)(const SlopeEndArgs&);
+  // out[i] = grads[i * step] / root(squares[i]). Returns whether a square is odd: above float32, or below kLeastSquare.
+  bool (*divide_by_roots)(const float* squares, const float* grads, int64_t step, int64_t count, float* out);
 
   // The height of the float32 tile for so many query rows.
   int height_for(int64_t rows) const { return rows <= 1 ? heights[2] : rows <= heights[1] ? heights[1] : heights[0]; }

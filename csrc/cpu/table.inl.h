@@ -10,6 +10,7 @@
 #include "direct.inl.h"
 #include "epilogues.inl.h"
 #include "scores.inl.h"
+#include "slopes.inl.h"
 #include "sums.inl.h"
 
 namespace vecbank::cpu {
@@ -134,7 +135,10 @@ constexpr Kernels make_table(const char* name) {
           gather,
           narrow_row<Lanes>,
           add_bag<Lanes, (Isa::full > 8 ? 16 : 4)>,  // sums of a bag in as many registers as there are
-          add_block<Lanes>};
+          add_block<Lanes>,
+          slopes<typename Isa::F32>,
+          end_slopes<typename Isa::F32>,
+          divide_by_roots};
 }
 
 }  // namespace

@@ -71,6 +71,10 @@ inline Tensor dense(const Tensor& t) {  // on t's own device
   return copy;
 }
 
+inline Tensor dense_columns(const Tensor& t) {  // whose rows lie in one piece
+  return t.dim() == 0 || t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1 ? t : dense(t);
+}
+
 // Element `i` of a contiguous tensor.
 inline char* at(const Tensor& t, int64_t i, DType dtype) {
   return static_cast<char*>(t.mutable_data_ptr()) + i * static_cast<int64_t>(size_of(dtype));

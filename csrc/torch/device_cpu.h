@@ -54,6 +54,11 @@ class CpuScope {
   void project_batches(int64_t batches, double work, ProblemOf&& problem_of) const {
     solve_batches<ProjectProblem>(batches, work, problem_of, cpu::project, cpu::project_each);
   }
+  template <class ProblemOf>
+  void gradient_batches(int64_t batches, double work, ProblemOf&& problem_of) const {
+    solve_batches<ProjectGradientProblem>(batches, work, problem_of, cpu::project_gradients,
+                                          cpu::project_gradients_each);
+  }
   void pair_gradients(const PairProblem& p) const { check(cpu::pair_gradients(p, threads())); }
   void lookup(const LookupProblem& p) const { check(cpu::lookup(p, threads())); }
   void lookup_dot(const LookupDotProblem& p) const { check(cpu::lookup_dot(p, threads())); }

@@ -239,6 +239,37 @@ std::tuple<Tensor, Tensor> topk_backward(const Tensor& grad, const Tensor& x, co
   return {grad_x, grad_bank};
 }
 
+// The gradients of project in one kernel: for problems, and batches of them, that are too small for products of a
+// library. Empty where not needed.
+template <class Scope>
+std::tuple<Tensor, Tensor> project_backward_small(const Tensor& grad, const Tensor& x, const Tensor& bank,
+                                                  int64_t metric, bool need_x, bool need_bank) {
+  Scope scope(x, "x");
+  scope.same(grad, "grad");
+  const Tensor given_x = dense_columns(x), given_bank = dense_columns(bank);
+  const Pairing pair = pair_rows(scope, given_x, given_bank);
+  STD_TORCH_CHECK(pair.bank.rows.dtype != DType::f64, "vecbank: bank must not be float64 here");
+  STD_TORCH_CHECK(sizes_of(grad) == resized(x, pair.m), "vecbank: grad ", shape_of(grad), " does not fit x ",
+                  shape_of(x), " and bank ", shape_of(bank));
+  const RowsView grads = rows_of(grad, "grad");
+  ProjectGradientProblem p;
+  p.metric = metric_of(metric);
+  Tensor grad_x = scope.empty(need_x ? sizes_of(x) : std::vector<int64_t>{0}, x.scalar_type());
+  Tensor grad_bank = scope.empty(need_bank ? sizes_of(bank) : std::vector<int64_t>{0}, bank.scalar_type());
+  const double work = 3.0 * pair.work(pair.m);
+  scope.begin(work);
+  scope.gradient_batches(pair.batches, work, [&](int64_t b) {
+    ProjectGradientProblem one = p;
+    one.queries = pair.x_batch(b);
+    one.bank = pair.bank_batch(b);
+    one.grad = batch_of(grads.rows, pair.batches, b);
+    if (need_x) one.grad_queries = at(grad_x, b * one.queries.count * one.queries.width, one.queries.dtype);
+    if (need_bank) one.grad_bank = at(grad_bank, b * one.bank.count * one.bank.width, one.bank.dtype);
+    return one;
+  });
+  return {grad_x, grad_bank};
+}
+
 // project_backward is plain ATen and lives in Python (_backward.py): it is three matrix products, and needs no kernel
 // here.
 template <class Scope, class Library>

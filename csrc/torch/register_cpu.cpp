@@ -1,4 +1,4 @@
-// torch.ops.vecbank.*: the schemas, the CPU's ops, and the one op that only the CPU has.
+// torch.ops.vecbank.*: the schemas, the CPU's ops, and the ops that only the CPU has.
 #include "device_cpu.h"
 #include "ops_codebook.h"
 #include "ops_search.h"
@@ -55,6 +55,10 @@ STABLE_TORCH_LIBRARY(vecbank, m) {
       "project_backward(Tensor grad, Tensor x, Tensor bank, int metric, bool need_x=True, bool need_bank=True, "
       "Tensor? row_least=None) -> (Tensor, Tensor)");
   m.def(
+      "project_backward_small(Tensor grad, Tensor x, Tensor bank, int metric, bool need_x=True, bool need_bank=True) "
+      "-> "
+      "(Tensor, Tensor)");
+  m.def(
       "topk(Tensor x, Tensor bank, Tensor? pack, int k, int metric, Tensor? mask=None, bool exact=True, "
       "Tensor? bias=None) -> (Tensor values, Tensor indices)");
   m.def("topk_backward(Tensor grad, Tensor x, Tensor bank, Tensor indices, int metric) -> (Tensor, Tensor)");
@@ -77,4 +81,5 @@ STABLE_TORCH_LIBRARY_IMPL(vecbank, CPU, m) {
   vecbank::ops::register_searches<vecbank::CpuScope>(m);
   vecbank::ops::register_codebook_ops<vecbank::CpuScope>(m);
   m.impl("repack_", TORCH_BOX(&vecbank::ops::repack_));
+  m.impl("project_backward_small", TORCH_BOX(&vecbank::ops::project_backward_small<vecbank::CpuScope>));
 }

@@ -246,6 +246,12 @@ TEST(stop_ends_gathers_sums_and_gradients) {
   pairs.grad_queries = d.more.data();
   pairs.grad_bank = d.out.data();
   CHECK(pair_gradients(pairs, parallel) == Status::stopped);
+  ProjectGradientProblem gradients;
+  gradients.queries = gradients.grad = x;  // a bank of kWidth rows
+  gradients.bank = {d.b.data(), DType::f32, kWidth, kWidth, kWidth, 1};
+  gradients.grad_queries = d.more.data();
+  gradients.grad_bank = d.out.data();
+  CHECK(project_gradients(gradients, parallel) == Status::stopped);
   QuantizeLossProblem loss;
   loss.x = loss.quantized = x;
   loss.codes = d.codes.data();

@@ -14,7 +14,7 @@ from .distance_gradient import median
 from .fakes import FLOATS, check, check_pair, same_device
 from .names import METRICS, SIMILARITIES
 from .pairs import pair_tangents, pair_terms, units
-from .project_gradient import check_project_backward, gradients
+from .project_gradient import check_project_backward, gradients, is_small
 from .tangents import Tangents, flat, split, total, wide
 
 # ---- project ------------------------------------------------------------------------------------------------------
@@ -26,9 +26,15 @@ def _project(x: Tensor, bank: Tensor, pack: Tensor | None, metric: int, out_dtyp
     return x.new_empty((*x.shape[:-1], bank.shape[-2]), dtype=out_dtype or x.dtype)
 
 
+def _has_a_kernel(x: Tensor, bank: Tensor) -> bool:
+    """Whether sqeuclidean's gradient surely has no use for the least of each row."""
+    # While a program is traced for any size, the sizes are symbols.
+    return all(type(size) is int for size in (*x.shape, *bank.shape)) and is_small(x, x, bank, METRICS["sqeuclidean"])
+
+
 def _project_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, bank, _, ctx.metric, _ = inputs
-    ask = ctx.metric == METRICS["sqeuclidean"] and output.numel() > 0
+    ask = ctx.metric == METRICS["sqeuclidean"] and output.numel() > 0 and not _has_a_kernel(x, bank)
     least = output.amin(-1) if ask else None  # numbers of its own, so that the output may change in place
     ctx.save_for_backward(x, bank, least)
 

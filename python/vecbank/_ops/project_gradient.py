@@ -15,6 +15,7 @@ from .blocks import BLOCK_BYTES, add_product, block_rows, blocks, cast, rows_of,
 from .distance_gradient import SMALL_BLOCK_BYTES, distance, distance_numbers
 from .fakes import check, check_pair, same_device
 from .names import METRICS
+from .small_gradient import BLOCK_NUMBERS, in_one_kernel
 
 _NORM_FLOOR = 1e-8
 
@@ -112,6 +113,8 @@ def _absolute(
     """Gradients of l1: sums of sign(x - b), which is 0 where they are equal."""
     work = sums_dtype(bank)
     x, bank = x.to(work).contiguous(), bank.to(work).contiguous()
+    if x.is_cpu and work == torch.float32 and x.dim() == 2:
+        return _absolute_blocks(grad, x, bank, need_x, need_bank)
 
     def side(grad: Tensor, rows: Tensor, others: Tensor) -> Tensor:
         step = rows.shape[-2] if rows.dim() == 3 else block_rows(_ABSOLUTE_TERMS, others.numel(), least=1)
@@ -123,6 +126,22 @@ def _absolute(
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     return side(grad, x, bank) if need_x else None, side(grad.mT, bank, x) if need_bank else None
+
+
+def _absolute_blocks(
+    grad: Tensor, x: Tensor, bank: Tensor, need_x: bool, need_bank: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of one problem, by the kernel for small ones."""
+    m, d = bank.shape
+    grad_x = torch.empty_like(x) if need_x else None
+    grad_bank = torch.zeros_like(bank) if need_bank else None
+    for rows in blocks(x.shape[0], block_rows(BLOCK_NUMBERS - m * d, m + d)):
+        of_x, of_bank = _small(grad[rows], x[rows], bank, METRICS["l1"], need_x, need_bank)
+        if grad_x is not None:
+            grad_x[rows] = of_x
+        if grad_bank is not None:
+            grad_bank.add_(of_bank)
+    return grad_x, grad_bank
 
 
 def check_project_backward(
@@ -164,6 +183,8 @@ def gradients(
     grad: Tensor, x: Tensor, bank: Tensor, metric: int, need_x: bool, need_bank: bool, row_least: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """What `project_backward` returns for arguments that have been checked."""
+    if is_small(grad, x, bank, metric):
+        return _small(grad, x, bank, metric, need_x, need_bank)
     device = x.device.type
     if torch.is_autocast_enabled(device):  # its products would be of 16 bits
         with torch.autocast(device, enabled=False):
@@ -182,6 +203,20 @@ def gradients(
         x.new_empty(0) if grad_x is None else cast(grad_x, x.dtype).view(x.shape),
         bank.new_empty(0) if grad_bank is None else cast(grad_bank, bank.dtype).view(bank.shape),
     )
+
+
+_small = torch.ops.vecbank.project_backward_small.default
+
+
+def is_small(grad: Tensor, x: Tensor, bank: Tensor, metric: int) -> bool:
+    """Whether there is one kernel, which is quicker than what follows below."""
+    rows, dtype = bank.shape, bank.dtype
+    batch = rows[0] if len(rows) == 3 else 1
+    if not x.is_cpu or dtype is torch.float64 or batch * rows[-1] == 0:
+        return False
+    half = dtype is torch.bfloat16 and metric == METRICS["dot"] and grad.dtype is dtype and _bfloat16_products()
+    n = x.numel() // (rows[-1] * batch)
+    return in_one_kernel(n, rows[-2], rows[-1], batch, metric, bfloat16=half)
 
 
 def _of(
