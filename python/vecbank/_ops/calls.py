@@ -20,9 +20,11 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling as _compiling
 
 from .._C import call as _call  # names of this module: every call pays for looking them up; loading _C defines the ops
+from .recording import RECORDED
 
 _recording, _any_requires_grad = torch.is_grad_enabled, torch._C._any_requires_grad
 _transformed, _overridden = torch._C._are_functorch_transforms_active, torch._C._has_torch_function
+_dispatched = torch._C._len_torch_dispatch_stack
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
@@ -30,13 +32,11 @@ def _interruptible(op: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         if _compiling():
             return op(*arguments)  # a compiled program calls the op itself
-        if (  # not `_unseen_by_autograd`, written out: a call of a function costs as much as most of its answer
-            (_recording() and _any_requires_grad(*arguments))
-            or forward_ad._current_level >= 0
-            or _transformed()
-            or _overridden(arguments)
-        ):
+        # Not `_unseen_by_autograd`, written out: a call of a function costs as much as most of its answer.
+        if forward_ad._current_level >= 0 or _transformed() or _overridden(arguments):
             return _call(op, *arguments)
+        if _recording() and _any_requires_grad(*arguments):
+            return _call(RECORDED.get(op, op) if _dispatched() == 0 else op, *arguments)
         with _BelowAutograd():
             return _call(op, *arguments)
 

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._functorch.utils import unwrap_dead_wrappers
 
 _recording, _any_requires_grad = torch.is_grad_enabled, torch._C._any_requires_grad
+# The ops that autograd records this way: how each is called where nobody but autograd is to see the call.
+RECORDED: dict[Any, Callable[..., Any]] = {}
 _BelowAutograd, _after_autograd = torch._C._AutoDispatchBelowAutograd, torch._C._after_autograd_keyset
 
 
@@ -28,7 +31,7 @@ def recorder(op: Any, setup: Callable[..., None], backward: Callable[..., Any]) 
     def forward(ctx: Any, *args: Any) -> Any:
         *inputs, keyset = args
         with _BelowAutograd():
-            result = op.redispatch(keyset & _after_autograd, *inputs)
+            result = op(*inputs) if keyset is None else op.redispatch(keyset & _after_autograd, *inputs)
             setup(ctx=ctx, inputs=(*inputs, *defaults[len(inputs) :]), output=result)
         return result
 
@@ -43,6 +46,10 @@ def recorder(op: Any, setup: Callable[..., None], backward: Callable[..., Any]) 
     name = f"GeneratedBackwardFor_{op._namespace}_{op._opname}_{op._overloadname}"
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backwards)}
     recorded: Any = type(name, (torch.autograd.Function,), methods)
+
+    # What torch's `apply` does outside of transforms.
+    plain_apply = super(torch.autograd.Function, recorded).apply
+    RECORDED[op] = lambda *args: plain_apply(*unwrap_dead_wrappers((*args, None)))
 
     def kernel(keyset: Any, *args: Any) -> Any:
         if _recording() and _any_requires_grad(*args):
