@@ -122,7 +122,8 @@ class Gradients {
     const bool as_given = p.grad.dtype == DType::f32 && !metric.root;
     if (!as_given && !weights_.reserve(n * columns)) return Status::out_of_memory;
     if (metric.root && !panels_.reserve(columns * p.bank.width)) return Status::out_of_memory;
-    if (!scratch_.reserve(parallel.workers, round_up_to(p.queries.width, 8), metric.root ? columns : 0))
+    const bool works = !as_given || !x_.in_place() || !bank_.in_place();
+    if (works && !scratch_.reserve(parallel.workers, round_up_to(p.queries.width, 8), metric.root ? columns : 0))
       return Status::out_of_memory;
 
     for (Side* side : {&x_, &bank_}) {
@@ -154,8 +155,8 @@ class Gradients {
     Buffer<float> squares, grads;  // [kScored][bank rows], [bank rows]
     Buffer<int64_t> odd;           // [bank rows]
     bool reserve(int64_t width, int64_t columns) {
-      return wide.reserve(width) && exact.reserve(columns) && squares.reserve(kScored * columns) &&
-             grads.reserve(columns) && odd.reserve(columns);
+      return wide.reserve(width) && (columns == 0 || (exact.reserve(columns) && squares.reserve(kScored * columns) &&
+                                                      grads.reserve(columns) && odd.reserve(columns)));
     }
   };
   class PerWorkerScratch {

@@ -28,6 +28,9 @@ _dispatched = torch._C._len_torch_dispatch_stack
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
+_PLAIN = frozenset({Tensor, torch.nn.Parameter, int, bool, type(None)})  # no subclasses of tensors
+
+
 def _interruptible(op: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         if _compiling():
@@ -60,7 +63,7 @@ def as_if_op(function: Callable[..., Any], *arguments: Any) -> Any:
     if _compiling() or torch._C._len_torch_dispatch_stack() > 0 or not _unseen_by_autograd(arguments):
         return None
     for value in arguments:
-        if isinstance(value, Tensor) and type(value) is not Tensor and type(value) is not torch.nn.Parameter:
+        if type(value) not in _PLAIN and isinstance(value, Tensor):
             return None
     with _BelowAutograd():
         return _call(function, *arguments)

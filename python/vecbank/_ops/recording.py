@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._functorch.utils import unwrap_dead_wrappers
+from torch import Tensor
+from torch._C._functorch import unwrap_if_dead
 
 _recording, _any_requires_grad = torch.is_grad_enabled, torch._C._any_requires_grad
 # The ops that autograd records this way: how each is called where nobody but autograd is to see the call.
@@ -49,7 +50,7 @@ def recorder(op: Any, setup: Callable[..., None], backward: Callable[..., Any]) 
 
     # What torch's `apply` does outside of transforms.
     plain_apply = super(torch.autograd.Function, recorded).apply
-    RECORDED[op] = lambda *args: plain_apply(*unwrap_dead_wrappers((*args, None)))
+    RECORDED[op] = lambda *args: plain_apply(*[unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in args], None)
 
     def kernel(keyset: Any, *args: Any) -> Any:
         if _recording() and _any_requires_grad(*args):

@@ -14,11 +14,14 @@ from .define import define
 from .fakes import check, check_pair, same_device
 from .names import METRICS
 
+_isa = _C.isa
 BLOCK_NUMBERS = 1 << 20  # of a problem: its sides are read several times, and stay near the cache
-_DISTANCES = METRICS["l2"], METRICS["sqeuclidean"], METRICS["l1"]
+_SQEUCLIDEAN, _L1 = METRICS["sqeuclidean"], METRICS["l1"]
+_DISTANCES = METRICS["l2"], _SQEUCLIDEAN, _L1
 _FEW_TERMS = 1 << 10  # of a problem of a batch: below, torch's sums of differences take no longer
 # Terms (pairs times width) up to which the kernel is quicker than products of a library, by registers of 16, 8 or 4.
 _TERMS = {"avx512": 1 << 25, "avx2": 1 << 21}
+_TERMS |= {f"{isa}vnni": terms for isa, terms in _TERMS.items()}
 _TERMS_ELSE = 1 << 16
 _TERMS_BFLOAT16 = 1 << 20  # of a library whose processor has products of bfloat16
 
@@ -31,12 +34,12 @@ def in_one_kernel(n: int, m: int, d: int, batch: int, metric: int, *, bfloat16: 
     if n * m + (n + m) * d > BLOCK_NUMBERS:
         return False
     terms = n * m * d
-    if metric in _DISTANCES and batch > 1 and terms < _FEW_TERMS:
+    if batch > 1 and terms < _FEW_TERMS and metric in _DISTANCES:
         return False
-    if metric == METRICS["l1"]:
+    if metric == _L1:
         return True
-    most = _TERMS.get(_C.isa().removesuffix("vnni"), _TERMS_ELSE)
-    if metric == METRICS["sqeuclidean"]:
+    most = _TERMS.get(_isa(), _TERMS_ELSE)
+    if metric == _SQEUCLIDEAN:
         most *= 8  # which torch looks at once more, to find what cancels
     return terms <= (min(most, _TERMS_BFLOAT16) if bfloat16 else most)
 
