@@ -14,15 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._checks import readable
 from .._ops.tangents import Function, refuse_tangents
 from ._estimators import once, twice
 
 _BLOCK = 1 << 20  # table entries held at a time
+_KEPT_BITS = 10
+_kept: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
 NO_SECOND = (
     "the gradient of the entropy of each row's codes has no derivative: a second backward pass needs a loss without it "
     "(entropy_loss_weight=0)"
 )
 _NEGLIGIBLE = 1e-20  # smaller probabilities do not change sums of probabilities
+_LEAST = -60.0  # smaller logarithms of probabilities: their exponentials are slow to compute, and denormals at last
+_FEW = 1 << 11  # log-odds, for which the calls take longer than their logarithms in float64
+_LARGE = 1e30  # log-odds beyond it count as this: infinity times a bit that is 0 would be NaN
 
 
 def pack_bits(bits: Tensor, powers: Tensor) -> Tensor:
@@ -35,25 +41,64 @@ def unpack_bits(numbers: Tensor, powers: Tensor) -> Tensor:
     return (numbers.unsqueeze(-1) & powers) != 0
 
 
+def _log_table(logits: Tensor) -> Tensor:
+    # log p_c = sum_i bit_i(c) a_i - sum_i log(1 + e^a_i): in float64, as large log-odds cancel there
+    wide = logits.double().clamp(-_LARGE, _LARGE)
+    table = wide @ _patterns(logits.shape[-1], wide)[0]
+    if logits.numel() <= _FEW or (logits.requires_grad and torch.is_grad_enabled()):
+        bends = F.softplus(wide, threshold=40.0)
+    else:  # the same as max(a, 0) + log(1 + e^-|a|), whose last term float32 holds to 1e-7; at 0 it has no gradient
+        bends = wide.clamp_min_(0).sub_(F.logsigmoid(logits.abs().clamp_max_(-_LEAST)))
+    return table.sub_(bends.sum(-1, keepdim=True)).to(logits.dtype)
+
+
 def log_table(logits: Tensor) -> Tensor:
     """Log-probabilities of all 2^k codes of k independent bits, (N, k) to (N, 2^k); the first bit is the highest."""
-    pairs = torch.stack((F.logsigmoid(-logits), F.logsigmoid(logits)), -1)
-    table = logits.new_zeros(logits.shape[0], 1)
-    for i in range(logits.shape[1]):
-        table = (table.unsqueeze(2) + pairs[:, i].unsqueeze(1)).flatten(1)
-    return table
+    rows = max(1, _BLOCK >> logits.shape[-1])
+    if torch.compiler.is_compiling() or logits.shape[0] <= rows:
+        return _log_table(logits)
+    return torch.cat([_log_table(part) for part in logits.split(rows)])
+
+
+def exponential(logs: Tensor) -> Tensor:
+    """Probabilities from their logarithms, at least e^-60."""
+    return logs.clamp_min(_LEAST).exp_()
 
 
 def table(logits: Tensor) -> tuple[Tensor, Tensor]:
     """`log_table` and the probabilities; those below 1e-20 are 0, as denormals would make every product slow."""
     logs = log_table(logits)
-    return logs, F.threshold(logs.exp(), _NEGLIGIBLE, 0.0)
+    return logs, F.threshold(exponential(logs), _NEGLIGIBLE, 0.0)
+
+
+def _patterns(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """`bit_patterns` transposed, and with a column of ones. Small ones are kept: every step reads them."""
+    keeps = count <= _KEPT_BITS and readable(like) and not torch.is_inference_mode_enabled()
+    found = _kept.get((count, like.dtype)) if keeps else None
+    if found is None:
+        powers = 2 ** torch.arange(count - 1, -1, -1, device=like.device)
+        bits = unpack_bits(torch.arange(2**count, device=like.device), powers).to(like.dtype)
+        found = bits.t().contiguous(), F.pad(bits, (0, 1), value=1.0)
+        if keeps and type(bits) is Tensor:  # no mode that makes other tensors is on
+            _kept[count, like.dtype] = found
+    return found
 
 
 def bit_patterns(count: int, like: Tensor) -> Tensor:
     """(2^count, count) zeros and ones, the first column the highest bit."""
-    powers = 2 ** torch.arange(count - 1, -1, -1, device=like.device)
-    return unpack_bits(torch.arange(2**count, device=like.device), powers).to(like.dtype)
+    return _patterns(count, like)[0].t()
+
+
+def odds_of(logits: Tensor) -> Tensor:
+    """Probabilities of bits."""
+    return logits.clamp(_LEAST, -_LEAST).sigmoid_()
+
+
+def hits(weights: Tensor, odds: Tensor) -> Tensor:
+    """sum_c w_c dlog p_c / da (..., d), for weights (..., 2^d) of all codes: dlog p_c / da_i = bit_i(c) - odds_i."""
+    width = odds.shape[-1]
+    found = weights @ _patterns(width, weights)[1]
+    return found[..., :width].addcmul(found[..., width:], odds, value=-1)
 
 
 def to_bits(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -62,8 +107,9 @@ def to_bits(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:
     dlog p_c / da_i = bit_i(c) - sigmoid(a_i), and a bit of the first half depends on the first half's code alone.
     """
     high = first.shape[1].bit_length() - 1
-    hits = first @ bit_patterns(high, logits), second @ bit_patterns(logits.shape[1] - high, logits)
-    return torch.cat(hits, 1) - logits.sigmoid() * first.sum(1, keepdim=True)
+    a = first @ _patterns(high, logits)[1]
+    b = second @ bit_patterns(logits.shape[1] - high, logits)
+    return torch.cat((a[:, :high], b), 1).addcmul(a[:, high:], odds_of(logits), value=-1)
 
 
 def table_gradient(logits: Tensor, u: Tensor, v: Tensor, weight: Tensor) -> Tensor:
@@ -84,7 +130,9 @@ def row_entropy(logits: Tensor, weights: Tensor, log_floor: float, need_grad: bo
     high = d // 2
     total = -log_floor * weights.sum(dtype=torch.float64)
     grad = torch.zeros_like(logits) if need_grad else logits.new_empty(0)
-    for rows in torch.arange(n, device=logits.device).split(max(1, _BLOCK >> (d - high))):
+    step = max(1, _BLOCK >> (d - high))
+    for start in range(0, n, step):
+        rows = slice(start, start + step)
         a, w = logits[rows], weights[rows]
         (log_u, u), (log_v, v) = table(a[:, :high]), table(a[:, high:])
         u = u * w.unsqueeze(1)

@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from .._checks import readable
 from .._ops.tangents import Function
 from ._bits import (
     NO_SECOND,
     bit_entropy,
-    bit_patterns,
     entropy,
+    exponential,
+    hits,
+    log_table,
     mean_code_probability,
+    odds_of,
     row_entropy,
     table,
     to_bits,
@@ -25,11 +27,11 @@ from ._draws import uniform
 from ._estimators import once, twice
 
 _FLOOR = 1e-5  # inside the entropies' logarithms
-_KEPT_BITS = 10
-_kept: dict[tuple[int, torch.dtype], Tensor] = {}
+_LOG_FLOOR = math.log(_FLOOR)
 _FEW = 1 << 16  # rows times codes: up to so many, the table of all of them is quicker than finding those that count
-_SHORT = 5  # bits: so few codes all count, and up to 16 times as many entries (8 MiB) are a table
-_LEAST = -60.0  # logarithms of smaller probabilities, which do not change a sum; their exponentials are no denormals
+_SHORT = 5  # bits: so few codes all count
+_BLOCK = 1 << 16  # entries of such a table that are computed at a time
+_HELD = 1 << 21  # entries (8 MiB) that are kept; those of larger tables are computed again
 
 
 def code_entropies(log_odds: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,46 +59,53 @@ def _slope(probability: Tensor, needed: bool) -> tuple[Tensor, Tensor]:
     return value, logs.add_(probability >= _FLOOR).neg_() if needed else probability.new_empty(0)
 
 
-def _patterns(width: int, like: Tensor) -> Tensor:
-    """`bit_patterns`, kept for the small tables that every step of a small batch reads."""
-    if width > _KEPT_BITS or not readable(like) or torch.is_inference_mode_enabled():
-        return bit_patterns(width, like)
-    found = _kept.get((width, like.dtype))
-    if found is None:
-        found = bit_patterns(width, like)
-        if type(found) is Tensor:  # no mode that makes other tensors is on
-            _kept[width, like.dtype] = found
-    return found
+def _added(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+
+def _shares(log_odds: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of the probabilities of all codes (N, 2^d), and the weighted probabilities."""
+    logs = log_table(log_odds)
+    return logs, exponential(logs).mul_(weights)
 
 
 def _of_table(log_odds: Tensor, weights: Tensor, needed: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`_entropies` from the table of all codes (N, c, 2^d).
-
-    Logits are sums of log-odds, of which the best code's is subtracted: in float64, as large ones cancel there.
-    """
-    codebooks, width, wide = log_odds.shape[1], log_odds.shape[2], log_odds.double()
-    logits = (wide @ _patterns(width, wide).t()).sub_(wide.clamp_min(0).sum(-1, keepdim=True))
-    logs = logits.to(log_odds.dtype).log_softmax(-1)
-    share = logs.clamp_min(_LEAST).exp_().mul_(weights.view(-1, 1, 1))
-    floored = logs.clamp_min(math.log(_FLOOR))
-    each = (share * floored).sum().div_(-codebooks)
-    batch, slope = _slope(share.sum(0), needed)
-    batch.div_(codebooks)
+    """`_entropies` from the table of all codes (N, c, 2^d), a block of rows at a time."""
+    _, codebooks, width = log_odds.shape
+    flat, column = log_odds.reshape(-1, width), weights.unsqueeze(1)
+    if codebooks > 1:
+        column = column.repeat_interleave(codebooks, 0)
+    step, rows = max(1, _BLOCK // (codebooks << width)) * codebooks, [(flat, column)]
+    if flat.shape[0] > step:
+        rows = list(zip(flat.split(step), column.split(step), strict=True))
+    held = flat.shape[0] << width <= _HELD
+    each, mean, slopes = [], [], []
+    kept: list[tuple[Tensor, Tensor | None]] = []
+    for a, w in rows:
+        logs, share = _shares(a, w)
+        inside = logs.clamp_min_(_LOG_FLOOR)
+        each.append((share * inside).sum())
+        mean.append(share.view(-1, codebooks, share.shape[1]).sum(0))
+        if needed:
+            odds = odds_of(a)
+            slopes.append(hits(inside.add_(inside > _LOG_FLOOR).mul_(share), odds))
+            kept.append((odds, share if held else None))
+    batch, inside = _slope(_added(mean), needed)
+    found = _added(each).div_(-codebooks), batch.div_(codebooks)
     if not needed:
-        return each, batch, slope, slope
-    patterns, odds = _patterns(width, log_odds), log_odds.sigmoid()
-    slopes = []
-    share.div_(-codebooks)
-    for inside in (floored.add_(logs > math.log(_FLOOR)), slope.neg_()):
-        part = share * inside
-        # sum_c p_c (slope_c - sum p slope) bit_c, where sum_c p_c bit_c is the sigmoid of the log-odds
-        slopes.append((part @ patterns).addcmul_(part.sum(-1, keepdim=True), odds, value=-1))
-    return each, batch, slopes[0], slopes[1]
+        return *found, inside, inside
+    slopes_batch = []
+    for (a, w), (odds, known) in zip(rows, kept, strict=True):
+        share = _shares(a, w)[1] if known is None else known
+        share.view(-1, codebooks, share.shape[1]).mul_(inside)
+        slopes_batch.append(hits(share, odds))
+    slope, slope_batch = ((t[0] if len(t) == 1 else torch.cat(t)).view(log_odds.shape) for t in (slopes, slopes_batch))
+    return *found, slope.div_(-codebooks), slope_batch.div_(codebooks)
 
 
 def _of_halves(log_odds: Tensor, weights: Tensor, needed: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`_entropies` of one codebook (N, d) from the tables of each half of the bits."""
-    each, slope = row_entropy(log_odds, weights, math.log(_FLOOR), needed)
+    each, slope = row_entropy(log_odds, weights, _LOG_FLOOR, needed)
     high = log_odds.shape[1] // 2
     u, v = table(log_odds[:, :high])[1], table(log_odds[:, high:])[1]
     u.mul_(weights.unsqueeze(1))
@@ -109,7 +118,7 @@ def _of_halves(log_odds: Tensor, weights: Tensor, needed: bool) -> tuple[Tensor,
 def _entropies(log_odds: Tensor, weights: Tensor, needed: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Both entropies, averaged over codebooks, and their gradients in the log-odds (N, c, d), empty if not needed."""
     count, codebooks, width = log_odds.shape
-    if count * codebooks << width <= (_FEW if width > _SHORT else _FEW << 4):
+    if width <= _SHORT or count * codebooks << width <= _FEW:
         each, batch, slope, slope_batch = _of_table(log_odds, weights, needed)
     else:
         found = [_of_halves(log_odds[:, i], weights, needed) for i in range(codebooks)]
