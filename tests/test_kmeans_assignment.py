@@ -74,7 +74,7 @@ def test_any_moves(draw: Any, metric: str, way: str, target: Target) -> None:
     x = draw().to(target.device)
     data, g = samples(x, metric), seeded(4)
     centroids = data.rows(torch.randperm(len(x), generator=g)[:40].to(x.device))
-    found = Assignment(data)
+    found = Assignment(data, 40)
     first = centroids
     for move in range(8):
         check(found.step(centroids), data, centroids)
@@ -95,7 +95,7 @@ def test_ties_go_to_the_lower_number(way: str) -> None:
     data = samples(x, "l2")
     centroids = x[:30].clone()
     for mover, rest in ((0, 29), (29, 0)):
-        found = Assignment(data)
+        found = Assignment(data, 30)
         found.step(centroids)
         moved = centroids.clone()
         moved[mover] = centroids[rest]
@@ -109,7 +109,7 @@ def test_few_samples_are_copied_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(_assignment, "_ELEMENTS", 60)
     x = gaussian()
     data = samples(x, "l2")
-    found = Assignment(data)
+    found = Assignment(data, 50)
     found.step(x[:50])
     check(found.step(x[:50] * 1.5), data, x[:50] * 1.5)
 
@@ -125,19 +125,25 @@ OPTIONS = {
 
 
 def same_as_plain(monkeypatch: pytest.MonkeyPatch, x: Tensor, k: int, **run: Any) -> None:
-    """The same bits as when every sample is compared with every centroid and all sums are made anew."""
+    """The same bits as when every sample is compared with every centroid and all sums are made anew, with and without
+    a look at what may be left out.
+    """
 
     def all_sums(data: Samples, codes: Tensor, k: int, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return sums_of(data, codes, k, None if wanted is None else wanted.fill_(True))
 
     monkeypatch.setattr(_assignment, "_GAIN", float("inf"))
     found = kmeans(x, k, **run)
+    with monkeypatch.context() as whole:
+        whole.setattr(_assignment, "_GAIN", 0.0)
+        without = kmeans(x, k, **run)
     with monkeypatch.context() as plain:
         plain.setattr(Assignment, "step", lambda self, centroids: self._data.assign(centroids))
         plain.setattr(_kmeans, "sums_of", all_sums)
         expected = kmeans(x, k, **run)
-    assert torch.equal(found.centroids, expected.centroids) and torch.equal(found.codes, expected.codes)
-    assert found[2:] == expected[2:]
+    for one in (found, without):
+        assert torch.equal(one.centroids, expected.centroids) and torch.equal(one.codes, expected.codes)
+        assert one[2:] == expected[2:]
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -204,7 +210,7 @@ def test_fewer_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(x, bank, metric)
 
     monkeypatch.setattr(_assignment, "nearest", counting)
-    found = Assignment(samples(x, "l2"))
+    found = Assignment(samples(x, "l2"), 2000)
     found.step(centroids)
     moved = centroids.clone()
     moved[:20] += 0.01

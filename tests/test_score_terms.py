@@ -109,11 +109,14 @@ def test_entropies_of_a_table_are_those_of_halves(
     weights[0] = 0
     weights /= weights.sum()
     found = []
-    for few in (1 << 30, 0):
-        monkeypatch.setattr(_code_entropy, "_FEW", few)
+    ways = {"table": {}, "blocks": {"_BLOCK": 1, "_HELD": 0}, "halves": {"_FEW": 0, "_SHORT": 0}}
+    for constants in ways.values():
+        for name, value in {"_FEW": 1 << 30, "_BLOCK": 1 << 16, "_HELD": 1 << 21, "_SHORT": 5, **constants}.items():
+            monkeypatch.setattr(_code_entropy, name, value)
         x = (scale * gauss(*size)).requires_grad_()
         values = _code_entropy.code_entropies(x, weights)
         grads = [torch.autograd.grad(value, x, retain_graph=True)[0] for value in values]
         found.append([*(value.detach() for value in values), *grads])
-    for got, want in zip(*found, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-6)
+    for parts in zip(*found, strict=True):
+        for got in parts[:-1]:
+            torch.testing.assert_close(got, parts[-1], rtol=1e-5, atol=2e-6)

@@ -28,13 +28,14 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def step(self, note: str = "", *, count: int = 1) -> None:
-        """`count` more steps are done; `note` says how it stands."""
+    def step(self, note: str | Callable[[], str] = "", *, count: int = 1) -> None:
+        """`count` more steps are done; `note` says how it stands, and is called only where it is drawn."""
         self._done = min(self._done + count, self._total)
         now = time.monotonic()
         if not self._enabled or (self._done < self._total and now - self._drawn < _INTERVAL):
             return
         self._drawn = now
+        note = note if isinstance(note, str) else note()
         filled = _WIDTH * self._done // self._total
         bar = "#" * filled + "." * (_WIDTH - filled)
         line = f"{self._title} [{bar}] {self._done}/{self._total} {now - self._start:.1f} s {note}"

@@ -18,6 +18,7 @@ from ._samples import Samples
 
 # What a sample costs besides its products, in comparisons with one centroid: to be read, and to be read and copied.
 _READ, _COPIED = 600, 1000
+_CALLS = 2_000_000  # and what it costs to find out which samples can be left out, whatever their number
 _GAIN = 0.9  # the share of a whole comparison below which the other way is taken
 _ELEMENTS = 1 << 24  # of samples that are copied at a time
 
@@ -25,16 +26,17 @@ _ELEMENTS = 1 << 24  # of samples that are copied at a time
 class Assignment:
     """The codes of samples while centroids move: `data.assign(centroids)` with fewer comparisons, to the last bit."""
 
-    def __init__(self, data: Samples) -> None:
+    def __init__(self, data: Samples, k: int) -> None:
         self._data = data
+        # Whether to look for what can be left out: of few samples, all are compared in less time.
+        self.selective = _GAIN * len(data.x) * (_READ + k) > _CALLS
         self._centroids: Tensor | None = None  # of the last step
         self._values, self._codes = data.x.new_empty(0), data.x.new_empty(0, dtype=torch.int64)
 
     def step(self, centroids: Tensor) -> tuple[Tensor, Tensor]:
         """Distance to the nearest centroid (N,), float64 and not negative, and its number (N,)."""
-        moved = None if self._centroids is None else (centroids != self._centroids).any(1)
-        self._centroids = centroids
-        if moved is None or not self._with_moved(centroids, moved):
+        last, self._centroids = self._centroids, centroids
+        if last is None or not self.selective or not self._with_moved(centroids, (centroids != last).any(1)):
             self._values, self._codes = nearest(self._data.x, centroids, self._data.metric)
         return self._data.distances(self._values), self._codes
 

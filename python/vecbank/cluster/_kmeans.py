@@ -11,6 +11,7 @@ Machine Learning 42, 2001 (cosine); for the starts, `_starts`; for what is not c
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import SupportsIndex
 
 import torch
@@ -32,6 +33,8 @@ _METRICS = ("l2", "sqeuclidean", "cosine")
 def _means(data: Samples, centroids: Tensor, sums: Tensor, sizes: Tensor) -> Tensor:
     """New centroids; one without any weight (or, for cosine, whose rows cancel) stays where it was."""
     means = sums / sizes.unsqueeze(1).to(sums.dtype)
+    if not data.cosine and float(sizes.min()) > 0:
+        return means.to(centroids.dtype)
     alive = (sizes > 0).unsqueeze(1)
     if data.cosine:
         norms = torch.linalg.vector_norm(means, dim=1, keepdim=True)
@@ -62,9 +65,9 @@ def _reseed(data: Samples, distances: Tensor, codes: Tensor, sums: Tensor, sizes
 
     Returns the codes whose sums are others now.
     """
+    if float(sizes.min()) > 0:
+        return codes.new_empty(0)
     empty = (sizes == 0).nonzero().squeeze(1)
-    if not empty.numel():
-        return empty
     worst = _worst(data, distances, len(empty))
     empty, moved = empty[: len(worst)], data.select(worst)
     rows, weights = sums_of(moved, torch.arange(len(worst), device=codes.device), len(worst))
@@ -75,31 +78,42 @@ def _reseed(data: Samples, distances: Tensor, codes: Tensor, sums: Tensor, sizes
 
 
 def _lloyd(data: Samples, centroids: Tensor, iterations: int, limit: float, bar: Progress) -> KMeans:
-    assignment, k, done = Assignment(data), len(centroids), 0
+    k, done = len(centroids), 0
+    assignment = Assignment(data, k)
     distances, codes = assignment.step(centroids)
     sums = torch.zeros_like(centroids)
-    stale = torch.ones(k, dtype=torch.bool, device=centroids.device)  # codes whose sums are not those of their samples
+    stale: Tensor | None = None  # codes whose sums are not those of their samples; None: all, or not known
     while done < iterations:
         fresh, sizes = sums_of(data, codes, k, stale)
-        sums = torch.where(stale.unsqueeze(1), fresh, sums)
+        sums = fresh if stale is None else torch.where(stale.unsqueeze(1), fresh, sums)
         reseeded = _reseed(data, distances, codes, sums, sizes)
-        stale[reseeded] = True
-        # The others have the sums that they had, and stay where they are.
-        rows = stale.nonzero().squeeze(1)
-        moved = _means(data, centroids[rows], sums[rows], sizes[rows])
-        shift = total((moved - centroids[rows]).double().square().flatten())
-        centroids = centroids.index_copy(0, rows, moved)
+        old, before = centroids, codes
+        if stale is None:
+            moved = centroids = _means(data, old, sums, sizes)
+        else:
+            stale[reseeded] = True
+            # The others have the sums that they had, and stay where they are.
+            rows = stale.nonzero().squeeze(1)
+            old = centroids[rows]
+            moved = _means(data, old, sums[rows], sizes[rows])
+            centroids = centroids.index_copy(0, rows, moved)
         done += 1
-        bar.step(data.shown(data.inertia(distances)))
-        before = codes
+        bar.step(partial(_progress_of, data, distances))
         distances, codes = assignment.step(centroids)
-        changed = (codes != before).nonzero().squeeze(1)
-        # the centroids are the means of this assignment, or near enough to them
-        if shift <= limit or changed.numel() == 0:
+        # The centroids are the means of this assignment, or near enough to them. Where none moves, no code changes.
+        if limit > 0 and total((moved - old).double().square().flatten()) <= limit:
             break
-        stale.zero_()
-        stale[torch.cat([reseeded, before[changed], codes[changed]])] = True
+        if torch.equal(codes, before):
+            break
+        if assignment.selective:
+            changed = (codes != before).nonzero().squeeze(1)
+            stale = torch.zeros(k, dtype=torch.bool, device=codes.device)
+            stale[torch.cat([reseeded, before[changed], codes[changed]])] = True
     return KMeans(centroids, codes, data.inertia(distances), done)
+
+
+def _progress_of(data: Samples, distances: Tensor) -> str:
+    return data.shown(data.inertia(distances))
 
 
 def _mini_batch(
