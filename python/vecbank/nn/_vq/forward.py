@@ -265,15 +265,16 @@ def losses(
             commitment = _gap_per_code(call, found, found.quantized)
             loss = commitment * settings.commitment_weight if settings.has_commitment_loss else commitment
         return loss, LossBreakdown(commitment, zero, zero, zero)
+    of_scores: Tensor | None = None
     if settings.has_codebook_diversity_loss:
-        diversity = _diversity(settings, call, found, inputs.shape[:2])
+        diversity, of_scores = _diversity(settings, call, found, inputs.shape[:2])
         loss = loss + diversity * settings.codebook_diversity_loss_weight
     if settings.has_commitment_loss:
         target = found.quantized if settings.learnable_codebook and not call.frozen else found.quantized.detach()
         if per_code:
             commitment = _gap_per_code(call, found, target)
         else:
-            commitment = _commitment(settings, call, found, target, inputs)
+            commitment = _commitment(settings, call, found, target, inputs) if of_scores is None else of_scores
         loss = loss + commitment * settings.commitment_weight
     if settings.has_codebook_orthogonal_loss:
         orthogonal = _orthogonality(codebook, settings, call, found)
@@ -293,8 +294,7 @@ def _gap_per_code(call: Call, found: Found, target: Tensor) -> Tensor:
 
 def _commitment(settings: Settings, call: Call, found: Found, target: Tensor, inputs: Tensor) -> Tensor:
     if settings.commitment_use_cross_entropy_loss:
-        codes = found.codes if call.mask is None else torch.where(call.mask, found.codes, -1)
-        return score_given_codes(found, codes)
+        return score_given_codes(found, _counted_codes(call, found))
     unprojected = (
         settings.use_cosine_sim and call.masked and settings.layout.heads == 1 and not settings.has_projections
     )
@@ -307,6 +307,11 @@ def _commitment(settings: Settings, call: Call, found: Found, target: Tensor, in
     return (gap * call.mask.unsqueeze(-1)).sum() / (call.mask.sum() * gap.shape[-1]).clamp_min(1)
 
 
+def _counted_codes(call: Call, found: Found) -> Tensor:
+    """The codes, -1 outside the mask."""
+    return found.codes if call.mask is None else torch.where(call.mask, found.codes, -1)
+
+
 def score_given_codes(found: Found, codes: Tensor) -> Tensor:
     """Mean of -log softmax(score)[code] over codes that are not -1."""
     if found.scores is not None:
@@ -315,16 +320,24 @@ def score_given_codes(found: Found, codes: Tensor) -> Tensor:
     return score_terms.cross_entropy(found.rows, found.bank, found.metric, codes)
 
 
-def _diversity(settings: Settings, call: Call, found: Found, lead: torch.Size) -> Tensor:
-    """Minus the entropy of the codes' mean probabilities, softmax(temperature * score), over the batch."""
+def _diversity(settings: Settings, call: Call, found: Found, lead: torch.Size) -> tuple[Tensor, Tensor | None]:
+    """Minus the entropy of the codes' mean probabilities, softmax(temperature * score), over the batch.
+
+    Beside it comes the cross-entropy that is the commitment loss, where it is: the same scores serve both.
+    """
     sharpness = settings.codebook_diversity_temperature
     if found.scores is not None:
         p = (found.scores * sharpness).softmax(-1).unsqueeze(0)
-        return score_terms.mean_negative_entropy(p, None if call.mask is None else call.mask.unsqueeze(0))
+        return score_terms.mean_negative_entropy(p, None if call.mask is None else call.mask.unsqueeze(0)), None
     bank = found.bank if found.bank.dim() == 3 else found.bank.unsqueeze(0)
-    rows = settings.layout.positions(found.rows, lead)
-    mask = None if call.mask is None else settings.layout.positions(call.mask.unsqueeze(-1), lead).squeeze(-1)
-    return score_terms.negative_entropy(rows, bank, found.metric, sharpness, mask)
+    positions = settings.layout.positions
+    rows = positions(found.rows, lead)
+    mask = None if call.mask is None else positions(call.mask.unsqueeze(-1), lead).squeeze(-1)
+    coded = settings.has_commitment_loss and settings.commitment_use_cross_entropy_loss and call.topk is None
+    if not coded:
+        return score_terms.negative_entropy(rows, bank, found.metric, sharpness, mask), None
+    codes = positions(_counted_codes(call, found).unsqueeze(-1), lead).squeeze(-1)
+    return score_terms.negative_and_cross_entropy(rows, bank, found.metric, sharpness, mask, codes)
 
 
 def _orthogonality(codebook: Codebook, settings: Settings, call: Call, found: Found) -> Tensor:

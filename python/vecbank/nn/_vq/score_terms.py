@@ -129,104 +129,129 @@ def _probabilities(logits: Tensor) -> Tensor:
 
 
 class _Sums:
-    """Adds up a term and its gradients over blocks of rows."""
+    """Adds up terms and their gradients over blocks of rows; the scores of a block serve all terms."""
 
-    def __init__(self, x: Tensor, bank: Tensor, metric: str, need_x: bool, need_bank: bool) -> None:
+    def __init__(self, x: Tensor, bank: Tensor, metric: str, count: int, need_x: bool, need_bank: bool) -> None:
         self.bank, self.metric, self.need_x, self.need_bank = bank, metric, need_x, need_bank
         pairs = x.numel() // max(1, x.shape[-1]) * bank.shape[-2]
         self.few = metric == "l2" and x.device.type == "cpu" and pairs <= _FEW_PAIRS
-        self.losses: list[Tensor] = []
-        self.grads_x: list[Tensor] = []
-        self.grad_bank: Tensor | None = None
+        self.losses: list[list[Tensor]] = [[] for _ in range(count)]
+        self.grads_x: list[list[Tensor]] = [[] for _ in range(count)]
+        self.grads_bank: list[Tensor | None] = [None] * count
 
-    def add(self, rows: Tensor, term: BlockTerm) -> None:
+    def add(self, rows: Tensor, terms: list[BlockTerm]) -> None:
         """Rows (R, d), or (H, R, d) for codebooks (H, K, d)."""
         wanted = self.need_x or self.need_bank
-        if self.few and wanted:
-            loss, grads = self._in_float64(rows, term)
-        else:
-            found = _ops.project(rows, self.bank, None, METRICS[self.metric], self.bank.dtype)
-            loss, slope = term(found.neg_() if self.metric == "l2" else found, wanted)
-            if slope is not None:
+        few = _Few(rows, self.bank) if self.few and wanted else None
+        found = few.scores if few else _ops.project(rows, self.bank, None, METRICS[self.metric], self.bank.dtype)
+        if self.metric == "l2" and not few:
+            found = found.neg_()
+        for i, term in enumerate(terms):
+            last = i == len(terms) - 1
+            loss, slope = term(found if last and not few else found.clone(), wanted)
+            self.losses[i].append(loss)
+            if slope is None:
+                continue
+            if few:
+                grad_x, grad_bank = few.gradients(slope, self.need_x, self.need_bank)
+            else:
                 slope = slope.neg_() if self.metric == "l2" else slope
                 needs = self.need_x, self.need_bank
-                grads = _ops.project_backward(slope, rows, self.bank, METRICS[self.metric], *needs, None)
-        self.losses.append(loss)
-        if self.need_x:
-            self.grads_x.append(grads[0])
-        if self.need_bank:
-            self.grad_bank = grads[1] if self.grad_bank is None else self.grad_bank.add_(grads[1])
+                grad_x, grad_bank = _ops.project_backward(slope, rows, self.bank, METRICS[self.metric], *needs, None)
+            if self.need_x:
+                self.grads_x[i].append(grad_x)
+            if self.need_bank:
+                so_far = self.grads_bank[i]
+                self.grads_bank[i] = grad_bank if so_far is None else so_far.add_(grad_bank)
 
-    def _in_float64(self, rows: Tensor, term: BlockTerm) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+
+class _Few:
+    """-|x - b| of few pairs, in float64 where numbers cancel."""
+
+    def __init__(self, rows: Tensor, bank: Tensor) -> None:
+        self.dtypes = rows.dtype, bank.dtype
+        self.x, self.bank = rows.double(), bank.double()
+        squares = (self.x @ self.bank.mT).mul_(-2).add_((self.bank * self.bank).sum(-1).unsqueeze(-2))
+        squares.add_((self.x * self.x).sum(-1, keepdim=True)).clamp_min_(0)
+        self.scores = squares.to(bank.dtype).sqrt_().neg_()
+
+    def gradients(self, slope: Tensor, need_x: bool, need_bank: bool) -> tuple[Tensor, Tensor]:
         """The gradient of -|x - b| is -(x - b) / |x - b|, and 0 where both are equal."""
-        x, bank = rows.double(), self.bank.double()
-        distances = torch.cdist(x, bank)
-        loss, slope = term(-distances.to(self.bank.dtype), True)
-        assert slope is not None
-        weights = slope.double().div_(distances).masked_fill_(distances == 0, 0.0)
-        grad_x = grad_bank = rows.new_empty(0)
-        if self.need_x:
-            grad_x = (weights @ bank).addcmul_(x, weights.sum(-1, keepdim=True), value=-1).to(rows.dtype)
-        if self.need_bank:
-            grad_bank = weights.mT @ x
-            grad_bank = grad_bank.addcmul_(bank, weights.sum(-2).unsqueeze(-1), value=-1).to(self.bank.dtype)
-        return loss, (grad_x, grad_bank)
+        weights = slope.div_(self.scores)  # minus these
+        if not (readable(self.scores) and self.scores.numel() and float(self.scores.max()) < 0):
+            weights.masked_fill_(self.scores == 0, 0.0)
+        weights = weights.double()
+        grad_x = grad_bank = self.x.new_empty(0)
+        if need_x:
+            grad_x = (self.x * weights.sum(-1, keepdim=True)).sub_(weights @ self.bank).to(self.dtypes[0])
+        if need_bank:
+            grad_bank = (self.bank * weights.sum(-2).unsqueeze(-1)).sub_(weights.mT @ self.x).to(self.dtypes[1])
+        return grad_x, grad_bank
 
 
 class _ScoreLoss(Function):
-    """The sum of a term over all rows x (..., d) against a bank (K, d), or (H, ..., d) against (H, K, d)."""
+    """The sum of each term over all rows x (..., d) against a bank (K, d), or (H, ..., d) against (H, K, d)."""
 
     operation = "a loss over scores"
 
     @staticmethod
     def forward(
-        x: Tensor, bank: Tensor, term: Term, metric: str, axis: int, need_x: bool, need_bank: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        sums, width = _Sums(x, bank, metric, need_x, need_bank), x.shape[-1]
+        x: Tensor, bank: Tensor, terms: tuple[Term, ...], metric: str, axis: int, need_x: bool, need_bank: bool
+    ) -> tuple[Tensor | None, ...]:
+        sums, width = _Sums(x, bank, metric, len(terms), need_x, need_bank), x.shape[-1]
         lead, start = bank.shape[:-2], 0
         parts = _blocks(x, bank.shape[-2], axis)
         for part in parts:
             stop = start + part.shape[axis]
-            sums.add(part.reshape(*lead, -1, width), partial(term, start, stop))
+            sums.add(part.reshape(*lead, -1, width), [partial(term, start, stop) for term in terms])
             start = stop
-        total = sums.losses[0] if len(parts) == 1 else torch.stack(sums.losses).sum()
-        grad_x = None
+        totals = [found[0] if len(parts) == 1 else torch.stack(found).sum() for found in sums.losses]
+        grads_x: list[Tensor | None] = [None] * len(terms)
         if need_x:
-            grads = [grad.view(part.shape) for grad, part in zip(sums.grads_x, parts, strict=True)]
-            grad_x = grads[0] if len(parts) == 1 else torch.cat(grads, axis)
-        return total, grad_x, sums.grad_bank
+            for i, found in enumerate(sums.grads_x):
+                grads = [grad.view(part.shape) for grad, part in zip(found, parts, strict=True)]
+                grads_x[i] = grads[0] if len(parts) == 1 else torch.cat(grads, axis)
+        return *totals, *grads_x, *sums.grads_bank
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        x, bank, *_ = inputs
-        _, grad_x, grad_bank = output
-        ctx.mark_non_differentiable(*(grad for grad in (grad_x, grad_bank) if grad is not None))
-        ctx.save_for_backward(x, grad_x, grad_bank)
-        ctx.bank = bank if grad_bank is not None else None  # for its place in the graph: its values may change
+        x, bank, terms, *_ = inputs
+        ctx.count = len(terms)
+        grads = output[ctx.count :]
+        ctx.mark_non_differentiable(*(grad for grad in grads if grad is not None))
+        ctx.save_for_backward(x, *grads)
+        ctx.bank = bank if grads[-1] is not None else None  # for its place in the graph: its values may change
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-        x, grad_x, grad_bank = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, *kept = ctx.saved_tensors
         if twice():
             inputs = (x,) if ctx.bank is None else (x, ctx.bank)
-            grad_x, grad_bank = (None if g is None else once(g, *inputs, words=_NO_SECOND) for g in (grad_x, grad_bank))
-        found = [None if g is None else (grad * g).to(g.dtype) for g in (grad_x, grad_bank)]
+            kept = [None if g is None else once(g, *inputs, words=_NO_SECOND) for g in kept]
+        found: list[Tensor | None] = []
+        for slopes in (kept[: ctx.count], kept[ctx.count :]):
+            if slopes[0] is None:
+                found.append(None)
+                continue
+            total = grads[0] * slopes[0]
+            for grad, slope in zip(grads[1 : ctx.count], slopes[1:], strict=True):
+                total = total + grad * slope
+            found.append(total.to(slopes[0].dtype))
         return *found, None, None, None, None, None
 
 
-def _summed(x: Tensor, bank: Tensor, metric: str, axis: int, term: Term) -> Tensor:
+def _summed(x: Tensor, bank: Tensor, metric: str, axis: int, *terms: Term) -> tuple[Tensor, ...]:
     if torch.compiler.is_compiling():
-        rows = x.reshape(*bank.shape[:-2], -1, x.shape[-1])
-        return term(0, x.shape[axis], scores(rows, bank, metric), False)[0]
+        found = scores(x.reshape(*bank.shape[:-2], -1, x.shape[-1]), bank, metric)
+        return tuple(term(0, x.shape[axis], found, False)[0] for term in terms)
     graph = torch.is_grad_enabled()
     needs = graph and x.requires_grad, graph and bank.requires_grad
-    total: Tensor = _ScoreLoss.apply(x, bank, term, metric, axis, *needs)[0]
-    return total
+    totals: tuple[Tensor, ...] = _ScoreLoss.apply(x, bank, terms, metric, axis, *needs)[: len(terms)]
+    return totals
 
 
-def cross_entropy(x: Tensor, bank: Tensor, metric: str, codes: Tensor) -> Tensor:
-    """Mean over codes that are not -1 of -log softmax(score)[code]; 0 where there are none."""
-    axis = x.dim() - 2
+def _of_codes(codes: Tensor, axis: int) -> Term:
+    """-log softmax(score)[code], of codes that are not -1."""
 
     def term(start: int, stop: int, found: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
         chosen = codes.narrow(axis, start, stop - start).flatten()
@@ -240,9 +265,15 @@ def cross_entropy(x: Tensor, bank: Tensor, metric: str, codes: Tensor) -> Tensor
             slope.masked_fill_((chosen < 0).unsqueeze(1), 0.0)
         return loss, slope.view(found.shape)
 
+    return term
+
+
+def cross_entropy(x: Tensor, bank: Tensor, metric: str, codes: Tensor) -> Tensor:
+    """Mean over codes that are not -1 of -log softmax(score)[code]; 0 where there are none."""
     if not x.numel():
         return x.sum()
-    return _summed(x, bank, metric, axis, term) / (codes >= 0).sum().clamp_min(1)
+    axis = x.dim() - 2
+    return _summed(x, bank, metric, axis, _of_codes(codes, axis))[0] / (codes >= 0).sum().clamp_min(1)
 
 
 def negative_entropy_of(p: Tensor) -> Tensor:
@@ -263,15 +294,9 @@ def mean_negative_entropy(p: Tensor, mask: Tensor | None, summed: bool = False) 
     return total if summed else total / (number > 0).sum().clamp_min(1)
 
 
-def negative_entropy(x: Tensor, bank: Tensor, metric: str, sharpness: float, mask: Tensor | None = None) -> Tensor:
-    """Sum of p log p of the codes' mean probabilities: x (H, G, P, d) against bank (H, K, d).
-
-    p is the mean over codebooks and groups of softmax(sharpness * score): one p for each of the P positions, whose sums
-    are averaged. Rows outside mask (H, G, P) do not count.
-    """
-    heads, groups, positions, _ = x.shape
-    if not x.numel():
-        return x.sum()
+def _of_batch(shape: torch.Size, sharpness: float, mask: Tensor | None) -> Term:
+    """The term of `negative_entropy`, for x of this shape."""
+    heads, groups, positions, _ = shape
     whole = None if mask is None else mask.expand(heads, groups, positions)
 
     def term(start: int, stop: int, found: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
@@ -293,4 +318,30 @@ def negative_entropy(x: Tensor, bank: Tensor, metric: str, sharpness: float, mas
         inner = (p * along).sum(-1, keepdim=True)
         return loss, (along - inner).mul_(p).view(found.shape)
 
-    return _summed(x, bank, metric, 2, term) / (positions if mask is None else mask.any(1).any(0).sum().clamp_min(1))
+    return term
+
+
+def _counted(x: Tensor, mask: Tensor | None) -> int | Tensor:
+    """The positions of x (H, G, P, d) that have rows."""
+    return x.shape[2] if mask is None else mask.any(1).any(0).sum().clamp_min(1)
+
+
+def negative_entropy(x: Tensor, bank: Tensor, metric: str, sharpness: float, mask: Tensor | None = None) -> Tensor:
+    """Sum of p log p of the codes' mean probabilities: x (H, G, P, d) against bank (H, K, d).
+
+    p is the mean over codebooks and groups of softmax(sharpness * score): one p for each of the P positions, whose sums
+    are averaged. Rows outside mask (H, G, P) do not count.
+    """
+    if not x.numel():
+        return x.sum()
+    return _summed(x, bank, metric, 2, _of_batch(x.shape, sharpness, mask))[0] / _counted(x, mask)
+
+
+def negative_and_cross_entropy(
+    x: Tensor, bank: Tensor, metric: str, sharpness: float, mask: Tensor | None, codes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`negative_entropy` and `cross_entropy`, of codes (H, G, P), from the same scores."""
+    if not x.numel():
+        return x.sum(), x.sum()
+    batch, coded = _summed(x, bank, metric, 2, _of_batch(x.shape, sharpness, mask), _of_codes(codes, 2))
+    return batch / _counted(x, mask), coded / (codes >= 0).sum().clamp_min(1)
