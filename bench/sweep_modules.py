@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,23 +89,64 @@ MODULES: dict[str, tuple[str, dict[str, Any], int]] = {
     "LFQ, diversity, commitment": (
         "LFQ", {"codebook_size": 256, "dim": 64, "diversity_gamma": 2.0, "commitment_loss_weight": 0.25}, 64,
     ),
-    "LFQ, 16 bits": ("LFQ", {"codebook_size": 2**12, "dim": 64, "entropy_loss_weight": 0.0}, 64),
+    "LFQ, 12 bits": ("LFQ", {"codebook_size": 2**12, "dim": 64, "entropy_loss_weight": 0.0}, 64),
     "ResidualLFQ": ("ResidualLFQ", {"dim": 64, "codebook_size": 256, "num_quantizers": 4}, 64),
     "LatentQuantize": ("LatentQuantize", {"levels": [5, 5, 8], "dim": 16}, 16),
+    "LatentQuantize, 2 codebooks": (
+        "LatentQuantize", {"levels": [5, 5, 8], "dim": 16, "num_codebooks": 2, "codebook_dim": 3}, 16,
+    ),
+    "VectorQuantize, orthogonal": (
+        "VectorQuantize",
+        {"dim": 64, "codebook_size": 512, "orthogonal_reg_weight": 10.0, "orthogonal_reg_max_codes": 128}, 64,
+    ),
+    "VectorQuantize, affine": ("VectorQuantize", {"dim": 64, "codebook_size": 512, "affine_param": True}, 64),
+    "VectorQuantize, optimiser in place": (
+        "VectorQuantize",
+        {
+            "dim": 64, "codebook_size": 512, "ema_update": False, "learnable_codebook": True,
+            "in_place_codebook_optimizer": partial(torch.optim.SGD, lr=0.01),
+        },
+        64,
+    ),
+    "VectorQuantize, directional": (
+        "VectorQuantize",
+        {"dim": 64, "codebook_size": 512, "directional_reparam": True, "threshold_ema_dead_code": 2}, 64,
+    ),
+    "GroupedResidualVQ": (
+        "GroupedResidualVQ", {"dim": 64, "groups": 2, "codebook_size": 256, "num_quantizers": 4}, 64,
+    ),
+    "GroupedResidualFSQ": (
+        "GroupedResidualFSQ", {"dim": 64, "groups": 2, "levels": [8, 5, 5, 3], "num_quantizers": 4}, 64,
+    ),
+    "GroupedResidualLFQ": (
+        "GroupedResidualLFQ", {"dim": 64, "groups": 2, "codebook_size": 16, "num_quantizers": 2}, 64,
+    ),
+    "RandomProjectionQuantizer": (
+        "RandomProjectionQuantizer", {"dim": 64, "codebook_size": 512, "codebook_dim": 16, "num_codebooks": 4}, 64,
+    ),
+    "BinaryMapper": ("BinaryMapper", {"bits": 8}, 8),
+    "FSQ, 2 codebooks, noise": (
+        "FSQ",
+        {"levels": [8, 5, 5, 5], "dim": 64, "num_codebooks": 2, "preserve_symmetry": True, "noise_dropout": 0.5}, 64,
+    ),
+    "LFQ, spherical": ("LFQ", {"codebook_size": 256, "dim": 64, "spherical": True}, 64),
+    "LFQ, a quarter of the rows": ("LFQ", {"codebook_size": 256, "dim": 8, "frac_per_sample_entropy": 0.25}, 8),
 }  # fmt: skip
 SHORT = ("VectorQuantize", "VectorQuantize, sampled", "FSQ", "LFQ", "LatentQuantize")
 
 
 def step(layer: nn.Module, x: Tensor) -> Call:
-    """Forward in training mode, and backward to the input and the parameters."""
+    """Forward in training mode, and backward to the input and the parameters; codes alone have no way back."""
     layer.train()
     parameters = [p for p in layer.parameters() if p.requires_grad]
 
     def call() -> object:
         given = x.detach().requires_grad_()
         out = layer(given)
+        if isinstance(out, Tensor):
+            return out
         total = out[0].sum()
-        for extra in out[2:]:
+        for extra in out[1:]:
             if isinstance(extra, Tensor) and extra.is_floating_point() and extra.requires_grad:
                 total = total + extra.sum()
         return torch.autograd.grad(total, [given, *parameters], allow_unused=True)
@@ -132,7 +174,7 @@ def shapes() -> Iterator[Shape]:
 
     for name, (kind, arguments, features) in MODULES.items():
         for rows in ROWS:
-            if name.startswith("LFQ") and features == 8 and rows > 8192 and "12" in name:
+            if name == "LFQ, 12 bits" and rows > 8192:  # half a minute of the peer, and 3 GB
                 continue
             short = name in SHORT and rows in (16, 8192)
             yield Shape("module", f"{name}, {rows:,} rows", maker(kind, arguments, features, rows), short, PEER)

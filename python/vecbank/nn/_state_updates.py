@@ -33,6 +33,21 @@ def writable(t: Tensor) -> Tensor:
     return t.detach() if torch.compiler.is_exporting() else t.data
 
 
+def write_rows(order: Tensor, count: int | Tensor, *pairs: tuple[Tensor, Tensor]) -> None:
+    """old[order[j]] = new[j] for the first `count` numbers j, for pairs of old (n, d) and new (m, d).
+
+    A count on the device writes all rows, as nothing may wait for it. No new row is read beyond the last.
+    """
+    if isinstance(count, int):
+        for old, new in pairs:
+            old.index_copy_(0, order[:count], new[:count].to(old.dtype))
+        return
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
+    for old, new in pairs:
+        at = place.clamp_max(new.shape[0] - 1)
+        old.copy_(torch.where((place < count).unsqueeze(-1), new[at].to(old.dtype), old.detach()))
+
+
 def refuse_export(what: str, instead: str) -> None:
     """Refuses, under torch.export, what happens once or goes on outside the graph: a program would not hold it."""
     if torch.compiler.is_exporting():

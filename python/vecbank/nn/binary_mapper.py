@@ -14,13 +14,14 @@ from .. import _checks
 from .._finite import counted, finite_rows, uncoded, zeroed
 from .._ops.tangents import Function
 from ._arguments import features, integers, memory_for, number, numbers, whole
-from ._bits import pack_bits, table, table_gradient, unpack_bits
+from ._bits import exponential, hits, log_table, odds_of, pack_bits, table, table_gradient, unpack_bits
 from ._derived import Derived
 from ._draws import uniform
 from ._layout import no_autocast, working
 
 _BIT = log(2.0)
 _LARGE = 1 << 28  # entries of a result that may not fit into memory
+_FEW = 1 << 16  # entries of a gradient: up to so many, one table of all codes takes less time than two of half the bits
 
 
 def _one_hot(codes: Tensor, count: int, all_coded: bool) -> Tensor:
@@ -49,6 +50,9 @@ class _OneHot(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (kept,) = ctx.saved_tensors
         logits = working(kept).flip(1)  # a table's first bit is its highest, a code's first bit its lowest
+        if grad.numel() <= _FEW:
+            slope = hits(exponential(log_table(logits)) * grad, odds_of(logits))
+            return slope.flip(1).to(kept.dtype), None, None
         half = logits.shape[1] // 2
         u, v = table(logits[:, :half])[1], table(logits[:, half:])[1]
         slope = table_gradient(logits, u, v, grad.to(u.dtype).view(-1, u.shape[1], v.shape[1]))

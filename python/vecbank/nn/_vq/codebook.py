@@ -24,7 +24,7 @@ from .._checkpointing import ForwardRecord, ForwardRecords
 from .._distributed import Ranks, draw_rows
 from .._draws import uniform
 from .._layout import working
-from .._state_updates import refuse_export, state_update, writable
+from .._state_updates import refuse_export, state_update, writable, write_rows
 from .kmeans import kmeans_start
 from .ops import NORM_FLOOR, snapshot, totals, unit
 
@@ -406,13 +406,16 @@ class Codebook(nn.Module):
             fresh, available = draw_rows(working(rows[h]), own_mask, most, self.generator, ranks)
             fresh = unit(fresh) if self.use_cosine_sim else fresh
             keys = ranks.first(uniform(self.codebook_size, dead_here, self.generator)) - 2 * dead_here.float()
-            place = torch.empty_like(dead_here, dtype=torch.int64)  # of a code among the dead ones, in random order
-            place.scatter_(0, keys.argsort(), torch.arange(self.codebook_size, device=dead.device))
-            replaced = (dead_here & (place < available)).unsqueeze(-1)
-            fresh = fresh[place.clamp_max(most - 1)].to(self.embed.dtype)
-            writable(self.embed)[h] = torch.where(replaced, fresh, self.embed[h].detach())
-            self.embed_avg[h] = torch.where(replaced, fresh * self.reset_cluster_size, self.embed_avg[h])
-            self.cluster_size[h] = self.cluster_size[h].masked_fill(replaced[:, 0], self.reset_cluster_size)
+            count = min(most, int(available)) if reads_number else torch.minimum(available, dead_here.sum())
+            reset = fresh.new_full((most, 1), self.reset_cluster_size)
+            fresh = fresh.to(self.embed.dtype)  # the dead codes come first, in random order
+            write_rows(
+                keys.argsort(),
+                count,
+                (writable(self.embed)[h], fresh),
+                (self.embed_avg[h], fresh * self.reset_cluster_size),
+                (self.cluster_size[h].unsqueeze(-1), reset),
+            )
 
     @state_update
     def update_indices(self, x: Tensor, indices: Tensor, mask: Tensor | None = None, **options: Any) -> None:
