@@ -219,10 +219,14 @@ class LFQ(ScalarQuantizer):
         inv_temperature: float,
         all_parts: bool,
         generator: Generator | None,
+        known: bool,
     ) -> tuple[Tensor, LFQLosses]:
-        """The weighted loss and its parts, for x and signs (b, n, c, d); rows with NaN or inf count in neither."""
+        """The weighted loss and its parts, for x and signs (b, n, c, d); rows with NaN or inf count in neither.
+
+        `known`: there are none of these.
+        """
         rows = working(x).flatten(0, -3)
-        finite = finite_rows(rows.flatten(1))
+        finite = None if known else finite_rows(rows.flatten(1))
         if finite is None and mask is None:
             weights = rows.new_full((rows.shape[0],), 1.0 / max(rows.shape[0], 1))
         else:
@@ -290,7 +294,8 @@ class LFQ(ScalarQuantizer):
             if self.training:
                 plain = isinstance(self.activation, nn.Identity)
                 signs = sign_through(x if plain else x.detach(), self._amplitude)
-                loss, parts = self._losses(x, signs, mask, inv_temperature, return_loss_breakdown, generator)
+                known = finite is None and not self.orthogonal_rotation  # a rotation adds up numbers
+                loss, parts = self._losses(x, signs, mask, inv_temperature, return_loss_breakdown, generator, known)
                 signs = signs if plain else straight_through(self.activation(x), signs)
             else:
                 signs = sign_through(x.detach(), self._amplitude)
