@@ -227,7 +227,8 @@ class LFQ(ScalarQuantizer):
         """
         rows = working(x).flatten(0, -3)
         finite = None if known else finite_rows(rows.flatten(1))
-        if finite is None and mask is None:
+        every = finite is None and mask is None
+        if every:
             weights = rows.new_full((rows.shape[0],), 1.0 / max(rows.shape[0], 1))
         else:
             counts = rows.new_ones(rows.shape[0], dtype=torch.bool) if finite is None else finite
@@ -246,8 +247,11 @@ class LFQ(ScalarQuantizer):
             loss = F.softplus(loss + self.entropy_loss_offset)
         loss = loss * self.entropy_loss_weight
         if self.commitment_loss_weight > 0:
-            apart = (rows - working(signs).detach().flatten(0, -3)).square().flatten(1).mean(1)
-            commitment = (apart * weights).sum()
+            target = working(signs).detach().flatten(0, -3)
+            if every:
+                commitment = F.mse_loss(rows, target, reduction="sum") / max(rows.numel(), 1)
+            else:
+                commitment = ((rows - target).square().flatten(1).mean(1) * weights).sum()
             loss = loss + commitment * self.commitment_loss_weight
         return loss, LFQLosses(each, batch, commitment)
 
