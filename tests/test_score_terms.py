@@ -38,14 +38,24 @@ def diverse(x: Tensor, bank: Tensor, metric: str, codes: Tensor, plain: bool) ->
     return score_terms.mean_negative_entropy(p, mask)
 
 
+def joint(x: Tensor, bank: Tensor, metric: str, codes: Tensor, plain: bool) -> Tensor:
+    """Both at once, with a weight of its own for each."""
+    if plain:
+        return 0.7 * diverse(x, bank, metric, codes, plain) + 0.3 * crossed(x, bank, metric, codes, plain)
+    mask = None if int(codes.min()) >= 0 else (codes >= 0).unsqueeze(0)
+    groups = x.unsqueeze(0), bank.unsqueeze(0), metric, SHARP, mask, codes.unsqueeze(0)
+    batch, coded = score_terms.negative_and_cross_entropy(*groups)
+    return 0.7 * batch + 0.3 * coded
+
+
 @pytest.mark.parametrize("way", ["few", "products", "blocks"])
 @pytest.mark.parametrize("metric", ["l2", "dot"])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("loss", [crossed, diverse])
+@pytest.mark.parametrize("loss", [crossed, diverse, joint])
 def test_every_way_is_the_formula(
     loss: Callable[..., Tensor], masked: bool, metric: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Values and both gradients, in float64 throughout, by `project`, and a few rows at a time."""
+    """Values and both gradients, by float64 products, by `project`, and a few rows at a time."""
     if way != "few":
         monkeypatch.setattr(score_terms, "_FEW_PAIRS", 0)
     if way == "blocks":

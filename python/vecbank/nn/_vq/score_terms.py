@@ -24,7 +24,7 @@ from .._draws import exponential, uniform
 from .._estimators import once, twice
 
 _SCORE_BYTES = 8 << 20  # the score matrix of one block of rows
-_FEW_PAIRS = 1 << 16  # up to so many, float64 throughout is quicker than float32 and a look at what it loses
+_FEW_PAIRS = 1 << 16  # up to so many, products in float64 are quicker than float32 and a look at what it loses
 _LEAST = -60.0  # logarithms of smaller probabilities: nothing that is added to 1, and far from slow denormals
 _GROUP = 32  # codes whose weights are added up at once where one code is drawn
 _FLOOR = 1e-5  # of probabilities inside the logarithm of the entropy
