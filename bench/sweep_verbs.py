@@ -280,6 +280,7 @@ def _search_shapes() -> Iterator[Shape]:
         topk(S(1024, 1024, 64, "l2", batch=8), 20),
         topk(S(16, 2000, 65_536), 10, True),
         topk(S(16, 2000, 65_536, tensor=True), 10),
+        topk(S(500, 1000, 65_536, tensor=True), 10),
         topk(S(256, 20_000, 4096, "cosine"), 10),
         topk(S(1024, 20_000, 128, "dot", "bf16"), 10),
         topk(S(1024, 20_000, 128, "dot", "fp16"), 10),

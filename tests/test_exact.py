@@ -46,6 +46,27 @@ def test_defaults_and_names(metric: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_whatever_precision_products_may_have(metric: str, device: str) -> None:
+    """torch may round the factors of its float32 products to bfloat16; no search goes by them."""
+    x, bank = gauss(300, 40).to(device), gauss(900, 40, seed=1).to(device)
+    prepared = vecbank.Bank(bank, metric=metric)
+    want = tuple(reference.topk(x.cpu(), bank.cpu(), 5, metric))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        for rows in (bank, prepared):
+            for n in (1, 9, 300):
+                assert_same(vecbank.topk(x[:n], rows, 5, metric), tuple(part[:n] for part in want))
+                assert_same(vecbank.nearest(x[:n], rows, metric), tuple(part[:n, 0] for part in want))
+        batches = vecbank.topk(x.reshape(30, 10, 40), bank.reshape(30, 30, 40), 2, metric)
+        assert_same(
+            batches, tuple(reference.topk(x.cpu().reshape(30, 10, 40), bank.cpu().reshape(30, 30, 40), 2, metric))
+        )
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_ties_go_to_the_lower_index(metric: str, device: str) -> None:
     """Equal rows far apart, so that they meet in a merge: of blocks, of threads, of split banks."""
     row = gauss(1, 24)

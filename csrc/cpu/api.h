@@ -70,7 +70,7 @@ void reset_counters();
 
 // For tests: every search and product goes this way, where it can.
 enum class SearchWay { automatic, screened, refined };
-enum class ProjectWay { automatic, packed, direct, exact };
+enum class ProjectWay { automatic, packed, direct, exact, raw };
 void force_ways(SearchWay search, ProjectWay project);
 
 // Rows of panels that calls of pack_bank() have written so far, all of them together, padding and second passes too; it

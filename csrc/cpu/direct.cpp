@@ -3,47 +3,39 @@
 #include <cstring>
 #include <limits>
 
+#include "odd_scores.h"
 #include "pieces.h"
-#include "refine.h"
 
 namespace vecbank::cpu {
 namespace {
 
-constexpr int64_t kQueryRows = 64;                    // of a block
-constexpr int64_t kBankBytes = 128 << 10;             // of a block: part of L2
-constexpr int64_t kMostColumns = 2048;                // of a block
-constexpr int kTogether = 4;                          // queries of a register block
-constexpr double kShortest = 1e-10, kLongest = 1e15;  // norms whose products stay far from the ends of float32
-constexpr float kOdd = std::numeric_limits<float>::quiet_NaN();  // the scale of rows that float64 must score
-
-float scale_of(double squares) {
-  if (squares == 0.0) return 0.0f;  // a zero row scores 0 beside any finite one
-  const double norm = std::sqrt(squares);
-  return norm >= kShortest && norm <= kLongest ? static_cast<float>(1.0 / floored(norm)) : kOdd;
-}
+constexpr int64_t kQueryRows = DirectAlone::kQueryRows;  // of a block
+constexpr int64_t kBankBytes = 128 << 10;                // of a block: part of L2
+constexpr int64_t kMostColumns = 2048;                   // of a block
+constexpr int64_t kStretch = 1024;                       // coordinates of wide rows at a time
+constexpr int kTogether = 4;                             // queries of a register block
 
 class DirectWorker {
  public:
   bool reserve(const ProjectProblem& p, Stop stop) {
     unit_ = direct_by_bf16(p);
     const int64_t step = unit_ ? kDirectStepBf16 : kDirectStep;
+    wide_ = p.queries.width > kDirectStretch;
     in_place_ = p.queries.dtype == (unit_ ? DType::bf16 : DType::f32) && p.queries.col_stride == 1 &&
-                p.queries.width % step == 0;
-    stride_ = round_up_to(p.queries.width, step);
+                (wide_ || p.queries.width % step == 0);
+    stride_ = round_up_to(wide_ ? kStretch : p.queries.width, step);
+    if (wide_ && !(copies_.reserve(kTogether * stride_) && sums_.reserve(kTogether * kMostColumns) &&
+                   part_.reserve(kTogether * kMostColumns)))
+      return false;
     stop_ = stop;
-    return queries_.reserve(p.queries, kTogether) && scratch_.reserve(round_up_to(p.queries.width, 8)) &&
-           (in_place_ || copies_.reserve(kQueryRows * stride_)) && row_scales_.reserve(kQueryRows) &&
+    return queries_.reserve(p.queries, kTogether) && odd_.reserve(p, stop) && scratch_.reserve(stride_ + 8) &&
+           (in_place_ || wide_ || copies_.reserve(kQueryRows * stride_)) && row_scales_.reserve(kQueryRows) &&
            (p.out_dtype == DType::f32 || out_.reserve(kTogether * kMostColumns));
   }
 
   // The scales of bank rows [from, to).
   void scale_columns(const ProjectProblem& p, int64_t from, int64_t to, float* scales) {
-    double squares[64];
-    for (int64_t at = from; at < to; at += 64) {
-      const int64_t count = std::min<int64_t>(64, to - at);
-      kernels().squares(p.bank, nullptr, at, count, squares);
-      for (int64_t i = 0; i < count; ++i) scales[at + i] = scale_of(squares[i]);
-    }
+    norm_scales(p.bank, queries_, from, to - from, scales + from);  // its columns are adjacent: no reader is asked
   }
 
   // `scales`: of the columns, for a metric with unit rows; `fill`: they are not known yet.
@@ -63,19 +55,12 @@ class DirectWorker {
  private:
   void load(const ProjectProblem& p, int64_t first, int64_t rows) {
     std::fill_n(row_scales_.get(), rows, 1.0f);
-    for (int64_t r = 0; r < rows && !in_place_; ++r) copy(p, queries_.row(first + r), copies_.get() + r * stride_);
-    if (!record(p.metric).unit_rows) return;
-    double squares[kQueryRows];
-    if (p.queries.col_stride == 1)
-      kernels().squares(p.queries, nullptr, first, rows, squares);
-    else
-      for (int64_t r = 0; r < rows; ++r)
-        squares[r] = self_squares(queries_.row(first + r), p.queries.dtype, p.queries.width);
-    for (int64_t r = 0; r < rows; ++r) row_scales_[r] = scale_of(squares[r]);
+    for (int64_t r = 0; r < rows && !in_place_ && !wide_; ++r)
+      copy(p, queries_.row(first + r), p.queries.width, copies_.get() + r * stride_);
+    if (record(p.metric).unit_rows) norm_scales(p.queries, queries_, first, rows, row_scales_.get());
   }
 
-  void copy(const ProjectProblem& p, const void* row, float* out) {
-    const int64_t d = p.queries.width;
+  void copy(const ProjectProblem& p, const void* row, int64_t d, float* out) {
     if (unit_) {
       std::memset(out, 0, static_cast<size_t>(stride_) * 2);
       std::memcpy(out, row, static_cast<size_t>(d) * 2);
@@ -105,50 +90,61 @@ class DirectWorker {
     a.root = metric.root;
     const bool straight = p.out_dtype == DType::f32;
     for (int64_t q = 0; q < count; ++q) {
-      a.queries[q] = in_place_ ? p.queries.row(first + r + q) : copies_.get() + (r + q) * stride_;
+      if (!wide_) a.queries[q] = in_place_ ? p.queries.row(first + r + q) : copies_.get() + (r + q) * stride_;
       a.row_scale[q] = row_scales_[r + q];
       a.out[q] = straight ? static_cast<float*>(p.out) + (first + r + q) * p.out_columns + from
                           : out_.get() + q * kMostColumns;
     }
     a.least = !metric.smaller_is_better ? 0.0f : metric.root ? 1e-15f : 1e-30f;
-    const bool odd = (unit_ ? kernels().direct_bf16 : kernels().direct)(a);
+    const bool odd = wide_ ? multiply_wide(p, first + r, a) : (unit_ ? kernels().direct_bf16 : kernels().direct)(a);
     for (int64_t q = 0; q < count && !straight; ++q)
       kernels().narrow_floats(a.out[q], a.count, p.out_dtype,
                               static_cast<char*>(p.out) + ((first + r + q) * p.out_columns + from) *
                                                               static_cast<int64_t>(size_of(p.out_dtype)));
-    return !odd || rescore(p, a, first + r, from);
+    return !odd || odd_.rescore(p, first + r, a.query_count, from, to,
+                                [&](int q, int64_t j) { return is_odd(a.out[q][j - from], a.least); });
   }
 
-  // The columns where a value of these queries is odd.
-  bool rescore(const ProjectProblem& p, const DirectArgs& a, int64_t row, int64_t from) {
-    if (!refiner_.reserve(p.bank, p.bank.width)) return false;
-    const MetricRecord metric = record(p.metric);
-    refiner_.set_metric(p.metric, nullptr);
-    refiner_.set_stop(stop_);
-    for (int q = 0; q < a.query_count; ++q) refiner_.load(q, queries_.row(row + q, q), p.queries.dtype);
-    int64_t listed = 0;
-    const auto flush = [&] {
-      refiner_.for_each_key(a.query_count, refiner_.indices(), 0, listed, [&](int q, double key, int64_t j) {
-        if (!is_odd(a.out[q][j - from], a.least)) return;
-        with_dtype(p.out_dtype, [&](auto type) {
-          narrow(value_of(metric, key), static_cast<Element<decltype(type)>*>(p.out) + (row + q) * p.out_columns + j);
-        });
-      });
-      listed = 0;
-    };
-    for (int64_t i = 0; i < a.count; ++i) {
-      bool odd = false;
-      for (int q = 0; q < a.query_count; ++q) odd |= is_odd(a.out[q][i], a.least);
-      if (!odd) continue;
-      refiner_.indices()[listed++] = from + i;
-      if (listed == Refiner::kBlock) flush();
+  // A stretch of coordinates after the other, whose sums are added in float64: a lane would have too many terms.
+  bool multiply_wide(const ProjectProblem& p, int64_t row, const DirectArgs& whole) {
+    const int64_t d = p.bank.width, size = static_cast<int64_t>(size_of(p.queries.dtype));
+    std::fill_n(sums_.get(), whole.query_count * whole.count, 0.0);
+    DirectArgs a = whole;
+    a.column_scale = nullptr;
+    a.root = false;
+    a.ahead = 0;
+    for (int q = 0; q < a.query_count; ++q) a.row_scale[q] = 1.0f, a.out[q] = part_.get() + q * kMostColumns;
+    for (int64_t k = 0; k < d && !stop_.requested(); k += kStretch) {
+      a.bank.width = std::min(kStretch, d - k);
+      a.bank.data = static_cast<const char*>(p.bank.data) + k * static_cast<int64_t>(size_of(p.bank.dtype));
+      for (int q = 0; q < a.query_count; ++q) {
+        const char* at = static_cast<const char*>(queries_.row(row + q, q)) + k * size;
+        a.queries[q] = at;
+        if (in_place_ && a.bank.width == kStretch) continue;
+        copy(p, at, a.bank.width, copies_.get() + q * stride_);
+        a.queries[q] = copies_.get() + q * stride_;
+      }
+      (unit_ ? kernels().direct_bf16 : kernels().direct)(a);
+      for (int q = 0; q < a.query_count; ++q)
+        for (int64_t i = 0; i < a.count; ++i) sums_[q * a.count + i] += static_cast<double>(a.out[q][i]);
     }
-    if (listed > 0) flush();
-    return true;
+    bool odd = false;
+    for (int q = 0; q < a.query_count; ++q)
+      for (int64_t i = 0; i < a.count; ++i) {
+        double score = sums_[q * a.count + i];
+        if (whole.column_scale != nullptr)
+          score *= static_cast<double>(whole.row_scale[q]) * static_cast<double>(whole.column_scale[i]);
+        whole.out[q][i] = static_cast<float>(whole.root ? std::sqrt(score) : score);
+        odd |= is_odd(whole.out[q][i], whole.least);
+      }
+    return odd;
   }
 
   RowReader queries_;
-  Refiner refiner_;
+  OddScores odd_;
+  Buffer<double> sums_;
+  Buffer<float> part_;
+  bool wide_ = false;
   Buffer<double> scratch_;
   Buffer<float> copies_, row_scales_, out_;
   int64_t stride_ = 0;
@@ -158,21 +154,19 @@ class DirectWorker {
 
 }  // namespace
 
-Status project_direct_each(const ProjectProblem* problems, int64_t count, const Parallel& parallel) {
-  PerWorker<DirectWorker> workers(parallel.workers);
-  PerWorker<Buffer<float>> scales(parallel.workers);
-  const auto nothing = [](auto&) { return true; };
-  if (!workers.each(nothing) || !scales.each(nothing)) return Status::out_of_memory;
-  return solve_each(problems, count, parallel, [&](int w, const ProjectProblem& given, const Parallel& alone) {
-    if (given.queries.count == 0 || given.bank.count == 0) return Status::ok;
-    ProjectProblem p = given;
-    p.out_columns = p.bank.count;
-    if (p.queries.count > kQueryRows || way_of(p) != ProjectWay::direct) return project(given, alone);
-    const bool unit = record(p.metric).unit_rows;
-    if (!workers[w].reserve(p, alone.stop) || (unit && !scales[w].reserve(p.bank.count))) return Status::out_of_memory;
-    const bool done = workers[w].run(p, {0, p.queries.count, 0, p.bank.count, 0}, scales[w].get(), unit);
-    return done ? Status::ok : Status::out_of_memory;
-  });
+struct DirectAlone::Parts {
+  DirectWorker worker;
+  Buffer<float> scales;
+};
+DirectAlone::DirectAlone() : parts_(new (std::nothrow) Parts) {}
+DirectAlone::~DirectAlone() = default;
+
+Status DirectAlone::project(const ProjectProblem& p, Stop stop) {
+  const bool unit = record(p.metric).unit_rows;
+  if (parts_ == nullptr || !parts_->worker.reserve(p, stop) || (unit && !parts_->scales.reserve(p.bank.count)))
+    return Status::out_of_memory;
+  const GridTask whole{0, p.queries.count, 0, p.bank.count, 0};
+  return parts_->worker.run(p, whole, parts_->scales.get(), unit) ? Status::ok : Status::out_of_memory;
 }
 
 Status project_direct(const ProjectProblem& p, const Parallel& parallel) {

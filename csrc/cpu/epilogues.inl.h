@@ -99,22 +99,50 @@ VB_INLINE void emit(const T* values, int64_t count, Out* out) {
   for (int64_t i = 0; i < count; ++i) narrow(values[i], out + i);
 }
 
-template <class V, int Height, int PanelCount>
+// Whether a value of a tile is not finite, or not above the least.
+template <class V>
+struct OddGate {
+  typename V::Reg least;
+  typename V::Gate gate;
+  explicit VB_INLINE OddGate(const StoreArgs<float>& s) : least(V::fill(s.least)) {}
+  VB_INLINE void add(typename V::Reg a) {
+    gate.add(a, V::fill(__builtin_inff()));  // "not below" is true of NaN
+    gate.add(least, a);
+  }
+  VB_INLINE bool any() const { return gate.any(); }
+};
+struct NoGate {
+  template <class Args>
+  explicit VB_INLINE NoGate(const Args&) {}
+  template <class Reg>
+  VB_INLINE void add(Reg) {}
+  VB_INLINE bool any() const { return false; }
+};
+
+// `Product` multiplies: V, or another vocabulary with the same registers. `raw`: panels of the rows' own numbers, which
+// need what StoreArgs says of them.
+template <class V, class Product, bool raw, int Height, int PanelCount>
 void store_tiles(const StoreArgs<typename V::T>& s) {
   using T = typename V::T;
   const bool same = s.out_dtype == (sizeof(T) == 8 ? DType::f64 : DType::f32);
-  for_each_tile<V, Height, PanelCount, true>(
-      s.tile, 1, s.tile.width, [&](auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
+  for_each_tile<Product, Height, PanelCount, true>(
+      s.tile, raw ? 0 : 1, s.tile.width,
+      [&](auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
+        const int64_t column = panel * kPanel;
+        std::conditional_t<raw, OddGate<V>, NoGate> gate(s);
         unroll<Height>([&](auto r) __attribute__((always_inline)) {
           const auto scale = V::fill(s.scale[row + r.value]), term = V::fill(s.term[row + r.value]);
           unroll<tile.vectors>([&](auto v) __attribute__((always_inline)) {
             auto& a = tile.acc[r.value][v.value];
             a = V::multiply_add(a, scale, term);
+            if constexpr (raw)
+              if (s.column_scale != nullptr) a = V::multiply(a, V::load(s.column_scale + column + v.value * V::width));
             if (s.finish != Finish::linear) a = V::max0(a);
             if (s.finish == Finish::rooted) a = V::root(a);
+            gate.add(a);
           });
         });
-        const int64_t column = panel * kPanel;
+        if (gate.any()) *s.odd = true;
         const int64_t remaining = s.tile.columns - column;
         if (same && remaining >= PanelCount * kPanel) {
           unroll<Height>([&](auto r) __attribute__((always_inline)) {

@@ -1,6 +1,5 @@
 #include "isa.h"
 
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -72,6 +71,7 @@ bool set_isa(const char* name) {
   const int isa = find(name);
   if (isa < 0 || !isa_available(isa)) return false;
   current().store(isa, std::memory_order_relaxed);
+  kernels_in_use.store(table(isa), std::memory_order_relaxed);
   return true;
 }
 
@@ -84,6 +84,12 @@ bool has_bf16_products() {
 #endif
 }
 
-const Kernels& kernels() { return *table(isa_in_use()); }
+std::atomic<const Kernels*> kernels_in_use{nullptr};
+
+const Kernels& first_kernels() {
+  const Kernels* found = table(isa_in_use());
+  kernels_in_use.store(found, std::memory_order_relaxed);
+  return *found;
+}
 
 }  // namespace vecbank::cpu

@@ -27,11 +27,23 @@ struct ScoreArgs {
   Term term = Term::product;
   const int64_t* index = nullptr;  // null: rows first .. first + count
   int64_t first = 0, count = 0;
-  double* out = nullptr;  // [query][count]
+  double* out = nullptr;  // [query][count], each query's out_stride after the one before
+  int64_t out_stride = 0;
   // Of a stretch of wide rows: [query][count][lane], the sums that wait for the next stretch. Only the last stretch may
   // be no multiple of 8 wide.
   double* lanes = nullptr;
   bool begins = true, ends = true;
+};
+
+// Raw scores become keys, or keys values, where they are: score / (query_norm * norms[i]) + bias[i], its sign, its
+// root.
+struct FinishArgs {
+  double* scores = nullptr;
+  int64_t count = 0;  // up to a multiple of 8 may be written
+  double query_norm = 1.0;
+  const double* norms = nullptr;  // null: no division
+  const double* bias = nullptr;   // null: 0
+  bool negate = false, root = false;
 };
 
 // Up to four queries against the rows [first, first + count) of a bank of float32 or 16-bit values, in float32:
@@ -54,7 +66,16 @@ VB_INLINE bool is_odd(float score, float least) {
   const float size = score < 0.0f ? -score : score;
   return !((size >= least) & (size <= 3.4028234e38f));
 }
+constexpr int64_t kDirectStretch = 4096;                   // wider rows: too many terms in a lane for float32
 constexpr int64_t kDirectStep = 16, kDirectStepBf16 = 32;  // multiples of the elements of any register
+
+// Dense products of panels of the rows' own numbers.
+struct RawKernels {
+  void (*product)(const StoreArgs<float>&) = nullptr;
+  void (*square)(const StoreArgs<float>&) = nullptr;  // of differences
+  // Of bfloat16 values, two of which are one element. The caller asks whether the processor has the unit.
+  void (*pairs)(const StoreArgs<float>&) = nullptr;
+};
 
 struct Kernels {
   const char* name;
@@ -62,7 +83,7 @@ struct Kernels {
   int height_f64;
   RowStats (*stats)(const void* row, DType dtype, int64_t width, const Affine& map);
   // Interleaves `count` rows (missing ones up to `group` as zeros) into [width][group]; may write up to 8
-  // elements past the end, which the caller overwrites or owns.
+  // elements past the end, which the caller overwrites or owns. Float32 rows are not mapped where `maps` is null.
   void (*interleave_f32)(const void* const* rows, int count, int group, DType dtype, int64_t width, const Affine* maps,
                          float* out);
   void (*interleave_f64)(const void* const* rows, int count, int group, DType dtype, int64_t width, const Affine* maps,
@@ -71,7 +92,12 @@ struct Kernels {
   void (*reduce_argmax)(const float* running, int64_t rows, RowArgmax* out);
   void (*store_f32)(const StoreArgs<float>&);
   void (*store_f64)(const StoreArgs<double>&);
+  RawKernels raw;
   void (*score)(const ScoreArgs&);
+  void (*finish)(const FinishArgs&);
+  // The first of the largest keys, if that is above `least`; else -1. A key may be NaN, which is never above. There
+  // must be memory up to a multiple of 8.
+  int64_t (*first_best)(const double* keys, int64_t count, double least);
   // Returns whether a score is odd. Null where the instruction set has no fused products.
   bool (*direct)(const DirectArgs&);
   // Products of bfloat16 queries with a bank of that type, which round as the unit of the processor does; null where
@@ -80,6 +106,11 @@ struct Kernels {
   void (*narrow_floats)(const float* values, int64_t count, DType dtype, void* out);
   // The raw score with itself of each row of [first, first + count), or of the listed ones; col_stride must be 1.
   void (*squares)(const Rows& bank, const int64_t* index, int64_t first, int64_t count, double* out);
+  // The same of rows that are interleaved, [width][group]; up to a multiple of 8 is written, and read past the end.
+  void (*line_squares)(const float* lines, int64_t width, int group, double* out);
+  // One over the floored roots of squares: 0 for 0, and NaN where float32 may not hold products with the row. Up to a
+  // multiple of 8 is read and written.
+  void (*norm_scales)(const double* squares, int64_t count, float* scales);
   ScreenKernels<TileArgs<float>> float32;
   int16::Kernels int16;  // of full tiles; all null where float32 is as fast
   int8::Kernels int8;

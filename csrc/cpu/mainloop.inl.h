@@ -44,7 +44,7 @@ struct Prefetcher {
 template <class V, int Height, int PanelCount>
 struct Tile {
   static constexpr int per_panel = kPanel / V::width;
-  static constexpr int vectors = PanelCount * per_panel;
+  static constexpr int height = Height, vectors = PanelCount * per_panel;
   typename V::Reg acc[Height][vectors];
 
   // As multiply(), but in runs of kRun lines whose sums are then added up, so that rounding errors grow with the run

@@ -37,7 +37,7 @@ class PanelWriter {
     constexpr T inf = std::numeric_limits<T>::infinity();
     for (int c = 0; c < kPanel; ++c) start[c] = 0, bound[c] = 0, upper[c] = -inf;
 
-    const void* rows[kPanel];
+    const void* rows[kPanel] = {};
     Affine maps[kPanel];
     bool blank[kPanel] = {}, any_blank = false;
     for (int c = 0; c < count; ++c) {

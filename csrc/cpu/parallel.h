@@ -90,9 +90,13 @@ template <class Problem, class Solve>
   Parallel alone;
   alone.stop = parallel.stop;
   std::atomic<Status> failed{Status::ok};
-  const Status all = for_each_task(parallel, count, [&](int worker, int64_t i) {
-    const Status status = solve(worker, problems[i], alone);
-    if (status != Status::ok) failed = status;
+  // Some at a time: asking for the next one takes as long as a small problem.
+  const int64_t some = std::clamp<int64_t>(count / (16 * parallel.workers), 1, 64);
+  const Status all = for_each_task(parallel, (count + some - 1) / some, [&](int worker, int64_t task) {
+    for (int64_t i = task * some; i < std::min(count, (task + 1) * some) && !parallel.stop.requested(); ++i) {
+      const Status status = solve(worker, problems[i], alone);
+      if (status != Status::ok) failed = status;
+    }
   });
   return all != Status::ok ? all : failed.load();
 }

@@ -67,6 +67,18 @@ struct Grid {
   int64_t tasks() const { return blocks * parts; }
 };
 
+// For a dense product: blocks of at most `most` queries, against parts of the panels.
+inline Grid product_grid(int64_t queries, int64_t bank_rows, int64_t most, int group, int workers) {
+  Grid grid;
+  grid.set_blocks(queries, most, group);
+  grid.blocks = std::min(ceil_div(queries, group), round_up_to(grid.blocks, std::min<int64_t>(workers, 64)));
+  grid.even_blocks(group);
+  // With few blocks the panels are split too; each part packs the queries again, so parts stay large.
+  const int64_t panels = ceil_div(bank_rows, kPanel);
+  grid.set_parts(panels, std::min<int64_t>(2 * workers / grid.blocks, ceil_div(panels, 64)));
+  return grid;
+}
+
 // A task of a grid: queries [first, first + rows) against panels [from, to), which are part `part`.
 struct GridTask {
   int64_t first, rows, from, to, part;

@@ -6,6 +6,7 @@
 #include "direct.h"
 #include "pieces.h"
 #include "queries.h"
+#include "raw.h"
 #include "refine.h"
 
 namespace vecbank::cpu {
@@ -13,6 +14,7 @@ namespace {
 
 constexpr int64_t kBlockBytes = 192 << 10;  // packed queries of a block: part of L2
 constexpr int64_t kPieceBytes = 24 << 20;   // a plain tensor is packed in pieces of this size
+constexpr int64_t kAlone = 1 << 20;         // numbers of a problem that is solved in memory kept for the next one
 constexpr int64_t kStretch = 1 << 27;  // multiplications between two checks of the flag: at most a tenth of a second
 
 // What a worker needs to score pairs in float64.
@@ -23,21 +25,25 @@ struct Scorer {
   int64_t ranks[Refiner::kBlock];
 
   bool reserve(const ProjectProblem& p, const double* norms, Stop stop) {
-    if (!queries.reserve(p.queries, Refiner::kMostQueries) || !refiner.reserve(p.bank, p.bank.width)) return false;
+    if (!refiner.reserve(p.bank, p.bank.width, p.queries.col_stride == 1) ||
+        !queries.reserve(p.queries, refiner.slots()))
+      return false;
     refiner.set_metric(p.metric, norms);
     refiner.set_stop(stop);
     return true;
   }
 
-  template <class E>
   void all(const ProjectProblem& p, int64_t first, int64_t count, int64_t from, int64_t columns) {
-    E* out = static_cast<E*>(p.out);
+    char* out = static_cast<char*>(p.out);
+    const int64_t size = static_cast<int64_t>(size_of(p.out_dtype));
     const MetricRecord metric = record(p.metric);
     for (int64_t i = first; i < first + count; i += refiner.slots()) {
       const int slots = static_cast<int>(std::min<int64_t>(refiner.slots(), first + count - i));
-      for (int s = 0; s < slots; ++s) refiner.load(s, queries.row(i + s, s), p.queries.dtype);
-      refiner.for_each_key(slots, nullptr, from, columns, [&](int s, double key, int64_t j) {
-        narrow(value_of(metric, key), out + (i + s) * p.out_columns + j);
+      refiner.load_rows(queries, p.queries, i, slots);
+      refiner.for_each_run(slots, nullptr, from, columns, [&](int s, double* keys, int64_t n, auto&& row) {
+        if (metric.smaller_is_better || metric.root)
+          kernels().finish({.scores = keys, .count = n, .negate = metric.smaller_is_better, .root = metric.root});
+        kernels().narrow(keys, p.out_dtype, n, out + ((i + s) * p.out_columns + row(0)) * size);
       });
     }
   }
@@ -85,10 +91,7 @@ Status project_exact(const ProjectProblem& p, const Parallel& parallel) {
     const int64_t parts = ceil_div(m, columns);
     return for_each_task(parallel, blocks * parts, [&](int worker, int64_t task) {
       const int64_t first = task / parts * Scorer::kRows, from = task % parts * columns;
-      with_dtype(p.out_dtype, [&](auto type) {
-        workers[worker].all<Element<decltype(type)>>(p, first, std::min(Scorer::kRows, n - first), from,
-                                                     std::min(columns, m - from));
-      });
+      workers[worker].all(p, first, std::min(Scorer::kRows, n - first), from, std::min(columns, m - from));
     });
   }
   std::atomic<bool> bad{false};
@@ -195,23 +198,12 @@ class Projector {
 };
 
 template <class T>
-Grid plan_grid(int64_t queries, const PackHeader& h, int group, int workers) {
-  Grid grid;
-  grid.set_blocks(queries, kBlockBytes / ((h.width + 1) * static_cast<int64_t>(sizeof(T))), group);
-  grid.blocks = std::min(ceil_div(queries, group), round_up_to(grid.blocks, std::min<int64_t>(workers, 64)));
-  grid.even_blocks(group);
-  // With few blocks the panels are split too; each part packs the queries again, so parts stay large.
-  const int64_t panels = ceil_div(h.rows, kPanel);
-  grid.set_parts(panels, std::min<int64_t>(2 * workers / grid.blocks, ceil_div(panels, 64)));
-  return grid;
-}
-
-template <class T>
 Status project_piece(const ProjectProblem& whole, const Piece& piece, const Parallel& parallel) {
   ProjectProblem p = whole;
   p.bank = piece.bank;
   const int group = sizeof(T) == 4 ? kernels().height_for(p.queries.count) : kernels().height_f64;
-  const Grid grid = plan_grid<T>(p.queries.count, piece.header, group, parallel.workers);
+  const int64_t rows = kBlockBytes / ((p.bank.width + 1) * static_cast<int64_t>(sizeof(T)));
+  const Grid grid = product_grid(p.queries.count, p.bank.count, rows, group, parallel.workers);
   PerWorker<Projector<T>> workers(std::min<int64_t>(parallel.workers, grid.tasks()));
   if (!workers.each([&](auto& worker) { return worker.reserve(p, grid.rows_per_block, group, parallel.stop); }))
     return Status::out_of_memory;
@@ -241,11 +233,28 @@ Status project(const ProjectProblem& problem, const Parallel& parallel) {
   const ProjectWay way = way_of(p);
   if (way == ProjectWay::exact) return project_exact(p, chosen);
   if (way == ProjectWay::direct) return project_direct(p, chosen);
+  if (way == ProjectWay::raw) return project_raw(p, chosen);
   return p.bank.dtype == DType::f64 ? project_as<double>(p, chosen) : project_as<float>(p, chosen);
 }
 
 Status project_each(const ProjectProblem* problems, int64_t count, const Parallel& parallel) {
-  return project_direct_each(problems, count, parallel);
+  struct Alone {
+    DirectAlone direct;
+    RawAlone raw;
+  };
+  PerWorker<Alone> workers(parallel.workers);
+  if (!workers.each([](Alone&) { return true; })) return Status::out_of_memory;
+  return solve_each(problems, count, parallel, [&](int worker, const ProjectProblem& given, const Parallel& alone) {
+    if (given.queries.count == 0 || given.bank.count == 0) return Status::ok;
+    ProjectProblem p = given;
+    p.out_columns = p.bank.count;
+    const ProjectWay way = way_of(p);
+    if (way == ProjectWay::raw && (p.queries.count + p.bank.count) * p.bank.width < kAlone)
+      return workers[worker].raw.project(p, alone.stop);
+    if (way == ProjectWay::direct && p.queries.count <= DirectAlone::kQueryRows)
+      return workers[worker].direct.project(p, alone.stop);
+    return project(given, alone);
+  });
 }
 
 }  // namespace vecbank::cpu

@@ -15,14 +15,16 @@ namespace vecbank::cpu {
 class Refiner {
  public:
   static constexpr int kQueries = 4;  // rows refined together share the bank's conversion
-  static constexpr int kMostQueries = 16;
+  static constexpr int kMostQueries = 64;
+  static constexpr int64_t kWide = 4096;  // coordinates of a row that is read a stretch at a time
   static constexpr int64_t kBlock = 512;
 
-  bool reserve(const Rows& bank, int64_t query_width) {
+  // `in_place`: the rows to load have unit stride, so that many can be loaded without a copy.
+  bool reserve(const Rows& bank, int64_t query_width, bool in_place = false) {
     bank_ = bank;
-    wide_rows_ = query_width > kStretch;
-    slots_ = wide_rows_ ? kMostQueries : kQueries;
-    stride_ = wide_rows_ ? kStretch : round_up_to(query_width, 8);
+    wide_rows_ = query_width > kWide;
+    slots_ = wide_rows_ && in_place ? kMostQueries : wide_rows_ || query_width <= kNarrow ? kSome : kQueries;
+    stride_ = wide_rows_ ? kStretch + 40 : round_up_to(query_width, 8);
     block_ = std::min(kBlock, stretch_of(query_width));
     return bank_reader_.reserve(bank, 1) && wide_.reserve(slots_ * stride_) && scores_.reserve(slots_ * kBlock) &&
            indices_.reserve(kBlock) && row_norms_.reserve(kBlock) &&
@@ -52,9 +54,18 @@ class Refiner {
 
   // The row, which has unit stride, must stay where it is while the slot is in use.
   void load(int slot, const void* row, DType dtype) {
-    loaded_[slot] = {row, dtype, 1, bank_.width, bank_.width, 1};
-    if (!wide_rows_) kernels().widen(row, dtype, bank_.width, wide_.get() + slot * stride_);
+    place(slot, row, dtype);
     if (record_.unit_rows) query_norm_[slot] = floored(std::sqrt(self_squares(row, dtype, bank_.width)));
+  }
+
+  // Rows [first, first + count) into as many slots.
+  void load_rows(const RowReader& rows, const Rows& queries, int64_t first, int count) {
+    const bool together = record_.unit_rows && queries.col_stride == 1;  // their norms
+    for (int s = 0; s < count; ++s)
+      together ? place(s, rows.row(first + s, s), queries.dtype) : load(s, rows.row(first + s, s), queries.dtype);
+    if (!together) return;
+    kernels().squares(queries, nullptr, first, count, query_norm_);
+    for (int s = 0; s < count; ++s) query_norm_[s] = floored(std::sqrt(query_norm_[s]));
   }
 
   // f(slot, key, index) for every row of [first, first + count) or of index[0..count), ascending.
@@ -73,9 +84,9 @@ class Refiner {
       score(slots, index != nullptr ? index + at : nullptr, first + at, n);
       if (computes_norms()) compute_norms(index != nullptr ? index + at : nullptr, first + at, n, row_norms_.get());
       for (int s = 0; s < slots; ++s) {
-        double* keys = scores_.get() + s * n;
+        double* keys = scores_.get() + s * round_up_to(n, 8);
         const auto row = [&](int64_t i) { return index != nullptr ? index[at + i] : first + at + i; };
-        become_keys(keys, n, query_norm_[s], row);
+        become_keys(keys, n, query_norm_[s], index != nullptr, row);
         f(s, keys, n, row);
       }
     });
@@ -106,7 +117,14 @@ class Refiner {
   int64_t* indices() const { return indices_.get(); }
 
  private:
-  static constexpr int64_t kStretch = 4096, kTogether = 32;
+  void place(int slot, const void* row, DType dtype) {
+    loaded_[slot] = {row, dtype, 1, bank_.width, bank_.width, 1};
+    if (!wide_rows_) kernels().widen(row, dtype, bank_.width, wide_.get() + slot * stride_);
+  }
+
+  static constexpr int64_t kStretch = 1024, kTogether = 32;
+  static constexpr int kSome = 16;
+  static constexpr int64_t kNarrow = 64;  // so many queries of this width stay in L1
 
   bool computes_norms() const { return record_.unit_rows && norms_ == nullptr; }
   void compute_norms(const int64_t* index, int64_t first, int64_t count, double* out) {
@@ -119,14 +137,17 @@ class Refiner {
     for (int64_t i = 0; i < count; ++i) out[i] = floored(std::sqrt(out[i]));
   }
 
-  // Raw scores become keys. A loop of its own: what it asks of the metric is asked once.
+  // Raw scores become keys. `chosen`: the rows are not one after the other.
   template <class RowOf>
-  void become_keys(double* scores, int64_t count, double query_norm, RowOf&& row) const {
+  void become_keys(double* scores, int64_t count, double query_norm, bool chosen, RowOf&& row) const {
     const MetricRecord metric = record_;
     const double *norms = norms_, *bias = bias_, *own = computes_norms() ? row_norms_.get() : nullptr;
-    if (!metric.unit_rows && bias == nullptr) {  // nothing is asked of a row
-      for (int64_t i = 0; i < count && metric.smaller_is_better; ++i) scores[i] = -scores[i];
-      return;
+    const bool plain = metric.smaller_is_better || (!metric.unit_rows && bias == nullptr);  // nothing is asked of a row
+    if (plain || !chosen) {
+      FinishArgs a{.scores = scores, .count = count, .query_norm = query_norm, .negate = metric.smaller_is_better};
+      if (!plain && metric.unit_rows) a.norms = norms != nullptr ? norms + (row(0) - first_norm_) : own;
+      if (!plain && !metric.unit_rows) a.bias = bias + row(0);
+      return kernels().finish(a);
     }
     for (int64_t i = 0; i < count; ++i)
       scores[i] = key_of(metric, scores[i], query_norm,
@@ -148,6 +169,7 @@ class Refiner {
     a.first = first;
     a.count = count;
     a.out = scores_.get();
+    a.out_stride = round_up_to(count, 8);
     if (bank_.col_stride == 1) return score_rows(a);
     a.bank.col_stride = 1;
     a.index = nullptr;
@@ -155,10 +177,11 @@ class Refiner {
     a.count = 1;
     double one[kMostQueries];
     a.out = one;
+    a.out_stride = 1;
     for (int64_t i = 0; i < count; ++i) {
       a.bank.data = bank_reader_.row(index != nullptr ? index[i] : first + i);
       score_rows(a);
-      for (int s = 0; s < slots; ++s) scores_[s * count + i] = one[s];
+      for (int s = 0; s < slots; ++s) scores_[s * round_up_to(count, 8) + i] = one[s];
     }
   }
 
@@ -173,6 +196,7 @@ class Refiner {
       if (a.index != nullptr) a.index += i;
       a.lanes = lanes_.get();
       a.out = some_.get();
+      a.out_stride = a.count;
       for (int64_t from = 0; from < bank_.width; from += kStretch) {
         a.bank.width = std::min(kStretch, bank_.width - from);
         a.begins = from == 0;
@@ -180,14 +204,17 @@ class Refiner {
         a.bank.data =
             static_cast<const char*>(whole.bank.data) + from * static_cast<int64_t>(size_of(whole.bank.dtype));
         for (int s = 0; s < a.query_count; ++s) {
-          const auto* row = static_cast<const char*>(loaded_[s].data);
-          kernels().widen(row + from * static_cast<int64_t>(size_of(loaded_[s].dtype)), loaded_[s].dtype, a.bank.width,
-                          wide_.get() + s * stride_);
+          const int64_t size = static_cast<int64_t>(size_of(loaded_[s].dtype));
+          const char* at = static_cast<const char*>(loaded_[s].data) + from * size;
+          kernels().widen(at, loaded_[s].dtype, a.bank.width, wide_.get() + s * stride_);
+          // The next stretch arrives meanwhile: a page is too short for the processor to foresee it.
+          const int64_t ahead = std::min(kStretch, bank_.width - from - a.bank.width) * size;
+          for (int64_t byte = 0; byte < ahead; byte += 64) __builtin_prefetch(at + a.bank.width * size + byte, 0, 2);
         }
         kernels().score(a);
       }
       for (int s = 0; s < a.query_count; ++s)
-        std::copy_n(some_.get() + s * a.count, a.count, whole.out + s * whole.count + i);
+        std::copy_n(some_.get() + s * a.count, a.count, whole.out + s * whole.out_stride + i);
     }
   }
 

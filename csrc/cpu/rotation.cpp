@@ -52,6 +52,7 @@ Status turn_error_of(const float* matrix, int64_t width, const Parallel& paralle
     a.first = first;  // the matrix of products is symmetric
     a.count = width - first;
     a.out = w.products.get();
+    a.out_stride = a.count;
     kernels().score(a);
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = i; j < a.count; ++j) {

@@ -43,21 +43,23 @@ RowStats stats(const void* row, DType dtype, int64_t width, const Affine& map) {
   return with_dtype(dtype, [&](auto type) { return stats_of<Lanes>(static_cast<decltype(type)>(row), width, map); });
 }
 
+// `maps`: null where the rows stay as they are.
 template <class Lanes, class S>
 void interleave_of(const void* const* rows, int count, int group, int64_t width, const Affine* maps, float* out) {
-  alignas(64) float block[16][8] = {};
+  alignas(64) float block[16][8];
+  for (int r = count; r < (group <= 8 ? 8 : 16); ++r) Lanes::fill(0.0).store(block[r]);
   for (int64_t k = 0; k < width; k += 8) {
-    for (int r = 0; r < count; ++r)
-      load_mapped<Lanes>(static_cast<const S*>(rows[r]), k, width, maps[r]).store(block[r]);
+    if (maps != nullptr)
+      for (int r = 0; r < count; ++r)
+        load_mapped<Lanes>(static_cast<const S*>(rows[r]), k, width, maps[r]).store(block[r]);
+    else
+      for (int r = 0; r < count; ++r) load_some<Lanes>(static_cast<const S*>(rows[r]) + k, width - k).store(block[r]);
     if (width - k >= 8 && group != 1) {
       // Columns ascend, so what a transposed column spills past its group is overwritten by the next one.
       if (group <= 8) {
         transpose8(block[0], out + k * group, group);
       } else {
-        alignas(64) float columns[8][16];
-        transpose8(block[0], columns[0], 16);
-        transpose8(block[8], columns[0] + 8, 16);
-        for (int c = 0; c < 8; ++c) __builtin_memcpy(out + (k + c) * group, columns[c], 16 * sizeof(float));
+        transpose16(block[0], out + k * group, group);
       }
     } else {
       const int64_t columns = width - k < 8 ? width - k : 8;

@@ -96,7 +96,10 @@ VB_INLINE int64_t score_blocks(const ScoreArgs& a, int q, int64_t begin) {
     const S *rows[Banks], *next[Banks];
     for (int r = 0; r < Banks; ++r) {
       rows[r] = scored_row<S>(a, i + r);
-      next[r] = Ahead && i + Banks + r < a.count ? scored_row<S>(a, i + Banks + r) : rows[r];
+      next[r] = !Ahead                          ? rows[r]
+                : i + Banks + r < a.count       ? scored_row<S>(a, i + Banks + r)
+                : a.lanes != nullptr && !a.ends ? scored_row<S>(a, (i + Banks + r) % a.count) + a.bank.width
+                                                : rows[r];
     }
     Sums<Lanes, Queries, Banks> sums;
     double* lanes = a.lanes == nullptr ? nullptr : a.lanes + (q * a.count + i) * kLanes;
@@ -106,7 +109,7 @@ VB_INLINE int64_t score_blocks(const ScoreArgs& a, int q, int64_t begin) {
       sums.load(lanes, a.count);
     add_terms<Lanes, term, exact, Queries, Banks, Ahead>(queries, a.query_stride, rows, next, a.bank.width, sums);
     if (lanes == nullptr || a.ends)
-      sums.write(a.out + q * a.count + i, a.count);
+      sums.write(a.out + q * a.out_stride + i, a.out_stride);
     else
       sums.store(lanes, a.count);
   }
@@ -117,7 +120,8 @@ template <class Lanes, Term term, bool exact, class S>
 void score_rows(const ScoreArgs& a) {
   int q = 0;
   for (; q + 4 <= a.query_count; q += 4) {
-    const int64_t left = score_blocks<Lanes, term, exact, 4, Lanes::banks, false, S>(a, q, 0);
+    const int64_t left = a.lanes != nullptr ? score_blocks<Lanes, term, exact, 4, Lanes::banks, true, S>(a, q, 0)
+                                            : score_blocks<Lanes, term, exact, 4, Lanes::banks, false, S>(a, q, 0);
     if (Lanes::banks > 1) score_blocks<Lanes, term, exact, 4, 1, false, S>(a, q, left);
   }
   for (; q < a.query_count; ++q) {

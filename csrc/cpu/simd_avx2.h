@@ -186,13 +186,26 @@ struct Avx2Lanes {
   friend VB_INLINE Avx2Lanes operator*(Avx2Lanes a, Avx2Lanes b) {
     return {_mm256_mul_pd(a.low, b.low), _mm256_mul_pd(a.high, b.high)};
   }
+  friend VB_INLINE Avx2Lanes operator/(Avx2Lanes a, Avx2Lanes b) {
+    return {_mm256_div_pd(a.low, b.low), _mm256_div_pd(a.high, b.high)};
+  }
   // sum + a * b, where the product is exact: whether it is fused does not matter.
   static VB_INLINE Avx2Lanes plus_exact(Avx2Lanes sum, Avx2Lanes a, Avx2Lanes b) {
     return {_mm256_fmadd_pd(a.low, b.low, sum.low), _mm256_fmadd_pd(a.high, b.high, sum.high)};
   }
+  VB_INLINE Avx2Lanes root() const { return {_mm256_sqrt_pd(low), _mm256_sqrt_pd(high)}; }
   VB_INLINE Avx2Lanes abs() const {
     const __m256d sign = _mm256_set1_pd(-0.0);
     return {_mm256_andnot_pd(sign, low), _mm256_andnot_pd(sign, high)};
+  }
+  static VB_INLINE Avx2Lanes if_greater(Avx2Lanes a, Avx2Lanes b, Avx2Lanes x, Avx2Lanes y) {  // a > b ? x : y
+    return {_mm256_blendv_pd(y.low, x.low, _mm256_cmp_pd(a.low, b.low, _CMP_GT_OQ)),
+            _mm256_blendv_pd(y.high, x.high, _mm256_cmp_pd(a.high, b.high, _CMP_GT_OQ))};
+  }
+  VB_INLINE double largest() const {
+    const __m256d four = _mm256_max_pd(low, high);
+    const __m128d two = _mm_max_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_max_sd(two, _mm_unpackhi_pd(two, two)));
   }
   VB_INLINE double sum() const { return sum_tree(low, high); }
   // The sums of four at once, each in the order of sum().
@@ -210,9 +223,8 @@ VB_INLINE Avx2Lanes Avx2F32::to_lanes(Sum s) {
   return {_mm256_cvtps_pd(_mm256_castps256_ps128(s)), _mm256_cvtps_pd(_mm256_extractf128_ps(s, 1))};
 }
 
-// in[8 rows][8] -> out[8 columns], `step` elements apart. Later columns may overwrite the tail of earlier ones.
-VB_INLINE void transpose8(const float* in, float* out, int64_t step) {
-  __m256 r[8], s[8];
+VB_INLINE void transposed8(const float* in, __m256 (&s)[8]) {
+  __m256 r[8];
   for (int i = 0; i < 8; ++i) r[i] = _mm256_load_ps(in + 8 * i);
   for (int i = 0; i < 8; i += 2) {
     s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
@@ -228,7 +240,24 @@ VB_INLINE void transpose8(const float* in, float* out, int64_t step) {
     s[i] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
     s[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
   }
-  for (int i = 0; i < 8; ++i) _mm256_storeu_ps(out + i * step, s[i]);
+}
+
+// in[8 rows][8] -> out[8 columns], `step` elements apart. Later columns may overwrite the tail of earlier ones.
+VB_INLINE void transpose8(const float* in, float* out, int64_t step) {
+  __m256 columns[8];
+  transposed8(in, columns);
+  for (int i = 0; i < 8; ++i) _mm256_storeu_ps(out + i * step, columns[i]);
+}
+
+// The same of in[16 rows][8].
+VB_INLINE void transpose16(const float* in, float* out, int64_t step) {
+  __m256 upper[8], lower[8];
+  transposed8(in, upper);
+  transposed8(in + 64, lower);
+  for (int i = 0; i < 8; ++i) {
+    _mm256_storeu_ps(out + i * step, upper[i]);
+    _mm256_storeu_ps(out + i * step + 8, lower[i]);
+  }
 }
 
 struct Avx2 {

@@ -24,10 +24,16 @@ struct Avx512Lanes {
   friend VB_INLINE Avx512Lanes operator+(Avx512Lanes a, Avx512Lanes b) { return {_mm512_add_pd(a.v, b.v)}; }
   friend VB_INLINE Avx512Lanes operator-(Avx512Lanes a, Avx512Lanes b) { return {_mm512_sub_pd(a.v, b.v)}; }
   friend VB_INLINE Avx512Lanes operator*(Avx512Lanes a, Avx512Lanes b) { return {_mm512_mul_pd(a.v, b.v)}; }
+  friend VB_INLINE Avx512Lanes operator/(Avx512Lanes a, Avx512Lanes b) { return {_mm512_div_pd(a.v, b.v)}; }
   // sum + a * b, where the product is exact: whether it is fused does not matter.
   static VB_INLINE Avx512Lanes plus_exact(Avx512Lanes sum, Avx512Lanes a, Avx512Lanes b) {
     return {_mm512_fmadd_pd(a.v, b.v, sum.v)};
   }
+  static VB_INLINE Avx512Lanes if_greater(Avx512Lanes a, Avx512Lanes b, Avx512Lanes x, Avx512Lanes y) {
+    return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ), y.v, x.v)};
+  }
+  VB_INLINE double largest() const { return _mm512_reduce_max_pd(v); }
+  VB_INLINE Avx512Lanes root() const { return {_mm512_sqrt_pd(v)}; }
   VB_INLINE Avx512Lanes abs() const { return {_mm512_abs_pd(v)}; }
   VB_INLINE double sum() const { return sum_tree(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1)); }
   // The sums of four at once, each in the order of sum().
@@ -95,6 +101,14 @@ struct Avx512BFloat16Pairs {
   }
   using Lanes = Avx512Lanes;
   static VB_INLINE Lanes to_lanes(Sum s) { return Avx512F32::to_lanes(s); }
+};
+
+// The same with the bits of two values in every float of a tile.
+struct Avx512BFloat16Tile : Avx512F32 {
+  static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    return c;
+  }
 };
 
 struct Avx512Int32 {
@@ -202,6 +216,7 @@ struct Avx512 {
 
 struct Avx512Vnni : Avx512 {
   using BFloat16Pairs = Avx512BFloat16Pairs;
+  using BFloat16Tile = Avx512BFloat16Tile;
   using Int16 = Avx512VnniInt16;
   using Int8 = Avx512VnniInt8;
 };

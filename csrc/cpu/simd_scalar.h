@@ -114,12 +114,30 @@ struct PortableLanes {
   friend VB_INLINE PortableLanes operator*(const PortableLanes& a, const PortableLanes& b) {
     return map(a, b, [](double x, double y) { return x * y; });
   }
+  friend VB_INLINE PortableLanes operator/(const PortableLanes& a, const PortableLanes& b) {
+    return map(a, b, [](double x, double y) { return x / y; });
+  }
   // sum + a * b, where the product is exact: whether it is fused does not matter.
   static VB_INLINE PortableLanes plus_exact(const PortableLanes& sum, const PortableLanes& a, const PortableLanes& b) {
     return sum + a * b;
   }
+  VB_INLINE PortableLanes root() const {
+    return map(*this, *this, [](double x, double) { return std::sqrt(x); });
+  }
   VB_INLINE PortableLanes abs() const {
     return map(*this, *this, [](double x, double) { return std::fabs(x); });
+  }
+  // a > b ? x : y
+  static VB_INLINE PortableLanes if_greater(const PortableLanes& a, const PortableLanes& b, const PortableLanes& x,
+                                            const PortableLanes& y) {
+    PortableLanes r;
+    for (int i = 0; i < 8; ++i) r.v[i] = a.v[i] > b.v[i] ? x.v[i] : y.v[i];
+    return r;
+  }
+  VB_INLINE double largest() const {
+    double most = v[0];
+    for (double one : v) most = one > most ? one : most;
+    return most;
   }
   VB_INLINE double sum() const { return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7])); }
   static VB_INLINE void sum4(const PortableLanes (&s)[4], double* out) {
@@ -130,6 +148,11 @@ struct PortableLanes {
 VB_INLINE void transpose8(const float* in, float* out, int64_t step) {
   for (int column = 0; column < 8; ++column)
     for (int row = 0; row < 8; ++row) out[column * step + row] = in[row * 8 + column];
+}
+
+VB_INLINE void transpose16(const float* in, float* out, int64_t step) {
+  for (int column = 0; column < 8; ++column)
+    for (int row = 0; row < 16; ++row) out[column * step + row] = in[row * 8 + column];
 }
 
 struct Scalar {

@@ -9,6 +9,7 @@
 
 #include "direct.inl.h"
 #include "epilogues.inl.h"
+#include "keys.inl.h"
 #include "scores.inl.h"
 #include "slopes.inl.h"
 #include "sums.inl.h"
@@ -46,7 +47,37 @@ void argmax(const ArgmaxArgs<TileArgs<float>>& s) {
 
 template <class Isa>
 void store_f32(const StoreArgs<float>& s) {
-  with_shape<Isa>(s.tile.group, [&](auto t) { store_tiles<typename Isa::F32, t.height, t.panels>(s); });
+  using V = typename Isa::F32;
+  with_shape<Isa>(s.tile.group, [&](auto t) { store_tiles<V, V, false, t.height, t.panels>(s); });
+}
+
+// Squares of differences in place of products.
+template <class V>
+struct Gaps : V {
+  using typename V::Reg;
+  static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg sum) {
+    const Reg gap = V::subtract(a, b);
+    return V::multiply_add(gap, gap, sum);
+  }
+};
+
+template <class Isa, class Product>
+void store_raw(const StoreArgs<float>& s) {
+  with_shape<Isa>(s.tile.group, [&](auto t) { store_tiles<typename Isa::F32, Product, true, t.height, t.panels>(s); });
+}
+
+// Null where multiply_add() rounds twice: its sums would be less accurate than those of a library.
+template <class Isa>
+constexpr RawKernels raw_kernels() {
+  using V = typename Isa::F32;
+  RawKernels kernels;
+  if constexpr (Isa::fused) {
+    kernels.product = store_raw<Isa, V>;
+    kernels.square = store_raw<Isa, Gaps<V>>;
+  }
+  if constexpr (!std::is_void_v<typename Isa::BFloat16Pairs>)
+    kernels.pairs = store_raw<Isa, typename Isa::BFloat16Tile>;
+  return kernels;
 }
 
 template <class Isa, class Tiles>
@@ -123,12 +154,17 @@ constexpr Kernels make_table(const char* name) {
           widen<Lanes>,
           reduce_argmax<typename Isa::F32>,
           store_f32<Isa>,
-          store_tiles<typename Isa::F64, Isa::full_f64, 1>,
+          store_tiles<typename Isa::F64, typename Isa::F64, false, Isa::full_f64, 1>,
+          raw_kernels<Isa>(),
           score<Lanes>,
+          finish_scores<Lanes>,
+          first_best<Lanes>,
           direct_f32<Isa>(),
           direct_bf16<Isa>(),
           narrow_floats,
           squares<Lanes>,
+          line_squares<Lanes>,
+          norm_scales_of<Lanes>,
           {scan<Isa>, argmax<Isa>},
           int16_kernels<Isa>(),
           int8_kernels<Isa>(),

@@ -58,6 +58,10 @@ struct StoreArgs {
   TileArgs<T> tile;
   const T* scale = nullptr;  // per row: value = score * scale + term, then finish
   const T* term = nullptr;
+  // Only for panels of the rows' own numbers, which begin with the first coordinate:
+  const T* column_scale = nullptr;  // a factor of every column, with zeros for a tile past the last; null: 1
+  bool* odd = nullptr;              // becomes true where a value is not finite, or not above `least`
+  T least = 0;
   Finish finish = Finish::linear;
   void* out = nullptr;
   DType out_dtype = DType::f32;

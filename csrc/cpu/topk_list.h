@@ -7,6 +7,8 @@
 #include <limits>
 
 #include "../core/exact_score.h"
+#include "isa.h"
+#include "kernels.h"
 #include "parallel.h"
 
 namespace vecbank::cpu {
@@ -104,18 +106,14 @@ class TopKList {
  private:
   template <class RowOf>
   void push_best(const double* keys, int64_t count, RowOf&& row) {
-    double best = threshold_;
-    int64_t at = count_ > 0 ? 0 : -1;  // -1: there is none; so -infinity can be the first, and NaN cannot
-    bool fresh = false;
-    for (int64_t i = 0; i < count; ++i) {
-      const bool wins = (keys[i] > best) | ((at < 0) & (keys[i] == keys[i]));
-      best = wins ? keys[i] : best;
-      at = wins ? i : at;
-      fresh |= wins;
+    int64_t at = kernels().first_best(keys, count, threshold_);
+    if (at < 0) {  // an equal key with a later index never wins; but where there is none yet, -infinity does
+      if (count_ > 0) return;
+      at = std::find(keys, keys + count, threshold_) - keys;
+      if (at == count) return;
     }
-    if (!fresh) return;
-    threshold_ = best;
-    list_[0] = {best, row(at)};
+    threshold_ = keys[at];
+    list_[0] = {keys[at], row(at)};
     count_ = 1;
   }
   void insert(double key, int64_t index) {

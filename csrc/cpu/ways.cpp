@@ -1,5 +1,6 @@
 #include "ways.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "isa.h"
@@ -9,8 +10,7 @@
 namespace vecbank::cpu {
 namespace {
 
-constexpr int64_t kMostDirect = 4096;  // wider rows: too many terms in a lane for float32
-constexpr double kSmall = 1 << 16;     // smaller products of float64 are not worth packing
+constexpr double kSmall = 1 << 16;  // smaller products of float64 are not worth packing
 
 std::atomic<SearchWay> forced_search{SearchWay::automatic};
 std::atomic<ProjectWay> forced_project{ProjectWay::automatic};
@@ -29,10 +29,15 @@ SearchWay way_of(const SearchProblem& p) {
   const double n = static_cast<double>(p.queries.count), m = static_cast<double>(p.bank.count);
   const double d = static_cast<double>(p.bank.width), k = static_cast<double>(p.k);
   const double ranks = p.k > TopKList::kSorted ? 50.0 * k : 20.0 * k * (1.0 + std::log(m / k));
-  const double refined = n * (20.0 + m * (3.2 + 0.024 * d) + ranks);
-  const double candidates = p.k > 1 ? k * (220.0 + 1.1 * d) : 0.0;
+  const bool unit = record(p.metric).unit_rows;
+  const double pair = 0.6 + d * (record(p.metric).term == Term::product ? 0.0195 : 0.04);
+  const double refined = n * (20.0 + (unit ? 10.0 : 0.0) + 0.1 * d + m * pair + ranks);
+  // A plain tensor goes by pieces: each packs the queries again, and finds some of the best rows so far.
+  const double pieces = p.pack == nullptr ? std::ceil(m * d * 4.0 / kMostPackBytes) : 1.0;
+  const double candidates = p.k > 1 ? k * (220.0 + 1.1 * d) * (1.0 + std::log(pieces)) : 0.0;
   const double packing = p.pack == nullptr ? m * d * 0.8 + std::min(m, 64.0) * d * 3.0 + 2e3 : 0.0;
-  const double screened = 3e3 + packing + n * (50.0 + 1.2 * std::min(d, 64.0) + 0.85 * d + m * d * 0.003 + candidates);
+  const double query = 50.0 + 1.2 * std::min(d, 64.0) + (unit ? 1.9 : 0.85) * d;
+  const double screened = 3e3 + packing + n * (query * pieces + m * d * 0.003 + candidates);
   return refined < screened ? SearchWay::refined : SearchWay::screened;
 }
 
@@ -42,6 +47,10 @@ bool direct_by_bf16(const ProjectProblem& p) {
          kernels().direct_bf16 != nullptr && has_bf16_products();
 }
 
+bool raw_by_pairs(const ProjectProblem& p) {
+  return direct_by_bf16(p) && kernels().raw.pairs != nullptr && p.bank.width % 2 == 0;
+}
+
 ProjectWay way_of(const ProjectProblem& p) {
   const MetricRecord metric = record(p.metric);
   if (p.exact || metric.term == Term::absolute) return ProjectWay::exact;
@@ -49,19 +58,34 @@ ProjectWay way_of(const ProjectProblem& p) {
   const double d = static_cast<double>(p.bank.width);
   const ProjectWay wanted = forced_project.load(std::memory_order_relaxed);
   if (wanted == ProjectWay::packed || wanted == ProjectWay::exact) return wanted;
+  const bool square = metric.term == Term::square;
   const bool small = n * m * (d + 8.0) < kSmall;
   if (p.bank.dtype == DType::f64) return small ? ProjectWay::exact : ProjectWay::packed;
   if (p.out_dtype == DType::f64 && small && wanted == ProjectWay::automatic) return ProjectWay::exact;
   const bool prepared = p.pack != nullptr && p.pack->panels == PanelKind::float32;
   const double packing = prepared ? 0.0 : m * d * 0.6 + std::min(m, 63.0) * d + 2e3;
   const double packed = n * (std::max(m, 16.0) * (0.1 + 0.0087 * d) + 25.0 + 0.55 * d) + packing + 2e3;
-  const bool serves =
-      (kernels().direct != nullptr) && p.bank.col_stride == 1 && p.bank.width >= 1 && p.bank.width <= kMostDirect;
-  const double pair =
-      direct_by_bf16(p) ? 0.7 + 0.0046 * d : (0.6 + 0.009 * d) * (p.bank.dtype == DType::f16 ? 1.3 : 1.0);
-  if (serves && wanted == ProjectWay::direct) return wanted;
-  if (serves) return n * m * pair + n * (10.0 + 0.1 * d) < packed ? ProjectWay::direct : ProjectWay::packed;
-  return n * m * (3.2 + 0.024 * d) < packed ? ProjectWay::exact : ProjectWay::packed;
+  const double exact = n * (15.0 + 0.1 * d + m * (0.6 + d * (square ? 0.04 : 0.0195)));
+  if (kernels().direct == nullptr || p.bank.width < 1) return exact < packed ? ProjectWay::exact : ProjectWay::packed;
+  const double move = d <= 64 ? 0.15 : 0.35;  // reading and writing a coordinate
+  const double line = raw_by_pairs(p) ? 0.0045 : square ? 0.0097 : 0.0087;
+  const bool wide = p.bank.width > kDirectStretch;  // panels have no part of a row
+  const double raw =
+      wide ? HUGE_VAL : n * (std::ceil(m / 16.0) * 16.0 * (0.12 + line * d) + 5.0 + move * d) + m * d * move + 50.0;
+  double direct = HUGE_VAL;
+  if (p.bank.col_stride == 1) {
+    const double pair =
+        direct_by_bf16(p) ? 0.7 + 0.0046 * d : (0.8 + 0.009 * d) * (p.bank.dtype == DType::f16 ? 1.3 : 1.0);
+    const double again = wide && n > 4.0 ? 0.05 * d : 0.0;  // the bank comes from memory for every four queries
+    direct = n * (10.0 + 0.1 * d + m * (pair + again));
+    if (wanted == ProjectWay::direct) return wanted;
+  }
+  if (wanted == ProjectWay::raw && !wide) return wanted;
+  const double least = std::min({raw, direct, packed, exact});
+  return least == packed   ? ProjectWay::packed
+         : least == raw    ? ProjectWay::raw
+         : least == direct ? ProjectWay::direct
+                           : ProjectWay::exact;
 }
 
 }  // namespace vecbank::cpu

@@ -8,10 +8,12 @@ namespace vecbank::cpu {
 
 // The ways that take the least time, by a model in nanoseconds of a core with AVX-512 (bench/NOTES.md). On other
 // processors all ways take longer by about the same factor.
+constexpr int64_t kMostPackBytes = 48 << 20;  // of a piece of a plain tensor
 SearchWay way_of(const SearchProblem& p);
 ProjectWay way_of(const ProjectProblem& p);
 
-// Whether the direct way multiplies by the processor's unit for bfloat16.
+// Whether the direct way multiplies by the processor's unit for bfloat16, and the raw way.
 bool direct_by_bf16(const ProjectProblem& p);
+bool raw_by_pairs(const ProjectProblem& p);
 
 }  // namespace vecbank::cpu

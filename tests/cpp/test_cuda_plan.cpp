@@ -293,6 +293,7 @@ TEST(cuda_refine_order_equals_cpu) {
       a.term = term;
       a.count = 1;
       a.out = &want;
+      a.out_stride = 1;
       double lane[8];
       for (int l = 0; l < 8; ++l) lane[l] = cuda::pair_lane(rows(padded, d), 0, rows(b, d), 0, l, term);
       for_each_isa([&] {

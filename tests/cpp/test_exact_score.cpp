@@ -87,6 +87,7 @@ TEST(every_isa_scores_as_exact_score_does) {
                 a.term = term;
                 a.count = m;
                 a.out = out.data();
+                a.out_stride = m;
                 kernels().score(a);
                 for (int64_t i = 0; i < queries; ++i)
                   for (int64_t j = 0; j < m; ++j)

@@ -10,7 +10,8 @@ namespace {
 
 constexpr int64_t kMostQueries = 64;                 // against a block of the bank, which stays in L2 meanwhile
 constexpr int64_t kListBytes = 8 << 20;              // of a worker
-constexpr int64_t kLeastPart = 2 * Refiner::kBlock;  // bank rows that are worth a task
+constexpr int64_t kLeastPart = 2 * Refiner::kBlock;  // bank rows that are worth a task; of wide rows,
+constexpr int64_t kLeastWidePart = 64;
 
 }  // namespace
 
@@ -22,7 +23,9 @@ bool RefinedWorker::reserve(const SearchProblem& p, int64_t rows, Stop stop) {
   if (list_count_ < rows || !selector_.reserve(TopKList::capacity_for(p.k, p.bank.count))) return false;
   for (int64_t r = 0; r < rows; ++r)
     if (!lists_[r].reserve(p.k, p.bank.count)) return false;
-  if (!queries_.reserve(p.queries, Refiner::kMostQueries) || !refiner_.reserve(p.bank, p.bank.width)) return false;
+  if (!refiner_.reserve(p.bank, p.bank.width, p.queries.col_stride == 1) ||
+      !queries_.reserve(p.queries, refiner_.slots()))
+    return false;
   refiner_.set_stop(stop);
   return !record(p.metric).unit_rows || norms_.reserve(Refiner::kBlock);
 }
@@ -38,7 +41,7 @@ void RefinedWorker::run(const SearchProblem& p, const GridTask& task, Partials* 
     int64_t listed = -1;  // of the block's rows, where a mask chooses among them
     for (int64_t r = 0; r < task.rows; r += refiner_.slots()) {
       const int slots = static_cast<int>(std::min<int64_t>(refiner_.slots(), task.rows - r));
-      for (int s = 0; s < slots; ++s) refiner_.load(s, queries_.row(task.first + r + s, s), p.queries.dtype);
+      refiner_.load_rows(queries_, p.queries, task.first + r, slots);
       const auto push = [&](int s, const double* keys, int64_t n, auto&& row) { lists_[r + s].push_all(keys, n, row); };
       if (p.mask.data == nullptr) {
         refiner_.for_each_run(slots, nullptr, from, rows, push);
@@ -86,11 +89,13 @@ Status search_refined(const SearchProblem& p, const Parallel& parallel, RefinedW
   const int64_t by_lists = kListBytes / (TopKList::capacity_for(p.k, m) * static_cast<int64_t>(sizeof(Scored)));
   Grid grid;
   grid.set_blocks(n, std::min(kMostQueries, by_lists), by_lists < Refiner::kQueries ? 1 : Refiner::kQueries);
-  if (grid.blocks < kMostQueries) {  // as many for every worker
+  // Wide rows come from memory once for each block of queries, so it is rather the bank that is divided.
+  const bool wide = p.bank.width > Refiner::kWide && m >= kLeastWidePart * parallel.workers;
+  if (grid.blocks < kMostQueries && !(wide && grid.blocks < parallel.workers)) {  // as many for every worker
     grid.blocks = std::min(n, round_up_to(grid.blocks, parallel.workers));
     grid.even_blocks(1);
   }
-  int64_t parts = std::min(ceil_div(parallel.workers, grid.blocks), m / kLeastPart);
+  int64_t parts = std::min(ceil_div(parallel.workers, grid.blocks), m / (wide ? kLeastWidePart : kLeastPart));
   parts = std::min(parts, kPartialBytes / (n * p.k * static_cast<int64_t>(sizeof(Scored))));
   grid.set_parts(m, parts);  // the grid's panels are single rows here
   Partials partials;

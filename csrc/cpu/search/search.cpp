@@ -11,8 +11,9 @@
 
 namespace vecbank::cpu {
 
-constexpr int64_t kPackBytes = 6 << 20;  // a plain tensor is packed in pieces of this size
-constexpr int64_t kCodedQueries = 64;    // for fewer queries, coding a plain tensor costs more than it saves
+// A plain tensor is packed in pieces of this size, or up to kMostPackBytes where that is fewer than kPieceRows rows.
+constexpr int64_t kPackBytes = 6 << 20, kPieceRows = 512;
+constexpr int64_t kCodedQueries = 64;  // for fewer queries, coding a plain tensor costs more than it saves
 
 void write_result(const SearchProblem& p, int64_t query, const Scored* best, int64_t count) {
   const double worst = worst_value(p.metric);
@@ -113,7 +114,9 @@ Status search(const SearchProblem& p, const Parallel& parallel) {
                                       static_cast<double>(p.bank.width));
   if (way_of(p) == SearchWay::refined) return search_refined(p, chosen);
   // Pieces are of even size: a small last piece would have too few rows to screen, and be refined entirely.
-  const int64_t most = rows_of_piece(kPackBytes, p.bank.width, sizeof(float));
+  // The queries are packed once for each piece, so a piece of wide rows is larger.
+  const int64_t wanted = kPieceRows * p.bank.width * static_cast<int64_t>(sizeof(float));
+  const int64_t most = rows_of_piece(std::clamp(wanted, kPackBytes, kMostPackBytes), p.bank.width, sizeof(float));
   const int64_t rows = round_up_to(ceil_div(p.bank.count, ceil_div(p.bank.count, most)), kPanel);
   // The best rows of all queries are kept from piece to piece, so the number of queries at a time is bounded.
   const bool pieces = p.pack == nullptr && rows < p.bank.count;
