@@ -43,6 +43,8 @@ Status quantize_loss(QuantizeLossProblem& problem, const Parallel& parallel);
 Status pair_gradients(const PairProblem& problem, const Parallel& parallel);
 Status pass_back(const PassBackProblem& problem, const Parallel& parallel);
 Status product_quantize(const ProductProblem& problem, const Parallel& parallel);
+// Whether so few rows are coded faster by codebooks that are not packed.
+bool codes_without_packs(const ProductProblem& problem);
 Status residual_quantize(const ResidualProblem& problem, const Parallel& parallel);
 
 // What search() did, summed over calls; Python reads and clears the counters.

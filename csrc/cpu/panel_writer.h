@@ -37,6 +37,8 @@ class PanelWriter {
     constexpr T inf = std::numeric_limits<T>::infinity();
     for (int c = 0; c < kPanel; ++c) start[c] = 0, bound[c] = 0, upper[c] = -inf;
 
+    double whole_norms[kPanel];
+    if (m.unit_rows) norms.norms(bank, p * kPanel, count, whole_norms);
     const void* rows[kPanel] = {};
     Affine maps[kPanel];
     bool blank[kPanel] = {}, any_blank = false;
@@ -48,7 +50,7 @@ class PanelWriter {
       const auto squares_in = [&](const Affine& map) { return kernels().stats(rows[c], bank.dtype, d, map).squares; };
       double whole = 0.0, number = biases != nullptr ? biases[j] : 1.0;
       if (m.unit_rows) {
-        const double norm = norms.norm(bank, j);
+        const double norm = whole_norms[c];
         numbers[c] = number = floored(norm);
         maps[c].pre = 1.0 / number;
         whole = norm / number * post;

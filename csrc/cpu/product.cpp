@@ -1,5 +1,7 @@
 // product_quantize() codes all parts of a block of rows, which are read in place, before the next block.
+#include "search/refined.h"
 #include "search/worker.h"
+#include "ways.h"
 
 namespace vecbank::cpu {
 namespace {
@@ -8,10 +10,12 @@ constexpr int64_t kBlockRows = 24 * kAnyTileRows;
 
 struct Worker {
   SearchWorker search;
+  RefinedWorker refined;
   Buffer<int64_t> codes;
 };
 
-Status code_part(const ProductProblem& p, int64_t part, int64_t first, int64_t rows, Worker& worker, Stop stop) {
+// The nearest rows of a part's codebook to that part of some rows.
+SearchProblem search_of(const ProductProblem& p, int64_t part, int64_t first, int64_t rows) {
   const PackedCodebook& codebook = p.codebooks[static_cast<size_t>(part)];
   SearchProblem s;
   s.queries = p.queries;
@@ -22,8 +26,16 @@ Status code_part(const ProductProblem& p, int64_t part, int64_t first, int64_t r
   s.bank = codebook.bank;
   s.pack = codebook.pack;
   s.metric = Metric::sqeuclidean;
+  return s;
+}
+
+Status code_part(const ProductProblem& p, int64_t part, int64_t first, int64_t rows, Worker& worker, Stop stop) {
+  SearchProblem s = search_of(p, part, first, rows);
   s.indices = worker.codes.get();
-  const Status status = search_alone(s, worker.search, stop);
+  Parallel alone;
+  alone.stop = stop;
+  const Status status =
+      s.pack == nullptr ? search_refined(s, alone, &worker.refined) : search_alone(s, worker.search, stop);
   if (status != Status::ok) return status;
   const int64_t parts = static_cast<int64_t>(p.codebooks.size());
   for (int64_t r = 0; r < rows; ++r) p.codes[(first + r) * parts + part] = worker.codes[r];
@@ -31,6 +43,10 @@ Status code_part(const ProductProblem& p, int64_t part, int64_t first, int64_t r
 }
 
 }  // namespace
+
+bool codes_without_packs(const ProductProblem& p) {
+  return p.codebooks.empty() || way_of(search_of(p, 0, 0, p.queries.count)) == SearchWay::refined;
+}
 
 Status product_quantize(const ProductProblem& p, const Parallel& parallel) {
   PerWorker<Worker> workers(parallel.workers);

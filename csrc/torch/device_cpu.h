@@ -63,10 +63,8 @@ class CpuScope {
   void lookup(const LookupProblem& p) const { check(cpu::lookup(p, threads())); }
   void lookup_dot(const LookupDotProblem& p) const { check(cpu::lookup_dot(p, threads())); }
   void segment_sum(const SegmentSumProblem& p) const { check(cpu::segment_sum(p, threads())); }
-  template <class Problem>
-  bool packs_codebooks(const Problem&) const {
-    return false;
-  }
+  bool packs_codebooks(const ResidualProblem&) const { return false; }
+  bool packs_codebooks(const ProductProblem& p) const { return cpu::codes_without_packs(p); }
   void product_quantize(const ProductProblem& p) const { check(cpu::product_quantize(p, threads())); }
   void quantize_loss(QuantizeLossProblem& p, Tensor& loss) const {
     check(cpu::quantize_loss(p, threads()));
