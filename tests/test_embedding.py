@@ -126,7 +126,12 @@ def test_contract(name: str) -> None:
     ids[0, 0] = -1
     out = module(ids)
     assert out.shape == (5, 6, D) and (out[0, 0] == 0).all()
-    assert torch.equal(out[1, 2], module(ids[1, 2])) and module(ids[:0]).shape == (0, 6, D)
+    alone = module(ids[1, 2])
+    if name == "low_rank":  # a product, whose last bits may depend on the number of rows
+        torch.testing.assert_close(out[1, 2], alone)
+    else:
+        assert torch.equal(out[1, 2], alone)
+    assert module(ids[:0]).shape == (0, 6, D)
     # the same id gives the same row, and its gradients add up in a fixed order
     (module(ids.repeat(3, 1)).square().sum()).backward()
     first = [p.grad.clone() for p in module.parameters() if p.grad is not None]

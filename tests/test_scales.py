@@ -58,6 +58,7 @@ def assert_right_and_cheap(bank: Tensor, ordinary: Tensor, metric: str, target: 
 @pytest.mark.parametrize("scale", [1e-6, 1e-12, 1e-20, 0.0])
 def test_small_rows_cost_no_refinement(scale: float, metric: str, target: Target, one_thread: None) -> None:
     """Codes that nobody uses shrink; whatever their share, the others are searched as if they were not there."""
+    vecbank._C.force_ways(search=1)  # of their own accord so few pairs are all refined
     for share in (0.02, 0.97):
         bank, ordinary = spread(1000, share, scale)
         assert_right_and_cheap(bank, ordinary, metric, target, spare=40)
@@ -66,6 +67,7 @@ def test_small_rows_cost_no_refinement(scale: float, metric: str, target: Target
 @pytest.mark.parametrize("metric", ["l2", "dot", "cosine"])
 @pytest.mark.parametrize("odd", [NAN, 1e15, 1e18])
 def test_ruined_rows_cost_no_refinement(odd: float, metric: str, target: Target, one_thread: None) -> None:
+    vecbank._C.force_ways(search=1)
     for share in (0.01, 0.2):
         bank, ordinary = spread(1200, share, odd)
         assert_right_and_cheap(bank, ordinary, metric, target, spare=10)
