@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kBlockBytes = 192 << 10;  // packed queries of a block: part of L2
 constexpr int64_t kPieceBytes = 24 << 20;   // a plain tensor is packed in pieces of this size
-constexpr int64_t kAlone = 1 << 20;         // numbers of a problem that is solved in memory kept for the next one
+constexpr int64_t kAlone = 1 << 16;         // numbers of a problem that is solved in memory kept for the next one
 constexpr int64_t kStretch = 1 << 27;  // multiplications between two checks of the flag: at most a tenth of a second
 
 // What a worker needs to score pairs in float64.
