@@ -1,7 +1,6 @@
 #include "direct.h"
 
 #include <cstring>
-#include <limits>
 
 #include "odd_scores.h"
 #include "pieces.h"

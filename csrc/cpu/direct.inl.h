@@ -3,6 +3,7 @@
 #pragma once
 
 #include "epilogues.inl.h"
+#include "rows.inl.h"
 
 namespace vecbank::cpu {
 namespace {
@@ -32,12 +33,10 @@ VB_INLINE void direct_block(const DirectArgs& a, int64_t i, int count) {
       const auto x = V::load(static_cast<const Q*>(a.queries[q]) + k);
       if (i == 0) __builtin_prefetch(static_cast<const char*>(a.queries[q]) + k * sizeof(Q) + a.ahead, 0, 3);
       for (int r = 0; r < Banks; ++r) {
-        if constexpr (term == Term::square) {
-          const auto gap = V::subtract(x, b[r]);
-          sum[q][r] = V::multiply_add(gap, gap, sum[q][r]);
-        } else {
+        if constexpr (term == Term::square)
+          sum[q][r] = Gaps<V>::multiply_add(x, b[r], sum[q][r]);
+        else
           sum[q][r] = V::multiply_add(x, b[r], sum[q][r]);
-        }
       }
     }
   };

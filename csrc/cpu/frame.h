@@ -16,10 +16,9 @@ struct NormScratch {
   RowReader reader;
   Buffer<double> wide;
   bool reserve(const Rows& bank) { return reader.reserve(bank, 1) && wide.reserve(round_up_to(bank.width, 8)); }
-  // Of rows [first, first + count): together, since a sum waits for its own last addition.
-  void norms(const Rows& bank, int64_t first, int64_t count, double* out) {
-    if (bank.col_stride == 1) kernels().squares(bank, nullptr, first, count, out);
-    for (int64_t i = 0; i < count; ++i) out[i] = bank.col_stride == 1 ? std::sqrt(out[i]) : norm(bank, first + i);
+  void norms(const Rows& bank, int64_t first, int64_t count, double* out) {  // of rows [first, first + count)
+    self_squares(bank, reader, nullptr, first, count, out);
+    for (int64_t i = 0; i < count; ++i) out[i] = std::sqrt(out[i]);
   }
   double norm(const Rows& bank, int64_t i) { return std::sqrt(self_squares(reader.row(i), bank.dtype, bank.width)); }
   // The largest coordinate of row i, by magnitude.

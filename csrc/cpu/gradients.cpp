@@ -192,12 +192,11 @@ class Gradients {
 
   // The bank in panels, whose distances to a query are sums side by side.
   void interleave(int64_t rows, int64_t width) {
-    const Affine as_is[kPanel] = {};
     for (int64_t j = 0; j < rows; j += kPanel) {
       const void* panel[kPanel];
       const int count = static_cast<int>(std::min<int64_t>(kPanel, rows - j));
       for (int i = 0; i < count; ++i) panel[i] = bank_.rows(j + i);
-      kernels().interleave_f32(panel, count, kPanel, DType::f32, width, as_is, panels_.get() + j * width);
+      kernels().interleave_f32(panel, count, kPanel, DType::f32, width, nullptr, panels_.get() + j * width);
     }
   }
 

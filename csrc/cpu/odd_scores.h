@@ -13,10 +13,7 @@ inline void norm_scales(const Rows& rows, const RowReader& reader, int64_t first
   float found[kTogether];  // the scales that follow may be another worker's
   for (int64_t at = first; at < first + count; at += kTogether, scales += kTogether) {
     const int64_t some = std::min(kTogether, first + count - at);
-    if (rows.col_stride == 1)
-      kernels().squares(rows, nullptr, at, some, squares);
-    else
-      for (int64_t i = 0; i < some; ++i) squares[i] = self_squares(reader.row(at + i), rows.dtype, rows.width);
+    self_squares(rows, reader, nullptr, at, some, squares);
     kernels().norm_scales(squares, some, found);
     std::copy_n(found, some, scales);
   }
@@ -37,7 +34,7 @@ class OddScores {
     const MetricRecord metric = record(p.metric);
     refiner_.set_metric(p.metric, nullptr);
     refiner_.set_stop(stop_);
-    for (int q = 0; q < count; ++q) refiner_.load(q, queries_.row(row + q, q), p.queries.dtype);
+    refiner_.load_rows(queries_, p.queries, row, count);
     int64_t listed = 0;
     const auto flush = [&] {
       refiner_.for_each_key(count, refiner_.indices(), 0, listed, [&](int q, double key, int64_t j) {

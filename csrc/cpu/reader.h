@@ -38,4 +38,13 @@ inline double self_squares(const void* row, DType dtype, int64_t width) {
   return squares;
 }
 
+// The same of rows [first, first + count), or of the listed ones, together where they have unit stride: a sum waits for
+// its own last addition. Of others slot 0 of the reader is used.
+inline void self_squares(const Rows& rows, const RowReader& reader, const int64_t* index, int64_t first, int64_t count,
+                         double* out) {
+  if (rows.col_stride == 1) return kernels().squares(rows, index, first, count, out);
+  for (int64_t i = 0; i < count; ++i)
+    out[i] = self_squares(reader.row(index != nullptr ? index[i] : first + i), rows.dtype, rows.width);
+}
+
 }  // namespace vecbank::cpu

@@ -60,12 +60,11 @@ class Refiner {
 
   // Rows [first, first + count) into as many slots.
   void load_rows(const RowReader& rows, const Rows& queries, int64_t first, int count) {
-    const bool together = record_.unit_rows && queries.col_stride == 1;  // their norms
-    for (int s = 0; s < count; ++s)
-      together ? place(s, rows.row(first + s, s), queries.dtype) : load(s, rows.row(first + s, s), queries.dtype);
-    if (!together) return;
-    kernels().squares(queries, nullptr, first, count, query_norm_);
-    for (int s = 0; s < count; ++s) query_norm_[s] = floored(std::sqrt(query_norm_[s]));
+    if (record_.unit_rows) {  // before the slots are filled, of which this may use one
+      self_squares(queries, rows, nullptr, first, count, query_norm_);
+      for (int s = 0; s < count; ++s) query_norm_[s] = floored(std::sqrt(query_norm_[s]));
+    }
+    for (int s = 0; s < count; ++s) place(s, rows.row(first + s, s), queries.dtype);
   }
 
   // f(slot, key, index) for every row of [first, first + count) or of index[0..count), ascending.
@@ -128,12 +127,7 @@ class Refiner {
 
   bool computes_norms() const { return record_.unit_rows && norms_ == nullptr; }
   void compute_norms(const int64_t* index, int64_t first, int64_t count, double* out) {
-    if (bank_.col_stride == 1) {
-      kernels().squares(bank_, index, first, count, out);
-    } else {
-      for (int64_t i = 0; i < count; ++i)
-        out[i] = self_squares(bank_reader_.row(index != nullptr ? index[i] : first + i), bank_.dtype, bank_.width);
-    }
+    self_squares(bank_, bank_reader_, index, first, count, out);
     for (int64_t i = 0; i < count; ++i) out[i] = floored(std::sqrt(out[i]));
   }
 

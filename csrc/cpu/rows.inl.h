@@ -6,6 +6,16 @@
 namespace vecbank::cpu {
 namespace {
 
+// Squares of differences in place of products.
+template <class V>
+struct Gaps : V {
+  using typename V::Reg;
+  static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg sum) {
+    const Reg gap = V::subtract(a, b);
+    return V::multiply_add(gap, gap, sum);
+  }
+};
+
 // Eight elements from `p`, of which only `count` exist; the others are zeros.
 template <class Lanes, class S>
 VB_INLINE Lanes load_some(const S* p, int64_t count) {

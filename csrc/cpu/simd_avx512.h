@@ -106,8 +106,7 @@ struct Avx512BFloat16Pairs {
 // The same with the bits of two values in every float of a tile.
 struct Avx512BFloat16Tile : Avx512F32 {
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) {
-    asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
-    return c;
+    return Avx512BFloat16Pairs::multiply_add(_mm512_castps_si512(a), _mm512_castps_si512(b), c);
   }
 };
 

@@ -34,10 +34,7 @@ template <class V>
 struct DistanceSum {
   static constexpr bool reads_rows = false;
   using Reg = typename V::Reg;
-  static VB_INLINE Reg add(Reg weight, Reg, Reg b, Reg sum) {
-    const Reg gap = V::subtract(weight, b);
-    return V::multiply_add(gap, gap, sum);
-  }
+  static VB_INLINE Reg add(Reg weight, Reg, Reg b, Reg sum) { return Gaps<V>::multiply_add(weight, b, sum); }
 };
 
 // Some rows from r on, and some registers of coordinates from c on.

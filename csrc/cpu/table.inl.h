@@ -51,16 +51,6 @@ void store_f32(const StoreArgs<float>& s) {
   with_shape<Isa>(s.tile.group, [&](auto t) { store_tiles<V, V, false, t.height, t.panels>(s); });
 }
 
-// Squares of differences in place of products.
-template <class V>
-struct Gaps : V {
-  using typename V::Reg;
-  static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg sum) {
-    const Reg gap = V::subtract(a, b);
-    return V::multiply_add(gap, gap, sum);
-  }
-};
-
 template <class Isa, class Product>
 void store_raw(const StoreArgs<float>& s) {
   with_shape<Isa>(s.tile.group, [&](auto t) { store_tiles<typename Isa::F32, Product, true, t.height, t.panels>(s); });

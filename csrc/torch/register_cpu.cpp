@@ -56,8 +56,7 @@ STABLE_TORCH_LIBRARY(vecbank, m) {
       "Tensor? row_least=None) -> (Tensor, Tensor)");
   m.def(
       "project_backward_small(Tensor grad, Tensor x, Tensor bank, int metric, bool need_x=True, bool need_bank=True) "
-      "-> "
-      "(Tensor, Tensor)");
+      "-> (Tensor, Tensor)");
   m.def(
       "topk(Tensor x, Tensor bank, Tensor? pack, int k, int metric, Tensor? mask=None, bool exact=True, "
       "Tensor? bias=None) -> (Tensor values, Tensor indices)");
