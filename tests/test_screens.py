@@ -31,6 +31,36 @@ def held(bank: Bank) -> set[bool]:
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_codes_are_for_wide_vectors_that_they_tell_apart(metric: str, one_thread: None) -> None:
+    rows, width, k = vecbank._C.int8_panels, 3000, 3
+    least = next(m for m in range(1000, 20_000, 1000) if rows(m, width, CODE[metric], 1) or m > 9000)
+    if not rows(least, width, CODE[metric], 1):
+        pytest.skip("8-bit codes pay for no such bank on this processor")
+    noise = gauss(least, width)
+    spread = gauss(least, 8) @ gauss(8, width, seed=1) + noise / 10
+    x, y = noise[:5] + gauss(5, width, seed=2) / 10, spread[:5] + gauss(5, width, seed=2) / 10
+    bank = Bank(noise, metric)
+    found = bank.topk(x, k)
+    assert held(bank) == {False}, "the scores lie too close to each other"
+    assert "too close to each other for 8-bit codes" in bank.explain(x, k).why
+    assert_same(found, Bank(noise, metric, screen="int8").topk(x, k))
+    assert_same(found, vecbank.topk(x, noise, k, metric=metric))
+    bank.topk(x[:1], k)
+    assert held(bank) == {False, True}, "memory limits the speed of one query"
+    assert held(Bank(noise, metric).prepare(queries=x[:1])) == {True}
+    assert held(Bank(noise, metric).prepare(queries=x)) == {False}
+    bank.vectors.copy_(spread)
+    assert_same(bank.topk(y, k), Bank(spread, metric).topk(y, k))
+    assert bank._coded and held(Bank(spread, metric).prepare()) == {True}
+    same = Bank(noise[:1].expand(least, width), metric).prepare()
+    assert held(same) == {False} or bool(same._coded), "equal rows: either will do"
+    assert_same(same.topk(x, k).indices, torch.arange(k).expand(5, k))
+    odd = noise.clone()
+    odd[0], odd[least // 128] = float("nan"), float("inf")
+    assert held(Bank(odd, metric).prepare()) == {True}, "nothing is known of the scores"
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_a_bank_packs_what_a_verb_needs(metric: str, target: Target) -> None:
     rows, x = gauss(9000, 48), gauss(70, 48, seed=1)
     codes = target.isa is not None and vecbank._C.int8_panels(9000, 48, CODE[metric], 1)

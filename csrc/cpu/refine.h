@@ -25,7 +25,7 @@ class Refiner {
     wide_rows_ = query_width > kWide;
     slots_ = wide_rows_ && in_place ? kMostQueries : wide_rows_ || query_width <= kNarrow ? kSome : kQueries;
     stride_ = wide_rows_ ? kStretch + 40 : round_up_to(query_width, 8);
-    block_ = std::min(kBlock, stretch_of(query_width));
+    block_ = std::min(kBlock, std::max(kTogether, stretch_of(query_width)));
     return bank_reader_.reserve(bank, 1) && wide_.reserve(slots_ * stride_) && scores_.reserve(slots_ * kBlock) &&
            indices_.reserve(kBlock) && row_norms_.reserve(kBlock) &&
            (!wide_rows_ || (lanes_.reserve(slots_ * kTogether * kLanes) && some_.reserve(slots_ * kTogether)));
@@ -121,7 +121,7 @@ class Refiner {
     if (!wide_rows_) kernels().widen(row, dtype, bank_.width, wide_.get() + slot * stride_);
   }
 
-  static constexpr int64_t kStretch = 1024, kTogether = 32;
+  static constexpr int64_t kStretch = 512, kTogether = 256;
   static constexpr int kSome = 16;
   static constexpr int64_t kNarrow = 64;  // so many queries of this width stay in L1
 

@@ -120,8 +120,10 @@ template <class Lanes, Term term, bool exact, class S>
 void score_rows(const ScoreArgs& a) {
   int q = 0;
   for (; q + 4 <= a.query_count; q += 4) {
-    const int64_t left = a.lanes != nullptr ? score_blocks<Lanes, term, exact, 4, Lanes::banks, true, S>(a, q, 0)
-                                            : score_blocks<Lanes, term, exact, 4, Lanes::banks, false, S>(a, q, 0);
+    // The first queries bring the stretch into the caches.
+    const int64_t left = a.lanes != nullptr && q == 0
+                             ? score_blocks<Lanes, term, exact, 4, Lanes::banks, true, S>(a, q, 0)
+                             : score_blocks<Lanes, term, exact, 4, Lanes::banks, false, S>(a, q, 0);
     if (Lanes::banks > 1) score_blocks<Lanes, term, exact, 4, 1, false, S>(a, q, left);
   }
   for (; q < a.query_count; ++q) {

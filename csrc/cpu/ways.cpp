@@ -10,6 +10,7 @@
 namespace vecbank::cpu {
 namespace {
 
+constexpr double kWidestScreened = 1 << 15;
 constexpr double kSmall = 1 << 16;  // smaller products of float64 are not worth packing
 
 std::atomic<SearchWay> forced_search{SearchWay::automatic};
@@ -22,6 +23,15 @@ void force_ways(SearchWay search, ProjectWay project) {
   forced_project = project;
 }
 
+// Plain tensors: for few queries, coding costs more than it saves, and wide rows that are like noise have scores so
+// close to each other that codes do not tell them apart (a Bank looks at its vectors for that).
+PanelKind panels_of(const SearchProblem& p) {
+  constexpr int64_t kCodedQueries = 64, kCodedWidth = 2560;
+  if (p.pack != nullptr) return p.pack->panels;
+  const bool coded = p.queries.count >= kCodedQueries && p.bank.width < kCodedWidth;
+  return coded ? panels_for_search(p.bank.count, p.bank.width, p.metric) : PanelKind::float32;
+}
+
 SearchWay way_of(const SearchProblem& p) {
   if (refined_only(p.metric)) return SearchWay::refined;
   const SearchWay wanted = forced_search.load(std::memory_order_relaxed);
@@ -30,14 +40,17 @@ SearchWay way_of(const SearchProblem& p) {
   const double d = static_cast<double>(p.bank.width), k = static_cast<double>(p.k);
   const double ranks = p.k > TopKList::kSorted ? 50.0 * k : 20.0 * k * (1.0 + std::log(m / k));
   const bool unit = record(p.metric).unit_rows;
-  const double pair = 0.6 + d * (record(p.metric).term == Term::product ? 0.0195 : 0.04);
+  const double wide = d > 4096 ? 1.15 : 1.0;  // a stretch at a time
+  const double pair = 0.6 + d * (record(p.metric).term == Term::product ? 0.0195 * wide : 0.04);
   const double refined = n * (20.0 + (unit ? 10.0 : 0.0) + 0.1 * d + m * pair + ranks);
   // A plain tensor goes by pieces: each packs the queries again, and finds some of the best rows so far.
   const double pieces = p.pack == nullptr ? std::ceil(m * d * 4.0 / kMostPackBytes) : 1.0;
   const double candidates = p.k > 1 ? k * (220.0 + 1.1 * d) * (1.0 + std::log(pieces)) : 0.0;
   const double packing = p.pack == nullptr ? m * d * 0.8 + std::min(m, 64.0) * d * 3.0 + 2e3 : 0.0;
   const double query = 50.0 + 1.2 * std::min(d, 64.0) + (unit ? 1.9 : 0.85) * d;
-  const double screened = 3e3 + packing + n * (query * pieces + m * d * 0.003 + candidates);
+  // Screens read whole rows, and a block of very wide ones is more than L2.
+  const double column = panels_of(p) == PanelKind::int8 ? 0.003 : d > kWidestScreened ? 0.045 : 0.007;
+  const double screened = 3e3 + packing + n * (query * pieces + m * d * column + candidates);
   return refined < screened ? SearchWay::refined : SearchWay::screened;
 }
 

@@ -10,6 +10,7 @@ namespace vecbank::cpu {
 // processors all ways take longer by about the same factor.
 constexpr int64_t kMostPackBytes = 48 << 20;  // of a piece of a plain tensor
 SearchWay way_of(const SearchProblem& p);
+PanelKind panels_of(const SearchProblem& p);  // of its pack, or of the pieces that will be packed
 ProjectWay way_of(const ProjectProblem& p);
 
 // Whether the direct way multiplies by the processor's unit for bfloat16, and the raw way.

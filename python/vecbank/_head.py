@@ -27,7 +27,7 @@ _WARM_UP = 6.0  # the threshold of an average pair is that of so many times k ro
 _SAMPLED = 1 / 16  # of the rows are scanned twice, for a first threshold (sample_panels in csrc/cpu/search/worker.cpp)
 _SAMPLED_PER_RANK, _MOST_SAMPLED = 384, 1 / 4  # where k asks for more
 _LEAST_LEFT = 1e-3  # a share of survivors below which the measured and the predicted one are not compared
-FEW = 4  # queries for which memory limits the speed, not products
+FEW = 4  # queries for which memory limits the speed
 
 
 class _Costs(NamedTuple):
@@ -93,6 +93,11 @@ def worth_choosing_after(width: int) -> int:
     """So many queries save about what turning the bank costs, with a head of three quarters."""
     costs = _COSTS[_C.isa()]
     return int(4 * width * costs.turn / costs.product)
+
+
+def few(queries: Tensor) -> bool:
+    """Whether memory limits the speed of a call with these queries (..., d), not products."""
+    return 0 < queries.shape[:-1].numel() <= FEW
 
 
 class Searches(NamedTuple):

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from . import _C, _checks, _cuda, _head, _head_choice
+from . import _C, _checks, _head, _head_choice
 from ._deprecated import warn
 from ._numpy import entry_point
 from ._ops import METRICS, ops
 from ._ops.names import SCREENED, metric_name
 from ._ops.pack import USES
+from ._packable import _capturing, _pack_family, _packable, codes_tell_apart
 from ._progress import watched
 from ._written import Snapshot, foreign, last_of_each, own, share_memory
 
@@ -21,7 +22,7 @@ Self = TypeVar("Self", bound="PreparedBank")
 
 
 _int8_panels = _C.int8_panels  # names of this module: every call pays for looking them up
-_L2, _SQEUCLIDEAN = METRICS["l2"], METRICS["sqeuclidean"]
+_AUTO = USES.index("auto")
 
 
 class _Made(NamedTuple):
@@ -74,6 +75,7 @@ class PreparedBank(nn.Module):
     _packs: dict[_Kind, Pack]
     _warned: set[str]  # what the Bank has warned of, once
     _watching = True  # the queries of calls
+    _coded = True  # 8-bit codes tell the scores of these vectors apart
 
     @entry_point
     def __init__(
@@ -264,12 +266,12 @@ class PreparedBank(nn.Module):
         if self._biased and what == "project":
             return self  # it uses no pack
         vectors = self.vectors
-        kind = self._kind(what, vectors, METRICS[name])
+        few = queries is not None and _head.few(queries)
+        kind = self._kind(what, vectors, METRICS[name], few, look=True)
         held = self._packs.get(kind)
         if held is not None and not held.is_of(vectors, self.bias):
             held = None
         undecided = held is None or held.head is None or queries is not None
-        few = queries is not None and 0 < queries.shape[:-1].numel() <= _head.FEW
         chosen = self._choose(kind, vectors, _head.Searches(queries, k, few)) if undecided else None
         if held is None or (chosen is not None and chosen.width != held.width):
             title = f"preparing {' x '.join(map(str, vectors.shape))}"
@@ -312,12 +314,14 @@ class PreparedBank(nn.Module):
             self._prepare(kind, self.vectors, self.bias)
         return self
 
-    def _kind(self, verb: str, vectors: Tensor, code: int) -> _Kind:
-        """The pack that a verb needs, of "project" and all others."""
-        family = _pack_family(code)
-        searches = verb != "project" and vectors.is_cpu
-        shape = vectors.shape
-        return _Kind(family, searches and _int8_panels(shape[-2], shape[-1], family, self._use))
+    def _kind(self, verb: str, vectors: Tensor, code: int, few: bool = False, look: bool = False) -> _Kind:
+        """The pack that a verb needs, of "project" and all others; `look`: at vectors that have changed, perhaps."""
+        family, shape = _pack_family(code), vectors.shape
+        int8 = verb != "project" and vectors.is_cpu and _int8_panels(shape[-2], shape[-1], family, self._use)
+        if look and int8 and self._use == _AUTO:
+            self._coded = not _packable(vectors) or codes_tell_apart(vectors, family)
+        # For few queries memory limits the speed, and codes are a quarter of it.
+        return _Kind(family, int8 and (self._coded or few))
 
     def _prepare(
         self,
@@ -367,6 +371,7 @@ class PreparedBank(nn.Module):
         bias = self._buffers.get("bias") if self._biased else None
         shape = vectors.shape
         int8 = verb != "project" and vectors.is_cpu and _int8_panels(shape[-2], shape[-1], family, self._use)
+        int8 = int8 and (self._coded or (queries is not None and _head.few(queries)))
         held = self._packs.get((family, int8))  # type: ignore[call-overload]  # equal to the _Kind, and quicker made
         if held is not None and held.is_of(vectors, bias):
             if held.chooser is not None and queries is not None:
@@ -377,7 +382,8 @@ class PreparedBank(nn.Module):
         if self._metric is not None and family != _pack_family(METRICS[self._metric]):
             self._warn_of_metric(verb, code)
             return None
-        return self._prepare(self._kind(verb, vectors, code), vectors, bias)
+        few = queries is not None and _head.few(queries)
+        return self._prepare(self._kind(verb, vectors, code, few, look=True), vectors, bias)
 
     def _with_head(
         self, kind: _Kind, held: Pack, chooser: _head_choice.Chooser, vectors: Tensor, queries: Tensor, k: int
@@ -471,29 +477,3 @@ def _use_of(screen: object) -> int:
     if screen == "int16" and not _C.has_int16():
         raise ValueError(f'screen "int16" needs a processor with AVX2 or AVX-512, this one runs {_C.isa()!r}')
     return USES.index(screen)
-
-
-def _pack_family(code: int) -> int:
-    """The metric whose packs serve this one: those of "l2" and "sqeuclidean" are the same."""
-    return _L2 if code == _SQEUCLIDEAN else code
-
-
-def _packable(t: Tensor) -> bool:
-    """A tensor whose content can be held to its version: on a device of ours, plain, its own, without a gradient."""
-    there = t.device.type == "cpu" or (t.device.type == "cuda" and _cuda_runs(t))
-    return there and _checks.concrete(t) and not t.requires_grad and not t.is_inference() and not foreign(t)
-
-
-def _cuda_runs(t: Tensor) -> bool:
-    """What is packed now is there at the next call: kernels run, and neither a compiler nor a graph records them."""
-    return _cuda.module is not None and not torch.compiler.is_compiling() and not _capturing(t)
-
-
-def _capturing(t: Tensor) -> bool:
-    """Work on this tensor's device is being captured into a CUDA graph: what it writes is not there yet."""
-    if t.device.type != "cuda" or not torch.cuda.is_initialized():  # a fake tensor may need no GPU
-        return False
-    if t.device.index == torch.cuda.current_device():
-        return torch.cuda.is_current_stream_capturing()
-    with torch.cuda.device(t.device):  # torch asks the current device's stream
-        return torch.cuda.is_current_stream_capturing()

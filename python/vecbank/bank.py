@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import _C, functional
 from ._deprecated import renamed
+from ._head import FEW
 from ._head_choice import LOSS, use_of
 from ._ops import METRICS
 from ._ops.names import SCREENED, metric_name
@@ -169,7 +170,7 @@ class Bank(PreparedBank):
         counted = _C.counters()
         screened = {name: counted[name] for name in ("head", "int8", "int16", "float32") if counted[name]}
         code = self._code_for("topk", "dot") if metric is None else METRICS[metric]
-        held = self._packs.get(self._kind("topk", self.vectors, code))
+        held = self._packs.get(self._kind("topk", self.vectors, code, 0 < counted["queries"] <= FEW))
         why = self._why(list(screened), k, code, counted["queries"], held)
         chosen = None if held is None else held.head
         turned = chosen is not None and chosen.rotation is not None
@@ -209,7 +210,7 @@ class Bank(PreparedBank):
                 first += f"predicted to be {chosen.gain:.2f} x as fast, chosen for {bank}"
             if cost > LOSS:
                 first += f"; these queries take about {cost:.1f} x as long as with all coordinates"
-        elif self._packed("topk", self.vectors, code) is None:
+        elif held is None:
             first = f"{screens[0]}, chosen for {bank}; the vectors are packed at every call, whatever `screen` says"
         elif self.screen == screens[0]:
             first = f'{screens[0]}, because the Bank says screen="{self.screen}"'
@@ -217,6 +218,8 @@ class Bank(PreparedBank):
             first = f"{screens[0]}, because {self.screen} does not serve so few queries or this processor"
         else:
             first = f"{screens[0]}, chosen for {bank}"
+            if not self._coded and screens[0] != "int8":
+                first += ", whose scores lie too close to each other for 8-bit codes"
         if chosen is not None and chosen.rotation is None and chosen.gain is not None:
             first += f"; the best head is predicted to be {chosen.gain:.2f} x as fast, which is too little"
             if held is not None and held.chooser is not None and held.chooser.gave_up is not None:

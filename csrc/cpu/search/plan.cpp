@@ -5,7 +5,8 @@ namespace vecbank::cpu {
 
 constexpr int64_t kListBytes = 4 << 20;  // candidate lists of a block
 constexpr int64_t kMostBlockRows = 1024;
-constexpr int64_t kLeastHeadRows = 512;              // of a block: fewer read the bank too often
+constexpr int64_t kLeastHeadRows = 512;  // of a block: fewer read the bank too often
+constexpr int64_t kLeastTiles = 6;
 constexpr int64_t kManyBlocks = 8;                   // for a worker: one that has one more makes little difference
 constexpr int64_t kMostPartRows = int64_t{1} << 30;  // a candidate's column is an int32
 
@@ -41,7 +42,9 @@ SearchPlan plan_search(const SearchProblem& p, const PackHeader& h, int workers)
   const int64_t bytes = plan.refined_only ? 4 : kScreens[plan.first_screen]->query_bytes;
   const int64_t by_lists = kListBytes / CandidateLists::bytes_per_row(plan.refined_only ? 1 : p.k);
   const int64_t width = h.head > 0 ? h.head : h.width;
-  int64_t most = std::min({kQueryBytes / ((width + 1) * bytes), by_lists, kMostBlockRows});
+  // Panels are coded at every visit for the int16 screen, which must serve several tiles.
+  const int64_t least = h.panels != PanelKind::int8 ? kLeastTiles * plan.group : 0;
+  int64_t most = std::min({std::max(kQueryBytes / ((width + 1) * bytes), least), by_lists, kMostBlockRows});
   // With a head every part pays for its first threshold, so a batch is cut into blocks instead.
   const bool heads = plan.begins_with_head();
   if (heads) most = std::min(most, std::max(kLeastHeadRows, n / (2 * workers)));

@@ -93,7 +93,7 @@ Status search_refined(const SearchProblem& p, const Parallel& parallel, RefinedW
   const bool wide = p.bank.width > Refiner::kWide && m >= kLeastWidePart * parallel.workers;
   if (grid.blocks < kMostQueries && !(wide && grid.blocks < parallel.workers)) {  // as many for every worker
     grid.blocks = std::min(n, round_up_to(grid.blocks, parallel.workers));
-    grid.even_blocks(1);
+    grid.even_blocks(wide ? Refiner::kQueries : 1);
   }
   int64_t parts = std::min(ceil_div(parallel.workers, grid.blocks), m / (wide ? kLeastWidePart : kLeastPart));
   parts = std::min(parts, kPartialBytes / (n * p.k * static_cast<int64_t>(sizeof(Scored))));

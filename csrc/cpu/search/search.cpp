@@ -13,7 +13,6 @@ namespace vecbank::cpu {
 
 // A plain tensor is packed in pieces of this size, or up to kMostPackBytes where that is fewer than kPieceRows rows.
 constexpr int64_t kPackBytes = 6 << 20, kPieceRows = 512;
-constexpr int64_t kCodedQueries = 64;  // for fewer queries, coding a plain tensor costs more than it saves
 
 void write_result(const SearchProblem& p, int64_t query, const Scored* best, int64_t count) {
   const double worst = worst_value(p.metric);
@@ -122,8 +121,7 @@ Status search(const SearchProblem& p, const Parallel& parallel) {
   const bool pieces = p.pack == nullptr && rows < p.bank.count;
   const int64_t step =
       pieces ? std::max<int64_t>(1024, kPartialBytes / (p.k * static_cast<int64_t>(sizeof(Scored)))) : p.queries.count;
-  const PanelKind kind =
-      p.queries.count >= kCodedQueries ? panels_for_search(p.bank.count, p.bank.width, p.metric) : PanelKind::float32;
+  const PanelKind kind = panels_of(p);
   Status status = Status::ok;
   for (int64_t q = 0; q < p.queries.count && status == Status::ok; q += step) {
     SearchProblem slice = p;
