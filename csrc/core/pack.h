@@ -4,8 +4,8 @@
 //          | panels f32[ceil(rows/16)][width + 3][16]
 //
 // The pack of a metric without a screen is a header and a stamp alone. A pack for searches alone has the codes of the
-// int8 screen instead of float32 panels (cpu/search/screens/int8.h), and no norms. Where its rows are rotated so that
-// few coordinates hold most of their lengths, it may have a head (cpu/search/screens/head.h):
+// int8 screen instead of float32 panels (cpu/search/screens/int8.h). Where its rows are rotated so that few coordinates
+// hold most of their lengths, it may have a head (cpu/search/screens/head.h):
 //
 //   ... | kinds | rotation f32[ceil(width/16)][width + 1][16] | panels of the head's codes | tails u8[rows][tail_bytes]
 // A panel holds 16 bank rows, transposed, so that one vector load reads the same coordinate of neighbouring rows:
@@ -109,7 +109,7 @@ PackParts<Int> pack_parts(const Int& rows, const Int& width, Metric metric, bool
   const auto padded = [](const Int& bytes) -> Int { return (bytes + 63) / 64 * 64; };
   const Int none = width * 0 + kCentreAt;
   if (refined_only(metric)) return {none, none, none, none, none, none};
-  const bool normed = record(metric).unit_rows && kind != PanelKind::int8;
+  const bool normed = record(metric).unit_rows;
   const Int norms_at = padded(width * 8) + kCentreAt;
   const Int kinds_at = normed ? norms_at + padded(rows * 8) : norms_at;
   const Int rotation_at = kinds_at + padded(rows);

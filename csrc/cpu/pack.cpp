@@ -82,7 +82,7 @@ struct Packing {
   Packing(const Rows& rows, PackHeader& header, const double* bias) : bank(rows), h(header), biases(bias) {
     char* base = reinterpret_cast<char*>(&h);
     const Metric metric = static_cast<Metric>(h.metric);
-    if (h.panels != PanelKind::int8 && record(metric).unit_rows) norms = reinterpret_cast<double*>(base + h.norms_at);
+    if (record(metric).unit_rows) norms = reinterpret_cast<double*>(base + h.norms_at);
     kinds = reinterpret_cast<RowKind*>(base + h.kinds_at);
     panels = base + h.panels_at;
     stride = panel_bytes(h.panels, h.width, metric, h.biased != 0, h.head);

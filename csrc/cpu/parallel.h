@@ -13,6 +13,7 @@
 #endif
 
 #include "../core/types.h"
+#include "memory.h"
 
 namespace vecbank::cpu {
 
@@ -118,22 +119,26 @@ bool in_stretches(Stop stop, int64_t begin, int64_t end, int64_t stretch, F&& f)
 template <class T>
 class Buffer {
  public:
-  bool reserve(int64_t count) {
-    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 64 + 63) / 64 * 64;
-    if (bytes <= bytes_) return true;
-    data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
-    bytes_ = data_ ? bytes : 0;
-    return data_ != nullptr;
+  Buffer() = default;
+  Buffer(Buffer&& other) noexcept : block_(std::exchange(other.block_, {})) {}
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(block_, other.block_);
+    return *this;
   }
-  T* get() const { return data_.get(); }
-  T& operator[](int64_t i) const { return data_.get()[i]; }
+  ~Buffer() { give_back(block_); }
+
+  bool reserve(int64_t count) {
+    const size_t bytes = static_cast<size_t>(count) * sizeof(T) + 64;
+    if (bytes <= block_.bytes) return true;
+    give_back(std::exchange(block_, {}));
+    block_ = take_block(bytes);
+    return block_.data != nullptr;
+  }
+  T* get() const { return static_cast<T*>(block_.data); }
+  T& operator[](int64_t i) const { return get()[i]; }
 
  private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> data_;
-  size_t bytes_ = 0;
+  Block block_;
 };
 
 // One T for each worker of a call.

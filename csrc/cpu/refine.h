@@ -47,7 +47,7 @@ class Refiner {
   }
   void set_frame(const PackHeader& h, const double* bias) {
     record_ = record(static_cast<Metric>(h.metric));
-    norms_ = record_.unit_rows && h.panels != PanelKind::int8 ? pack_norms(&h) : nullptr;
+    norms_ = record_.unit_rows ? pack_norms(&h) : nullptr;
     first_norm_ = 0;
     bias_ = bias;
   }
@@ -82,10 +82,14 @@ class Refiner {
       const int64_t n = to - at;
       score(slots, index != nullptr ? index + at : nullptr, first + at, n);
       if (computes_norms()) compute_norms(index != nullptr ? index + at : nullptr, first + at, n, row_norms_.get());
+      const int64_t stride = round_up_to(n, 8);
+      const bool plain = record_.smaller_is_better || (!record_.unit_rows && bias_ == nullptr);
+      if (record_.smaller_is_better)  // nothing is asked of a row
+        kernels().finish({.scores = scores_.get(), .count = slots * stride, .negate = true});
       for (int s = 0; s < slots; ++s) {
-        double* keys = scores_.get() + s * round_up_to(n, 8);
+        double* keys = scores_.get() + s * stride;
         const auto row = [&](int64_t i) { return index != nullptr ? index[at + i] : first + at + i; };
-        become_keys(keys, n, query_norm_[s], index != nullptr, row);
+        if (!plain) become_keys(keys, n, query_norm_[s], index != nullptr, row);
         f(s, keys, n, row);
       }
     });
@@ -131,16 +135,17 @@ class Refiner {
     for (int64_t i = 0; i < count; ++i) out[i] = floored(std::sqrt(out[i]));
   }
 
-  // Raw scores become keys. `chosen`: the rows are not one after the other.
+  // Raw products become keys that depend on the row. `chosen`: the rows are not one after the other.
   template <class RowOf>
   void become_keys(double* scores, int64_t count, double query_norm, bool chosen, RowOf&& row) const {
     const MetricRecord metric = record_;
     const double *norms = norms_, *bias = bias_, *own = computes_norms() ? row_norms_.get() : nullptr;
-    const bool plain = metric.smaller_is_better || (!metric.unit_rows && bias == nullptr);  // nothing is asked of a row
-    if (plain || !chosen) {
-      FinishArgs a{.scores = scores, .count = count, .query_norm = query_norm, .negate = metric.smaller_is_better};
-      if (!plain && metric.unit_rows) a.norms = norms != nullptr ? norms + (row(0) - first_norm_) : own;
-      if (!plain && !metric.unit_rows) a.bias = bias + row(0);
+    if (!chosen) {
+      FinishArgs a{.scores = scores, .count = count, .query_norm = query_norm};
+      if (metric.unit_rows)
+        a.norms = norms != nullptr ? norms + (row(0) - first_norm_) : own;
+      else
+        a.bias = bias + row(0);
       return kernels().finish(a);
     }
     for (int64_t i = 0; i < count; ++i)

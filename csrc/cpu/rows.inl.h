@@ -20,9 +20,13 @@ struct Gaps : V {
 template <class Lanes, class S>
 VB_INLINE Lanes load_some(const S* p, int64_t count) {
   if (__builtin_expect(count >= 8, 1)) return Lanes::load(p);
-  S some[8] = {};
-  for (int64_t i = 0; i < count; ++i) some[i] = p[i];
-  return Lanes::load(some);
+  if constexpr (requires { Lanes::load_first(p, count); }) {
+    return Lanes::load_first(p, count);
+  } else {
+    S some[8] = {};
+    for (int64_t i = 0; i < count; ++i) some[i] = p[i];
+    return Lanes::load(some);
+  }
 }
 
 // A zero tail stays zero under the map only where it is masked again: (0 * pre - 0) * post, as centres are padded.

@@ -18,6 +18,12 @@ VB_INLINE __m256 load8_f32(const BFloat16* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 
+// The first `count` of eight float32 values, of which only these exist, and zeros.
+VB_INLINE __m256 load_first_f32(const float* p, int64_t count) {
+  static constexpr int32_t kMask[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return _mm256_maskload_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMask + 8 - count)));
+}
+
 struct Avx2Lanes;
 
 struct Avx2F32 {
@@ -166,7 +172,10 @@ struct Avx2Lanes {
   static VB_INLINE Avx2Lanes load(const double* p) { return {_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
   template <class S>
   static VB_INLINE Avx2Lanes load(const S* p) {
-    const __m256 v = load8_f32(p);
+    return widened(load8_f32(p));
+  }
+  static VB_INLINE Avx2Lanes load_first(const float* p, int64_t count) { return widened(load_first_f32(p, count)); }
+  static VB_INLINE Avx2Lanes widened(__m256 v) {
     return {_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))};
   }
   VB_INLINE void store(double* p) const {

@@ -19,6 +19,12 @@ struct Avx512Lanes {
   static VB_INLINE Avx512Lanes load(const S* p) {
     return {_mm512_cvtps_pd(load8_f32(p))};
   }
+  static VB_INLINE Avx512Lanes load_first(const float* p, int64_t count) {
+    return {_mm512_cvtps_pd(load_first_f32(p, count))};
+  }
+  static VB_INLINE Avx512Lanes load_first(const double* p, int64_t count) {
+    return {_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), p)};
+  }
   VB_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
   VB_INLINE void store(float* p) const { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
   friend VB_INLINE Avx512Lanes operator+(Avx512Lanes a, Avx512Lanes b) { return {_mm512_add_pd(a.v, b.v)}; }

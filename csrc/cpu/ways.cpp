@@ -38,16 +38,23 @@ SearchWay way_of(const SearchProblem& p) {
   if (wanted != SearchWay::automatic) return wanted;
   const double n = static_cast<double>(p.queries.count), m = static_cast<double>(p.bank.count);
   const double d = static_cast<double>(p.bank.width), k = static_cast<double>(p.k);
-  const double ranks = p.k > TopKList::kSorted ? 50.0 * k : 20.0 * k * (1.0 + std::log(m / k));
+  const double ranks = p.k == 1                  ? 15.0 + 0.12 * m
+                       : p.k > TopKList::kSorted ? 50.0 * k
+                                                 : 20.0 * k * (1.0 + std::log(m / k));
   const bool unit = record(p.metric).unit_rows;
   const double wide = d > 4096 ? 1.15 : 1.0;  // a stretch at a time
   const double pair = 0.6 + d * (record(p.metric).term == Term::product ? 0.0195 * wide : 0.04);
   const double refined = n * (20.0 + (unit ? 10.0 : 0.0) + 0.1 * d + m * pair + ranks);
   // A plain tensor goes by pieces: each packs the queries again, and finds some of the best rows so far.
   const double pieces = p.pack == nullptr ? std::ceil(m * d * 4.0 / kMostPackBytes) : 1.0;
-  const double candidates = p.k > 1 ? k * (220.0 + 1.1 * d) * (1.0 + std::log(pieces)) : 0.0;
-  const double packing = p.pack == nullptr ? m * d * 0.8 + std::min(m, 64.0) * d * 3.0 + 2e3 : 0.0;
-  const double query = 50.0 + 1.2 * std::min(d, 64.0) + (unit ? 1.9 : 0.85) * d;
+  // The best and, of scores that lie close to each other, others; of k ranks, those that were among the best so far.
+  const double candidate = 140.0 + 0.3 * std::min(d, 1024.0) + 0.8 * std::max(d - 1024.0, 0.0);
+  const double others = p.k == 1 ? std::min(0.9, 0.1 + 0.0025 * d) * std::min(1.0, m / 100.0)
+                                 : k * std::min(4.0, std::pow(m / (10.0 * k), 0.3));
+  const double candidates = candidate * others * (1.0 + 0.5 * std::log(pieces));
+  const double packing =
+      p.pack == nullptr ? m * (35.0 + 0.8 * d + 0.4 * std::min(d, 64.0)) + std::min(m, 64.0) * d * 3.0 + 2e3 : 0.0;
+  const double query = 85.0 + 0.7 * std::min(d, 64.0) + (unit ? 1.9 : 0.85) * d;
   // Screens read whole rows, and a block of very wide ones is more than L2.
   const double column = panels_of(p) == PanelKind::int8 ? 0.003 : d > kWidestScreened ? 0.045 : 0.007;
   const double screened = 3e3 + packing + n * (query * pieces + m * d * column + candidates);
