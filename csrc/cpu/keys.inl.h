@@ -48,29 +48,49 @@ int64_t first_best(const double* keys, int64_t count, double least) {
   return static_cast<int64_t>(-(Lanes::fill(0.0) - others).largest());
 }
 
+// Several sums advance together, as each waits for its own last addition: of even and odd coordinates.
+template <class Lanes, int Halves>
+VB_INLINE void line_squares_of(const float* lines, int64_t width, int group, double* out) {
+  Lanes sum[2][Halves];
+  for (auto& halves : sum)
+    for (Lanes& half : halves) half = Lanes::fill(0.0);
+  const auto add = [&](int64_t k, Lanes* halves) __attribute__((always_inline)) {
+    for (int h = 0; h < Halves; ++h) {
+      const Lanes v = Lanes::load(lines + k * group + 8 * h);
+      halves[h] = Lanes::plus_exact(halves[h], v, v);
+    }
+  };
+  int64_t k = 0;
+  for (; k + 2 <= width; k += 2) add(k, sum[0]), add(k + 1, sum[1]);
+  if (k < width) add(k, sum[0]);
+  for (int h = 0; h < Halves; ++h) (sum[0][h] + sum[1][h]).store(out + 8 * h);
+}
+
 template <class Lanes>
 void line_squares(const float* lines, int64_t width, int group, double* out) {
-  for (int c = 0; c < group; c += 8) {
-    Lanes sum = Lanes::fill(0.0);
-    for (int64_t k = 0; k < width; ++k) {
-      const Lanes v = Lanes::load(lines + k * group + c);
-      sum = Lanes::plus_exact(sum, v, v);
-    }
-    sum.store(out + c);
-  }
+  for (int c = 0; c < group; c += 16)
+    group - c > 8 ? line_squares_of<Lanes, 2>(lines + c, width, group, out + c)
+                  : line_squares_of<Lanes, 1>(lines + c, width, group, out + c);
 }
 
 template <class Lanes>
 void norm_scales_of(const double* squares, int64_t count, float* scales) {
   constexpr double kShortest = 1e-10, kLongest = 1e15;  // products of such norms stay far from the ends of float32
   const Lanes none = Lanes::fill(__builtin_nan("")), zero = Lanes::fill(0.0), floor = Lanes::fill(kNormFloor);
-  for (int64_t i = 0; i < count; i += 8) {
+  const auto scale_of = [&](int64_t i) __attribute__((always_inline)) {
     const Lanes norm = Lanes::load(squares + i).root();
     Lanes scale = Lanes::fill(1.0) / Lanes::if_greater(floor, norm, floor, norm);
     scale = Lanes::if_greater(Lanes::fill(kShortest), norm, none, scale);
     scale = Lanes::if_greater(norm, Lanes::fill(kLongest), none, scale);
-    Lanes::if_greater(Lanes::fill(__DBL_DENORM_MIN__), norm, zero, scale).store(scales + i);  // a zero row scores 0
+    return Lanes::if_greater(Lanes::fill(__DBL_DENORM_MIN__), norm, zero, scale);  // a zero row scores 0
+  };
+  int64_t i = 0;
+  for (; i + 8 < count; i += 16) {  // two roots at a time, as a root takes long
+    const Lanes first = scale_of(i), second = scale_of(i + 8);
+    first.store(scales + i);
+    second.store(scales + i + 8);
   }
+  if (i < count) scale_of(i).store(scales + i);
 }
 
 }  // namespace

@@ -66,6 +66,8 @@ void interleave_of(const void* const* rows, int count, int group, int64_t width,
     if (maps != nullptr)
       for (int r = 0; r < count; ++r)
         load_mapped<Lanes>(static_cast<const S*>(rows[r]), k, width, maps[r]).store(block[r]);
+    else if (std::is_same_v<S, float> && width - k >= 8)  // nothing to convert
+      for (int r = 0; r < count; ++r) __builtin_memcpy(block[r], static_cast<const S*>(rows[r]) + k, sizeof block[r]);
     else
       for (int r = 0; r < count; ++r) load_some<Lanes>(static_cast<const S*>(rows[r]) + k, width - k).store(block[r]);
     if (width - k >= 8 && group != 1) {
