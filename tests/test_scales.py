@@ -75,6 +75,7 @@ def test_ruined_rows_cost_no_refinement(odd: float, metric: str, target: Target,
 
 @pytest.mark.parametrize("odd", [1e25, 1e30, INF])
 def test_rows_beyond_all_proportion_are_the_worst_of_distances(odd: float, target: Target, one_thread: None) -> None:
+    vecbank._C.force_ways(search=1)
     bank, ordinary = spread(1200, 0.01, odd)
     x = gauss(90, 48, seed=6)
     for given in (bank, Bank(bank, "l2")):
