@@ -20,8 +20,7 @@ class DirectWorker {
     unit_ = direct_by_bf16(p);
     const int64_t step = unit_ ? kDirectStepBf16 : kDirectStep;
     wide_ = p.queries.width > kDirectStretch;
-    in_place_ = p.queries.dtype == (unit_ ? DType::bf16 : DType::f32) && p.queries.col_stride == 1 &&
-                (wide_ || p.queries.width % step == 0);
+    in_place_ = p.queries.dtype == (unit_ ? DType::bf16 : DType::f32) && p.queries.col_stride == 1;
     stride_ = round_up_to(wide_ ? kStretch : p.queries.width, step);
     if (wide_ && !(copies_.reserve(kTogether * stride_) && sums_.reserve(kTogether * kMostColumns) &&
                    part_.reserve(kTogether * kMostColumns)))
@@ -119,7 +118,7 @@ class DirectWorker {
       for (int q = 0; q < a.query_count; ++q) {
         const char* at = static_cast<const char*>(queries_.row(row + q, q)) + k * size;
         a.queries[q] = at;
-        if (in_place_ && a.bank.width == kStretch) continue;
+        if (in_place_) continue;
         copy(p, at, a.bank.width, copies_.get() + q * stride_);
         a.queries[q] = copies_.get() + q * stride_;
       }

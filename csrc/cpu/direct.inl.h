@@ -11,27 +11,58 @@ namespace {
 // V::width elements, of which only `count` exist; the others are zeros.
 template <class V, class S>
 VB_INLINE typename V::Reg load_part(const S* p, int64_t count) {
-  S some[V::width] = {};
-  for (int64_t i = 0; i < count; ++i) some[i] = p[i];
-  return V::load(some);
+  if constexpr (requires { V::load_first(p, count); }) {
+    return V::load_first(p, count);
+  } else {
+    S some[V::width] = {};
+    for (int64_t i = 0; i < count; ++i) some[i] = p[i];
+    return V::load(some);
+  }
 }
 
-// Four bank rows from i on; those that are missing are the last one again.
-template <class V, Term term, int Queries, class Q, class S>
-VB_INLINE void direct_block(const DirectArgs& a, int64_t i, int count) {
-  constexpr int Banks = 4;
+typedef float Four __attribute__((vector_size(16)));
+typedef int32_t FourMasks __attribute__((vector_size(16)));
+
+// Scores of up to four bank rows, from their sums. Which of them are odd: not finite, or shorter than a.least.
+VB_INLINE FourMasks finish_direct(const DirectArgs& a, int q, int64_t i, int count, const double* sums) {
+  Four score = {static_cast<float>(sums[0]), static_cast<float>(sums[1]), static_cast<float>(sums[2]),
+                static_cast<float>(sums[3])};
+  if (a.column_scale != nullptr) {
+    const float* scales = a.column_scale + i;
+    const int last = count - 1;
+    const Four four = {scales[0], scales[std::min(1, last)], scales[std::min(2, last)], scales[last]};
+    score *= a.row_scale[q] * four;
+  }
+  if (a.root)
+    score = Four{__builtin_sqrtf(score[0]), __builtin_sqrtf(score[1]), __builtin_sqrtf(score[2]),
+                 __builtin_sqrtf(score[3])};
+  float* out = a.out[q] + i;
+  if (count == 4)
+    __builtin_memcpy(out, &score, sizeof score);
+  else
+    for (int r = 0; r < count; ++r) out[r] = score[r];
+  const Four size = score < 0.0f ? -score : score, least = {a.least, a.least, a.least, a.least};
+  return ~((size >= least) & (size <= kMostScore));
+}
+
+// `count` bank rows from i on, at most four, and at most `Banks`. Missing ones are the last one again.
+template <class V, Term term, int Queries, int Banks, class Q, class S>
+VB_INLINE FourMasks direct_block(const DirectArgs& a, int64_t i, int count) {
   const S* rows[Banks];
   for (int r = 0; r < Banks; ++r)
     rows[r] = static_cast<const S*>(a.bank.data) + (a.first + i + (r < count ? r : count - 1)) * a.bank.row_stride;
-  typename V::Sum sum[Queries][4];
+  const Q* queries[Queries];
+  for (int q = 0; q < Queries; ++q) queries[q] = static_cast<const Q*>(a.queries[q]);
+  const int64_t width = a.bank.width, ahead = a.ahead;
+  typename V::Sum sum[Queries][Banks];
   for (int q = 0; q < Queries; ++q)
-    for (int r = 0; r < 4; ++r) sum[q][r] = V::zero();
+    for (int r = 0; r < Banks; ++r) sum[q][r] = V::zero();
   const auto step = [&](int64_t k, auto&& load) __attribute__((always_inline)) {
     typename V::Reg b[Banks];
     for (int r = 0; r < Banks; ++r) b[r] = load(rows[r] + k);
     for (int q = 0; q < Queries; ++q) {
-      const auto x = V::load(static_cast<const Q*>(a.queries[q]) + k);
-      if (i == 0) __builtin_prefetch(static_cast<const char*>(a.queries[q]) + k * sizeof(Q) + a.ahead, 0, 3);
+      const auto x = load(queries[q] + k);
+      if (i == 0) __builtin_prefetch(reinterpret_cast<const char*>(queries[q] + k) + ahead, 0, 3);
       for (int r = 0; r < Banks; ++r) {
         if constexpr (term == Term::square)
           sum[q][r] = Gaps<V>::multiply_add(x, b[r], sum[q][r]);
@@ -41,41 +72,34 @@ VB_INLINE void direct_block(const DirectArgs& a, int64_t i, int count) {
     }
   };
   int64_t k = 0;
-  for (; k + V::width <= a.bank.width; k += V::width)
-    step(k, [](const S* p) __attribute__((always_inline)) { return V::load(p); });
-  if (k < a.bank.width)
-    step(k, [&](const S* p) __attribute__((always_inline)) { return load_part<V>(p, a.bank.width - k); });
+  for (; k + V::width <= width; k += V::width)
+    step(k, [](const auto* p) __attribute__((always_inline)) { return V::load(p); });
+  if (k < width) step(k, [&](const auto* p) __attribute__((always_inline)) { return load_part<V>(p, width - k); });
   // The lanes are added in float64, so that what is rounded is the few terms of a lane.
+  FourMasks odd = {};
   for (int q = 0; q < Queries; ++q) {
-    const typename V::Lanes lanes[4] = {V::to_lanes(sum[q][0]), V::to_lanes(sum[q][1]), V::to_lanes(sum[q][2]),
-                                        V::to_lanes(sum[q][3])};
+    const auto lanes_of = [&](int r)
+                              __attribute__((always_inline)) { return V::to_lanes(sum[q][std::min(r, Banks - 1)]); };
+    const typename V::Lanes lanes[4] = {lanes_of(0), lanes_of(1), lanes_of(2), lanes_of(3)};
     double four[4];
     V::Lanes::sum4(lanes, four);
-    for (int r = 0; r < count; ++r) a.out[q][i + r] = static_cast<float>(four[r]);
+    odd |= finish_direct(a, q, i, count, four);
   }
+  return odd;
 }
 
-// Sums become scores. Whether one is not finite, or shorter than a.least.
-inline bool finish_direct(const DirectArgs& a) {
-  int odd = 0;
-  for (int q = 0; q < a.query_count; ++q) {
-    float* out = a.out[q];
-    const float scale = a.row_scale[q], *scales = a.column_scale;
-    if (scales != nullptr)
-      for (int64_t i = 0; i < a.count; ++i) out[i] *= scale * scales[i];
-    if (a.root)
-      for (int64_t i = 0; i < a.count; ++i) out[i] = __builtin_sqrtf(out[i]);
-    for (int64_t i = 0; i < a.count; ++i) odd |= is_odd(out[i], a.least);
-  }
-  return odd != 0;
-}
-
+// Whether a score is odd.
 template <class V, Term term, int Queries, class Q, class S>
 VB_INLINE bool direct_rows(const DirectArgs& a) {
+  FourMasks odd = {};
   int64_t i = 0;
-  for (; i + 4 <= a.count; i += 4) direct_block<V, term, Queries, Q, S>(a, i, 4);
-  if (i < a.count) direct_block<V, term, Queries, Q, S>(a, i, static_cast<int>(a.count - i));
-  return finish_direct(a);
+  for (; i + 4 <= a.count; i += 4) odd |= direct_block<V, term, Queries, 4, Q, S>(a, i, 4);
+  switch (const int left = static_cast<int>(a.count - i); left) {
+    case 0: break;
+    case 1: odd |= direct_block<V, term, Queries, 1, Q, S>(a, i, 1); break;
+    default: odd |= direct_block<V, term, Queries, 4, Q, S>(a, i, left);
+  }
+  return (odd[0] | odd[1] | odd[2] | odd[3]) != 0;
 }
 
 template <class V, Term term, class Q, class S>

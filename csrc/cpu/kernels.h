@@ -49,7 +49,7 @@ struct FinishArgs {
 // Up to four queries against the rows [first, first + count) of a bank of float32 or 16-bit values, in float32:
 // out[q][i] = root(score * row_scale[q] * column_scale[i]).
 struct DirectArgs {
-  const void* queries[4] = {};  // float32, padded with zeros to a multiple of kDirectStep
+  const void* queries[4] = {};  // float32, or bfloat16 for direct_bf16
   int query_count = 4;
   int64_t ahead = 0;          // bytes from a query to the one that will be needed after these
   Rows bank;                  // col_stride must be 1
@@ -62,9 +62,10 @@ struct DirectArgs {
   float least = 0.0f;  // scores must be at least so large
 };
 // Whether float32 may have lost this score.
+constexpr float kMostScore = 3.4028234e38f;
 VB_INLINE bool is_odd(float score, float least) {
   const float size = score < 0.0f ? -score : score;
-  return !((size >= least) & (size <= 3.4028234e38f));
+  return !((size >= least) & (size <= kMostScore));
 }
 constexpr int64_t kDirectStretch = 4096;                   // wider rows: too many terms in a lane for float32
 constexpr int64_t kDirectStep = 16, kDirectStepBf16 = 32;  // multiples of the elements of any register

@@ -63,7 +63,7 @@ template <class F>
   struct Shared {
     std::atomic<int64_t> next{0};
     int64_t tasks;
-    F* f;
+    std::remove_reference_t<F>* f;
     Stop stop;
   } shared;
   shared.tasks = tasks;

@@ -85,15 +85,18 @@ struct GridTask {
 };
 
 // Calls f(worker, task) for the whole grid. Neighbouring tasks share a part, so that its panels are read from memory
-// once.
+// once. Where there are many blocks, each worker has neighbouring ones: two that take turns would fetch each other's
+// lines early.
 template <class F>
 [[nodiscard]] Status for_each_task(const Grid& grid, const Parallel& parallel, F&& f) {
-  return for_each_task(parallel, grid.tasks(), [&](int worker, int64_t task) {
+  const auto run = [&](int worker, int64_t task) {
     const int64_t first = task % grid.blocks * grid.rows_per_block, part = task / grid.blocks;
     const int64_t from = part * grid.panels_per_part;
     f(worker, GridTask{first, std::min(grid.rows_per_block, grid.queries - first), from,
                        std::min(grid.panels, from + grid.panels_per_part), part});
-  });
+  };
+  const bool apart = grid.parts == 1 && grid.blocks >= 16 * parallel.workers;
+  return apart ? for_each_own_task(parallel, grid.tasks(), run) : for_each_task(parallel, grid.tasks(), run);
 }
 
 // The caller's threads, or one worker where there is too little work to share.

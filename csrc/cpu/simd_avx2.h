@@ -35,6 +35,7 @@ struct Avx2F32 {
   static VB_INLINE Reg load(const S* p) {
     return load8_f32(p);
   }
+  static VB_INLINE Reg load_first(const T* p, int64_t count) { return load_first_f32(p, count); }
   static VB_INLINE Reg fill(T x) { return _mm256_set1_ps(x); }
   static VB_INLINE Sum zero() { return _mm256_setzero_ps(); }
   using Lanes = Avx2Lanes;

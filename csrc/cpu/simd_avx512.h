@@ -67,6 +67,15 @@ struct Avx512F32 {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
   }
+  // The first `count` elements, of which only these exist, and zeros.
+  static VB_INLINE Reg load_first(const T* p, int64_t count) { return _mm512_maskz_loadu_ps((1u << count) - 1, p); }
+  static VB_INLINE Reg load_first(const Float16* p, int64_t count) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((1u << count) - 1, p));
+  }
+  static VB_INLINE Reg load_first(const BFloat16* p, int64_t count) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16((1u << count) - 1, p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+  }
   static VB_INLINE Reg fill(T x) { return _mm512_set1_ps(x); }
   static VB_INLINE Sum zero() { return _mm512_setzero_ps(); }
   using Lanes = Avx512Lanes;
@@ -100,6 +109,9 @@ struct Avx512BFloat16Pairs {
   using Reg = __m512i;
   using Sum = __m512;
   static VB_INLINE Reg load(const BFloat16* p) { return _mm512_loadu_si512(p); }
+  static VB_INLINE Reg load_first(const BFloat16* p, int64_t count) {
+    return _mm512_maskz_loadu_epi16((1u << count) - 1, p);
+  }
   static VB_INLINE Sum zero() { return _mm512_setzero_ps(); }
   static VB_INLINE Sum multiply_add(Reg a, Reg b, Sum c) {
     asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));

@@ -80,12 +80,16 @@ ProjectWay way_of(const ProjectProblem& p) {
   if (wanted == ProjectWay::packed || wanted == ProjectWay::exact) return wanted;
   const bool square = metric.term == Term::square;
   const bool small = n * m * (d + 8.0) < kSmall;
-  if (p.bank.dtype == DType::f64) return small ? ProjectWay::exact : ProjectWay::packed;
   if (p.out_dtype == DType::f64 && small && wanted == ProjectWay::automatic) return ProjectWay::exact;
   const bool prepared = p.pack != nullptr && p.pack->panels == PanelKind::float32;
   const double packing = prepared ? 0.0 : m * d * 0.6 + std::min(m, 63.0) * d + 2e3;
   const double packed = n * (std::max(m, 16.0) * (0.1 + 0.0087 * d) + 25.0 + 0.55 * d) + packing + 2e3;
   const double exact = n * (15.0 + 0.1 * d + m * (0.6 + d * (square ? 0.04 : 0.0195)));
+  if (p.bank.dtype == DType::f64) {  // half as many numbers to a register, and packed at every call
+    const double tiles = n * (std::max(m, 16.0) * (0.1 + 0.0185 * d) + 25.0 + 0.55 * d);
+    const double panels = m * (35.0 + 1.5 * d) + std::min(m, 63.0) * 2.0 * d + 4e3;
+    return wanted == ProjectWay::automatic && exact < tiles + panels ? ProjectWay::exact : ProjectWay::packed;
+  }
   if (kernels().direct == nullptr || p.bank.width < 1) return exact < packed ? ProjectWay::exact : ProjectWay::packed;
   const double move = d <= 64 ? 0.15 : 0.35;  // reading and writing a coordinate
   const double line = raw_by_pairs(p) ? 0.0045 : square ? 0.0097 : 0.0087;
