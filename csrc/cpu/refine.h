@@ -127,7 +127,7 @@ class Refiner {
 
   static constexpr int64_t kStretch = 512, kTogether = 256;
   static constexpr int kSome = 16;
-  static constexpr int64_t kNarrow = 64;  // so many queries of this width stay in L1
+  static constexpr int64_t kNarrow = 256;  // so many queries of this width stay in L1
 
   bool computes_norms() const { return record_.unit_rows && norms_ == nullptr; }
   void compute_norms(const int64_t* index, int64_t first, int64_t count, double* out) {

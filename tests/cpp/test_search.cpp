@@ -248,6 +248,7 @@ TEST(pieces_of_different_scale_agree_with_one_pack) {
     const size_t at = static_cast<size_t>(i);
     b[at] = i < 2 * m / 3 * d ? b[at] * 0.05f + 3.0f : b[at] * 40.0f;
   }
+  force_ways(SearchWay::screened, ProjectWay::automatic);
   for (const Metric metric : kAll)
     for (const int64_t k : {1, 10, 100}) {
       const Answer pieces = ours(x, b, d, k, metric, 2, false), whole = ours(x, b, d, k, metric, 2, true);
@@ -257,6 +258,7 @@ TEST(pieces_of_different_scale_agree_with_one_pack) {
   reset_counters();
   ours(gaussian<float>(n * d, 35), gaussian<float>(m * d, 36), d, 100, Metric::dot, 1, false);
   CHECK(read_counters().refined < 600 * n);  // 100 (1 + 1 + 1/2 + ... 1/11) = 402, not 1200
+  force_ways(SearchWay::automatic, ProjectWay::automatic);
 }
 
 // Every answer depends on this: the screen's bounds enclose the refined score.
