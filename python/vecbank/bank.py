@@ -22,20 +22,20 @@ from .results import Explanation, Nearest, Quantized, TopK
 class Bank(PreparedBank):
     """M vectors of width d, prepared for one metric.
 
-    What a verb needs is prepared at its first call (`prepare` does it before), and saves doing so at every call. On
-    the CPU searches need a copy of the vectors in 8 bits a coordinate, 0.25 to 0.40 of the float32 vectors for d from
-    36 up (with a head too, from 128 up), and `project` one in float32; `repr` says what there is. (Searches use the
-    float32 one for d below 24, without VNNI for fewer than 8192 rows, and for vectors wider than 2048 whose scores lie
-    too close to each other for 8 bits, as those of noise do; calls with up to four queries use 8 bits there too.) On a CUDA device the copy is of 16 bits a
-    coordinate, and for at most 65,536 rows there is one of 32 bits besides. A packed copy is derived state: it is in
-    no state_dict, pickle, exported program or broadcast, and is never cast. It belongs to one tensor, its storage and
-    its version: whatever changes the vectors (writing into them, `load_state_dict`, `.to()`, another tensor in their
-    place, a second Bank on the same tensor), the next call prepares them again. A compiled program notices too, and
-    then packs at every call until a call outside of it, or `repack()`, has prepared the bank again. A call that is
-    captured into a CUDA graph packs the vectors anew at every replay, because a replay cannot notice a change. torch
-    does not notice writes through an alias made by `.data` (of the bank's vectors, or of the tensor that the bank was
-    made of), by `numpy()` or dlpack, nor what the replay of a CUDA graph, collectives of `torch.distributed`
-    (DistributedDataParallel's own excepted) or other processes write: call `repack()` after those.
+    What a verb needs is prepared at its first call (`prepare` does it before), and saves doing so at every call. On the
+    CPU searches need a copy of the vectors in 8 bits a coordinate, 0.25 to 0.40 of the float32 vectors for d from 36 up
+    (with a head too, from 128 up), and `project` one in float32; `repr` says what there is. (Searches use the float32
+    one for d below 24, without VNNI for fewer than 8192 rows, and for vectors wider than 2048 whose scores lie too
+    close to each other for 8 bits, as those of noise do; calls with up to four queries use 8 bits there too.) On a CUDA
+    device the copy is of 16 bits a coordinate, and for at most 65,536 rows there is one of 32 bits besides. A packed
+    copy is derived state: it is in no state_dict, pickle, exported program or broadcast, and is never cast. It belongs
+    to one tensor, its storage and its version: whatever changes the vectors (writing into them, `load_state_dict`,
+    `.to()`, another tensor in their place, a second Bank on the same tensor), the next call prepares them again. A
+    compiled program notices too, and then packs at every call until a call outside of it, or `repack()`, has prepared
+    the bank again. A call that is captured into a CUDA graph packs the vectors anew at every replay, because a replay
+    cannot notice a change. torch does not notice writes through an alias made by `.data` (of the bank's vectors, or of
+    the tensor that the bank was made of), by `numpy()` or dlpack, nor what the replay of a CUDA graph, collectives of
+    `torch.distributed` (DistributedDataParallel's own excepted) or other processes write: call `repack()` after those.
 
     Args:
         vectors: (M, d), or (B, M, d) for B banks of one shape; float32, float64, bfloat16 or float16; a tensor or a
