@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Every verb and module at many shapes beside what people write: `python -m bench.sweep` (`--short`: 3 minutes).
 
+`--random N` draws N shapes of the four verbs instead, which nobody chose.
+
 A shape is slower where it takes over 10 % and over 10 us longer than the expression, a module's step where it takes
 over 5 % longer than the peer's. Nothing here asserts it: the table has the worst ratio first.
 """
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import machine, sweep_modules, sweep_verbs, timing
+from bench import machine, sweep_modules, sweep_random, sweep_verbs, timing
 from bench.report import committed, named, seconds, table
 from bench.runner import Plain, tqdm
 from bench.sweep_verbs import Shape
@@ -112,7 +114,8 @@ def measure(shape: Shape, budget_s: float) -> dict[str, Any]:
 def markdown(report: dict[str, Any]) -> str:
     rows = sorted(report["rows"], key=lambda row: -row["ratio"])
     slower = sum(row["slower"] for row in rows)
-    soft = report["software"]
+    soft, parameters = report["software"], report["parameters"]
+    drawn = f" drawn at random (seed {parameters['seed']})" if parameters.get("random") else ""
     lines = [
         [
             ("**" + row["name"] + "**") if row["slower"] else row["name"],
@@ -129,9 +132,9 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"- {named(report['machine'])}, {soft['threads']} threads for everybody; vecbank {soft['vecbank']}, "
         f"ISA {soft['isa']}, torch {soft['torch']}, {committed(report)}",
-        f"- {len(rows)} shapes, worst first; **{slower}** are slower (bold): over {100 * (VERB_LIMIT - 1):.0f} % and "
-        f"10 µs than the torch expression, or over {100 * (MODULE_LIMIT - 1):.0f} % than the step of "
-        f"{sweep_modules.PEER}'s module",
+        f"- {len(rows)} shapes{drawn}, worst first; **{slower}** are slower (bold): over "
+        f"{100 * (VERB_LIMIT - 1):.0f} % and 10 µs than the torch expression, "
+        f"or over {100 * (MODULE_LIMIT - 1):.0f} % than the step of {sweep_modules.PEER}'s module",
         "- Medians of 5 to 200 single calls in turn; agree: share of equal indices, or 1 - the largest relative "
         "difference",
         "",
@@ -179,16 +182,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help="a third of the shapes, in about 3 minutes")
     parser.add_argument("--only", default="", metavar="SUBSTR", help="only shapes whose name contains this")
     parser.add_argument("--budget", type=float, default=1.5, help="seconds a shape may take (default 1.5)")
+    parser.add_argument("--random", type=int, default=0, metavar="N", help="draw N shapes instead")
+    parser.add_argument("--seed", type=int, default=0, help="of those that are drawn (default 0)")
     parser.add_argument("--out", type=Path, default=RESULTS / "sweep.json", help="JSON; table and plot go beside it")
     args = parser.parse_args(argv)
     every = [*sweep_verbs.shapes(), *sweep_modules.shapes()]
     wanted = [s for s in every if args.only.lower() in s.name.lower() and (s.short or not args.short)]
+    if args.random:
+        wanted = list(sweep_random.shapes(args.random, args.seed))
     report: dict[str, Any] = {
         "schema": 1,
         **machine.commit(),
         "machine": machine.machine(),
         "software": machine.software(torch.get_num_threads(), {sweep_modules.PEER}),
-        "parameters": {"short": args.short, "only": args.only, "budget_s": args.budget},
+        "parameters": {
+            "short": args.short,
+            "only": args.only,
+            "random": args.random,
+            "seed": args.seed,
+            "budget_s": args.budget,
+        },
         "rows": [],
     }
     others = timing.OtherProcesses()

@@ -76,7 +76,7 @@ class Search:
         return x, vectors, bank, lambda x: scores(x, vectors, self.metric, unit)
 
 
-def _topk(search: Search, k: int, allowed: float | None, gen: torch.Generator) -> tuple[Call, Call]:
+def topk_calls(search: Search, k: int, allowed: float | None, gen: torch.Generator) -> tuple[Call, Call]:
     x, _, bank, theirs = search.draw(gen)
     largest = search.metric in ("dot", "cosine")
     k = k or search.m
@@ -93,17 +93,18 @@ def _topk(search: Search, k: int, allowed: float | None, gen: torch.Generator) -
     )
 
 
-def _nearest(search: Search, gen: torch.Generator) -> tuple[Call, Call]:
+def nearest_calls(search: Search, gen: torch.Generator) -> tuple[Call, Call]:
     x, _, bank, theirs = search.draw(gen)
     reduced = torch.max if search.metric in ("dot", "cosine") else torch.min
     return lambda: vecbank.nearest(x, bank, search.metric), lambda: reduced(theirs(x), -1)
 
 
-def _quantize(search: Search, gen: torch.Generator) -> tuple[Call, Call]:
+def quantize_calls(search: Search, gen: torch.Generator) -> tuple[Call, Call]:
     x, vectors, bank, theirs = search.draw(gen)
+    reduced = torch.argmax if search.metric in ("dot", "cosine") else torch.argmin
 
     def expression() -> tuple[Tensor, Tensor]:
-        found = theirs(x).argmin(-1)
+        found = reduced(theirs(x), -1)
         return vectors[found], found
 
     return lambda: vecbank.quantize(x, bank, search.metric), expression
@@ -122,7 +123,7 @@ def _quantize_train(search: Search, gen: torch.Generator) -> tuple[Call, Call]:
     return lambda: vecbank.quantize_train(x, bank, search.metric), expression
 
 
-def _project(search: Search, gen: torch.Generator) -> tuple[Call, Call]:
+def project_calls(search: Search, gen: torch.Generator) -> tuple[Call, Call]:
     x, _, bank, theirs = search.draw(gen)
     return lambda: vecbank.project(x, bank, search.metric), lambda: theirs(x)
 
@@ -173,7 +174,7 @@ def _search_shapes() -> Iterator[Shape]:
     S = Search
 
     def project(search: Search, short: bool = False) -> Shape:
-        return Shape("project", f"project {search.text}", partial(_project, search), short)
+        return Shape("project", f"project {search.text}", partial(project_calls, search), short)
 
     def step(search: Search, short: bool = False) -> Shape:
         return Shape("project", f"project step {search.text}", partial(_project_step, search), short)
@@ -181,16 +182,16 @@ def _search_shapes() -> Iterator[Shape]:
     def topk(search: Search, k: int, short: bool = False, allowed: float | None = None) -> Shape:
         masked = "" if allowed is None else f", {100 * allowed:g} % allowed"
         count = "M" if k == 0 else f"{k:,}"
-        return Shape("topk", f"topk {search.text} k {count}{masked}", partial(_topk, search, k, allowed), short)
+        return Shape("topk", f"topk {search.text} k {count}{masked}", partial(topk_calls, search, k, allowed), short)
 
     def topk_step(search: Search, k: int) -> Shape:
         return Shape("topk", f"topk step {search.text} k {k}", partial(_topk_step, search, k))
 
     def nearest(search: Search, short: bool = False) -> Shape:
-        return Shape("nearest", f"nearest {search.text}", partial(_nearest, search), short)
+        return Shape("nearest", f"nearest {search.text}", partial(nearest_calls, search), short)
 
     def quantize(search: Search, short: bool = False) -> Shape:
-        return Shape("quantize", f"quantize {search.text}", partial(_quantize, search), short)
+        return Shape("quantize", f"quantize {search.text}", partial(quantize_calls, search), short)
 
     def quantize_step(search: Search) -> Shape:
         return Shape("quantize", f"quantize step {search.text}", partial(_quantize_step, search))
