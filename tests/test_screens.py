@@ -55,6 +55,8 @@ def test_codes_are_for_wide_vectors_that_they_tell_apart(metric: str, one_thread
     same = Bank(noise[:1].expand(least, width), metric).prepare()
     assert held(same) == {False} or bool(same._coded), "equal rows: either will do"
     assert_same(same.topk(x, k).indices, torch.arange(k).expand(5, k))
+    with torch.device("meta"):
+        assert held(Bank(noise, metric).prepare()) == {False}, "whatever the default device is"
     odd = noise.clone()
     odd[0], odd[least // 128] = float("nan"), float("inf")
     assert held(Bank(odd, metric).prepare()) == {True}, "nothing is known of the scores"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _C, _checks, _head
+from ._packable import recorded
 
 _QUERIES = 128  # of a sample, or a few more
 # Parts of the queries that save as much as turning the bank costs: by which a head is given up, and by which the next
@@ -18,8 +19,7 @@ LOSS = 1.1  # a head that cost so many times as much as all coordinates is given
 
 def watchable(queries: Tensor) -> bool:
     """Queries whose values can be looked at without a trace of it."""
-    recorded = torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
-    return not recorded and _checks.concrete(queries)
+    return not recorded() and _checks.concrete(queries)
 
 
 def use_of(pack: Tensor) -> _head.Use:

@@ -42,6 +42,11 @@ def _capturing(t: Tensor) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
 
+def recorded() -> bool:
+    """Calls are recorded, or dispatched by somebody else's rules: they may have no values to look at."""
+    return torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+
+
 @torch.no_grad()
 def codes_tell_apart(vectors: Tensor, family: int) -> bool:
     """Whether the scores of these vectors (..., M, d) differ by more than 8-bit codes are off.
@@ -50,7 +55,7 @@ def codes_tell_apart(vectors: Tensor, family: int) -> bool:
     codes lose is a share of the norms, so that it leaves most rows undecided. Rows of the vectors stand for queries.
     """
     rows, width = vectors.shape[-2:]
-    if width <= _TELLING_WIDTH or rows < _SAMPLE or vectors.dim() != 2:
+    if width <= _TELLING_WIDTH or rows < _SAMPLE or vectors.dim() != 2 or recorded():
         return True
     b = vectors[:: rows // _SAMPLE][:_SAMPLE].double()
     if family == _COSINE:
@@ -58,7 +63,7 @@ def codes_tell_apart(vectors: Tensor, family: int) -> bool:
     y = b - b.mean(0)
     x = y if family == _L2 else b
     scores = x @ y.T - (y.square().sum(1) / 2 if family == _L2 else 0.0)
-    spread = scores[~torch.eye(len(b), dtype=torch.bool)].view(len(b), -1).std(1).median()
+    spread = scores[~torch.eye(len(b), dtype=torch.bool, device=b.device)].view(len(b), -1).std(1).median()
 
     def lost(rows: Tensor) -> Tensor:
         usual = rows.square().mean(1).sqrt()
