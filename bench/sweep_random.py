@@ -1,7 +1,7 @@
 """Shapes that nobody chose, for `bench/sweep.py --random N`: sizes, types, metrics, banks and verbs are drawn.
 
 The other shapes of the sweep are those that somebody thought of, and so were mended. Sizes are drawn with even
-logarithms, from a single row or coordinate up, so that half of the shapes take less than a millisecond.
+logarithms, from a single row or coordinate up, so that most shapes take less than a millisecond.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def test_codes_are_for_wide_vectors_that_they_tell_apart(metric: str, one_thread
     noise = gauss(least, width)
     spread = gauss(least, 8) @ gauss(8, width, seed=1) + noise / 10
     x, y = noise[:5] + gauss(5, width, seed=2) / 10, spread[:5] + gauss(5, width, seed=2) / 10
-    bank = Bank(noise, metric)
+    bank = Bank(noise.clone(), metric)  # which shares what it is made of
     found = bank.topk(x, k)
     assert held(bank) == {False}, "the scores lie too close to each other"
     assert "too close to each other for 8-bit codes" in bank.explain(x, k).why

@@ -23,7 +23,7 @@ VB_INLINE typename V::Reg load_part(const S* p, int64_t count) {
 typedef float Four __attribute__((vector_size(16)));
 typedef int32_t FourMasks __attribute__((vector_size(16)));
 
-// Scores of up to four bank rows, from their sums. Which of them are odd: not finite, or shorter than a.least.
+// Scores of up to four bank rows, from their sums. Which of them are odd: not finite, or smaller in size than a.least.
 VB_INLINE FourMasks finish_direct(const DirectArgs& a, int q, int64_t i, int count, const double* sums) {
   Four score = {static_cast<float>(sums[0]), static_cast<float>(sums[1]), static_cast<float>(sums[2]),
                 static_cast<float>(sums[3])};
@@ -117,7 +117,7 @@ bool direct(const DirectArgs& a) {
   return with_dtype(a.bank.dtype, [&](auto type) {
     using S = Element<decltype(type)>;
     if constexpr (std::is_same_v<S, double>) {
-      return true;  // not for float32
+      return true;  // odd: float64 is not for this way
     } else {
       return a.term == Term::square ? direct_queries<V, Term::square, float, S>(a)
                                     : direct_queries<V, Term::product, float, S>(a);

@@ -58,8 +58,7 @@ class KeptBlocks {
     return block;
   }
 
-  const size_t most_ =
-      std::clamp(kMostKeptPerThread * std::thread::hardware_concurrency(), kMostKeptAlways, kMostKeptEver);
+  const size_t most_ = std::clamp(kLimitPerThread * std::thread::hardware_concurrency(), kLeastLimit, kMostLimit);
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
   std::atomic<size_t> total_{0};
   int count_ = 0;

@@ -1,5 +1,5 @@
-// The working memory of calls. The system clears a page when it is touched first, and a few hundred of these take
-// longer than a search among some thousand rows. So blocks that a call gives back are kept for later calls.
+// The working memory of calls. The system clears a page when it is touched first, and a few hundred first touches
+// take longer than a search among some thousand rows. So blocks that a call gives back are kept for later calls.
 #pragma once
 
 #include <cstddef>
@@ -12,8 +12,7 @@ struct Block {
 };
 
 constexpr size_t kLeastKept = size_t{64} << 10;  // bytes of a block: malloc has smaller ones at hand
-constexpr size_t kMostKeptAlways = size_t{32} << 20, kMostKeptPerThread = size_t{4} << 20,
-                 kMostKeptEver = size_t{128} << 20;
+constexpr size_t kLeastLimit = size_t{32} << 20, kLimitPerThread = size_t{4} << 20, kMostLimit = size_t{128} << 20;
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool kKeepsBlocks = false;  // what is read after it was given back must be found
 #else

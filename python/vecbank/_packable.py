@@ -51,8 +51,9 @@ def recorded() -> bool:
 def codes_tell_apart(vectors: Tensor, family: int) -> bool:
     """Whether the scores of these vectors (..., M, d) differ by more than 8-bit codes are off.
 
-    The scores of wide vectors that are like noise lie within a few roots of d of each other, but the bound of what
-    codes lose is a share of the norms, so that it leaves most rows undecided. Rows of the vectors stand for queries.
+    The scores of wide vectors that are like noise lie within a few times the root of d of each other, but the bound of
+    what codes lose is a share of the norms, so that it leaves most rows undecided. Rows of the vectors stand for
+    queries.
     """
     rows, width = vectors.shape[-2:]
     if width <= _TELLING_WIDTH or rows < _SAMPLE or vectors.dim() != 2 or recorded():

@@ -226,7 +226,7 @@ class PreparedBank(nn.Module):
             queries: (..., d): some of those that will be searched for, to choose the head by. Without any, it is chosen
                 for queries that are like the vectors.
             k: how many rows such a search asks for. As many queries as one call has decide what a product costs: give
-                four or fewer where calls have so few.
+                four or fewer where calls have so few (which may need a pack of their own, of vectors wider than 2048).
             progress: on the CPU, draw a bar on stderr from the first second on. It counts all packing of this process.
 
         Raises:

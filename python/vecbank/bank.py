@@ -59,8 +59,9 @@ class Bank(PreparedBank):
             by a cost model, as soon as enough queries were asked for it to pay (24 d on AVX-512 with VNNI, 11 d on
             AVX2; about a second for 200,000 x 768 in that call), and again where a head costs more than all coordinates
             would; `prepare` chooses at once, `explain` tells. For d from 96 to 2048 and at least 40 d rows. The answer
-            is the same. Ignored where searches use no 8-bit codes: learnable or batched banks, "l1", and fewer than
-            8192 rows without VNNI. With a bias none is chosen, but one may be asked for.
+            is the same. Ignored where searches use no 8-bit codes: learnable or batched banks, "l1", fewer than 8192
+            rows without VNNI, and more than four queries for vectors wider than 2048 that 8 bits do not tell apart.
+            With a bias none is chosen, but one may be asked for.
 
     Raises:
         TypeError: vectors or bias that are no floating-point tensors. ValueError: their shapes, an unknown metric or
@@ -200,7 +201,8 @@ class Bank(PreparedBank):
             if 8 * k >= rows:
                 return f"every row is scored exactly: k = {k} is an eighth of the {rows} rows or more"
             few = f"faster than a screen for {queries} queries, k = {k} and {bank}"
-            return f"every row is scored exactly: that is predicted to be {few}, or no screen serves this width"
+            asked = "" if self.screen == "auto" else f", whatever screen={self.screen!r} says"
+            return f"every row is scored exactly{asked}: that is predicted to be {few}, or no screen serves this width"
         chosen = None if held is None else held.head
         cost = 0.0 if held is None else use_of(held.pack).cost(width, held.width, rows)
         if screens[0] == "head" and chosen is not None:
@@ -221,6 +223,8 @@ class Bank(PreparedBank):
             first = f"{screens[0]}, chosen for {bank}"
             if not self._coded and screens[0] != "int8":
                 first += ", whose scores lie too close to each other for 8-bit codes"
+                if self.head is not None:
+                    first += f", so that head={self.head} is not used"
         if chosen is not None and chosen.rotation is None and chosen.gain is not None:
             first += f"; the best head is predicted to be {chosen.gain:.2f} x as fast, which is too little"
             if held is not None and held.chooser is not None and held.chooser.gave_up is not None:

@@ -40,7 +40,8 @@ class Explanation(NamedTuple):
     queries: the number of queries.
     refined: (query, row) pairs that were scored in float64; a pair that two screens leave counts twice.
     repeated: (query, part) pairs that fell back: no screen decided, and every row of the part was scored. Where these
-        are many, a finer screen (`Bank(screen=)`) may be faster.
+        are many, a finer screen (`Bank(screen=)`) may be faster. Where `screened` is empty they are all, which is no
+        fault.
     bytes_read: of the bank and its packed copies, however often: each block of queries reads them.
     seconds: of the search.
     head: the width of the head that searches of this Bank look at first; None: there is none, they look at all
