@@ -120,6 +120,7 @@ def _command(parameters: dict[str, Any]) -> str:
 def markdown(report: dict[str, Any]) -> str:
     rows = sorted(report["rows"], key=lambda row: -row["ratio"])
     slower = sum(row["slower"] for row in rows)
+    close = sum(row["ratio"] > VERB_LIMIT and not row["slower"] for row in rows)
     soft, parameters = report["software"], report["parameters"]
     drawn = f" drawn at random (seed {parameters['seed']})" if parameters.get("random") else ""
     lines = [
@@ -141,7 +142,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"- {len(rows)} shapes{drawn}, worst first; **{slower}** count as slower (bold): over "
         f"{100 * (VERB_LIMIT - 1):.0f} % and 10 µs slower than the torch expression, "
         f"or over {100 * (MODULE_LIMIT - 1):.0f} % than the step of {sweep_modules.PEER}'s module",
-        f"- {sum(row['ratio'] > VERB_LIMIT and not row['slower'] for row in rows)} others are over {100 * (VERB_LIMIT - 1):.0f} % "
+        f"- {close} others are over {100 * (VERB_LIMIT - 1):.0f} % "
         f"slower, by less than 10 µs; made by `{_command(parameters)}`",
         "- Medians of 5 to 200 single calls in turn; agree: the least over the outputs of the share of equal indices, "
         "or 1 - the largest relative difference; low where scores tie, or torch rounds them to 16 bits",
