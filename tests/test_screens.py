@@ -51,7 +51,7 @@ def test_codes_are_for_wide_vectors_that_they_tell_apart(metric: str, one_thread
     assert held(Bank(noise, metric).prepare(queries=x)) == {False}
     bank.vectors.copy_(spread)
     assert_same(bank.topk(y, k), Bank(spread, metric).topk(y, k))
-    assert bank._coded and held(Bank(spread, metric).prepare()) == {True}
+    assert bank._coded and held(bank) == {True} and held(Bank(spread, metric).prepare()) == {True}
     same = Bank(noise[:1].expand(least, width), metric).prepare()
     assert held(same) == {False} or bool(same._coded), "equal rows: either will do"
     assert_same(same.topk(x, k).indices, torch.arange(k).expand(5, k))

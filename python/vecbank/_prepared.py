@@ -383,7 +383,10 @@ class PreparedBank(nn.Module):
             self._warn_of_metric(verb, code)
             return None
         few = queries is not None and _head.few(queries)
-        return self._prepare(self._kind(verb, vectors, code, few, look=True), vectors, bias)
+        kind = self._kind(verb, vectors, code, few, look=True)
+        if kind.int8 != int8:
+            self._packs.pop(_Kind(family, int8), None)  # of other values, which are no longer there
+        return self._prepare(kind, vectors, bias)
 
     def _with_head(
         self, kind: _Kind, held: Pack, chooser: _head_choice.Chooser, vectors: Tensor, queries: Tensor, k: int
