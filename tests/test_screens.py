@@ -96,7 +96,7 @@ def test_a_bank_for_search_is_light(metric: str, width: int) -> None:
     rows = gauss(4096, width)
     pack = torch.ops.vecbank.pack(rows, CODE[metric], None, False, 4)
     # Beside few coordinates the norms of cosine count.
-    most = 0.42 if metric == "cosine" and width < 36 else 0.40
+    most = 0.43 if metric == "cosine" and width < 36 else 0.40
     assert pack.numel() <= most * rows.numel() * 4
     half = torch.ops.vecbank.pack(rows.half(), CODE[metric], None, False, 4)
     assert half.numel() == pack.numel(), "beside half the bytes of vectors"
