@@ -18,10 +18,9 @@ class DirectWorker {
  public:
   bool reserve(const ProjectProblem& p, Stop stop) {
     unit_ = direct_by_bf16(p);
-    const int64_t step = unit_ ? kDirectStepBf16 : kDirectStep;
     wide_ = p.queries.width > kDirectStretch;
     in_place_ = p.queries.dtype == (unit_ ? DType::bf16 : DType::f32) && p.queries.col_stride == 1;
-    stride_ = round_up_to(wide_ ? kStretch : p.queries.width, step);
+    stride_ = round_up_to(wide_ ? kStretch : p.queries.width, 16);
     if (wide_ && !(copies_.reserve(kTogether * stride_) && sums_.reserve(kTogether * kMostColumns) &&
                    part_.reserve(kTogether * kMostColumns)))
       return false;
@@ -58,15 +57,10 @@ class DirectWorker {
     if (record(p.metric).unit_rows) norm_scales(p.queries, queries_, first, rows, row_scales_.get());
   }
 
+  // A row in the type that the kernel reads.
   void copy(const ProjectProblem& p, const void* row, int64_t d, float* out) {
-    if (unit_) {
-      std::memset(out, 0, static_cast<size_t>(stride_) * 2);
-      std::memcpy(out, row, static_cast<size_t>(d) * 2);
-      return;
-    }
-    std::fill_n(out, stride_, 0.0f);
-    if (p.queries.dtype == DType::f32) {
-      std::memcpy(out, row, static_cast<size_t>(d) * 4);
+    if (unit_ || p.queries.dtype == DType::f32) {
+      std::memcpy(out, row, static_cast<size_t>(d) * size_of(p.queries.dtype));
     } else {
       kernels().widen(row, p.queries.dtype, d, scratch_.get());
       for (int64_t k = 0; k < d; ++k) out[k] = static_cast<float>(scratch_[k]);

@@ -8,18 +8,6 @@
 namespace vecbank::cpu {
 namespace {
 
-// V::width elements, of which only `count` exist; the others are zeros.
-template <class V, class S>
-VB_INLINE typename V::Reg load_part(const S* p, int64_t count) {
-  if constexpr (requires { V::load_first(p, count); }) {
-    return V::load_first(p, count);
-  } else {
-    S some[V::width] = {};
-    for (int64_t i = 0; i < count; ++i) some[i] = p[i];
-    return V::load(some);
-  }
-}
-
 typedef float Four __attribute__((vector_size(16)));
 typedef int32_t FourMasks __attribute__((vector_size(16)));
 
@@ -74,7 +62,8 @@ VB_INLINE FourMasks direct_block(const DirectArgs& a, int64_t i, int count) {
   int64_t k = 0;
   for (; k + V::width <= width; k += V::width)
     step(k, [](const auto* p) __attribute__((always_inline)) { return V::load(p); });
-  if (k < width) step(k, [&](const auto* p) __attribute__((always_inline)) { return load_part<V>(p, width - k); });
+  if (k < width)
+    step(k, [&](const auto* p) __attribute__((always_inline)) { return load_end<V, V::width>(p, width - k); });
   // The lanes are added in float64, so that what is rounded is the few terms of a lane.
   FourMasks odd = {};
   for (int q = 0; q < Queries; ++q) {

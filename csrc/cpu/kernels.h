@@ -67,8 +67,7 @@ VB_INLINE bool is_odd(float score, float least) {
   const float size = score < 0.0f ? -score : score;
   return !((size >= least) & (size <= kMostScore));
 }
-constexpr int64_t kDirectStretch = 4096;                   // wider rows: too many terms in a lane for float32
-constexpr int64_t kDirectStep = 16, kDirectStepBf16 = 32;  // multiples of the elements of any register
+constexpr int64_t kDirectStretch = 4096;  // wider rows: too many terms in a lane for float32
 
 // Dense products of panels of the rows' own numbers.
 struct RawKernels {

@@ -16,17 +16,23 @@ struct Gaps : V {
   }
 };
 
+// As V::load, of `Width` elements of which only `count` exist, fewer than all; the others are zeros.
+template <class V, int Width, class S>
+VB_INLINE auto load_end(const S* p, int64_t count) {
+  if constexpr (requires { V::load_first(p, count); }) {
+    return V::load_first(p, count);
+  } else {
+    S some[Width] = {};
+    for (int64_t i = 0; i < count; ++i) some[i] = p[i];
+    return V::load(some);
+  }
+}
+
 // Eight elements from `p`, of which only `count` exist; the others are zeros.
 template <class Lanes, class S>
 VB_INLINE Lanes load_some(const S* p, int64_t count) {
   if (__builtin_expect(count >= 8, 1)) return Lanes::load(p);
-  if constexpr (requires { Lanes::load_first(p, count); }) {
-    return Lanes::load_first(p, count);
-  } else {
-    S some[8] = {};
-    for (int64_t i = 0; i < count; ++i) some[i] = p[i];
-    return Lanes::load(some);
-  }
+  return load_end<Lanes, 8>(p, count);
 }
 
 // A zero tail stays zero under the map only where it is masked again: (0 * pre - 0) * post, as centres are padded.

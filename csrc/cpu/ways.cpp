@@ -11,7 +11,7 @@ namespace vecbank::cpu {
 namespace {
 
 constexpr double kWidestScreened = 1 << 15;
-constexpr double kSmall = 1 << 16;  // smaller products of float64 are not worth packing
+constexpr double kSmall = 1 << 16;  // smaller products with results in float64 are not worth packing
 
 std::atomic<SearchWay> forced_search{SearchWay::automatic};
 std::atomic<ProjectWay> forced_project{ProjectWay::automatic};

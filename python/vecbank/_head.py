@@ -27,7 +27,7 @@ _WARM_UP = 6.0  # the threshold of an average pair is that of so many times k ro
 _SAMPLED = 1 / 16  # of the rows are scanned twice, for a first threshold (sample_panels in csrc/cpu/search/worker.cpp)
 _SAMPLED_PER_RANK, _MOST_SAMPLED = 384, 1 / 4  # where k asks for more
 _LEAST_LEFT = 1e-3  # a share of survivors below which the measured and the predicted one are not compared
-FEW = 4  # queries for which memory limits the speed
+FEW = 4  # queries for which memory limits the speed, not products
 
 
 class _Costs(NamedTuple):
@@ -95,9 +95,9 @@ def worth_choosing_after(width: int) -> int:
     return int(4 * width * costs.turn / costs.product)
 
 
-def few(queries: Tensor) -> bool:
-    """Whether memory limits the speed of a call with these queries (..., d), not products."""
-    return 0 < queries.shape[:-1].numel() <= FEW
+def few(queries: int) -> bool:
+    """Whether memory limits the speed of a call with so many queries, not products."""
+    return 0 < queries <= FEW
 
 
 class Searches(NamedTuple):

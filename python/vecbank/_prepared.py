@@ -266,7 +266,7 @@ class PreparedBank(nn.Module):
         if self._biased and what == "project":
             return self  # it uses no pack
         vectors = self.vectors
-        few = queries is not None and _head.few(queries)
+        few = queries is not None and _head.few(queries.shape[:-1].numel())
         kind = self._kind(what, vectors, METRICS[name], few, look=True)
         held = self._packs.get(kind)
         if held is not None and not held.is_of(vectors, self.bias):
@@ -371,7 +371,7 @@ class PreparedBank(nn.Module):
         bias = self._buffers.get("bias") if self._biased else None
         shape = vectors.shape
         int8 = verb != "project" and vectors.is_cpu and _int8_panels(shape[-2], shape[-1], family, self._use)
-        int8 = int8 and (self._coded or (queries is not None and _head.few(queries)))
+        int8 = int8 and (self._coded or (queries is not None and _head.few(queries.shape[:-1].numel())))
         held = self._packs.get((family, int8))  # type: ignore[call-overload]  # equal to the _Kind, and quicker made
         if held is not None and held.is_of(vectors, bias):
             if held.chooser is not None and queries is not None:
@@ -382,7 +382,7 @@ class PreparedBank(nn.Module):
         if self._metric is not None and family != _pack_family(METRICS[self._metric]):
             self._warn_of_metric(verb, code)
             return None
-        few = queries is not None and _head.few(queries)
+        few = queries is not None and _head.few(queries.shape[:-1].numel())
         kind = self._kind(verb, vectors, code, few, look=True)
         if kind.int8 != int8:
             self._packs.pop(_Kind(family, int8), None)  # of other values, which are no longer there

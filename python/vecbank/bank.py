@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _C, functional
 from ._deprecated import renamed
-from ._head import FEW
+from ._head import few
 from ._head_choice import LOSS, use_of
 from ._ops import METRICS
 from ._ops.names import SCREENED, metric_name
@@ -172,7 +172,7 @@ class Bank(PreparedBank):
         counted = _C.counters()
         screened = {name: counted[name] for name in ("head", "int8", "int16", "float32") if counted[name]}
         code = self._code_for("topk", "dot") if metric is None else METRICS[metric]
-        held = self._packs.get(self._kind("topk", self.vectors, code, 0 < counted["queries"] <= FEW))
+        held = self._packs.get(self._kind("topk", self.vectors, code, few(counted["queries"])))
         why = self._why(list(screened), k, code, counted["queries"], held)
         chosen = None if held is None else held.head
         turned = chosen is not None and chosen.rotation is not None
@@ -200,9 +200,11 @@ class Bank(PreparedBank):
                 return f'every row is scored exactly: "{metric_name(code)}" has no screen'
             if 8 * k >= rows:
                 return f"every row is scored exactly: k = {k} is an eighth of the {rows} rows or more"
-            few = f"faster than a screen for {queries} queries, k = {k} and {bank}"
+            faster = f"faster than a screen for {queries} queries, k = {k} and {bank}"
             asked = "" if self.screen == "auto" else f", whatever screen={self.screen!r} says"
-            return f"every row is scored exactly{asked}: that is predicted to be {few}, or no screen serves this width"
+            return (
+                f"every row is scored exactly{asked}: that is predicted to be {faster}, or no screen serves this width"
+            )
         chosen = None if held is None else held.head
         cost = 0.0 if held is None else use_of(held.pack).cost(width, held.width, rows)
         if screens[0] == "head" and chosen is not None:

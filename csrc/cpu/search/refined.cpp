@@ -36,14 +36,9 @@ void RefinedWorker::run(const SearchProblem& p, const GridTask& task, Partials* 
   const bool unit = record(p.metric).unit_rows, shared = p.mask.data != nullptr && p.mask.dims == 0;
   for (int64_t from = task.from; from < task.to; from += Refiner::kBlock) {
     const int64_t rows = std::min(Refiner::kBlock, task.to - from);
-    if (unit && p.pack != nullptr) {
-      refiner_.set_metric(p.metric, pack_norms(p.pack));
-    } else if (unit) {
-      refiner_.bank_norms(from, rows, norms_.get());
-      refiner_.set_metric(p.metric, norms_.get(), from);
-    } else {
-      refiner_.set_metric(p.metric, nullptr, 0, p.bias);
-    }
+    if (unit && p.pack == nullptr) refiner_.bank_norms(from, rows, norms_.get());
+    const double* norms = !unit ? nullptr : p.pack != nullptr ? pack_norms(p.pack) : norms_.get();
+    refiner_.set_metric(p.metric, norms, p.pack != nullptr ? 0 : from, p.bias);
     int64_t listed = -1;  // of the block's rows, where a mask chooses among them
     for (int64_t r = 0; r < task.rows; r += refiner_.slots()) {
       const int slots = static_cast<int>(std::min<int64_t>(refiner_.slots(), task.rows - r));
