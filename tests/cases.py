@@ -13,8 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from candidate_sets import SETS, make, to
 from data import KINDS, fill
 from torch import Tensor
+
+from vecbank import Allowed
 
 METRICS = ("dot", "cosine", "l2", "sqeuclidean", "l1")  # similarities first; by code
 DTYPES = {
@@ -58,7 +61,7 @@ class Case:
     bank_layout: str = "contiguous"
     batched: bool = False  # bank (B, M, d)
     k: int = 0  # for topk
-    mask: str = "none"  # for topk
+    mask: str = "none"  # for topk and nearest: one of MASKS, or of SETS
     seed: int = 0
 
     def __str__(self) -> str:
@@ -82,7 +85,8 @@ class Case:
 class Inputs:
     x: Tensor
     bank: Tensor
-    mask: Tensor | None
+    mask: Tensor | None  # what `allowed` stands for
+    allowed: Allowed | Tensor | None
 
 
 def build(case: Case, device: str = "cpu") -> Inputs:
@@ -100,11 +104,17 @@ def build(case: Case, device: str = "cpu") -> Inputs:
         n = int(torch.Size(case.lead).numel())
         x, bank = fill(case.data, n, case.m, case.d, case.metric, x_dtype, bank_dtype, generator)
         x = x.reshape(*case.lead, case.d)
-    mask = make_mask(case, generator)
+    if case.mask in SETS:
+        allowed, mask = make(case.mask, case.lead, case.m, generator, batched=case.batched)
+        allowed = to(allowed, device)
+    else:
+        mask = allowed = make_mask(case, generator)
+        allowed = None if mask is None else mask.to(device)
     return Inputs(
         lay(x.to(device), case.x_layout),
         lay(bank.to(device), case.bank_layout),
         None if mask is None else mask.to(device),
+        allowed,
     )
 
 
@@ -177,6 +187,15 @@ def _curated() -> Iterator[Case]:
     for metric, mask, k in itertools.product(METRICS, MASKS, (1, 10, 100)):
         yield replace(base, op="topk", metric=metric, mask=mask, k=k, lead=(2, 3))
         yield replace(base, op="topk", metric=metric, mask=mask, k=k, lead=(2, 9), batched=True, data="nonfinite")
+    for kind, metric in itertools.product(SETS, METRICS):  # candidate sets
+        yield replace(base, op="topk", metric=metric, mask=kind, lead=(2, 9), m=300, k=7, data="ties")
+        yield replace(base, op="nearest", metric=metric, mask=kind)
+        yield replace(base, op="topk", metric=metric, mask=kind, lead=(2, 9), batched=True, data="nonfinite")
+        yield replace(base, op="topk", metric=metric, mask=kind, lead=(150,), m=2000, d=64, k=10)
+    for kind in SETS:
+        yield replace(base, op="topk", mask=kind, lead=(), m=513, k=100, data="same")
+        yield replace(base, op="topk", mask=kind, lead=(3, 0), m=513)
+        yield replace(base, op="topk", metric="l2", mask=kind, lead=(2, 20), batched=True, m=1000, dtype="bf16+f32")
     for op, lead in itertools.product(("nearest", "quantize"), ((5,), (2, 3), ())):  # an empty bank
         yield replace(base, op=op, metric="cosine", m=0, lead=lead)
         yield replace(base, op=op, metric="l2", m=0, lead=lead, dtype="f64")
@@ -211,6 +230,8 @@ def _large() -> Iterator[Case]:
         yield Case("nearest", metric, lead=(1500,), m=300, d=16, data=data)
         yield Case("nearest", metric, lead=(), m=30000, d=8, data=data)
         yield Case("quantize", metric, lead=(700,), m=513, d=31, data=data)
+    for kind in SETS:
+        yield Case("topk", "cosine", lead=(70,), m=20_000, d=48, k=10, mask=kind)
     # A plain tensor is packed in pieces of 6 MiB: masks, ties and offsets must survive the seams.
     for metric, data in (("dot", "ints"), ("cosine", "gauss"), ("l2", "same"), ("sqeuclidean", "ascending")):
         yield Case("topk", metric, lead=(2,), m=600_000, d=8, k=30, data=data, mask="columns")
@@ -257,7 +278,10 @@ def _random(count: int, seed: int) -> Iterator[Case]:
 
 def table() -> list[Case]:
     cases = itertools.chain(_curated(), _large(), _random(400, seed=20))
-    normal = (c if c.op == "topk" else replace(c, k=0, mask="none") for c in cases)
+    normal = (
+        c if c.op == "topk" else replace(c, k=0, mask=c.mask if c.mask in SETS and c.op == "nearest" else "none")
+        for c in cases
+    )
     return list(dict.fromkeys(normal))  # each once, in order
 
 

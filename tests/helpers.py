@@ -81,10 +81,12 @@ def assert_same(got: Any, want: Any, note: str = "") -> None:
         raise AssertionError(where)
 
 
-def run(case: Case, x: Tensor, bank: Any, mask: Tensor | None = None, **options: Any) -> tuple[Tensor, ...]:
+def run(case: Case, x: Tensor, bank: Any, allowed: Any = None, **options: Any) -> tuple[Tensor, ...]:
     """The library's answer to a case; ``bank`` may be a Bank."""
     if case.op == "topk":
-        return tuple(vecbank.topk(x, bank, case.k, case.metric, mask, **options))
+        return tuple(vecbank.topk(x, bank, case.k, case.metric, allowed=allowed, **options))
+    if case.op == "nearest" and allowed is not None:
+        options["allowed"] = allowed
     function = {"nearest": vecbank.nearest, "quantize": vecbank.quantize}[case.op]
     return tuple(function(x, bank, case.metric, **options))
 
@@ -92,11 +94,13 @@ def run(case: Case, x: Tensor, bank: Any, mask: Tensor | None = None, **options:
 @functools.cache
 def expected(case: Case) -> tuple[Tensor, ...]:
     """The reference's answer, worked out once for all targets."""
-    x, bank, mask = (t for t in vars(build(case)).values())
+    inputs = build(case)
+    x, bank, mask = inputs.x, inputs.bank, inputs.mask
     if case.op == "topk":
         return tuple(reference.topk(x, bank, case.k, case.metric, mask))
-    function = {"nearest": reference.nearest, "quantize": reference.quantize}[case.op]
-    return tuple(function(x, bank, case.metric))
+    if case.op == "nearest":
+        return tuple(reference.nearest(x, bank, case.metric, mask))
+    return tuple(reference.quantize(x, bank, case.metric))
 
 
 def op(name: str) -> Any:

@@ -48,7 +48,7 @@ def _topk_large_k() -> Call:
 
 def _topk_masked() -> Call:
     x, bank, mask = randn(40_000, 64), _search_bank("dot"), torch.rand(100_000) < 0.5
-    return lambda: bank.topk(x, 10, mask)
+    return lambda: bank.topk(x, 10, allowed=mask)
 
 
 def _topk_equal_rows() -> Call:

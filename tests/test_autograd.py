@@ -279,7 +279,7 @@ def test_missing_neighbours_pass_no_gradient(metric: str, device: str) -> None:
     x, bank = leaf(3, 4, device=device), leaf(6, 4, seed=1, device=device)
     mask = torch.tensor([True, False, True, False, False, False], device=device).expand(3, 6).clone()
     mask[2] = False
-    top = vecbank.topk(x, bank, 5, metric, mask)
+    top = vecbank.topk(x, bank, 5, metric, allowed=mask)
     assert top.indices[2].tolist() == [-1] * 5
     top.values.masked_fill(top.indices < 0, 0).sum().backward()
     a, b = x.detach().cpu().requires_grad_(), bank.detach().cpu().requires_grad_()
@@ -287,7 +287,7 @@ def test_missing_neighbours_pass_no_gradient(metric: str, device: str) -> None:
     torch.testing.assert_close(x.grad.cpu(), a.grad)
     torch.testing.assert_close(bank.grad.cpu(), b.grad)
     x.grad = bank.grad = None
-    vecbank.topk(x, bank, 5, metric, mask).values.backward(torch.ones(3, 5, dtype=F64, device=device))
+    vecbank.topk(x, bank, 5, metric, allowed=mask).values.backward(torch.ones(3, 5, dtype=F64, device=device))
     torch.testing.assert_close(x.grad.cpu(), a.grad)  # even where the caller did not mask them
     torch.testing.assert_close(bank.grad.cpu(), b.grad)
 

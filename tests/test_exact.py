@@ -17,18 +17,18 @@ SCREENS = ("float32", "int16", "int8")
 def test_table(case: Case, target: Target) -> None:
     inputs = build(case, target.device)
     want = expected(case)
-    assert_same(run(case, inputs.x, inputs.bank, inputs.mask), want, "plain tensor")
-    for way, name in ((2, "every pair scored"), (1, "screened")) if target.device == "cpu" else ():
+    assert_same(run(case, inputs.x, inputs.bank, inputs.allowed), want, "plain tensor")
+    for way, name in ((2, "every pair scored"), (3, "gathered"), (1, "screened")) if target.device == "cpu" else ():
         vecbank._C.force_ways(search=way)  # small cases go by the first of their own accord
-        assert_same(run(case, inputs.x, inputs.bank, inputs.mask), want, f"plain tensor, {name}")
+        assert_same(run(case, inputs.x, inputs.bank, inputs.allowed), want, f"plain tensor, {name}")
     if not case.batched:
         bank = vecbank.Bank(inputs.bank, metric=case.metric)
-        assert_same(run(case, inputs.x, bank, inputs.mask), want, "Bank")
+        assert_same(run(case, inputs.x, bank, inputs.allowed), want, "Bank")
         for screen in SCREENS if target.device == "cpu" else ():
             if screen == "int16" and not vecbank._C.has_int16():
                 continue
             forced = vecbank.Bank(inputs.bank, metric=case.metric, screen=screen)
-            assert_same(run(case, inputs.x, forced, inputs.mask), want, f"Bank with the {screen} screen")
+            assert_same(run(case, inputs.x, forced, inputs.allowed), want, f"Bank with the {screen} screen")
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -186,7 +186,7 @@ def test_masked_out_rows_never_return(device: str) -> None:
     x, bank = gauss(6, 8).to(device), gauss(50, 8).to(device)
     mask = torch.zeros(50, dtype=torch.bool, device=device)
     mask[[3, 41]] = True
-    top = vecbank.topk(x, bank, 4, "l2", mask)
+    top = vecbank.topk(x, bank, 4, "l2", allowed=mask)
     assert bool((top.indices[:, :2].sort().values == torch.tensor([3, 41], device=device)).all())
     assert bool((top.indices[:, 2:] == -1).all()) and bool((top.values[:, 2:] == torch.inf).all())
 

@@ -218,7 +218,7 @@ def test_missing_neighbours_have_tangent_zero(metric: str, device: str) -> None:
     bank = gauss(6, 4).to(device)
     bank[5] = torch.nan
     mask = torch.tensor([[True] * 2 + [False] * 4, [False] * 6], device=device)
-    got, _ = _jvp(lambda a, b: vecbank.topk(a, b, 4, metric, mask).values, (gauss(2, 4).to(device), bank))
+    got, _ = _jvp(lambda a, b: vecbank.topk(a, b, 4, metric, allowed=mask).values, (gauss(2, 4).to(device), bank))
     assert got[0, :2].abs().min() > 0 and not got[0, 2:].any() and not got[1].any()
     got, _ = _jvp(lambda a, b: vecbank.nearest(a, b, metric).values, (gauss(2, 4).to(device), bank[5:]))
     assert not got.any()

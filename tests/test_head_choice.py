@@ -144,7 +144,10 @@ def test_masks_and_many_ranks_with_a_head() -> None:
     for share in (0.01, 0.1, 0.5, 0.9):
         allowed = torch.rand(40, M, generator=torch.Generator().manual_seed(19)) < share
         for k in (1, 10, 100):
-            found, expected = bank.topk(QUERIES, k, allowed), vecbank.topk(QUERIES, BANK, k, "dot", allowed)
+            found, expected = (
+                bank.topk(QUERIES, k, allowed=allowed),
+                vecbank.topk(QUERIES, BANK, k, "dot", allowed=allowed),
+            )
             assert torch.equal(found.indices, expected.indices) and torch.equal(found.values, expected.values)
 
 
@@ -352,7 +355,7 @@ def test_what_searches_with_a_head_tell() -> None:
 def test_masked_rows_are_no_survivors() -> None:
     bank = vecbank.Bank(BANK, "dot", screen="int8", head=32).prepare()
     allowed = torch.rand(M, generator=torch.Generator().manual_seed(24)) < 0.1
-    bank.topk(QUERIES, 10, allowed)
+    bank.topk(QUERIES, 10, allowed=allowed)
     assert 0 < head_use(bank).survivors <= 40 * int(allowed.sum())
 
 

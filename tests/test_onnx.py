@@ -123,7 +123,7 @@ class Verbs(nn.Module):
         self.register_buffer("mask", torch.arange(30) % 3 > 0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        values, indices = self.bank.topk(x, 4, self.mask)
+        values, indices = self.bank.topk(x, 4, allowed=self.mask)
         nearest = vecbank.nearest(x, self.bank.vectors, "cosine")
         codes = torch.where(x[..., 0] > 0, indices[..., 0], -1)
         return values, indices, nearest.values, nearest.indices, self.bank.lookup(codes), self.bank.project(x)

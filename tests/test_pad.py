@@ -31,9 +31,9 @@ def test_all_rows_and_then_nothing(metric: str, dtype: torch.dtype, device: str)
     for x in (gauss(7, 4, dtype=dtype), gauss(4, dtype=dtype), gauss(2, 3, 4, dtype=dtype), gauss(0, 4, dtype=dtype)):
         x = x.to(device)
         for allowed in (None, mask):
-            want = padded(vecbank.topk(x, bank, ROWS, metric, allowed), metric)
-            assert_same(tuple(vecbank.topk(x, bank, ROWS + MORE, metric, allowed, pad=True)), want)
-            assert_same(tuple(Bank(bank, metric).topk(x, ROWS + MORE, allowed, pad=True)), want)
+            want = padded(vecbank.topk(x, bank, ROWS, metric, allowed=allowed), metric)
+            assert_same(tuple(vecbank.topk(x, bank, ROWS + MORE, metric, allowed=allowed, pad=True)), want)
+            assert_same(tuple(Bank(bank, metric).topk(x, ROWS + MORE, allowed=allowed, pad=True)), want)
     both, many = gauss(2, 3, 4, dtype=dtype).to(device), gauss(2, ROWS, 4, dtype=dtype).to(device)
     want = padded(vecbank.topk(both, many, ROWS, metric), metric)
     assert_same(tuple(vecbank.topk(both, many, ROWS + MORE, metric, pad=True)), want)

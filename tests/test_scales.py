@@ -127,7 +127,7 @@ def test_any_mixture_of_scales(metric: str, target: Target, one_thread: None) ->
         x, bank, mask = (t if t is None else t.to(target.device) for t in (x, bank, mask))
         want = brute(x, bank, k, metric, mask)
         for given in (bank, Bank(bank, metric)):
-            assert_same(vecbank.topk(x, given, k, metric, mask).indices, want, f"seed {seed}")
+            assert_same(vecbank.topk(x, given, k, metric, allowed=mask).indices, want, f"seed {seed}")
             if k == 1 and mask is None:
                 assert_same(vecbank.quantize(x, given, metric).codes, want[:, 0], f"seed {seed}, quantize")
 
@@ -146,7 +146,7 @@ def test_every_part_of_a_bank_leaves_negligible_rows_to_one(target: Target) -> N
                 one = x[row : row + 1]
                 assert_same(vecbank.topk(one, held, k, metric).indices, brute(one, bank, k, metric), f"{metric} {k}")
             assert_same(
-                vecbank.topk(x, held, k, metric, mask).indices, brute(x, bank, k, metric, mask), f"{metric} {k}"
+                vecbank.topk(x, held, k, metric, allowed=mask).indices, brute(x, bank, k, metric, mask), f"{metric} {k}"
             )
 
 

@@ -7,7 +7,17 @@
 namespace vecbank {
 
 // The codes are those that the torch ops take.
-enum class Metric : int32_t { dot = 0, cosine = 1, l2 = 2, sqeuclidean = 3, l1 = 4 };
+enum class Metric : int32_t {
+  dot = 0,
+  cosine = 1,
+  l2 = 2,
+  sqeuclidean = 3,
+  l1 = 4,
+  // The farthest rows are the best. No op takes these codes: farthest() makes them.
+  farthest_l2 = 64,
+  farthest_sqeuclidean = 65,
+  farthest_l1 = 66,
+};
 
 // What a pair of coordinates adds to the raw score.
 enum class Term : int32_t { product, square, absolute };  // x b, (x - b)^2, and |x - b|
@@ -31,8 +41,16 @@ VB_INLINE constexpr MetricRecord record(Metric metric) {
     case Metric::l2: return {Term::square, true, false, true, true, PackFamily::euclidean};
     case Metric::sqeuclidean: return {Term::square, true, false, false, true, PackFamily::euclidean};
     case Metric::l1: return {Term::absolute, true, false, false, false, PackFamily::none};
+    case Metric::farthest_l2: return {Term::square, false, false, true, false, PackFamily::none};
+    case Metric::farthest_sqeuclidean: return {Term::square, false, false, false, false, PackFamily::none};
+    case Metric::farthest_l1: return {Term::absolute, false, false, false, false, PackFamily::none};
     default: return {Term::product, false, false, false, false, PackFamily::dot};
   }
+}
+VB_INLINE constexpr Metric farthest(Metric distance) {
+  return distance == Metric::l2            ? Metric::farthest_l2
+         : distance == Metric::sqeuclidean ? Metric::farthest_sqeuclidean
+                                           : Metric::farthest_l1;
 }
 constexpr const char* kMetricNames[] = {"dot", "cosine", "l2", "sqeuclidean", "l1"};  // by code, as Python writes them
 constexpr int kMetrics = sizeof kMetricNames / sizeof *kMetricNames;

@@ -1,7 +1,7 @@
 // The problems that the kernels solve: plain views of the inputs, and plain pointers to the outputs.
 #pragma once
 
-#include "mask.h"
+#include "allowed.h"
 #include "metric.h"
 #include "pack.h"
 
@@ -14,7 +14,9 @@ struct SearchProblem {
   int64_t k = 1;
   const double* bias = nullptr;  // [bank rows], added to dot products; null: none. A pack must be of the same bias
   Mask mask;
-  void* values = nullptr;  // [queries][k] in values_dtype (f32 or f64); null: not wanted
+  const Allowed* allowed = nullptr;  // on the CPU, in place of a mask
+  void* values = nullptr;            // [queries][k] in values_dtype (f32 or f64); null: not wanted
+  bool keys = false;                 // the keys instead of values, in f64
   DType values_dtype = DType::f32;
   int64_t* indices = nullptr;  // [queries][k]
   void* gathered = nullptr;    // [queries][width] in the bank's dtype: the best row itself; null: not wanted

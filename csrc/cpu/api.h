@@ -30,6 +30,9 @@ Status repack_rows(const Rows& bank, PackHeader* pack, const int64_t* rows, int6
 const PackHeader* check_pack(const void* pack, int64_t bytes, const Rows& bank, Metric metric, bool biased = false);
 
 Status search(const SearchProblem& problem, const Parallel& parallel);
+// The best k of `count` keys and rows of each query, as search() returns them; a row of -1 stands for none.
+Status merge_keys(const double* keys, const int64_t* rows, int64_t count, const SearchProblem& problem,
+                  const Parallel& parallel);
 Status project(const ProjectProblem& problem, const Parallel& parallel);
 // Many small problems, which share the workers.
 Status search_each(const SearchProblem* problems, int64_t count, const Parallel& parallel);
@@ -71,7 +74,7 @@ HeadUse take_head_use(const void* pack);
 void reset_counters();
 
 // For tests: every search and product goes this way, where it can.
-enum class SearchWay { automatic, screened, refined };
+enum class SearchWay { automatic, screened, refined, gathered };  // gathered: of rows that all queries share
 enum class ProjectWay { automatic, packed, direct, exact, raw };
 void force_ways(SearchWay search, ProjectWay project);
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
 #include "pack.h"
 
@@ -17,28 +18,66 @@ inline int64_t rows_of_piece(int64_t bytes, int64_t width, int64_t element) {
 // A packed piece of the bank, or the whole bank where the caller has packed it.
 struct Piece {
   const PackHeader& header;
-  Rows bank;       // the rows of the piece
-  int64_t offset;  // of its first row in the whole bank
+  Rows bank;           // the rows of the piece
+  const double* bias;  // of these rows; null: none
+  int64_t offset;      // of its first row in the whole bank
   bool first, last;
 };
 
+// Copies the listed rows, one after the other.
+inline void copy_rows(const Rows& from, const int64_t* listed, int64_t count, void* to) {
+  const size_t size = size_of(from.dtype), bytes = static_cast<size_t>(from.width) * size;
+  for (int64_t i = 0; i < count; ++i) {
+    const char* row = static_cast<const char*>(from.row(listed[i]));
+    char* out = static_cast<char*>(to) + static_cast<size_t>(i) * bytes;
+    if (i + 8 < count)  // of a row that may lie anywhere
+      for (size_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch(static_cast<const char*>(from.row(listed[i + 8])) + at);
+    if (from.col_stride == 1)
+      std::memcpy(out, row, bytes);
+    else
+      for (int64_t k = 0; k < from.width; ++k)
+        std::memcpy(out + static_cast<size_t>(k) * size, row + k * from.col_stride * static_cast<int64_t>(size), size);
+  }
+}
+
 // Calls f(piece) for every piece of `rows` bank rows, in ascending order, packed as `kind`, whose numbers are of T
-// while they are packed. One pack is in memory at a time. A bank that the caller has packed is one piece.
+// while they are packed. One pack is in memory at a time. A bank that the caller has packed is one piece. `chosen`: of
+// these bank rows alone, `bank.count` of them, which are copied piece by piece; a piece then numbers them as listed.
 template <class T, class F>
 [[nodiscard]] Status for_each_piece(const Rows& bank, const PackHeader* pack, Metric metric, const double* bias,
-                                    int64_t rows, PanelKind kind, const Parallel& parallel, F&& f) {
-  if (pack != nullptr) return f(Piece{*pack, bank, 0, true, true});
-  Buffer<char> memory;
+                                    int64_t rows, PanelKind kind, const Parallel& parallel, F&& f,
+                                    const int64_t* chosen = nullptr) {
+  if (pack != nullptr) return f(Piece{*pack, bank, bias, 0, true, true});
+  Buffer<char> memory, copies;
+  Buffer<double> biases;
   Status status = Status::ok;
   for (int64_t at = 0; at < bank.count && status == Status::ok; at += rows) {
     Rows part = bank;
-    part.data = bank.row(at);
     part.count = std::min(rows, bank.count - at);
+    const double* own = bias != nullptr ? bias + at : nullptr;
+    if (chosen == nullptr) {
+      part.data = bank.row(at);
+    } else {
+      const int64_t bytes = bank.width * static_cast<int64_t>(size_of(bank.dtype)), together = 1024;
+      if (!copies.reserve(part.count * bytes) || (bias != nullptr && !biases.reserve(part.count)))
+        return Status::out_of_memory;
+      status = for_each_task(parallel, ceil_div(part.count, together), [&](int, int64_t task) {
+        const int64_t first = task * together, count = std::min(together, part.count - first);
+        copy_rows(bank, chosen + at + first, count, copies.get() + first * bytes);
+        for (int64_t i = first; i < first + count && bias != nullptr; ++i) biases[i] = bias[chosen[at + i]];
+      });
+      if (status != Status::ok) return status;
+      part.data = copies.get();
+      part.row_stride = part.width;
+      part.col_stride = 1;
+      if (bias != nullptr) own = biases.get();
+    }
     const PackHeader layout = pack_layout(part.count, part.width, metric, part.dtype, kind, bias != nullptr);
     if (!memory.reserve(layout.bytes)) return Status::out_of_memory;
-    status = pack_as<T>(part, metric, memory.get(), parallel, bias != nullptr ? bias + at : nullptr, kind);
+    status = pack_as<T>(part, metric, memory.get(), parallel, own, kind);
     const auto* header = reinterpret_cast<const PackHeader*>(memory.get());
-    if (status == Status::ok) status = f(Piece{*header, part, at, at == 0, at + rows >= bank.count});
+    if (status == Status::ok) status = f(Piece{*header, part, own, at, at == 0, at + rows >= bank.count});
   }
   return status;
 }

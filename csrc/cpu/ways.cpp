@@ -32,33 +32,84 @@ PanelKind panels_of(const SearchProblem& p) {
   return coded ? panels_for_search(p.bank.count, p.bank.width, p.metric) : PanelKind::float32;
 }
 
+namespace {
+
+// The parts of the model, in nanoseconds.
+struct SearchCosts {
+  double n, m, d, k;
+  bool unit, product;
+
+  explicit SearchCosts(const SearchProblem& p)
+      : n(static_cast<double>(p.queries.count)),
+        m(static_cast<double>(p.bank.count)),
+        d(static_cast<double>(p.bank.width)),
+        k(static_cast<double>(p.k)),
+        unit(record(p.metric).unit_rows),
+        product(record(p.metric).term == Term::product) {}
+
+  double pair() const {                         // refined, of rows one after the other
+    const double wide = d > 4096 ? 1.15 : 1.0;  // a stretch at a time
+    return 0.6 + d * (product ? 0.0195 * wide : 0.04);
+  }
+  double scattered() const {  // what a row more costs that lies somewhere in the bank
+    return m * d * 4.0 < 4e6 ? 3.0 : 25.0 + 0.12 * d;
+  }
+  double ranks(double rows) const {
+    return k == 1.0                                     ? 15.0 + 0.12 * rows
+           : k > static_cast<double>(TopKList::kSorted) ? 50.0 * k
+                                                        : 20.0 * k * (1.0 + std::log(std::max(1.0, rows / k)));
+  }
+  double refined(double rows, double more) const {
+    return n * (20.0 + (unit ? 10.0 : 0.0) + 0.1 * d + rows * (pair() + more) + ranks(rows));
+  }
+  double column(
+      PanelKind panels) const {  // screened; screens read whole rows, and a block of very wide ones is more than L2
+    return panels == PanelKind::int8 ? 0.003 : d > kWidestScreened ? 0.045 : 0.007;
+  }
+  double screened(double rows, bool packed, PanelKind panels) const {
+    // A plain tensor goes by pieces: each packs the queries again, and finds some of the best rows so far.
+    const double pieces = packed ? 1.0 : std::ceil(rows * d * 4.0 / kMostPackBytes);
+    // The best and, of scores that lie close to each other, others; of k ranks, those that were among the best so far.
+    const double candidate = 140.0 + 0.3 * std::min(d, 1024.0) + 0.8 * std::max(d - 1024.0, 0.0);
+    const double others = k == 1.0 ? std::min(0.9, 0.1 + 0.0025 * d) * std::min(1.0, rows / 100.0)
+                                   : k * std::min(4.0, std::pow(rows / (10.0 * k), 0.3));
+    const double candidates = candidate * others * (1.0 + 0.5 * std::log(pieces));
+    const double packing =
+        packed ? 0.0 : rows * (35.0 + 0.8 * d + 0.4 * std::min(d, 64.0)) + std::min(rows, 64.0) * d * 3.0 + 2e3;
+    const double query = 85.0 + 0.7 * std::min(d, 64.0) + (unit ? 1.9 : 0.85) * d;
+    return 3e3 + packing + n * (query * pieces + rows * d * column(panels) + candidates);
+  }
+};
+
+}  // namespace
+
 SearchWay way_of(const SearchProblem& p) {
   if (refined_only(p.metric)) return SearchWay::refined;
   const SearchWay wanted = forced_search.load(std::memory_order_relaxed);
+  if (wanted != SearchWay::automatic) return wanted == SearchWay::gathered ? SearchWay::screened : wanted;
+  const SearchCosts costs(p);
+  return costs.refined(costs.m, 0.0) < costs.screened(costs.m, p.pack != nullptr, panels_of(p)) ? SearchWay::refined
+                                                                                                : SearchWay::screened;
+}
+
+SearchWay way_among(const SearchProblem& p, double each, bool shared) {
+  if (refined_only(p.metric)) return SearchWay::refined;
+  const SearchWay wanted = forced_search.load(std::memory_order_relaxed);
+  if (wanted == SearchWay::gathered && !shared) return SearchWay::screened;
   if (wanted != SearchWay::automatic) return wanted;
-  const double n = static_cast<double>(p.queries.count), m = static_cast<double>(p.bank.count);
-  const double d = static_cast<double>(p.bank.width), k = static_cast<double>(p.k);
-  const double ranks = p.k == 1                  ? 15.0 + 0.12 * m
-                       : p.k > TopKList::kSorted ? 50.0 * k
-                                                 : 20.0 * k * (1.0 + std::log(m / k));
-  const bool unit = record(p.metric).unit_rows;
-  const double wide = d > 4096 ? 1.15 : 1.0;  // a stretch at a time
-  const double pair = 0.6 + d * (record(p.metric).term == Term::product ? 0.0195 * wide : 0.04);
-  const double refined = n * (20.0 + (unit ? 10.0 : 0.0) + 0.1 * d + m * pair + ranks);
-  // A plain tensor goes by pieces: each packs the queries again, and finds some of the best rows so far.
-  const double pieces = p.pack == nullptr ? std::ceil(m * d * 4.0 / kMostPackBytes) : 1.0;
-  // The best and, of scores that lie close to each other, others; of k ranks, those that were among the best so far.
-  const double candidate = 140.0 + 0.3 * std::min(d, 1024.0) + 0.8 * std::max(d - 1024.0, 0.0);
-  const double others = p.k == 1 ? std::min(0.9, 0.1 + 0.0025 * d) * std::min(1.0, m / 100.0)
-                                 : k * std::min(4.0, std::pow(m / (10.0 * k), 0.3));
-  const double candidates = candidate * others * (1.0 + 0.5 * std::log(pieces));
-  const double packing =
-      p.pack == nullptr ? m * (35.0 + 0.8 * d + 0.4 * std::min(d, 64.0)) + std::min(m, 64.0) * d * 3.0 + 2e3 : 0.0;
-  const double query = 85.0 + 0.7 * std::min(d, 64.0) + (unit ? 1.9 : 0.85) * d;
-  // Screens read whole rows, and a block of very wide ones is more than L2.
-  const double column = panels_of(p) == PanelKind::int8 ? 0.003 : d > kWidestScreened ? 0.045 : 0.007;
-  const double screened = 3e3 + packing + n * (query * pieces + m * d * column + candidates);
-  return refined < screened ? SearchWay::refined : SearchWay::screened;
+  const SearchCosts costs(p);
+  // Rows that all queries share are fetched once for several of them.
+  const double refined = costs.refined(each, costs.scattered() / (shared ? std::min(costs.n, 8.0) : 1.0));
+  const double gated = costs.screened(costs.m, p.pack != nullptr, panels_of(p));
+  const double fetched = shared ? each * (costs.scattered() + 0.25 * costs.d) : HUGE_VAL;
+  const double gathered = fetched + costs.screened(each, false, panels_of(p));
+  const double least = std::min({refined, gated, gathered});
+  return least == refined ? SearchWay::refined : least == gated ? SearchWay::screened : SearchWay::gathered;
+}
+
+bool few_rows(const SearchProblem& p, PanelKind panels, int64_t rows, double expected) {
+  const SearchCosts costs(p);
+  return expected * (costs.pair() + costs.scattered()) < static_cast<double>(rows) * costs.d * costs.column(panels);
 }
 
 // The unit for products of bfloat16 rounds once for two products; for distances the differences must be exact.

@@ -119,13 +119,15 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "force_ways",
       [](int search, int project) {
-        if (search < 0 || search > 2 || project < 0 || project > 4)
-          throw py::value_error("vecbank: search must lie between 0 and 2, project between 0 and 4");
+        if (search < 0 || search > 3 || project < 0 || project > 4)
+          throw py::value_error("vecbank: search must lie between 0 and 3, project between 0 and 4");
         vecbank::cpu::force_ways(static_cast<vecbank::cpu::SearchWay>(search),
                                  static_cast<vecbank::cpu::ProjectWay>(project));
       },
       py::arg("search") = 0, py::arg("project") = 0,
-      "For tests: searches on the CPU go by screens (1) or score every pair (2), products are packed (1), direct (2), "
+      "For tests: searches on the CPU go by screens (1), score every pair (2) or gather the rows that all queries "
+      "share "
+      "first (3), products are packed (1), direct (2), "
       "exact (3) or raw (4), where they can; 0: what is fastest.");
   m.def(
       "take_head_use",

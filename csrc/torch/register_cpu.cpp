@@ -2,6 +2,7 @@
 #include "device_cpu.h"
 #include "ops_codebook.h"
 #include "ops_search.h"
+#include "ops_selection.h"
 
 namespace vecbank::ops {
 namespace {
@@ -61,6 +62,18 @@ STABLE_TORCH_LIBRARY(vecbank, m) {
       "topk(Tensor x, Tensor bank, Tensor? pack, int k, int metric, Tensor? mask=None, bool exact=True, "
       "Tensor? bias=None) -> (Tensor values, Tensor indices)");
   m.def("topk_backward(Tensor grad, Tensor x, Tensor bank, Tensor indices, int metric) -> (Tensor, Tensor)");
+  m.def(
+      "topk_among(Tensor x, Tensor bank, Tensor? pack, int k, int metric, Tensor[] sets, int[] program, Tensor? "
+      "bias=None, "
+      "bool keys=False, bool worst=False) -> (Tensor values, Tensor indices)");
+  m.def(
+      "radius(Tensor x, Tensor bank, Tensor? pack, Tensor radii, int metric, Tensor[] sets, int[] program, Tensor? "
+      "bias=None) -> (Tensor offsets, Tensor indices, Tensor values)");
+  m.def(
+      "radius_count(Tensor x, Tensor bank, Tensor? pack, Tensor radii, int metric, Tensor[] sets, int[] program, "
+      "Tensor? "
+      "bias=None) -> Tensor");
+  m.def("merge_topk(Tensor keys, Tensor indices, int k, int metric, bool wide) -> (Tensor values, Tensor indices)");
   m.def("nearest(Tensor x, Tensor bank, Tensor? pack, int metric, bool exact=True) -> (Tensor values, Tensor indices)");
   m.def("quantize(Tensor x, Tensor bank, Tensor? pack, int metric) -> (Tensor quantized, Tensor codes)");
   m.def(
@@ -79,6 +92,7 @@ STABLE_TORCH_LIBRARY(vecbank, m) {
 STABLE_TORCH_LIBRARY_IMPL(vecbank, CPU, m) {
   vecbank::ops::register_searches<vecbank::CpuScope>(m);
   vecbank::ops::register_codebook_ops<vecbank::CpuScope>(m);
+  vecbank::ops::register_selections(m);
   m.impl("repack_", TORCH_BOX(&vecbank::ops::repack_));
   m.impl("project_backward_small", TORCH_BOX(&vecbank::ops::project_backward_small<vecbank::CpuScope>));
 }

@@ -20,9 +20,12 @@ from . import anchors, cluster, codes, embedding, nn, pq, reference, residual, r
 from ._cuda import check
 from ._ops import METRICS
 from ._version import __version__
+from .allowed import Allowed
 from .bank import Bank
 from .cluster import kmeans
+from .columns import Column
 from .functional import lookup, nearest, project, quantize, quantize_train, segment_sum, topk
+from .parts import merge_topk, search_part
 from .pq import ProductCodec
 from .pq import decode as pq_decode
 from .pq import encode as pq_encode
@@ -32,7 +35,19 @@ from .pq import tables as pq_tables
 from .pq import train as pq_train
 from .residual import lookup as residual_lookup
 from .residual import quantize as residual_quantize
-from .results import Fired, KMeans, Nearest, Quantized, QuantizeTrain, ResidualQuantized, TopK
+from .results import (
+    Fired,
+    KMeans,
+    Nearest,
+    Quantized,
+    QuantizeTrain,
+    RadiusHits,
+    ResidualQuantized,
+    SearchPart,
+    TopK,
+    Verified,
+)
+from .selections import farthest_points, radius, radius_count, score_pairs, verify
 from .sparse import decode as sparse_decode
 from .sparse import encode as sparse_encode
 from .sparse import encode_batch as sparse_encode_batch
@@ -41,6 +56,18 @@ from .sparse import encode_threshold as sparse_encode_threshold
 from .sparse import firing_counts
 
 __all__ = [
+    "verify",
+    "search_part",
+    "score_pairs",
+    "radius_count",
+    "radius",
+    "merge_topk",
+    "farthest_points",
+    "Verified",
+    "SearchPart",
+    "RadiusHits",
+    "Column",
+    "Allowed",
     "Bank",
     "Fired",
     "KMeans",

@@ -61,6 +61,33 @@ def renamed(**names: str) -> Callable[[F], F]:
     return decorated
 
 
+def old_call(positions: int, positional: str, dropped: str = "") -> Callable[[F], F]:
+    """A decorator for functions whose argument after the first `positions` was once taken by position, and is the
+    keyword `positional` now; the keyword `dropped` is ignored.
+    """
+
+    def decorated(function: F) -> F:
+        called = function.__qualname__
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if len(args) == positions + 1:
+                if positional in kwargs:
+                    raise TypeError(f"{called} got {positional} twice")
+                warn(f"{called}: {positional} is a keyword now; by position it goes with the next release")
+                args, kwargs = args[:positions], {**kwargs, positional: args[positions]}
+            if dropped and dropped in kwargs:
+                if kwargs[dropped] is not None:
+                    name = called.rpartition(".")[2]
+                    warn(f"{name} ignores {dropped}, which will go: its answer is always exact")
+                kwargs = {name: value for name, value in kwargs.items() if name != dropped}
+            return function(*args, **kwargs)
+
+        return cast(F, call)
+
+    return decorated
+
+
 def old_attribute(old: str, new: str) -> Any:
     """A property under the old name of an attribute."""
 

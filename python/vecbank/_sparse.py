@@ -94,7 +94,7 @@ def largest(
     x: Tensor, bank: Tensor | PreparedBank, bias: Tensor | None, k: int, allowed: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The k largest of relu(x W^T + b) per row of x (n, d), best first: 0 and -1 where fewer are positive."""
-    values, indices = topk(x, bank, k, "dot", allowed, bias=bias)
+    values, indices = topk(x, bank, k, "dot", allowed=allowed, bias=bias)
     off = ~(values > 0)
     return values.masked_fill(off, 0), indices.masked_fill(off, -1)
 

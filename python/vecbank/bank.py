@@ -9,14 +9,15 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from . import _C, functional
-from ._deprecated import renamed
+from . import _C, _checks, functional, selections
+from ._deprecated import old_call, renamed
 from ._head import few
 from ._head_choice import LOSS, use_of
 from ._ops import METRICS
 from ._ops.names import SCREENED, metric_name
 from ._prepared import Pack, PreparedBank
-from .results import Explanation, Nearest, Quantized, TopK
+from .allowed import Allowed
+from .results import Explanation, Nearest, Quantized, RadiusHits, TopK
 
 
 class Bank(PreparedBank):
@@ -90,15 +91,16 @@ class Bank(PreparedBank):
         """
         return functional.project(x, self, metric, out_dtype=out_dtype)
 
+    @old_call(3, "allowed", dropped="exact")
     @renamed(mask="allowed")
     def topk(
         self,
         x: Tensor,
         k: int,
-        allowed: Tensor | None = None,
         *,
-        exact: bool | None = None,
+        allowed: Allowed | Tensor | None = None,
         metric: str | None = None,
+        order: str = "best",
         pad: bool = False,
     ) -> TopK:
         """`vecbank.topk` in this bank: (..., d) -> values and indices (..., k).
@@ -108,9 +110,10 @@ class Bank(PreparedBank):
             >>> vecbank.Bank(torch.eye(3), "dot").topk(torch.tensor([0.0, 2.0, 1.0]), k=2).values.tolist()
             [2.0, 1.0]
         """
-        return functional.topk(x, self, k, metric, allowed, exact=exact, pad=pad)
+        return functional.topk(x, self, k, metric, allowed=allowed, order=order, pad=pad)
 
-    def nearest(self, x: Tensor, *, exact: bool | None = None, metric: str | None = None) -> Nearest:
+    @old_call(2, "allowed", dropped="exact")
+    def nearest(self, x: Tensor, *, allowed: Allowed | Tensor | None = None, metric: str | None = None) -> Nearest:
         """`vecbank.nearest` in this bank: (..., d) -> values and indices (...).
 
         Example:
@@ -118,7 +121,61 @@ class Bank(PreparedBank):
             >>> vecbank.Bank(torch.eye(3), "l2").nearest(torch.tensor([0.0, 2.0, 0.0])).indices.item()
             1
         """
-        return functional.nearest(x, self, metric, exact=exact)
+        return functional.nearest(x, self, metric, allowed=allowed)
+
+    def radius(
+        self,
+        x: Tensor,
+        r: Tensor | float,
+        *,
+        allowed: Allowed | Tensor | None = None,
+        metric: str | None = None,
+        max_hits: int | None = None,
+    ) -> RadiusHits:
+        """`vecbank.radius` in this bank: all rows within r, as (offsets, indices, values).
+
+        Example:
+            >>> import torch, vecbank
+            >>> bank = vecbank.Bank(torch.tensor([[0.0], [1.0], [5.0]]), "l2")
+            >>> bank.radius(torch.tensor([[0.25], [9.0]]), 1.0).indices.tolist()
+            [0, 1]
+        """
+        return selections.radius(x, self, r, metric, allowed=allowed, max_hits=max_hits)
+
+    def dims(self, dims: slice) -> Bank:
+        """A Bank on some of the dimensions, of the same metric, that shares the memory of this one.
+
+        What is written into either is seen by both. It is prepared on its own, at its first call. The norms of "cosine"
+        are those of the chosen dimensions.
+
+        Args:
+            dims: a slice of the last axis, as `slice(0, 64)` for the first 64; its step is positive.
+
+        Raises:
+            TypeError: no slice. ValueError: a step below 1 (torch has no such views), a bias, or a learnable bank
+                (slice its vectors in every step: `vectors[:, :64]`).
+
+        Example:
+            >>> import torch, vecbank
+            >>> bank = vecbank.Bank(torch.tensor([[1.0, 0.0], [0.0, 9.0]]), "l2")
+            >>> first = bank.dims(slice(0, 1))
+            >>> bank.vectors[1, 0] = 5.0
+            >>> first.nearest(torch.tensor([6.0])).indices.item()
+            1
+        """
+        if not isinstance(dims, slice):
+            raise TypeError(f"dims must be a slice, as slice(0, 64), got {type(dims).__name__}")
+        if dims.step is not None and _checks.integer("the step of dims", dims.step) < 1:
+            raise ValueError(f"dims must have a step of at least 1, got {dims.step}")
+        if self.learnable or self._biased:
+            kind = "learnable" if self.learnable else "biased"
+            raise ValueError(
+                f"dims shares the memory of a plain Bank, this one is {kind}: use vectors[..., dims] itself"
+            )
+        vectors = self.vectors[..., dims]
+        part = Bank(vectors[..., :0, :], self._metric, screen=self.screen)
+        part._buffers["vectors"] = vectors
+        return part
 
     def quantize(self, x: Tensor, *, metric: str | None = None) -> Quantized:
         """`vecbank.quantize` by this bank: (..., d) -> quantized (..., d) and codes (...).
@@ -131,7 +188,12 @@ class Bank(PreparedBank):
         return functional.quantize(x, self, metric)
 
     def explain(
-        self, x: Tensor, k: int = 10, allowed: Tensor | None = None, *, metric: str | None = None
+        self,
+        x: Tensor,
+        k: int = 10,
+        allowed: Allowed | Tensor | None = None,
+        *,
+        metric: str | None = None,
     ) -> Explanation:
         """How `topk` of these queries goes on the CPU: which screens were used, why, and what they left to float64.
 
@@ -162,10 +224,10 @@ class Bank(PreparedBank):
                 made.chooser.keep(made.pack)
         self._watching = False  # who asks how a search goes does not ask the bank
         try:
-            functional.topk(x, self, k, metric, allowed)
+            functional.topk(x, self, k, metric, allowed=allowed)
             _C.reset_counters()
             start = time.perf_counter()
-            functional.topk(x, self, k, metric, allowed)
+            functional.topk(x, self, k, metric, allowed=allowed)
             seconds = time.perf_counter() - start
         finally:
             del self._watching

@@ -15,18 +15,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _checks
-from ._deprecated import warn
+from . import _checks, _select
+from ._deprecated import old_call
 from ._numpy import entry_point
-from ._ops import METRICS, REDUCTIONS, SIMILARITIES, ops
+from ._ops import METRICS, REDUCTIONS, ops
+from ._ops.sets import Lowered
 from ._prepared import PreparedBank
+from ._select import Search, worst_value
+from .allowed import Allowed, expand_mask
 from .results import Nearest, Quantized, QuantizeTrain, TopK
 
 _project, _topk, _nearest = ops.project, ops.topk, ops.nearest
 _quantize, _quantize_train, _lookup, _segment_sum = ops.quantize, ops.quantize_train, ops.lookup, ops.segment_sum
 
 
-def _resolve(
+def resolve(
     verb: str,
     x: Tensor,
     bank: Tensor | PreparedBank,
@@ -83,7 +86,7 @@ def project(
         >>> vecbank.project(torch.tensor([[3.0, 0.0], [0.0, 5.0]]), anchors).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    vectors, pack, code = _resolve("project", x, bank, metric, "cosine", biased=True)
+    vectors, pack, code = resolve("project", x, bank, metric, "cosine", biased=True)
     if out_dtype is not None and out_dtype not in _checks._FLOATS:
         raise TypeError(f"out_dtype must be float32, float64, bfloat16 or float16, got {out_dtype}")
     if isinstance(bank, PreparedBank) and bank._biased:
@@ -93,40 +96,42 @@ def project(
     return result
 
 
+@old_call(4, "allowed", dropped="exact")
 @entry_point(mask="allowed")
 def topk(
     x: Tensor,
     bank: Tensor | PreparedBank,
     k: int,
     metric: str | None = None,
-    allowed: Tensor | None = None,
     *,
-    exact: bool | None = None,
+    allowed: Allowed | Tensor | None = None,
     bias: Tensor | None = None,
+    order: str = "best",
     pad: bool = False,
 ) -> TopK:
     """The k best bank rows for every vector, best first: exact nearest-neighbour search.
-
-    The keyword `exact` is ignored and goes with the next release.
 
     Args:
         x: (..., d).
         bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
         k: 1 to M; any number from 1 with `pad`.
         metric: "dot", "cosine", "l2", "sqeuclidean" or "l1". None (default): what a Bank names, else "dot".
-        allowed: bool, broadcastable to (..., M); True = this bank row may be returned.
+        allowed: which rows may be returned to whom: a `vecbank.Allowed`, or a bool tensor that broadcasts to (..., M)
+            (True = this bank row may be returned). The rows that are left are ranked as if there were no others.
         bias: (M,) in the bank's dtype, added to dot products (with a tensor bank; a Bank brings its own): the encoder
             of a sparse autoencoder.
+        order: "best" first (default), or "worst": the k worst rows, the worst first: farthest neighbours, least similar
+            rows. Ties go to the lower index here too.
         pad: a bank of fewer than k rows is no error: what it does not have is index -1, as in FAISS.
 
     Returns:
         TopK(values, indices), both (..., k). Values are float64 scores rounded once to float32 (kept for float64
         input), differentiable once through the selected pairs. Fewer than k candidates (because of `allowed`, or of NaN
-        scores, which never win; or with `pad` because k > M): index -1 and -inf (similarities) or +inf (distances),
-        through which no gradient passes.
+        scores, which never win; or with `pad` because k > M): index -1 and -inf (similarities) or +inf (distances; both
+        the other way round for "worst"), through which no gradient passes.
 
     Raises:
-        ValueError: k outside 1..M (below 1 with `pad`), shapes, devices, metric. TypeError: dtypes.
+        ValueError: k outside 1..M (below 1 with `pad`), shapes, devices, metric, order. TypeError: dtypes.
 
     Example:
         >>> import torch, vecbank
@@ -137,72 +142,78 @@ def topk(
         >>> odd = torch.tensor([False, True, False, True])
         >>> bank.topk(torch.tensor([[0.75]]), k=1, allowed=~odd).indices.tolist()
         [[0]]
+        >>> bank.topk(torch.tensor([[0.75]]), k=1, order="worst").indices.tolist()
+        [[2]]
     """
     k = _checks.integer("k", k)
-    vectors, pack, code = _resolve("topk", x, bank, metric, "dot", biased=True, k=k)
+    if order not in ORDERS:
+        raise ValueError(f'order must be "best" or "worst", got {order!r}')
+    vectors, pack, code = resolve("topk", x, bank, metric, "dot", biased=True, k=k)
     rows = vectors.shape[-2]
-    if exact is not None:
-        _warn_of_exact("topk")
     if k < 1 or (k > rows and not pad):
         raise ValueError(f"k must lie between 1 and the bank's M = {rows} (pad=True: fills up with -1), got k = {k}")
-    if allowed is not None:
-        allowed = _expand_allowed(allowed, x, rows)
+    sets = None if allowed is None else lower(allowed, x, vectors)
     if isinstance(bank, PreparedBank):
         if bias is not None:
             raise ValueError('bias goes with a tensor bank; a Bank brings its own: Bank(vectors, "dot", bias=bias)')
         bias = bank.bias if bank._biased else None
     elif bias is not None:
         _checks.bias(bias, vectors, code)
+    search, worst = Search(x, vectors, pack, code, sets, bias), order == "worst"
     if k > rows:
-        return _padded(x, vectors, pack, k, code, allowed, bias)
-    return TopK(*_topk(x, vectors, pack, k, code, allowed, True, bias))
+        return _padded(search, k, worst=worst)
+    if worst or isinstance(sets, Lowered):
+        return TopK(*_select.topk(search, k, worst=worst))
+    return TopK(*_topk(x, vectors, pack, k, code, sets, True, bias))
 
 
-def _padded(
-    x: Tensor, vectors: Tensor, pack: Tensor | None, k: int, code: int, allowed: Tensor | None, bias: Tensor | None
-) -> TopK:
+ORDERS = ("best", "worst")
+
+
+def _padded(search: Search, k: int, *, worst: bool) -> TopK:
     """All rows, best first, and then nothing: index -1 with the worst value."""
-    rows = vectors.shape[-2]
+    rows = search.bank.shape[-2]
     if rows:
-        values, indices = _topk(x, vectors, pack, rows, code, allowed, True, bias)
+        values, indices = _select.topk(search, rows, worst=worst)
     else:
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        values = _project(x, vectors, None, code, wide)  # (..., 0), and known to autograd
+        wide = torch.float64 if search.x.dtype == torch.float64 else torch.float32
+        values = _project(search.x, search.bank, None, search.code, wide)  # (..., 0), and known to autograd
         indices = values.detach().long()
-    worst = -torch.inf if code in SIMILARITIES else torch.inf
     more, pad = (0, k - rows), torch.nn.functional.pad
-    return TopK(pad(values, more, value=worst), pad(indices, more, value=-1))
+    value = worst_value(search.code, farthest=worst)
+    return TopK(pad(values, more, value=value), pad(indices, more, value=-1))
 
 
-def _warn_of_exact(verb: str) -> None:
-    warn(f"{verb} ignores exact, which will go: its answer is always exact")
+def lower(allowed: Allowed | Tensor, x: Tensor, vectors: Tensor) -> Lowered | Tensor:
+    """A candidate set as the ops take it: a mask expanded to (..., M), or else a program."""
+    if not isinstance(allowed, Allowed):
+        if not isinstance(allowed, Tensor):
+            raise TypeError(f"allowed must be a vecbank.Allowed or a bool tensor, got {type(allowed).__name__}")
+        return expand_mask(allowed, x, vectors.shape[-2])
+    mask = allowed._mask()
+    return allowed._lowered(x, vectors) if mask is None else expand_mask(mask, x, vectors.shape[-2])
 
 
-def _expand_allowed(allowed: Tensor, x: Tensor, rows: int) -> Tensor:
-    _checks.boolean("allowed", allowed, "may be returned")
-    if allowed.device != x.device:
-        raise ValueError(f"allowed must be on x's device {x.device}, got {allowed.device}")
-    shape = (*x.shape[:-1], rows)
-    try:
-        return allowed.expand(shape)
-    except RuntimeError:
-        raise ValueError(f"allowed must broadcast to (..., M) = {tuple(shape)}, got {tuple(allowed.shape)}") from None
-
-
+@old_call(3, "allowed", dropped="exact")
 @entry_point
-def nearest(x: Tensor, bank: Tensor | PreparedBank, metric: str | None = None, *, exact: bool | None = None) -> Nearest:
+def nearest(
+    x: Tensor,
+    bank: Tensor | PreparedBank,
+    metric: str | None = None,
+    *,
+    allowed: Allowed | Tensor | None = None,
+) -> Nearest:
     """The best bank row for every vector: `topk` with k = 1, on its own faster path.
-
-    The keyword `exact` is ignored and goes with the next release.
 
     Args:
         x: (..., d).
         bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
         metric: "l2", "sqeuclidean", "l1", "dot" or "cosine". None (default): what a Bank names, else "l2".
+        allowed: which rows may be returned to whom, as of `topk`.
 
     Returns:
-        Nearest(values, indices), both (...): dtypes and gradients as in `topk`; index -1 where M = 0 or every score
-        is NaN.
+        Nearest(values, indices), both (...): dtypes and gradients as in `topk`; index -1 where M = 0, no row is
+        allowed or every score is NaN.
 
     Example:
         >>> import torch, vecbank
@@ -210,10 +221,13 @@ def nearest(x: Tensor, bank: Tensor | PreparedBank, metric: str | None = None, *
         >>> vecbank.nearest(torch.tensor([3.0, 0.0]), bank)
         Nearest(values=tensor(3.), indices=tensor(0))
     """
-    vectors, pack, code = _resolve("nearest", x, bank, metric, "l2")
-    if exact is not None:
-        _warn_of_exact("nearest")
-    return Nearest(*_nearest(x, vectors, pack, code, True))
+    vectors, pack, code = resolve("nearest", x, bank, metric, "l2")
+    if allowed is None or vectors.shape[-2] == 0:
+        if allowed is not None:
+            lower(allowed, x, vectors)
+        return Nearest(*_nearest(x, vectors, pack, code, True))
+    values, indices = _select.topk(Search(x, vectors, pack, code, lower(allowed, x, vectors)), 1)
+    return Nearest(values.squeeze(-1), indices.squeeze(-1))
 
 
 @entry_point
@@ -239,7 +253,7 @@ def quantize(x: Tensor, bank: Tensor | PreparedBank, metric: str | None = None) 
         >>> quantized.tolist(), codes.tolist()
         ([[1.0, 1.0], [0.0, 0.0]], [1, 0])
     """
-    vectors, pack, code = _resolve("quantize", x, bank, metric, "l2")
+    vectors, pack, code = resolve("quantize", x, bank, metric, "l2")
     return Quantized(*_quantize(x, vectors, pack, code))
 
 
@@ -270,7 +284,7 @@ def quantize_train(
         >>> step.codes.tolist(), step.loss.item(), step.counts.tolist(), step.sums.tolist()
         ([0, 0, -1], 1.0, [2.0, 0.0], [[4.0], [0.0]])
     """
-    vectors, pack, code = _resolve("quantize_train", x, bank, metric, "l2")
+    vectors, pack, code = resolve("quantize_train", x, bank, metric, "l2")
     if valid is not None:
         _checks.valid_rows(valid, x)
     return QuantizeTrain(*_quantize_train(x, vectors, pack, code, valid))

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .results import Nearest, Quantized, QuantizeTrain, ResidualQuantized, TopK
+from .results import Nearest, Quantized, QuantizeTrain, RadiusHits, ResidualQuantized, TopK
 
 __all__ = [
     "lookup",
@@ -31,6 +31,7 @@ __all__ = [
     "project",
     "quantize",
     "quantize_train",
+    "radius",
     "residual_quantize",
     "segment_sum",
     "topk",
@@ -64,8 +65,9 @@ def topk(
     metric: str = "dot",
     allowed: Tensor | None = None,
     bias: Tensor | None = None,
+    order: str = "best",
 ) -> TopK:
-    """The best `k` rows of the bank for every query, best first; `bias` `(M,)` adds to the scores.
+    """The best (or worst) `k` rows of the bank for every query, in that order; `bias` `(M,)` adds to the scores.
 
     Example:
         >>> import torch, vecbank
@@ -78,11 +80,11 @@ def topk(
     scores = _scores(x, bank, metric)
     if bias is not None:
         scores = scores + bias.to(torch.float64)
-    ranks, indices = _best(scores, k, metric, allowed)
+    ranks, indices = _best(scores, k, metric, allowed, worst=order == "worst")
     return TopK(_round(_finish(ranks, metric), _value_dtype(x)), indices)
 
 
-def nearest(x: Tensor, bank: Tensor, metric: str = "l2") -> Nearest:
+def nearest(x: Tensor, bank: Tensor, metric: str = "l2", allowed: Tensor | None = None) -> Nearest:
     """The best row of the bank for every query; index -1 where no row qualifies.
 
     Example:
@@ -90,8 +92,24 @@ def nearest(x: Tensor, bank: Tensor, metric: str = "l2") -> Nearest:
         >>> vecbank.reference.nearest(torch.tensor([[1.0]]), torch.tensor([[2.0], [3.0], [1.0]])).indices.tolist()
         [2]
     """
-    ranks, indices = _best(_scores(x, bank, metric), 1, metric, None)
+    ranks, indices = _best(_scores(x, bank, metric), 1, metric, allowed)
     return Nearest(_round(_finish(ranks, metric), _value_dtype(x)).squeeze(-1), indices.squeeze(-1))
+
+
+def radius(x: Tensor, bank: Tensor, r: Tensor | float, metric: str = "l2", allowed: Tensor | None = None) -> RadiusHits:
+    """All rows of the bank within `r` of every query, best first; `r` is a number or `(...)`.
+
+    Example:
+        >>> import torch, vecbank
+        >>> vecbank.reference.radius(torch.tensor([[1.0]]), torch.tensor([[2.0], [3.0], [1.5]]), 1.0).indices.tolist()
+        [2, 0]
+    """
+    ranks, indices = _best(_scores(x, bank, metric), bank.shape[-2], metric, allowed)
+    scores = _finish(ranks, metric)
+    limits = torch.as_tensor(r, dtype=torch.float64).expand(x.shape[:-1]).unsqueeze(-1)
+    hits = (indices >= 0) & (scores >= limits if metric in SIMILARITIES else scores <= limits)
+    offsets = torch.nn.functional.pad(hits.sum(-1).reshape(-1).cumsum(0), (1, 0))
+    return RadiusHits(offsets, indices[hits], _round(scores[hits], _value_dtype(x)))
 
 
 def quantize(x: Tensor, bank: Tensor, metric: str = "l2") -> Quantized:
@@ -326,19 +344,20 @@ def _tile(queries: Tensor, rows: Tensor, metric: str) -> Tensor:
     return dot / (query_norms * row_norms)
 
 
-def _best(ranks: Tensor, k: int, metric: str, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+def _best(ranks: Tensor, k: int, metric: str, allowed: Tensor | None, *, worst: bool = False) -> tuple[Tensor, Tensor]:
     """The best `k` along the last axis; index -1 and the worst value where candidates run out."""
-    worst = float("-inf") if metric in SIMILARITIES else float("inf")
+    largest = (metric in SIMILARITIES) != worst
+    nothing = float("-inf") if largest else float("inf")
     shape = (*ranks.shape[:-1], k)
     if ranks.shape[-1] == 0:
-        return ranks.new_full(shape, worst), torch.full(shape, -1, dtype=torch.int64, device=ranks.device)
-    key = (-ranks if metric in SIMILARITIES else ranks).detach()
+        return ranks.new_full(shape, nothing), torch.full(shape, -1, dtype=torch.int64, device=ranks.device)
+    key = (-ranks if largest else ranks).detach()
     if allowed is not None:
         key = key.masked_fill(~allowed.expand(ranks.shape), float("nan"))
     # A stable sort leaves equal scores in order of index, and puts NaN (what may not be chosen) after +inf.
     indices = torch.sort(key, dim=-1, stable=True).indices[..., :k]
     missing = key.gather(-1, indices).isnan()
-    return ranks.gather(-1, indices).masked_fill(missing, worst), indices.masked_fill(missing, -1)
+    return ranks.gather(-1, indices).masked_fill(missing, nothing), indices.masked_fill(missing, -1)
 
 
 def _finish(ranks: Tensor, metric: str) -> Tensor:

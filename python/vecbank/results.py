@@ -24,6 +24,48 @@ class Nearest(NamedTuple):
     indices: Tensor
 
 
+class RadiusHits(NamedTuple):
+    """What `radius` returns: the hits of query i, in the order of x's leading dimensions, are the elements
+    `offsets[i]:offsets[i + 1]` of the other two, best first.
+    """
+
+    offsets: Tensor  # (N + 1,) int64
+    indices: Tensor  # (hits,) int64
+    values: Tensor  # (hits,) float32, float64 for float64 input
+
+
+class SearchPart(NamedTuple):
+    """What `search_part` returns, for `merge_topk`: the best of a part of a bank, before anything is rounded.
+
+    keys: (..., k) float64, larger is better whatever the metric: the score of a similarity; of "l1" the negated
+        distance, of "l2" and "sqeuclidean" the negated square. -inf where there is no row.
+    indices: (..., k) int64 within the whole bank, -1 where there is no row.
+    metric: by which the keys rank.
+    dtype: of the values to come.
+    """
+
+    keys: Tensor
+    indices: Tensor
+    metric: str
+    dtype: torch.dtype
+
+
+class Verified(NamedTuple):
+    """What `verify` returns for each query (...) and its list of k indices.
+
+    right: the list is the exact answer: the indices of `topk` in the same order.
+    right_up_to_ties: the same but for rows of equal float64 scores, of which the list may name others.
+    first_wrong: the first rank (from 0) that is wrong, not counting ties; -1 where none is.
+    recall: the share of the exact answer that the list names, in any order; a row whose float64 score equals that of
+        the last one of the answer counts as one of it. 1 where the answer is empty.
+    """
+
+    right: Tensor  # bool
+    right_up_to_ties: Tensor  # bool
+    first_wrong: Tensor  # int64
+    recall: Tensor  # float64
+
+
 class Quantized(NamedTuple):
     """The nearest rows (..., d) in the bank's dtype, and their int64 codes (...)."""
 
@@ -110,5 +152,5 @@ class KMeans(NamedTuple):
 
 
 # so that torch.export can save programs that return them
-for _tuple in (TopK, Nearest, Quantized, QuantizeTrain, ResidualQuantized):
+for _tuple in (TopK, Nearest, RadiusHits, Verified, Quantized, QuantizeTrain, ResidualQuantized):
     torch.utils._pytree._register_namedtuple(_tuple, serialized_type_name=f"vecbank.{_tuple.__name__}")

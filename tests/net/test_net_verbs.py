@@ -35,8 +35,8 @@ def test_masks_of_any_shape(metric: str, target: Target) -> None:
         note = f"seed {seed}: x {tuple(x.shape)} {x.stride()}, mask {tuple(mask.shape)} {mask.stride()}, k {k}"
         want = tuple(reference.topk(x, bank, k, metric, mask.expand(*leading, rows).contiguous()))
         there = [t.to(target.device) for t in (x, bank, mask)] if target.device != "cpu" else [x, bank, mask]
-        assert_same(tuple(vecbank.topk(there[0], there[1], k, metric, there[2])), want, note)
-        assert_same(tuple(Bank(there[1], metric).topk(there[0], k, there[2])), want, f"{note}, Bank")
+        assert_same(tuple(vecbank.topk(there[0], there[1], k, metric, allowed=there[2])), want, note)
+        assert_same(tuple(Bank(there[1], metric).topk(there[0], k, allowed=there[2])), want, f"{note}, Bank")
 
 
 def test_masks_of_batched_banks(target: Target) -> None:
@@ -47,7 +47,7 @@ def test_masks_of_batched_banks(target: Target) -> None:
         mask = any_mask(dice, (batches, n), rows)
         want = tuple(reference.topk(x, bank, 1, "l2", mask.expand(batches, n, rows).contiguous()))
         on = target.device
-        assert_same(tuple(vecbank.topk(x.to(on), bank.to(on), 1, "l2", mask.to(on))), want, f"seed {seed}")
+        assert_same(tuple(vecbank.topk(x.to(on), bank.to(on), 1, "l2", allowed=mask.to(on))), want, f"seed {seed}")
 
 
 def test_masks_of_rows(target: Target) -> None:

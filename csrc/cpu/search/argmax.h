@@ -20,7 +20,7 @@ class RunningArgmax {
   // Serves k = 1 without mask and fallback rows, unless the last block had too many ties.
   bool serves(const SearchTask& task, const Screen& screen) const {
     const SearchProblem& p = task.job->problem;
-    return p.k == 1 && screen.argmax_panels() > 0 && screen.keeps_columns() && p.mask.data == nullptr &&
+    return p.k == 1 && screen.argmax_panels() > 0 && screen.keeps_columns() && !task.job->allowed.any_set() &&
            task.job->header.fallbacks == 0 && task.to < kMostPanels && !ties_;
   }
   void clear(int64_t rows, int64_t first_panel) {

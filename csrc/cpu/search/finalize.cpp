@@ -46,23 +46,20 @@ bool Finalizer::add_negligible(int64_t row, int64_t* kept) {
   if (!refiner_.cannot_tell(task_->job->header.negligible_size)) return false;
   double key = 0.0;
   refiner_.for_each_key(1, &task_->negligible, 0, 1, [&](int, double found, int64_t) { key = found; });
-  int64_t stride;
-  const bool* allowed = task_->allowed(row, &stride);
-  const auto may = [&](int64_t j) { return allowed == nullptr || allowed[j * stride]; };
-  int64_t wanted = p.k - may(task_->negligible);
+  int64_t wanted = p.k - task_->allows(row, task_->negligible);
   for (int64_t j = next_negligible(&task_->job->header, task_->negligible + 1); j >= 0 && wanted > 0;
        j = next_negligible(&task_->job->header, j + 1)) {
-    if (!may(j)) continue;
+    if (!task_->allows(row, j)) continue;
     refined_[(*kept)++] = {key, j};
     --wanted;
   }
   return true;
 }
 
-// Refines the rows of this part that `allowed` accepts, for the queries in the refiner's first slots, into the lists
-// from `list` on. `apart`: all negligible rows belong to the part that screens the first of them, wherever they lie.
-template <class F>
-void Finalizer::refine_chosen(int list, int slots, bool apart, F&& allowed) {
+// Refines the rows of this part, for the queries in the refiner's first slots, into the lists from `list` on; of row
+// `masked_row` of the block, where it is not -1, those that it may be given. `apart`: all negligible rows belong to the
+// part that screens the first of them, wherever they lie.
+void Finalizer::refine_chosen(int list, int slots, bool apart, int64_t masked_row) {
   const RowKind* kinds = pack_kinds(&task_->job->header);
   int64_t n = 0;
   const auto flush = [&] {
@@ -72,16 +69,23 @@ void Finalizer::refine_chosen(int list, int slots, bool apart, F&& allowed) {
     n = 0;
   };
   const auto take = [&](int64_t j) {
-    if (!allowed(j)) return;
     refiner_.indices()[n++] = j;
     if (n == Refiner::kBlock) flush();
   };
-  for (int64_t j = task_->begin; j < task_->end; ++j)
-    if (!apart || task_->negligible >= 0 || kinds[j] != RowKind::negligible) take(j);
+  const auto here = [&](int64_t j) { return !apart || task_->negligible >= 0 || kinds[j] != RowKind::negligible; };
+  if (masked_row < 0) {
+    for (int64_t j = task_->begin; j < task_->end; ++j)
+      if (here(j)) take(j);
+  } else {
+    int64_t some[Refiner::kBlock], at = task_->begin, count;
+    while ((count = task_->list_allowed(masked_row, &at, task_->end, Refiner::kBlock, some)) > 0)
+      for (int64_t i = 0; i < count; ++i)
+        if (here(some[i])) take(some[i]);
+  }
   if (apart && task_->negligible >= 0)
     for (int64_t j = next_negligible(&task_->job->header, task_->end); j >= 0;
          j = next_negligible(&task_->job->header, j + 1))
-      take(j);
+      if (masked_row < 0 || task_->allows(masked_row, j)) take(j);
   flush();
 }
 
@@ -98,16 +102,14 @@ void Finalizer::refine_together(const int64_t* rows, int slots) {
     lists_[s].clear();
     refiner_.load(s, original_.row(task_->first + rows[s], s), dtype);
   }
-  const bool apart = !job.plan.refined_only && job.header.negligible > 1, masked = job.problem.mask.data != nullptr;
+  const bool apart = !job.plan.refined_only && job.header.negligible > 1, masked = job.allowed.any_set();
   if (masked) {
     for (int s = 0; s < slots; ++s) {
       if (s != 0) refiner_.load(0, original_.row(task_->first + rows[s]), dtype);
-      int64_t stride;
-      const bool* allowed = task_->allowed(rows[s], &stride);
-      refine_chosen(s, 1, apart, [&](int64_t j) { return allowed[j * stride]; });
+      refine_chosen(s, 1, apart, rows[s]);
     }
   } else if (apart) {
-    refine_chosen(0, slots, apart, [](int64_t) { return true; });
+    refine_chosen(0, slots, apart, -1);
   } else {
     const int64_t count = task_->end - task_->begin;
     refiner_.for_each_key(slots, nullptr, task_->begin, count,

@@ -82,8 +82,7 @@ class Finalizer {
   int64_t refine(const Candidate* candidates, int64_t count, int64_t kept);
   bool beats_far(const Candidate* candidates, int64_t count) const;
   bool add_negligible(int64_t row, int64_t* kept);
-  template <class F>
-  void refine_chosen(int list, int slots, bool apart, F&& allowed);
+  void refine_chosen(int list, int slots, bool apart, int64_t masked_row);
   void refine_together(const int64_t* rows, int slots);
 
   const SearchTask* task_ = nullptr;

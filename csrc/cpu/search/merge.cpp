@@ -52,4 +52,25 @@ Status merge(const SearchProblem& p, int64_t slots, bool last, Partials& partial
   });
 }
 
+Status merge_keys(const double* keys, const int64_t* rows, int64_t count, const SearchProblem& p,
+                  const Parallel& parallel) {
+  struct Scratch {
+    Buffer<Scored> list;
+    Selector selector;
+  };
+  PerWorker<Scratch> scratch(parallel.workers);
+  if (!scratch.each([&](Scratch& s) { return s.list.reserve(count) && s.selector.reserve(count); }))
+    return Status::out_of_memory;
+  const int64_t n = p.queries.count, batch = 64;
+  return for_each_task(parallel, ceil_div(n, batch), [&](int worker, int64_t task) {
+    Scored* list = scratch[worker].list.get();
+    for (int64_t q = task * batch; q < std::min(n, (task + 1) * batch); ++q) {
+      int64_t kept = 0;
+      for (int64_t i = q * count; i < (q + 1) * count; ++i)
+        if (rows[i] >= 0 && !std::isnan(keys[i])) list[kept++] = {keys[i], rows[i]};
+      write_result(p, q, list, scratch[worker].selector.best(list, kept, p.k));
+    }
+  });
+}
+
 }  // namespace vecbank::cpu

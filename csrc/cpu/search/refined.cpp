@@ -30,38 +30,52 @@ bool RefinedWorker::reserve(const SearchProblem& p, int64_t rows, Stop stop) {
   return !record(p.metric).unit_rows || norms_.reserve(Refiner::kBlock);
 }
 
-void RefinedWorker::run(const SearchProblem& p, const GridTask& task, Partials* partials) {
-  for (int64_t r = 0; r < task.rows; ++r) lists_[r].clear();
-  refined_ = 0;
-  const bool unit = record(p.metric).unit_rows, shared = p.mask.data != nullptr && p.mask.dims == 0;
+void RefinedWorker::refine_all(const SearchProblem& p, const GridTask& task) {
+  const bool unit = record(p.metric).unit_rows;
   for (int64_t from = task.from; from < task.to; from += Refiner::kBlock) {
     const int64_t rows = std::min(Refiner::kBlock, task.to - from);
     if (unit && p.pack == nullptr) refiner_.bank_norms(from, rows, norms_.get());
     const double* norms = !unit ? nullptr : p.pack != nullptr ? pack_norms(p.pack) : norms_.get();
     refiner_.set_metric(p.metric, norms, p.pack != nullptr ? 0 : from, p.bias);
-    int64_t listed = -1;  // of the block's rows, where a mask chooses among them
     for (int64_t r = 0; r < task.rows; r += refiner_.slots()) {
       const int slots = static_cast<int>(std::min<int64_t>(refiner_.slots(), task.rows - r));
       refiner_.load_rows(queries_, p.queries, task.first + r, slots);
-      const auto push = [&](int s, const double* keys, int64_t n, auto&& row) { lists_[r + s].push_all(keys, n, row); };
-      if (p.mask.data == nullptr) {
-        refiner_.for_each_run(slots, nullptr, from, rows, push);
-        refined_ += slots * rows;
-      } else if (shared) {
-        if (listed < 0) listed = list_allowed(p, task.first, from, rows);
-        refiner_.for_each_run(slots, refiner_.indices(), 0, listed, push);
-        refined_ += slots * listed;
-      } else {
-        for (int s = 0; s < slots; ++s) {
-          if (s > 0) refiner_.load(0, queries_.row(task.first + r + s, s), p.queries.dtype);
-          const int64_t some = list_allowed(p, task.first + r + s, from, rows);
-          refiner_.for_each_run(1, refiner_.indices(), 0, some,
-                                [&](int, const double* keys, int64_t n, auto&& row) { push(s, keys, n, row); });
-          refined_ += some;
-        }
+      refiner_.for_each_run(slots, nullptr, from, rows, [&](int s, const double* keys, int64_t n, auto&& row) {
+        lists_[r + s].push_all(keys, n, row);
+      });
+      refined_ += slots * rows;
+    }
+  }
+}
+
+// A set that all queries share is listed once for all of them.
+void RefinedWorker::refine_allowed(const SearchProblem& p, const AllowedRows& allowed, const GridTask& task) {
+  refiner_.set_metric(p.metric, record(p.metric).unit_rows && p.pack != nullptr ? pack_norms(p.pack) : nullptr, 0,
+                      p.bias);
+  const int64_t together = allowed.shared() ? task.rows : 1;
+  for (int64_t first = 0; first < task.rows; first += together) {
+    const int64_t begin = allowed.shared() ? task.from : std::max(task.from, allowed.extent(task.first + first).first);
+    int64_t at = begin, count;
+    while ((count = allowed.list(task.first + first, &at, task.to, Refiner::kBlock, refiner_.indices())) > 0) {
+      for (int64_t r = first; r < first + together; r += refiner_.slots()) {
+        const int slots = static_cast<int>(std::min<int64_t>(refiner_.slots(), first + together - r));
+        refiner_.load_rows(queries_, p.queries, task.first + r, slots);
+        refiner_.for_each_run(
+            slots, refiner_.indices(), 0, count,
+            [&](int s, const double* keys, int64_t n, auto&& row) { lists_[r + s].push_all(keys, n, row); });
+        refined_ += slots * count;
       }
     }
   }
+}
+
+void RefinedWorker::run(const SearchProblem& p, const AllowedRows* allowed, const GridTask& task, Partials* partials) {
+  for (int64_t r = 0; r < task.rows; ++r) lists_[r].clear();
+  refined_ = 0;
+  if (allowed == nullptr)
+    refine_all(p, task);
+  else
+    refine_allowed(p, *allowed, task);
   if (task.part == 0) count(Counted::queries, task.rows);
   count(Counted::refined, refined_);
   count(Counted::repeated, task.rows);
@@ -75,17 +89,8 @@ void RefinedWorker::run(const SearchProblem& p, const GridTask& task, Partials* 
   }
 }
 
-int64_t RefinedWorker::list_allowed(const SearchProblem& p, int64_t query, int64_t from, int64_t count) {
-  const bool* allowed = p.mask.row(query);
-  int64_t listed = 0;
-  for (int64_t j = from; j < from + count; ++j) {
-    refiner_.indices()[listed] = j;
-    listed += allowed[j * p.mask.col_stride];
-  }
-  return listed;
-}
-
-Status search_refined(const SearchProblem& p, const Parallel& parallel, RefinedWorker* alone) {
+Status search_refined(const SearchProblem& p, const Parallel& parallel, RefinedWorker* alone,
+                      const AllowedRows* allowed) {
   const int64_t n = p.queries.count, m = p.bank.count;
   const int64_t by_lists = kListBytes / (TopKList::capacity_for(p.k, m) * static_cast<int64_t>(sizeof(Scored)));
   Grid grid;
@@ -103,13 +108,13 @@ Status search_refined(const SearchProblem& p, const Parallel& parallel, RefinedW
   if (grid.parts > 1 && !partials.begin(grid.parts + 1, n, p.k)) return Status::out_of_memory;
   if (alone != nullptr && grid.parts == 1) {
     if (!alone->reserve(p, grid.rows_per_block, parallel.stop)) return Status::out_of_memory;
-    return for_each_task(grid, parallel, [&](int, const GridTask& task) { alone->run(p, task, nullptr); });
+    return for_each_task(grid, parallel, [&](int, const GridTask& task) { alone->run(p, allowed, task, nullptr); });
   }
   PerWorker<RefinedWorker> workers(std::min<int64_t>(parallel.workers, grid.tasks()));
   if (!workers.each([&](RefinedWorker& w) { return w.reserve(p, grid.rows_per_block, parallel.stop); }))
     return Status::out_of_memory;
   const Status found = for_each_task(grid, parallel, [&](int worker, const GridTask& task) {
-    workers[worker].run(p, task, grid.parts > 1 ? &partials : nullptr);
+    workers[worker].run(p, allowed, task, grid.parts > 1 ? &partials : nullptr);
   });
   return grid.parts > 1 && found == Status::ok ? merge(p, grid.parts + 1, true, partials, parallel) : found;
 }

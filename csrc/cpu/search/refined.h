@@ -10,10 +10,12 @@ class RefinedWorker {
  public:
   bool reserve(const SearchProblem& p, int64_t rows, Stop stop);
   // Queries of the task against the bank rows [from, to), into the results, or into slot 1 + part.
-  void run(const SearchProblem& p, const GridTask& task, Partials* partials);
+  // `allowed`: which of them, null: all.
+  void run(const SearchProblem& p, const AllowedRows* allowed, const GridTask& task, Partials* partials);
 
  private:
-  int64_t list_allowed(const SearchProblem& p, int64_t query, int64_t from, int64_t count);
+  void refine_all(const SearchProblem& p, const GridTask& task);
+  void refine_allowed(const SearchProblem& p, const AllowedRows& allowed, const GridTask& task);
 
   RowReader queries_;
   Refiner refiner_;
@@ -25,6 +27,7 @@ class RefinedWorker {
 
 // Scores every pair in float64; p.pack is not read. `alone`: the worker of a call with one thread, if there is one
 // already.
-Status search_refined(const SearchProblem& p, const Parallel& parallel, RefinedWorker* alone = nullptr);
+Status search_refined(const SearchProblem& p, const Parallel& parallel, RefinedWorker* alone = nullptr,
+                      const AllowedRows* allowed = nullptr);
 
 }  // namespace vecbank::cpu

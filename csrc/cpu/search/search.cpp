@@ -20,7 +20,9 @@ void write_result(const SearchProblem& p, int64_t query, const Scored* best, int
     const int64_t at = query * p.k + i;
     if (p.indices != nullptr) p.indices[at] = i < count ? best[i].index : -1;
     if (p.values == nullptr) continue;
-    const double value = i < count ? value_of(p.metric, best[i].key) : worst;
+    const double value = p.keys      ? (i < count ? best[i].key : -HUGE_VAL)
+                         : i < count ? value_of(p.metric, best[i].key)
+                                     : worst;
     if (p.values_dtype == DType::f64)
       static_cast<double*>(p.values)[at] = value;
     else
@@ -54,11 +56,22 @@ void SearchTask::report(int64_t row, const Scored* best, int64_t count) const {
 
 namespace {
 
-Status search_piece(const SearchProblem& whole, const Piece& piece, Partials& partials, const Parallel& parallel) {
+// Which rows the queries of a search may be given.
+struct Among {
+  AllowedRows allowed;
+  const float* expected = nullptr;
+  int64_t bank_rows = 0;
+};
+
+Status search_piece(const SearchProblem& whole, const Among& among, const Piece& piece, Partials& partials,
+                    const Parallel& parallel) {
   SearchProblem p = whole;
   p.bank = piece.bank;
-  if (p.bias != nullptr) p.bias += piece.offset;
+  p.bias = piece.bias;
   SearchJob job{p, piece.header, plan_search(p, piece.header, parallel.workers), parallel.stop};
+  job.allowed = among.allowed;
+  job.expected = among.expected;
+  job.expected_of = among.bank_rows;
   const int64_t n = p.queries.count, parts = job.plan.grid.parts;
   const bool merging = !(piece.first && piece.last) || parts > 1;
   Buffer<std::atomic<float>> shared;
@@ -70,8 +83,8 @@ Status search_piece(const SearchProblem& whole, const Piece& piece, Partials& pa
     if (!piece.first) job.earlier = partials.lists.get(), job.earlier_counts = partials.counts.get();
     job.partial = partials.lists.get() + n * p.k;
     job.partial_counts = partials.counts.get() + n;
-    job.offset = piece.offset;
   }
+  job.offset = piece.offset;
   PerWorker<SearchWorker> workers(std::min<int64_t>(parallel.workers, job.plan.grid.tasks()));
   if (!workers.each([&](SearchWorker& worker) { return worker.reserve(p, job.plan); })) return Status::out_of_memory;
   SharedHeadUse use;
@@ -98,10 +111,88 @@ Status search_each(const SearchProblem* problems, int64_t count, const Parallel&
   PerWorker<RefinedWorker> workers(parallel.workers);
   if (!workers.each([](RefinedWorker&) { return true; })) return Status::out_of_memory;
   return solve_each(problems, count, parallel, [&](int worker, const SearchProblem& p, const Parallel& alone) {
-    const bool refined = p.queries.count > 0 && p.bank.count > 0 && way_of(p) == SearchWay::refined;
+    const bool masked = p.allowed != nullptr || p.mask.data != nullptr;
+    const bool refined = p.queries.count > 0 && p.bank.count > 0 && !masked && way_of(p) == SearchWay::refined;
     return refined ? search_refined(p, alone, &workers[worker]) : search(p, alone);
   });
 }
+
+namespace {
+
+// By screens. `chosen`: among these rows of the bank alone, `count` of them.
+Status search_screened(const SearchProblem& p, const Among& among, const Parallel& parallel,
+                       const int64_t* chosen = nullptr, int64_t count = 0) {
+  Rows bank = p.bank;
+  if (chosen != nullptr) bank.count = count;
+  const PackHeader* pack = chosen != nullptr ? nullptr : p.pack;
+  // Pieces are of even size: a small last piece would have too few rows to screen, and be refined entirely.
+  // The queries are packed once for each piece, so a piece of wide rows is larger.
+  const int64_t wanted = kPieceRows * bank.width * static_cast<int64_t>(sizeof(float));
+  const int64_t most = rows_of_piece(std::clamp(wanted, kPackBytes, kMostPackBytes), bank.width, sizeof(float));
+  const int64_t rows = round_up_to(ceil_div(bank.count, ceil_div(bank.count, most)), kPanel);
+  // The best rows of all queries are kept from piece to piece, so the number of queries at a time is bounded.
+  const bool pieces = pack == nullptr && rows < bank.count;
+  const int64_t step =
+      pieces ? std::max<int64_t>(1024, kPartialBytes / (p.k * static_cast<int64_t>(sizeof(Scored)))) : p.queries.count;
+  SearchProblem of_kind = p;
+  of_kind.bank = bank;
+  of_kind.pack = pack;
+  const PanelKind kind = panels_of(of_kind);
+  Status status = Status::ok;
+  for (int64_t q = 0; q < p.queries.count && status == Status::ok; q += step) {
+    SearchProblem slice = of_kind;
+    slice.queries.data = p.queries.row(q);
+    slice.queries.count = std::min(step, p.queries.count - q);
+    if (p.indices != nullptr) slice.indices = p.indices + q * p.k;
+    if (p.values != nullptr)
+      slice.values = static_cast<char*>(p.values) + q * p.k * static_cast<int64_t>(size_of(p.values_dtype));
+    if (p.gathered != nullptr)
+      slice.gathered = static_cast<char*>(p.gathered) + q * bank.width * static_cast<int64_t>(size_of(bank.dtype));
+    Among part = among;
+    part.allowed = among.allowed.from(q);
+    if (part.expected != nullptr) part.expected += q;
+    Partials partials;
+    status = for_each_piece<float>(
+        bank, pack, p.metric, p.bias, rows, kind, parallel,
+        [&](const Piece& piece) { return search_piece(slice, part, piece, partials, parallel); }, chosen);
+  }
+  for (int64_t i = 0; i < p.queries.count * p.k && chosen != nullptr && status == Status::ok; ++i)
+    if (p.indices[i] >= 0) p.indices[i] = chosen[p.indices[i]];
+  return status;
+}
+
+// Among candidate sets. A set that all queries share is listed once, and its rows are gathered or refined; otherwise
+// queries that may be given few rows have them refined, and the others pass over what they may not be given.
+Status search_among(const SearchProblem& p, const AllowedRows& allowed, const Parallel& parallel) {
+  const int64_t n = p.queries.count, m = p.bank.count;
+  Among among{allowed, nullptr, m};
+  Buffer<float> expected;
+  if (!expected.reserve(n)) return Status::out_of_memory;
+  if (allowed.shared()) {
+    std::fill_n(expected.get(), n, static_cast<float>(allowed.expected(0)));
+  } else if (const Status told = expect_rows(allowed, n, parallel, expected.get()); told != Status::ok) {
+    return told;
+  }
+  among.expected = expected.get();
+  double sum = 0.0;
+  for (int64_t q = 0; q < n; ++q) sum += static_cast<double>(expected[q]);
+  const SearchWay way = way_among(p, sum / static_cast<double>(n), allowed.shared());
+  if (way == SearchWay::refined) return search_refined(p, parallel, nullptr, &allowed);
+  if (way == SearchWay::screened) return search_screened(p, among, parallel);
+  Buffer<int64_t> rows;
+  const AllowedRows::Extent extent = allowed.extent(0);
+  if (!rows.reserve(std::max<int64_t>(extent.most, 0) + 64)) return Status::out_of_memory;
+  int64_t count = 0, at = extent.first;
+  while (const int64_t more = allowed.list(0, &at, extent.end, extent.most + 64 - count, rows.get() + count))
+    count += more;
+  if (count == 0) {
+    for (int64_t q = 0; q < n; ++q) write_result(p, q, nullptr, 0);
+    return Status::ok;
+  }
+  return search_screened(p, {{}, nullptr, count}, parallel, rows.get(), count);
+}
+
+}  // namespace
 
 Status search(const SearchProblem& p, const Parallel& parallel) {
   if (p.queries.count == 0) return Status::ok;
@@ -111,33 +202,14 @@ Status search(const SearchProblem& p, const Parallel& parallel) {
   }
   const Parallel chosen = workers_for(parallel, static_cast<double>(p.queries.count), static_cast<double>(p.bank.count),
                                       static_cast<double>(p.bank.width));
-  if (way_of(p) == SearchWay::refined) return search_refined(p, chosen);
-  // Pieces are of even size: a small last piece would have too few rows to screen, and be refined entirely.
-  // The queries are packed once for each piece, so a piece of wide rows is larger.
-  const int64_t wanted = kPieceRows * p.bank.width * static_cast<int64_t>(sizeof(float));
-  const int64_t most = rows_of_piece(std::clamp(wanted, kPackBytes, kMostPackBytes), p.bank.width, sizeof(float));
-  const int64_t rows = round_up_to(ceil_div(p.bank.count, ceil_div(p.bank.count, most)), kPanel);
-  // The best rows of all queries are kept from piece to piece, so the number of queries at a time is bounded.
-  const bool pieces = p.pack == nullptr && rows < p.bank.count;
-  const int64_t step =
-      pieces ? std::max<int64_t>(1024, kPartialBytes / (p.k * static_cast<int64_t>(sizeof(Scored)))) : p.queries.count;
-  const PanelKind kind = panels_of(p);
-  Status status = Status::ok;
-  for (int64_t q = 0; q < p.queries.count && status == Status::ok; q += step) {
-    SearchProblem slice = p;
-    slice.queries.data = p.queries.row(q);
-    slice.queries.count = std::min(step, p.queries.count - q);
-    slice.mask = p.mask.from(q);
-    if (p.indices != nullptr) slice.indices = p.indices + q * p.k;
-    if (p.values != nullptr)
-      slice.values = static_cast<char*>(p.values) + q * p.k * static_cast<int64_t>(size_of(p.values_dtype));
-    if (p.gathered != nullptr)
-      slice.gathered = static_cast<char*>(p.gathered) + q * p.bank.width * static_cast<int64_t>(size_of(p.bank.dtype));
-    Partials partials;
-    status = for_each_piece<float>(p.bank, p.pack, p.metric, p.bias, rows, kind, chosen,
-                                   [&](const Piece& piece) { return search_piece(slice, piece, partials, chosen); });
+  if (p.allowed != nullptr || p.mask.data != nullptr) {
+    CandidateSet alone;
+    alone.mask = p.mask;
+    const int32_t program = 0;
+    return search_among(
+        p, AllowedRows(p.allowed != nullptr ? *p.allowed : Allowed{&alone, 1, &program, 1, p.bank.count}), chosen);
   }
-  return status;
+  return way_of(p) == SearchWay::refined ? search_refined(p, chosen) : search_screened(p, {}, chosen);
 }
 
 }  // namespace vecbank::cpu

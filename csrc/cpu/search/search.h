@@ -4,6 +4,7 @@
 
 #include <atomic>
 
+#include "../allowed.h"
 #include "../api.h"
 #include "../pieces.h"
 #include "../topk_list.h"
@@ -57,6 +58,9 @@ struct SearchJob {
   Scored* partial = nullptr;          // [part][query][k]; null: a single part, whose results are written directly
   int64_t* partial_counts = nullptr;  // [part][query]
   SharedHeadUse* head_use = nullptr;  // null: the first screen is not a head's
+  AllowedRows allowed{};              // of the whole bank
+  const float* expected = nullptr;    // per query: about how many rows it may be given; null: all
+  int64_t expected_of = 0;            // rows of the whole bank
 };
 
 struct SearchTask {
@@ -72,8 +76,10 @@ struct SearchTask {
 
   // Reports the best `count` bank rows of query `row` of the block, numbered within the piece.
   void report(int64_t row, const Scored* best, int64_t count) const;
-  // Which rows of the piece query `row` may be given, one bool every `stride`; null: every row.
-  const bool* allowed(int64_t row, int64_t* stride) const;
+  // Whether query `row` may be given row `j` of the piece.
+  bool allows(int64_t row, int64_t j) const { return job->allowed.allows(first + row, job->offset + j); }
+  // AllowedRows::list() within the piece.
+  int64_t list_allowed(int64_t row, int64_t* from, int64_t to, int64_t room, int64_t* out) const;
 };
 
 // Writes a query's final list as values, indices and the gathered row.

@@ -15,13 +15,7 @@
 namespace vecbank::cpu {
 namespace {
 
-// A sample keeps one column a lane, so there are more lanes than ranks, or its k-th best would lie far below that of
-// the columns; beyond this k the lanes of a block would take more memory than its candidates. A sample of some 400
-// columns for each rank costs about as much as the survivors that it saves.
-constexpr int64_t kMostSampledK = 128, kSamplePanelsPerRank = 24;
-constexpr double kAfterHead = 2.5;   // a screen after a head's takes so many times as long for a coordinate
-constexpr int64_t kHeadSample = 16;  // of a part with a head: survivors cost more, and fall with the threshold's rank
-int64_t sampled_lanes(int64_t k) { return round_up_to(k + k / 2 + 4, kPanel); }
+constexpr double kAfterHead = 2.5;  // a screen after a head's takes so many times as long for a coordinate
 
 double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -58,18 +52,12 @@ bool SearchWorker::reserve(const SearchProblem& p, const SearchPlan& plan) {
   }
   return queries_.reserve(p, plan) && lists_.reserve(rows, p.k) && negligible_may_win_.reserve(rows) &&
          tightened_.reserve(rows) &&
-         (p.k > kMostSampledK || (argmax_.reserve(rows) && sampled_.reserve(rows * sampled_lanes(p.k))));
+         (p.k > kMostSampledK || (argmax_.reserve(rows) && sampled_.reserve(rows * most_sampled_lanes(p))));
 }
 
 void SearchWorker::run(const SearchJob& job, const GridTask& task) {
   task_ = SearchTask(job, task);
   finalizer_.begin(task_);
-  centre_norm_ = 0.0;
-  if (job.header.centred) {
-    const double* centre = pack_centre(&job.header);
-    for (int64_t k = 0; k < job.header.width; ++k) centre_norm_ += centre[k] * centre[k];
-    centre_norm_ = std::sqrt(centre_norm_) * kNormRoom;
-  }
   int64_t fallback_count = 0;
   if (job.plan.refined_only) {
     fallback_count = task_.rows;
@@ -114,6 +102,8 @@ void SearchWorker::screen_with(int number) {
   count(Counted::screened, task_.rows, number);
   count(Counted::bytes, (task_.to - task_.from) * screen_->panel_bytes());
   start_lists();
+  share_ = share_allowed();
+  clip_to_allowed();
   const double begun = seconds();
   visit_all();
   screening_ = seconds() - begun;
@@ -167,15 +157,6 @@ int64_t SearchWorker::undecided_rows() const {
   return rows - fallbacks_;
 }
 
-// Whether the mask allows so few rows that it is faster to refine them than to screen all.
-bool SearchWorker::few_allowed(int64_t row) const {
-  int64_t stride, count = 0;
-  const bool* allowed = task_.allowed(row, &stride);
-  if (allowed == nullptr) return false;
-  for (int64_t j = task_.begin; j < task_.end; ++j) count += allowed[j * stride];
-  return count <= std::max<int64_t>(4 * task_.job->problem.k, (task_.end - task_.begin) / 16);
-}
-
 void SearchWorker::start_lists() {
   const SearchJob& job = *task_.job;
   lists_.clear(task_.rows);
@@ -195,34 +176,6 @@ void SearchWorker::start_lists() {
   }
 }
 
-// A refined score in this piece's packed units, and how far that may be off; not finite where it cannot be told.
-double SearchWorker::packed_score(int64_t row, double key, double* error) const {
-  const PackHeader& h = task_.job->header;
-  const MetricRecord metric = record(task_.job->problem.metric);
-  const QueryFrame& frame = queries_.packed.frame(row);
-  double score, rounding;  // of the arithmetic here; slacks covers the refinement
-  if (metric.shares_frame) {
-    const double distance = std::ldexp(-key, 2 * h.exponent);
-    score = 0.5 * (frame.squares - distance);
-    rounding = frame.squares + distance;
-  } else {
-    const double norm = std::sqrt(frame.squares), scaled = metric.unit_rows ? key * floored(norm) : key;
-    const double centre = h.centred ? queries_.packed.centre_dot(row) : 0.0;
-    score = std::ldexp(scaled - centre, frame.exponent + h.exponent);
-    rounding = std::ldexp(std::fabs(scaled) + norm * centre_norm_, frame.exponent + h.exponent);
-  }
-  *error = 4.0 * refine_unit(h.width) * rounding + queries_.slacks[row];
-  return score;
-}
-
-// The bounds of a refined score, in the units of the screen in use.
-Candidate SearchWorker::bounds_of(int64_t row, double key) const {
-  double error;
-  const double score = packed_score(row, key, &error), unit = screen_->unit(row);
-  if (!std::isfinite(score) || !std::isfinite(error)) return {HUGE_VALF, -HUGE_VALF, 0};
-  return {above((score + error) * unit), below((score - error) * unit), 0};
-}
-
 // The score of the k-th best of earlier pieces, in this piece's packed units and rounded down: no row below it can win.
 double SearchWorker::earlier_threshold(int64_t row) const {
   const SearchJob& job = *task_.job;
@@ -230,7 +183,7 @@ double SearchWorker::earlier_threshold(int64_t row) const {
   const int64_t query = task_.first + row;
   if (job.earlier == nullptr || job.earlier_counts[query] < p.k) return -HUGE_VAL;
   double error;
-  const double threshold = packed_score(row, job.earlier[query * p.k + p.k - 1].key, &error) - error;
+  const double threshold = queries_.packed_score(task_, row, job.earlier[query * p.k + p.k - 1].key, &error) - error;
   return std::isfinite(threshold) ? static_cast<double>(round_down(threshold)) : -HUGE_VAL;
 }
 
@@ -273,31 +226,11 @@ void SearchWorker::visit_all() {
     });
 }
 
-// Whether a first threshold from a sample of the part saves more survivors than the sample costs.
-bool SearchWorker::samples() const {
-  const SearchProblem& p = task_.job->problem;
-  if (p.k > kMostSampledK || !screen_->keeps_columns()) return false;
-  if (p.mask.data != nullptr && screen_->tail_width() == 0) return false;  // the largest of a lane may not be allowed
-  if (task_.to >= RunningArgmax::kMostPanels) return false;
-  if (sample_panels() < std::max<int64_t>(16, p.k / 4)) return false;
-  int64_t open = 0;
-  for (int64_t r = 0; r < task_.rows; ++r) open += lists_.threshold(r) == CandidateLists::kNone;
-  return open > 0;
-}
-
-// Enough panels for the best lanes to be about the best columns of the sample.
-int64_t SearchWorker::sample_panels() const {
-  const int64_t panels = task_.to - task_.from,
-                wanted = std::max<int64_t>(16, kSamplePanelsPerRank * task_.job->problem.k);
-  if (screen_->tail_width() > 0) return std::max({int64_t{16}, panels / kHeadSample, std::min(wanted, panels / 4)});
-  return std::min(wanted, panels / 8);
-}
-
 // The sample is cut into as many runs as there must be lanes: the largest bound of a lane in a run is a column of its
 // own, so the k-th best of their lower bounds is a threshold.
 template <class VisitFirst>
 void SearchWorker::start_from_sample(VisitFirst&& visit_first) {
-  const int64_t k = task_.job->problem.k, lanes = sampled_lanes(k), runs = lanes / kPanel;
+  const int64_t k = task_.job->problem.k, lanes = sampled_lanes(sampled_rank()), runs = lanes / kPanel;
   const int64_t each = ceil_div(sample_panels(), runs);
   int64_t run = -1, left = 0;
   const auto collect = [&] {
@@ -395,10 +328,7 @@ void SearchWorker::settle_waiting() {
 }
 
 // Whether a row of the piece is one of the part that this query may be given.
-bool SearchWorker::given(int64_t row, int64_t j) const {
-  const SearchJob& job = *task_.job;
-  return j < task_.end && job.problem.mask.allows(task_.first + row, job.offset + j);
-}
+bool SearchWorker::given(int64_t row, int64_t j) const { return j < task_.end && task_.allows(row, j); }
 
 // Whether a column that reaches its row's threshold may be given: looked at before anything is computed for it.
 bool SearchWorker::may_win(int64_t row, int64_t panel, int lane) {

@@ -7,6 +7,11 @@
 
 namespace vecbank::cpu {
 
+// A sample keeps one column a lane, so there are more lanes than ranks, or its k-th best would lie far below that of
+// the columns; beyond this k the lanes of a block would take more memory than its candidates.
+constexpr int64_t kMostSampledK = 128;
+inline int64_t sampled_lanes(int64_t k) { return round_up_to(k + k / 2 + 4, kPanel); }
+
 class SearchWorker {
  public:
   bool reserve(const SearchProblem& problem, const SearchPlan& plan);
@@ -17,6 +22,8 @@ class SearchWorker {
   void start_lists();
   void visit_all();
   void start_from_argmax();
+  static int64_t most_sampled_lanes(const SearchProblem& problem);
+  int64_t sampled_rank() const;
   bool samples() const;
   int64_t sample_panels() const;
   template <class VisitFirst>
@@ -35,10 +42,11 @@ class SearchWorker {
   int64_t columns_per_candidate() const;
   bool refined_more_than_saved(double deciding) const;
   bool few_allowed(int64_t row) const;
+  void clip_to_allowed();
+  double share_allowed() const;
   bool worth_its_survivors() const;
   int64_t few_undecided() const;
-  double packed_score(int64_t row, double key, double* error) const;
-  Candidate bounds_of(int64_t row, double key) const;
+  Candidate bounds_of(int64_t row, double key) const { return bounds_of_key(task_, queries_, *screen_, row, key); }
   double earlier_threshold(int64_t row) const;
   Bounds bounds(int64_t row, int64_t panel, float upper, int lane, bool by_argmax = false);
   void settle(int64_t row, int64_t panel, float upper, int lane);
@@ -70,7 +78,7 @@ class SearchWorker {
   int64_t refined_early_ = 0;    // bank rows that the screen's lists had refined
   Buffer<Candidate> sampled_;    // the best of each lane of a sample
   Buffer<int32_t> tightened_;    // rows refined early, per query row
-  double centre_norm_ = 0.0;
+  double share_ = 1.0;           // of the bank, that a query of the block may be given
 };
 
 }  // namespace vecbank::cpu

@@ -8,6 +8,7 @@ from . import gather as gather
 from . import pack as pack
 from . import project as project
 from . import search as search
+from . import selection as selection
 from .calls import ops as ops
 from .names import ESTIMATORS as ESTIMATORS
 from .names import METRICS as METRICS

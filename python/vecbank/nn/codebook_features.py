@@ -165,9 +165,10 @@ class CodebookFeatures(nn.Module):
         mask = self._mask()
         codebook = self.codebook.detach()
         if self.heads == 1:
-            chosen = topk(parts[0], codebook[0], self.k, self.metric, None if mask is None else mask[0]).indices[None]
+            own = None if mask is None else mask[0]
+            chosen = topk(parts[0], codebook[0], self.k, self.metric, allowed=own).indices[None]
         else:
-            chosen = topk(parts, codebook, self.k, self.metric, mask).indices
+            chosen = topk(parts, codebook, self.k, self.metric, allowed=mask).indices
         if force is None:
             return chosen
         allowed = self._usable()[torch.arange(self.heads, device=force.device)[:, None, None], force.clamp_min(0)]

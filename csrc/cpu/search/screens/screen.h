@@ -20,8 +20,13 @@ struct ScreenQueries {
   Buffer<double> slacks;  // slack_x of core/bounds.h
   int64_t rows = 0;
 
+  double centre_norm = 0.0;
+
   bool reserve(const SearchProblem& problem, const SearchPlan& plan);
   void pack(const SearchTask& task);
+  // A refined score of row `row` in the piece's packed units, and how far that may be off; not finite where it cannot
+  // be told.
+  double packed_score(const SearchTask& task, int64_t row, double key, double* error) const;
 };
 
 // Where a scan pushes survivors, the columns that reach their row's threshold.
@@ -79,6 +84,10 @@ template <class S>
 std::unique_ptr<Screen> make_screen() {
   return std::unique_ptr<Screen>(new (std::nothrow) S);
 }
+
+// The bounds of a refined score, in the units of the screen in use; none where they cannot be told.
+Candidate bounds_of_key(const SearchTask& task, const ScreenQueries& queries, const Screen& screen, int64_t row,
+                        double key);
 
 struct ScreenEntry {
   int query_bytes;                                    // of a coordinate of a query

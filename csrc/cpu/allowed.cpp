@@ -1,0 +1,214 @@
+#include "allowed.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+namespace vecbank::cpu {
+namespace {
+
+constexpr int64_t kSample = 128;  // rows of a query that are looked at to tell how many it may be given
+
+bool contains(const int64_t* ids, int64_t count, int64_t row) {
+  const int64_t* at = std::lower_bound(ids, ids + count, row);
+  return at != ids + count && *at == row;
+}
+
+}  // namespace
+
+AllowedRows::AllowedRows(const Allowed& allowed) : allowed_(allowed), shared_(allowed.shared()) {
+  // A set that is joined by `both` alone holds every row that is allowed. From the last step backwards: what a `both`
+  // joins must hold where the whole must, what another join joins need not.
+  bool must[2 * Allowed::kMostSets + 2];
+  int depth = 0;
+  must[depth++] = true;
+  for (int32_t i = allowed.steps; i-- > 0 && depth > 0;) {
+    const bool holds = must[--depth];
+    const int32_t step = allowed.program[i];
+    if (step >= 0) {
+      must_[step] = must_[step] || holds;
+    } else {
+      must[depth++] = holds && step == kBoth;
+      if (step != kNot) must[depth++] = holds && step == kBoth;
+    }
+  }
+}
+
+bool AllowedRows::in_set(const CandidateSet& s, int64_t query, int64_t row) const {
+  switch (s.kind) {
+    case SetKind::mask: return s.mask.allows(allowed_.query + query, row);
+    case SetKind::bits: return bits(s, query)[row >> 3] >> (row & 7) & 1;
+    case SetKind::ranges: {
+      const int64_t* ends = ids(s, query);
+      return row >= ends[0] && row < ends[1];
+    }
+    case SetKind::exclude: {
+      const int64_t* listed = ids(s, query);
+      for (int64_t i = 0; i < s.width; ++i)
+        if (listed[i] == row) return false;
+      return true;
+    }
+    case SetKind::not_self: return row != s.first + allowed_.within + query;
+    case SetKind::same: return s.labels[allowed_.batch * s.batch_stride + row] == *ids(s, query);
+    case SetKind::rows: return contains(ids(s, query), s.width, row);
+  }
+  return false;
+}
+
+bool AllowedRows::in_all(int64_t query, int64_t row) const {
+  bool stack[Allowed::kMostSets + 1];
+  int depth = 0;
+  for (int32_t i = 0; i < allowed_.steps; ++i) {
+    const int32_t step = allowed_.program[i];
+    if (step >= 0) {
+      stack[depth++] = in_set(allowed_.sets[step], query, row);
+    } else if (step == kNot) {
+      stack[depth - 1] = !stack[depth - 1];
+    } else {
+      --depth;
+      stack[depth - 1] = step == kBoth ? stack[depth - 1] && stack[depth] : stack[depth - 1] || stack[depth];
+    }
+  }
+  return stack[0];
+}
+
+// Where a set's rows are numbered one by one, or are a range.
+bool AllowedRows::run_of(const CandidateSet& s, int64_t query, Run* run) const {
+  if (s.kind == SetKind::ranges) {
+    const int64_t* ends = ids(s, query);
+    const int64_t first = std::clamp<int64_t>(ends[0], 0, allowed_.rows);
+    *run = {nullptr, first, std::max(first, std::min(ends[1], allowed_.rows))};
+    return true;
+  }
+  if (s.kind == SetKind::rows) {
+    const int64_t* listed = ids(s, query);
+    const int64_t* first = std::lower_bound(listed, listed + s.width, int64_t{0});
+    *run = {first, 0, std::lower_bound(first, listed + s.width, allowed_.rows) - first};
+    return true;
+  }
+  if (s.kind == SetKind::same) {
+    const int64_t shift = allowed_.batch * s.batch_stride, label = *ids(s, query);
+    const int64_t *labels = s.labels + shift, *order = s.by_label + shift, *end = order + allowed_.rows;
+    const int64_t* first = std::lower_bound(order, end, label, [&](int64_t j, int64_t l) { return labels[j] < l; });
+    const int64_t* last = std::upper_bound(first, end, label, [&](int64_t l, int64_t j) { return l < labels[j]; });
+    *run = {first, 0, last - first};
+    return true;
+  }
+  return false;
+}
+
+// The shortest run that holds all that a query may be given; `of`: the set that it is, or -1.
+AllowedRows::Run AllowedRows::shortest(int64_t query, int* of) const {
+  Run best{nullptr, 0, allowed_.rows};
+  *of = -1;
+  for (int32_t i = 0; i < allowed_.count; ++i) {
+    Run run;
+    if (must_[i] && run_of(allowed_.sets[i], query, &run) && (run.size() < best.size() || *of < 0)) {
+      best = run;
+      *of = i;
+    }
+  }
+  return best;
+}
+
+AllowedRows::Extent AllowedRows::extent(int64_t query) const {
+  Extent extent{0, allowed_.rows, allowed_.rows};
+  for (int32_t i = 0; i < allowed_.count; ++i) {
+    Run run;
+    if (!must_[i] || !run_of(allowed_.sets[i], query, &run)) continue;
+    extent.most = std::min(extent.most, run.size());
+    if (run.size() == 0) return {0, 0, 0};
+    extent.first = std::max(extent.first, run.rows == nullptr ? run.first : run.rows[0]);
+    extent.end = std::min(extent.end, run.rows == nullptr ? run.end : run.rows[run.end - 1] + 1);
+  }
+  if (extent.end <= extent.first) return {0, 0, 0};
+  extent.most = std::min(extent.most, extent.end - extent.first);
+  return extent;
+}
+
+double AllowedRows::expected(int64_t query) const {
+  int of;
+  const Run run = shortest(query, &of);
+  const double most = static_cast<double>(run.size());
+  if (run.size() == 0 || (of >= 0 && allowed_.steps == 1)) return most;
+  const int64_t sample = std::min(run.size(), kSample);
+  int64_t found = 0;
+  for (int64_t i = 0; i < sample; ++i) {
+    // Scattered, so that rows that lie in some order by their attributes do not mislead: golden sections of the run.
+    const double at = 0.6180339887498949 * static_cast<double>(i + 1);
+    const int64_t j = run.first + std::min(run.size() - 1, static_cast<int64_t>((at - std::floor(at)) * most));
+    found += allows(query, run.rows == nullptr ? j : run.rows[j]);
+  }
+  return most * static_cast<double>(found) / static_cast<double>(sample);
+}
+
+int64_t AllowedRows::list(int64_t query, int64_t* from, int64_t to, int64_t room, int64_t* out) const {
+  const bool alone = allowed_.steps == 1;
+  int64_t count = 0;
+  int of;
+  const Run run = shortest(query, &of);
+  if (run.rows != nullptr) {
+    const int64_t *end = run.rows + run.end, *at = std::lower_bound(run.rows, end, *from);
+    for (; at < end && *at < to && count < room; ++at) {
+      if (count > 0 && out[count - 1] == *at) continue;  // named twice
+      out[count] = *at;
+      count += alone || allows(query, *at);
+    }
+    *from = at < end && *at < to ? *at : to;
+    if (count == room && count > 0 && *from == out[count - 1]) ++*from;  // its twin
+    return count;
+  }
+  int64_t j = std::max(*from, run.first);
+  const int64_t end = std::min(to, run.end);
+  const CandidateSet* only = alone ? allowed_.sets : nullptr;
+  if (only != nullptr && only->kind == SetKind::ranges) {
+    for (; j < end && count < room; ++j) out[count++] = j;
+  } else if (only != nullptr && only->kind == SetKind::bits) {
+    const uint8_t* packed = bits(*only, query);
+    while (j < end && count < room) {
+      if ((j & 63) == 0 && j + 64 <= end && count + 64 <= room) {
+        uint64_t word;
+        std::memcpy(&word, packed + (j >> 3), sizeof word);
+        if constexpr (std::endian::native == std::endian::big) word = __builtin_bswap64(word);
+        for (; word != 0; word &= word - 1) out[count++] = j + std::countr_zero(word);
+        j += 64;
+      } else if ((j & 63) == 0 && j + 64 <= end) {
+        break;  // no room for a whole word: the caller comes again
+      } else {
+        out[count] = j;
+        count += packed[j >> 3] >> (j & 7) & 1;
+        ++j;
+      }
+    }
+  } else if (only != nullptr && only->kind == SetKind::mask && only->mask.col_stride == 1) {
+    const bool* row = only->mask.row(allowed_.query + query);
+    while (j < end && count < room) {
+      uint64_t eight = 1;
+      if (j + 8 <= end) std::memcpy(&eight, row + j, sizeof eight);
+      if (eight == 0) {
+        j += 8;
+      } else {
+        out[count] = j;
+        count += row[j];
+        ++j;
+      }
+    }
+  } else {
+    for (; j < end && count < room; ++j) {
+      out[count] = j;
+      count += allows(query, j);
+    }
+  }
+  *from = j < end ? j : to;
+  return count;
+}
+
+Status expect_rows(const AllowedRows& allowed, int64_t queries, const Parallel& parallel, float* expected) {
+  constexpr int64_t kTogether = 16;
+  return for_each_task(parallel, ceil_div(queries, kTogether), [&](int, int64_t task) {
+    for (int64_t q = task * kTogether; q < std::min(queries, (task + 1) * kTogether); ++q)
+      expected[q] = static_cast<float>(allowed.expected(q));
+  });
+}
+
+}  // namespace vecbank::cpu

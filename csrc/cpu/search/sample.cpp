@@ -1,0 +1,84 @@
+// Before a worker's scan: which queries are not worth one, which panels it needs, and whether a sample of the bank
+// gives the first thresholds.
+#include "../ways.h"
+#include "worker.h"
+
+namespace vecbank::cpu {
+namespace {
+
+// A sample of some 400 columns for each rank costs about as much as the survivors that it saves.
+constexpr int64_t kSamplePanelsPerRank = 24;
+constexpr int64_t kHeadSample = 16;  // of a part with a head: survivors cost more, and fall with the threshold's rank
+constexpr int64_t kMostSampledRank = 256;  // of all rows, where a query may be given some of them
+
+}  // namespace
+
+int64_t SearchWorker::most_sampled_lanes(const SearchProblem& p) {
+  return sampled_lanes(p.mask.data != nullptr || p.allowed != nullptr ? kMostSampledRank : p.k);
+}
+
+// The rank among all rows of the k-th best of those that a query of the block may be given.
+int64_t SearchWorker::sampled_rank() const {
+  const double k = static_cast<double>(task_.job->problem.k);
+  if (share_ >= 1.0) return task_.job->problem.k;
+  return share_ > 0.0 ? static_cast<int64_t>(std::min(std::ceil(k / share_), 1e9)) : int64_t{1000000000};
+}
+
+// Whether a query may be given so few rows that it is faster to refine them than to screen all.
+bool SearchWorker::few_allowed(int64_t row) const {
+  const SearchJob& job = *task_.job;
+  return job.expected != nullptr && few_rows(job.problem, job.header.panels, job.header.rows,
+                                             static_cast<double>(job.expected[task_.first + row]));
+}
+
+// The share of the bank that a query of the block may be given, of those that are screened.
+double SearchWorker::share_allowed() const {
+  const SearchJob& job = *task_.job;
+  if (job.expected == nullptr) return 1.0;
+  double sum = 0.0;
+  int64_t rows = 0;
+  for (int64_t r = 0; r < task_.rows; ++r) {
+    if (lists_.fell_back(r)) continue;
+    sum += static_cast<double>(job.expected[task_.first + r]);
+    ++rows;
+  }
+  return rows == 0 ? 0.0 : std::min(1.0, sum / (static_cast<double>(rows) * static_cast<double>(job.expected_of)));
+}
+
+// Screens only the panels where some query of the block may be given a row. Negligible rows keep all panels: the first
+// of them stands for others.
+void SearchWorker::clip_to_allowed() {
+  const SearchJob& job = *task_.job;
+  if (!job.allowed.any_set() || job.header.negligible > 1) return;
+  int64_t first = task_.end, end = task_.begin;
+  for (int64_t r = 0; r < task_.rows; ++r) {
+    if (lists_.fell_back(r)) continue;
+    const AllowedRows::Extent extent = job.allowed.extent(task_.first + r);
+    first = std::min(first, extent.first - job.offset);
+    end = std::max(end, extent.end - job.offset);
+  }
+  const int64_t from = std::max(task_.from, first / kPanel), to = std::min(task_.to, ceil_div(end, kPanel));
+  task_.from = std::min(from, task_.to);
+  task_.to = std::max(task_.from, to);
+}
+
+// Whether a first threshold from a sample of the part saves more survivors than the sample costs.
+bool SearchWorker::samples() const {
+  const SearchProblem& p = task_.job->problem;
+  const int64_t rank = sampled_rank();
+  if (p.k > kMostSampledK || (rank > p.k && rank > kMostSampledRank) || !screen_->keeps_columns()) return false;
+  if (task_.to >= RunningArgmax::kMostPanels) return false;
+  if (sample_panels() < std::max<int64_t>(16, rank / 4)) return false;
+  int64_t open = 0;
+  for (int64_t r = 0; r < task_.rows; ++r) open += lists_.threshold(r) == CandidateLists::kNone;
+  return open > 0;
+}
+
+// Enough panels for the best lanes to be about the best columns of the sample.
+int64_t SearchWorker::sample_panels() const {
+  const int64_t panels = task_.to - task_.from, wanted = std::max<int64_t>(16, kSamplePanelsPerRank * sampled_rank());
+  if (screen_->tail_width() > 0) return std::max({int64_t{16}, panels / kHeadSample, std::min(wanted, panels / 4)});
+  return std::min(wanted, panels / 8);
+}
+
+}  // namespace vecbank::cpu

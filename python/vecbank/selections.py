@@ -1,0 +1,337 @@
+"""Searches that are no `topk`: all within a radius, chosen pairs, points far apart, and whether a list is right."""
+
+from __future__ import annotations
+
+from typing import Any, SupportsIndex
+
+import torch
+from torch import Generator, Tensor
+
+from . import _checks, _select
+from ._numpy import entry_point
+from ._ops.names import metric_name
+from ._prepared import PreparedBank
+from ._select import Search
+from .allowed import Allowed
+from .functional import lower, resolve
+from .results import RadiusHits, Verified
+
+
+def search_of(
+    verb: str,
+    x: Tensor,
+    bank: Tensor | PreparedBank,
+    metric: str | None,
+    default: str,
+    allowed: Allowed | Tensor | None,
+    *,
+    k: int = 1,
+) -> Search:
+    vectors, pack, code = resolve(verb, x, bank, metric, default, biased=True, k=k)
+    bias = bank.bias if isinstance(bank, PreparedBank) and bank._biased else None
+    return Search(x, vectors, pack, code, None if allowed is None else lower(allowed, x, vectors), bias)
+
+
+def _radii(r: object, s: Search) -> Tensor:
+    """(N,) float64."""
+    lead = s.x.shape[:-1]
+    if isinstance(r, Tensor) and r.dim() > 0:
+        if r.is_complex() or r.dtype is torch.bool:
+            raise TypeError(f"r must hold numbers, got {r.dtype}")
+        if r.device != s.x.device:
+            raise ValueError(f"r must be on x's device {s.x.device}, got {r.device}")
+        try:
+            radii = r.detach().double().expand(lead)
+        except RuntimeError:
+            raise ValueError(f"r must be a number or broadcast to {tuple(lead)}, got {tuple(r.shape)}") from None
+    else:
+        _checks.number("r", r)
+        number: Any = r
+        given = number.detach() if isinstance(number, Tensor) else torch.tensor(float(number), dtype=torch.float64)
+        value = given.to(s.x.device, torch.float64)
+        radii = value.expand(lead)
+    if _checks.readable(radii) and radii.numel():
+        if bool(radii.isnan().any()):
+            raise ValueError("r must be a number, got NaN")
+        if not s.similarity and bool((radii < 0).any()):
+            raise ValueError(
+                f'r must not be negative for the distance "{metric_name(s.code)}", got {float(radii.min()):g}'
+            )
+    return radii.reshape(-1).contiguous()
+
+
+@entry_point
+def radius(
+    x: Tensor,
+    bank: Tensor | PreparedBank,
+    r: Tensor | float,
+    metric: str | None = None,
+    *,
+    allowed: Allowed | Tensor | None = None,
+    max_hits: int | None = None,
+) -> RadiusHits:
+    """All bank rows within a radius of every vector: exact range search.
+
+    A row is a hit where its float64 score is at most r (distances) or at least r (similarities): r itself is within.
+
+    Args:
+        x: (..., d), N vectors in all.
+        bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
+        r: a number, or one for each vector, (...). Not NaN, and not negative for distances (looked for on the CPU
+            alone; elsewhere there is then no hit).
+        metric: "l2", "sqeuclidean", "l1", "dot" or "cosine". None (default): what a Bank names, else "l2". For
+            "sqeuclidean" r is a square.
+        allowed: which rows may be returned to whom, as of `topk`.
+        max_hits: return the best `max_hits` hits of every vector, in so many places for each: offsets are then
+            multiples of `max_hits`, and places without a hit hold index -1 and the worst value. `radius_count` tells
+            how many there are. On a CUDA device this waits for nothing.
+
+    Returns:
+        RadiusHits(offsets, indices, values): the hits of vector i (by the order in which they lie in x) are the
+        elements offsets[i]:offsets[i + 1] of indices (int64) and values, best first, ties by index. Offsets are int64,
+        however many hits there are. Values as of `topk`; a gradient goes through them to x and to a tensor bank.
+        Without `max_hits` their number depends on the data: on a CUDA device the host waits once.
+
+    Raises:
+        ValueError: r, shapes, devices, metric, max_hits below 1. TypeError: dtypes.
+
+    Example:
+        >>> import torch, vecbank
+        >>> bank = torch.tensor([[0.0], [1.0], [5.0]])
+        >>> offsets, indices, values = vecbank.radius(torch.tensor([[0.75], [9.0], [5.0]]), bank, 1.0)
+        >>> offsets.tolist(), indices.tolist(), values.tolist()
+        ([0, 2, 2, 3], [1, 0, 2], [0.25, 0.75, 0.0])
+    """
+    s = search_of("radius", x, bank, metric, "l2", allowed)
+    radii = _radii(r, s)
+    n, rows = radii.shape[0], s.bank.shape[-2]
+    if max_hits is None:
+        offsets, indices, values = _select.radius(s, radii)
+        if _recorded(s):
+            of_hit = torch.repeat_interleave(torch.arange(n, device=x.device), offsets.diff())
+            values = _differentiable(s, of_hit, indices)
+        return RadiusHits(offsets, indices, values)
+    max_hits = _checks.at_least(1, "max_hits", max_hits)
+    places = min(max_hits, rows)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    worst = _select.worst_value(s.code)
+    with torch.no_grad():
+        if places:
+            keys, indices = _select.keys(s, places)
+            scores = _select.values_of(keys, indices, s.code, wide=True)
+            limits = radii.reshape(*x.shape[:-1], 1)
+            missing = (indices < 0) | ~(scores >= limits if s.similarity else scores <= limits)
+            indices = torch.where(missing, -1, indices)
+            values = torch.where(missing, worst, scores).to(wide)
+        else:
+            values = x.new_empty((*x.shape[:-1], 0), dtype=wide)
+            indices = values.long()
+        more = (0, max_hits - places)
+        values, indices = (
+            torch.nn.functional.pad(t, more, value=v).reshape(-1) for t, v in ((values, worst), (indices, -1))
+        )
+    if _recorded(s):
+        values = _differentiable(s, torch.arange(n, device=x.device).repeat_interleave(max_hits), indices)
+    return RadiusHits(torch.arange(n + 1, device=x.device) * max_hits, indices, values)
+
+
+def _recorded(s: Search) -> bool:
+    """Whether autograd wants to know of the values."""
+    given = (s.x, s.bank, s.bias)
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+
+
+def _differentiable(s: Search, of_hit: Tensor, indices: Tensor) -> Tensor:
+    """The same values once more, from the rows that were found. of_hit: the query of each hit."""
+    x = s.x.reshape(-1, s.x.shape[-1]).index_select(0, of_hit)
+    bank = s.bank
+    if bank.dim() == 3:
+        indices = torch.where(indices < 0, -1, indices + of_hit // s.x.shape[1] * bank.shape[1])
+        bank = bank.flatten(0, 1)
+    return _pairs(Search(x, bank, None, s.code, None, s.bias), indices.unsqueeze(-1)).squeeze(-1)
+
+
+@entry_point
+def radius_count(
+    x: Tensor,
+    bank: Tensor | PreparedBank,
+    r: Tensor | float,
+    metric: str | None = None,
+    *,
+    allowed: Allowed | Tensor | None = None,
+) -> Tensor:
+    """How many bank rows lie within a radius of every vector: `radius` without the rows; densities, DBSCAN.
+
+    Args: as of `radius`.
+
+    Returns:
+        (...) int64.
+
+    Example:
+        >>> import torch, vecbank
+        >>> vecbank.radius_count(torch.tensor([[0.75], [9.0]]), torch.tensor([[0.0], [1.0], [5.0]]), 1.0).tolist()
+        [2, 0]
+    """
+    s = search_of("radius_count", x, bank, metric, "l2", allowed)
+    return _select.radius_count(s, _radii(r, s)).reshape(x.shape[:-1])
+
+
+@entry_point
+def score_pairs(x: Tensor, bank: Tensor | PreparedBank, indices: Tensor, metric: str | None = None) -> Tensor:
+    """The exact scores of chosen pairs: re-ranking of candidates, losses on the neighbours that a search has found.
+
+    Args:
+        x: (..., d).
+        bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
+        indices: integers (..., k), bank rows for each vector; -1 stands for none. A slice of `topk`'s indices, as
+            [..., 5:10], is a range of ranks (semi-hard negatives).
+        metric: as of `topk`.
+
+    Returns:
+        (..., k), the values that `topk` returns for these rows: float64 scores rounded once to float32 (kept for
+        float64 input), differentiable once in x, in a tensor bank and its bias. -inf (similarities) or +inf (distances)
+        for -1, through which no gradient passes.
+
+    Raises:
+        IndexError: an index outside -1..M-1. TypeError, ValueError: dtypes, shapes, devices.
+
+    Example:
+        >>> import torch, vecbank
+        >>> bank = torch.tensor([[0.0], [1.0], [5.0]])
+        >>> vecbank.score_pairs(torch.tensor([[1.5]]), bank, torch.tensor([[2, 1, -1]]), "l2").tolist()
+        [[3.5, 0.5, inf]]
+    """
+    s = search_of("score_pairs", x, bank, metric, "dot", None)
+    return _pairs(s, _listed(s, indices))
+
+
+def _listed(s: Search, indices: Tensor) -> Tensor:
+    indices = _checks.rows(indices, s.bank.shape[-2], "indices")
+    if indices.dim() != s.x.dim() or indices.shape[:-1] != s.x.shape[:-1]:
+        expected = f"({', '.join(str(n) for n in s.x.shape[:-1])}{', ' if s.x.dim() > 1 else ''}k)"
+        raise ValueError(f"indices must have shape {expected} for x {tuple(s.x.shape)}, got {tuple(indices.shape)}")
+    if indices.device != s.x.device:
+        raise ValueError(f"indices must be on x's device {s.x.device}, got {indices.device}")
+    return indices
+
+
+def _pairs(s: Search, indices: Tensor) -> Tensor:
+    wide = torch.float64 if s.x.dtype == torch.float64 else torch.float32
+    if s.bias is None:
+        scores = _select.exact_pairs(s.x, s.bank, indices, s.code, wide)
+    else:
+        exact = _select.exact_pairs(s.x, s.bank, indices, s.code, torch.float64)
+        scores = (exact + s.bias.double()[indices.clamp_min(0)]).to(wide)
+    return torch.where(indices < 0, _select.worst_value(s.code), scores)
+
+
+@entry_point
+@torch.no_grad()
+def farthest_points(
+    bank: Tensor | PreparedBank,
+    k: SupportsIndex,
+    metric: str | None = None,
+    *,
+    first: SupportsIndex | None = 0,
+    generator: Generator | SupportsIndex | None = None,
+) -> Tensor:
+    """k rows of a bank that lie far from each other: each next one is the farthest from all before it (farthest-point
+    sampling, greedy k-centre). `anchors.farthest_point` by the name that it has in search.
+
+    Args:
+        bank: (M, d), or a Bank; finite.
+        k: 1 to M.
+        metric: "l2", "sqeuclidean" (the same choice), "l1" or "cosine" (the least similar is the farthest). None
+            (default): what a Bank names, else "l2".
+        first: the row to begin with (default 0); None draws it.
+        generator: source of that draw, or the seed of one.
+
+    Returns:
+        (k,) int64, in order of choice; ties go to the lower index.
+
+    Source: Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985.
+
+    Example:
+        >>> import torch, vecbank
+        >>> vecbank.farthest_points(torch.tensor([[0.0], [1.0], [9.0], [5.0]]), 3).tolist()
+        [0, 2, 3]
+    """
+    from .anchors import farthest_point
+
+    vectors = bank._held() if isinstance(bank, PreparedBank) else bank
+    if metric is None:
+        metric = bank.metric if isinstance(bank, PreparedBank) else None
+    return farthest_point(vectors, k, metric=metric or "l2", first=first, generator=generator)
+
+
+@entry_point
+@torch.no_grad()
+def verify(
+    x: Tensor,
+    bank: Tensor | PreparedBank,
+    indices: Tensor,
+    metric: str | None = None,
+    *,
+    allowed: Allowed | Tensor | None = None,
+) -> Verified:
+    """Whether lists of neighbours, of any library, are the exact answer: the recall of an index, the faults of a port.
+
+    One exact search, and the exact scores of what was listed.
+
+    Args:
+        x: (..., d).
+        bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
+        indices: integers (..., k): the list of every vector, best first; -1 stands for no row. k may exceed M.
+        metric: as of `topk`.
+        allowed: which rows the answer may hold, as of `topk`. A row that it may not hold is wrong in the list.
+
+    Returns:
+        Verified(right, right_up_to_ties, first_wrong, recall), each (...). A row that a list names twice is wrong the
+        second time.
+
+    Raises:
+        IndexError: an index outside -1..M-1. TypeError, ValueError: as of `topk`.
+
+    Example:
+        >>> import torch, vecbank
+        >>> bank = torch.tensor([[0.0], [1.0], [5.0], [1.0]])
+        >>> found = torch.tensor([[1, 3, 0], [3, 1, 0], [1, 2, 0]])
+        >>> checked = vecbank.verify(torch.tensor([[0.75]] * 3), bank, found, "l2")
+        >>> checked.right.tolist(), checked.right_up_to_ties.tolist(), checked.first_wrong.tolist()
+        ([True, False, False], [True, True, False], [-1, -1, 1])
+    """
+    asked = indices.shape[-1] if isinstance(indices, Tensor) and indices.dim() else 1
+    s = search_of("verify", x, bank, metric, "dot", allowed, k=max(asked, 1))
+    listed = _listed(s, indices)
+    k = listed.shape[-1]
+    places = min(k, s.bank.shape[-2])
+    shape = (*x.shape[:-1], places)
+    if places:
+        keys, best = _select.keys(s, places)
+    else:
+        keys, best = x.new_empty(shape, dtype=torch.float64), x.new_empty(shape, dtype=torch.int64)
+    keys = torch.nn.functional.pad(keys, (0, k - places), value=-torch.inf)
+    best = torch.nn.functional.pad(best, (0, k - places), value=-1)
+    same = listed == best
+    right = same.all(-1)
+    own = _select.pair_keys(s, listed)
+    candidate = (listed >= 0) & ~own.isnan() & ~_repeated(listed)
+    if s.allowed is not None:
+        candidate &= _select.may(s, listed)
+    present = best >= 0
+    as_good = torch.where(present, candidate & (own == keys), listed < 0)
+    wrong = (~as_good).byte()
+    first = torch.where(as_good.all(-1), -1, wrong.argmax(-1) if k else 0)
+    count = present.sum(-1)
+    last = keys.gather(-1, (count - 1).clamp_min(0).unsqueeze(-1)) if k else keys
+    found = (candidate & (own >= last)).sum(-1) if k else count
+    recall = torch.where(count == 0, 1.0, found.clamp(max=count).double() / count.clamp_min(1))
+    return Verified(right, as_good.all(-1), first, recall)
+
+
+def _repeated(listed: Tensor) -> Tensor:
+    """Which entries of each list were named before in it."""
+    ordered = listed.sort(dim=-1, stable=True)
+    again = torch.zeros_like(listed, dtype=torch.bool)
+    again[..., 1:] = ordered.values[..., 1:] == ordered.values[..., :-1]
+    return torch.zeros_like(again).scatter_(-1, ordered.indices, again) & (listed >= 0)
