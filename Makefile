@@ -17,6 +17,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 DEMO_ARGS ?=
+GALLERY_ARGS ?=
 VENV ?= .venv
 export CXX
 
@@ -87,6 +88,10 @@ build: $(STAMPS)/torch ## build into python/vecbank and install it editable; aga
 .PHONY: demo
 demo: $(STAMPS)/demo build ## the main job on real data; writes demo_report/
 	$(PY) -m vecbank demo $(DEMO_ARGS)
+
+.PHONY: gallery
+gallery: $(STAMPS)/demo build ## published systems with their figures; writes gallery_report/index.html
+	$(PY) -m vecbank gallery $(GALLERY_ARGS)
 
 .PHONY: test
 test: $(STAMPS)/test $(STAMPS)/demo build cpp-test ## the whole test suite, C++ and Python
@@ -166,6 +171,6 @@ format: $(STAMPS)/lint ## let clang-format and ruff rewrite what lint would comp
 
 .PHONY: clean distclean
 clean: ## remove what was built
-	rm -rf build dist python/vecbank/_C*.so python/*.egg-info demo_report .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist python/vecbank/_C*.so python/*.egg-info demo_report gallery_report .pytest_cache .mypy_cache .ruff_cache .hypothesis
 distclean: clean ## and .venv too
 	rm -rf $(VENV)

@@ -1,4 +1,4 @@
-"""Candidate sets of every kind, each as an `Allowed` and as the bools that it stands for, from definitions of their own."""
+"""Candidate sets of every kind, as an `Allowed` and as the bools that it stands for, by definitions of their own."""
 
 from __future__ import annotations
 

@@ -9,6 +9,47 @@ from helpers import CODE, all_ops, gauss, op
 from torch import Tensor
 
 CODES = torch.tensor([[0, 3, 3], [-1, 1, 3], [-1, -1, -1], [2, 0, -1]])
+BOTH, EITHER, NOT = -1, -2, -3  # joins of candidate sets
+Sets = tuple[list[Tensor], list[int]]
+
+
+def set_tensors(x: Tensor, bank: Tensor) -> dict[str, list[Tensor]]:
+    """The tensors of each kind of candidate set, for queries x (..., d) and a bank (M, d) or (B, M, d)."""
+    lead, m = x.shape[:-1], bank.shape[-2]
+    n, banks = lead.numel(), bank.shape[0] if bank.dim() == 3 else 1
+    labels = torch.arange(banks * m).reshape(banks, m) % 2
+    return {
+        "mask": [((torch.arange(n * m) % 3) > 0).reshape(*lead, m)],
+        "bits": [torch.full((n, -(-m // 8)), 0b10110101, dtype=torch.uint8)],
+        "ranges": [torch.tensor([[1, 6]])],
+        "exclude": [torch.tensor([[2, -1]]).expand(n, 2)],
+        "not_self": [],
+        "same": [torch.arange(n).reshape(n, 1) % 2, labels, labels.argsort(stable=True)],
+        "rows": [torch.tensor([[0, 3, 3, torch.iinfo(torch.int64).max]])],
+    }
+
+
+KINDS = {"mask": 0, "bits": 1, "ranges": 2, "exclude": 3, "not_self": 4, "same": 5, "rows": 6}
+
+
+def sets_of(x: Tensor, bank: Tensor, *steps: str | int) -> Sets:
+    """Sets and their program, in postfix notation: a kind, or a join."""
+    tensors, sets, program = set_tensors(x, bank), list[Tensor](), list[int]()
+    for step in steps:
+        if isinstance(step, int):
+            program += (step, 0)
+            continue
+        program += (KINDS[step], 1 if step == "not_self" else len(sets))
+        sets += tensors[step]
+    return sets, program
+
+
+PROGRAMS: list[tuple[str | int, ...]] = [
+    (),
+    *((kind,) for kind in KINDS),
+    ("bits", "exclude", BOTH),
+    ("ranges", NOT, "rows", EITHER, "same", "not_self", BOTH, BOTH),
+]
 
 
 def samples() -> dict[str, list[tuple[Any, ...]]]:
@@ -107,4 +148,42 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
         (gauss(4, 3, 6), CODES, bank),
         (x.double(), CODES, bank.double()),
     ]
+    _selections(table, pairs)
     return table
+
+
+def _selections(table: dict[str, list[tuple[Any, ...]]], pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Searches among candidate sets, within a radius, and the merge of parts."""
+    turn = 0
+    for code in CODE.values():
+        radius = {0: -0.5, 1: -0.2, 3: 9.0}.get(code, 3.0)
+        for a, b in pairs:
+            turn += 1
+            sets = sets_of(a, b, *PROGRAMS[turn % len(PROGRAMS)])
+            radii = torch.full((a.shape[:-1].numel(),), radius, dtype=torch.float64)
+            table["topk_among"].append((a, b, None, 3, code, *sets))
+            table["radius"].append((a, b, None, radii, code, *sets))
+            table["radius_count"].append((a, b, None, radii, code, *sets))
+    (x, bank), (xg, bg), batched = pairs[0], pairs[1], pairs[3]
+    radii = torch.tensor([-1.0, 0.5, torch.inf, -torch.inf], dtype=torch.float64)
+    for code in CODE.values():
+        packed = op("pack")(bank, code)
+        sets = sets_of(x, bank, *PROGRAMS[code + 3])
+        table["topk_among"] += [(x, bank, packed, 9, code, *sets), (x, bank, packed, 4, code, *sets, None, True)]
+        table["radius"] += [(x, bank, packed, radii, code, *sets), (x, bank[:0], None, radii, code, [], [])]
+        table["radius_count"] += [(x, bank, packed, radii, code, *sets), (x, bank[:0], None, radii, code, [], [])]
+        if code > 1:  # distances
+            worst = (None, False, True)
+            table["topk_among"] += [(x, bank, None, 9, code, *sets, *worst), (xg, bg, None, 2, code, [], [], *worst)]
+            table["topk_among"].append((*batched, None, 3, code, *sets_of(*batched, "same"), *worst))
+    table["topk_among"] += [(x, bank, None, 3, 0, *sets_of(x, bank, *program)) for program in PROGRAMS]
+    table["topk_among"].append((xg, bg, None, 4, 0, *sets_of(x, bank, "bits"), gauss(9).requires_grad_()))
+    table["radius"].append((x, bank, None, radii, 0, *sets_of(x, bank, "rows"), gauss(9)))
+    table["radius_count"].append((x, bank, None, radii, 0, *sets_of(x, bank, "rows"), gauss(9)))
+    indices = torch.tensor([[3, -1, 0, 7], [1, 2, 3, 4], [-1, -1, -1, -1]])
+    keys = torch.tensor([[0.5, 9.0, 0.5, -1.0], [-torch.inf, torch.inf, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]).double()
+    for code in CODE.values():
+        found = keys if code < 2 else -keys.abs()  # of a distance none is positive
+        table["merge_topk"] += [(found, indices, 2, code, False), (found, indices, 4, code, True)]
+    table["merge_topk"] += [(keys[0], indices[0], 3, 0, False), (keys[:0], indices[:0], 1, 1, True)]
+    table["merge_topk"].append((keys.t(), indices.t(), 3, 0, True))

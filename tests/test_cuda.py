@@ -57,8 +57,9 @@ def extra_bytes(call: Callable[[], Any]) -> int:
 def test_exact_ops_equal_the_cpu(op: str) -> None:
     for case in (case for case in TABLE if case.op == op):
         inputs = build(case)
-        want = run(case, inputs.x, inputs.bank, inputs.mask)
-        got = run(case, to(inputs.x, "cuda"), to(inputs.bank, "cuda"), to(inputs.mask, "cuda"))
+        want = run(case, inputs.x, inputs.bank, inputs.allowed)
+        on = build(case, "cuda")
+        got = run(case, on.x, on.bank, on.allowed)
         assert_same(got, want, str(case))
     _cuda.check()
 
@@ -121,7 +122,8 @@ def test_a_first_search_can_be_captured() -> None:
 def test_project_by_default_is_within_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VECBANK_CUDA_PROJECT", raising=False)
     for case in PROJECT:
-        x, bank, _ = vars(build(case)).values()
+        inputs = build(case)
+        x, bank = inputs.x, inputs.bank
         got = vecbank.project(x.cuda(), bank.cuda(), case.metric)
         assert_within_contract(got.cpu(), x, bank, case.metric, "cuda")
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)  # 11 bits of each factor, as in ATen's own
@@ -138,7 +140,8 @@ def test_project_on_each_path_is_within_the_contract(path: str, monkeypatch: pyt
     """Of ATen's own error on the device, whose products are not the CPU's; what a library cannot do the kernel does."""
     monkeypatch.setenv("VECBANK_CUDA_PROJECT", path)
     for case in PROJECT:
-        x, bank, _ = vars(build(case)).values()
+        inputs = build(case)
+        x, bank = inputs.x, inputs.bank
         got = vecbank.project(x.cuda(), bank.cuda(), case.metric)
         assert_within_contract(got.cpu(), x, bank, case.metric, "cuda")
     with pytest.raises(ValueError, match="kernel or library"):

@@ -68,7 +68,7 @@ def test_an_sdist_holds_what_a_clone_holds(tmp_path: Path) -> None:
     """Built in a copy: setuptools leaves files beside the sources."""
     source = tmp_path / "source"
     left_out = shutil.ignore_patterns(
-        ".*", "build", "dist", "*.so", "*.egg-info", "__pycache__", "demo_report", "shared"
+        ".*", "build", "dist", "*.so", "*.egg-info", "__pycache__", "demo_report", "gallery_report", "shared"
     )
     shutil.copytree(ROOT, source, ignore=left_out)
     want = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}

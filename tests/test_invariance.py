@@ -25,7 +25,8 @@ LARGE = [
 
 @pytest.mark.parametrize("case", SAMPLE + LARGE, ids=str)
 def test_isas_and_threads(case: Case) -> None:
-    x, bank, mask = vars(build(case)).values()
+    inputs = build(case)
+    x, bank, allowed = inputs.x, inputs.bank, inputs.allowed
     want = None
     for isa in ISAS:
         vecbank._C.set_isa(isa)
@@ -33,7 +34,7 @@ def test_isas_and_threads(case: Case) -> None:
             torch.set_num_threads(threads)
             prepared = vecbank.Bank(bank, metric=case.metric)  # packed under this ISA and thread count
             for source in (bank, prepared):
-                got = run(case, x, source, mask)
+                got = run(case, x, source, allowed)
                 want = want or got
                 assert_same(got, want, f"{isa}, {threads} threads, {type(source).__name__}")
 

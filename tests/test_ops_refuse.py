@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from helpers import CODE, all_ops, gauss, op
 from op_samples import samples
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map_only
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 INT64 = torch.int64
 X, BANK, CODES = gauss(4, 3), gauss(5, 3), torch.tensor([0, 1])
@@ -134,6 +136,97 @@ ROWS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "project_backward_small: widths": ("project_backward_small", (gauss(4, 5), X, gauss(5, 2), 0)),
     "project_backward_small: float64": ("project_backward_small", (gauss(4, 5), X.double(), BANK.double(), 0)),
 }
+RADII = torch.ones(4, dtype=torch.float64)
+LABELS = [torch.zeros(4, 1, dtype=INT64), torch.zeros(1, 5, dtype=INT64), torch.arange(5).unsqueeze(0)]
+WORST = (None, False, True)
+# What candidate sets may not be: of x (4, 3) and bank (5, 3).
+BAD_SETS: dict[str, tuple[list[Tensor], list[int]]] = {
+    "float mask": ([FULL.float()], [0, 0]),
+    "mask of fewer queries": ([FULL[:3]], [0, 0]),
+    "mask of fewer rows": ([FULL[:, :4]], [0, 0]),
+    "mask of one dimension": ([FULL[0]], [0, 0]),
+    "words of 64 bits": ([torch.zeros(4, 1, dtype=INT64)], [1, 0]),
+    "no words": ([torch.zeros(4, 0, dtype=torch.uint8)], [1, 0]),
+    "bits of fewer queries": ([torch.zeros(3, 1, dtype=torch.uint8)], [1, 0]),
+    "bits of one dimension": ([torch.zeros(1, dtype=torch.uint8)], [1, 0]),
+    "int32 ranges": ([torch.zeros(4, 2, dtype=torch.int32)], [2, 0]),
+    "ranges of three": ([torch.zeros(4, 3, dtype=INT64)], [2, 0]),
+    "ranges of fewer queries": ([torch.zeros(2, 2, dtype=INT64)], [2, 0]),
+    "int32 ids": ([torch.zeros(4, 2, dtype=torch.int32)], [3, 0]),
+    "float ids": ([torch.zeros(4, 2)], [6, 0]),
+    "ids of fewer queries": ([torch.zeros(3, 2, dtype=INT64)], [6, 0]),
+    "ids of one dimension": ([torch.zeros(4, dtype=INT64)], [3, 0]),
+    "ids of three dimensions": ([torch.zeros(1, 4, 2, dtype=INT64)], [6, 0]),
+    "labels (n, 2)": ([torch.zeros(4, 2, dtype=INT64), *LABELS[1:]], [5, 0]),
+    "int32 labels": ([LABELS[0], LABELS[1].int(), LABELS[2]], [5, 0]),
+    "labels of fewer rows": ([LABELS[0], LABELS[1][:, :4], LABELS[2][:, :4]], [5, 0]),
+    "labels of more banks": ([LABELS[0], LABELS[1].repeat(2, 1), LABELS[2].repeat(2, 1)], [5, 0]),
+    "flat labels": ([LABELS[0], LABELS[1][0], LABELS[2][0]], [5, 0]),
+    "no order of labels": (LABELS[:2], [5, 0]),
+    "no tensor": ([], [0, 0]),
+    "operand out of range": ([FULL], [0, 1]),
+    "negative operand": ([FULL], [0, -1]),
+    "operand of 2^40": ([FULL], [0, 2**40]),
+    "half a step": ([FULL], [0]),
+    "unknown code": ([FULL], [7, 0]),
+    "unknown join": ([FULL], [0, 0, -4, 0]),
+    "code of 2^40": ([FULL], [2**40, 0]),
+    "two results": ([FULL], [0, 0, 0, 0]),
+    "a join of nothing": ([FULL], [-1, 0]),
+    "a join of one": ([FULL], [0, 0, -1, 0]),
+    "no set at all, negated": ([], [-3, 0]),
+    "65 sets": ([FULL], [0, 0] * 65 + [-1, 0] * 64),
+    "too long": ([FULL], [0, 0] + [-3, 0] * 5000),
+}
+for _what, _sets in BAD_SETS.items():
+    ROWS[f"topk_among: {_what}"] = ("topk_among", (X, BANK, None, 2, 0, *_sets))
+    ROWS[f"radius: {_what}"] = ("radius", (X, BANK, None, RADII, 2, *_sets))
+    ROWS[f"radius_count: {_what}"] = ("radius_count", (X, BANK, None, RADII, 2, *_sets))
+_KEYS, _INDICES = torch.zeros(4, 6, dtype=torch.float64), torch.zeros(4, 6, dtype=INT64)
+ROWS |= {
+    **{f"topk_among: k {k}": ("topk_among", (X, BANK, None, k, 0, [], [])) for k in (0, -1, 6, 2**40, -(2**63))},
+    "topk_among: worst of a similarity": ("topk_among", (X, BANK, None, 2, 0, [], [], *WORST)),
+    "topk_among: worst with a pack": ("topk_among", (X, BANK, op("pack")(BANK, 2), 2, 2, [], [], *WORST)),
+    "topk_among: bias for distances": ("topk_among", (X, BANK, None, 2, 2, [], [], gauss(5))),
+    "topk_among: bias of another length": ("topk_among", (X, BANK, None, 2, 0, [], [], gauss(4))),
+    "topk_among: metric": ("topk_among", (X, BANK, None, 2, 9, [], [])),
+    "topk_among: another rank's labels": (
+        "topk_among",
+        (X, BANK, None, 2, 0, [*LABELS[:2], torch.tensor([[0, 1, 5, 3, 4]])], [5, 0]),
+    ),
+    "topk_among: a negative rank of labels": (
+        "topk_among",
+        (X, BANK, None, 2, 0, [*LABELS[:2], torch.tensor([[0, 1, -1, 3, 4]])], [5, 0]),
+    ),
+    "topk_among: mask of another bank": (
+        "topk_among",
+        (gauss(2, 4, 3), gauss(2, 5, 3), None, 2, 0, [FULL], [0, 0]),
+    ),
+    "merge_topk: float32 keys": ("merge_topk", (_KEYS.float(), _INDICES, 2, 0, False)),
+    "merge_topk: int32 indices": ("merge_topk", (_KEYS, _INDICES.int(), 2, 0, False)),
+    "merge_topk: shapes": ("merge_topk", (_KEYS, _INDICES[:, :5], 2, 0, False)),
+    "merge_topk: queries": ("merge_topk", (_KEYS, _INDICES[:3], 2, 0, False)),
+    "merge_topk: scalars": ("merge_topk", (_KEYS[0, 0], _INDICES[0, 0], 1, 0, False)),
+    "merge_topk: metric": ("merge_topk", (_KEYS, _INDICES, 2, 9, False)),
+    **{f"merge_topk: k {k}": ("merge_topk", (_KEYS, _INDICES, k, 0, False)) for k in (0, -1, 7, 2**40)},
+    "merge_topk: nothing to merge": ("merge_topk", (_KEYS[:, :0], _INDICES[:, :0], 1, 0, False)),
+}
+for _name in ("radius", "radius_count"):
+    ROWS |= {
+        f"{_name}: float32 radii": (_name, (X, BANK, None, RADII.float(), 2, [], [])),
+        f"{_name}: radii of fewer queries": (_name, (X, BANK, None, RADII[:3], 2, [], [])),
+        f"{_name}: radii of two dimensions": (_name, (X, BANK, None, RADII.reshape(2, 2), 2, [], [])),
+        f"{_name}: one radius": (_name, (X, BANK, None, RADII[0], 2, [], [])),
+        f"{_name}: a radius for all": (_name, (X, BANK, None, RADII[:1], 2, [], [])),
+        f"{_name}: bias for distances": (_name, (X, BANK, None, RADII, 2, [], [], gauss(5))),
+        f"{_name}: bias of another dtype": (_name, (X, BANK, None, RADII, 0, [], [], gauss(5).double())),
+        f"{_name}: metric": (_name, (X, BANK, None, RADII, 5, [], [])),
+    }
+for _name in ("topk_among", "radius", "radius_count"):
+    ROWS |= {
+        f"{_name}: {what}": (_name, (*pair, None, 2 if _name == "topk_among" else RADII, 0, [], []))
+        for what, pair in PAIRS.items()
+    }
 for _name in SEARCHES:
     ROWS |= {
         f"{_name}: {what}": (_name, (*pair, None, *((2,) if _name == "topk" else ()), 0))
@@ -144,6 +237,10 @@ for _name in SEARCHES:
 # A fake kernel checks devices, dtypes and shapes; these are values, which may be symbolic.
 VALUES = (
     "topk: k",
+    "topk_among: k",
+    "topk_among: another rank's labels",
+    "topk_among: a negative rank of labels",
+    "merge_topk: k",
     "repack_: rows out of range",
     "repack_: pack of",
     "lookup: reduce 3",
@@ -163,36 +260,52 @@ def test_refused(what: str, fake: bool) -> None:
     name, row = ROWS[what]
     with pytest.raises(ERRORS):
         if fake:
-            with FakeTensorMode() as mode:
+            with FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True) as mode:  # `radius` makes a symbol
                 op(name)(*tree_map_only(Tensor, mode.from_tensor, row))
         else:
             op(name)(*row)
 
 
+def longest(rows: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The sample of the most tensors, those in lists among them."""
+    return max(rows, key=lambda row: sum(isinstance(a, Tensor) for a in tree_leaves(row)))
+
+
 def _on_meta() -> list[tuple[str, int]]:
-    """(op, position) of every tensor argument that has another tensor argument beside it."""
+    """(op, number) of every tensor that has another tensor beside it."""
     found = []
     for name, rows in samples().items():
-        longest = max(rows, key=lambda row: sum(isinstance(a, Tensor) for a in row))
-        tensors = [i for i, a in enumerate(longest) if isinstance(a, Tensor)]
-        found += [(name, i) for i in tensors if len(tensors) > 1]
+        count = sum(isinstance(a, Tensor) for a in tree_leaves(longest(rows)))
+        found += [(name, i) for i in range(count) if count > 1]
     return found
 
 
-@pytest.mark.parametrize("name, position", _on_meta())
-def test_mixed_devices_are_refused(name: str, position: int) -> None:
+@pytest.mark.parametrize("name, number", _on_meta())
+def test_mixed_devices_are_refused(name: str, number: int) -> None:
     """One meta tensor among CPU tensors sends the call to the fake kernel, whose answer is empty."""
-    row = max(samples()[name], key=lambda r: sum(isinstance(a, Tensor) for a in r))
-    mixed = [a.detach().to("meta") if i == position else a for i, a in enumerate(row)]
+    row, numbers = longest(samples()[name]), itertools.count()
+    mixed = tree_map_only(Tensor, lambda t: t.detach().to("meta") if next(numbers) == number else t, row)
     with pytest.raises(ERRORS):
         op(name)(*mixed)
 
 
-@pytest.mark.parametrize("name", ["pack", *SEARCHES, "topk_backward", "project_backward", "project_backward_small"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pack",
+        *SEARCHES,
+        *("topk_among", "radius", "radius_count", "merge_topk"),
+        *("topk_backward", "project_backward", "project_backward_small"),
+    ],
+)
 def test_bad_metric(name: str) -> None:
     rows = {
         "pack": lambda code: (BANK, code),
         "topk": lambda code: (X, BANK, None, 2, code),
+        "topk_among": lambda code: (X, BANK, None, 2, code, [], []),
+        "radius": lambda code: (X, BANK, None, RADII, code, [], []),
+        "radius_count": lambda code: (X, BANK, None, RADII, code, [], []),
+        "merge_topk": lambda code: (_KEYS, _INDICES, 2, code, False),
         "topk_backward": lambda code: (gauss(4, 2), X, BANK, torch.zeros(4, 2, dtype=INT64), code),
         "project_backward": lambda code: (gauss(4, 5), X, BANK, code),
         "project_backward_small": lambda code: (gauss(4, 5), X, BANK, code),
@@ -243,6 +356,21 @@ TEXTS: dict[str, tuple[str, tuple[Any, ...], str]] = {
         "mask must be bool and expanded to (..., M), got (4, 5)",
     ),
     "codes": ("lookup", (CODES.int(), BANK, None, 0), "codes must be int64"),
+    "k among": (
+        "topk_among",
+        (X, BANK, None, 6, 0, [], []),
+        "k must lie between 1 and M, got k = 6 with bank (5, 3)",
+    ),
+    "a program without end": (
+        "topk_among",
+        (X, BANK, None, 2, 0, [FULL], [0, 0] * 65 + [-1, 0] * 64),
+        "program must join at most 64 sets into one",
+    ),
+    "radii": (
+        "radius",
+        (X, BANK, None, RADII[:3], 2, [], []),
+        "radii must be contiguous float64 (4), got (3)",
+    ),
     "weights": (
         "lookup",
         (CODES, BANK, CODES, 1),
@@ -296,6 +424,40 @@ def test_garbage_packs(kind: str, metric: str, name: str) -> None:
     bad = GARBAGE[kind](op("pack")(bank, code), bank, code)
     with pytest.raises(ERRORS):
         search(name, x, bank, bad, code)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", GARBAGE)
+def test_garbage_packs_among_sets(kind: str, metric: str) -> None:
+    x, bank, code = gauss(4, 20), gauss(70, 20), CODE[metric]
+    bad = GARBAGE[kind](op("pack")(bank, code), bank, code)
+    with pytest.raises(ERRORS):
+        op("topk_among")(x, bank, bad, 2, code, [torch.tensor([[3, 60]])], [2, 0])
+    for name in ("radius", "radius_count"):
+        with pytest.raises(ERRORS):
+            op(name)(x, bank, bad, RADII, code, [], [])
+
+
+def test_numbers_in_sets_never_crash() -> None:
+    """Rows that no bank has, ends of ranges far outside and in any order, labels of any size: answers or errors."""
+    wild = torch.tensor([[-(2**63), 2**63 - 1], [2**63 - 1, -(2**63)], [5, -1], [2**40, 3]])
+    for kind, sets in (
+        (2, [wild]),
+        (3, [wild]),
+        (6, [wild]),
+        (6, [wild.sort(-1).values]),
+        (5, [wild[:, :1], *LABELS[1:]]),
+    ):
+        for program in ([kind, 0], [kind, 0, -3, 0], [kind, 0, 4, -(2**63), -1, 0], [kind, 0, 4, 2**63 - 1, -2, 0]):
+            found = op("topk_among")(X, BANK, None, 5, 0, sets, program)[1]
+            assert int(found.min()) >= -1 and int(found.max()) < 5
+            offsets, rows, _ = op("radius")(X, BANK, None, RADII, 2, sets, program)
+            assert int(offsets[-1]) == len(rows) and bool(((rows >= 0) & (rows < 5)).all())
+            assert torch.equal(op("radius_count")(X, BANK, None, RADII, 2, sets, program), offsets.diff())
+    for code in CODE.values():
+        strange = torch.tensor([[torch.nan, torch.inf, -torch.inf, 0.0, 1.0, -1.0]], dtype=torch.float64)
+        rows = torch.tensor([[2**63 - 1, -(2**63), 3, 3, -1, 2**40]])
+        op("merge_topk")(strange, rows, 6, code, True)
 
 
 @pytest.mark.parametrize("name", SEARCHES)

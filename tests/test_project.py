@@ -78,7 +78,8 @@ def assert_within_contract(got: Tensor, x: Tensor, bank: Tensor, metric: str, de
 
 @pytest.mark.parametrize("case", PROJECT, ids=str)
 def test_table(case: Case, target: Target) -> None:
-    x, bank, _ = vars(build(case)).values()
+    inputs = build(case)
+    x, bank = inputs.x, inputs.bank
     on = (x.to(target.device), bank.to(target.device)) if target.device != "cpu" else (x, bank)
     got = vecbank.project(*on, case.metric)
     assert got.dtype == x.dtype

@@ -18,7 +18,8 @@ BIASED = thin([c for c in TABLE if c.op == "topk" and c.metric == "dot" and not 
 
 @pytest.mark.parametrize("case", ROWS, ids=str)
 def test_quantize_train(case: Case, target: Target) -> None:
-    x, bank, _ = vars(build(case)).values()
+    inputs = build(case)
+    x, bank = inputs.x, inputs.bank
     on = x.to(target.device), bank.to(target.device)
     mask = torch.rand(x.shape[:-1]) < 0.7
     for m in (None, mask):
@@ -86,7 +87,8 @@ def test_quantize_train_with_nothing_counted(device: str) -> None:
 
 @pytest.mark.parametrize("case", BIASED, ids=str)
 def test_biased_topk(case: Case, target: Target) -> None:
-    x, bank, mask = vars(build(case)).values()
+    inputs = build(case)
+    x, bank, mask = inputs.x, inputs.bank, inputs.mask
     scale = reference.project(x, bank, "dot", out_dtype=F64).abs().nan_to_num(1.0, 1.0, 1.0).clamp(max=1e300)
     size = float(scale.max()) if scale.numel() else 1.0
     for bias in (
@@ -97,7 +99,7 @@ def test_biased_topk(case: Case, target: Target) -> None:
         bias = bias.to(bank.dtype)
         want = reference.topk(x, bank, case.k, "dot", mask, bias)
         on = [t if t is None else t.to(target.device) for t in (x, bank, mask, bias)]
-        assert_same(tuple(vecbank.topk(*on[:2], case.k, "dot", on[2], bias=on[3])), tuple(want))
+        assert_same(tuple(vecbank.topk(*on[:2], case.k, "dot", allowed=on[2], bias=on[3])), tuple(want))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e38, 1e-45])

@@ -46,7 +46,7 @@ struct Allowed {
   bool shared() const {
     for (int32_t i = 0; i < count; ++i) {
       const CandidateSet& s = sets[i];
-      if (s.kind == SetKind::not_self || (s.kind == SetKind::mask ? s.mask.dims > 0 : s.stride != 0)) return false;
+      if (s.kind == SetKind::not_self || (s.kind == SetKind::mask ? !s.mask.shared() : s.stride != 0)) return false;
     }
     return true;
   }

@@ -37,6 +37,12 @@ struct Mask {
     }
     return dims > 0 ? start + remaining * strides[dims - 1] : start;
   }
+  // Whether all queries have one row of it.
+  bool shared() const {
+    for (int i = 0; i < dims; ++i)
+      if (strides[i] != 0) return false;
+    return true;
+  }
   const bool* row(int64_t query) const { return data + row_start(query); }
   bool allows(int64_t query, int64_t column) const { return data == nullptr || row(query)[column * col_stride]; }
   Mask from(int64_t query) const {  // the same mask, whose row 0 is this query's

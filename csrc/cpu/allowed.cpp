@@ -7,7 +7,9 @@
 namespace vecbank::cpu {
 namespace {
 
-constexpr int64_t kSample = 128;  // rows of a query that are looked at to tell how many it may be given
+constexpr int32_t kMostWordSteps = 16;
+constexpr int64_t kSample = 128;         // rows of a query that are looked at to tell how many it may be given,
+constexpr int64_t kSharedSample = 4096;  // and of a set that all queries share
 
 bool contains(const int64_t* ids, int64_t count, int64_t row) {
   const int64_t* at = std::lower_bound(ids, ids + count, row);
@@ -131,7 +133,11 @@ double AllowedRows::expected(int64_t query) const {
   const Run run = shortest(query, &of);
   const double most = static_cast<double>(run.size());
   if (run.size() == 0 || (of >= 0 && allowed_.steps == 1)) return most;
-  const int64_t sample = std::min(run.size(), kSample);
+  if (allowed_.steps == 1 && allowed_.sets[0].kind == SetKind::exclude)
+    return std::max(0.0, most - static_cast<double>(allowed_.sets[0].width));
+  if (allowed_.steps == 1 && allowed_.sets[0].kind == SetKind::not_self) return std::max(0.0, most - 1.0);
+  // The rows of a set for all are counted by the first query, for all.
+  const int64_t sample = std::min(run.size(), shared_ ? kSharedSample : kSample);
   int64_t found = 0;
   for (int64_t i = 0; i < sample; ++i) {
     // Scattered, so that rows that lie in some order by their attributes do not mislead: golden sections of the run.
@@ -139,7 +145,8 @@ double AllowedRows::expected(int64_t query) const {
     const int64_t j = run.first + std::min(run.size() - 1, static_cast<int64_t>((at - std::floor(at)) * most));
     found += allows(query, run.rows == nullptr ? j : run.rows[j]);
   }
-  return most * static_cast<double>(found) / static_cast<double>(sample);
+  if (sample == run.size()) return static_cast<double>(found);
+  return most * (static_cast<double>(found) + 0.5) / static_cast<double>(sample + 1);
 }
 
 int64_t AllowedRows::list(int64_t query, int64_t* from, int64_t to, int64_t room, int64_t* out) const {
@@ -201,6 +208,134 @@ int64_t AllowedRows::list(int64_t query, int64_t* from, int64_t to, int64_t room
   }
   *from = j < end ? j : to;
   return count;
+}
+
+bool AllowedRows::has_words() const {
+  if (allowed_.count == 0 || allowed_.steps > kMostWordSteps) return false;
+  for (int32_t i = 0; i < allowed_.count; ++i) {
+    const CandidateSet& s = allowed_.sets[i];
+    // To read every bool of a query takes as long as to screen some of the columns.
+    if (s.kind == SetKind::same || s.kind == SetKind::mask) return false;
+  }
+  return true;
+}
+
+const uint8_t* AllowedRows::words_in_place(int64_t query, int64_t first, int64_t count) const {
+  if (allowed_.steps != 1 || allowed_.sets[0].kind != SetKind::bits) return nullptr;
+  const CandidateSet& s = allowed_.sets[0];
+  return (first >> 3) + 2 * count <= s.width ? bits(s, query) + (first >> 3) : nullptr;
+}
+
+void AllowedRows::words_of(const CandidateSet& s, int64_t query, int64_t first, int64_t count, uint16_t* out) const {
+  const int64_t end = std::min(allowed_.rows, first + 16 * count);
+  const auto flip = [&](int64_t row, bool on) {
+    const auto bit = static_cast<uint16_t>(1u << ((row - first) & 15));
+    uint16_t& word = out[(row - first) >> 4];
+    word = static_cast<uint16_t>(on ? word | bit : word & ~bit);
+  };
+  switch (s.kind) {
+    case SetKind::mask: {
+      if (s.mask.col_stride != 1) break;
+      const bool* row = s.mask.row(allowed_.query + query);
+      for (int64_t w = 0; w < count; ++w) {
+        uint32_t word = 0;
+        const int64_t at = first + 16 * w;
+        if (at + 16 <= end) {
+          for (int half = 0; half < 2; ++half) {
+            uint64_t eight;  // bytes of 0 and 1, the first the lowest: the product gathers their bits in its top byte
+            std::memcpy(&eight, row + at + 8 * half, sizeof eight);
+            if constexpr (std::endian::native == std::endian::big) eight = __builtin_bswap64(eight);
+            word |= static_cast<uint32_t>((eight & 0x0101010101010101u) * 0x0102040810204080u >> 56) << (8 * half);
+          }
+        } else {
+          for (int64_t j = at; j < end; ++j) word |= static_cast<uint32_t>(row[j]) << (j - at);
+        }
+        out[w] = static_cast<uint16_t>(word);
+      }
+      return;
+    }
+    case SetKind::bits: {
+      const int64_t bytes = std::min(2 * count, s.width - (first >> 3));
+      const uint8_t* packed = bits(s, query) + (first >> 3);
+      for (int64_t i = 0; i < bytes; i += 2)
+        out[i / 2] = static_cast<uint16_t>(packed[i] | (i + 1 < bytes ? packed[i + 1] << 8 : 0));
+      return;
+    }
+    case SetKind::ranges:
+    case SetKind::rows: {
+      std::fill_n(out, count, uint16_t{0});
+      Run run;
+      (void)run_of(s, query, &run);
+      if (run.rows != nullptr) {
+        const int64_t* last = run.rows + run.end;
+        for (const int64_t* at = std::lower_bound(run.rows, last, first); at < last && *at < end; ++at) flip(*at, true);
+        return;
+      }
+      const int64_t from = std::max(first, run.first), to = std::min(end, run.end);
+      for (int64_t j = from; j < to; ++j) {
+        if (((j - first) & 15) == 0 && j + 16 <= to) {
+          out[(j - first) >> 4] = 0xffff;
+          j += 15;
+        } else {
+          flip(j, true);
+        }
+      }
+      return;
+    }
+    case SetKind::exclude: {
+      std::fill_n(out, count, uint16_t{0xffff});
+      const int64_t* listed = ids(s, query);
+      for (int64_t i = 0; i < s.width; ++i)
+        if (listed[i] >= first && listed[i] < end) flip(listed[i], false);
+      return;
+    }
+    case SetKind::not_self: {
+      std::fill_n(out, count, uint16_t{0xffff});
+      const int64_t own = s.first + allowed_.within + query;
+      if (own >= first && own < end) flip(own, false);
+      return;
+    }
+    case SetKind::same: break;
+  }
+  for (int64_t w = 0; w < count; ++w) {
+    uint32_t word = 0;
+    for (int64_t j = first + 16 * w; j < std::min(end, first + 16 * w + 16); ++j)
+      word |= static_cast<uint32_t>(in_set(s, query, j)) << ((j - first) & 15);
+    out[w] = static_cast<uint16_t>(word);
+  }
+}
+
+void AllowedRows::words(int64_t query, int64_t first, int64_t count, uint16_t* out) const {
+  if (allowed_.steps > kMostWordSteps) {
+    for (int64_t w = 0; w < count; ++w) {
+      uint32_t word = 0;
+      for (int64_t j = first + 16 * w; j < std::min(allowed_.rows, first + 16 * w + 16); ++j)
+        word |= static_cast<uint32_t>(allows(query, j)) << ((j - first) & 15);
+      out[w] = static_cast<uint16_t>(word);
+    }
+    return;
+  }
+  constexpr int64_t kTogether = 64;
+  uint16_t stack[kMostWordSteps][kTogether];
+  for (int64_t at = 0; at < count; at += kTogether) {
+    const int64_t n = std::min(kTogether, count - at);
+    int depth = 0;
+    for (int32_t i = 0; i < allowed_.steps; ++i) {
+      const int32_t step = allowed_.program[i];
+      if (step >= 0) {
+        words_of(allowed_.sets[step], query, first + 16 * at, n, allowed_.steps == 1 ? out + at : stack[depth]);
+        ++depth;
+      } else if (step == kNot) {
+        for (int64_t w = 0; w < n; ++w) stack[depth - 1][w] = static_cast<uint16_t>(~stack[depth - 1][w]);
+      } else {
+        --depth;
+        for (int64_t w = 0; w < n; ++w)
+          stack[depth - 1][w] = static_cast<uint16_t>(step == kBoth ? stack[depth - 1][w] & stack[depth][w]
+                                                                    : stack[depth - 1][w] | stack[depth][w]);
+      }
+    }
+    if (allowed_.steps > 1) std::copy_n(stack[0], n, out + at);
+  }
 }
 
 Status expect_rows(const AllowedRows& allowed, int64_t queries, const Parallel& parallel, float* expected) {

@@ -35,6 +35,24 @@ class AllowedRows {
   // About how many rows a query may be given: exact for a set that is numbered, else from a sample.
   double expected(int64_t query) const;
 
+  // Whether words() takes little time for each row.
+  bool has_words() const;
+  // A bit for each of rows [first, first + 16 count) that says whether the query may be given it; rows beyond the bank
+  // may have any. `first` is a multiple of 16.
+  void words(int64_t query, int64_t first, int64_t count, uint16_t* out) const;
+  // A bool for every pair, side by side.
+  bool is_mask() const {
+    return allowed_.steps == 1 && allowed_.sets[0].kind == SetKind::mask && allowed_.sets[0].mask.col_stride == 1;
+  }
+  // words() of 16 rows.
+  uint32_t sixteen(int64_t query, int64_t first) const {
+    uint16_t word;
+    words(query, first, 1, &word);
+    return word;
+  }
+  // The same where they lie in memory; null: words() must write them.
+  const uint8_t* words_in_place(int64_t query, int64_t first, int64_t count) const;
+
   // Writes the rows of [*from, to) that a query may be given, in ascending order, at most `room` of them; `*from`
   // becomes where to go on. Returns how many: none, only where there are no more.
   int64_t list(int64_t query, int64_t* from, int64_t to, int64_t room, int64_t* out) const;
@@ -47,6 +65,7 @@ class AllowedRows {
   };
   bool in_set(const CandidateSet& set, int64_t query, int64_t row) const;
   bool in_all(int64_t query, int64_t row) const;
+  void words_of(const CandidateSet& set, int64_t query, int64_t first, int64_t count, uint16_t* out) const;
   bool run_of(const CandidateSet& set, int64_t query, Run* run) const;
   Run shortest(int64_t query, int* of) const;
   const int64_t* ids(const CandidateSet& set, int64_t query) const {

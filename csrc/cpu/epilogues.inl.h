@@ -7,6 +7,35 @@
 namespace vecbank::cpu {
 namespace {
 
+VB_INLINE uint32_t allowed_bits(const uint8_t* row, int64_t panel) {
+  uint16_t bits;
+  __builtin_memcpy(&bits, row + 2 * panel, sizeof bits);
+  if constexpr (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__) bits = __builtin_bswap16(bits);
+  return bits;
+}
+
+// Whether a tile has a survivor that its row may be given. Where rows may be given few, most tiles have survivors, and
+// few have one of these: so the accumulators are looked at where they are.
+template <class V, int Height, int PanelCount, class Tile>
+VB_INLINE bool any_allowed(const Tile& tile, const float* thresholds, const uint8_t* const* allowed, int64_t panel,
+                           int valid) {
+  uint32_t hit = 0;
+  unroll<Height>([&](auto r) __attribute__((always_inline)) {
+    const auto threshold = V::fill(thresholds[r.value]);
+    uint32_t lanes[PanelCount] = {}, any = 0;
+    unroll<PanelCount>([&](auto p) __attribute__((always_inline)) {
+      unroll<tile.per_panel>([&](auto w) __attribute__((always_inline)) {
+        const uint32_t some = V::not_less(tile.acc[r.value][p.value * tile.per_panel + w.value], threshold);
+        lanes[p.value] |= some << (w.value * V::width);
+      });
+      any |= lanes[p.value];
+    });
+    if (__builtin_expect(any == 0, 1)) return;  // as of most rows
+    for (int p = 0; p < valid; ++p) hit |= lanes[p] & allowed_bits(allowed[r.value], panel + p);
+  });
+  return hit != 0;
+}
+
 // This path is rare, and out of line so that the hot loop keeps its registers.
 template <class V, int Height, int PanelCount, class Tiles>
 __attribute__((noinline)) void push_survivors(const ScanArgs<Tiles>& s, const float* upper, int64_t row, int64_t panel,
@@ -17,6 +46,7 @@ __attribute__((noinline)) void push_survivors(const ScanArgs<Tiles>& s, const fl
       const auto threshold = V::fill(s.thresholds[row + r]);  // read again: a survivor may have raised the threshold
       uint32_t lanes = 0;
       for (int w = 0; w < kPanel; w += V::width) lanes |= V::not_less(V::load(u + w), threshold) << w;
+      if (lanes != 0 && s.allowed != nullptr) lanes &= allowed_bits(s.allowed[row + r], panel + p);
       if (lanes != 0) s.push(s.context, row + r, panel + p, u, lanes);
     }
   }
@@ -33,6 +63,9 @@ void scan_tiles(const ScanArgs<Tiles>& s) {
                                    __attribute__((always_inline)) { gate.add(tile.acc[r.value][v.value], threshold); });
         });
         if (__builtin_expect(gate.any(), 0)) {
+          if (s.allowed != nullptr &&
+              !any_allowed<V, Height, PanelCount>(tile, s.thresholds + row, s.allowed + row, panel, valid))
+            return;
           alignas(64) float upper[Height * PanelCount * kPanel];
           tile.spill(upper);
           push_survivors<V, Height, PanelCount>(s, upper, row, panel, valid);

@@ -34,6 +34,9 @@ struct ScanArgs {
   const float* thresholds = nullptr;  // per row, padded to whole groups with +inf; may rise under the scan
   PushSurvivors push = nullptr;
   void* context = nullptr;
+  // Per row, padded as the thresholds are: a bit for each column from the first panel on, the lowest first. A column
+  // is pushed where it is set. null: every column.
+  const uint8_t* const* allowed = nullptr;
 };
 
 // The running argmax. For each row and each of the 16 lanes of a panel: the largest upper bound so far, the second

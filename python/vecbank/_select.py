@@ -105,8 +105,8 @@ def pair_keys(s: Search, indices: Tensor) -> Tensor:
 def exact_pairs(x: Tensor, bank: Tensor, indices: Tensor, code: int, dtype: torch.dtype) -> Tensor:
     """The exact scores of chosen pairs (..., k); 0 where an index is -1."""
     if bank.dim() == 3:  # one long bank
-        first = torch.arange(0, bank.shape[0] * bank.shape[1], max(bank.shape[1], 1), device=bank.device)
-        indices = torch.where(indices < 0, -1, indices + first[: bank.shape[0]].reshape(-1, 1, 1))
+        first = torch.arange(bank.shape[0], device=bank.device) * bank.shape[1]
+        indices = torch.where(indices < 0, -1, indices + first.reshape(-1, 1, 1))
         bank = bank.flatten(0, 1)
     scores: Tensor = ops.exact_scores(x, bank, code, dtype, indices)
     return scores
@@ -122,12 +122,13 @@ def merge(found: Tensor, indices: Tensor, k: int, code: int, *, wide: bool) -> t
     if kernels(found):
         best: tuple[Tensor, Tensor] = ops.merge_topk(found, indices, k, code, wide)
         return best
-    missing = indices < 0
+    missing = (indices < 0) | found.isnan()
     place = torch.where(missing, torch.iinfo(torch.int64).max, indices)
     order = torch.sort(place, dim=-1, stable=True).indices
     order = order.gather(-1, torch.sort(found.gather(-1, order), dim=-1, descending=True, stable=True).indices)
     order = order.gather(-1, torch.sort(missing.gather(-1, order).byte(), dim=-1, stable=True).indices)[..., :k]
-    best_keys, rows = found.gather(-1, order), indices.gather(-1, order)
+    rows = torch.where(missing.gather(-1, order), -1, indices.gather(-1, order))
+    best_keys = found.gather(-1, order)
     scores = best_keys if code in SIMILARITIES else -best_keys
     scores = scores.sqrt() if code == METRICS["l2"] else scores
     scores = torch.where(rows < 0, worst_value(code), scores)

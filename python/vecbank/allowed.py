@@ -11,11 +11,10 @@ from torch import Tensor
 
 from . import _checks
 from ._numpy import tensor_of
-from ._ops.sets import BOTH, EITHER, NOT, Kind, Lowered
+from ._ops.sets import BOTH, EITHER, MOST_SETS, NOT, Kind, Lowered
 
 F = TypeVar("F", bound=Callable[..., Any])
 _WORDS = tuple(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
-_MOST = torch.iinfo(torch.int64).max
 
 
 class _Leaf(NamedTuple):
@@ -54,6 +53,7 @@ class Allowed:
     """
 
     __slots__ = ("_leaves", "_program")
+    __array_ufunc__ = None  # numpy leaves joins with its arrays to us
     _leaves: tuple[_Leaf, ...]
     _program: tuple[int, ...]  # postfix: a leaf's number, or a join
 
@@ -110,7 +110,7 @@ class Allowed:
         return _made(_Leaf(Kind.bits, (words if words.dtype is torch.uint8 else words.view(torch.uint8),)))
 
     @classmethod
-    def ranges(cls, start: Tensor, stop: Tensor) -> Allowed:
+    def ranges(cls, start: Tensor | int, stop: Tensor | int) -> Allowed:
         """Rows start <= j < stop, for each query its own: windows, caches that grow, galleries laid one after another.
 
         A range reaches no further than the bank: what lies below 0 or from M on is not there. `start == stop` is empty.
@@ -217,7 +217,7 @@ class Allowed:
             >>> vecbank.nearest(x, x, allowed=vecbank.Allowed.other(labels, labels)).indices.tolist()
             [1, 0, 1]
         """
-        return ~cls.same(labels_x, labels_bank)
+        return cls.same(labels_x, labels_bank).__invert__()
 
     @classmethod
     def rows(cls, ids: Tensor) -> Allowed:
@@ -238,7 +238,7 @@ class Allowed:
             [[1], [1]]
         """
         listed = _ids(ids)
-        return _made(_Leaf(Kind.rows, (torch.where(listed < 0, _MOST, listed).sort(-1).values,)))
+        return _made(_Leaf(Kind.rows, (listed.sort(-1).values,)))
 
     @classmethod
     def where(cls, *conditions: Allowed | Tensor) -> Allowed:
@@ -314,6 +314,11 @@ class Allowed:
 
     def _lowered(self, x: Tensor, bank: Tensor) -> Lowered:
         """As the ops take it, for queries x (..., d) and a bank (M, d) or (B, M, d)."""
+        if len(self._leaves) > MOST_SETS:
+            raise ValueError(
+                f"allowed joins {len(self._leaves)} sets, and at most {MOST_SETS} sets can be searched: "
+                "join bool tensors for all queries before"
+            )
         sets: list[Tensor] = []
         program: list[int] = []
         for step in self._program:
@@ -371,6 +376,8 @@ def _tensor(value: Any, name: str) -> Tensor:
 
 def _integers(value: Any, name: str) -> Tensor:
     if not isinstance(value, (Tensor, np.ndarray)):
+        if isinstance(value, (list, tuple)):
+            raise TypeError(f"{name} must be a tensor of integers, got {type(value).__name__}: torch.tensor makes one")
         return torch.tensor(_checks.integer(name, value))
     return _checks.integers(_tensor(value, name), name)
 
@@ -414,8 +421,7 @@ def _fitted(leaf: _Leaf, x: Tensor, bank: Tensor) -> list[Tensor]:
         raise ValueError(f"words must hold a bit for each of the bank's {m} rows, got {fitted[0].shape[-1] * 8} bits")
     if leaf.kind in (Kind.exclude, Kind.rows) and _checks.readable(fitted[0]) and fitted[0].numel():
         ids = fitted[0]
-        most = int(ids[ids != _MOST].max()) if leaf.kind is Kind.rows and bool((ids != _MOST).any()) else -1
-        most = int(ids.max()) if leaf.kind is Kind.exclude else most
+        most = int(ids.max())
         if most >= m:
             raise IndexError(f"ids must lie below the bank's number of rows {m}, got {most}")
     return fitted

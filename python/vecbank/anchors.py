@@ -181,7 +181,7 @@ def farthest_point(
     Args:
         samples: (N, d), floating point, finite.
         num: the number of anchors, 1 to N.
-        metric: "l2", "sqeuclidean" (the same choice) or "cosine" (least similar is farthest).
+        metric: "l2", "sqeuclidean" (the same choice), "l1" or "cosine" (least similar is farthest).
         first: index of the first anchor; drawn when not given.
         generator: source of that draw, or the seed of one.
 
@@ -202,8 +202,8 @@ def farthest_point(
     samples = _check_samples(samples)
     count = samples.shape[0]
     num = _check_num(num, count, "samples")
-    if metric not in ("l2", "sqeuclidean", "cosine"):
-        raise ValueError(f"metric must be one of l2, sqeuclidean, cosine, got {metric!r}")
+    if metric not in ("l2", "sqeuclidean", "l1", "cosine"):
+        raise ValueError(f"metric must be one of l2, sqeuclidean, l1, cosine, got {metric!r}")
     generator = _checks.generator(generator)
     if first is None:
         start = int(_permutation(count, generator, samples.device)[0])

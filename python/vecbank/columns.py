@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,21 +14,24 @@ from torch import Tensor
 from .allowed import Allowed
 
 _Array = np.ndarray[Any, Any]
+_LISTS = (list, tuple, set, frozenset, np.ndarray)
+_FAMILIES = {"b": "numbers", "i": "numbers", "u": "numbers", "f": "numbers", "U": "strings", "T": "strings"}
+_FAMILIES |= {"S": "bytes", "M": "dates", "m": "durations"}
 
 
 class Column:
     """One attribute of every bank row; its comparisons are candidate sets for `vecbank.Allowed.where`.
 
-    Missing values (None, NaN, NaT, Arrow's nulls) meet no condition but `is_null`, also under `!=`; only `~` turns that
+    Missing values (None, NaN, NaT, Arrow's nulls) meet no condition but `is_null`, not even `!=`; only `~` turns that
     round.
 
     Args:
-        values: M numbers, bools, strings or dates (a list, a torch tensor, a numpy or an Arrow array), or M lists of
-            tags (a list of lists or sets, or Arrow lists) for `contains`.
+        values: M numbers, bools, strings, dates or durations (a list, a torch tensor, a numpy or an Arrow array), or M
+            lists of tags (a list of lists or sets, or Arrow lists) for `contains`.
         device: where the sets that conditions give are to lie; None: where a tensor lies, else the CPU.
 
     Raises:
-        TypeError: values of another kind, or not one for each row.
+        TypeError: values of another kind or of several, or not one for each row.
 
     Example:
         >>> import torch, vecbank
@@ -39,68 +43,58 @@ class Column:
     """
 
     def __init__(self, values: Any, *, device: torch.device | str | None = None) -> None:
-        self._device = torch.device(device) if device is not None else None
+        self._device = None if device is None else torch.device(device)
         self._tensor: Tensor | None = None
-        self._array: _Array | None = None
+        self._array: _Array | None = None  # None beside no tensor and no tags: every value is missing
         self._missing: _Array | None = None
         self._tags: tuple[_Array, _Array] | None = None  # the tags of all rows, and the row of each
-        if isinstance(values, Column):
-            raise TypeError("values must be an array of attributes, got a Column")
         if isinstance(values, Tensor):
-            if values.dim() != 1:
-                raise TypeError(f"values must hold one number for each row (M,), got a tensor {tuple(values.shape)}")
+            if values.dim() != 1 or values.is_complex():
+                what = f"{tuple(values.shape)} of {values.dtype}"
+                raise TypeError(f"values must hold one number for each row (M,), got a tensor {what}")
             self._tensor, self._rows = values.detach(), values.shape[0]
             return
         if type(values).__module__.partition(".")[0] == "pyarrow":
             values = _of_arrow(values)
-        if isinstance(values, np.ndarray):
-            if values.ndim != 1:
-                raise TypeError(f"values must hold one value for each row (M,), got an array {values.shape}")
-        elif isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-            raise TypeError(
-                f"values must be a tensor, an array or a list of one value for each row, got {type(values).__name__}"
-            )
-        else:
+        if isinstance(values, np.ndarray) and values.ndim != 1:
+            raise TypeError(f"values must hold one value for each row (M,), got an array {values.shape}")
+        single = isinstance(values, (str, bytes, Column, Mapping)) or not isinstance(values, Iterable)
+        if single:
+            kind = type(values).__name__
+            raise TypeError(f"values must be a tensor, an array or a list of one value for each row, got {kind}")
+        if not isinstance(values, np.ndarray):
             values = list(values)
         self._rows = len(values)
-        if any(isinstance(v, (list, tuple, set, frozenset, np.ndarray)) for v in values[:1000]) or (
-            not isinstance(values, np.ndarray) and any(isinstance(v, (list, tuple, set, frozenset)) for v in values)
-        ):
+        objects = not isinstance(values, np.ndarray) or values.dtype.kind == "O"
+        if objects and any(isinstance(v, _LISTS) for v in values):
             self._take_tags(values)
         else:
             self._take_values(values)
 
     def _take_tags(self, values: Any) -> None:
-        self._missing = np.array([v is None for v in values], dtype=bool)
-        wrong = next(
-            (v for v in values if v is not None and not isinstance(v, (list, tuple, set, frozenset, np.ndarray))), None
-        )
+        wrong = next((v for v in values if v is not None and not isinstance(v, _LISTS)), None)
         if wrong is not None:
             raise TypeError(f"values must all be lists of tags, or none of them, got {wrong!r} too")
-        tags = [list(v) if v is not None else [] for v in values]
-        rows = np.repeat(np.arange(self._rows), [len(t) for t in tags])
-        flat = [tag for t in tags for tag in t]
-        self._tags = np.array(flat, dtype=object if _mixed(flat) else None), rows
+        self._missing = np.array([v is None for v in values], dtype=bool)
+        tags = [[] if v is None else list(v) for v in values]
+        flat = [tag for of_row in tags for tag in of_row]
+        kinds = {_kind(tag) for tag in flat}
+        held = _array(flat, "tags") if len(kinds) <= 1 else np.array(flat, dtype=object)
+        self._tags = held, np.repeat(np.arange(self._rows), [len(of_row) for of_row in tags])
 
     def _take_values(self, values: Any) -> None:
-        if isinstance(values, np.ndarray) and values.dtype.kind != "O":
+        if isinstance(values, np.ndarray) and values.dtype.kind in _FAMILIES and values.dtype.kind != "T":
             self._array = values
         else:
-            missing = np.array([v is None for v in values], dtype=bool)
-            present = [v for v in values if v is not None]
-            if _mixed(present):
-                kinds = ", ".join(sorted({type(v).__name__ for v in present})[:3])
-                raise TypeError(f"values must be of one kind, got {kinds}")
-            filled = np.array(present) if present else np.zeros(0)
-            if filled.ndim != 1 or filled.dtype.kind == "O":
-                raise TypeError(f"values must be numbers, bools, strings or dates, got {type(present[0]).__name__}")
-            self._array = np.zeros(len(values), dtype=filled.dtype)
-            self._array[~missing] = filled
+            missing = np.array([_is_none(v) for v in values], dtype=bool)
+            present = [v for v in values if not _is_none(v)]
             self._missing = missing
-        kind = self._array.dtype.kind
-        if kind not in "biufUSTMm":
-            raise TypeError(f"values must be numbers, bools, strings or dates, got numpy's {self._array.dtype}")
-        if kind == "f" or kind in "Mm":
+            if present:
+                filled = _array(present, "values")
+                self._array = np.zeros(len(values), dtype=filled.dtype)
+                self._array[~missing] = filled
+        kind = "" if self._array is None else self._array.dtype.kind
+        if self._array is not None and kind in "fMm":
             none = np.isnan(self._array) if kind == "f" else np.isnat(self._array)
             self._missing = none if self._missing is None else self._missing | none
 
@@ -109,7 +103,8 @@ class Column:
 
     def __repr__(self) -> str:
         held = self._array if self._tensor is None else self._tensor
-        return f"Column({self._rows} rows, {'tags' if held is None else held.dtype})"
+        kind = "tags" if self._tags is not None else "nothing" if held is None else held.dtype
+        return f"Column({self._rows} rows, {kind})"
 
     # ---- Conditions -------------------------------------------------------------------------------------------------
 
@@ -153,11 +148,7 @@ class Column:
         """
         if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
             raise TypeError(f"isin takes a list of values, got {type(values).__name__}")
-        found = (
-            self._set(np.zeros(self._rows, dtype=bool))
-            if self._tensor is None
-            else Allowed.mask(torch.zeros(self._rows, dtype=torch.bool, device=self._tensor.device))
-        )
+        found = self._none()
         for value in values:
             found = found | (self == value)
         return found
@@ -173,13 +164,14 @@ class Column:
             >>> vecbank.Column([["a"], ["a", "b"], []]).contains("b")
             Allowed[mask(3,)]
         """
+        if self._tags is None and self._rows and self._missing is not None and self._missing.all():
+            return self._none()  # no row has a list
         if self._tags is None:
             raise TypeError("contains is for a Column of lists of tags; compare single values by ==")
         tags, rows = self._tags
         found = np.zeros(self._rows, dtype=bool)
         if len(tags):
-            self._check_kind(tag, tags)
-            found[rows[tags == tag]] = True
+            found[rows[np.asarray(tags == _as_value(tag, tags))]] = True
         return self._set(found)
 
     def is_null(self) -> Allowed:
@@ -190,54 +182,113 @@ class Column:
             >>> vecbank.Column([1, None]).is_null()
             Allowed[mask(2,)]
         """
-        if self._tensor is not None:
-            none = (
-                self._tensor.isnan()
-                if self._tensor.is_floating_point()
-                else torch.zeros_like(self._tensor, dtype=torch.bool)
-            )
-            return Allowed.mask(none)
-        return self._set(np.zeros(self._rows, dtype=bool) if self._missing is None else self._missing)
+        if self._tensor is not None and self._tensor.is_floating_point():
+            return self._moved(self._tensor.isnan())
+        return self._none() if self._missing is None else self._set(self._missing)
 
-    def _compared(self, compare: Callable[[Any, Any], Any], value: object) -> Allowed:
+    def _compared(self, compare: Callable[[Any, Any], Any], value: Any) -> Allowed:
         if self._tags is not None:
             raise TypeError("a Column of lists of tags is not compared: ask it contains(tag)")
-        if isinstance(value, Column) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0):
+        many = isinstance(value, (Column, Mapping, *_LISTS)) and not (isinstance(value, np.ndarray) and value.ndim == 0)
+        if many or (isinstance(value, Tensor) and value.dim() > 0):
             raise TypeError(f"a Column is compared with one value, got {type(value).__name__}")
         if value is None:
             raise TypeError("a Column is not compared with None: ask is_null()")
+        if isinstance(value, (Tensor, np.ndarray)):
+            value = value.item()
         if self._tensor is not None:
-            if isinstance(value, (str, bytes)):
-                raise TypeError(f"this Column holds numbers ({self._tensor.dtype}), got {value!r}")
-            found = compare(self._tensor, value)
-            return Allowed.mask(found & ~self._tensor.isnan() if self._tensor.is_floating_point() else found)
-        assert self._array is not None
-        self._check_kind(value, self._array)
-        found = np.asarray(compare(self._array, value))
+            return self._moved(_of_tensor(compare, self._tensor, value))
+        if self._array is None:
+            return self._none()  # every value is missing
+        found = np.asarray(compare(self._array, _as_value(value, self._array)), dtype=bool)
         return self._set(found if self._missing is None else found & ~self._missing)
 
-    def _check_kind(self, value: object, among: _Array) -> None:
-        """Numbers are not compared with strings: numpy would say that they differ, or nothing at all."""
-        kinds = {"b": "n", "i": "n", "u": "n", "f": "n", "U": "s", "T": "s", "S": "y", "M": "d", "m": "t"}
-        own, other = kinds.get(among.dtype.kind), kinds.get(np.asarray(value).dtype.kind)
-        if own is None or own == other or (own in "dt" and isinstance(value, str)):
-            return
-        if own == "d" and other is None:  # datetime.datetime
-            return
-        raise TypeError(f"this Column holds {among.dtype}, and is not compared with {value!r} ({type(value).__name__})")
+    def _none(self) -> Allowed:
+        held = self._tensor
+        mask = torch.zeros(self._rows, dtype=torch.bool, device=None if held is None else held.device)
+        return self._moved(mask)
 
     def _set(self, found: _Array) -> Allowed:
-        mask = torch.from_numpy(np.ascontiguousarray(found, dtype=bool))
+        return self._moved(torch.from_numpy(np.ascontiguousarray(found, dtype=bool)))
+
+    def _moved(self, mask: Tensor) -> Allowed:
         return Allowed.mask(mask if self._device is None else mask.to(self._device))
 
 
-def _mixed(values: list[Any]) -> bool:
-    """Whether values are of kinds that numpy would make strings of."""
-    kinds = {
-        str if isinstance(v, (str, np.str_)) else float if isinstance(v, (int, float, np.number, np.bool_)) else type(v)
-        for v in values
-    }
-    return len(kinds) > 1
+def _is_none(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _array(values: list[Any], name: str) -> _Array:
+    """Values of one kind as an array."""
+    kinds = {_kind(v) for v in values}
+    if len(kinds) > 1:
+        raise TypeError(f"{name} must be of one kind, got {', '.join(sorted(kinds))}")
+    kind = kinds.pop() if kinds else "numbers"
+    if kind not in _FAMILIES.values():
+        raise TypeError(f"{name} must be numbers, bools, strings, dates or durations, got {kind}")
+    scale = {"dates": "datetime64", "durations": "timedelta64"}.get(kind)
+    if scale is None:
+        made = np.array(values)
+        if made.dtype.kind not in _FAMILIES:
+            raise TypeError(f"{name} must be numbers of at most 64 bits, got {max(values, key=abs)}")
+        return made
+    # Of datetime and numpy's own alike, each by its own unit; numpy takes the finest.
+    return np.array([np.datetime64(v) if kind == "dates" else np.timedelta64(v) for v in values], dtype=scale)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (datetime.date, np.datetime64)):  # datetime.datetime is a date too
+        return "dates"
+    if isinstance(value, (datetime.timedelta, np.timedelta64)):
+        return "durations"
+    if isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating)):
+        return "numbers"
+    return "strings" if isinstance(value, str) else "bytes" if isinstance(value, bytes) else type(value).__name__
+
+
+def _as_value(value: Any, among: _Array) -> Any:
+    """A value to compare with: numpy says of values of two kinds that they differ, or nothing at all."""
+    if among.dtype.kind == "O":  # tags of several kinds
+        return value
+    own, given = _FAMILIES[among.dtype.kind], _kind(value)
+    if own == given == "dates":
+        return np.datetime64(value)
+    if own == given == "durations":
+        return np.timedelta64(value)
+    if own == "dates" and given == "strings":
+        try:
+            return np.datetime64(value)
+        except ValueError:
+            raise ValueError(f"this Column holds dates, and {value!r} is none (as 2021-01-31)") from None
+    if own != given:
+        raise TypeError(f"this Column holds {own}, and is not compared with {value!r} ({type(value).__name__})")
+    return value
+
+
+def _of_tensor(compare: Callable[[Any, Any], Any], held: Tensor, value: Any) -> Tensor:
+    if _kind(value) != "numbers":
+        raise TypeError(f"this Column holds numbers ({held.dtype}), got {value!r} ({type(value).__name__})")
+    if held.is_floating_point():
+        found: Tensor = compare(held.double(), float(value))
+        return found & ~held.isnan()
+    if isinstance(value, (float, np.floating)):
+        exact: Tensor = (
+            compare(held.double(), float(value)) if abs(value) < 2**53 else compare(held, _beyond(float(value)))
+        )
+        return exact
+    number = int(value)
+    # torch wraps a number that the column's integers cannot hold.
+    ends = (0, 1) if held.dtype is torch.bool else (torch.iinfo(held.dtype).min, torch.iinfo(held.dtype).max)
+    if ends[0] <= number <= ends[1]:
+        within: Tensor = compare(held if held.dtype is not torch.bool else held.long(), number)
+        return within
+    return torch.full_like(held, bool(compare(0, number)), dtype=torch.bool)  # all lie on one side of it
+
+
+def _beyond(value: float) -> int:
+    """A float of such a size that it is a whole number, or the end of the integers on its side."""
+    return int(min(max(value, -(2.0**63)), 2.0**63 - 1024))
 
 
 def _of_arrow(values: Any) -> Any:
@@ -250,13 +301,8 @@ def _of_arrow(values: Any) -> Any:
         raise TypeError(f"values must be an Arrow array, got {type(values).__name__} (of a table: table['column'])")
     if arrow.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    plain = (
-        arrow.types.is_integer(values.type)
-        or arrow.types.is_floating(values.type)
-        or arrow.types.is_temporal(values.type)
-    )
-    if plain and values.null_count == 0:
-        return values.to_numpy(zero_copy_only=False)
-    if plain and arrow.types.is_temporal(values.type):
-        return values.to_numpy(zero_copy_only=False)  # nulls become NaT
+    types = arrow.types
+    plain = types.is_integer(values.type) or types.is_floating(values.type)
+    if types.is_temporal(values.type) or (plain and values.null_count == 0):
+        return values.to_numpy(zero_copy_only=False)  # nulls of dates become NaT
     return values.to_pylist()

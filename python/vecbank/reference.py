@@ -81,7 +81,8 @@ def topk(
     if bias is not None:
         scores = scores + bias.to(torch.float64)
     ranks, indices = _best(scores, k, metric, allowed, worst=order == "worst")
-    return TopK(_round(_finish(ranks, metric), _value_dtype(x)), indices)
+    found = torch.where(indices < 0, ranks, _finish(ranks.masked_fill(indices < 0, 0.0), metric))
+    return TopK(_round(found, _value_dtype(x)), indices)
 
 
 def nearest(x: Tensor, bank: Tensor, metric: str = "l2", allowed: Tensor | None = None) -> Nearest:

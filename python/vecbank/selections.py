@@ -47,6 +47,8 @@ def _radii(r: object, s: Search) -> Tensor:
     else:
         _checks.number("r", r)
         number: Any = r
+        if isinstance(number, Tensor) and number.is_meta and not s.x.is_meta:
+            raise ValueError(f"r must be on x's device {s.x.device}, got {number.device}")
         given = number.detach() if isinstance(number, Tensor) else torch.tensor(float(number), dtype=torch.float64)
         value = given.to(s.x.device, torch.float64)
         radii = value.expand(lead)
@@ -108,7 +110,7 @@ def radius(
     if max_hits is None:
         offsets, indices, values = _select.radius(s, radii)
         if _recorded(s):
-            of_hit = torch.repeat_interleave(torch.arange(n, device=x.device), offsets.diff())
+            of_hit = torch.arange(n, device=x.device).repeat_interleave(offsets.diff(), output_size=indices.shape[0])
             values = _differentiable(s, of_hit, indices)
         return RadiusHits(offsets, indices, values)
     max_hits = _checks.at_least(1, "max_hits", max_hits)
@@ -259,6 +261,12 @@ def farthest_points(
     from .anchors import farthest_point
 
     vectors = bank._held() if isinstance(bank, PreparedBank) else bank
+    _checks.floating("bank", vectors)
+    if vectors.dim() != 2:
+        raise ValueError(f"bank must be (M, d), got {tuple(vectors.shape)}")
+    k = _checks.integer("k", k)
+    if not 1 <= k <= vectors.shape[0]:
+        raise ValueError(f"k must lie between 1 and the bank's M = {vectors.shape[0]}, got {k}")
     if metric is None:
         metric = bank.metric if isinstance(bank, PreparedBank) else None
     return farthest_point(vectors, k, metric=metric or "l2", first=first, generator=generator)

@@ -62,6 +62,29 @@ void SearchWorker::clip_to_allowed() {
   task_.to = std::max(task_.from, to);
 }
 
+// The bits of a visit's columns that each row may be given; null where nearly all may, and those that may not are told
+// one by one. Negligible rows must be pushed, whether a row may be given them or not.
+const uint8_t* const* SearchWorker::allowed_of(const Visit& visit, int64_t row, int64_t rows) {
+  const SearchJob& job = *task_.job;
+  if (!job.allowed.has_words() || share_ > kMostWordShare || task_.negligible >= 0) return nullptr;
+  const int64_t panels = visit.to - visit.from, first = job.offset + visit.from * kPanel;
+  if (!allowed_rows_.reserve(task_.rows + kPanel)) return nullptr;  // they are told one by one
+  for (int64_t r = 0; r < rows; ++r) {
+    const uint8_t* bits = job.allowed.words_in_place(task_.first + row + r, first, panels);
+    if (bits == nullptr) {
+      if (!allowed_words_.reserve(task_.rows * panels)) return nullptr;
+      uint16_t* words = allowed_words_.get() + r * panels;
+      job.allowed.words(task_.first + row + r, first, panels, words);
+      bits = reinterpret_cast<const uint8_t*>(words);
+    } else {  // fetches those of the next visit, which lie on as many pages as there are rows
+      for (int64_t at = 0; at < 2 * panels; at += 64) __builtin_prefetch(bits + 2 * (visit.next - visit.from) + at);
+    }
+    allowed_rows_[r] = bits;
+  }
+  std::fill_n(allowed_rows_.get() + rows, kPanel, allowed_rows_[rows - 1]);
+  return allowed_rows_.get();
+}
+
 // Whether a first threshold from a sample of the part saves more survivors than the sample costs.
 bool SearchWorker::samples() const {
   const SearchProblem& p = task_.job->problem;

@@ -178,7 +178,20 @@ Status search_among(const SearchProblem& p, const AllowedRows& allowed, const Pa
   for (int64_t q = 0; q < n; ++q) sum += static_cast<double>(expected[q]);
   const SearchWay way = way_among(p, sum / static_cast<double>(n), allowed.shared());
   if (way == SearchWay::refined) return search_refined(p, parallel, nullptr, &allowed);
-  if (way == SearchWay::screened) return search_screened(p, among, parallel);
+  if (way == SearchWay::screened && !allowed.shared()) return search_screened(p, among, parallel);
+  if (way == SearchWay::screened) {  // once for all queries
+    Buffer<uint16_t> words;
+    const int64_t count = ceil_div(m, 16);
+    if (!words.reserve(count)) return Status::out_of_memory;
+    allowed.words(0, 0, count, words.get());
+    CandidateSet bits;
+    bits.kind = SetKind::bits;
+    bits.data = words.get();
+    bits.width = 2 * count;
+    const int32_t program = 0;
+    among.allowed = AllowedRows(Allowed{&bits, 1, &program, 1, m});
+    return search_screened(p, among, parallel);
+  }
   Buffer<int64_t> rows;
   const AllowedRows::Extent extent = allowed.extent(0);
   if (!rows.reserve(std::max<int64_t>(extent.most, 0) + 64)) return Status::out_of_memory;

@@ -103,6 +103,7 @@ void SearchWorker::screen_with(int number) {
   count(Counted::bytes, (task_.to - task_.from) * screen_->panel_bytes());
   start_lists();
   share_ = share_allowed();
+  by_panel_ = task_.job->allowed.is_mask();
   clip_to_allowed();
   const double begun = seconds();
   visit_all();
@@ -295,12 +296,15 @@ void SearchWorker::scan(const Visit& visit, int64_t row, int64_t rows, const flo
     auto& worker = *static_cast<SearchWorker*>(self);
     worker.push(worker.scanned_row_ + r, worker.scanned_panel_ + panel, upper, lanes);
   };
-  screen_->scan(visit, row, rows, {thresholds, push, this});
+  screen_->scan(visit, row, rows, {thresholds, push, this, allowed_of(visit, row, rows)});
   settle_waiting();
 }
 
 void SearchWorker::push(int64_t row, int64_t panel, const float* upper, uint32_t lanes) {
   const bool waits = screen_->tail_width() > 0;
+  // Of bools those of a panel are looked at together: they are of one cache line.
+  if (by_panel_ && task_.negligible < 0)
+    lanes &= task_.job->allowed.sixteen(task_.first + row, task_.job->offset + panel * kPanel);
   for (; lanes != 0; lanes &= lanes - 1) {
     const int c = std::countr_zero(lanes);
     if (upper[c] < lists_.threshold(row) || !may_win(row, panel, c)) continue;

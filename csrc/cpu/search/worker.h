@@ -10,6 +10,8 @@ namespace vecbank::cpu {
 // A sample keeps one column a lane, so there are more lanes than ranks, or its k-th best would lie far below that of
 // the columns; beyond this k the lanes of a block would take more memory than its candidates.
 constexpr int64_t kMostSampledK = 128;
+// Where a query may be given a larger share of the bank, a scan does not look at its bits.
+constexpr double kMostWordShare = 0.8;
 inline int64_t sampled_lanes(int64_t k) { return round_up_to(k + k / 2 + 4, kPanel); }
 
 class SearchWorker {
@@ -44,6 +46,7 @@ class SearchWorker {
   bool few_allowed(int64_t row) const;
   void clip_to_allowed();
   double share_allowed() const;
+  const uint8_t* const* allowed_of(const Visit& visit, int64_t row, int64_t rows);
   bool worth_its_survivors() const;
   int64_t few_undecided() const;
   Candidate bounds_of(int64_t row, double key) const { return bounds_of_key(task_, queries_, *screen_, row, key); }
@@ -78,7 +81,10 @@ class SearchWorker {
   int64_t refined_early_ = 0;    // bank rows that the screen's lists had refined
   Buffer<Candidate> sampled_;    // the best of each lane of a sample
   Buffer<int32_t> tightened_;    // rows refined early, per query row
-  double share_ = 1.0;           // of the bank, that a query of the block may be given
+  Buffer<const uint8_t*> allowed_rows_;
+  Buffer<uint16_t> allowed_words_;
+  bool by_panel_ = false;  // bools are looked at 16 at a time, when columns are pushed
+  double share_ = 1.0;     // of the bank, that a query of the block may be given
 };
 
 }  // namespace vecbank::cpu

@@ -18,10 +18,11 @@ class Kind(IntEnum):
     exclude = 3  # ids (n, e)
     not_self = 4  # no tensor: the operand is the bank row of the first query
     same = 5  # labels (n, 1), those of the bank (1 or B, M), and its rows in order of label (1 or B, M)
-    rows = 6  # ids (n, r), ascending; what is not below M is none
+    rows = 6  # ids (n, r), ascending; -1, and what is not below M, is none
 
 
 BOTH, EITHER, NOT = -1, -2, -3  # joins of the sets before them
+MOST_SETS = 64  # core/allowed.h
 
 
 class Lowered(NamedTuple):

@@ -37,7 +37,7 @@ class HeadScreen final : public CodedScreen {
 
   void scan(const Visit& visit, int64_t row, int64_t rows, const ScanTarget& target) override {
     with_tile(visit, row, rows, gate_tails_.get(), [&](const auto& kernels, const auto& t) {
-      kernels.scan({t, target.thresholds, target.push, target.context});
+      kernels.scan({t, target.thresholds, target.push, target.context, target.allowed});
     });
   }
 

@@ -26,7 +26,7 @@ class Int8Screen final : public CodedScreen {
 
   void scan(const Visit& visit, int64_t row, int64_t rows, const ScanTarget& target) override {
     with_tile(visit, row, rows, [&](const auto& kernels, const auto& t) {
-      kernels.scan({t, target.thresholds, target.push, target.context});
+      kernels.scan({t, target.thresholds, target.push, target.context, target.allowed});
     });
   }
 

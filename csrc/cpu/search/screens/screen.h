@@ -34,6 +34,7 @@ struct ScanTarget {
   const float* thresholds;  // per row, from the first row that is scanned
   PushSurvivors push;
   void* context;
+  const uint8_t* const* allowed = nullptr;  // ScanArgs::allowed, from the first row that is scanned
 };
 
 struct Bounds {

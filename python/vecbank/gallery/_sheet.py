@@ -1,0 +1,91 @@
+"""What a system of the gallery shows: figures beside those that it is held against, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Plot
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure: what was reached, what it is held against, and whether it holds."""
+
+    what: str
+    reached: str
+    reference: str
+    holds: bool
+    why: str = ""  # where it does not hold: what was reached instead, and why
+
+
+@dataclass
+class Sheet:
+    """A system's results, in the order in which its `run` gives them."""
+
+    seed: int = 0
+    checks: list[Check] = field(default_factory=list)
+    pictures: list[tuple[str, Plot]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def check(self, what: str, reached: object, reference: object, holds: bool, why: str = "") -> None:  # noqa: FBT001
+        """Show a figure. `reference`: the figure of the reference, or in words what must be; `holds`: computed, never
+        a constant. `why`: the reason to print where it does not hold.
+        """
+        self.checks.append(Check(what, _text(reached), _text(reference), bool(holds), why))
+
+    def picture(self, caption: str, plot: Plot) -> None:
+        """Show a matplotlib figure."""
+        self.pictures.append((caption, plot))
+
+    def note(self, text: str) -> None:
+        """A sentence below the figures."""
+        self.notes.append(text)
+
+
+@dataclass(frozen=True)
+class System:
+    """A file of the gallery."""
+
+    name: str  # of the file, without its ending
+    title: str
+    family: str
+    about: str  # its docstring
+    run: Callable[[Sheet], None] | None
+    problem: str = ""  # why there is nothing to run
+
+
+class Drawn(NamedTuple):
+    """A picture as the page shows it."""
+
+    caption: str
+    png: bytes
+    width: int  # in pixels of the page: the picture has twice as many
+    height: int
+
+
+@dataclass
+class Result:
+    """What one run of a system gave."""
+
+    system: System
+    sheet: Sheet
+    seconds: float = 0.0
+    drawn: list[Drawn] = field(default_factory=list)
+    problem: str = ""  # what it raised
+
+    @property
+    def held(self) -> int:
+        return sum(check.holds for check in self.sheet.checks)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}" if value and abs(value) < 1e-2 else f"{value:.3f}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(_text(v) for v in value)
+    return str(value)
