@@ -199,36 +199,9 @@ ARROW: dict[str, tuple[Callable[[], Any], Any, list[list[int]]]] = {
     "no chunks": (lambda: chunks(type=arrow.int64()), 1, [[]] * 6),
 }
 TABLE = {**ORDERED, **{f"arrow, {name}": row for name, row in ARROW.items()}}
-# Faults that are known: see the column's file.
-KNOWN = {
-    "dates",
-    "times of day",
-    "torch, 8 bits against more",
-    "torch, unsigned against -1",
-    "numpy, such strings, one missing",
-    "numpy, objects that are dates",
-    "numpy, NaT against a date",
-    "numpy, dates against a string",
-    "numpy, seconds against a date",
-    "numpy, durations against Python's",
-    "arrow, dates with nulls",
-    "arrow, nothing, of strings",
-    "arrow, nulls alone, of strings",
-    "numpy, strings of any length, one missing",
-    "an array of a list after many missing",
-    "== a list",
-    "torch == a list",
-    "tensor",
-}
 
 
-def known(names: Any) -> list[Any]:
-    """Parameters, those of known faults among them."""
-    mark = pytest.mark.xfail(reason="a known fault of columns.py", strict=False)
-    return [pytest.param(name, marks=mark if name in KNOWN else ()) for name in names]
-
-
-@pytest.mark.parametrize("what", known(TABLE))
+@pytest.mark.parametrize("what", TABLE)
 def test_comparisons(what: str) -> None:
     values, value, want = TABLE[what]
     for symbol, held in zip(COMPARE, want, strict=True):
@@ -270,7 +243,7 @@ NULLS: dict[str, tuple[Callable[[], Any], list[int]]] = {
 }
 
 
-@pytest.mark.parametrize("what", known(NULLS))
+@pytest.mark.parametrize("what", NULLS)
 def test_missing_values(what: str) -> None:
     make, want = NULLS[what]
     assert rows(Column(make()).is_null()) == want
@@ -310,7 +283,7 @@ TAGS: dict[str, tuple[Callable[[], Any], Any, list[int]]] = {
 }
 
 
-@pytest.mark.parametrize("what", known(TAGS))
+@pytest.mark.parametrize("what", TAGS)
 def test_tags(what: str) -> None:
     make, tag, want = TAGS[what]
     assert rows(Column(make()).contains(tag)) == want
@@ -369,7 +342,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", known(REFUSED))
+@pytest.mark.parametrize("what", REFUSED)
 def test_refused(what: str) -> None:
     call, text = REFUSED[what]
     with pytest.raises(TypeError, match=text):
@@ -391,7 +364,7 @@ def test_length_and_text() -> None:
     assert repr(Column(["a"])) == "Column(1 rows, <U1)"
 
 
-@pytest.mark.parametrize("kind", known(["array", "tags", "tensor"]))
+@pytest.mark.parametrize("kind", ["array", "tags", "tensor"])
 def test_the_device_of_the_sets(kind: str) -> None:
     """The one that is asked for; else a tensor's own, else the CPU."""
     values: Any = {"array": [1, 2], "tags": [[1], [2]], "tensor": torch.tensor([1, 2])}[kind]

@@ -67,6 +67,7 @@ struct Allowed {
 
 // Whether a program leaves exactly one result, and names no set that is not there.
 inline bool is_sound(const int32_t* program, int32_t steps, int32_t sets) {
+  if (sets > Allowed::kMostSets) return false;
   int32_t depth = 0, named = 0;
   for (int32_t i = 0; i < steps; ++i) {
     const int32_t step = program[i];

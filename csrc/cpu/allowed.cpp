@@ -129,13 +129,18 @@ AllowedRows::Extent AllowedRows::extent(int64_t query) const {
 }
 
 double AllowedRows::expected(int64_t query) const {
+  if (allowed_.count == 0) return static_cast<double>(allowed_.rows);
+  return std::min(sampled(query), static_cast<double>(extent(query).most));
+}
+
+double AllowedRows::sampled(int64_t query) const {
   int of;
   const Run run = shortest(query, &of);
   const double most = static_cast<double>(run.size());
   if (run.size() == 0 || (of >= 0 && allowed_.steps == 1)) return most;
-  if (allowed_.steps == 1 && allowed_.sets[0].kind == SetKind::exclude)
-    return std::max(0.0, most - static_cast<double>(allowed_.sets[0].width));
-  if (allowed_.steps == 1 && allowed_.sets[0].kind == SetKind::not_self) return std::max(0.0, most - 1.0);
+  if (allowed_.steps == 1 && only().kind == SetKind::exclude)
+    return std::max(0.0, most - static_cast<double>(only().width));
+  if (allowed_.steps == 1 && only().kind == SetKind::not_self) return std::max(0.0, most - 1.0);
   // The rows of a set for all are counted by the first query, for all.
   const int64_t sample = std::min(run.size(), shared_ ? kSharedSample : kSample);
   int64_t found = 0;
@@ -167,11 +172,11 @@ int64_t AllowedRows::list(int64_t query, int64_t* from, int64_t to, int64_t room
   }
   int64_t j = std::max(*from, run.first);
   const int64_t end = std::min(to, run.end);
-  const CandidateSet* only = alone ? allowed_.sets : nullptr;
-  if (only != nullptr && only->kind == SetKind::ranges) {
+  const CandidateSet* single = alone ? &only() : nullptr;
+  if (single != nullptr && single->kind == SetKind::ranges) {
     for (; j < end && count < room; ++j) out[count++] = j;
-  } else if (only != nullptr && only->kind == SetKind::bits) {
-    const uint8_t* packed = bits(*only, query);
+  } else if (single != nullptr && single->kind == SetKind::bits) {
+    const uint8_t* packed = bits(*single, query);
     while (j < end && count < room) {
       if ((j & 63) == 0 && j + 64 <= end && count + 64 <= room) {
         uint64_t word;
@@ -187,8 +192,8 @@ int64_t AllowedRows::list(int64_t query, int64_t* from, int64_t to, int64_t room
         ++j;
       }
     }
-  } else if (only != nullptr && only->kind == SetKind::mask && only->mask.col_stride == 1) {
-    const bool* row = only->mask.row(allowed_.query + query);
+  } else if (single != nullptr && single->kind == SetKind::mask && single->mask.col_stride == 1) {
+    const bool* row = single->mask.row(allowed_.query + query);
     while (j < end && count < room) {
       uint64_t eight = 1;
       if (j + 8 <= end) std::memcpy(&eight, row + j, sizeof eight);
@@ -221,8 +226,8 @@ bool AllowedRows::has_words() const {
 }
 
 const uint8_t* AllowedRows::words_in_place(int64_t query, int64_t first, int64_t count) const {
-  if (allowed_.steps != 1 || allowed_.sets[0].kind != SetKind::bits) return nullptr;
-  const CandidateSet& s = allowed_.sets[0];
+  if (allowed_.steps != 1 || only().kind != SetKind::bits) return nullptr;
+  const CandidateSet& s = only();
   return (first >> 3) + 2 * count <= s.width ? bits(s, query) + (first >> 3) : nullptr;
 }
 

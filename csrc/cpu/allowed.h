@@ -23,7 +23,7 @@ class AllowedRows {
   }
 
   bool allows(int64_t query, int64_t row) const {
-    return allowed_.steps == 1 ? in_set(allowed_.sets[0], query, row) : allowed_.count == 0 || in_all(query, row);
+    return allowed_.steps == 1 ? in_set(only(), query, row) : allowed_.count == 0 || in_all(query, row);
   }
 
   // Rows [first, end) hold all that a query may be given; `most`: at most so many.
@@ -41,9 +41,7 @@ class AllowedRows {
   // may have any. `first` is a multiple of 16.
   void words(int64_t query, int64_t first, int64_t count, uint16_t* out) const;
   // A bool for every pair, side by side.
-  bool is_mask() const {
-    return allowed_.steps == 1 && allowed_.sets[0].kind == SetKind::mask && allowed_.sets[0].mask.col_stride == 1;
-  }
+  bool is_mask() const { return allowed_.steps == 1 && only().kind == SetKind::mask && only().mask.col_stride == 1; }
   // words() of 16 rows.
   uint32_t sixteen(int64_t query, int64_t first) const {
     uint16_t word;
@@ -53,7 +51,8 @@ class AllowedRows {
   // The same where they lie in memory; null: words() must write them.
   const uint8_t* words_in_place(int64_t query, int64_t first, int64_t count) const;
 
-  // Writes the rows of [*from, to) that a query may be given, in ascending order, at most `room` of them; `*from`
+  // Writes the rows of [*from, to) that a query may be given, in ascending order, at most `room` of them, which is
+  // 64 or more; `*from`
   // becomes where to go on. Returns how many: none, only where there are no more.
   int64_t list(int64_t query, int64_t* from, int64_t to, int64_t room, int64_t* out) const;
 
@@ -63,6 +62,8 @@ class AllowedRows {
     int64_t first = 0, end = 0;
     int64_t size() const { return end - first; }
   };
+  const CandidateSet& only() const { return allowed_.sets[allowed_.program[0]]; }  // of a program of one step
+  double sampled(int64_t query) const;
   bool in_set(const CandidateSet& set, int64_t query, int64_t row) const;
   bool in_all(int64_t query, int64_t row) const;
   void words_of(const CandidateSet& set, int64_t query, int64_t first, int64_t count, uint16_t* out) const;

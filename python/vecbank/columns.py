@@ -164,7 +164,7 @@ class Column:
             >>> vecbank.Column([["a"], ["a", "b"], []]).contains("b")
             Allowed[mask(3,)]
         """
-        if self._tags is None and self._rows and self._missing is not None and self._missing.all():
+        if self._tags is None and self._tensor is None and (not self._rows or self._array is None):
             return self._none()  # no row has a list
         if self._tags is None:
             raise TypeError("contains is for a Column of lists of tags; compare single values by ==")
@@ -234,7 +234,7 @@ def _array(values: list[Any], name: str) -> _Array:
             raise TypeError(f"{name} must be numbers of at most 64 bits, got {max(values, key=abs)}")
         return made
     # Of datetime and numpy's own alike, each by its own unit; numpy takes the finest.
-    return np.array([np.datetime64(v) if kind == "dates" else np.timedelta64(v) for v in values], dtype=scale)
+    return np.array([_date(v) if kind == "dates" else np.timedelta64(v) for v in values], dtype=scale)
 
 
 def _kind(value: Any) -> str:
@@ -247,13 +247,19 @@ def _kind(value: Any) -> str:
     return "strings" if isinstance(value, str) else "bytes" if isinstance(value, bytes) else type(value).__name__
 
 
+def _date(value: Any) -> np.datetime64:
+    if isinstance(value, datetime.datetime) and value.tzinfo is not None:
+        value = value.astimezone(datetime.timezone.utc).replace(tzinfo=None)  # numpy's have no zone
+    return np.datetime64(value)
+
+
 def _as_value(value: Any, among: _Array) -> Any:
     """A value to compare with: numpy says of values of two kinds that they differ, or nothing at all."""
     if among.dtype.kind == "O":  # tags of several kinds
         return value
     own, given = _FAMILIES[among.dtype.kind], _kind(value)
     if own == given == "dates":
-        return np.datetime64(value)
+        return _date(value)
     if own == given == "durations":
         return np.timedelta64(value)
     if own == "dates" and given == "strings":
@@ -267,28 +273,16 @@ def _as_value(value: Any, among: _Array) -> Any:
 
 
 def _of_tensor(compare: Callable[[Any, Any], Any], held: Tensor, value: Any) -> Tensor:
+    """As numpy compares: a column of floats rounds the number to its own type, one of integers compares exactly."""
     if _kind(value) != "numbers":
         raise TypeError(f"this Column holds numbers ({held.dtype}), got {value!r} ({type(value).__name__})")
     if held.is_floating_point():
-        found: Tensor = compare(held.double(), float(value))
+        found: Tensor = compare(held, float(value))
         return found & ~held.isnan()
-    if isinstance(value, (float, np.floating)):
-        exact: Tensor = (
-            compare(held.double(), float(value)) if abs(value) < 2**53 else compare(held, _beyond(float(value)))
-        )
-        return exact
-    number = int(value)
-    # torch wraps a number that the column's integers cannot hold.
-    ends = (0, 1) if held.dtype is torch.bool else (torch.iinfo(held.dtype).min, torch.iinfo(held.dtype).max)
-    if ends[0] <= number <= ends[1]:
-        within: Tensor = compare(held if held.dtype is not torch.bool else held.long(), number)
-        return within
-    return torch.full_like(held, bool(compare(0, number)), dtype=torch.bool)  # all lie on one side of it
-
-
-def _beyond(value: float) -> int:
-    """A float of such a size that it is a whole number, or the end of the integers on its side."""
-    return int(min(max(value, -(2.0**63)), 2.0**63 - 1024))
+    if held.device.type == "cpu" and held.dtype is not torch.bool:
+        return torch.from_numpy(np.asarray(compare(held.numpy(), value), dtype=bool))  # which wraps no number
+    exact: Tensor = compare(held.double(), float(value))
+    return exact
 
 
 def _of_arrow(values: Any) -> Any:

@@ -44,8 +44,8 @@ def resolve(
         vectors = bank._held()
         if bank._biased and not (biased and (metric is None or metric_code(metric) == METRICS["dot"])):
             raise ValueError(
-                "a Bank with a bias scores by dot products, in topk, project, radius, radius_count, score_pairs, verify "
-                "and search_part alone"
+                "a Bank with a bias scores by dot products, in topk, project, radius, radius_count, score_pairs, "
+                "verify and search_part alone"
             )
         _checks.pair(x, vectors)
         code = bank._code_for(verb, default) if metric is None else metric_code(metric)

@@ -10,7 +10,6 @@
 #include <limits>
 #include <memory>
 #include <numeric>
-#include <span>
 
 #include "check.h"
 #include "core/allowed.h"
@@ -21,13 +20,14 @@ class Guarded {
   explicit Guarded(int64_t bytes) {
     const int64_t page = sysconf(_SC_PAGESIZE);
     room_ = vecbank::round_up_to(std::max<int64_t>(bytes, 1), page);
-    void* at = mmap(nullptr, static_cast<size_t>(room_ + page), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* at =
+        mmap(nullptr, static_cast<size_t>(room_ + page), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (at == MAP_FAILED) std::abort();
     base_ = static_cast<char*>(at);
     if (mprotect(base_ + room_, static_cast<size_t>(page), PROT_NONE) != 0) std::abort();
     all_ = room_ + page;
   }
-  Guarded(Guarded&& other) noexcept { std::swap(*this, other); }
+  Guarded(Guarded&& other) noexcept { *this = std::move(other); }
   Guarded& operator=(Guarded&& other) noexcept {
     std::swap(base_, other.base_), std::swap(room_, other.room_), std::swap(all_, other.all_);
     return *this;
@@ -192,10 +192,12 @@ class SetDrawer {
         if (sorted[i] < 0 || sorted[i] >= shape_.rows || (i > 0 && sorted[i] == sorted[i - 1])) drawn_.distinct = false;
       if (!excluded) std::copy(sorted.begin(), sorted.end(), own);
     }
-    hold([&](int64_t q, int64_t j) {
-      const int64_t* own = data + (shared ? 0 : q) * drawn_.set.stride;
-      return (std::find(own, own + width, j) != own + width) != excluded;
-    });
+    hold([&](int64_t, int64_t) { return excluded; });
+    for (int64_t q = 0; q < shape_.all(); ++q)
+      for (int64_t i = 0; i < width; ++i) {
+        const int64_t j = data[(shared ? 0 : q) * drawn_.set.stride + i];
+        if (j >= 0 && j < shape_.rows) drawn_.held[static_cast<size_t>(q * shape_.rows + j)] = !excluded;
+      }
   }
 
   void labels(bool shared) {
@@ -295,7 +297,8 @@ inline Joined alone(DrawnSet set, const SetShape& shape) {
 // and any tree. Joins are negated, and all of one kind or mixed.
 inline std::vector<int32_t> drawn_program(SetDrawer& draw, int64_t names, int64_t sets) {
   std::vector<int32_t> program;
-  const int negated = draw.chance(2) ? 1000 : 4, kind = static_cast<int>(draw.below(4)), form = static_cast<int>(draw.below(3));
+  const int negated = draw.chance(2) ? 1000 : 4, kind = static_cast<int>(draw.below(4)),
+            form = static_cast<int>(draw.below(3));
   const auto negate = [&] {
     while (draw.chance(negated)) program.push_back(vecbank::kNot);
   };

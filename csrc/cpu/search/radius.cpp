@@ -56,6 +56,7 @@ constexpr int64_t kMostRefinedQueries = 64;  // against a block of the bank
 // The least key that may be within a radius: rounding keeps the order, and the root of a square rounds once.
 double key_of_radius(const MetricRecord& m, double radius) {
   if (!m.smaller_is_better) return radius;
+  if (radius < 0.0) return HUGE_VAL;  // nothing is
   return m.root ? -(radius * radius) * (1.0 + 0x1p-48) - 0x1p-1060 : -radius;
 }
 
@@ -209,7 +210,7 @@ class RadiusWorker {
   }
 
   void push(int64_t row, int64_t panel, const float* upper, uint32_t lanes) {
-    if (row >= task_.rows) return;
+    if (row >= task_.rows || thresholds_[row] == HUGE_VALF) return;  // a fallback column reaches even that
     panel += scanned_panel_;
     for (; lanes != 0; lanes &= lanes - 1) {
       const int c = std::countr_zero(lanes);

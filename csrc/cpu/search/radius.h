@@ -43,7 +43,7 @@ class Hits {
   std::atomic<bool> lost_{false};  // there was no memory for some hits
 };
 
-// p.k, p.values and p.indices are not read. radii: of each query. `count_only`: hits are counted, not kept.
+// p.k stays 1; p.values and p.indices are not read. radii: of each query. `count_only`: hits are counted, not kept.
 Status find_within(const SearchProblem& p, const double* radii, bool count_only, Hits& hits, const Parallel& parallel);
 
 }  // namespace vecbank::cpu

@@ -176,7 +176,8 @@ Status search_among(const SearchProblem& p, const AllowedRows& allowed, const Pa
   among.expected = expected.get();
   double sum = 0.0;
   for (int64_t q = 0; q < n; ++q) sum += static_cast<double>(expected[q]);
-  const SearchWay way = way_among(p, sum / static_cast<double>(n), allowed.shared());
+  const bool gathers = allowed.shared() && p.indices != nullptr && p.gathered == nullptr;  // rows are renumbered
+  const SearchWay way = way_among(p, sum / static_cast<double>(n), gathers);
   if (way == SearchWay::refined) return search_refined(p, parallel, nullptr, &allowed);
   if (way == SearchWay::screened && !allowed.shared()) return search_screened(p, among, parallel);
   if (way == SearchWay::screened) {  // once for all queries

@@ -1,0 +1,192 @@
+// All rows within a radius, beside a loop over all pairs: by screens and without, with every pack, among candidate
+// sets, over threads and pieces, and for rows and radii of every scale.
+#include "cpu/search/radius.h"
+
+#include "drawn_sets.h"
+#include "naive_search.h"
+
+using namespace vecbank;
+using namespace vecbank::cpu;
+
+namespace {
+
+constexpr double inf = HUGE_VAL;
+
+// The hits of every query, as find_within() should give them.
+struct Within {
+  std::vector<int64_t> offsets{0}, indices;
+  std::vector<double> values;
+
+  // `held`: which rows each query may be given; empty: all.
+  Within(const NaiveScores& scores, const std::vector<double>& radii, const std::vector<std::vector<char>>& held) {
+    const bool distance = record(scores.metric()).smaller_is_better;
+    for (int64_t q = 0; q < scores.queries(); ++q) {
+      const double radius = radii[static_cast<size_t>(q)];
+      for (const Scored& hit : scores.sorted(q, [&](int64_t j) {
+             const double value = scores.value(q, j);
+             return (distance ? value <= radius : value >= radius) &&
+                    (held.empty() || held[static_cast<size_t>(q)][static_cast<size_t>(j)]);
+           }))
+        indices.push_back(hit.index), values.push_back(value_of(scores.metric(), hit.key));
+      offsets.push_back(static_cast<int64_t>(indices.size()));
+    }
+  }
+};
+
+void check_within(const SearchProblem& p, const std::vector<double>& radii, const Within& wanted, int workers) {
+  for (const bool count_only : {false, true}) {
+    Hits hits(workers, p.queries.count);
+    CHECK(find_within(p, radii.data(), count_only, hits, threads(workers)) == Status::ok);
+    CHECK(hits.queries() == p.queries.count && hits.complete());
+    std::vector<int64_t> offsets{0};
+    for (int64_t q = 0; q < p.queries.count; ++q) offsets.push_back(offsets.back() + hits.of(q));
+    CHECK(offsets == wanted.offsets);
+    if (count_only || offsets != wanted.offsets) continue;
+    std::vector<int64_t> indices(wanted.indices.size());
+    std::vector<double> wide(indices.size());
+    std::vector<float> narrow(indices.size()), rounded(wanted.values.begin(), wanted.values.end());
+    CHECK(hits.write(p.metric, offsets.data(), indices.data(), wide.data(), DType::f64, threads(workers)) ==
+          Status::ok);
+    CHECK(indices == wanted.indices && wide == wanted.values);
+    std::fill(indices.begin(), indices.end(), -7);
+    CHECK(hits.write(p.metric, offsets.data(), indices.data(), narrow.data(), DType::f32, threads(workers)) ==
+          Status::ok);
+    CHECK(indices == wanted.indices && narrow == rounded);
+  }
+}
+
+// For each query one of: a value of a pair (none, few, half or all others are within it), the number just short of it,
+// and the ends of the range.
+std::vector<double> drawn_radii(const NaiveScores& scores, int64_t shift) {
+  const bool distance = record(scores.metric()).smaller_is_better;
+  std::vector<double> radii;
+  for (int64_t q = 0; q < scores.queries(); ++q) {
+    const std::vector<Scored> all = scores.sorted(q, [](int64_t) { return true; });
+    const auto ranked = [&](size_t rank) {
+      return all.empty() ? 0.0 : value_of(scores.metric(), all[std::min(rank, all.size() - 1)].key);
+    };
+    const double none = distance ? 0.0 : inf, every = distance ? inf : -inf;
+    const double choices[] = {ranked(all.size() / 20),
+                              0.0,
+                              std::nextafter(ranked(all.size() / 20), none),
+                              ranked(0),
+                              std::nextafter(ranked(0), none),
+                              ranked(all.size() / 2),
+                              every,
+                              distance ? 1e300 : -1e300,
+                              distance ? 1e-300 : 1e300,
+                              ranked(all.size() - 1),
+                              distance ? 5e-324 : inf};
+    radii.push_back(choices[static_cast<size_t>(q + shift) % (sizeof choices / sizeof *choices)]);
+  }
+  return radii;
+}
+
+struct Data {
+  const char* name;
+  int64_t d;
+  DType dtype;
+  double scale, offset;
+  std::function<void(std::vector<double>& x, std::vector<double>& b, int64_t d)> change;
+};
+
+void each_row(std::vector<double>& v, int64_t d, int64_t first, int64_t every, double times) {
+  for (int64_t j = first; j < static_cast<int64_t>(v.size()) / d; j += every)
+    for (int64_t k = 0; k < d; ++k) v[static_cast<size_t>(j * d + k)] *= times;
+}
+
+std::vector<Data> all_data() {
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+  using V = std::vector<double>;
+  const auto nothing = [](V&, V&, int64_t) {};
+  return {
+      {"plain", 19, DType::f32, 1.0, 0.0, nothing},
+      {"plain, wider", 40, DType::f32, 1.0, 0.0, nothing},
+      {"ties", 26, DType::f32, 1.0, 0.0,
+       [](V& x, V& b, int64_t) {
+         for (double& v : x) v = std::round(v);
+         for (double& v : b) v = std::round(v);
+       }},
+      {"zero rows", 24, DType::f32, 1.0, 0.0,
+       [](V& x, V& b, int64_t d) { each_row(x, d, 0, 7, 0.0), each_row(b, d, 3, 5, 0.0); }},
+      {"one zero row", 24, DType::f32, 1.0, 0.0, [](V&, V& b, int64_t d) { each_row(b, d, 33, 100000, 0.0); }},
+      {"tiny rows among others", 24, DType::f32, 1.0, 0.0,
+       [](V& x, V& b, int64_t d) { each_row(x, d, 1, 6, 1e-24), each_row(b, d, 3, 5, 1e-25); }},
+      {"far rows", 24, DType::f32, 1.0, 0.0, [](V&, V& b, int64_t d) { each_row(b, d, 5, 60, 1e15); }},
+      {"huge rows", 24, DType::f32, 1.0, 0.0,
+       [](V& x, V& b, int64_t d) { each_row(x, d, 2, 9, 1e30), each_row(b, d, 5, 60, 1e30); }},
+      {"rows that are not finite", 24, DType::f32, 1.0, 0.0,
+       [](V& x, V& b, int64_t d) {
+         each_row(x, d, 2, 9, nan), each_row(x, d, 4, 9, inf);
+         each_row(b, d, 5, 60, nan), each_row(b, d, 6, 60, inf);
+         b[static_cast<size_t>(8 * d + 3)] = -inf;
+       }},
+      {"all rows equal", 24, DType::f32, 1.0, 0.0,
+       [](V&, V& b, int64_t d) {
+         for (size_t i = static_cast<size_t>(d); i < b.size(); ++i) b[i] = b[i - static_cast<size_t>(d)];
+       }},
+      {"cancelling", 24, DType::f32, 0.01, 1000.0, nothing},
+      {"subnormal", 24, DType::f32, 1e-42, 0.0, nothing},
+      {"all but overflowing", 24, DType::f32, 1e37, 0.0, nothing},
+      {"bfloat16", 30, DType::bf16, 1.0, 0.0, nothing},
+      {"float16", 30, DType::f16, 1.0, 0.5, nothing},
+      {"float64", 21, DType::f64, 1.0, 0.0, nothing},
+      {"float64, squares that underflow", 9, DType::f64, 1e-160, 0.0, nothing},
+      {"float64, squares that overflow", 9, DType::f64, 1e160, 0.0, nothing},
+  };
+}
+
+}  // namespace
+
+TEST(radius_finds_what_a_loop_finds) {
+  SetDrawer draw(1);
+  for (const Data& data : all_data()) {
+    const int64_t d = data.d, n = 1 + draw.below(2) * 22, m = 560 + draw.below(64);
+    auto x = gaussian<double>(n * d, 3, data.scale, data.offset),
+         b = gaussian<double>(m * d, 4, data.scale, data.offset);
+    data.change(x, b, d);
+    const OwnRows own_x(x, d, data.dtype), own_b(b, d, data.dtype);
+    const SetShape shape{2, n, m};  // the second batch is asked for
+    for (const Metric metric : kOpMetrics) {
+      const bool biased = metric == Metric::dot && draw.chance(2);
+      const auto biases = gaussian<double>(m, 5, data.scale);
+      const double* bias = biased ? biases.data() : nullptr;
+      const NaiveScores scores(own_x.rows, own_b.rows, metric, bias);
+      std::vector<OwnPack> packs;
+      for (int kind = 0; kind < kPackKinds; ++kind) packs.emplace_back(kind, own_b.rows, metric, bias);
+      for (int among = 0; among < 3; ++among) {  // all rows; a set for all queries; a set of each
+        Joined joined;
+        std::vector<std::vector<char>> held;
+        if (among > 0) {
+          joined = drawn_join(draw, shape, 1 + draw.below(2), 1, among == 1);
+          if (draw.chance(2)) joined.program.push_back(kNot);
+          for (int64_t q = 0; q < n; ++q) held.push_back(joined.rows_of(n + q));
+        }
+        const Allowed allowed = joined.allowed().of_batch(1, n);
+        const std::vector<double> radii = drawn_radii(scores, draw.below(100));
+        const Within wanted(scores, radii, held);
+        SearchProblem p;
+        p.queries = own_x.rows;
+        p.bank = own_b.rows;
+        p.metric = metric;
+        p.bias = bias;
+        p.allowed = among > 0 ? &allowed : nullptr;
+        const int64_t before = checks_failed;
+        for_each_isa([&] {
+          for (const SearchWay way : {SearchWay::screened, SearchWay::refined, SearchWay::automatic}) {
+            force_ways(way, ProjectWay::automatic);
+            const bool each = way == SearchWay::screened;
+            for (int kind = each ? 0 : static_cast<int>(draw.below(kPackKinds)); kind < kPackKinds; ++kind) {
+              p.pack = packs[static_cast<size_t>(kind)].get();
+              check_within(p, radii, wanted, draw.chance(2) ? 1 : 3);
+              if (!each) break;
+            }
+          }
+        });
+        force_ways(SearchWay::automatic, ProjectWay::automatic);
+        if (checks_failed != before)
+          std::printf("  %s, metric %d, sets %d\n", data.name, static_cast<int>(metric), among);
+      }
+    }
+  }
+}
