@@ -27,6 +27,7 @@ from vecbank import Allowed, Column, reference
 X, BANK = gauss(4, 3), gauss(9, 3, seed=1)
 I64 = torch.int64
 ALL = torch.ones(9, dtype=torch.bool)
+WAYS = (0, 1, 2, 3)  # of a search: see vecbank._C.force_ways
 
 
 def long(*values: Any, **options: Any) -> Tensor:
@@ -382,7 +383,7 @@ def test_labels_of_each_batch(metric: str) -> None:
     for allowed, dense in ((Allowed.same(own, labels), same), (Allowed.other(own, labels), ~same)):
         both, apart = allowed & Allowed.not_self(), torch.arange(30) != torch.arange(6).unsqueeze(-1)
         for a, in_a in ((allowed, dense), (both, dense & apart)):
-            for way in range(4):
+            for way in WAYS:
                 vecbank._C.force_ways(search=way)
                 assert_same(
                     tuple(vecbank.topk(x, bank, 5, metric, allowed=a)), tuple(reference.topk(x, bank, 5, metric, in_a))
@@ -605,7 +606,7 @@ def test_isas_and_threads(kind: str) -> None:
         prepared = vecbank.Bank(bank, "cosine")
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            for way in range(4):
+            for way in WAYS:
                 vecbank._C.force_ways(search=way)
                 for source in (bank, prepared):
                     assert_same(tuple(vecbank.topk(x, source, 10, "cosine", allowed=allowed)), want, f"{isa} {way}")

@@ -20,6 +20,7 @@ from vecbank import Allowed, Bank, SearchPart, TopK, reference
 
 SIMILARITIES = ("dot", "cosine")
 INF = float("inf")
+WAYS = (0, 1, 2, 3)  # of a search: see vecbank._C.force_ways
 CUTS: dict[str, list[int]] = {
     "one part": [0, 70],
     "halves": [0, 35, 70],
@@ -57,7 +58,7 @@ def test_every_way_and_bank(metric: str) -> None:
     want = reference.topk(x, bank, 20, metric)
     for isa in ISAS:
         vecbank._C.set_isa(isa)
-        for way in range(4):
+        for way in WAYS:
             vecbank._C.force_ways(search=way)
             assert_same(tuple(vecbank.merge_topk(parts_of(x, bank, 20, metric, [0, 100, 101, 900]))), tuple(want), isa)
         banks = [(0, Bank(bank[:500], metric)), (500, Bank(bank[500:], metric, screen="int8"))]

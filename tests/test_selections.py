@@ -22,6 +22,7 @@ from vecbank import Allowed, Bank, RadiusHits, reference
 SIMILARITIES = ("dot", "cosine")
 NAN, INF = float("nan"), float("inf")
 F64 = torch.float64
+WAYS = (0, 1, 2, 3)  # of a search: see vecbank._C.force_ways
 
 
 def draw(data: str, metric: str, n: int, m: int, d: int, dtype: str = "f32", seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -80,7 +81,7 @@ def test_every_metric_and_dtype(dtype: str, metric: str) -> None:
     radii = radii_of(x, bank, metric)
     want = reference.radius(x, bank, radii, metric)
     assert int(want.offsets[-1]) > 9
-    for way in range(4):
+    for way in WAYS:
         vecbank._C.force_ways(search=way)
         check_radius(x, bank, radii, metric, want, f"way {way}", most=(1, 4, 70, 99))
         check_radius(x, Bank(bank, metric), radii, None, want, f"Bank, way {way}", most=(4,))
@@ -198,7 +199,7 @@ def test_among_candidates(kind: str, metric: str) -> None:
     x = x.reshape(2, 9, 12)
     radii = radii_of(x, bank, metric)
     want = reference.radius(x, bank, radii, metric, dense)
-    for way in range(4):
+    for way in WAYS:
         vecbank._C.force_ways(search=way)
         check_radius(x, bank, radii, metric, want, f"way {way}", allowed=allowed, most=(3, 301))
         check_radius(x, Bank(bank, metric), radii, metric, want, f"dense, way {way}", allowed=dense)
@@ -209,7 +210,7 @@ def test_batched_banks(metric: str) -> None:
     x, bank = gauss(3, 7, 20), gauss(3, 50, 20, seed=1)
     allowed, dense = make("a | b", (3, 7), 50, seeded(5), batched=True)
     radii = radii_of(x, bank, metric)
-    for way in range(4):
+    for way in WAYS:
         vecbank._C.force_ways(search=way)
         check_radius(x, bank, radii, metric, reference.radius(x, bank, radii, metric), f"way {way}", most=(1, 4, 60))
         check_radius(x, Bank(bank, metric), radii, None, reference.radius(x, bank, radii, metric))
@@ -694,7 +695,7 @@ def test_the_worst_rows(data: str, metric: str) -> None:
         x, bank = draw(data, metric, 6, 70, 20, dtype)
         for k in (1, 9, 70):
             want = reference.topk(x, bank, k, metric, order="worst")
-            for way in range(4):
+            for way in WAYS:
                 vecbank._C.force_ways(search=way)
                 assert_same(tuple(vecbank.topk(x, bank, k, metric, order="worst")), tuple(want), f"way {way}")
             for screen in ("auto", "int8"):
@@ -708,7 +709,7 @@ def test_the_worst_rows_among_candidates(kind: str, metric: str) -> None:
         x, bank = gauss(2, 9, 8), gauss(2, 60, 8) if batched else ints(60, 8)
         allowed, dense = make(kind, (2, 9), 60, seeded(6), batched=batched)
         want = reference.topk(x, bank, 9, metric, dense, order="worst")
-        for way in range(4):
+        for way in WAYS:
             vecbank._C.force_ways(search=way)
             for given in (allowed, dense):
                 assert_same(tuple(vecbank.topk(x, bank, 9, metric, allowed=given, order="worst")), tuple(want))

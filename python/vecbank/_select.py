@@ -163,7 +163,8 @@ def may(s: Search, listed: Tensor) -> Tensor:
 
 def _blocks(s: Search, row_bytes: int) -> Iterator[tuple[int, int, Search]]:
     """(first, last, the search of queries [first, last) with their mask (n, M)); `row_bytes`: what a pair takes."""
-    x, lead, sets = s.x.reshape(-1, s.x.shape[-1]), s.x.shape[:-1], lowered(s)
+    lead, sets = s.x.shape[:-1], lowered(s)
+    x = s.x.reshape(lead.numel(), s.x.shape[-1])
     for first, last in spans(s, row_bytes * s.bank.shape[-2]):
         bank = s.bank[first // int(lead[-1])] if s.bank.dim() == 3 else s.bank
         mask = None if sets is None else sets.holds(first, last, lead, s.bank)
@@ -172,7 +173,7 @@ def _blocks(s: Search, row_bytes: int) -> Iterator[tuple[int, int, Search]]:
 
 def _topk_in_blocks(s: Search, k: int, *, worst: bool) -> tuple[Tensor, Tensor]:
     pieces = []
-    for _, _, part in _blocks(s, 32 if worst else 1):
+    for _, _, part in _blocks(s, 32):
         if not worst:
             pieces.append(ops.topk(part.x, part.bank, part.pack, k, part.code, part.allowed, True, part.bias))
             continue

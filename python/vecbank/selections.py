@@ -145,7 +145,7 @@ def _recorded(s: Search) -> bool:
 
 def _differentiable(s: Search, of_hit: Tensor, indices: Tensor) -> Tensor:
     """The same values once more, from the rows that were found. of_hit: the query of each hit."""
-    x = s.x.reshape(-1, s.x.shape[-1]).index_select(0, of_hit)
+    x = s.x.reshape(s.x.shape[:-1].numel(), s.x.shape[-1]).index_select(0, of_hit)
     bank = s.bank
     if bank.dim() == 3:
         indices = torch.where(indices < 0, -1, indices + of_hit // s.x.shape[1] * bank.shape[1])

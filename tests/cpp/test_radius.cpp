@@ -2,6 +2,8 @@
 // sets, over threads and pieces, and for rows and radii of every scale.
 #include "cpu/search/radius.h"
 
+#include <chrono>
+
 #include "drawn_sets.h"
 #include "naive_search.h"
 
@@ -189,4 +191,218 @@ TEST(radius_finds_what_a_loop_finds) {
       }
     }
   }
+}
+
+namespace {
+
+// By every way, with one worker and three.
+void check_every_way(SearchProblem p, const std::vector<double>& radii, const NaiveScores& scores) {
+  const Within wanted(scores, radii, {});
+  for (const SearchWay way : {SearchWay::screened, SearchWay::refined, SearchWay::automatic}) {
+    force_ways(way, ProjectWay::automatic);
+    for (const int workers : {1, 3}) check_within(p, radii, wanted, workers);
+  }
+  force_ways(SearchWay::automatic, ProjectWay::automatic);
+}
+
+}  // namespace
+
+// Distances whose squares, or those of the radius, leave float64.
+TEST(radius_of_every_scale) {
+  const int64_t d = 3, n = 9, m = 300;
+  for (const double scale : {1e-162, 1e-161, 1e-160, 1e-159, 1e-158, 1e-157, 1e-155, 1e-150, 1e-20, 1e20, 1e150, 1e154})
+    for (const Metric metric : {Metric::l2, Metric::sqeuclidean, Metric::dot}) {
+      const auto x = gaussian<double>(n * d, 1, scale), b = gaussian<double>(m * d, 2, scale);
+      SearchProblem p;
+      p.queries = rows(x, d);
+      p.bank = rows(b, d);
+      p.metric = metric;
+      const NaiveScores scores(p.queries, p.bank, metric);
+      for (const size_t rank : {0, 1, 2, 10, 50, 150, 299}) {
+        std::vector<double> radii;
+        for (int64_t q = 0; q < n; ++q)
+          radii.push_back(value_of(metric, scores.sorted(q, [](int64_t) { return true; })[rank].key));
+        check_every_way(p, radii, scores);
+      }
+    }
+}
+
+TEST(radius_below_zero_finds_no_distance) {
+  const int64_t d = 30, n = 9, m = 600;
+  const auto x = gaussian<float>(n * d, 1), b = gaussian<float>(m * d, 2);
+  for (const Metric metric : kOpMetrics) {
+    SearchProblem p;
+    p.queries = rows(x, d);
+    p.bank = rows(b, d);
+    p.metric = metric;
+    const NaiveScores scores(p.queries, p.bank, metric);
+    std::vector<double> radii(static_cast<size_t>(n));
+    for (const double radius : {-0.0, -1e-300, -0.1, -6.0, -1e10, -inf, std::numeric_limits<double>::quiet_NaN()}) {
+      std::fill(radii.begin(), radii.end(), radius);
+      check_every_way(p, radii, scores);
+    }
+  }
+}
+
+TEST(radius_of_strided_rows_with_a_pack_of_another_metric) {
+  const int64_t d = 27, n = 20, m = 500;
+  const auto x = gaussian<float>(n * d, 1), b = gaussian<float>(2 * m * d, 2);
+  const Rows queries[] = {{x.data(), DType::f32, n, d, 1, n}, {x.data(), DType::f32, n / 2, d, 2 * d, 1}};
+  const Rows banks[] = {{b.data(), DType::f32, m, d, 1, m}, {b.data(), DType::f32, m, d, 2 * d, 1}};
+  for_each_isa([&] {
+    for (size_t layout = 0; layout < 2; ++layout)
+      for (const Metric metric : kOpMetrics)
+        for (int kind = 0; kind < kPackKinds; ++kind) {
+          SearchProblem p;
+          p.queries = queries[layout];
+          p.bank = banks[layout];
+          const OwnPack pack(kind, p.bank, metric);
+          p.pack = pack.get();
+          p.metric = metric == Metric::l2 ? Metric::sqeuclidean : metric == Metric::sqeuclidean ? Metric::l2 : metric;
+          const NaiveScores scores(p.queries, p.bank, p.metric);
+          check_every_way(p, drawn_radii(scores, kind), scores);
+        }
+  });
+}
+
+// Blocks of queries of which the first shows that a coarse screen leaves too much.
+TEST(radius_of_many_queries_that_coarse_screens_do_not_decide) {
+  const int64_t d = 620, n = 130, m = 330;
+  auto x = gaussian<double>(n * d, 1, 0.001, 1.0), b = gaussian<double>(m * d, 2, 0.001, 1.0);
+  each_row(x, d, 0, 40, 50.0), each_row(b, d, 0, 50, 50.0);
+  const OwnRows own_x(x, d, DType::f32), own_b(b, d, DType::f32);
+  for (const Metric metric : {Metric::dot, Metric::l2}) {
+    const NaiveScores scores(own_x.rows, own_b.rows, metric);
+    const std::vector<double> radii = drawn_radii(scores, 1);
+    const Within wanted(scores, radii, {});
+    for_each_isa([&] {
+      for (int kind = 0; kind < kPackKinds; ++kind) {
+        SearchProblem p;
+        p.queries = own_x.rows;
+        p.bank = own_b.rows;
+        p.metric = metric;
+        const OwnPack pack(kind, p.bank, metric);
+        p.pack = pack.get();
+        force_ways(SearchWay::screened, ProjectWay::automatic);
+        check_within(p, radii, wanted, kind % 2 == 0 ? 1 : 2);
+        force_ways(SearchWay::automatic, ProjectWay::automatic);
+      }
+    });
+  }
+}
+
+// A plain tensor whose panels take more than a piece may: its rows are as wide as a screen serves.
+TEST(radius_in_several_pieces) {
+  const int64_t d = 100001, n = 3, m = 125;
+  std::vector<double> values(static_cast<size_t>(m * d));
+  uint32_t state = 1;
+  for (double& v : values)
+    v = static_cast<double>(static_cast<int32_t>(state = state * 1664525u + 1013904223u)) * 0x1p-31;
+  const OwnRows bank(values, d, DType::bf16);
+  const OwnRows queries({values.end() - n * d, values.end()}, d, DType::f32);
+  values = {};
+  SetDrawer draw(3);
+  const SetShape shape{1, n, m};
+  for (const Metric metric : {Metric::l2, Metric::cosine}) {
+    const NaiveScores scores(queries.rows, bank.rows, metric);
+    std::vector<double> radii;
+    for (const int64_t q : {0, 1, 2})
+      radii.push_back(value_of(metric, scores.sorted(q, [](int64_t) { return true; })[q == 1 ? 124 : 40].key));
+    for (const bool among : {false, true}) {
+      const Joined joined = alone(draw.draw_mask(0, shape), shape);
+      std::vector<std::vector<char>> held;
+      for (int64_t q = 0; q < n && among; ++q) held.push_back(joined.rows_of(q));
+      const Allowed allowed = joined.allowed();
+      SearchProblem p;
+      p.queries = queries.rows;
+      p.bank = bank.rows;
+      p.metric = metric;
+      p.allowed = among ? &allowed : nullptr;
+      reset_counters();
+      force_ways(SearchWay::screened, ProjectWay::automatic);
+      check_within(p, radii, Within(scores, radii, held), among ? 1 : 2);
+      force_ways(SearchWay::automatic, ProjectWay::automatic);
+      CHECK(read_counters().bytes > 2 * m * d * 2);
+    }
+  }
+}
+
+TEST(radius_of_nothing) {
+  const std::vector<float> none, some = gaussian<float>(40, 1);
+  const std::vector<double> radii(10, inf);
+  for (const bool queries : {false, true})
+    for (const bool bank : {false, true})
+      for (const int64_t d : {0, 4}) {
+        SearchProblem p;
+        p.queries = {some.data(), DType::f32, queries ? 10 : 0, d, d, 1};
+        p.bank = {some.data(), DType::f32, bank ? 7 : 0, d, d, 1};
+        p.metric = Metric::l2;
+        const NaiveScores scores(p.queries, p.bank, p.metric);
+        check_every_way(p, radii, scores);
+      }
+}
+
+TEST(stop_ends_a_radius_search) {
+  const int64_t d = 30, n = 50, m = 900;
+  const auto x = gaussian<float>(n * d, 1), b = gaussian<float>(m * d, 2);
+  const std::vector<double> radii(static_cast<size_t>(n), 7.0);
+  SetDrawer draw(4);
+  const SetShape shape{1, n, m};
+  for (const Metric metric : kOpMetrics)
+    for (int kind = 0; kind < kPackKinds; ++kind)
+      for (int among = 0; among < 3; ++among) {
+        SearchProblem p;
+        p.queries = rows(x, d);
+        p.bank = rows(b, d);
+        p.metric = metric;
+        const OwnPack pack(kind, p.bank, metric);
+        p.pack = pack.get();
+        const Joined joined = alone(draw.draw(SetKind::bits, shape, among == 1), shape);
+        const Allowed allowed = joined.allowed();
+        p.allowed = among > 0 ? &allowed : nullptr;
+        std::vector<int64_t> indices(100, -7);
+        std::vector<float> values(100, -7.0f);
+        p.k = 2;
+        p.indices = indices.data();
+        p.values = values.data();
+        for (const SearchWay way : {SearchWay::screened, SearchWay::refined, SearchWay::gathered, SearchWay::automatic})
+          for (const int workers : {1, 2}) {
+            std::atomic<bool> raised{true};
+            Parallel parallel = threads(workers);
+            parallel.stop.flag = &raised;
+            force_ways(way, ProjectWay::automatic);
+            Hits hits(workers, n);
+            CHECK(find_within(p, radii.data(), workers == 1, hits, parallel) == Status::stopped);
+            if (among > 0) CHECK(search(p, parallel) == Status::stopped);
+            force_ways(SearchWay::automatic, ProjectWay::automatic);
+          }
+        CHECK(indices == std::vector<int64_t>(100, -7) && values == std::vector<float>(100, -7.0f));
+      }
+}
+
+// Raised by another thread while the search runs: it ends early, or it is done.
+TEST(stop_in_the_middle_of_a_radius_search) {
+  const int64_t d = 64, n = 300, m = 3000;
+  const auto x = gaussian<float>(n * d, 1), b = gaussian<float>(m * d, 2);
+  const std::vector<double> radii(static_cast<size_t>(n), 11.0);
+  for (const SearchWay way : {SearchWay::screened, SearchWay::refined})
+    for (const int wait : {0, 100, 1000, 3000}) {
+      SearchProblem p;
+      p.queries = rows(x, d);
+      p.bank = rows(b, d);
+      p.metric = Metric::l2;
+      std::atomic<bool> raised{false};
+      Parallel parallel = threads(2);
+      parallel.stop.flag = &raised;
+      force_ways(way, ProjectWay::automatic);
+      Hits hits(2, n);
+      std::thread other([&] {
+        std::this_thread::sleep_for(std::chrono::microseconds(wait));
+        raised = true;
+      });
+      const Status status = find_within(p, radii.data(), false, hits, parallel);
+      other.join();
+      CHECK(status == Status::stopped || status == Status::ok);
+      force_ways(SearchWay::automatic, ProjectWay::automatic);
+    }
 }

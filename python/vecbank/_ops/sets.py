@@ -81,7 +81,9 @@ class _Asked(NamedTuple):
 
 
 def _mask(sets: list[Tensor], of: _Asked) -> Tensor:
-    return of.at(sets[0][torch.unravel_index(of.queries, of.lead)] if of.lead else sets[0].unsqueeze(0))
+    own = torch.unravel_index(of.queries, of.lead) if of.lead else ()
+    found: Tensor = sets[0][(*(i.unsqueeze(-1) for i in own), of.columns)]  # no more of them than are asked for
+    return found
 
 
 def _bits(sets: list[Tensor], of: _Asked) -> Tensor:
