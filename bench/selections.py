@@ -246,8 +246,8 @@ def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
         "",
         f"- Machine: {named(about)}, {about['cores_allowed']} cores; instruction set **{about['isa']}**, "
         f"{committed(about)}; faiss {faiss.__version__}, torch {torch.__version__}",
-        "- Medians of interleaved samples, in milliseconds. Ratio: ours over the candidate that the target names. Wrong: "
-        "queries whose answer is not the exact one. Others: the share of the machine that other processes used.",
+        "- Medians of interleaved samples, in milliseconds. Ratio: ours over the candidate that the target names. "
+        "Wrong: queries whose answer is not the exact one. Others: the share of the machine that other processes used.",
         "",
         f"**{sum(row['met'] for row in rows)} of {len(rows)} rows met.**",
         "",

@@ -56,6 +56,27 @@ def _topk_equal_rows() -> Call:
     return lambda: vecbank.topk(x, bank, 10)
 
 
+def _topk_among() -> Call:
+    x, bank, start = randn(40_000, 64), _search_bank("dot"), torch.randint(0, 50_000, (40_000,))
+    allowed = vecbank.Allowed.ranges(start, start + 50_000) & vecbank.Allowed.not_self()
+    return lambda: bank.topk(x, 10, allowed=allowed)
+
+
+def _radius() -> Call:
+    x, bank = randn(40_000, 64), _search_bank("l2")
+    return lambda: bank.radius(x, 7.0)
+
+
+def _radius_count() -> Call:
+    x, bank = randn(40_000, 64), randn(100_000, 64)
+    return lambda: vecbank.radius_count(x, bank, 11.0, "l1")
+
+
+def _worst() -> Call:
+    x, bank = randn(40_000, 64), _search_bank("l2")
+    return lambda: bank.topk(x, 10, order="worst")
+
+
 def _nearest() -> Call:
     x, bank = randn(40_000, 64), _search_bank("l2")
     return lambda: bank.nearest(x)
@@ -147,6 +168,10 @@ CALLS: dict[str, Callable[[], Call]] = {
     "topk with a mask": _topk_masked,
     "topk of equal rows": _topk_equal_rows,
     "nearest": _nearest,
+    "topk among candidates": _topk_among,
+    "topk, the worst": _worst,
+    "radius": _radius,
+    "radius_count": _radius_count,
     "quantize": _quantize,
     "quantize_train": _quantize_train,
     "project": _project,

@@ -24,6 +24,8 @@ from torch import Tensor
 import vecbank
 from vecbank import Allowed, Column, reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 X, BANK = gauss(4, 3), gauss(9, 3, seed=1)
 I64 = torch.int64
 ALL = torch.ones(9, dtype=torch.bool)

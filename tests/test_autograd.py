@@ -266,7 +266,7 @@ def test_selected_values(metric: str, device: str) -> None:
     assert gradcheck(lambda a, b: vecbank.topk(a, b, 9, metric)[0], (x, bank))
     assert gradcheck(lambda a, b: vecbank.nearest(a, b, metric)[0], (x, bank))
     assert gradcheck(
-        lambda a, b: vecbank.topk(a, b, 2, metric, mask | (torch.arange(9, device=device) < 2))[0], (x, bank)
+        lambda a, b: vecbank.topk(a, b, 2, metric, allowed=mask | (torch.arange(9, device=device) < 2))[0], (x, bank)
     )
     x, bank = leaf(2, 3, 4, device=device), leaf(2, 6, 4, seed=1, device=device)
     assert gradcheck(lambda a, b: vecbank.topk(a, b, 3, metric)[0], (x, bank))

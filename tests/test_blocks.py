@@ -25,11 +25,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vecbank
 from vecbank import _select
 
-KNOWN = (
-    "test_selections_empty",
-    "test_selections_dims_are_a_bank_of_the_slice",
-    "test_nothing_of_all_pairs_is_made[verify-joined]",
-)
 FEW = 1 << 12  # bytes of a block: a few queries
 SAMPLE = thin([case for case in TABLE if case.mask in SETS and case.m <= 513], 40)
 
@@ -40,9 +35,7 @@ def right_root(t: Tensor) -> Tensor:
 
 
 @pytest.fixture(autouse=True)
-def blocks(monkeypatch: pytest.MonkeyPatch, one_thread: None, request: pytest.FixtureRequest) -> Iterator[None]:
-    if request.node.name.startswith(KNOWN):
-        request.applymarker(pytest.mark.xfail(reason="a known fault of _select.py", strict=False))
+def blocks(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[None]:
     monkeypatch.setattr(_select, "BLOCK_BYTES", FEW)
     monkeypatch.setattr(Tensor, "sqrt", right_root)
     for module in (test_allowed, test_parts, test_selections):
@@ -68,6 +61,7 @@ globals().update(
         test_selections,
         *("test_compile", "test_compile_a_radius_with_a_gradient"),
         *("test_a_bank_with_a_head", "test_many_hits_of_many_threads"),
+        "test_threads_share_the_rows_that_screens_do_not_see",
         "test_farthest_points",
     )
     | again(test_parts, "test_compile", "test_refused")

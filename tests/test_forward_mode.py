@@ -41,7 +41,7 @@ def _functions() -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
         cases[f"project a vector {m}"] = (lambda a, b, m=m: vecbank.project(a, b, m), (x[0], bank))
         cases[f"topk {m}"] = (lambda a, b, m=m: vecbank.topk(a, b, 3, m).values, (x, bank))
         cases[f"topk batched {m}"] = (lambda a, b, m=m: vecbank.topk(a, b, 3, m).values, batched)
-        cases[f"topk masked {m}"] = (lambda a, b, m=m: _found(vecbank.topk(a, b, 3, m, MASK)), (x, bank))
+        cases[f"topk masked {m}"] = (lambda a, b, m=m: _found(vecbank.topk(a, b, 3, m, allowed=MASK)), (x, bank))
         cases[f"nearest {m}"] = (lambda a, b, m=m: vecbank.nearest(a, b, m).values, (x, bank))
         cases[f"nearest batched {m}"] = (lambda a, b, m=m: vecbank.nearest(a, b, m).values, batched)
     cases["topk biased"] = (lambda a, b, c: vecbank.topk(a, b, 3, bias=c).values, (x, bank, bias))

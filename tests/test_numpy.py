@@ -15,7 +15,7 @@ from helpers import gauss, seeded
 from torch import Tensor
 
 import vecbank
-from vecbank import Bank, ProductCodec, anchors, codes, embedding
+from vecbank import Allowed, Bank, ProductCodec, anchors, codes, embedding
 
 X, BOOK = gauss(20, 6, dtype=torch.float64), gauss(9, 6, dtype=torch.float64)
 CODES = torch.tensor([[0, 3], [8, -1], [2, 2]])
@@ -32,8 +32,18 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "project": (vecbank.project, (X, BOOK), {"metric": "l2"}),
     "topk": (vecbank.topk, (X, BOOK, 3), {"allowed": torch.arange(9) > 2}),
     "topk padded": (vecbank.topk, (X, BOOK, 12), {"pad": True, "bias": BOOK[:, 0]}),
+    "topk, among": (vecbank.topk, (X, BOOK, 3), {"allowed": Allowed.not_self() & Allowed.ranges(2, 8)}),
+    "topk, the worst": (vecbank.topk, (X, BOOK, 3), {"order": "worst", "bias": BOOK[:, 0]}),
     "nearest": (vecbank.nearest, (X, BOOK), {}),
+    "nearest, among": (vecbank.nearest, (X, BOOK), {"allowed": torch.arange(9) > 2}),
     "nearest, batched": (vecbank.nearest, (BOOKS, BOOKS), {}),
+    "radius": (vecbank.radius, (X, BOOK, X[:, 0].abs() + 2), {"allowed": torch.arange(9) > 2}),
+    "radius of a number": (vecbank.radius, (X, BOOK, 2.5), {"metric": "l1", "max_hits": 4}),
+    "radius_count": (vecbank.radius_count, (X, BOOK, 2.5), {"allowed": Allowed.not_self()}),
+    "score_pairs": (vecbank.score_pairs, (X[:3], BOOK, CODES), {"metric": "cosine"}),
+    "farthest_points": (vecbank.farthest_points, (X, 4), {"metric": "l1"}),
+    "verify": (vecbank.verify, (X[:3], BOOK, CODES), {"allowed": torch.arange(9) > 2}),
+    "search_part": (vecbank.search_part, (X, BOOK, 3), {"first_row": 5, "metric": "l2"}),
     "quantize": (vecbank.quantize, (X, BOOK), {}),
     "quantize_train": (vecbank.quantize_train, (X, BOOK), {"valid": X[:, 0] > 0}),
     "lookup": (vecbank.lookup, (CODES, BOOK), {"reduce": "mean"}),
@@ -167,7 +177,8 @@ def test_every_public_function_is_here() -> None:
     named = {name.partition(",")[0].partition(" ")[0] for name in CALLS}
     for module, prefix in ((vecbank, ""), (anchors, "anchors."), (codes, "codes."), (embedding, "embedding.")):
         for name, _ in inspect.getmembers(module, inspect.isfunction):
-            if name in module.__all__ and name not in ("check", "packed_bytes", "stored_bytes", "pq_train"):
+            elsewhere = ("check", "packed_bytes", "stored_bytes", "pq_train", "merge_topk")
+            if name in module.__all__ and name not in elsewhere:
                 assert prefix + name in named, name
 
 

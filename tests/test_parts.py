@@ -18,6 +18,8 @@ from torch import Tensor
 import vecbank
 from vecbank import Allowed, Bank, SearchPart, TopK, reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIMILARITIES = ("dot", "cosine")
 INF = float("inf")
 WAYS = (0, 1, 2, 3)  # of a search: see vecbank._C.force_ways

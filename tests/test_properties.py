@@ -40,7 +40,7 @@ def test_equals_the_reference(kind, size, metric, dtype, seed, data) -> None:
     mask = None
     if data.draw(st.booleans(), label="masked"):
         mask = torch.rand(size[:2], generator=torch.Generator().manual_seed(seed)) < 0.5
-    assert_same(tuple(vecbank.topk(x, bank, k, metric, mask)), tuple(reference.topk(x, bank, k, metric, mask)))
+    assert_same(tuple(vecbank.topk(x, bank, k, metric, allowed=mask)), tuple(reference.topk(x, bank, k, metric, mask)))
     assert_same(tuple(vecbank.quantize(x, bank, metric)), tuple(reference.quantize(x, bank, metric)))
 
 
@@ -151,7 +151,7 @@ def test_masking_out_the_winner_promotes_the_next(size, metric, seed) -> None:
     x, bank = draw("gauss", (size[0], max(2, size[1]), size[2]), metric, torch.float32, seed)
     two = vecbank.topk(x, bank, 2, metric)
     mask = torch.ones(size[0], len(bank), dtype=torch.bool).scatter(1, two.indices[:, :1], False)
-    assert_same(tuple(vecbank.topk(x, bank, 1, metric, mask)), (two.values[:, 1:], two.indices[:, 1:]))
+    assert_same(tuple(vecbank.topk(x, bank, 1, metric, allowed=mask)), (two.values[:, 1:], two.indices[:, 1:]))
 
 
 @pytest.mark.parametrize("metric", METRICS)

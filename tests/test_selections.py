@@ -19,6 +19,8 @@ from torch import Tensor
 import vecbank
 from vecbank import Allowed, Bank, RadiusHits, reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIMILARITIES = ("dot", "cosine")
 NAN, INF = float("nan"), float("inf")
 F64 = torch.float64
@@ -89,9 +91,7 @@ def test_every_metric_and_dtype(dtype: str, metric: str) -> None:
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("data", KINDS)
-def test_every_kind_of_data(data: str, metric: str, request: pytest.FixtureRequest) -> None:
-    if metric == "dot" and data in ("nonfinite", "abyss"):
-        request.applymarker(pytest.mark.xfail(reason="a known fault of radius.cpp: rows twice", strict=False))
+def test_every_kind_of_data(data: str, metric: str) -> None:
     for m, d in ((66, 33), (300, 7)):
         x, bank = draw(data, metric, 7, m, d)
         radii = radii_of(x, bank, metric)
@@ -267,6 +267,24 @@ def test_many_hits_of_many_threads() -> None:
                 vecbank._C.force_ways(search=way)
                 check_radius(x, bank, 30.0, "sqeuclidean", want, f"{isa}, {threads} threads, way {way}")
                 check_radius(x[:1], bank, 30.0, "sqeuclidean", reference.radius(x[:1], bank, 30.0, "sqeuclidean"))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_threads_share_the_rows_that_screens_do_not_see(metric: str) -> None:
+    """Zero rows, far ones, NaN and infinity all over a bank that is split among threads, with and without a set."""
+    x, bank = gauss(3, 24), gauss(4000, 24, seed=1)
+    bank[::97], bank[5::311, 3], bank[7::501] = 0.0, NAN, INF
+    bank[9::203] *= 1e30
+    radii = radii_of(x, bank, metric)
+    allowed, dense = make("a | b", (3,), 4000, seeded(8))
+    for chosen, mask in ((None, None), (allowed, dense)):
+        want = reference.radius(x, bank, radii, metric, mask)
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            for way in WAYS:
+                vecbank._C.force_ways(search=way)
+                for source in (bank, Bank(bank, metric), Bank(bank, metric, screen="int8")):
+                    check_radius(x, source, radii, metric, want, f"{threads} threads, way {way}", allowed=chosen)
 
 
 @pytest.mark.parametrize("metric", METRICS)

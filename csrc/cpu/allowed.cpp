@@ -1,5 +1,8 @@
 #include "allowed.h"
 
+#include "isa.h"
+#include "kernels.h"
+
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -219,8 +222,7 @@ bool AllowedRows::has_words() const {
   if (allowed_.count == 0 || allowed_.steps > kMostWordSteps) return false;
   for (int32_t i = 0; i < allowed_.count; ++i) {
     const CandidateSet& s = allowed_.sets[i];
-    // To read every bool of a query takes as long as to screen some of the columns.
-    if (s.kind == SetKind::same || s.kind == SetKind::mask) return false;
+    if (s.kind == SetKind::same || (s.kind == SetKind::mask && s.mask.col_stride != 1)) return false;
   }
   return true;
 }
@@ -229,6 +231,23 @@ const uint8_t* AllowedRows::words_in_place(int64_t query, int64_t first, int64_t
   if (allowed_.steps != 1 || only().kind != SetKind::bits) return nullptr;
   const CandidateSet& s = only();
   return (first >> 3) + 2 * count <= s.width ? bits(s, query) + (first >> 3) : nullptr;
+}
+
+bool AllowedRows::has_bools() const {
+  for (int32_t i = 0; i < allowed_.count; ++i)
+    if (allowed_.sets[i].kind == SetKind::mask) return true;
+  return false;
+}
+
+void AllowedRows::fetch(int64_t query, int64_t first, int64_t count) const {
+  for (int32_t i = 0; i < allowed_.count; ++i) {
+    const CandidateSet& s = allowed_.sets[i];
+    if (s.kind == SetKind::bits)
+      for (int64_t at = 0; at < 2 * count; at += 64) __builtin_prefetch(bits(s, query) + (first >> 3) + at);
+    if (s.kind == SetKind::mask)
+      for (int64_t at = 0; at < 16 * count; at += 64)
+        __builtin_prefetch(s.mask.row(allowed_.query + query) + first + at, 0, 2);
+  }
 }
 
 void AllowedRows::words_of(const CandidateSet& s, int64_t query, int64_t first, int64_t count, uint16_t* out) const {
@@ -242,21 +261,10 @@ void AllowedRows::words_of(const CandidateSet& s, int64_t query, int64_t first, 
     case SetKind::mask: {
       if (s.mask.col_stride != 1) break;
       const bool* row = s.mask.row(allowed_.query + query);
-      for (int64_t w = 0; w < count; ++w) {
-        uint32_t word = 0;
-        const int64_t at = first + 16 * w;
-        if (at + 16 <= end) {
-          for (int half = 0; half < 2; ++half) {
-            uint64_t eight;  // bytes of 0 and 1, the first the lowest: the product gathers their bits in its top byte
-            std::memcpy(&eight, row + at + 8 * half, sizeof eight);
-            if constexpr (std::endian::native == std::endian::big) eight = __builtin_bswap64(eight);
-            word |= static_cast<uint32_t>((eight & 0x0101010101010101u) * 0x0102040810204080u >> 56) << (8 * half);
-          }
-        } else {
-          for (int64_t j = at; j < end; ++j) word |= static_cast<uint32_t>(row[j]) << (j - at);
-        }
-        out[w] = static_cast<uint16_t>(word);
-      }
+      const int64_t whole = std::max<int64_t>(0, (end - first) / 16);
+      kernels().pack_bools(row + first, whole, out);
+      std::fill(out + whole, out + count, uint16_t{0});
+      for (int64_t j = first + 16 * whole; j < end; ++j) flip(j, row[j]);
       return;
     }
     case SetKind::bits: {

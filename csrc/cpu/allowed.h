@@ -35,8 +35,11 @@ class AllowedRows {
   // About how many rows a query may be given: exact for a set that is numbered, else from a sample.
   double expected(int64_t query) const;
 
-  // Whether words() takes little time for each row.
+  // Whether words() takes little time for each row; a set of bools is eight times as much to read.
   bool has_words() const;
+  bool has_bools() const;
+  // Fetches what words() will read.
+  void fetch(int64_t query, int64_t first, int64_t count) const;
   // A bit for each of rows [first, first + 16 count) that says whether the query may be given it; rows beyond the bank
   // may have any. `first` is a multiple of 16.
   void words(int64_t query, int64_t first, int64_t count, uint16_t* out) const;

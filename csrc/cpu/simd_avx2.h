@@ -283,6 +283,15 @@ struct Avx2 {
   static constexpr int mid = 3, mid_panels = 2;
   static constexpr int one_panels = 4;
   static constexpr int full_f64 = 3;
+  static VB_INLINE uint64_t bits_of_bools(const bool* bools) {  // of 64, the first the lowest
+    uint64_t bits = 0;
+    for (int half = 0; half < 2; ++half) {
+      const __m256i some = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bools + 32 * half));
+      const __m256i none = _mm256_cmpeq_epi8(some, _mm256_setzero_si256());
+      bits |= static_cast<uint64_t>(~static_cast<uint32_t>(_mm256_movemask_epi8(none))) << (32 * half);
+    }
+    return bits;
+  }
 };
 
 struct Avx2Vnni : Avx2 {

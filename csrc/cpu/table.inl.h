@@ -149,6 +149,7 @@ constexpr Kernels make_table(const char* name) {
           score<Lanes>,
           finish_scores<Lanes>,
           first_best<Lanes>,
+          pack_bools<Isa>,
           direct_f32<Isa>(),
           direct_bf16<Isa>(),
           narrow_floats,

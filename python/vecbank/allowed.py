@@ -37,6 +37,9 @@ class Allowed:
     numpy arrays are taken too. Memory is shared, not copied, where the constructor says so: it must not change during
     a call.
 
+    It works under `torch.compile` (made within, join by `Allowed.mask(tensor)` and call `.other` in place of `~same`);
+    the transforms of torch.func and forward mode take bool tensors alone.
+
     How a search goes about it, which changes no answer: where all queries share a set that leaves few rows, these are
     gathered first; where a query is left with few rows, they are scored at once; else the others are passed over where
     they are met. A numbered set (`ranges`, `rows`, `same`) costs what it holds, not M.

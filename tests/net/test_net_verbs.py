@@ -18,7 +18,7 @@ from net_shapes import SIZES, any_mask, any_rows, empties
 from torch import Tensor
 
 import vecbank
-from vecbank import Bank, reference
+from vecbank import Allowed, Bank, reference
 
 ROUNDS = 300 if FULL else 30
 
@@ -114,6 +114,36 @@ def test_empty_axes_of_a_search(verb: str, metric: str, dtype: torch.dtype) -> N
                 straight = verb.startswith("quantize") and x.numel() > 0
                 assert x.grad is not None and bool((x.grad == (1 if straight else 0)).all()), f"{size}"
                 assert bank.grad is None or not bool(bank.grad.any()), f"{size}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("metric", METRICS)
+def test_empty_axes_of_selections(metric: str, dtype: torch.dtype) -> None:
+    """Nothing within any radius, no pair and no candidate: results of the right shape, gradients of zeros."""
+    for batched in (False, True):
+        for size in empties("BNMd" if batched else "NMd"):
+            lead = (size["B"],) if batched else ()
+            n = size["N"] * size.get("B", 1)
+            x = gauss(*lead, size["N"], size["d"], dtype=dtype).requires_grad_()
+            bank = gauss(*lead, size["M"], size["d"], dtype=dtype).requires_grad_()
+            full = size["M"] if size["d"] == 0 and metric != "cosine" else 0  # all scores are 0
+            r = 0.0 if metric != "cosine" else 0.5
+            found = vecbank.radius(x, bank, r, metric)
+            assert found.offsets.tolist() == [full * i for i in range(n + 1)], f"{size}"
+            assert_same(vecbank.radius_count(x, bank, r, metric), torch.full(x.shape[:-1], full))
+            limited = vecbank.radius(x, bank, r, metric, max_hits=3)
+            assert limited.indices.shape == (3 * n,) and int(limited.offsets[-1]) == 3 * n
+            missing = torch.full((*x.shape[:-1], 2), -1)
+            scores = vecbank.score_pairs(x, bank, missing, metric)
+            among = vecbank.topk(x, bank, 2, metric, allowed=Allowed.exclude(missing) & Allowed.not_self(), pad=True)
+            worst = vecbank.topk(x, bank, 2, metric, order="worst", pad=True)
+            merged = vecbank.merge_topk([vecbank.search_part(x, bank, 2, metric)])
+            assert_same(tuple(merged), tuple(vecbank.topk(x, bank, 2, metric, pad=True)))
+            assert vecbank.verify(x, bank, among.indices, metric).right.shape == x.shape[:-1]
+            for values in (found.values, limited.values, scores, among.values, worst.values):
+                values.masked_fill(values.isinf(), 0).sum().backward()
+            assert x.grad is not None and not bool(x.grad.any()), f"{size}"
+            assert bank.grad is not None and not bool(bank.grad.any()), f"{size}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

@@ -66,19 +66,19 @@ void SearchWorker::clip_to_allowed() {
 // one by one. Negligible rows must be pushed, whether a row may be given them or not.
 const uint8_t* const* SearchWorker::allowed_of(const Visit& visit, int64_t row, int64_t rows) {
   const SearchJob& job = *task_.job;
-  if (!job.allowed.has_words() || share_ > kMostWordShare || task_.negligible >= 0) return nullptr;
+  if (!by_bits_) return nullptr;
   const int64_t panels = visit.to - visit.from, first = job.offset + visit.from * kPanel;
-  if (!allowed_rows_.reserve(task_.rows + kPanel)) return nullptr;  // they are told one by one
+  const int64_t next = job.offset + visit.next * kPanel;  // what is read for it lies on as many pages as there are rows
+  if (!allowed_rows_.reserve(task_.rows + kPanel) || !allowed_words_.reserve(task_.rows * panels)) return nullptr;
   for (int64_t r = 0; r < rows; ++r) {
-    const uint8_t* bits = job.allowed.words_in_place(task_.first + row + r, first, panels);
+    const int64_t query = task_.first + row + r;
+    const uint8_t* bits = job.allowed.words_in_place(query, first, panels);
     if (bits == nullptr) {
-      if (!allowed_words_.reserve(task_.rows * panels)) return nullptr;
       uint16_t* words = allowed_words_.get() + r * panels;
-      job.allowed.words(task_.first + row + r, first, panels, words);
+      job.allowed.words(query, first, panels, words);
       bits = reinterpret_cast<const uint8_t*>(words);
-    } else {  // fetches those of the next visit, which lie on as many pages as there are rows
-      for (int64_t at = 0; at < 2 * panels; at += 64) __builtin_prefetch(bits + 2 * (visit.next - visit.from) + at);
     }
+    job.allowed.fetch(query, next, panels);
     allowed_rows_[r] = bits;
   }
   std::fill_n(allowed_rows_.get() + rows, kPanel, allowed_rows_[rows - 1]);

@@ -103,7 +103,10 @@ void SearchWorker::screen_with(int number) {
   count(Counted::bytes, (task_.to - task_.from) * screen_->panel_bytes());
   start_lists();
   share_ = share_allowed();
-  by_panel_ = task_.job->allowed.is_mask();
+  const AllowedRows& allowed = task_.job->allowed;
+  by_bits_ =
+      allowed.has_words() && task_.negligible < 0 && share_ <= (allowed.has_bools() ? kMostBoolShare : kMostBitShare);
+  by_panel_ = !by_bits_ && task_.negligible < 0 && allowed.is_mask();
   clip_to_allowed();
   const double begun = seconds();
   visit_all();
@@ -303,8 +306,7 @@ void SearchWorker::scan(const Visit& visit, int64_t row, int64_t rows, const flo
 void SearchWorker::push(int64_t row, int64_t panel, const float* upper, uint32_t lanes) {
   const bool waits = screen_->tail_width() > 0;
   // Of bools those of a panel are looked at together: they are of one cache line.
-  if (by_panel_ && task_.negligible < 0)
-    lanes &= task_.job->allowed.sixteen(task_.first + row, task_.job->offset + panel * kPanel);
+  if (by_panel_) lanes &= task_.job->allowed.sixteen(task_.first + row, task_.job->offset + panel * kPanel);
   for (; lanes != 0; lanes &= lanes - 1) {
     const int c = std::countr_zero(lanes);
     if (upper[c] < lists_.threshold(row) || !may_win(row, panel, c)) continue;

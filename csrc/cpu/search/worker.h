@@ -10,8 +10,8 @@ namespace vecbank::cpu {
 // A sample keeps one column a lane, so there are more lanes than ranks, or its k-th best would lie far below that of
 // the columns; beyond this k the lanes of a block would take more memory than its candidates.
 constexpr int64_t kMostSampledK = 128;
-// Where a query may be given a larger share of the bank, a scan does not look at its bits.
-constexpr double kMostWordShare = 0.8;
+// Where a query may be given a larger share of the bank, a scan does not look at its bits, or its bools.
+constexpr double kMostBitShare = 0.8, kMostBoolShare = 0.35;
 inline int64_t sampled_lanes(int64_t k) { return round_up_to(k + k / 2 + 4, kPanel); }
 
 class SearchWorker {
@@ -83,6 +83,7 @@ class SearchWorker {
   Buffer<int32_t> tightened_;    // rows refined early, per query row
   Buffer<const uint8_t*> allowed_rows_;
   Buffer<uint16_t> allowed_words_;
+  bool by_bits_ = false;   // a scan looks at the bits of candidate sets
   bool by_panel_ = false;  // bools are looked at 16 at a time, when columns are pushed
   double share_ = 1.0;     // of the bank, that a query of the block may be given
 };

@@ -82,7 +82,8 @@ class _Asked(NamedTuple):
 
 def _mask(sets: list[Tensor], of: _Asked) -> Tensor:
     own = torch.unravel_index(of.queries, of.lead) if of.lead else ()
-    found: Tensor = sets[0][(*(i.unsqueeze(-1) for i in own), of.columns)]  # no more of them than are asked for
+    at = (*(i.unsqueeze(-1) for i in own), of.columns)
+    found: Tensor = sets[0][at]  # no more of them than are asked for
     return found
 
 
