@@ -88,7 +88,7 @@ def topk_calls(search: Search, k: int, allowed: float | None, gen: torch.Generat
     mask = torch.rand(search.n, search.m, generator=gen) < allowed
     worst = -torch.inf if largest else torch.inf
     return (
-        lambda: vecbank.topk(x, bank, k, search.metric, mask),
+        lambda: vecbank.topk(x, bank, k, search.metric, allowed=mask),
         lambda: theirs(x).masked_fill(~mask, worst).topk(k, largest=largest),
     )
 

@@ -623,3 +623,58 @@ def test_several_threads_share_one_set() -> None:
     with ThreadPoolExecutor(4) as pool:
         for got in pool.map(lambda _: tuple(bank.topk(x, 5, allowed=allowed)), range(12)):
             assert_same(got, want)
+
+
+def test_lists_of_any_lengths() -> None:
+    """What each user has seen, for example: lists become rows of one tensor."""
+    x, bank = gauss(3, 4), gauss(9, 4, seed=1)
+    lists = [torch.tensor([0, 4]), torch.tensor([], dtype=torch.int64), torch.tensor([8])]
+    mask = torch.zeros(3, 9, dtype=torch.bool)
+    mask[0, [0, 4]] = mask[2, 8] = True
+    assert_same(
+        tuple(vecbank.topk(x, bank, 3, allowed=Allowed.rows(lists))), tuple(vecbank.topk(x, bank, 3, allowed=mask))
+    )
+    others, bools = (vecbank.topk(x, bank, 3, allowed=a) for a in (Allowed.exclude(lists), ~mask))
+    assert_same(tuple(others), tuple(bools))
+    with pytest.raises(ValueError, match="one tensor"):
+        Allowed.rows([mask.long()])
+
+
+@pytest.mark.parametrize("way", range(4))
+def test_ops_end_on_lists_that_do_not_ascend(way: int) -> None:
+    """Direct calls may bring anything: the rows are then any, but the call ends, and touches nothing outside."""
+    vecbank._C.force_ways(search=way)
+    x, bank = gauss(5, 8), gauss(3000, 8, seed=1)
+    draw = torch.Generator().manual_seed(way)
+    for _ in range(20):
+        ids = torch.randint(-100, 3100, (1, 5000), generator=draw)
+        labels, order = torch.randint(3, (1, 3000), generator=draw), torch.arange(2999, -1, -1).unsqueeze(0)
+        sets, own = [ids, labels[:, :5].T.contiguous(), labels, order], [6, 0, 5, 1, -2, 0, 4, 0, -1, 0]
+        indices = torch.ops.vecbank.topk_among(x, bank, None, 7, 0, sets, own)[1]
+        assert int(indices.min()) >= -1 and int(indices.max()) < 3000
+        for program in ([6, 0], [3, 0], [5, 1]):
+            found = torch.ops.vecbank.radius(x, bank, None, torch.zeros(5, dtype=torch.float64), 0, sets, program)[1]
+            assert found.numel() == 0 or (int(found.min()) >= 0 and int(found.max()) < 3000)
+
+
+@pytest.mark.parametrize("way", range(4))
+def test_any_byte_but_zero_is_true(way: int) -> None:
+    """torch and numpy take it so; such bytes come of views of pictures, for example."""
+    vecbank._C.force_ways(search=way)
+    x, bank = gauss(4, 8), gauss(500, 8, seed=1)
+    true = torch.full((4, 500), 255, dtype=torch.uint8).view(torch.bool)
+    true[:, 7] = False
+    for mask in (true, true[0]):
+        got, want = (vecbank.topk(x, bank, 5, allowed=m) for m in (mask, Allowed.exclude(torch.tensor([7]))))
+        assert_same(tuple(got), tuple(want))
+        assert vecbank.radius_count(x, bank, 1e9, allowed=mask).tolist() == [499] * 4
+
+
+def test_labels_are_those_of_then() -> None:
+    """The rows in order of label belong to the labels that were given, whatever is written there later."""
+    labels = torch.tensor([0, 1, 0, 1])
+    allowed = Allowed.same(torch.tensor([1]), labels)
+    labels.zero_()
+    for way in range(4):
+        vecbank._C.force_ways(search=way)
+        assert vecbank.topk(torch.ones(1, 2), torch.eye(4, 2), 2, allowed=allowed).indices.tolist() == [[1, 3]]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import METRICS
 from helpers import CODE, all_ops, gauss, op
-from op_samples import samples
+from op_samples import KINDS, samples, sets_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -436,6 +436,28 @@ def test_garbage_packs_among_sets(kind: str, metric: str) -> None:
     for name in ("radius", "radius_count"):
         with pytest.raises(ERRORS):
             op(name)(x, bank, bad, RADII, code, [], [])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "not_self"])
+def test_sets_on_another_device(kind: str) -> None:
+    """Each tensor of each kind; the fake kernel that such a call reaches refuses it."""
+    sets, program = sets_of(X, BANK, kind)
+    for i in range(len(sets)):
+        mixed = [t.to("meta") if i == j else t for j, t in enumerate(sets)]
+        for call in (("topk_among", 2, 0), ("radius", RADII, 0), ("radius_count", RADII, 0)):
+            with pytest.raises(ERRORS):
+                op(call[0])(X, BANK, None, *call[1:], mixed, program)
+
+
+def test_sets_whose_rows_lie_apart() -> None:
+    """Python lays them out anew; the kernels read them in place, and refuse what they would misread."""
+    words, ids = torch.zeros(4, 4, dtype=torch.uint8)[:, ::2], torch.zeros(4, 4, dtype=INT64)[:, ::2]
+    apart = [LABELS[0], torch.zeros(1, 10, dtype=INT64)[:, ::2], LABELS[2]]
+    for sets, program in (([words], [1, 0]), ([ids], [2, 0]), ([ids], [3, 0]), ([ids], [6, 0]), (apart, [5, 0])):
+        with pytest.raises(ERRORS, match="in one piece|contiguous"):
+            op("topk_among")(X, BANK, None, 2, 0, sets, program)
+    found = op("topk_among")(X, BANK, None, 2, 0, [FULL.repeat(1, 2)[:, ::2]], [0, 0])  # a mask may have any strides
+    assert torch.equal(found[1], op("topk")(X, BANK, None, 2, 0)[1])
 
 
 def test_numbers_in_sets_never_crash() -> None:

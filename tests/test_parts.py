@@ -159,7 +159,6 @@ def test_parts_go_between_machines() -> None:
     assert_same(tuple(vecbank.merge_topk(merged, 6)), want)
 
 
-@pytest.mark.xfail(reason="a known fault of merge_topk: it takes no arrays", strict=False)
 def test_arrays_of_numpy() -> None:
     x, bank = gauss(4, 5), gauss(70, 5)
     parts = [

@@ -86,7 +86,7 @@ def test_rows_beyond_all_proportion_are_the_worst_of_distances(odd: float, targe
     few = torch.zeros(1200, dtype=torch.bool)  # they are found where there are no others
     few[ordinary[:4]] = True
     few |= ~torch.isin(torch.arange(1200), ordinary)
-    found = vecbank.topk(x, Bank(bank, "l2"), 9, "l2", few)
+    found = vecbank.topk(x, Bank(bank, "l2"), 9, "l2", allowed=few)
     assert torch.equal(found.indices, brute(x, bank, 9, "l2", few))
     assert (found.indices >= 0).all()
 

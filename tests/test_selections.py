@@ -582,7 +582,7 @@ def test_answers_of_batched_and_biased_banks() -> None:
 # ---- farthest_points ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("metric", ["l2", "sqeuclidean", "cosine"])
+@pytest.mark.parametrize("metric", ["l2", "sqeuclidean", "l1", "cosine"])
 def test_farthest_points(metric: str) -> None:
     """Each next one is the farthest from all before it; ties go to the lower index."""
     bank = gauss(60, 5)

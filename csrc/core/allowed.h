@@ -11,7 +11,7 @@ enum class SetKind : int32_t {
   mask = 0,      // a bool for every pair
   bits = 1,      // a bit for every pair: row j is bit j % 8 of byte j / 8
   ranges = 2,    // rows [start, stop)
-  exclude = 3,   // all rows but these
+  exclude = 3,   // all rows but these, in ascending order
   not_self = 4,  // all rows but first + the query's number
   same = 5,      // rows with the query's label
   rows = 6,      // these rows, in ascending order; numbers from the bank's size on are none

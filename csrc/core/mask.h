@@ -44,7 +44,9 @@ struct Mask {
     return true;
   }
   const bool* row(int64_t query) const { return data + row_start(query); }
-  bool allows(int64_t query, int64_t column) const { return data == nullptr || row(query)[column * col_stride]; }
+  // As bytes, because torch and numpy take any byte but 0 for true, and a C++ bool may hold 0 and 1 alone.
+  const unsigned char* bytes(int64_t query) const { return reinterpret_cast<const unsigned char*>(row(query)); }
+  bool allows(int64_t query, int64_t column) const { return data == nullptr || bytes(query)[column * col_stride] != 0; }
   Mask from(int64_t query) const {  // the same mask, whose row 0 is this query's
     Mask mask = *this;
     mask.first += query;

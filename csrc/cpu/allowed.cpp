@@ -47,12 +47,7 @@ bool AllowedRows::in_set(const CandidateSet& s, int64_t query, int64_t row) cons
       const int64_t* ends = ids(s, query);
       return row >= ends[0] && row < ends[1];
     }
-    case SetKind::exclude: {
-      const int64_t* listed = ids(s, query);
-      for (int64_t i = 0; i < s.width; ++i)
-        if (listed[i] == row) return false;
-      return true;
-    }
+    case SetKind::exclude: return !contains(ids(s, query), s.width, row);
     case SetKind::not_self: return row != s.first + allowed_.within + query;
     case SetKind::same: return s.labels[allowed_.batch * s.batch_stride + row] == *ids(s, query);
     case SetKind::rows: return contains(ids(s, query), s.width, row);
@@ -126,6 +121,8 @@ AllowedRows::Extent AllowedRows::extent(int64_t query) const {
     extent.first = std::max(extent.first, run.rows == nullptr ? run.first : run.rows[0]);
     extent.end = std::min(extent.end, run.rows == nullptr ? run.end : run.rows[run.end - 1] + 1);
   }
+  extent.first = std::max<int64_t>(extent.first, 0);
+  extent.end = std::min(extent.end, allowed_.rows);
   if (extent.end <= extent.first) return {0, 0, 0};
   extent.most = std::min(extent.most, extent.end - extent.first);
   return extent;
@@ -151,7 +148,8 @@ double AllowedRows::sampled(int64_t query) const {
     // Scattered, so that rows that lie in some order by their attributes do not mislead: golden sections of the run.
     const double at = 0.6180339887498949 * static_cast<double>(i + 1);
     const int64_t j = run.first + std::min(run.size() - 1, static_cast<int64_t>((at - std::floor(at)) * most));
-    found += allows(query, run.rows == nullptr ? j : run.rows[j]);
+    const int64_t row = run.rows == nullptr ? j : run.rows[j];
+    found += row >= 0 && row < allowed_.rows && allows(query, row);
   }
   if (sample == run.size()) return static_cast<double>(found);
   return most * (static_cast<double>(found) + 0.5) / static_cast<double>(sample + 1);
@@ -163,14 +161,14 @@ int64_t AllowedRows::list(int64_t query, int64_t* from, int64_t to, int64_t room
   int of;
   const Run run = shortest(query, &of);
   if (run.rows != nullptr) {
+    // Lists that do not ascend, which only a direct call of an op can bring, give some of their rows, and end.
     const int64_t *end = run.rows + run.end, *at = std::lower_bound(run.rows, end, *from);
     for (; at < end && *at < to && count < room; ++at) {
-      if (count > 0 && out[count - 1] == *at) continue;  // named twice
+      if (*at < *from || (count > 0 && *at <= out[count - 1])) continue;  // named twice
       out[count] = *at;
       count += alone || allows(query, *at);
     }
-    *from = at < end && *at < to ? *at : to;
-    if (count == room && count > 0 && *from == out[count - 1]) ++*from;  // its twin
+    *from = count == room && at < end ? out[count - 1] + 1 : to;
     return count;
   }
   int64_t j = std::max(*from, run.first);
@@ -196,7 +194,7 @@ int64_t AllowedRows::list(int64_t query, int64_t* from, int64_t to, int64_t room
       }
     }
   } else if (single != nullptr && single->kind == SetKind::mask && single->mask.col_stride == 1) {
-    const bool* row = single->mask.row(allowed_.query + query);
+    const unsigned char* row = single->mask.bytes(allowed_.query + query);
     while (j < end && count < room) {
       uint64_t eight = 1;
       if (j + 8 <= end) std::memcpy(&eight, row + j, sizeof eight);
@@ -204,7 +202,7 @@ int64_t AllowedRows::list(int64_t query, int64_t* from, int64_t to, int64_t room
         j += 8;
       } else {
         out[count] = j;
-        count += row[j];
+        count += row[j] != 0;
         ++j;
       }
     }
@@ -260,11 +258,11 @@ void AllowedRows::words_of(const CandidateSet& s, int64_t query, int64_t first, 
   switch (s.kind) {
     case SetKind::mask: {
       if (s.mask.col_stride != 1) break;
-      const bool* row = s.mask.row(allowed_.query + query);
+      const unsigned char* row = s.mask.bytes(allowed_.query + query);
       const int64_t whole = std::max<int64_t>(0, (end - first) / 16);
       kernels().pack_bools(row + first, whole, out);
       std::fill(out + whole, out + count, uint16_t{0});
-      for (int64_t j = first + 16 * whole; j < end; ++j) flip(j, row[j]);
+      for (int64_t j = first + 16 * whole; j < end; ++j) flip(j, row[j] != 0);
       return;
     }
     case SetKind::bits: {
@@ -281,7 +279,8 @@ void AllowedRows::words_of(const CandidateSet& s, int64_t query, int64_t first, 
       (void)run_of(s, query, &run);
       if (run.rows != nullptr) {
         const int64_t* last = run.rows + run.end;
-        for (const int64_t* at = std::lower_bound(run.rows, last, first); at < last && *at < end; ++at) flip(*at, true);
+        for (const int64_t* at = std::lower_bound(run.rows, last, first); at < last && *at < end; ++at)
+          if (*at >= first) flip(*at, true);
         return;
       }
       const int64_t from = std::max(first, run.first), to = std::min(end, run.end);
@@ -297,9 +296,9 @@ void AllowedRows::words_of(const CandidateSet& s, int64_t query, int64_t first, 
     }
     case SetKind::exclude: {
       std::fill_n(out, count, uint16_t{0xffff});
-      const int64_t* listed = ids(s, query);
-      for (int64_t i = 0; i < s.width; ++i)
-        if (listed[i] >= first && listed[i] < end) flip(listed[i], false);
+      const int64_t *listed = ids(s, query), *last = listed + s.width;
+      for (const int64_t* at = std::lower_bound(listed, last, first); at < last && *at < end; ++at)
+        if (*at >= first) flip(*at, false);
       return;
     }
     case SetKind::not_self: {

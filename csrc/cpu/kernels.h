@@ -99,7 +99,7 @@ struct Kernels {
   // must be memory up to a multiple of 8.
   int64_t (*first_best)(const double* keys, int64_t count, double least);
   // A bit for each of 16 count bools, the first the lowest.
-  void (*pack_bools)(const bool* bools, int64_t count, uint16_t* out);
+  void (*pack_bools)(const unsigned char* bools, int64_t count, uint16_t* out);
   // Returns whether a score is odd. Null where the instruction set has no fused products.
   bool (*direct)(const DirectArgs&);
   // Products of bfloat16 queries with a bank of that type, which round as the unit of the processor does; null where

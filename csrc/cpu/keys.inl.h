@@ -95,10 +95,10 @@ void norm_scales_of(const double* squares, int64_t count, float* scales) {
 
 // A bit for each of 16 count bools, the first the lowest.
 template <class Isa>
-void pack_bools(const bool* bools, int64_t count, uint16_t* out) {
+void pack_bools(const unsigned char* bools, int64_t count, uint16_t* out) {
   for (int64_t w = 0; w < count; w += 4) {
     const int64_t n = count - w < 4 ? count - w : 4;
-    bool some[64] = {};
+    unsigned char some[64] = {};
     if (n < 4) __builtin_memcpy(some, bools + 16 * w, static_cast<size_t>(16 * n));
     const uint64_t bits = Isa::bits_of_bools(n < 4 ? some : bools + 16 * w);
     for (int64_t i = 0; i < n; ++i) out[w + i] = static_cast<uint16_t>(bits >> (16 * i));

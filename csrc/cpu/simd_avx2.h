@@ -283,7 +283,7 @@ struct Avx2 {
   static constexpr int mid = 3, mid_panels = 2;
   static constexpr int one_panels = 4;
   static constexpr int full_f64 = 3;
-  static VB_INLINE uint64_t bits_of_bools(const bool* bools) {  // of 64, the first the lowest
+  static VB_INLINE uint64_t bits_of_bools(const unsigned char* bools) {  // of 64, the first the lowest
     uint64_t bits = 0;
     for (int half = 0; half < 2; ++half) {
       const __m256i some = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bools + 32 * half));

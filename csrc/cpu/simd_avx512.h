@@ -232,7 +232,7 @@ struct Avx512 {
   static constexpr int mid = 4, mid_panels = 4;
   static constexpr int one_panels = 4;
   static constexpr int full_f64 = 14;
-  static VB_INLINE uint64_t bits_of_bools(const bool* bools) {  // of 64, the first the lowest
+  static VB_INLINE uint64_t bits_of_bools(const unsigned char* bools) {  // of 64, the first the lowest
     const __m512i all = _mm512_loadu_si512(bools);
     return _mm512_test_epi8_mask(all, all);
   }

@@ -167,9 +167,9 @@ struct Scalar {
   static constexpr int mid = 2, mid_panels = 1;
   static constexpr int one_panels = 1;
   static constexpr int full_f64 = 2;
-  static VB_INLINE uint64_t bits_of_bools(const bool* bools) {  // of 64, the first the lowest
+  static VB_INLINE uint64_t bits_of_bools(const unsigned char* bools) {  // of 64, the first the lowest
     uint64_t bits = 0;
-    for (int i = 0; i < 64; ++i) bits |= static_cast<uint64_t>(bools[i]) << i;
+    for (int i = 0; i < 64; ++i) bits |= static_cast<uint64_t>(bools[i] != 0) << i;
     return bits;
   }
 };

@@ -80,7 +80,7 @@ class SetsView {
  private:
   static void per_query(const Tensor& t, int64_t queries, ScalarType dtype, CandidateSet* set) {
     STD_TORCH_CHECK(t.dim() == 2 && (t.size(0) == 1 || t.size(0) == queries) && t.scalar_type() == dtype &&
-                        (t.size(1) <= 1 || t.stride(1) == 1),
+                        (t.size(1) <= 1 || t.stride(1) == 1 || t.numel() == 0),
                     "vecbank: a set must be (1 or ", queries, ", W) of its own dtype, with rows in one piece, got ",
                     shape_of(t));
     set->data = t.const_data_ptr();

@@ -31,6 +31,10 @@ def in_blocks() -> Iterator[None]:
         _forced = before
 
 
+def in_blocks_now() -> bool:
+    return _forced
+
+
 class Search(NamedTuple):
     """Queries, what they are compared with, and which pairs count."""
 
@@ -44,6 +48,9 @@ class Search(NamedTuple):
     @property
     def similarity(self) -> bool:
         return self.code in SIMILARITIES
+
+    def lowered(self) -> Lowered | None:
+        return Lowered([self.allowed], [0, 0]) if isinstance(self.allowed, Tensor) else self.allowed
 
     def sets(self) -> tuple[list[Tensor], list[int]]:
         if isinstance(self.allowed, Tensor):
@@ -135,10 +142,6 @@ def merge(found: Tensor, indices: Tensor, k: int, code: int, *, wide: bool) -> t
     return scores if wide else scores.float(), rows
 
 
-def lowered(s: Search) -> Lowered | None:
-    return Lowered([s.allowed], [0, 0]) if isinstance(s.allowed, Tensor) else s.allowed
-
-
 def spans(s: Search, row_bytes: int) -> Iterator[tuple[int, int]]:
     """Queries [first, last) by the block, each of one batch; `row_bytes`: what a query takes."""
     n, step = s.x.shape[:-1].numel(), max(1, BLOCK_BYTES // max(1, row_bytes))
@@ -152,7 +155,7 @@ def spans(s: Search, row_bytes: int) -> Iterator[tuple[int, int]]:
 
 def may(s: Search, listed: Tensor) -> Tensor:
     """Which of the listed rows (..., k) each query may be given; of -1, either."""
-    sets = lowered(s)
+    sets = s.lowered()
     if sets is None or listed.numel() == 0:
         return torch.ones_like(listed, dtype=torch.bool)
     flat, lead = listed.clamp_min(0).reshape(-1, listed.shape[-1]), s.x.shape[:-1]
@@ -163,7 +166,7 @@ def may(s: Search, listed: Tensor) -> Tensor:
 
 def _blocks(s: Search, row_bytes: int) -> Iterator[tuple[int, int, Search]]:
     """(first, last, the search of queries [first, last) with their mask (n, M)); `row_bytes`: what a pair takes."""
-    lead, sets = s.x.shape[:-1], lowered(s)
+    lead, sets = s.x.shape[:-1], s.lowered()
     x = s.x.reshape(lead.numel(), s.x.shape[-1])
     for first, last in spans(s, row_bytes * s.bank.shape[-2]):
         bank = s.bank[first // int(lead[-1])] if s.bank.dim() == 3 else s.bank

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
@@ -153,11 +153,12 @@ class Allowed:
         return _made(_Leaf(Kind.ranges, (torch.stack((low, high), -1),)))
 
     @classmethod
-    def exclude(cls, ids: Tensor) -> Allowed:
+    def exclude(cls, ids: Tensor | Sequence[Tensor]) -> Allowed:
         """All rows but these.
 
         Args:
-            ids: integers (..., e), or (e,) for all queries; -1 stands for none (as in the indices of `topk`).
+            ids: integers (..., e), or (e,) for all queries; -1 stands for none (as in the indices of `topk`). Or a list
+                of tensors, one for each query, of any lengths.
 
         Raises:
             TypeError: not integers. IndexError: ids below -1, or (of the call, on the CPU) from M on.
@@ -169,7 +170,7 @@ class Allowed:
             >>> vecbank.topk(torch.ones(1), bank, 1, allowed=others).indices.tolist()
             [1]
         """
-        return _made(_Leaf(Kind.exclude, (_ids(ids),)))
+        return _made(_Leaf(Kind.exclude, (_ids(ids).sort(-1).values,)))
 
     @classmethod
     def not_self(cls, first: int = 0) -> Allowed:
@@ -207,6 +208,7 @@ class Allowed:
         own, all_labels = _labels(labels_x, "labels_x"), _labels(labels_bank, "labels_bank")
         if all_labels.dim() not in (1, 2):
             raise ValueError(f"labels_bank must have shape (M,) or (B, M), got {tuple(all_labels.shape)}")
+        all_labels = all_labels.clone()  # so that the two below stay of one another
         # The rows in order of label: those of one label are a run, which is found without a look at the others.
         return _made(_Leaf(Kind.same, (own, all_labels, torch.argsort(all_labels, dim=-1, stable=True))))
 
@@ -223,12 +225,12 @@ class Allowed:
         return cls.same(labels_x, labels_bank).__invert__()
 
     @classmethod
-    def rows(cls, ids: Tensor) -> Allowed:
+    def rows(cls, ids: Tensor | Sequence[Tensor]) -> Allowed:
         """These rows: a list for all queries, or for each query its own candidates.
 
         Args:
             ids: integers (..., r), or (r,) for all queries, in any order; one that comes twice counts once, -1 stands
-                for none.
+                for none. Or a list of tensors, one for each query, of any lengths.
 
         Raises:
             TypeError: not integers. IndexError: ids below -1, or (of the call, on the CPU) from M on.
@@ -386,6 +388,11 @@ def _integers(value: Any, name: str) -> Tensor:
 
 
 def _ids(ids: Any) -> Tensor:
+    if isinstance(ids, (list, tuple)) and ids and all(isinstance(own, (Tensor, np.ndarray)) for own in ids):
+        lists = [_integers(own, "ids") for own in ids]
+        if any(own.dim() != 1 for own in lists):
+            raise ValueError("ids, as a list, must hold one tensor (e,) for each query")
+        ids = torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1.0)
     listed = _integers(ids, "ids")
     if listed.dim() == 0:
         raise ValueError("ids must have shape (e,) or (..., e), got a scalar")
@@ -416,7 +423,7 @@ def _fitted(leaf: _Leaf, x: Tensor, bank: Tensor) -> list[Tensor]:
             )
         return [
             _per_query(own.unsqueeze(-1), lead, "labels_x"),
-            *(t.reshape(-1, m).contiguous() for t in (labels, order)),
+            *(t.contiguous() if t.dim() == 2 else t.contiguous().unsqueeze(0) for t in (labels, order)),
         ]
     names = {Kind.bits: "words", Kind.ranges: "start and stop", Kind.exclude: "ids", Kind.rows: "ids"}
     fitted = [_per_query(t, lead, names[leaf.kind]) for t in leaf.tensors]

@@ -17,7 +17,7 @@ from ._ops import METRICS
 from ._ops.names import SCREENED, metric_name
 from ._prepared import Pack, PreparedBank
 from .allowed import Allowed
-from .results import Explanation, Nearest, Quantized, RadiusHits, TopK
+from .results import Explanation, Nearest, Quantized, RadiusHits, TopK, Verified
 
 
 class Bank(PreparedBank):
@@ -141,6 +141,42 @@ class Bank(PreparedBank):
             [0, 1]
         """
         return selections.radius(x, self, r, metric, allowed=allowed, max_hits=max_hits)
+
+    def radius_count(
+        self, x: Tensor, r: Tensor | float, *, allowed: Allowed | Tensor | None = None, metric: str | None = None
+    ) -> Tensor:
+        """`vecbank.radius_count` in this bank: how many rows lie within r, (...).
+
+        Example:
+            >>> import torch, vecbank
+            >>> vecbank.Bank(torch.tensor([[0.0], [1.0], [5.0]]), "l2").radius_count(torch.tensor([0.25]), 1.0).item()
+            2
+        """
+        return selections.radius_count(x, self, r, metric, allowed=allowed)
+
+    def score_pairs(self, x: Tensor, indices: Tensor, *, metric: str | None = None) -> Tensor:
+        """`vecbank.score_pairs` in this bank: the exact scores of chosen rows, (..., k).
+
+        Example:
+            >>> import torch, vecbank
+            >>> bank = vecbank.Bank(torch.tensor([[0.0], [1.0]]), "l2")
+            >>> bank.score_pairs(torch.tensor([3.0]), torch.tensor([1])).tolist()
+            [2.0]
+        """
+        return selections.score_pairs(x, self, indices, metric)
+
+    def verify(
+        self, x: Tensor, indices: Tensor, *, allowed: Allowed | Tensor | None = None, metric: str | None = None
+    ) -> Verified:
+        """`vecbank.verify` in this bank: whether lists of its rows are the exact answer.
+
+        Example:
+            >>> import torch, vecbank
+            >>> bank = vecbank.Bank(torch.tensor([[0.0], [1.0]]), "l2")
+            >>> bank.verify(torch.tensor([3.0]), torch.tensor([1, 0])).right.item()
+            True
+        """
+        return selections.verify(x, self, indices, metric, allowed=allowed)
 
     def dims(self, dims: slice) -> Bank:
         """A Bank on some of the dimensions, of the same metric, that shares the memory of this one.

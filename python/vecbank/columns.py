@@ -56,6 +56,9 @@ class Column:
             return
         if type(values).__module__.partition(".")[0] == "pyarrow":
             values = _of_arrow(values)
+        masked = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
+        if masked is not None:
+            values = [None if none else v for v, none in zip(values.data, masked, strict=True)]
         if isinstance(values, np.ndarray) and values.ndim != 1:
             raise TypeError(f"values must hold one value for each row (M,), got an array {values.shape}")
         single = isinstance(values, (str, bytes, Column, Mapping)) or not isinstance(values, Iterable)
@@ -171,7 +174,8 @@ class Column:
         tags, rows = self._tags
         found = np.zeros(self._rows, dtype=bool)
         if len(tags):
-            found[rows[np.asarray(tags == _as_value(tag, tags))]] = True
+            tag = _as_value(tag, tags)
+            found[rows[_each(operator.eq, tags, tag)]] = True
         return self._set(found)
 
     def is_null(self) -> Allowed:
@@ -200,7 +204,8 @@ class Column:
             return self._moved(_of_tensor(compare, self._tensor, value))
         if self._array is None:
             return self._none()  # every value is missing
-        found = np.asarray(compare(self._array, _as_value(value, self._array)), dtype=bool)
+        value = _as_value(value, self._array)
+        found = _each(compare, self._array, value)
         return self._set(found if self._missing is None else found & ~self._missing)
 
     def _none(self) -> Allowed:
@@ -229,12 +234,19 @@ def _array(values: list[Any], name: str) -> _Array:
         raise TypeError(f"{name} must be numbers, bools, strings, dates or durations, got {kind}")
     scale = {"dates": "datetime64", "durations": "timedelta64"}.get(kind)
     if scale is None:
+        if kind in ("strings", "bytes") and any(v[-1:] in ("\0", b"\0") for v in values):
+            return np.array(values, dtype=object)  # numpy's own strings lose it
         made = np.array(values)
-        if made.dtype.kind not in _FAMILIES:
+        whole = bool(values) and all(isinstance(v, (int, np.integer)) for v in values)
+        if made.dtype.kind not in _FAMILIES or (whole and made.dtype.kind == "f"):
             raise TypeError(f"{name} must be numbers of at most 64 bits, got {max(values, key=abs)}")
         return made
     # Of datetime and numpy's own alike, each by its own unit; numpy takes the finest.
-    return np.array([_date(v) if kind == "dates" else np.timedelta64(v) for v in values], dtype=scale)
+    dates = [_date(v) if kind == "dates" else np.timedelta64(v) for v in values]
+    made = np.array(dates, dtype=scale)
+    if any(made[i].astype(f"{scale}[s]") != date.astype(f"{scale}[s]") for i, date in enumerate(dates)):
+        raise ValueError(f"{name} hold dates or durations too far apart for their finest unit")  # numpy wraps
+    return made
 
 
 def _kind(value: Any) -> str:
@@ -245,6 +257,17 @@ def _kind(value: Any) -> str:
     if isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating)):
         return "numbers"
     return "strings" if isinstance(value, str) else "bytes" if isinstance(value, bytes) else type(value).__name__
+
+
+def _each(compare: Callable[[Any, Any], Any], held: _Array, value: Any) -> _Array:
+    """Every value of a column beside another one, where numpy would lose something of either."""
+    if isinstance(value, (str, bytes)) and value[-1:] in ("\0", b"\0"):
+        return np.array([compare(own, value) for own in held.tolist()], dtype=bool)
+    if isinstance(value, np.datetime64) and held.dtype.kind == "M":
+        seconds = value.astype("datetime64[s]").astype(np.int64)
+        if abs(int(seconds)) > 9_000_000_000:  # numpy would wrap it in nanoseconds, which all lie on one side of it
+            held = held.astype("datetime64[s]")
+    return np.asarray(compare(held, value), dtype=bool)
 
 
 def _date(value: Any) -> np.datetime64:
@@ -267,6 +290,8 @@ def _as_value(value: Any, among: _Array) -> Any:
             return np.datetime64(value)
         except ValueError:
             raise ValueError(f"this Column holds dates, and {value!r} is none (as 2021-01-31)") from None
+    if given == "numbers" and isinstance(value, int) and abs(value) > 1 << 1000:
+        return np.inf if value > 0 else -np.inf
     if own != given:
         raise TypeError(f"this Column holds {own}, and is not compared with {value!r} ({type(value).__name__})")
     return value
@@ -276,6 +301,8 @@ def _of_tensor(compare: Callable[[Any, Any], Any], held: Tensor, value: Any) -> 
     """As numpy compares: a column of floats rounds the number to its own type, one of integers compares exactly."""
     if _kind(value) != "numbers":
         raise TypeError(f"this Column holds numbers ({held.dtype}), got {value!r} ({type(value).__name__})")
+    if isinstance(value, int) and abs(value) > 1 << 1000:
+        value = torch.inf if value > 0 else -torch.inf
     if held.is_floating_point():
         found: Tensor = compare(held, float(value))
         return found & ~held.isnan()
@@ -296,7 +323,7 @@ def _of_arrow(values: Any) -> Any:
     if arrow.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     types = arrow.types
-    plain = types.is_integer(values.type) or types.is_floating(values.type)
-    if types.is_temporal(values.type) or (plain and values.null_count == 0):
-        return values.to_numpy(zero_copy_only=False)  # nulls of dates become NaT
+    whole = types.is_integer(values.type) and values.null_count == 0
+    if types.is_temporal(values.type) or types.is_floating(values.type) or whole:
+        return values.to_numpy(zero_copy_only=False)  # nulls become NaT and NaN
     return values.to_pylist()

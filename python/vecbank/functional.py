@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _checks, _select
+from . import _checks, _farthest, _select
 from ._deprecated import old_call
 from ._numpy import entry_point
 from ._ops import METRICS, REDUCTIONS, ops
@@ -165,6 +165,8 @@ def topk(
     search, worst = Search(x, vectors, pack, code, sets, bias), order == "worst"
     if k > rows:
         return _padded(search, k, worst=worst)
+    if worst and not _select.in_blocks_now() and _farthest.serves(search, k):
+        return TopK(*_farthest.farthest(search, k))
     if worst or isinstance(sets, Lowered):
         return TopK(*_select.topk(search, k, worst=worst))
     return TopK(*_topk(x, vectors, pack, k, code, sets, True, bias))

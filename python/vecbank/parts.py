@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import _checks, _select
-from ._numpy import entry_point
+from ._numpy import entry_point, tensor_of
 from ._ops import METRICS
 from ._ops.names import metric_name
 from ._prepared import PreparedBank
@@ -86,6 +87,13 @@ def merge_topk(parts: Sequence[SearchPart], k: int | None = None) -> TopK:
     Raises:
         TypeError: results of `topk`, `nearest` or `radius`: their values were rounded, so that their order is lost.
         ValueError: no parts, parts of different searches (shape, metric, dtype, device), or k outside 1 and theirs.
+
+    Example:
+        >>> import torch, vecbank
+        >>> x, bank = torch.tensor([[3.0]]), torch.tensor([[1.0], [2.0], [3.0]])
+        >>> one, two = vecbank.search_part(x, bank[:2], 2), vecbank.search_part(x, bank[2:], 2, first_row=2)
+        >>> vecbank.merge_topk([one, two]).indices.tolist()
+        [[2, 1]]
     """
     if isinstance(parts, SearchPart):
         raise TypeError("parts must be a list of SearchPart, got a single one")
@@ -100,6 +108,10 @@ def merge_topk(parts: Sequence[SearchPart], k: int | None = None) -> TopK:
             raise TypeError(f"parts[{i}] must be what search_part returned, got {type(part).__name__}")
     if not parts:
         raise ValueError("parts must not be empty")
+    arrays = any(isinstance(part.keys, np.ndarray) for part in parts)  # of numpy queries
+    if arrays:
+        tensors = [(tensor_of(np.asarray(p.keys), "keys"), tensor_of(np.asarray(p.indices), "indices")) for p in parts]
+        parts = [SearchPart(*two, part.metric, part.dtype) for two, part in zip(tensors, parts, strict=True)]
     first = parts[0]
     for i, part in enumerate(parts):
         _checks.codes(part.indices, f"parts[{i}].indices")
@@ -122,7 +134,8 @@ def merge_topk(parts: Sequence[SearchPart], k: int | None = None) -> TopK:
         raise ValueError(f"k must lie between 1 and what the parts were asked for, {most}, got {k}")
     keys = torch.cat([part.keys for part in parts], -1)
     indices = torch.cat([part.indices for part in parts], -1)
-    return TopK(*_select.merge(keys, indices, k, METRICS[first.metric], wide=first.dtype == torch.float64))
+    found = _select.merge(keys, indices, k, METRICS[first.metric], wide=first.dtype == torch.float64)
+    return TopK(*(t.numpy() for t in found)) if arrays else TopK(*found)  # type: ignore[arg-type]
 
 
 def _of(part: SearchPart) -> str:

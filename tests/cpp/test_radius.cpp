@@ -77,6 +77,7 @@ std::vector<double> drawn_radii(const NaiveScores& scores, int64_t shift) {
                               distance ? 1e300 : -1e300,
                               distance ? 1e-300 : 1e300,
                               ranked(all.size() - 1),
+                              ranked(all.size() - 1 - static_cast<size_t>(q + shift) % 60),
                               distance ? 5e-324 : inf};
     radii.push_back(choices[static_cast<size_t>(q + shift) % (sizeof choices / sizeof *choices)]);
   }
@@ -113,7 +114,10 @@ std::vector<Data> all_data() {
       {"one zero row", 24, DType::f32, 1.0, 0.0, [](V&, V& b, int64_t d) { each_row(b, d, 33, 100000, 0.0); }},
       {"tiny rows among others", 24, DType::f32, 1.0, 0.0,
        [](V& x, V& b, int64_t d) { each_row(x, d, 1, 6, 1e-24), each_row(b, d, 3, 5, 1e-25); }},
-      {"far rows", 24, DType::f32, 1.0, 0.0, [](V&, V& b, int64_t d) { each_row(b, d, 5, 60, 1e15); }},
+      {"far rows", 24, DType::f32, 1.0, 0.0,
+       [](V&, V& b, int64_t d) {
+         for (int64_t i = 0; i < 20; ++i) each_row(b, d, 5 + 3 * i, 100, std::ldexp(1.0, static_cast<int>(50 + i)));
+       }},
       {"huge rows", 24, DType::f32, 1.0, 0.0,
        [](V& x, V& b, int64_t d) { each_row(x, d, 2, 9, 1e30), each_row(b, d, 5, 60, 1e30); }},
       {"rows that are not finite", 24, DType::f32, 1.0, 0.0,
@@ -175,8 +179,8 @@ TEST(radius_finds_what_a_loop_finds) {
         p.allowed = among > 0 ? &allowed : nullptr;
         const int64_t before = checks_failed;
         for_each_isa([&] {
-          const SearchWay last = draw.chance(2) ? SearchWay::refined : SearchWay::automatic;
-          for (const SearchWay way : {SearchWay::screened, SearchWay::screened, last}) {
+          constexpr SearchWay kOthers[] = {SearchWay::screened, SearchWay::refined, SearchWay::automatic};
+          for (const SearchWay way : {SearchWay::screened, kOthers[draw.below(3)]}) {
             force_ways(way, ProjectWay::automatic);
             p.pack = packs[static_cast<size_t>(draw.below(kPackKinds))].get();
             check_within(p, radii, wanted, draw.chance(4) ? 3 : 1);
@@ -265,6 +269,7 @@ TEST(radius_of_strided_rows_with_a_pack_of_another_metric) {
 
 // Blocks of queries of which the first shows that a coarse screen leaves too much.
 TEST(radius_of_many_queries_that_coarse_screens_do_not_decide) {
+  SetDrawer draw(2);
   const int64_t d = 620, n = 130, m = 330;
   auto x = gaussian<double>(n * d, 1, 0.001, 1.0), b = gaussian<double>(m * d, 2, 0.001, 1.0);
   each_row(x, d, 0, 40, 50.0), each_row(b, d, 0, 50, 50.0);
@@ -274,7 +279,7 @@ TEST(radius_of_many_queries_that_coarse_screens_do_not_decide) {
     const std::vector<double> radii = drawn_radii(scores, 1);
     const Within wanted(scores, radii, {});
     for_each_isa([&] {
-      for (int kind = 0; kind < kPackKinds; ++kind) {
+      for (int kind = static_cast<int>(draw.below(2)); kind < kPackKinds; kind += 2) {
         SearchProblem p;
         p.queries = own_x.rows;
         p.bank = own_b.rows;
@@ -282,7 +287,7 @@ TEST(radius_of_many_queries_that_coarse_screens_do_not_decide) {
         const OwnPack pack(kind, p.bank, metric);
         p.pack = pack.get();
         force_ways(SearchWay::screened, ProjectWay::automatic);
-        check_within(p, radii, wanted, kind % 2 == 0 ? 1 : 2);
+        check_within(p, radii, wanted, draw.chance(2) ? 1 : 2);
         force_ways(SearchWay::automatic, ProjectWay::automatic);
       }
     });
@@ -306,21 +311,32 @@ TEST(radius_in_several_pieces) {
     std::vector<double> radii;
     for (const int64_t q : {0, 1, 2})
       radii.push_back(value_of(metric, scores.sorted(q, [](int64_t) { return true; })[q == 1 ? 124 : 40].key));
-    for (const bool among : {false, true}) {
-      const Joined joined = alone(draw.draw_mask(0, shape), shape);
+    if (metric == Metric::l2) radii[1] = inf;
+    for (int among = 0; among < 4; ++among) {
+      // Any rows; for each query a range that ends in the last piece; few rows of it.
+      Joined joined = alone(draw.draw_mask(0, shape), shape);
+      std::vector<int64_t> ends{50, 124, 0, 125, 115, 122}, last{100, 116, 123, 124};
+      if (among > 1) joined.sets[0] = {.kind = SetKind::ranges, .data = ends.data(), .width = 2, .stride = 2};
+      if (among > 2) joined.sets[0] = {.kind = SetKind::rows, .data = last.data(), .width = 4};
       std::vector<std::vector<char>> held;
-      for (int64_t q = 0; q < n && among; ++q) held.push_back(joined.rows_of(q));
+      for (int64_t q = 0; q < n && among > 0; ++q) {
+        held.push_back(joined.rows_of(q));
+        for (int64_t j = 0; j < m && among > 1; ++j) {
+          const bool in_range = j >= ends[static_cast<size_t>(2 * q)] && j < ends[static_cast<size_t>(2 * q + 1)];
+          held.back()[static_cast<size_t>(j)] = among == 2 ? in_range : std::count(last.begin(), last.end(), j) > 0;
+        }
+      }
       const Allowed allowed = joined.allowed();
       SearchProblem p;
       p.queries = queries.rows;
       p.bank = bank.rows;
       p.metric = metric;
-      p.allowed = among ? &allowed : nullptr;
+      p.allowed = among > 0 ? &allowed : nullptr;
       reset_counters();
       force_ways(SearchWay::screened, ProjectWay::automatic);
-      check_within(p, radii, Within(scores, radii, held), among ? 1 : 2);
+      check_within(p, radii, Within(scores, radii, held), among == 1 ? 1 : 2);
       force_ways(SearchWay::automatic, ProjectWay::automatic);
-      CHECK(read_counters().bytes > 2 * m * d * 2);
+      CHECK(among > 1 || read_counters().bytes > m * d * 2);
     }
   }
 }

@@ -15,7 +15,7 @@ class Kind(IntEnum):
     mask = 0  # bools, expanded to (..., M)
     bits = 1  # bytes (n, W); n here and below: 1, or one row for each query
     ranges = 2  # (n, 2): start and stop
-    exclude = 3  # ids (n, e)
+    exclude = 3  # ids (n, e), ascending
     not_self = 4  # no tensor: the operand is the bank row of the first query
     same = 5  # labels (n, 1), those of the bank (1 or B, M), and its rows in order of label (1 or B, M)
     rows = 6  # ids (n, r), ascending; -1, and what is not below M, is none
@@ -109,7 +109,7 @@ def _rows(sets: list[Tensor], of: _Asked) -> Tensor:
 
 
 def _exclude(sets: list[Tensor], of: _Asked) -> Tensor:
-    return ~_listed(of.of_each(sets[0]).sort(-1).values, of)
+    return ~_listed(of.of_each(sets[0]), of)
 
 
 def _listed(ids: Tensor, of: _Asked) -> Tensor:
