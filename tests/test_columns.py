@@ -470,3 +470,16 @@ def test_values_that_numpy_would_change() -> None:
     with pytest.raises(TypeError, match="at most 64 bits"):
         Column([2**63, -1])
     assert rows(Column([1.0]) < 2**2000) == [0]
+
+
+def test_dates_of_two_units() -> None:
+    """Neither side wraps, and nothing below a second is lost."""
+    last = dt.datetime.max
+    assert rows(Column([last]) == last) == [0] and rows(Column([last]) >= last) == [0]
+    assert rows(Column([last]) <= last - dt.timedelta(microseconds=1)) == []
+    assert rows(Column(np.array(["9999-12-31"], "M8[D]")) > np.datetime64("2020-01-01T00", "ns")) == [0]
+    assert rows(Column(np.array([1], "m8[ns]")) < dt.timedelta(days=200_000)) == [0]
+    assert rows(Column(np.array([200_000, -200_000], "m8[D]")) > np.timedelta64(1, "ns")) == [0]
+    fine = np.array(["1969-12-31T23:59:59.500000001", "1970-01-01T00:00:00.5"], "M8[ns]")
+    assert rows(Column(fine) < dt.datetime(1970, 1, 1)) == [0] and rows(Column(fine) >= dt.date(1970, 1, 1)) == [1]
+    assert rows(Column(fine) != dt.datetime(1970, 1, 1, 0, 0, 0, 500_000)) == [0]

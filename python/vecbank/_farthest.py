@@ -48,7 +48,10 @@ def _indices(s: Search, k: int) -> Tensor:
     error = 2.0**-23 * most + 16 * (d + 8) * 2.0**-53 * (own + most)
     beyond = own + 2 * found[..., -1] + error  # no other row is farther
     unsure = ~((best[..., -1] > beyond) | ((near[..., -1] < 0) & own.isfinite()))
-    if bool(unsure.any()):
+    open_rows = int(unsure.sum())
+    if 8 * open_rows > unsure.numel():  # data far from 0, or ties: their own sets as bools would be N x M
+        return _exactly(s, k)
+    if open_rows:
         rest = Search(x[unsure], bank, None, s.code, None, None)
         if s.allowed is not None:
             rest = _of_rows(s, unsure)

@@ -77,7 +77,7 @@ def topk(s: Search, k: int, *, worst: bool = False) -> tuple[Tensor, Tensor]:
         if s.bias is not None:
             mirrored = mirrored._replace(pack=None, bias=-s.bias)
         values, indices = topk(mirrored, k)
-        return -values, indices
+        return 0.0 - values, indices  # not -values: a score of 0 is not to be -0.0
     if isinstance(s.allowed, Lowered) or worst:
         if kernels(s.x):
             pack = None if worst else s.pack

@@ -16,6 +16,7 @@ from .allowed import Allowed
 _Array = np.ndarray[Any, Any]
 _LISTS = (list, tuple, set, frozenset, np.ndarray)
 _FAMILIES = {"b": "numbers", "i": "numbers", "u": "numbers", "f": "numbers", "U": "strings", "T": "strings"}
+_FINE = ("ms", "us", "ns", "ps", "fs", "as")  # units below a second
 _FAMILIES |= {"S": "bytes", "M": "dates", "m": "durations"}
 
 
@@ -263,11 +264,28 @@ def _each(compare: Callable[[Any, Any], Any], held: _Array, value: Any) -> _Arra
     """Every value of a column beside another one, where numpy would lose something of either."""
     if isinstance(value, (str, bytes)) and value[-1:] in ("\0", b"\0"):
         return np.array([compare(own, value) for own in held.tolist()], dtype=bool)
-    if isinstance(value, np.datetime64) and held.dtype.kind == "M":
-        seconds = value.astype("datetime64[s]").astype(np.int64)
-        if abs(int(seconds)) > 9_000_000_000:  # numpy would wrap it in nanoseconds, which all lie on one side of it
-            held = held.astype("datetime64[s]")
+    if isinstance(value, (np.datetime64, np.timedelta64)) and held.dtype != value.dtype:
+        return _by_seconds(compare, held, value)
     return np.asarray(compare(held, value), dtype=bool)
+
+
+def _by_seconds(compare: Callable[[Any, Any], Any], held: _Array, value: Any) -> _Array:
+    """Dates or durations of two units: numpy would bring both to the finer one, and wrap what lies beyond its range."""
+    name = "datetime64" if held.dtype.kind == "M" else "timedelta64"
+
+    def parts(t: Any) -> tuple[Any, Any]:  # whole seconds, and the rest
+        seconds = t.astype(f"{name}[s]")
+        if np.datetime_data(t.dtype)[0] not in _FINE:
+            return seconds, np.zeros(t.shape, "timedelta64[ps]")
+        return seconds, (t - seconds.astype(t.dtype)).astype("timedelta64[ps]")
+
+    (seconds, rest), (of_value, rest_of_value) = parts(held), parts(value)
+    same = seconds == of_value
+    if compare in (operator.eq, operator.ne):
+        equal = same & (rest == rest_of_value)
+        return np.asarray(equal if compare is operator.eq else ~equal, dtype=bool)
+    ahead = operator.lt if compare in (operator.lt, operator.le) else operator.gt
+    return np.asarray(ahead(seconds, of_value) | (same & compare(rest, rest_of_value)), dtype=bool)
 
 
 def _date(value: Any) -> np.datetime64:

@@ -176,6 +176,12 @@ TEST(search_among_rows_of_every_scale) {
           const int64_t ranks[] = {1, 10, 100};
           p.k = ranks[draw.below(3)];
           check_every_way(p, drawn_join(draw, shape, 1 + draw.below(2), 1, shared), 0, scores, packs, draw);
+          if (shared) continue;
+          // Few rows of each query, all over the bank.
+          Joined few = alone(draw.draw(SetKind::rows, shape, true), shape);
+          few.add(draw.draw(SetKind::not_self, shape, false));
+          few.program = {0, 1, kBoth};
+          check_every_way(p, few, 0, scores, packs, draw);
         }
       }
     }
@@ -207,6 +213,62 @@ TEST(search_among_rows_of_a_strided_bank) {
   }
 }
 
+namespace {
+
+// The same range for every query, or one that begins a row later for each.
+DrawnSet range_of(const SetShape& shape, int64_t from, int64_t to, bool same) {
+  DrawnSet drawn;
+  const int64_t count = same ? 1 : shape.queries;
+  drawn.memory.emplace_back(count * 16);
+  auto* ends = drawn.memory[0].last<int64_t>(2 * count);
+  for (int64_t q = 0; q < count; ++q) ends[2 * q] = from + q, ends[2 * q + 1] = to;
+  drawn.set.kind = SetKind::ranges;
+  drawn.set.data = ends;
+  drawn.set.width = 2;
+  drawn.set.stride = same ? 0 : 2;
+  for (int64_t q = 0; q < shape.queries; ++q)
+    for (int64_t j = 0; j < shape.rows; ++j) drawn.held.push_back(j >= from + (same ? 0 : q) && j < to);
+  return drawn;
+}
+
+}  // namespace
+
+// Ranges of all lengths, which begin and end anywhere in a panel, a part and a piece; all of their rows are asked for.
+TEST(search_among_ranges) {
+  SetDrawer draw(11);
+  for (const bool wide : {true, false}) {
+    const int64_t n = 3, m = wide ? 1300 : 6000, d = wide ? 1500 : 16;
+    auto x = gaussian<float>(n * d, 22), b = gaussian<float>(m * d, 23);
+    for (const bool zeros : {false, true}) {
+      for (int64_t j = 0; j < m * d && zeros; ++j)
+        if (j / d % 9 == 4 || j / d > m - 40) b[static_cast<size_t>(j)] = 0.0f;
+      SearchProblem p;
+      p.queries = rows(x, d);
+      p.bank = rows(b, d);
+      p.metric = zeros ? Metric::l2 : Metric::dot;
+      const NaiveScores scores(p.queries, p.bank, p.metric);
+      const SetShape shape{1, n, m};
+      const OwnPack pack(1, p.bank, p.metric);
+      for (const int64_t length : {3, 70, 200, 600, 1200})
+        for (int64_t last = 0; last < 16; last += 5) {
+          const int64_t to = last == 15 ? m : (length / 16 + draw.below((m - length) / 16)) * 16 + 16 + (last + 1) % 16;
+          const Joined joined =
+              alone(range_of(shape, std::min(to, m) - length, std::min(to, m), draw.chance(4)), shape);
+          const Allowed allowed = joined.allowed();
+          p.k = std::min<int64_t>(length, wide ? 70 : 200);
+          const Best wanted(scores, held_by(joined, 0), p.k);
+          p.allowed = &allowed;
+          p.pack = draw.chance(3) ? pack.get() : nullptr;
+          for (const SearchWay way : kWays) {
+            force_ways(way, ProjectWay::automatic);
+            check_search(p, wanted, draw.chance(2) ? 3 : 1, false);
+          }
+          force_ways(SearchWay::automatic, ProjectWay::automatic);
+        }
+    }
+  }
+}
+
 // Of a plain tensor in several pieces, and of parts of a bank, whose best are merged.
 TEST(search_among_rows_in_pieces_and_parts) {
   SetDrawer draw(5);
@@ -226,7 +288,9 @@ TEST(search_among_rows_in_pieces_and_parts) {
         for (const int64_t k : {1, 100}) {
           p.k = k;
           check_every_way(p, drawn_join(draw, shape, 2, 2, shared), 0, scores, {}, draw);
-          check_every_way(p, alone(draw.draw(SetKind::bits, shape, shared), shape), 0, scores, {}, draw);
+          const Joined others[] = {alone(draw.draw(SetKind::bits, shape, shared), shape),
+                                   alone(draw.draw_mask(shared ? 1 : 0, shape), shape)};
+          for (const Joined& other : others) check_every_way(p, other, 0, scores, {}, draw);
         }
     }
   }
@@ -268,7 +332,7 @@ TEST(search_among_sets_of_queries_in_slices) {
 // The best row itself, and results that are not asked for.
 TEST(search_among_sets_copies_the_best_row) {
   SetDrawer draw(6);
-  const int64_t n = 4, m = 6000, d = 8;
+  const int64_t n = 4, m = 20000, d = 8;  // two parts, even of a ninth of the rows
   const auto x = gaussian<float>(n * d, 13), b = gaussian<float>(m * d, 14);
   for (const Metric metric : {Metric::dot, Metric::l2, Metric::l1})
     for (const bool shared : {false, true})

@@ -114,10 +114,7 @@ std::vector<Data> all_data() {
       {"one zero row", 24, DType::f32, 1.0, 0.0, [](V&, V& b, int64_t d) { each_row(b, d, 33, 100000, 0.0); }},
       {"tiny rows among others", 24, DType::f32, 1.0, 0.0,
        [](V& x, V& b, int64_t d) { each_row(x, d, 1, 6, 1e-24), each_row(b, d, 3, 5, 1e-25); }},
-      {"far rows", 24, DType::f32, 1.0, 0.0,
-       [](V&, V& b, int64_t d) {
-         for (int64_t i = 0; i < 20; ++i) each_row(b, d, 5 + 3 * i, 100, std::ldexp(1.0, static_cast<int>(50 + i)));
-       }},
+      {"far rows", 24, DType::f32, 1.0, 0.0, [](V&, V& b, int64_t d) { each_row(b, d, 5, 60, 1e15); }},
       {"huge rows", 24, DType::f32, 1.0, 0.0,
        [](V& x, V& b, int64_t d) { each_row(x, d, 2, 9, 1e30), each_row(b, d, 5, 60, 1e30); }},
       {"rows that are not finite", 24, DType::f32, 1.0, 0.0,
@@ -265,6 +262,45 @@ TEST(radius_of_strided_rows_with_a_pack_of_another_metric) {
           check_every_way(p, drawn_radii(scores, kind), scores);
         }
   });
+}
+
+// A pack keeps its frame when rows are written again, so these lie far out in it, and a radius may reach them.
+TEST(radius_of_rows_that_were_written_after_packing) {
+  const int64_t d = 24, n = 9, m = 600;
+  const auto x = gaussian<float>(n * d, 1);
+  for (const Metric metric : {Metric::dot, Metric::l2, Metric::sqeuclidean})
+    for (const float zero : {0.0f, 1e-30f, 1.0f}) {
+      auto b = gaussian<float>(m * d, 2);
+      Buffer<char> memory;
+      CHECK(memory.reserve(pack_bytes(m, d, metric)));
+      CHECK(pack_bank(rows(b, d), metric, memory.get(), threads(1)) == Status::ok);
+      PackHeader& h = *reinterpret_cast<PackHeader*>(memory.get());
+      std::vector<int64_t> changed;
+      for (int64_t i = 0; i < 40; ++i) {
+        changed.push_back(7 + 14 * i);
+        const float times = i % 4 == 3 ? zero : std::ldexp(1.0f, static_cast<int>(50 + i / 2));
+        for (int64_t k = 0; k < d; ++k) b[static_cast<size_t>(changed.back() * d + k)] *= times;
+      }
+      bool fit = false;
+      CHECK(repack_rows(rows(b, d), &h, changed.data(), 40, threads(1), nullptr, &fit) == Status::ok);
+      CHECK(metric == Metric::dot || h.far > 0);
+      SearchProblem p;
+      p.queries = rows(x, d);
+      p.bank = rows(b, d);
+      p.metric = metric;
+      p.pack = check_pack(memory.get(), pack_bytes(m, d, metric), p.bank, metric);
+      CHECK(p.pack != nullptr);
+      const NaiveScores scores(p.queries, p.bank, metric);
+      for (int64_t shift = 0; shift < 4; ++shift) {
+        check_every_way(p, drawn_radii(scores, shift), scores);
+        std::vector<double> radii;  // of one of the farthest rows each
+        for (int64_t q = 0; q < n; ++q) {
+          const std::vector<Scored> all = scores.sorted(q, [](int64_t) { return true; });
+          radii.push_back(value_of(metric, all[all.size() - 1 - static_cast<size_t>(4 * q + shift)].key));
+        }
+        check_every_way(p, radii, scores);
+      }
+    }
 }
 
 // Blocks of queries of which the first shows that a coarse screen leaves too much.
