@@ -352,6 +352,10 @@ void AllowedRows::words(int64_t query, int64_t first, int64_t count, uint16_t* o
 
 Status expect_rows(const AllowedRows& allowed, int64_t queries, const Parallel& parallel, float* expected) {
   constexpr int64_t kTogether = 16;
+  if (allowed.shared()) {
+    std::fill_n(expected, queries, static_cast<float>(allowed.expected(0)));
+    return Status::ok;
+  }
   return for_each_task(parallel, ceil_div(queries, kTogether), [&](int, int64_t task) {
     for (int64_t q = task * kTogether; q < std::min(queries, (task + 1) * kTogether); ++q)
       expected[q] = static_cast<float>(allowed.expected(q));

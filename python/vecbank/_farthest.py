@@ -35,7 +35,7 @@ def _indices(s: Search, k: int) -> Tensor:
     itself = torch.arange(bank.shape[0]).unsqueeze(-1)
     squares: Tensor = ops.exact_scores(bank, bank, _DOT, torch.float64, itself).squeeze(-1)
     most = float(squares.max())
-    if not most < 1e30:  # the bias must not overflow, and NaN and infinity have no bound
+    if not 1e-30 < most < 1e30:  # the bias must not leave float32's range, and NaN and infinity have no bound
         return _exactly(s, k)
     wanted = k + k // 2 + 16
     bias = (0.5 * squares).float()
@@ -45,7 +45,7 @@ def _indices(s: Search, k: int) -> Tensor:
     best, indices = ops.merge_topk(apart, near, k, _DOT, True)
     own = (x.double() * x.double()).sum(-1)
     # The rounding of the bias, and of all sums in float64.
-    error = 2.0**-23 * most + 16 * (d + 8) * 2.0**-53 * (own + most)
+    error = 2.0**-23 * most + 2.0**-148 + 16 * (d + 8) * 2.0**-53 * (own + most)
     beyond = own + 2 * found[..., -1] + error  # no other row is farther
     unsure = ~((best[..., -1] > beyond) | ((near[..., -1] < 0) & own.isfinite()))
     open_rows = int(unsure.sum())

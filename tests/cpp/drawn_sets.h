@@ -132,16 +132,17 @@ class SetDrawer {
     const auto place = [&](int64_t q, int64_t j) { return (by_batch ? q / shape_.queries : q) * row + j * column; };
     const int64_t reach = m == 0 ? 0 : place(n - 1, m - 1) + 1;
     drawn_.memory.emplace_back(reach);
-    bool* data = drawn_.memory.back().last<bool>(reach);
+    auto* data = drawn_.memory.back().last<unsigned char>(reach);
     const int few = 1 + static_cast<int>(below(9));
-    for (int64_t i = 0; i < reach; ++i) data[i] = chance(few);
-    mask.data = data;
+    const unsigned char trues[] = {1, 1, 1, 2, 128, 255};  // torch takes any byte but 0 for true
+    for (int64_t i = 0; i < reach; ++i) data[i] = chance(few) ? trues[below(6)] : 0;
+    mask.data = reinterpret_cast<const bool*>(data);
     mask.col_stride = column;
     if (by_batch)
       CHECK(mask.add_dim(shape_.queries, 0) && mask.add_dim(shape_.batches, row));
     else if (row != 0 || variant == 2)
       CHECK(mask.add_dim(n, row));
-    hold([&](int64_t q, int64_t j) { return data[place(q, j)]; });
+    hold([&](int64_t q, int64_t j) { return data[place(q, j)] != 0; });
   }
 
   void bits(bool shared) {
@@ -190,7 +191,7 @@ class SetDrawer {
       std::sort(sorted.begin(), sorted.end());
       for (size_t i = 0; i < sorted.size(); ++i)
         if (sorted[i] < 0 || sorted[i] >= shape_.rows || (i > 0 && sorted[i] == sorted[i - 1])) drawn_.distinct = false;
-      if (!excluded) std::copy(sorted.begin(), sorted.end(), own);
+      std::copy(sorted.begin(), sorted.end(), own);
     }
     hold([&](int64_t, int64_t) { return excluded; });
     for (int64_t q = 0; q < shape_.all(); ++q)

@@ -331,7 +331,7 @@ Status find_within(const SearchProblem& p, const double* radii, bool count_only,
   SearchWay way;
   if (allowed.any_set()) {
     if (!expected.reserve(n)) return Status::out_of_memory;
-    const Status told = expect_rows(allowed, n, chosen, expected.get());
+    const Status told = expect_rows(allowed, n, chosen, expected.get());  // once, of a set for all
     if (told != Status::ok) return told;
     double sum = 0.0;
     for (int64_t q = 0; q < n; ++q) sum += static_cast<double>(expected[q]);

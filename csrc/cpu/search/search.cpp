@@ -168,11 +168,7 @@ Status search_among(const SearchProblem& p, const AllowedRows& allowed, const Pa
   Among among{allowed, nullptr, m};
   Buffer<float> expected;
   if (!expected.reserve(n)) return Status::out_of_memory;
-  if (allowed.shared()) {
-    std::fill_n(expected.get(), n, static_cast<float>(allowed.expected(0)));
-  } else if (const Status told = expect_rows(allowed, n, parallel, expected.get()); told != Status::ok) {
-    return told;
-  }
+  if (const Status told = expect_rows(allowed, n, parallel, expected.get()); told != Status::ok) return told;
   among.expected = expected.get();
   double sum = 0.0;
   for (int64_t q = 0; q < n; ++q) sum += static_cast<double>(expected[q]);
