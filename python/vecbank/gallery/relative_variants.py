@@ -1,4 +1,4 @@
-"""Relative representations, other forms of the similarities, and of what is made of them.
+"""Relative representations, variants: other forms of the similarities, and of what is made of them.
 
 Moschella et al., "Relative representations enable zero-shot latent space communication", ICLR 2023; its public code.
 
