@@ -69,8 +69,8 @@ def test_every_op_is_registered_for_cuda() -> None:
         pytest.skip("this torch is a CPU build, and the stand-in for libtorch_cuda is not beside the library")
     done = loaded(NEWEST)
     assert done.returncode == 0, done.stderr
-    # A pack on a CUDA device is made anew, and the gradient of project is ATen's products. What goes through plain torch
-    # there, in blocks, is in python/vecbank/_select.py.
+    # A pack on a CUDA device is made anew, and the gradient of project is ATen's products. What goes through plain
+    # torch there, in blocks, is in python/vecbank/_select.py.
     in_blocks = {f"vecbank::{name}" for name in ("topk_among", "radius", "radius_count", "merge_topk")}
     assert set(done.stdout.split()) == {
         "vecbank::repack_",
