@@ -14,27 +14,6 @@ VB_INLINE uint32_t allowed_bits(const uint8_t* row, int64_t panel) {
   return bits;
 }
 
-// Whether the gate takes bits, so that columns which their row may not be given do not open it.
-template <class V>
-constexpr bool kGatesBits = requires(typename V::Gate gate, typename V::Reg a) { gate.add(a, a, uint32_t{}); };
-
-template <class V, int Height, int PanelCount, class Tile>
-VB_INLINE void add_allowed(typename V::Gate& gate, const Tile& tile, const float* thresholds,
-                           const uint8_t* const* allowed, int64_t panel, int valid) {
-  if constexpr (kGatesBits<V>) {
-    unroll<Height>([&](auto r) __attribute__((always_inline)) {
-      const auto threshold = V::fill(thresholds[r.value]);
-      const uint8_t* const row = allowed[r.value];
-      unroll<PanelCount>([&](auto p) __attribute__((always_inline)) {
-        const uint32_t bits = allowed_bits(row, panel + (p.value < valid ? p.value : 0));
-        unroll<tile.per_panel>([&](auto w) __attribute__((always_inline)) {
-          gate.add(tile.acc[r.value][p.value * tile.per_panel + w.value], threshold, bits >> (w.value * V::width));
-        });
-      });
-    });
-  }
-}
-
 // Whether a tile has a survivor that its row may be given. Where rows may be given few, most tiles have survivors, and
 // few have one of these: so the accumulators are looked at where they are.
 template <class V, int Height, int PanelCount, class Tile>
@@ -78,17 +57,13 @@ void scan_tiles(const ScanArgs<Tiles>& s) {
   bound_tiles<V, Product, Height, PanelCount>(
       s.tile, [&](const auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
         typename V::Gate gate;
-        if (kGatesBits<V> && s.allowed != nullptr) {
-          add_allowed<V, Height, PanelCount>(gate, tile, s.thresholds + row, s.allowed + row, panel, valid);
-        } else {
-          unroll<Height>([&](auto r) __attribute__((always_inline)) {
-            const auto threshold = V::fill(s.thresholds[row + r.value]);
-            unroll<tile.vectors>(
-                [&](auto v) __attribute__((always_inline)) { gate.add(tile.acc[r.value][v.value], threshold); });
-          });
-        }
+        unroll<Height>([&](auto r) __attribute__((always_inline)) {
+          const auto threshold = V::fill(s.thresholds[row + r.value]);
+          unroll<tile.vectors>([&](auto v)
+                                   __attribute__((always_inline)) { gate.add(tile.acc[r.value][v.value], threshold); });
+        });
         if (__builtin_expect(gate.any(), 0)) {
-          if (!kGatesBits<V> && s.allowed != nullptr &&
+          if (s.allowed != nullptr &&
               !any_allowed<V, Height, PanelCount>(tile, s.thresholds + row, s.allowed + row, panel, valid))
             return;
           alignas(64) float upper[Height * PanelCount * kPanel];

@@ -99,9 +99,6 @@ struct Avx512F32 {
   struct Gate {
     uint32_t hit = 0;
     VB_INLINE void add(Reg a, Reg b) { hit |= not_less(a, b); }
-    VB_INLINE void add(Reg a, Reg b, uint32_t lanes) {  // of these lanes alone
-      hit |= _mm512_mask_cmp_ps_mask(static_cast<__mmask16>(lanes), a, b, _CMP_NLT_UQ);
-    }
     VB_INLINE bool any() const { return hit != 0; }
   };
 };
