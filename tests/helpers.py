@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import METRICS, Case, build
+from cases import DTYPES, METRICS, Case, build
+from data import fill
 from torch import Tensor
 
 import vecbank
@@ -121,3 +122,8 @@ def gauss(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, **opti
 
 def ints(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     return (3 * gauss(*shape, dtype=torch.float64, seed=seed)).round().to(dtype)
+
+
+def draw(data: str, metric: str, n: int, m: int, d: int, dtype: str = "f32", seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Queries (n, d) and a bank (m, d) of a kind of data."""
+    return fill(data, n, m, d, metric, *DTYPES[dtype], seeded(seed + n + m + d))

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import test_allowed
+import test_allowed_errors
 import test_parts
+import test_radius
 import test_selections
 import torch
 from candidate_sets import SETS, make
@@ -38,7 +40,7 @@ def right_root(t: Tensor) -> Tensor:
 def blocks(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[None]:
     monkeypatch.setattr(_select, "BLOCK_BYTES", FEW)
     monkeypatch.setattr(Tensor, "sqrt", right_root)
-    for module in (test_allowed, test_parts, test_selections):
+    for module in (test_allowed, test_parts, test_radius, test_selections):
         monkeypatch.setattr(module, "WAYS", (0,))  # those of the kernels
     with _select.in_blocks():
         yield
@@ -58,12 +60,16 @@ globals().update(
         *("test_isas_and_threads", "test_several_threads_share_one_set"),
     )
     | again(
-        test_selections,
-        *("test_compile", "test_compile_a_radius_with_a_gradient"),
+        test_radius,
         *("test_a_bank_with_a_head", "test_many_hits_of_many_threads"),
         "test_threads_share_the_rows_that_screens_do_not_see",
+    )
+    | again(
+        test_selections,
+        *("test_compile", "test_compile_a_radius_with_a_gradient"),
         "test_farthest_points",
     )
+    | again(test_allowed_errors)
     | again(test_parts, "test_compile", "test_refused")
 )
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from vecbank import demo
+from vecbank import _needed, demo
 
 pytest.importorskip("sklearn")
 pytest.importorskip("tqdm")
@@ -93,7 +93,7 @@ def test_missing_package_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "sklearn" else real(name))
+    monkeypatch.setattr(_needed, "find_spec", lambda name: None if name == "sklearn" else real(name))
     assert demo.main(["--out", str(tmp_path / "none")]) == 1
     said = capsys.readouterr()
     assert said.err.strip().splitlines() == ["vecbank demo: missing scikit-learn: pip install scikit-learn"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vecbank import gallery
+from vecbank import _needed, gallery
 from vecbank.__main__ import main
 from vecbank.gallery._sheet import Result, Sheet, System
 
@@ -120,7 +120,7 @@ def test_page(folder: Path) -> None:
         for check in system["checks"]:
             assert set(check) == {"what", "reached", "reference", "holds", "why"}
             assert check["reached"] in page.words and check["reference"] in page.words
-    for words in ("Razavian", "def run(sheet: Sheet) -> None:", "def mean_average_precision"):
+    for words in ("Razavian", "def run(sheet: Sheet) -> None:", "def embeddings"):
         assert words in page.words
     assert "import annotations" not in page.words  # of a file, only what follows its title
 
@@ -218,7 +218,7 @@ def test_missing_package_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr(gallery, "find_spec", lambda name: None if name == "sklearn" else real(name))
+    monkeypatch.setattr(_needed, "find_spec", lambda name: None if name == "sklearn" else real(name))
     assert main(["gallery", "--out", str(tmp_path / "none")]) == 1
     said = capsys.readouterr()
     assert said.err.splitlines() == ["vecbank gallery: missing scikit-learn: pip install scikit-learn"]

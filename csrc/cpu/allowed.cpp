@@ -1,11 +1,11 @@
 #include "allowed.h"
 
-#include "isa.h"
-#include "kernels.h"
-
 #include <algorithm>
 #include <bit>
 #include <cstring>
+
+#include "isa.h"
+#include "kernels.h"
 
 namespace vecbank::cpu {
 namespace {
@@ -17,6 +17,17 @@ constexpr int64_t kSharedSample = 4096;  // and of a set that all queries share
 bool contains(const int64_t* ids, int64_t count, int64_t row) {
   const int64_t* at = std::lower_bound(ids, ids + count, row);
   return at != ids + count && *at == row;
+}
+
+// Words of 16 bits for rows [first, end), one row after the other.
+template <class Holds>
+void write_words(int64_t first, int64_t end, int64_t count, uint16_t* out, Holds&& holds) {
+  for (int64_t w = 0; w < count; ++w) {
+    uint32_t word = 0;
+    for (int64_t j = first + 16 * w; j < std::min(end, first + 16 * w + 16); ++j)
+      word |= static_cast<uint32_t>(holds(j)) << ((j - first) & 15);
+    out[w] = static_cast<uint16_t>(word);
+  }
 }
 
 }  // namespace
@@ -309,24 +320,12 @@ void AllowedRows::words_of(const CandidateSet& s, int64_t query, int64_t first, 
     }
     case SetKind::same: break;
   }
-  for (int64_t w = 0; w < count; ++w) {
-    uint32_t word = 0;
-    for (int64_t j = first + 16 * w; j < std::min(end, first + 16 * w + 16); ++j)
-      word |= static_cast<uint32_t>(in_set(s, query, j)) << ((j - first) & 15);
-    out[w] = static_cast<uint16_t>(word);
-  }
+  write_words(first, end, count, out, [&](int64_t j) { return in_set(s, query, j); });
 }
 
 void AllowedRows::words(int64_t query, int64_t first, int64_t count, uint16_t* out) const {
-  if (allowed_.steps > kMostWordSteps) {
-    for (int64_t w = 0; w < count; ++w) {
-      uint32_t word = 0;
-      for (int64_t j = first + 16 * w; j < std::min(allowed_.rows, first + 16 * w + 16); ++j)
-        word |= static_cast<uint32_t>(allows(query, j)) << ((j - first) & 15);
-      out[w] = static_cast<uint16_t>(word);
-    }
-    return;
-  }
+  if (allowed_.steps > kMostWordSteps)
+    return write_words(first, allowed_.rows, count, out, [&](int64_t j) { return allows(query, j); });
   constexpr int64_t kTogether = 64;
   uint16_t stack[kMostWordSteps][kTogether];
   for (int64_t at = 0; at < count; at += kTogether) {

@@ -55,8 +55,7 @@ class AllowedRows {
   const uint8_t* words_in_place(int64_t query, int64_t first, int64_t count) const;
 
   // Writes the rows of [*from, to) that a query may be given, in ascending order, at most `room` of them, which is
-  // 64 or more; `*from`
-  // becomes where to go on. Returns how many: none, only where there are no more.
+  // 64 or more; `*from` becomes where to go on. Returns how many: none, only where there are no more.
   int64_t list(int64_t query, int64_t* from, int64_t to, int64_t room, int64_t* out) const;
 
  private:

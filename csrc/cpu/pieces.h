@@ -4,9 +4,9 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 
 #include "pack.h"
+#include "reader.h"
 
 namespace vecbank::cpu {
 
@@ -26,18 +26,12 @@ struct Piece {
 
 // Copies the listed rows, one after the other.
 inline void copy_rows(const Rows& from, const int64_t* listed, int64_t count, void* to) {
-  const size_t size = size_of(from.dtype), bytes = static_cast<size_t>(from.width) * size;
+  const int64_t bytes = from.width * static_cast<int64_t>(size_of(from.dtype));
   for (int64_t i = 0; i < count; ++i) {
-    const char* row = static_cast<const char*>(from.row(listed[i]));
-    char* out = static_cast<char*>(to) + static_cast<size_t>(i) * bytes;
     if (i + 8 < count)  // of a row that may lie anywhere
-      for (size_t at = 0; at < bytes; at += 64)
+      for (int64_t at = 0; at < bytes; at += 64)
         __builtin_prefetch(static_cast<const char*>(from.row(listed[i + 8])) + at);
-    if (from.col_stride == 1)
-      std::memcpy(out, row, bytes);
-    else
-      for (int64_t k = 0; k < from.width; ++k)
-        std::memcpy(out + static_cast<size_t>(k) * size, row + k * from.col_stride * static_cast<int64_t>(size), size);
+    copy_row(from, listed[i], static_cast<char*>(to) + i * bytes);
   }
 }
 

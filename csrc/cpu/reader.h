@@ -9,6 +9,18 @@
 
 namespace vecbank::cpu {
 
+// One row in one piece.
+inline void copy_row(const Rows& rows, int64_t i, void* to) {
+  const int64_t size = static_cast<int64_t>(size_of(rows.dtype));
+  const char* from = static_cast<const char*>(rows.row(i));
+  if (rows.col_stride == 1) {
+    std::memcpy(to, from, static_cast<size_t>(rows.width * size));
+    return;
+  }
+  for (int64_t k = 0; k < rows.width; ++k)
+    std::memcpy(static_cast<char*>(to) + k * size, from + k * rows.col_stride * size, static_cast<size_t>(size));
+}
+
 class RowReader {
  public:
   bool reserve(const Rows& rows, int slots) {
@@ -17,11 +29,9 @@ class RowReader {
     return rows.col_stride == 1 || copies_.reserve(slots * slot_bytes_);
   }
   const void* row(int64_t i, int slot = 0) const {
-    const char* source = static_cast<const char*>(rows_.row(i));
-    if (rows_.col_stride == 1) return source;
+    if (rows_.col_stride == 1) return rows_.row(i);
     char* copy = copies_.get() + slot * slot_bytes_;
-    const int64_t size = static_cast<int64_t>(size_of(rows_.dtype));
-    for (int64_t k = 0; k < rows_.width; ++k) std::memcpy(copy + k * size, source + k * rows_.col_stride * size, size);
+    copy_row(rows_, i, copy);
     return copy;
   }
 

@@ -96,6 +96,33 @@ Tensor exact_scores(const Tensor& x, const Tensor& bank, int64_t metric, std::op
   return scores_of<Scope>(scope, p, x, pair, listed ? p.k : pair.m, out_dtype, nullptr);
 }
 
+// Searches of every batch, whose results are p's values (or the gathered rows, if `gather`) and indices, of this shape.
+// `complete(one, b)`: adds to the problem of batch b what p does not have.
+template <class Scope, class Complete>
+std::tuple<Tensor, Tensor> run_searches(Scope& scope, const SearchProblem& p, const Pairing& pair, const Tensor& x,
+                                        const Tensor& bank, const typename Scope::Packs& packs,
+                                        const std::vector<int64_t>& shape, bool gather, Complete&& complete) {
+  Tensor indices = scope.empty(shape, ScalarType::Long);
+  Tensor best = gather ? scope.empty(sizes_of(x), bank.scalar_type()) : scope.empty(shape, scalar_type(p.values_dtype));
+  const double work = pair.work(pair.m);
+  scope.begin(work);
+  scope.search_batches(pair.batches, work, [&](int64_t b) {
+    SearchProblem one = p;
+    one.queries = pair.x_batch(b);
+    one.bank = pair.bank_batch(b);
+    one.pack = packs.of(one.bank, b);
+    const int64_t first = b * one.queries.count;
+    one.indices = codes_out(indices) + first * p.k;
+    if (gather)
+      one.gathered = at(best, first * one.bank.width, one.bank.dtype);
+    else
+      one.values = at(best, first * p.k, p.values_dtype);
+    complete(one, b);
+    return one;
+  });
+  return {best, indices};
+}
+
 // The k best rows of each query: their values and indices, (..., k). Without k the best row alone: its value, or a copy
 // of it if `gather`, and its index, (...).
 template <class Scope>
@@ -111,26 +138,8 @@ std::tuple<Tensor, Tensor> best_rows(Scope& scope, const Pairing& pair, const Te
   p.k = k.value_or(1);
   p.bias = biases_in(wide);
   p.values_dtype = pair.x.rows.dtype == DType::f64 ? DType::f64 : DType::f32;
-  const std::vector<int64_t> shape = k ? resized(x, *k) : pair.leading;
-  Tensor indices = scope.empty(shape, ScalarType::Long);
-  Tensor best = gather ? scope.empty(sizes_of(x), bank.scalar_type()) : scope.empty(shape, scalar_type(p.values_dtype));
-  const double work = pair.work(pair.m);
-  scope.begin(work);
-  scope.search_batches(pair.batches, work, [&](int64_t b) {
-    SearchProblem one = p;
-    one.queries = pair.x_batch(b);
-    one.bank = pair.bank_batch(b);
-    one.pack = packs.of(one.bank, b);
-    const int64_t first = b * one.queries.count;
-    one.mask = masks.mask.from(first);
-    one.indices = codes_out(indices) + first * p.k;
-    if (gather)
-      one.gathered = at(best, first * one.bank.width, one.bank.dtype);
-    else
-      one.values = at(best, first * p.k, p.values_dtype);
-    return one;
-  });
-  return {best, indices};
+  return run_searches(scope, p, pair, x, bank, packs, k ? resized(x, *k) : pair.leading, gather,
+                      [&](SearchProblem& one, int64_t b) { one.mask = masks.mask.from(b * one.queries.count); });
 }
 
 template <class Scope>

@@ -126,25 +126,12 @@ inline std::tuple<Tensor, Tensor> topk_among(const Tensor& x, const Tensor& bank
   p.bias = biases_in(wide);
   p.keys = keys;
   p.values_dtype = keys || pair.x.rows.dtype == DType::f64 ? DType::f64 : DType::f32;
-  const std::vector<int64_t> shape = resized(x, k);
-  Tensor indices = scope.empty(shape, ScalarType::Long), values = scope.empty(shape, scalar_type(p.values_dtype));
-  const double work = pair.work(pair.m);
-  scope.begin(work);
   std::vector<std::optional<Allowed>> allowed;
   allowed.reserve(static_cast<size_t>(pair.batches));  // problems point into it
-  scope.search_batches(pair.batches, work, [&](int64_t b) {
-    SearchProblem one = p;
-    one.queries = pair.x_batch(b);
-    one.bank = pair.bank_batch(b);
-    one.pack = packs.of(one.bank, b);
-    const int64_t first = b * one.queries.count;
+  return run_searches(scope, p, pair, x, bank, packs, resized(x, k), false, [&](SearchProblem& one, int64_t b) {
     allowed.push_back(view.of_batch(b, one.queries.count));
     one.allowed = allowed.back() ? &*allowed.back() : nullptr;
-    one.indices = codes_out(indices) + first * p.k;
-    one.values = at(values, first * p.k, p.values_dtype);
-    return one;
   });
-  return {values, indices};
 }
 
 // Calls f(hits) for each batch.

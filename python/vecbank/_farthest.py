@@ -52,10 +52,7 @@ def _indices(s: Search, k: int) -> Tensor:
     if 8 * open_rows > unsure.numel():  # data far from 0, or ties: their own sets as bools would be N x M
         return _exactly(s, k)
     if open_rows:
-        rest = Search(x[unsure], bank, None, s.code, None, None)
-        if s.allowed is not None:
-            rest = _of_rows(s, unsure)
-        indices[unsure] = _exactly(rest, k)
+        indices[unsure] = _exactly(_of_rows(s, unsure), k)
     return indices
 
 
@@ -66,8 +63,6 @@ def _exactly(s: Search, k: int) -> Tensor:
 
 def _of_rows(s: Search, chosen: Tensor) -> Search:
     """The chosen queries, with their own sets as bools: they are few, or else all of them would go this way."""
-    flat, lead = chosen.reshape(-1).nonzero().squeeze(-1), s.x.shape[:-1]
-    lowered = s.lowered()
-    assert lowered is not None
-    masks = [lowered.holds(i, i + 1, lead, s.bank) for i in flat.tolist()]
-    return Search(s.x[chosen], s.bank, None, s.code, torch.cat(masks))
+    flat, lead, sets = chosen.reshape(-1).nonzero().squeeze(-1), s.x.shape[:-1], s.lowered()
+    masks = None if sets is None else torch.cat([sets.holds(i, i + 1, lead, s.bank) for i in flat.tolist()])
+    return Search(s.x[chosen], s.bank, None, s.code, masks)

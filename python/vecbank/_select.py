@@ -1,7 +1,7 @@
 """Selections among candidate sets: by the kernels where there are some, else in blocks of queries.
 
 The kernels are the CPU's. Elsewhere every op is put together from others, a block of queries at a time, so that nothing
-of the size N x M is made; `test_blocks` (`forced`) runs that on the CPU.
+of the size N x M is made; within `in_blocks` the CPU goes that way too, for tests.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ._ops import METRICS, SIMILARITIES, ops
 from ._ops.blocks import BLOCK_BYTES
+from ._ops.fakes import value_dtype
 from ._ops.sets import Lowered
 
 _forced = False
@@ -29,10 +30,6 @@ def in_blocks() -> Iterator[None]:
         yield
     finally:
         _forced = before
-
-
-def in_blocks_now() -> bool:
-    return _forced
 
 
 class Search(NamedTuple):
@@ -53,9 +50,8 @@ class Search(NamedTuple):
         return Lowered([self.allowed], [0, 0]) if isinstance(self.allowed, Tensor) else self.allowed
 
     def sets(self) -> tuple[list[Tensor], list[int]]:
-        if isinstance(self.allowed, Tensor):
-            return [self.allowed], [0, 0]
-        return ([], []) if self.allowed is None else (self.allowed.sets, self.allowed.program)
+        lowered = self.lowered()
+        return ([], []) if lowered is None else (lowered.sets, lowered.program)
 
 
 def kernels(x: Tensor) -> bool:
@@ -89,24 +85,42 @@ def topk(s: Search, k: int, *, worst: bool = False) -> tuple[Tensor, Tensor]:
 
 
 def keys(s: Search, k: int) -> tuple[Tensor, Tensor]:
-    """The float64 keys of the k best, larger is better whatever the metric, and their indices. Without a gradient."""
+    """The float64 keys of the k best, larger is better whatever the metric, and their indices; -inf and -1 where there
+    is no row, as k may exceed M. Without a gradient.
+    """
+    places = min(k, s.bank.shape[-2])
     with torch.no_grad():
-        if kernels(s.x):
-            found: tuple[Tensor, Tensor] = ops.topk_among(
-                s.x, s.bank, s.pack, k, s.code, *s.sets(), s.bias, True, False
-            )
-            return found
-        indices = topk(s, k)[1]
-        return pair_keys(s, indices), indices
+        if places == 0:
+            found = s.x.new_empty((*s.x.shape[:-1], 0), dtype=torch.float64)
+            indices = found.long()
+        elif kernels(s.x):
+            found, indices = ops.topk_among(s.x, s.bank, s.pack, places, s.code, *s.sets(), s.bias, True, False)
+        else:
+            indices = topk(s, places)[1]
+            found = pair_keys(s, indices)
+        if k > places:
+            found = torch.nn.functional.pad(found, (0, k - places), value=-torch.inf)
+            indices = torch.nn.functional.pad(indices, (0, k - places), value=-1)
+        return found, indices
 
 
 def pair_keys(s: Search, indices: Tensor) -> Tensor:
     """The float64 keys of chosen pairs, -inf where an index is -1."""
-    code = METRICS["sqeuclidean"] if s.code == METRICS["l2"] else s.code
-    scores = exact_pairs(s.x, s.bank, indices, code, torch.float64)
+    scores = exact_pairs(s.x, s.bank, indices, _key_code(s.code), torch.float64)
     if s.bias is not None:
         scores = scores + s.bias.double()[indices.clamp_min(0)]
     return torch.where(indices < 0, -torch.inf, scores if s.similarity else -scores)
+
+
+def _key_code(code: int) -> int:
+    """The metric whose scores rank: of l2 its square."""
+    return METRICS["sqeuclidean"] if code == METRICS["l2"] else code
+
+
+def _scores_of(found: Tensor, code: int) -> Tensor:
+    """What keys stand for, in float64."""
+    scores = found if code in SIMILARITIES else -found
+    return scores.sqrt() if code == METRICS["l2"] else scores
 
 
 def exact_pairs(x: Tensor, bank: Tensor, indices: Tensor, code: int, dtype: torch.dtype) -> Tensor:
@@ -136,9 +150,7 @@ def merge(found: Tensor, indices: Tensor, k: int, code: int, *, wide: bool) -> t
     order = order.gather(-1, torch.sort(missing.gather(-1, order).byte(), dim=-1, stable=True).indices)[..., :k]
     rows = torch.where(missing.gather(-1, order), -1, indices.gather(-1, order))
     best_keys = found.gather(-1, order)
-    scores = best_keys if code in SIMILARITIES else -best_keys
-    scores = scores.sqrt() if code == METRICS["l2"] else scores
-    scores = torch.where(rows < 0, worst_value(code), scores)
+    scores = torch.where(rows < 0, worst_value(code), _scores_of(best_keys, code))
     return scores if wide else scores.float(), rows
 
 
@@ -185,24 +197,19 @@ def _topk_in_blocks(s: Search, k: int, *, worst: bool) -> tuple[Tensor, Tensor]:
             order = _best_first(found, _counted(part, ~found.isnan()))
             chosen = order.indices[:, :k]
             chosen = torch.where(torch.arange(k, device=chosen.device) < order.counts.unsqueeze(-1), chosen, -1)
-        scores = exact_pairs(part.x, part.bank, chosen, part.code, _wide(part.x))
+        scores = exact_pairs(part.x, part.bank, chosen, part.code, value_dtype(part.x))
         pieces.append((torch.where(chosen < 0, worst_value(part.code, farthest=True), scores), chosen))
     shape = (*s.x.shape[:-1], k)
     if not pieces:
-        empty = s.x.new_empty(shape, dtype=_wide(s.x))
+        empty = s.x.new_empty(shape, dtype=value_dtype(s.x))
         return empty, empty.long()
     values, indices = (torch.cat(t).reshape(shape) for t in zip(*pieces, strict=True))
     return values, indices
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _all_keys(s: Search) -> Tensor:
     """Of every pair of a block."""
-    code = METRICS["sqeuclidean"] if s.code == METRICS["l2"] else s.code
-    scores: Tensor = ops.exact_scores(s.x, s.bank, code, torch.float64, None)
+    scores: Tensor = ops.exact_scores(s.x, s.bank, _key_code(s.code), torch.float64, None)
     if s.bias is not None:
         scores = scores + s.bias.double()
     return scores if s.similarity else -scores
@@ -226,22 +233,22 @@ def radius(s: Search, radii: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Offsets (N + 1,), indices and values (hits,), best first in each row; radii (N,) float64."""
     with torch.no_grad():
         if kernels(s.x):
-            found: tuple[Tensor, Tensor, Tensor] = ops.radius(s.x, s.bank, s.pack, radii, s.code, *s.sets(), s.bias)
-            return found
+            csr: tuple[Tensor, Tensor, Tensor] = ops.radius(s.x, s.bank, s.pack, radii, s.code, *s.sets(), s.bias)
+            return csr
         offsets = torch.zeros(radii.shape[0] + 1, dtype=torch.int64, device=s.x.device)
         torch.cumsum(_counts_in_blocks(s, radii), 0, out=offsets[1:])
         total = int(offsets[-1])  # the one time that this waits for the device
         indices = torch.empty(total + 1, dtype=torch.int64, device=s.x.device)
         values = torch.empty(total + 1, dtype=torch.float64, device=s.x.device)  # the last is for what is no hit
         for first, last, part in _blocks(s, 48):
-            scores, hits = _hits(part, radii[first:last])
-            order = _best_first(_all_keys(part), hits)
+            found, scores, hits = _hits(part, radii[first:last])
+            order = _best_first(found, hits)
             rank = torch.arange(hits.shape[1], device=hits.device)
             inside = rank < order.counts.unsqueeze(-1)
             place = torch.where(inside, offsets[first:last].unsqueeze(-1) + rank, total)
             indices.scatter_(0, place.reshape(-1), order.indices.reshape(-1))
             values.scatter_(0, place.reshape(-1), scores.gather(-1, order.indices).reshape(-1))
-        return offsets, indices[:total], values[:total].to(_wide(s.x))
+        return offsets, indices[:total], values[:total].to(value_dtype(s.x))
 
 
 def radius_count(s: Search, radii: Tensor) -> Tensor:
@@ -254,18 +261,26 @@ def radius_count(s: Search, radii: Tensor) -> Tensor:
 
 
 def _counts_in_blocks(s: Search, radii: Tensor) -> Tensor:
-    counts = [_hits(part, radii[first:last])[1].sum(-1) for first, last, part in _blocks(s, 24)]
+    counts = [_hits(part, radii[first:last]).hits.sum(-1) for first, last, part in _blocks(s, 24)]
     return torch.cat(counts) if counts else radii.new_zeros(0, dtype=torch.int64)
 
 
-def _hits(s: Search, radii: Tensor) -> tuple[Tensor, Tensor]:
-    """The float64 scores of every pair of a block, and which of them are within."""
-    scores: Tensor = ops.exact_scores(s.x, s.bank, s.code, torch.float64, None)
-    if s.bias is not None:
-        scores = scores + s.bias.double()
-    limits = radii.unsqueeze(-1)
-    hits = scores >= limits if s.similarity else scores <= limits
-    return scores, _counted(s, hits)
+class _Hits(NamedTuple):
+    keys: Tensor
+    scores: Tensor  # float64
+    hits: Tensor
+
+
+def _hits(s: Search, radii: Tensor) -> _Hits:
+    """Of every pair of a block."""
+    found = _all_keys(s)
+    scores = _scores_of(found, s.code)
+    return _Hits(found, scores, _counted(s, within(scores, radii.unsqueeze(-1), s.code)))
+
+
+def within(scores: Tensor, limits: Tensor, code: int) -> Tensor:
+    """Whether scores lie within radii, which are within themselves."""
+    return scores >= limits if code in SIMILARITIES else scores <= limits
 
 
 def _counted(block: Search, chosen: Tensor) -> Tensor:

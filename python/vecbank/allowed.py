@@ -305,17 +305,15 @@ class Allowed:
 
     # ---- What the functions ask -------------------------------------------------------------------------------------
 
-    def _columns(self) -> Tensor | None:
-        """The one mask (M,) that it is, for all queries."""
-        if len(self._leaves) == 1 and len(self._program) == 1 and self._leaves[0].kind is Kind.mask:
-            mask = self._leaves[0].tensors[0]
-            return mask if mask.dim() == 1 else None
-        return None
-
     def _mask(self) -> Tensor | None:
         """The one mask that it is."""
-        alone = len(self._leaves) == 1 and len(self._program) == 1 and self._leaves[0].kind is Kind.mask
+        alone = len(self._program) == 1 and self._leaves[0].kind is Kind.mask
         return self._leaves[0].tensors[0] if alone else None
+
+    def _columns(self) -> Tensor | None:
+        """The one mask (M,) that it is, for all queries."""
+        mask = self._mask()
+        return None if mask is None or mask.dim() != 1 else mask
 
     def _lowered(self, x: Tensor, bank: Tensor) -> Lowered:
         """As the ops take it, for queries x (..., d) and a bank (M, d) or (B, M, d)."""
@@ -430,8 +428,7 @@ def _fitted(leaf: _Leaf, x: Tensor, bank: Tensor) -> list[Tensor]:
     if leaf.kind is Kind.bits and fitted[0].shape[-1] * 8 < m:
         raise ValueError(f"words must hold a bit for each of the bank's {m} rows, got {fitted[0].shape[-1] * 8} bits")
     if leaf.kind in (Kind.exclude, Kind.rows) and _checks.readable(fitted[0]) and fitted[0].numel():
-        ids = fitted[0]
-        most = int(ids.max())
+        most = int(fitted[0].max())
         if most >= m:
             raise IndexError(f"ids must lie below the bank's number of rows {m}, got {most}")
     return fitted
@@ -445,9 +442,9 @@ def _per_query(t: Tensor, lead: torch.Size, name: str) -> Tensor:
     try:
         full = t.expand(*lead, width)
     except RuntimeError:
-        shape = (*lead, width) if name in ("ids", "words") else tuple(lead)
-        got = tuple(t.shape) if name in ("ids", "words") else tuple(t.shape[:-1])
-        raise ValueError(f"allowed: {name} must broadcast to {tuple(shape)}, got {got}") from None
+        whole = name in ("ids", "words")  # of others the last axis is ours
+        shape, got = (*lead, width) if whole else tuple(lead), tuple(t.shape if whole else t.shape[:-1])
+        raise ValueError(f"allowed: {name} must broadcast to {shape}, got {got}") from None
     full = full.reshape(lead.numel(), width)
     return full if width <= 1 or full.stride(-1) == 1 else full.contiguous()
 

@@ -19,6 +19,7 @@ from . import _checks, _farthest, _select
 from ._deprecated import old_call
 from ._numpy import entry_point
 from ._ops import METRICS, REDUCTIONS, ops
+from ._ops.fakes import value_dtype
 from ._ops.sets import Lowered
 from ._prepared import PreparedBank
 from ._select import Search, worst_value
@@ -93,8 +94,7 @@ def project(
     if out_dtype is not None and out_dtype not in _checks._FLOATS:
         raise TypeError(f"out_dtype must be float32, float64, bfloat16 or float16, got {out_dtype}")
     if isinstance(bank, PreparedBank) and bank._biased:
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return (_project(x, vectors, None, code, wide) + bank.bias).to(out_dtype or x.dtype)
+        return (_project(x, vectors, None, code, value_dtype(x)) + bank.bias).to(out_dtype or x.dtype)
     result: Tensor = _project(x, vectors, pack, code, out_dtype)
     return result
 
@@ -165,7 +165,7 @@ def topk(
     search, worst = Search(x, vectors, pack, code, sets, bias), order == "worst"
     if k > rows:
         return _padded(search, k, worst=worst)
-    if worst and not _select.in_blocks_now() and _farthest.serves(search, k):
+    if worst and _select.kernels(x) and _farthest.serves(search, k):
         return TopK(*_farthest.farthest(search, k))
     if worst or isinstance(sets, Lowered):
         return TopK(*_select.topk(search, k, worst=worst))
@@ -181,8 +181,9 @@ def _padded(search: Search, k: int, *, worst: bool) -> TopK:
     if rows:
         values, indices = _select.topk(search, rows, worst=worst)
     else:
-        wide = torch.float64 if search.x.dtype == torch.float64 else torch.float32
-        values = _project(search.x, search.bank, None, search.code, wide)  # (..., 0), and known to autograd
+        values = _project(
+            search.x, search.bank, None, search.code, value_dtype(search.x)
+        )  # (..., 0), and known to autograd
         indices = values.detach().long()
     more, pad = (0, k - rows), torch.nn.functional.pad
     value = worst_value(search.code, farthest=worst)

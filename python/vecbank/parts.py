@@ -11,6 +11,7 @@ from torch import Tensor
 from . import _checks, _select
 from ._numpy import entry_point, tensor_of
 from ._ops import METRICS
+from ._ops.fakes import value_dtype
 from ._ops.names import metric_name
 from ._prepared import PreparedBank
 from .allowed import Allowed
@@ -56,19 +57,10 @@ def search_part(
     k = _checks.at_least(1, "k", k)
     first_row = _checks.at_least(0, "first_row", first_row)
     s = search_of("search_part", x, part, metric, "dot", allowed, k=k)
-    places = min(k, s.bank.shape[-2])
-    if places:
-        keys, indices = _select.keys(s, places)
-    else:
-        keys = x.new_empty((*x.shape[:-1], 0), dtype=torch.float64)
-        indices = keys.long()
+    keys, indices = _select.keys(s, k)
     if first_row:
         indices = torch.where(indices < 0, -1, indices + first_row)
-    more = (0, k - places)
-    if k > places:
-        keys = torch.nn.functional.pad(keys, more, value=-torch.inf)
-        indices = torch.nn.functional.pad(indices, more, value=-1)
-    return SearchPart(keys, indices, metric_name(s.code), torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return SearchPart(keys, indices, metric_name(s.code), value_dtype(x))
 
 
 @entry_point

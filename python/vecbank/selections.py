@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from . import _checks, _select
 from ._numpy import entry_point
+from ._ops.fakes import value_dtype
 from ._ops.names import metric_name
 from ._prepared import PreparedBank
 from ._select import Search
@@ -50,8 +51,7 @@ def _radii(r: object, s: Search) -> Tensor:
         if isinstance(number, Tensor) and number.is_meta and not s.x.is_meta:
             raise ValueError(f"r must be on x's device {s.x.device}, got {number.device}")
         given = number.detach() if isinstance(number, Tensor) else torch.tensor(float(number), dtype=torch.float64)
-        value = given.to(s.x.device, torch.float64)
-        radii = value.expand(lead)
+        radii = given.to(s.x.device, torch.float64).expand(lead)
     if _checks.readable(radii) and radii.numel():
         if bool(radii.isnan().any()):
             raise ValueError("r must be a number, got NaN")
@@ -106,7 +106,7 @@ def radius(
     """
     s = search_of("radius", x, bank, metric, "l2", allowed)
     radii = _radii(r, s)
-    n, rows = radii.shape[0], s.bank.shape[-2]
+    n = radii.shape[0]
     if max_hits is None:
         offsets, indices, values = _select.radius(s, radii)
         if _recorded(s):
@@ -114,24 +114,12 @@ def radius(
             values = _differentiable(s, of_hit, indices)
         return RadiusHits(offsets, indices, values)
     max_hits = _checks.at_least(1, "max_hits", max_hits)
-    places = min(max_hits, rows)
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    worst = _select.worst_value(s.code)
     with torch.no_grad():
-        if places:
-            keys, indices = _select.keys(s, places)
-            scores = _select.values_of(keys, indices, s.code, wide=True)
-            limits = radii.reshape(*x.shape[:-1], 1)
-            missing = (indices < 0) | ~(scores >= limits if s.similarity else scores <= limits)
-            indices = torch.where(missing, -1, indices)
-            values = torch.where(missing, worst, scores).to(wide)
-        else:
-            values = x.new_empty((*x.shape[:-1], 0), dtype=wide)
-            indices = values.long()
-        more = (0, max_hits - places)
-        values, indices = (
-            torch.nn.functional.pad(t, more, value=v).reshape(-1) for t, v in ((values, worst), (indices, -1))
-        )
+        keys, indices = _select.keys(s, max_hits)
+        scores = _select.values_of(keys, indices, s.code, wide=True)
+        missing = (indices < 0) | ~_select.within(scores, radii.reshape(*x.shape[:-1], 1), s.code)
+        indices = torch.where(missing, -1, indices).reshape(-1)
+        values = torch.where(missing, _select.worst_value(s.code), scores).to(value_dtype(x)).reshape(-1)
     if _recorded(s):
         values = _differentiable(s, torch.arange(n, device=x.device).repeat_interleave(max_hits), indices)
     return RadiusHits(torch.arange(n + 1, device=x.device) * max_hits, indices, values)
@@ -218,7 +206,7 @@ def _listed(s: Search, indices: Tensor) -> Tensor:
 
 
 def _pairs(s: Search, indices: Tensor) -> Tensor:
-    wide = torch.float64 if s.x.dtype == torch.float64 else torch.float32
+    wide = value_dtype(s.x)
     if s.bias is None:
         scores = _select.exact_pairs(s.x, s.bank, indices, s.code, wide)
     else:
@@ -312,29 +300,21 @@ def verify(
     s = search_of("verify", x, bank, metric, "dot", allowed, k=max(asked, 1))
     listed = _listed(s, indices)
     k = listed.shape[-1]
-    places = min(k, s.bank.shape[-2])
-    shape = (*x.shape[:-1], places)
-    if places:
-        keys, best = _select.keys(s, places)
-    else:
-        keys, best = x.new_empty(shape, dtype=torch.float64), x.new_empty(shape, dtype=torch.int64)
-    keys = torch.nn.functional.pad(keys, (0, k - places), value=-torch.inf)
-    best = torch.nn.functional.pad(best, (0, k - places), value=-1)
-    same = listed == best
-    right = same.all(-1)
+    keys, best = _select.keys(s, k)
+    right = (listed == best).all(-1)
     own = _select.pair_keys(s, listed)
     candidate = (listed >= 0) & ~own.isnan() & ~_repeated(listed)
     if s.allowed is not None:
         candidate &= _select.may(s, listed)
     present = best >= 0
     as_good = torch.where(present, candidate & (own == keys), listed < 0)
-    wrong = (~as_good).byte()
-    first = torch.where(as_good.all(-1), -1, wrong.argmax(-1) if k else 0)
+    good = as_good.all(-1)
+    first = torch.where(good, -1, (~as_good).byte().argmax(-1) if k else 0)
     count = present.sum(-1)
     last = keys.gather(-1, (count - 1).clamp_min(0).unsqueeze(-1)) if k else keys
     found = (candidate & (own >= last)).sum(-1) if k else count
     recall = torch.where(count == 0, 1.0, found.clamp(max=count).double() / count.clamp_min(1))
-    return Verified(right, as_good.all(-1), first, recall)
+    return Verified(right, good, first, recall)
 
 
 def _repeated(listed: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 #include <bit>
 #include <cmath>
 
-#include "../refine.h"
 #include "../ways.h"
 #include "counted.h"
+#include "refined.h"
 #include "screens/screen.h"
 
 namespace vecbank::cpu {
@@ -72,13 +72,11 @@ class RadiusWorker {
     refiner_.set_metric(p.metric, unit && p.pack != nullptr ? pack_norms(p.pack) : nullptr, 0, p.bias);
     return true;
   }
-  bool reserve_screens(const SearchProblem& piece, const SearchPlan& plan) {
+  bool reserve_piece(const SearchProblem& piece, const SearchPlan& plan) {
     const int64_t rows = plan.grid.rows_per_block;
-    for (int s = std::max(plan.first_screen, first_screen_); s < kScreenCount && !plan.refined_only; ++s) {
-      if (screens_[s] == nullptr) screens_[s] = kScreens[s]->make();
-      if (screens_[s] == nullptr || !screens_[s]->reserve(piece, plan)) return false;
-    }
-    return screened_.reserve(piece, plan) && thresholds_.reserve(rows + 16) && sure_.reserve(rows) &&
+    if (plan.refined_only) return true;
+    return reserve_screens(screens_, std::max(plan.first_screen, first_screen_), piece, plan) &&
+           screened_.reserve(piece, plan) && thresholds_.reserve(rows + 16) && sure_.reserve(rows) &&
            waiting_.reserve(rows * kWaiting) && waiting_count_.reserve(rows) && fallbacks_.reserve(rows);
   }
 
@@ -96,31 +94,10 @@ class RadiusWorker {
 
   // Every pair of queries [first, first + rows) and bank rows [from, to) in float64.
   void refine(int64_t first, int64_t rows, int64_t from, int64_t to) {
-    int64_t refined = 0;
-    const int64_t together = !allowed_->any_set() || allowed_->shared() ? rows : 1;
-    for (int64_t q = first; q < first + rows; q += together) {
-      int64_t at = from;
-      while (at < to) {
-        int64_t count;
-        const int64_t* listed = nullptr;
-        const int64_t begin = at;
-        if (allowed_->any_set()) {
-          count = allowed_->list(q, &at, to, Refiner::kBlock, refiner_.indices());
-          if (count == 0) break;
-          listed = refiner_.indices();
-        } else {
-          count = std::min(Refiner::kBlock, to - at);
-          at += count;
-        }
-        for (int64_t r = q; r < q + together; r += refiner_.slots()) {
-          const int slots = static_cast<int>(std::min<int64_t>(refiner_.slots(), q + together - r));
-          refiner_.load_rows(queries_, whole_->queries, r, slots);
-          refiner_.for_each_key(slots, listed, begin, count,
-                                [&](int s, double key, int64_t j) { take(r + s, key, j); });
-          refined += slots * count;
-        }
-      }
-    }
+    const int64_t refined = for_each_allowed_run(*whole_, *allowed_, refiner_, queries_, {first, rows, from, to, 0},
+                                                 [&](int64_t query, const double* keys, int64_t n, auto&& row) {
+                                                   for (int64_t i = 0; i < n; ++i) take(query, keys[i], row(i));
+                                                 });
     counted(refined);
   }
 
@@ -143,20 +120,21 @@ class RadiusWorker {
       const Candidate limit = bounds_of_key(task_, screened_, *screen_, r, key);
       const Candidate inner = bounds_of_key(task_, screened_, *screen_, r, metric_.root ? key * (1.0 - 0x1p-47) : key);
       const bool screens = screened_.packed.frame(r).usable && std::isfinite(limit.lower) && std::isfinite(limit.upper);
-      if (screens && !few_allowed(r)) {
+      if (screens && !task_.few_allowed(r)) {
         thresholds_[r] = limit.lower;
         sure_[r] = inner.upper;
       } else {
         fallbacks_[fallbacks++] = r;
       }
     }
+    task_.clip_to_allowed([&](int64_t r) { return thresholds_[r] < HUGE_VALF; });
     scan();
     for (int64_t r = 0; r < task_.rows; ++r) settle(r);
     count_extra();
     // Where the screen leaves far more than there is, later blocks begin with the next one.
-    const int64_t columns = (task_.end - task_.begin) * task_.rows, d = std::max<int64_t>(1, job.header.width);
+    const int64_t columns = (task_.end - task_.begin) * task_.rows;
     if (number + 1 < kScreenCount && job.plan.group == kernels().heights[0] &&
-        (refined_ - 2 * hit_) * (100 * (d + 80) / d) > columns)
+        (refined_ - 2 * hit_) * columns_per_candidate(job.header.width) > columns)
       first_screen_ = std::max(first_screen_, number + 1);
     if (task_.part == 0) count(Counted::queries, task_.rows);
     count(Counted::repeated, fallbacks);
@@ -168,12 +146,6 @@ class RadiusWorker {
  private:
   static constexpr int64_t kWaiting = 64;  // candidates of a query that are refined together
 
-  bool few_allowed(int64_t row) const {
-    const SearchJob& job = *task_.job;
-    return job.expected != nullptr && few_rows(job.problem, job.header.panels, job.header.rows,
-                                               static_cast<double>(job.expected[task_.first + row]));
-  }
-
   void take(int64_t query, double key, int64_t index) {
     const double score = value_of(metric_, key);  // of a NaN neither holds
     if (!(metric_.smaller_is_better ? score <= radii_[query] : score >= radii_[query])) return;
@@ -184,27 +156,13 @@ class RadiusWorker {
 
   void scan() {
     const SearchJob& job = *task_.job;
-    int64_t first = task_.begin, end = task_.end;
-    if (job.allowed.any_set()) {  // only where some query may be given a row
-      int64_t least = task_.end, most = task_.begin;
-      for (int64_t r = 0; r < task_.rows; ++r) {
-        if (thresholds_[r] == HUGE_VALF) continue;
-        const AllowedRows::Extent extent = job.allowed.extent(task_.first + r);
-        least = std::min(least, extent.first - job.offset);
-        most = std::max(most, extent.end - job.offset);
-      }
-      first = std::max(first, least);
-      end = std::min(end, most);
-    }
-    if (end <= first) return;
-    const int64_t from = std::max(task_.from, first / kPanel), to = std::min(task_.to, ceil_div(end, kPanel));
     const auto push = [](void* self, int64_t r, int64_t panel, const float* upper, uint32_t lanes) {
       static_cast<RadiusWorker*>(self)->push(r, panel, upper, lanes);
     };
     const int64_t each = screen_->panels_per_visit();
-    for (int64_t at = from; at < to && !job.stop.requested(); at += each) {
+    for (int64_t at = task_.from; at < task_.to && !job.stop.requested(); at += each) {
       scanned_panel_ = at;
-      const Visit visit{at, std::min(to, at + each), at + each < to ? at + each : from};
+      const Visit visit{at, std::min(task_.to, at + each), at + each < task_.to ? at + each : task_.from};
       screen_->scan(visit, 0, task_.rows, {thresholds_.get(), push, this});
     }
   }
@@ -285,7 +243,7 @@ class RadiusWorker {
 
   SearchTask task_;
   ScreenQueries screened_;
-  std::unique_ptr<Screen> screens_[kScreenCount];
+  Screens screens_;
   Screen* screen_ = nullptr;
   int first_screen_ = 0;
   Refiner refiner_;
@@ -360,7 +318,7 @@ Status find_within(const SearchProblem& p, const double* radii, bool count_only,
           job.offset = piece.offset;
           job.allowed = allowed;
           job.expected = expected.get();
-          if (!workers.each([&](RadiusWorker& w) { return w.reserve_screens(of_piece, job.plan); }))
+          if (!workers.each([&](RadiusWorker& w) { return w.reserve_piece(of_piece, job.plan); }))
             return Status::out_of_memory;
           if (!job.plan.refined_only)
             return for_each_task(job.plan.grid, chosen,

@@ -48,25 +48,13 @@ void RefinedWorker::refine_all(const SearchProblem& p, const GridTask& task) {
   }
 }
 
-// A set that all queries share is listed once for all of them.
 void RefinedWorker::refine_allowed(const SearchProblem& p, const AllowedRows& allowed, const GridTask& task) {
-  refiner_.set_metric(p.metric, record(p.metric).unit_rows && p.pack != nullptr ? pack_norms(p.pack) : nullptr, 0,
-                      p.bias);
-  const int64_t together = allowed.shared() ? task.rows : 1;
-  for (int64_t first = 0; first < task.rows; first += together) {
-    const int64_t begin = allowed.shared() ? task.from : std::max(task.from, allowed.extent(task.first + first).first);
-    int64_t at = begin, count;
-    while ((count = allowed.list(task.first + first, &at, task.to, Refiner::kBlock, refiner_.indices())) > 0) {
-      for (int64_t r = first; r < first + together; r += refiner_.slots()) {
-        const int slots = static_cast<int>(std::min<int64_t>(refiner_.slots(), first + together - r));
-        refiner_.load_rows(queries_, p.queries, task.first + r, slots);
-        refiner_.for_each_run(
-            slots, refiner_.indices(), 0, count,
-            [&](int s, const double* keys, int64_t n, auto&& row) { lists_[r + s].push_all(keys, n, row); });
-        refined_ += slots * count;
-      }
-    }
-  }
+  const bool normed = record(p.metric).unit_rows && p.pack != nullptr;
+  refiner_.set_metric(p.metric, normed ? pack_norms(p.pack) : nullptr, 0, p.bias);
+  refined_ = for_each_allowed_run(p, allowed, refiner_, queries_, task,
+                                  [&](int64_t query, const double* keys, int64_t n, auto&& row) {
+                                    lists_[query - task.first].push_all(keys, n, row);
+                                  });
 }
 
 void RefinedWorker::run(const SearchProblem& p, const AllowedRows* allowed, const GridTask& task, Partials* partials) {

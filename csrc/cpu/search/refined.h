@@ -6,6 +6,34 @@
 
 namespace vecbank::cpu {
 
+// Calls f(query, keys, count, row) for runs of the bank rows of [task.from, task.to) that the task's queries may be
+// given, in ascending order, where row(i) is the index of key i. A set that all queries share is listed once for all of
+// them. Returns how many pairs there were. The refiner knows the metric; `queries` reads p.queries.
+template <class F>
+int64_t for_each_allowed_run(const SearchProblem& p, const AllowedRows& allowed, Refiner& refiner,
+                             const RowReader& queries, const GridTask& task, F&& f) {
+  int64_t refined = 0;
+  const bool masked = allowed.any_set();
+  const int64_t end = task.first + task.rows, together = masked && !allowed.shared() ? 1 : task.rows;
+  for (int64_t q = task.first; q < end; q += together) {
+    for (int64_t at = task.from, count; at < task.to;) {
+      const int64_t begin = at;
+      if (masked)
+        count = allowed.list(q, &at, task.to, Refiner::kBlock, refiner.indices());
+      else
+        at += count = std::min(Refiner::kBlock, task.to - at);
+      for (int64_t r = q; r < q + together && count > 0; r += refiner.slots()) {
+        const int slots = static_cast<int>(std::min<int64_t>(refiner.slots(), q + together - r));
+        refiner.load_rows(queries, p.queries, r, slots);
+        refiner.for_each_run(slots, masked ? refiner.indices() : nullptr, begin, count,
+                             [&](int s, const double* keys, int64_t n, auto&& row) { f(r + s, keys, n, row); });
+        refined += slots * count;
+      }
+    }
+  }
+  return refined;
+}
+
 class RefinedWorker {
  public:
   bool reserve(const SearchProblem& p, int64_t rows, Stop stop);

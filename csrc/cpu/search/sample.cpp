@@ -1,6 +1,5 @@
-// Before a worker's scan: which queries are not worth one, which panels it needs, and whether a sample of the bank
-// gives the first thresholds.
-#include "../ways.h"
+// Before a worker's scan: how much of the bank its queries may be given, and whether a sample of the bank gives the
+// first thresholds.
 #include "worker.h"
 
 namespace vecbank::cpu {
@@ -24,13 +23,6 @@ int64_t SearchWorker::sampled_rank() const {
   return share_ > 0.0 ? static_cast<int64_t>(std::min(std::ceil(k / share_), 1e9)) : int64_t{1000000000};
 }
 
-// Whether a query may be given so few rows that it is faster to refine them than to screen all.
-bool SearchWorker::few_allowed(int64_t row) const {
-  const SearchJob& job = *task_.job;
-  return job.expected != nullptr && few_rows(job.problem, job.header.panels, job.header.rows,
-                                             static_cast<double>(job.expected[task_.first + row]));
-}
-
 // The share of the bank that a query of the block may be given, of those that are screened.
 double SearchWorker::share_allowed() const {
   const SearchJob& job = *task_.job;
@@ -43,23 +35,6 @@ double SearchWorker::share_allowed() const {
     ++rows;
   }
   return rows == 0 ? 0.0 : std::min(1.0, sum / (static_cast<double>(rows) * static_cast<double>(job.expected_of)));
-}
-
-// Screens only the panels where some query of the block may be given a row. Negligible rows keep all panels: the first
-// of them stands for others.
-void SearchWorker::clip_to_allowed() {
-  const SearchJob& job = *task_.job;
-  if (!job.allowed.any_set() || job.header.negligible > 1) return;
-  int64_t first = task_.end, end = task_.begin;
-  for (int64_t r = 0; r < task_.rows; ++r) {
-    if (lists_.fell_back(r)) continue;
-    const AllowedRows::Extent extent = job.allowed.extent(task_.first + r);
-    first = std::min(first, extent.first - job.offset);
-    end = std::max(end, extent.end - job.offset);
-  }
-  const int64_t from = std::max(task_.from, first / kPanel), to = std::min(task_.to, ceil_div(end, kPanel));
-  task_.from = std::min(from, task_.to);
-  task_.to = std::max(task_.from, to);
 }
 
 // The bits of a visit's columns that each row may be given; null where nearly all may, and those that may not are told

@@ -32,11 +32,7 @@ void write_result(const SearchProblem& p, int64_t query, const Scored* best, int
   const int64_t d = p.bank.width, size = static_cast<int64_t>(size_of(p.bank.dtype));
   char* out = static_cast<char*>(p.gathered) + query * d * size;
   if (count > 0) {
-    const char* row = static_cast<const char*>(p.bank.row(best[0].index));
-    if (p.bank.col_stride == 1)
-      std::memcpy(out, row, static_cast<size_t>(d * size));
-    else
-      for (int64_t k = 0; k < d; ++k) std::memcpy(out + k * size, row + k * p.bank.col_stride * size, size);
+    copy_row(p.bank, best[0].index, out);
     return;
   }
   with_dtype(p.bank.dtype, [&](auto type) {

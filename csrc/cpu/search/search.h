@@ -41,6 +41,12 @@ struct SearchPlan {
 
 SearchPlan plan_search(const SearchProblem& problem, const PackHeader& header, int workers);
 
+// Refining a candidate takes about as long as screening so many columns: 100 (d + 80) products.
+inline int64_t columns_per_candidate(int64_t width) {
+  const int64_t d = std::max<int64_t>(1, width);
+  return 100 * (d + 80) / d;
+}
+
 // HeadUse of api.h, while workers add to it.
 struct SharedHeadUse {
   std::atomic<int64_t> scanned{0}, survivors{0}, repeated{0};
@@ -78,6 +84,22 @@ struct SearchTask {
   void report(int64_t row, const Scored* best, int64_t count) const;
   // Whether query `row` may be given row `j` of the piece.
   bool allows(int64_t row, int64_t j) const { return job->allowed.allows(first + row, job->offset + j); }
+  // Whether query `row` may be given so few rows that it is faster to refine them than to screen all.
+  bool few_allowed(int64_t row) const;
+  // Narrows [from, to) to the panels where a query that is screened may be given a row.
+  template <class Screens>
+  void clip_to_allowed(Screens&& screens) {
+    if (!job->allowed.any_set()) return;
+    int64_t least = end, most = begin;
+    for (int64_t r = 0; r < rows; ++r) {
+      if (!screens(r)) continue;
+      const AllowedRows::Extent extent = job->allowed.extent(first + r);
+      least = std::min(least, extent.first - job->offset);
+      most = std::max(most, extent.end - job->offset);
+    }
+    from = std::min(std::max(from, least / kPanel), to);
+    to = std::max(from, std::min(to, ceil_div(most, kPanel)));
+  }
   // AllowedRows::list() within the piece.
   int64_t list_allowed(int64_t row, int64_t* from, int64_t to, int64_t room, int64_t* out) const;
 };

@@ -46,12 +46,8 @@ bool SearchWorker::reserve(const SearchProblem& p, const SearchPlan& plan) {
   const int64_t rows = plan.grid.rows_per_block;
   if (!finalizer_.reserve(p, plan) || !fallback_rows_.reserve(rows)) return false;
   if (plan.refined_only) return true;
-  for (int s = std::max(plan.first_screen, first_screen_); s < kScreenCount; ++s) {
-    if (screens_[s] == nullptr) screens_[s] = kScreens[s]->make();
-    if (screens_[s] == nullptr || !screens_[s]->reserve(p, plan)) return false;
-  }
-  return queries_.reserve(p, plan) && lists_.reserve(rows, p.k) && negligible_may_win_.reserve(rows) &&
-         tightened_.reserve(rows) &&
+  return reserve_screens(screens_, std::max(plan.first_screen, first_screen_), p, plan) && queries_.reserve(p, plan) &&
+         lists_.reserve(rows, p.k) && negligible_may_win_.reserve(rows) && tightened_.reserve(rows) &&
          (p.k > kMostSampledK || (argmax_.reserve(rows) && sampled_.reserve(rows * most_sampled_lanes(p))));
 }
 
@@ -107,7 +103,8 @@ void SearchWorker::screen_with(int number) {
   by_bits_ =
       allowed.has_words() && task_.negligible < 0 && share_ <= (allowed.has_bools() ? kMostBoolShare : kMostBitShare);
   by_panel_ = !by_bits_ && task_.negligible < 0 && allowed.is_mask();
-  clip_to_allowed();
+  // Negligible rows keep all panels: the first of them stands for others.
+  if (task_.job->header.negligible <= 1) task_.clip_to_allowed([&](int64_t r) { return !lists_.fell_back(r); });
   const double begun = seconds();
   visit_all();
   screening_ = seconds() - begun;
@@ -124,12 +121,6 @@ void SearchWorker::screen_with(int number) {
     if (!lists_.fell_back(r) && lists_.threshold(r) > CandidateLists::kNone) share_threshold(r, lists_.threshold(r));
 }
 
-// Refining a candidate takes about as long as screening so many columns: 100 (d + 80) products.
-int64_t SearchWorker::columns_per_candidate() const {
-  const int64_t d = std::max<int64_t>(1, task_.job->header.width);
-  return 100 * (d + 80) / d;
-}
-
 // Whether the block's candidates took longer than the next screen would have, so that later blocks begin with that. A
 // finer screen takes about as long again (longer after a head), and leaves 2 k candidates. How many columns a candidate
 // is worth differs fourfold between processors, so both are timed; the answer does not depend on it. `deciding`: the
@@ -139,7 +130,9 @@ bool SearchWorker::refined_more_than_saved(double deciding) const {
   if (screen_number_ + 1 >= kScreenCount || job.plan.group != kernels().heights[0]) return false;
   const int64_t timed = finalizer_.refined() - refined_early_;
   const int64_t more = finalizer_.refined() - 2 * job.problem.k * task_.rows;
-  if (timed < 256 || 4 * more < task_.rows * ((task_.end - task_.begin) / columns_per_candidate())) return false;
+  if (timed < 256 ||
+      4 * more < task_.rows * ((task_.end - task_.begin) / columns_per_candidate(task_.job->header.width)))
+    return false;
   const double each = deciding / static_cast<double>(timed);
   const double next = screening_ - each * static_cast<double>(refined_early_);
   const PackHeader& h = job.header;
@@ -169,7 +162,7 @@ void SearchWorker::start_lists() {
   scanned_columns_ = 0;
   fallbacks_ = 0;
   for (int64_t r = 0; r < task_.rows; ++r) {
-    if (!queries_.packed.frame(r).usable || job.stop.requested() || few_allowed(r)) {
+    if (!queries_.packed.frame(r).usable || job.stop.requested() || task_.few_allowed(r)) {
       lists_.fall_back(r);
       ++fallbacks_;
     } else if (job.shared != nullptr) {
@@ -361,7 +354,7 @@ void SearchWorker::tighten(int64_t row) {
     refine_best(row, candidates, count, all ? count : k);
     tightened_[row] += static_cast<int32_t>(finalizer_.refined() - before);
     if (lists_.tighten(row)) break;
-    const int64_t worth = 2 * k + 32 + 2 * scanned_columns_ / columns_per_candidate();
+    const int64_t worth = 2 * k + 32 + 2 * scanned_columns_ / columns_per_candidate(task_.job->header.width);
     if (all || (!last && tightened_[row] > worth)) return lists_.fall_back(row);
   }
 }

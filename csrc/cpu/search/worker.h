@@ -41,10 +41,7 @@ class SearchWorker {
   void refine_best(int64_t row, Candidate* candidates, int64_t count, int64_t wanted);
   void share_threshold(int64_t row, float threshold);
   int64_t undecided_rows() const;
-  int64_t columns_per_candidate() const;
   bool refined_more_than_saved(double deciding) const;
-  bool few_allowed(int64_t row) const;
-  void clip_to_allowed();
   double share_allowed() const;
   const uint8_t* const* allowed_of(const Visit& visit, int64_t row, int64_t rows);
   bool worth_its_survivors() const;
@@ -57,7 +54,7 @@ class SearchWorker {
 
   SearchTask task_;
   ScreenQueries queries_;
-  std::unique_ptr<Screen> screens_[kScreenCount];
+  Screens screens_;
   Screen* screen_ = nullptr;
   int screen_number_ = 0;
   int first_screen_ = 0;  // earlier screens have left too many rows undecided

@@ -11,7 +11,7 @@ from .calls import ops
 from .define import define
 from .fakes import check, check_bias, check_mask, check_pair, same_device, value_dtype
 from .names import METRICS, SIMILARITIES
-from .sets import NOT, Kind
+from .sets import MOST_SETS, NOT, Kind
 
 # ---- topk_among -----------------------------------------------------------------------------------------------------
 
@@ -52,7 +52,10 @@ def _check_sets(x: Tensor, bank: Tensor, sets: list[Tensor], program: list[int])
         else:
             sound = sound and depth >= (1 if code == NOT else 2)
             depth -= code != NOT
-    check(not program or (sound and depth == 1 and named <= 64), "program must join at most 64 sets into one")
+    check(
+        not program or (sound and depth == 1 and named <= MOST_SETS),
+        f"program must join at most {MOST_SETS} sets into one",
+    )
 
 
 def _check_set(kind: Kind, operand: int, x: Tensor, bank: Tensor, sets: list[Tensor]) -> None:
@@ -107,17 +110,8 @@ define("topk_among", fake=_topk_among, setup=_topk_among_setup, backward=_topk_a
 # ---- radius ---------------------------------------------------------------------------------------------------------
 
 
-def _radius(
-    x: Tensor,
-    bank: Tensor,
-    pack: Tensor | None,
-    radii: Tensor,
-    metric: int,
-    sets: list[Tensor],
-    program: list[int],
-    bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    counts = _radius_count(x, bank, pack, radii, metric, sets, program, bias)
+def _radius(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    counts = _radius_count(x, *others)
     hits = torch.library.get_ctx().new_dynamic_size()  # they depend on the data
     offsets = counts.new_empty(counts.shape[0] + 1)
     return offsets, x.new_empty(hits, dtype=torch.int64), x.new_empty(hits, dtype=value_dtype(x))

@@ -9,8 +9,9 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
+
+from .._needed import missing
 
 # module -> what pip calls it
 _NEEDED = {
@@ -22,10 +23,6 @@ _NEEDED = {
 }
 
 
-def _missing() -> list[str]:
-    return [package for module, package in _NEEDED.items() if find_spec(module) is None]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo; returns 0, or 1 when a package is missing or the folder cannot be written."""
     parser = argparse.ArgumentParser(
@@ -35,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the networks, the split and k-means")
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer steps: a check in seconds")
     options = parser.parse_args(argv)
-    if missing := _missing():
-        print(f"vecbank demo: missing {', '.join(missing)}: pip install {' '.join(missing)}", file=sys.stderr)
+    if absent := missing(_NEEDED):
+        print(f"vecbank demo: missing {', '.join(absent)}: pip install {' '.join(absent)}", file=sys.stderr)
         return 1
     if options.seed < 0:
         print(f"vecbank demo: --seed: expected 0 or more, got {options.seed}", file=sys.stderr)

@@ -21,17 +21,13 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
+from .._needed import missing
 from ._sheet import Result, Sheet, System
 
 # module -> what pip calls it
 _NEEDED = {"numpy": "numpy", "sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"}
-
-
-def _missing() -> list[str]:
-    return [package for module, package in _NEEDED.items() if find_spec(module) is None]
 
 
 def names() -> list[str]:
@@ -158,8 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the data, the networks and k-means")
     parser.add_argument("--list", action="store_true", help="the systems there are, and nothing else")
     options = parser.parse_args(argv)
-    if missing := _missing():
-        print(f"vecbank gallery: missing {', '.join(missing)}: pip install {' '.join(missing)}", file=sys.stderr)
+    if absent := missing(_NEEDED):
+        print(f"vecbank gallery: missing {', '.join(absent)}: pip install {' '.join(absent)}", file=sys.stderr)
         return 1
     if options.seed < 0:
         print(f"vecbank gallery: --seed: expected 0 or more, got {options.seed}", file=sys.stderr)

@@ -76,5 +76,12 @@ def mlp(*widths: int, seed: int = 0) -> nn.Sequential:
         return nn.Sequential(*layers[:-1])
 
 
+def mean_average_precision(relevant: Tensor) -> Tensor:
+    """Of rows of bools (..., N, M), in order of rank: (...) float64."""
+    hits = relevant.cumsum(-1)
+    precision = hits.double() / torch.arange(1, relevant.shape[-1] + 1)
+    return ((precision * relevant).sum(-1) / hits[..., -1].clamp_min(1)).mean(-1)
+
+
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
     return float((predicted == labels).double().mean())

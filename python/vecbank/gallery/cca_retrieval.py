@@ -15,7 +15,7 @@ from torch import Tensor
 
 import vecbank
 
-from ._data import generator, normal
+from ._data import generator, mean_average_precision, normal
 from ._sheet import Sheet
 
 TITLE = "CCA multi-space retrieval"
@@ -28,13 +28,6 @@ def items(count: int, seed: int) -> tuple[Tensor, Tensor]:
     attributes = torch.randint(VALUES, (CONDITIONS, count), generator=generator(seed))
     parts = normal(CONDITIONS, VALUES, WIDTH)[torch.arange(CONDITIONS).unsqueeze(1), attributes]
     return parts.sum(0) + 0.5 * normal(count, WIDTH, seed=seed + 1), attributes
-
-
-def mean_average_precision(relevant: Tensor) -> Tensor:
-    """Of rows of bools (..., N, M), in order of rank."""
-    hits = relevant.cumsum(-1)
-    precision = hits / torch.arange(1, relevant.shape[-1] + 1)
-    return ((precision * relevant).sum(-1) / hits[..., -1].clamp_min(1)).mean(-1)
 
 
 def run(sheet: Sheet) -> None:

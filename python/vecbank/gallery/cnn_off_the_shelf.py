@@ -13,22 +13,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import vecbank
 
-from ._data import digits, random_features, unit
+from ._data import digits, mean_average_precision, random_features, unit
 from ._sheet import Sheet
 
 TITLE = "CNN features off-the-shelf"
 FAMILY = "top-k search"
-
-
-def mean_average_precision(relevant: Tensor) -> float:
-    """Of rows of bools, in order of rank."""
-    hits = relevant.cumsum(-1)
-    precision = hits.double() / torch.arange(1, relevant.shape[-1] + 1)
-    return float(((precision * relevant).sum(-1) / hits[..., -1].clamp_min(1)).mean())
 
 
 def run(sheet: Sheet) -> None:
@@ -43,7 +35,7 @@ def run(sheet: Sheet) -> None:
 
     distances = torch.cdist(queries, gallery, compute_mode="donot_use_mm_for_euclid_dist")
     brute = torch.from_numpy(np.argsort(distances.numpy(), axis=-1, kind="stable"))
-    ours, theirs = (mean_average_precision(data.y[order] == data.y_test[:, None]) for order in (by_l2, brute))
+    ours, theirs = (float(mean_average_precision(data.y[order] == data.y_test[:, None])) for order in (by_l2, brute))
     sheet.check("mean average precision, by brute force", ours, theirs, ours == theirs)
     right = vecbank.verify(queries, bank, brute[:, :100], "l2").right_up_to_ties
     sheet.check("lists of brute force that are exact by `verify`", int(right.sum()), len(queries), bool(right.all()))

@@ -17,9 +17,8 @@ from torch import Tensor
 
 import vecbank
 
-from ._data import generator, normal, unit
+from ._data import generator, mean_average_precision, normal, unit
 from ._sheet import Sheet
-from .cnn_off_the_shelf import mean_average_precision
 
 TITLE = "RESTORE"
 FAMILY = "top-k search"
@@ -37,7 +36,7 @@ def block_graph(seed: int) -> Tensor:
 def reconstruction(x: Tensor, true: Tensor) -> float:
     """The mAP of each node's list of all others, against its true neighbours."""
     ranked = vecbank.topk(x, x, len(x) - 1, "cosine", allowed=vecbank.Allowed.not_self()).indices
-    return mean_average_precision(true.gather(1, ranked))
+    return float(mean_average_precision(true.gather(1, ranked)))
 
 
 def run(sheet: Sheet) -> None:

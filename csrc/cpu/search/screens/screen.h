@@ -102,6 +102,16 @@ extern const ScreenEntry head_screen, int8_screen, int16_screen, float32_screen;
 constexpr const ScreenEntry* kScreens[] = {&head_screen, &int8_screen, &int16_screen, &float32_screen};
 constexpr int kScreenCount = sizeof kScreens / sizeof *kScreens;
 
+// A worker's screens from number `from` on, made where they are not there yet.
+using Screens = std::unique_ptr<Screen>[kScreenCount];
+inline bool reserve_screens(Screens& screens, int from, const SearchProblem& problem, const SearchPlan& plan) {
+  for (int s = from; s < kScreenCount; ++s) {
+    if (screens[s] == nullptr) screens[s] = kScreens[s]->make();
+    if (screens[s] == nullptr || !screens[s]->reserve(problem, plan)) return false;
+  }
+  return true;
+}
+
 // The first screen from number `from` on that serves.
 inline int next_screen(int from, const PackHeader& bank, int group) {
   while (!kScreens[from]->serves(bank, group)) ++from;
