@@ -23,7 +23,7 @@ import vecbank
 from bench import machine, timing
 from bench.cases import Case, Target
 from bench.plots import whole_sizes
-from bench.report import committed, named
+from bench.report import named, opening
 from bench.workloads import topk_embeddings
 from vecbank import _head
 from vecbank._ops import METRICS
@@ -79,12 +79,7 @@ def measure(case: Case, repeats: int, budget_s: float) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     lines = [
-        "# Heads of every width",
-        "",
-        "Written by `python -m bench.heads`; do not edit.",
-        "",
-        f"- Machine: {named(about)}, {about['cores_allowed']} cores; instruction set **{about['isa']}**, "
-        f"{committed(about)}",
+        *opening("Heads of every width", "bench.heads", about),
         "- Medians of interleaved samples, in milliseconds; each head is a Bank of its own. Building: seconds, the "
         "axes and the choice included; of the chosen head, and at most. Memory: of the packed copy, as a share of the "
         "vectors. Others: the share of the machine that other processes used.",

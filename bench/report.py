@@ -50,6 +50,18 @@ def committed(report: Row) -> str:
     return f"commit {(report['commit'] or 'none')[:12]}{dirty}, {report['date'][:10]}"
 
 
+def opening(title: str, command: str, about: Row) -> list[str]:
+    """The first lines of a page on one question, whose machine and software stand in one dict."""
+    return [
+        f"# {title}",
+        "",
+        f"Written by `python -m {command}`; do not edit.",
+        "",
+        f"- Machine: {named(about)}, {about['cores_allowed']} cores; instruction set **{about['isa']}**, "
+        f"{committed(about)}",
+    ]
+
+
 def head(report: Row) -> str:
     machine, soft, parameters = report["machine"], report["software"], report["parameters"]
     caches = ", ".join(f"{name} {size}" for name, size in machine["caches_of_cpu0"].items())

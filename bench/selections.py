@@ -25,7 +25,7 @@ from tqdm import tqdm
 import vecbank
 from bench import machine, timing
 from bench.memory import status_bytes
-from bench.report import committed, named
+from bench.report import named, opening
 from vecbank import Allowed
 
 matplotlib.use("Agg")
@@ -240,12 +240,8 @@ def measure(row: Row, repeats: int, budget_s: float) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     lines = [
-        "# Candidate sets, radius, verification",
-        "",
-        "Written by `python -m bench.selections`; do not edit.",
-        "",
-        f"- Machine: {named(about)}, {about['cores_allowed']} cores; instruction set **{about['isa']}**, "
-        f"{committed(about)}; faiss {faiss.__version__}, torch {torch.__version__}",
+        *opening("Candidate sets, radius, verification", "bench.selections", about),
+        f"- Software: faiss {faiss.__version__}, torch {torch.__version__}",
         "- Medians of interleaved samples, in milliseconds. Ratio: ours over the candidate that the target names. "
         "Wrong: queries whose answer is not the exact one. Others: the share of the machine that other processes used.",
         "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -308,10 +309,17 @@ def _as_value(value: Any, among: _Array) -> Any:
             return np.datetime64(value)
         except ValueError:
             raise ValueError(f"this Column holds dates, and {value!r} is none (as 2021-01-31)") from None
-    if given == "numbers" and isinstance(value, int) and abs(value) > 1 << 1000:
-        return np.inf if value > 0 else -np.inf
+    if given == "numbers":
+        value = _number(value)
     if own != given:
         raise TypeError(f"this Column holds {own}, and is not compared with {value!r} ({type(value).__name__})")
+    return value
+
+
+def _number(value: Any) -> Any:
+    """Integers beyond any float as infinities, which compare alike."""
+    if isinstance(value, int) and abs(value) > 1 << 1000:
+        return math.inf if value > 0 else -math.inf
     return value
 
 
@@ -319,8 +327,7 @@ def _of_tensor(compare: Callable[[Any, Any], Any], held: Tensor, value: Any) -> 
     """As numpy compares: a column of floats rounds the number to its own type, one of integers compares exactly."""
     if _kind(value) != "numbers":
         raise TypeError(f"this Column holds numbers ({held.dtype}), got {value!r} ({type(value).__name__})")
-    if isinstance(value, int) and abs(value) > 1 << 1000:
-        value = torch.inf if value > 0 else -torch.inf
+    value = _number(value)
     if held.is_floating_point():
         found: Tensor = compare(held, float(value))
         return found & ~held.isnan()

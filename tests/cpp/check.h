@@ -102,3 +102,13 @@ inline vecbank::Rows rows(const std::vector<float>& v, int64_t width) {
 inline vecbank::Rows rows(const std::vector<double>& v, int64_t width) {
   return {v.data(), vecbank::DType::f64, static_cast<int64_t>(v.size()) / width, width, width, 1};
 }
+
+// A search, whose k and outputs are still to be set.
+inline vecbank::SearchProblem problem_of(const vecbank::Rows& queries, const vecbank::Rows& bank,
+                                         vecbank::Metric metric) {
+  vecbank::SearchProblem p;
+  p.queries = queries;
+  p.bank = bank;
+  p.metric = metric;
+  return p;
+}

@@ -109,10 +109,7 @@ struct Case {
 
 template <class Run>
 Answer answer(const Matrix& x, const Matrix& b, const Case& c, Run&& run) {
-  SearchProblem p;
-  p.queries = x.rows;
-  p.bank = b.rows;
-  p.metric = c.metric;
+  SearchProblem p = problem_of(x.rows, b.rows, c.metric);
   p.k = c.k;
   p.values_dtype = DType::f64;
   if (c.bias != nullptr) p.bias = c.bias->data();

@@ -92,10 +92,7 @@ TEST(search_among_sets_of_every_kind) {
       const auto bias = gaussian<double>(m, 4);
       for (const Metric metric : kOpMetrics) {
         const double* biased = metric == Metric::dot && draw.chance(2) ? bias.data() : nullptr;
-        SearchProblem p;
-        p.queries = rows(x, d);
-        p.bank = rows(b, d);
-        p.metric = metric;
+        SearchProblem p = problem_of(rows(x, d), rows(b, d), metric);
         p.bias = biased;
         const NaiveScores scores(p.queries, p.bank, metric, biased);
         const std::vector<OwnPack> packs = every_pack(p.bank, metric, biased);
@@ -119,10 +116,7 @@ TEST(search_among_few_rows_and_many) {
   const int64_t n = 25, m = 3000, d = 24;
   auto x = gaussian<float>(n * d, 5), b = gaussian<float>(m * d, 6);
   for (const Metric metric : {Metric::dot, Metric::l2}) {
-    SearchProblem p;
-    p.queries = rows(x, d);
-    p.bank = rows(b, d);
-    p.metric = metric;
+    SearchProblem p = problem_of(rows(x, d), rows(b, d), metric);
     const NaiveScores scores(p.queries, p.bank, metric);
     const std::vector<OwnPack> packs = every_pack(p.bank, metric, nullptr);
     for (const bool shared : {false, true})
@@ -165,10 +159,7 @@ TEST(search_among_rows_of_every_scale) {
       for (int64_t j = 1; j < m; ++j)
         for (int64_t i = 0; i < d && (j % every == 0) == (every == 50); ++i) b[static_cast<size_t>(j * d + i)] *= scale;
       for (const Metric metric : kOpMetrics) {
-        SearchProblem p;
-        p.queries = rows(x, d);
-        p.bank = rows(b, d);
-        p.metric = metric;
+        SearchProblem p = problem_of(rows(x, d), rows(b, d), metric);
         const NaiveScores scores(p.queries, p.bank, metric);
         const std::vector<OwnPack> packs = every_pack(p.bank, metric, nullptr);
         for (const bool shared : {false, true}) {
@@ -242,10 +233,7 @@ TEST(search_among_ranges) {
     for (const bool zeros : {false, true}) {
       for (int64_t j = 0; j < m * d && zeros; ++j)
         if (j / d % 9 == 4 || j / d > m - 40) b[static_cast<size_t>(j)] = 0.0f;
-      SearchProblem p;
-      p.queries = rows(x, d);
-      p.bank = rows(b, d);
-      p.metric = zeros ? Metric::l2 : Metric::dot;
+      SearchProblem p = problem_of(rows(x, d), rows(b, d), zeros ? Metric::l2 : Metric::dot);
       const NaiveScores scores(p.queries, p.bank, p.metric);
       const SetShape shape{1, n, m};
       const OwnPack pack(1, p.bank, p.metric);
@@ -278,10 +266,7 @@ TEST(search_among_rows_in_pieces_and_parts) {
     for (const Metric metric : {Metric::cosine, Metric::sqeuclidean}) {
       const int64_t n = metric == Metric::cosine ? 5 : 2;
       const auto x = gaussian<float>(n * d, 11);
-      SearchProblem p;
-      p.queries = rows(x, d);
-      p.bank = rows(b, d);
-      p.metric = metric;
+      SearchProblem p = problem_of(rows(x, d), rows(b, d), metric);
       const NaiveScores scores(p.queries, p.bank, metric);
       const SetShape shape{1, n, m};
       for (const bool shared : {false, true})
@@ -337,10 +322,7 @@ TEST(search_among_sets_copies_the_best_row) {
   for (const Metric metric : {Metric::dot, Metric::l2, Metric::l1})
     for (const bool shared : {false, true})
       for (const bool as_mask : {false, true}) {
-        SearchProblem p;
-        p.queries = rows(x, d);
-        p.bank = {b.data(), DType::f32, m, d, 1, m};
-        p.metric = metric;
+        SearchProblem p = problem_of(rows(x, d), {b.data(), DType::f32, m, d, 1, m}, metric);
         const NaiveScores scores(p.queries, p.bank, metric);
         const SetShape shape{1, n, m};
         Joined joined = alone(draw.draw_mask(shared ? 1 : 0, shape), shape);
@@ -389,10 +371,8 @@ TEST(search_of_batches_among_sets) {
     std::vector<int64_t> indices(static_cast<size_t>(batches * n * k)), wanted;
     for (int64_t i = 0; i < batches; ++i) allowed.push_back(joined.allowed().of_batch(i, n));
     for (int64_t i = 0; i < batches; ++i) {
-      SearchProblem p;
-      p.queries = {&x[static_cast<size_t>(i * n * d)], DType::f32, n, d, d, 1};
-      p.bank = {&b[static_cast<size_t>(i * m * d)], DType::f32, m, d, d, 1};
-      p.metric = Metric::l2;
+      SearchProblem p = problem_of({&x[static_cast<size_t>(i * n * d)], DType::f32, n, d, d, 1},
+                                   {&b[static_cast<size_t>(i * m * d)], DType::f32, m, d, d, 1}, Metric::l2);
       p.k = k;
       p.allowed = &allowed[static_cast<size_t>(i)];
       p.indices = &indices[static_cast<size_t>(i * n * k)];
@@ -434,10 +414,7 @@ TEST(search_for_the_farthest_rows) {
   b[static_cast<size_t>(5 * d)] = std::numeric_limits<float>::quiet_NaN();
   b[static_cast<size_t>(7 * d)] = HUGE_VALF;
   for (const Metric metric : {Metric::l2, Metric::sqeuclidean, Metric::l1}) {
-    SearchProblem p;
-    p.queries = rows(x, d);
-    p.bank = rows(b, d);
-    p.metric = farthest(metric);
+    SearchProblem p = problem_of(rows(x, d), rows(b, d), farthest(metric));
     CHECK(refined_only(p.metric) && value_of(p.metric, 9.0) == value_of(metric, -9.0));
     CHECK(worst_value(p.metric) == -worst_value(metric) && record(p.metric).term == record(metric).term);
     const NaiveScores nearest(p.queries, p.bank, metric), scores(p.queries, p.bank, p.metric);

@@ -41,10 +41,7 @@ struct Training {  // memory of one case, and a count of what its calls launch
   }
   void search(int64_t k, bool packed) {
     codes.assign(static_cast<size_t>(n * k), -7);
-    SearchProblem p;
-    p.queries = rows(x, d);
-    p.bank = rows(bank, d);
-    p.metric = k == 1 ? Metric::l2 : Metric::dot;
+    SearchProblem p = problem_of(rows(x, d), rows(bank, d), k == 1 ? Metric::l2 : Metric::dot);
     p.k = k;
     p.indices = codes.data();
     std::vector<float> values(codes.size());

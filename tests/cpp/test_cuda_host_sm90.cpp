@@ -214,10 +214,7 @@ TEST(sm90_screen_equals_nearest) {
     for (int64_t j = 40; j < 900; j += 40) std::copy_n(t.b.begin(), 32, t.b.begin() + j * 32);
     t.run();
     CHECK(t.verify() == 0);
-    SearchProblem p;
-    p.queries = rows(t.x, 32);
-    p.bank = rows(t.b, 32);
-    p.metric = metric;
+    SearchProblem p = problem_of(rows(t.x, 32), rows(t.b, 32), metric);
     std::vector<int64_t> want(200);
     p.indices = want.data();
     CHECK(search(p, Parallel{}) == Status::ok);

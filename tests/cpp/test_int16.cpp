@@ -196,10 +196,7 @@ TEST(int16_gives_way_to_float32) {
     for (size_t i = 0; i < x.size(); ++i) x[i] += i / static_cast<size_t>(d) % 2 == 0 ? 8.0f : -8.0f;
     for (const int64_t k : {1, 10}) {
       std::vector<int64_t> indices(static_cast<size_t>(n * k));
-      SearchProblem p;
-      p.queries = rows(x, d);
-      p.bank = rows(b, d);
-      p.metric = Metric::sqeuclidean;
+      SearchProblem p = problem_of(rows(x, d), rows(b, d), Metric::sqeuclidean);
       p.k = k;
       p.indices = indices.data();
       reset_counters();

@@ -168,10 +168,7 @@ TEST(radius_finds_what_a_loop_finds) {
         const Allowed allowed = joined.allowed().of_batch(1, n);
         const std::vector<double> radii = drawn_radii(scores, draw.below(100));
         const Within wanted(scores, radii, held);
-        SearchProblem p;
-        p.queries = own_x.rows;
-        p.bank = own_b.rows;
-        p.metric = metric;
+        SearchProblem p = problem_of(own_x.rows, own_b.rows, metric);
         p.bias = bias;
         p.allowed = among > 0 ? &allowed : nullptr;
         const int64_t before = checks_failed;
@@ -212,10 +209,7 @@ TEST(radius_of_every_scale) {
   for (const double scale : {1e-162, 1e-161, 1e-160, 1e-159, 1e-158, 1e-157, 1e-155, 1e-150, 1e-20, 1e20, 1e150, 1e154})
     for (const Metric metric : {Metric::l2, Metric::sqeuclidean, Metric::dot}) {
       const auto x = gaussian<double>(n * d, 1, scale), b = gaussian<double>(m * d, 2, scale);
-      SearchProblem p;
-      p.queries = rows(x, d);
-      p.bank = rows(b, d);
-      p.metric = metric;
+      SearchProblem p = problem_of(rows(x, d), rows(b, d), metric);
       const NaiveScores scores(p.queries, p.bank, metric);
       for (const size_t rank : {0, 1, 2, 10, 50, 150, 299}) {
         std::vector<double> radii;
@@ -230,10 +224,7 @@ TEST(radius_below_zero_finds_no_distance) {
   const int64_t d = 30, n = 9, m = 600;
   const auto x = gaussian<float>(n * d, 1), b = gaussian<float>(m * d, 2);
   for (const Metric metric : kOpMetrics) {
-    SearchProblem p;
-    p.queries = rows(x, d);
-    p.bank = rows(b, d);
-    p.metric = metric;
+    SearchProblem p = problem_of(rows(x, d), rows(b, d), metric);
     const NaiveScores scores(p.queries, p.bank, metric);
     std::vector<double> radii(static_cast<size_t>(n));
     for (const double radius : {-0.0, -1e-300, -0.1, -6.0, -1e10, -inf, std::numeric_limits<double>::quiet_NaN()}) {
@@ -286,10 +277,7 @@ TEST(radius_of_rows_that_were_written_after_packing) {
       bool fit = false;
       CHECK(repack_rows(rows(b, d), &h, changed.data(), 40, threads(1), nullptr, &fit) == Status::ok);
       CHECK(metric == Metric::dot || h.far > 0);
-      SearchProblem p;
-      p.queries = rows(x, d);
-      p.bank = rows(b, d);
-      p.metric = metric;
+      SearchProblem p = problem_of(rows(x, d), rows(b, d), metric);
       p.pack = check_pack(memory.get(), pack_bytes(m, d, metric), p.bank, metric);
       CHECK(p.pack != nullptr);
       const NaiveScores scores(p.queries, p.bank, metric);
@@ -318,10 +306,7 @@ TEST(radius_of_many_queries_that_coarse_screens_do_not_decide) {
     const Within wanted(scores, radii, {});
     for_each_isa([&] {
       for (int kind = static_cast<int>(draw.below(2)); kind < kPackKinds; kind += 2) {
-        SearchProblem p;
-        p.queries = own_x.rows;
-        p.bank = own_b.rows;
-        p.metric = metric;
+        SearchProblem p = problem_of(own_x.rows, own_b.rows, metric);
         const OwnPack pack(kind, p.bank, metric);
         p.pack = pack.get();
         force_ways(SearchWay::screened, ProjectWay::automatic);
@@ -366,10 +351,7 @@ TEST(radius_in_several_pieces) {
         }
       }
       const Allowed allowed = joined.allowed();
-      SearchProblem p;
-      p.queries = queries.rows;
-      p.bank = bank.rows;
-      p.metric = metric;
+      SearchProblem p = problem_of(queries.rows, bank.rows, metric);
       p.allowed = among > 0 ? &allowed : nullptr;
       reset_counters();
       force_ways(SearchWay::screened, ProjectWay::automatic);
@@ -386,10 +368,8 @@ TEST(radius_of_nothing) {
   for (const bool queries : {false, true})
     for (const bool bank : {false, true})
       for (const int64_t d : {0, 4}) {
-        SearchProblem p;
-        p.queries = {some.data(), DType::f32, queries ? 10 : 0, d, d, 1};
-        p.bank = {some.data(), DType::f32, bank ? 7 : 0, d, d, 1};
-        p.metric = Metric::l2;
+        SearchProblem p = problem_of({some.data(), DType::f32, queries ? 10 : 0, d, d, 1},
+                                     {some.data(), DType::f32, bank ? 7 : 0, d, d, 1}, Metric::l2);
         const NaiveScores scores(p.queries, p.bank, p.metric);
         check_every_way(p, radii, scores);
       }
@@ -404,10 +384,7 @@ TEST(stop_ends_a_radius_search) {
   for (const Metric metric : kOpMetrics)
     for (int kind = 0; kind < kPackKinds; ++kind)
       for (int among = 0; among < 3; ++among) {
-        SearchProblem p;
-        p.queries = rows(x, d);
-        p.bank = rows(b, d);
-        p.metric = metric;
+        SearchProblem p = problem_of(rows(x, d), rows(b, d), metric);
         const OwnPack pack(kind, p.bank, metric);
         p.pack = pack.get();
         const Joined joined = alone(draw.draw(SetKind::bits, shape, among == 1), shape);
@@ -440,10 +417,7 @@ TEST(stop_in_the_middle_of_a_radius_search) {
   const std::vector<double> radii(static_cast<size_t>(n), 11.0);
   for (const SearchWay way : {SearchWay::screened, SearchWay::refined})
     for (const int wait : {0, 100, 1000, 3000}) {
-      SearchProblem p;
-      p.queries = rows(x, d);
-      p.bank = rows(b, d);
-      p.metric = Metric::l2;
+      SearchProblem p = problem_of(rows(x, d), rows(b, d), Metric::l2);
       std::atomic<bool> raised{false};
       Parallel parallel = threads(2);
       parallel.stop.flag = &raised;

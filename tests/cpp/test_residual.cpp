@@ -50,10 +50,7 @@ TEST(residual_quantize_is_search_stage_by_stage) {
   std::vector<double> squares(codebooks.size(), 0.0);
   for (size_t s = 0; s < codebooks.size(); ++s) {
     std::vector<int64_t> found(static_cast<size_t>(n));
-    SearchProblem p;
-    p.queries = rows(residual, d);
-    p.bank = rows(codebooks[s], d);
-    p.metric = Metric::sqeuclidean;
+    SearchProblem p = problem_of(rows(residual, d), rows(codebooks[s], d), Metric::sqeuclidean);
     p.indices = found.data();
     CHECK(search(p, threads(1)) == Status::ok);
     for (size_t i = 0; i < found.size(); ++i) {

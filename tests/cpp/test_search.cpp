@@ -60,10 +60,7 @@ Answer brute(const std::vector<float>& x, const std::vector<float>& b, int64_t d
 
 Answer ours(const std::vector<float>& x, const std::vector<float>& b, int64_t d, int64_t k, Metric metric, int workers,
             bool packed) {
-  SearchProblem p;
-  p.queries = rows(x, d);
-  p.bank = rows(b, d);
-  p.metric = metric;
+  SearchProblem p = problem_of(rows(x, d), rows(b, d), metric);
   p.k = k;
   Answer a;
   a.values.resize(static_cast<size_t>(p.queries.count * k));
@@ -177,10 +174,7 @@ TEST(rewritten_rows_are_packed_alone) {
       bool fit = false;
       CHECK(repack_rows(rows(b, d), &h, changed.data(), 3, threads(1), nullptr, &fit) == Status::ok);
       CHECK(fit || h.fallbacks > 0);
-      SearchProblem p;
-      p.queries = rows(x, d);
-      p.bank = rows(b, d);
-      p.metric = metric;
+      SearchProblem p = problem_of(rows(x, d), rows(b, d), metric);
       p.k = 4;
       std::vector<int64_t> found(static_cast<size_t>(n * p.k));
       p.indices = found.data();

@@ -55,10 +55,7 @@ TEST(every_way_of_a_search_finds_the_same) {
         const auto queries = laid_out(x, n, d), banks = laid_out(b, m, d);
         for (size_t layout = 0; layout < queries.size(); ++layout)
           for (const int64_t k : {int64_t{1}, int64_t{7}, banks[layout].count / 2, banks[layout].count}) {
-            SearchProblem p;
-            p.queries = queries[layout];
-            p.bank = banks[layout];
-            p.metric = metric;
+            SearchProblem p = problem_of(queries[layout], banks[layout], metric);
             p.k = k;
             CHECK(search_by(SearchWay::refined, p, 1) == search_by(SearchWay::screened, p, 2));
             CHECK(search_by(SearchWay::refined, p, 3) == search_by(SearchWay::automatic, p, 1));

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot
+    from torch import Tensor
+
+FEW_TICKS = 12  # rows or columns of a heat map that all get their number
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,32 @@ class Sheet:
     def picture(self, caption: str, plot: Plot) -> None:
         """Show a matplotlib figure."""
         self.pictures.append((caption, plot))
+
+    def heat_map(
+        self,
+        caption: str,
+        values: Tensor,
+        across: str,
+        down: str,
+        *,
+        span: tuple[float, float] | None = (0, 1),
+        ticks: Sequence[str] = (),
+        label: str = "",
+    ) -> None:
+        """Show a matrix (rows, columns) as colours, from the first of `span` to the second (None: the least and the
+        greatest value). `across`, `down`: what columns and rows are; `ticks`: their names, in place of numbers.
+        """
+        from matplotlib.figure import Figure
+
+        plot = Figure(figsize=(4, 3), layout="constrained")
+        axes = plot.subplots()
+        least, most = span or (None, None)
+        plot.colorbar(axes.imshow(values.numpy(), vmin=least, vmax=most), label=label)
+        axes.set(xlabel=across, ylabel=down)
+        for axis, count in ((axes.yaxis, values.shape[0]), (axes.xaxis, values.shape[1])):
+            if ticks or count <= FEW_TICKS:
+                axis.set_ticks(range(count), ticks or None)
+        self.picture(caption, plot)
 
     def note(self, text: str) -> None:
         """A sentence below the figures."""

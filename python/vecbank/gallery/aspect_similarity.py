@@ -56,11 +56,5 @@ def run(sheet: Sheet) -> None:
         near = bool(((precision[a] - base)[others].abs() < 0.02).all())
         sheet.check("the same by the two others", precision[a, others].tolist(), base[others].tolist(), near)
 
-    from matplotlib.figure import Figure
-
-    plot = Figure(figsize=(3.6, 3), layout="constrained")
-    axes = plot.subplots()
-    plot.colorbar(axes.imshow(precision.numpy(), vmin=0, vmax=1))
-    axes.set(xlabel="label", ylabel="space searched", xticks=range(3), yticks=range(3))
-    axes.set(xticklabels=ASPECTS, yticklabels=ASPECTS)
-    sheet.picture(f"Precision at {K}: each space finds its own label, and no other", plot)
+    caption = f"Precision at {K}: each space finds its own label, and no other"
+    sheet.heat_map(caption, precision, "label", "space searched", ticks=ASPECTS)

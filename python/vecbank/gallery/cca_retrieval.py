@@ -31,8 +31,6 @@ def items(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def run(sheet: Sheet) -> None:
-    from matplotlib.figure import Figure
-
     x, attributes = items(1000, sheet.seed)
     (gallery, stored), (queries, wanted) = items(800, sheet.seed + 2), items(100, sheet.seed + 4)
     maps = torch.linalg.pinv(x) @ (torch.nn.functional.one_hot(attributes).float() - 1 / VALUES)
@@ -53,9 +51,5 @@ def run(sheet: Sheet) -> None:
     near = float((others - chance).abs().max()) < 0.05
     sheet.check("mAP for other attributes", others.tolist(), f"near chance, {chance:.3f}", near)
 
-    plot = Figure(figsize=(4, 3))
-    axes = plot.subplots()
-    plot.colorbar(axes.imshow(scores.numpy(), vmin=0, vmax=1))
-    axes.set(xlabel="attribute", ylabel="space", xticks=range(CONDITIONS), yticks=range(CONDITIONS))
-    plot.tight_layout()
-    sheet.picture("Mean average precision for each attribute in each space.", plot)
+    caption = "Mean average precision for each attribute in each space."
+    sheet.heat_map(caption, scores, "attribute", "space")

@@ -41,8 +41,6 @@ def version(width: int, data: Split, table: Tensor, seed: int) -> tuple[Tensor, 
 
 
 def run(sheet: Sheet) -> None:
-    from matplotlib.figure import Figure
-
     data, table = digits(597, sheet.seed), simplex(VERTICES)
     cosines = vecbank.project(table, table, "cosine")
     error = float((cosines - torch.full_like(cosines, -1 / (VERTICES - 1)).fill_diagonal_(1)).abs().max())
@@ -67,8 +65,12 @@ def run(sheet: Sheet) -> None:
     sheet.check("ordinary hidden layers: a gallery of its own", own, 0.981, own > 0.981 - 0.03)
     sheet.check("ordinary hidden layers: the gallery of another network", across, 0.124, across < 0.4)
 
-    plot = Figure((4, 3))
-    axes = plot.subplots()
-    axes.set(xlabel="version that made the gallery", ylabel="version that asks", xticks=range(3), yticks=range(3))
-    plot.colorbar(axes.imshow(scores, vmin=0.8, vmax=1), label="top-1")
-    sheet.picture("Top-1 of every version in every gallery. Below the diagonal the version that asks is newer.", plot)
+    caption = "Top-1 of every version in every gallery. Below the diagonal the version that asks is newer."
+    sheet.heat_map(
+        caption,
+        torch.tensor(scores),
+        "version that made the gallery",
+        "version that asks",
+        span=(0.8, 1),
+        label="top-1",
+    )

@@ -31,7 +31,6 @@ def samples(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def run(sheet: Sheet) -> None:
-    from matplotlib.figure import Figure
     from sklearn.metrics import adjusted_rand_score
 
     (gallery, attributes), (queries, wanted) = samples(1000, sheet.seed), samples(200, sheet.seed + 2)
@@ -61,9 +60,5 @@ def run(sheet: Sheet) -> None:
     same = torch.equal(added.indices, whole.indices) and torch.equal(added.values, whole.values)
     sheet.check("with a slice of zeros: the same rankings and distances", same, "yes", same)
 
-    plot = Figure(figsize=(4, 3))
-    axes = plot.subplots()
-    plot.colorbar(axes.imshow(shares.numpy(), vmin=0, vmax=1))
-    axes.set(xlabel="attribute", ylabel="slice", xticks=range(SLICES), yticks=range(SLICES))
-    plot.tight_layout()
-    sheet.picture("Share of queries whose nearest row in a slice has their value of an attribute.", plot)
+    caption = "Share of queries whose nearest row in a slice has their value of an attribute."
+    sheet.heat_map(caption, shares, "attribute", "slice")

@@ -25,7 +25,6 @@ MODELS, PROBES = 20, 64
 
 
 def run(sheet: Sheet) -> None:
-    from matplotlib.figure import Figure
     from sklearn.linear_model import LogisticRegression
 
     data, draw = digits(600, sheet.seed), generator(sheet.seed)
@@ -59,8 +58,5 @@ def run(sheet: Sheet) -> None:
     signed = int((vecbank.nearest(tasks, models, "cosine").indices == own).sum())
     sheet.check("the same by the cosine with its sign", signed, f"fewer than {right}", signed < right)
 
-    plot = Figure(figsize=(3.8, 3), layout="constrained")
-    axes = plot.subplots()
-    plot.colorbar(axes.imshow(cosine.abs().numpy(), vmin=0, vmax=1))
-    axes.set(xlabel="model", ylabel="task")
-    sheet.picture("|cos| of every task and every model; those that belong together are on the diagonal", plot)
+    caption = "|cos| of every task and every model; those that belong together are on the diagonal"
+    sheet.heat_map(caption, cosine.abs(), "model", "task")

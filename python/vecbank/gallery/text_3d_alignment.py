@@ -39,7 +39,6 @@ def kernel_alignment(u: Tensor, v: Tensor) -> float:
 
 
 def run(sheet: Sheet) -> None:
-    from matplotlib.figure import Figure
     from sklearn.cross_decomposition import PLSCanonical
 
     pixels = digits(ANCHORS + PAIRS, sheet.seed).x_test
@@ -66,8 +65,8 @@ def run(sheet: Sheet) -> None:
     brute, reached = float((k * kernel).sum() / (k.norm() * kernel.norm())), kernel_alignment(double_u, double_v)
     sheet.check("centred kernel alignment, by the N x N kernels", reached, brute, abs(reached - brute) < 1e-12)
 
-    plot = Figure((5, 4))
-    axes = plot.subplots()
-    axes.set(xlabel="row of the other set", ylabel="row of one set")
-    plot.colorbar(axes.imshow(vecbank.project(rows_u[:40], rows_v[:40])), label="cosine of the rows of cosines")
-    sheet.picture("Similarities of the relative rows of both sets. Pairs lie on the diagonal.", plot)
+    caption = "Similarities of the relative rows of both sets. Pairs lie on the diagonal."
+    cosine = vecbank.project(rows_u[:40], rows_v[:40])
+    sheet.heat_map(
+        caption, cosine, "row of the other set", "row of one set", span=None, label="cosine of the rows of cosines"
+    )
