@@ -11,8 +11,15 @@ namespace vecbank::cpu {
 namespace {
 
 constexpr int32_t kMostWordSteps = 16;
-constexpr int64_t kSample = 128;         // rows of a query that are looked at to tell how many it may be given,
-constexpr int64_t kSharedSample = 4096;  // and of a set that all queries share
+// To tell how many rows a query may be given, some are looked at: runs of 64 where they come in words, because a place
+// in memory costs as much as a run, else single ones. Of a set that all queries share, more are.
+constexpr int64_t kRuns = 32, kSharedRuns = 256, kRun = 64, kSample = 128, kSharedSample = 4096;
+
+// Golden sections: scattered, so that rows that lie in some order by their attributes do not mislead.
+double section(int64_t i) {
+  const double at = 0.6180339887498949 * static_cast<double>(i + 1);
+  return at - std::floor(at);
+}
 
 bool contains(const int64_t* ids, int64_t count, int64_t row) {
   const int64_t* at = std::lower_bound(ids, ids + count, row);
@@ -153,12 +160,21 @@ double AllowedRows::sampled(int64_t query) const {
     return std::max(0.0, most - static_cast<double>(only().width));
   if (allowed_.steps == 1 && only().kind == SetKind::not_self) return std::max(0.0, most - 1.0);
   // The rows of a set for all are counted by the first query, for all.
+  if (const int64_t runs = shared_ ? kSharedRuns : kRuns;
+      run.rows == nullptr && has_words() && run.size() > runs * kRun) {
+    int64_t found = 0;
+    for (int64_t i = 0; i < runs; ++i) {
+      const auto at = static_cast<int64_t>(section(i) * static_cast<double>(run.size() - kRun));
+      uint16_t bits[kRun / 16];
+      words(query, (run.first + at) / 16 * 16, kRun / 16, bits);
+      for (const uint16_t word : bits) found += std::popcount(word);
+    }
+    return most * (static_cast<double>(found) + 0.5) / static_cast<double>(runs * kRun + 1);
+  }
   const int64_t sample = std::min(run.size(), shared_ ? kSharedSample : kSample);
   int64_t found = 0;
   for (int64_t i = 0; i < sample; ++i) {
-    // Scattered, so that rows that lie in some order by their attributes do not mislead: golden sections of the run.
-    const double at = 0.6180339887498949 * static_cast<double>(i + 1);
-    const int64_t j = run.first + std::min(run.size() - 1, static_cast<int64_t>((at - std::floor(at)) * most));
+    const int64_t j = run.first + std::min(run.size() - 1, static_cast<int64_t>(section(i) * most));
     const int64_t row = run.rows == nullptr ? j : run.rows[j];
     found += row >= 0 && row < allowed_.rows && allows(query, row);
   }
@@ -184,37 +200,26 @@ int64_t AllowedRows::list(int64_t query, int64_t* from, int64_t to, int64_t room
   }
   int64_t j = std::max(*from, run.first);
   const int64_t end = std::min(to, run.end);
-  const CandidateSet* single = alone ? &only() : nullptr;
-  if (single != nullptr && single->kind == SetKind::ranges) {
+  if (alone && only().kind == SetKind::ranges) {
     for (; j < end && count < room; ++j) out[count++] = j;
-  } else if (single != nullptr && single->kind == SetKind::bits) {
-    const uint8_t* packed = bits(*single, query);
-    while (j < end && count < room) {
-      if ((j & 63) == 0 && j + 64 <= end && count + 64 <= room) {
-        uint64_t word;
-        std::memcpy(&word, packed + (j >> 3), sizeof word);
-        if constexpr (std::endian::native == std::endian::big) word = __builtin_bswap64(word);
-        for (; word != 0; word &= word - 1) out[count++] = j + std::countr_zero(word);
-        j += 64;
-      } else if ((j & 63) == 0 && j + 64 <= end) {
-        break;  // no room for a whole word: the caller comes again
-      } else {
-        out[count] = j;
-        count += packed[j >> 3] >> (j & 7) & 1;
-        ++j;
-      }
-    }
-  } else if (single != nullptr && single->kind == SetKind::mask && single->mask.col_stride == 1) {
-    const unsigned char* row = single->mask.bytes(allowed_.query + query);
-    while (j < end && count < room) {
-      uint64_t eight = 1;
-      if (j + 8 <= end) std::memcpy(&eight, row + j, sizeof eight);
-      if (eight == 0) {
-        j += 8;
-      } else {
-        out[count] = j;
-        count += row[j] != 0;
-        ++j;
+  } else if (has_words()) {
+    constexpr int64_t kTogether = 64;
+    uint16_t some[kTogether];
+    while (j < end && count + 64 <= room) {
+      const int64_t first = j / 16 * 16, left = round_up_to(ceil_div(end - first, 16), 4);
+      const int64_t n = std::min({left, std::max<int64_t>(4, (room - count) / 8 / 4 * 4), kTogether});
+      const uint8_t* bytes = reinterpret_cast<const uint8_t*>(some);
+      if (!words_in_place(query, 1, first, n, &bytes)) words(query, first, n, some);
+      for (int64_t w = 0; w < n && count + 64 <= room; w += 4) {
+        const int64_t at = first + 16 * w;
+        uint16_t four[4];
+        std::memcpy(four, bytes + 2 * w, sizeof four);
+        uint64_t word = 0;
+        for (int i = 0; i < 4; ++i) word |= static_cast<uint64_t>(four[i]) << (16 * i);
+        if (at < j) word &= ~uint64_t{0} << (j - at);
+        if (at + 64 > end) word = at < end ? word & ~uint64_t{0} >> (at + 64 - end) : 0;
+        for (; word != 0; word &= word - 1) out[count++] = at + std::countr_zero(word);
+        j = std::min(end, at + 64);
       }
     }
   } else {
@@ -236,27 +241,18 @@ bool AllowedRows::has_words() const {
   return true;
 }
 
-const uint8_t* AllowedRows::words_in_place(int64_t query, int64_t first, int64_t count) const {
-  if (allowed_.steps != 1 || only().kind != SetKind::bits) return nullptr;
-  const CandidateSet& s = only();
-  return (first >> 3) + 2 * count <= s.width ? bits(s, query) + (first >> 3) : nullptr;
+bool AllowedRows::words_in_place(int64_t query, int64_t queries, int64_t first, int64_t count,
+                                 const uint8_t** out) const {
+  if (std::endian::native != std::endian::little || allowed_.steps != 1 || only().kind != SetKind::bits) return false;
+  if ((first >> 3) + 2 * count > only().width) return false;
+  for (int64_t q = 0; q < queries; ++q) out[q] = bits(only(), query + q) + (first >> 3);
+  return true;
 }
 
 bool AllowedRows::has_bools() const {
   for (int32_t i = 0; i < allowed_.count; ++i)
     if (allowed_.sets[i].kind == SetKind::mask) return true;
   return false;
-}
-
-void AllowedRows::fetch(int64_t query, int64_t first, int64_t count) const {
-  for (int32_t i = 0; i < allowed_.count; ++i) {
-    const CandidateSet& s = allowed_.sets[i];
-    if (s.kind == SetKind::bits)
-      for (int64_t at = 0; at < 2 * count; at += 64) __builtin_prefetch(bits(s, query) + (first >> 3) + at);
-    if (s.kind == SetKind::mask)
-      for (int64_t at = 0; at < 16 * count; at += 64)
-        __builtin_prefetch(s.mask.row(allowed_.query + query) + first + at, 0, 2);
-  }
 }
 
 void AllowedRows::words_of(const CandidateSet& s, int64_t query, int64_t first, int64_t count, uint16_t* out) const {
@@ -279,8 +275,11 @@ void AllowedRows::words_of(const CandidateSet& s, int64_t query, int64_t first, 
     case SetKind::bits: {
       const int64_t bytes = std::min(2 * count, s.width - (first >> 3));
       const uint8_t* packed = bits(s, query) + (first >> 3);
-      for (int64_t i = 0; i < bytes; i += 2)
-        out[i / 2] = static_cast<uint16_t>(packed[i] | (i + 1 < bytes ? packed[i + 1] << 8 : 0));
+      if constexpr (std::endian::native == std::endian::little)
+        std::memcpy(out, packed, static_cast<size_t>(bytes));
+      else
+        for (int64_t i = 0; i < bytes; i += 2)
+          out[i / 2] = static_cast<uint16_t>(packed[i] | (i + 1 < bytes ? packed[i + 1] << 8 : 0));
       return;
     }
     case SetKind::ranges:

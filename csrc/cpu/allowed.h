@@ -38,8 +38,6 @@ class AllowedRows {
   // Whether words() takes little time for each row; a set of bools is eight times as much to read.
   bool has_words() const;
   bool has_bools() const;
-  // Fetches what words() will read.
-  void fetch(int64_t query, int64_t first, int64_t count) const;
   // A bit for each of rows [first, first + 16 count) that says whether the query may be given it; rows beyond the bank
   // may have any. `first` is a multiple of 16.
   void words(int64_t query, int64_t first, int64_t count, uint16_t* out) const;
@@ -51,8 +49,8 @@ class AllowedRows {
     words(query, first, 1, &word);
     return word;
   }
-  // The same where they lie in memory; null: words() must write them.
-  const uint8_t* words_in_place(int64_t query, int64_t first, int64_t count) const;
+  // Where the words of each of these queries lie in memory. False: words() must write them.
+  bool words_in_place(int64_t query, int64_t queries, int64_t first, int64_t count, const uint8_t** out) const;
 
   // Writes the rows of [*from, to) that a query may be given, in ascending order, at most `room` of them, which is
   // 64 or more; `*from` becomes where to go on. Returns how many: none, only where there are no more.

@@ -10,28 +10,37 @@ namespace {
 VB_INLINE uint32_t allowed_bits(const uint8_t* row, int64_t panel) {
   uint16_t bits;
   __builtin_memcpy(&bits, row + 2 * panel, sizeof bits);
-  if constexpr (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__) bits = __builtin_bswap16(bits);
   return bits;
 }
 
+// A tile's gate: whether a row of each kGateRows has a survivor.
+constexpr int kGateRows = 4;
+template <class V, int Height>
+using Gates = typename V::Gate[(Height + kGateRows - 1) / kGateRows];
+
 // Whether a tile has a survivor that its row may be given. Where rows may be given few, most tiles have survivors, and
-// few have one of these: so the accumulators are looked at where they are.
+// few have one of these: so the accumulators are looked at where they are, and without a branch for a row.
 template <class V, int Height, int PanelCount, class Tile>
-VB_INLINE bool any_allowed(const Tile& tile, const float* thresholds, const uint8_t* const* allowed, int64_t panel,
-                           int valid) {
+VB_INLINE bool any_allowed(const Tile& tile, const Gates<V, Height>& gates, const float* thresholds,
+                           const uint8_t* const* allowed, int64_t panel, int valid) {
   uint32_t hit = 0;
-  unroll<Height>([&](auto r) __attribute__((always_inline)) {
-    const auto threshold = V::fill(thresholds[r.value]);
-    uint32_t lanes[PanelCount] = {}, any = 0;
-    unroll<PanelCount>([&](auto p) __attribute__((always_inline)) {
-      unroll<tile.per_panel>([&](auto w) __attribute__((always_inline)) {
-        const uint32_t some = V::not_less(tile.acc[r.value][p.value * tile.per_panel + w.value], threshold);
-        lanes[p.value] |= some << (w.value * V::width);
-      });
-      any |= lanes[p.value];
+  unroll<(Height + kGateRows - 1) / kGateRows>([&](auto g) __attribute__((always_inline)) {
+    if (!gates[g.value].any()) return;
+    unroll<kGateRows>([&](auto i) __attribute__((always_inline)) {
+      constexpr int r = g.value * kGateRows + i.value;
+      if constexpr (r < Height) {
+        const auto threshold = V::fill(thresholds[r]);
+        unroll<PanelCount>([&](auto p) __attribute__((always_inline)) {
+          if (p.value >= valid) return;
+          uint32_t lanes = 0;
+          unroll<tile.per_panel>([&](auto w) __attribute__((always_inline)) {
+            const uint32_t some = V::not_less(tile.acc[r][p.value * tile.per_panel + w.value], threshold);
+            lanes |= some << (w.value * V::width);
+          });
+          hit |= lanes & allowed_bits(allowed[r], panel + p.value);
+        });
+      }
     });
-    if (__builtin_expect(any == 0, 1)) return;  // as of most rows
-    for (int p = 0; p < valid; ++p) hit |= lanes[p] & allowed_bits(allowed[r.value], panel + p);
   });
   return hit != 0;
 }
@@ -52,19 +61,34 @@ __attribute__((noinline)) void push_survivors(const ScanArgs<Tiles>& s, const fl
   }
 }
 
+// Fetches what the tiles of one group of rows have to: the tile at `panel` for its part of these rows.
+template <int Height, int PanelCount, class Tiles>
+VB_INLINE void fetch_ahead(const ScanArgs<Tiles>& s, int64_t row, int64_t panel) {
+  const int64_t tiles = (s.tile.columns + PanelCount * kPanel - 1) / (PanelCount * kPanel);
+  for (int64_t r = panel / PanelCount; r < Height; r += tiles) {
+    const uint8_t* at = s.ahead[row + r];
+    for (int64_t i = 0; i < s.ahead_bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
+    __builtin_prefetch(at + s.ahead_bytes - 1, 0, 2);  // of another line, as `at` is the start of none
+  }
+}
+
 template <class V, class Product, int Height, int PanelCount, class Tiles>
 void scan_tiles(const ScanArgs<Tiles>& s) {
   bound_tiles<V, Product, Height, PanelCount>(
       s.tile, [&](const auto& tile, int64_t row, int64_t panel, int valid) __attribute__((always_inline)) {
-        typename V::Gate gate;
+        if (s.ahead != nullptr) fetch_ahead<Height, PanelCount>(s, row, panel);
+        Gates<V, Height> gates;
         unroll<Height>([&](auto r) __attribute__((always_inline)) {
           const auto threshold = V::fill(s.thresholds[row + r.value]);
-          unroll<tile.vectors>([&](auto v)
-                                   __attribute__((always_inline)) { gate.add(tile.acc[r.value][v.value], threshold); });
+          unroll<tile.vectors>([&](auto v) __attribute__((always_inline)) {
+            gates[r.value / kGateRows].add(tile.acc[r.value][v.value], threshold);
+          });
         });
-        if (__builtin_expect(gate.any(), 0)) {
+        bool any = false;
+        for (const auto& gate : gates) any |= gate.any();
+        if (__builtin_expect(any, 0)) {
           if (s.allowed != nullptr &&
-              !any_allowed<V, Height, PanelCount>(tile, s.thresholds + row, s.allowed + row, panel, valid))
+              !any_allowed<V, Height, PanelCount>(tile, gates, s.thresholds + row, s.allowed + row, panel, valid))
             return;
           alignas(64) float upper[Height * PanelCount * kPanel];
           tile.spill(upper);

@@ -101,7 +101,10 @@ void pack_bools(const unsigned char* bools, int64_t count, uint16_t* out) {
     unsigned char some[64] = {};
     if (n < 4) __builtin_memcpy(some, bools + 16 * w, static_cast<size_t>(16 * n));
     const uint64_t bits = Isa::bits_of_bools(n < 4 ? some : bools + 16 * w);
-    for (int64_t i = 0; i < n; ++i) out[w + i] = static_cast<uint16_t>(bits >> (16 * i));
+    if (n == 4 && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__)
+      __builtin_memcpy(out + w, &bits, sizeof bits);
+    else
+      for (int64_t i = 0; i < n; ++i) out[w + i] = static_cast<uint16_t>(bits >> (16 * i));
   }
 }
 

@@ -37,6 +37,10 @@ struct ScanArgs {
   // Per row, padded as the thresholds are: a bit for each column from the first panel on, the lowest first. A column
   // is pushed where it is set. null: every column.
   const uint8_t* const* allowed = nullptr;
+  // Per row, padded too: memory that will be needed after this scan, so many bytes of each; null: none. Tiles fetch it,
+  // a row at a time, because a burst of so many lines would wait for memory.
+  const uint8_t* const* ahead = nullptr;
+  int64_t ahead_bytes = 0;
 };
 
 // The running argmax. For each row and each of the 16 lanes of a panel: the largest upper bound so far, the second

@@ -54,6 +54,10 @@ struct SearchCosts {
   double scattered() const {  // what a row more costs that lies somewhere in the bank
     return m * d * 4.0 < 4e6 ? 3.0 : 25.0 + 0.12 * d;
   }
+  // The same of a set each, where queries have `each` rows and what several of them may be given is read once.
+  double scattered(double each) const {
+    return std::min(scattered(), 3.0 + 0.01 * d + scattered() / std::max(1.0, n * each / m));
+  }
   double ranks(double rows) const {
     return k == 1.0                                     ? 15.0 + 0.12 * rows
            : k > static_cast<double>(TopKList::kSorted) ? 50.0 * k
@@ -62,8 +66,8 @@ struct SearchCosts {
   double refined(double rows, double more) const {
     return n * (20.0 + (unit ? 10.0 : 0.0) + 0.1 * d + rows * (pair() + more) + ranks(rows));
   }
-  double column(
-      PanelKind panels) const {  // screened; screens read whole rows, and a block of very wide ones is more than L2
+  // Screened; screens read whole rows, and a block of very wide ones is more than L2.
+  double column(PanelKind panels) const {
     return panels == PanelKind::int8 ? 0.003 : d > kWidestScreened ? 0.045 : 0.007;
   }
   double screened(double rows, bool packed, PanelKind panels) const {
@@ -99,7 +103,8 @@ SearchWay way_among(const SearchProblem& p, double each, bool shared) {
   if (wanted != SearchWay::automatic) return wanted;
   const SearchCosts costs(p);
   // Rows that all queries share are fetched once for several of them.
-  const double refined = costs.refined(each, costs.scattered() / (shared ? std::min(costs.n, 8.0) : 1.0));
+  const double more = shared ? costs.scattered() / std::min(costs.n, 8.0) : costs.scattered(each);
+  const double refined = costs.refined(each, more);
   const double gated = costs.screened(costs.m, p.pack != nullptr, panels_of(p));
   const double fetched = shared ? each * (costs.scattered() + 0.25 * costs.d) : HUGE_VAL;
   const double gathered = fetched + costs.screened(each, false, panels_of(p));
@@ -107,9 +112,11 @@ SearchWay way_among(const SearchProblem& p, double each, bool shared) {
   return least == refined ? SearchWay::refined : least == gated ? SearchWay::screened : SearchWay::gathered;
 }
 
-bool few_rows(const SearchProblem& p, PanelKind panels, int64_t rows, double expected) {
+bool few_rows(const SearchProblem& p, double expected, double mean) {
+  if (forced_search.load(std::memory_order_relaxed) == SearchWay::screened) return false;
   const SearchCosts costs(p);
-  return expected * (costs.pair() + costs.scattered()) < static_cast<double>(rows) * costs.d * costs.column(panels);
+  return expected * (costs.pair() + costs.scattered(std::min(expected, mean))) <
+         costs.m * costs.d * costs.column(panels_of(p));
 }
 
 // The unit for products of bfloat16 rounds once for two products; for distances the differences must be exact.

@@ -13,8 +13,8 @@ SearchWay way_of(const SearchProblem& p);
 
 // The same where queries may be given some rows alone: so many on average, the same ones where `shared`.
 SearchWay way_among(const SearchProblem& p, double each, bool shared);
-// Whether it takes less time to refine so many rows of a query than to screen all `rows`.
-bool few_rows(const SearchProblem& p, PanelKind panels, int64_t rows, double expected);
+// Whether it takes less time to refine so many rows of a query than to screen all; `mean`: rows of the other queries.
+bool few_rows(const SearchProblem& p, double expected, double mean);
 
 PanelKind panels_of(const SearchProblem& p);  // of its pack, or of the pieces that will be packed
 ProjectWay way_of(const ProjectProblem& p);

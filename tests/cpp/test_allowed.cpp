@@ -58,8 +58,9 @@ void check_words(const AllowedRows& rows, int64_t query, const std::vector<char>
     uint16_t* out = room().words.last<uint16_t>(count);
     rows.words(query, 16 * first, count, out);
     CHECK(same(out, 16 * first, count));
-    if (const uint8_t* in_place = rows.words_in_place(query, 16 * first, count)) {
-      std::memcpy(out, in_place, static_cast<size_t>(2 * count));  // little-endian, as every processor of the tests
+    const uint8_t* in_place = nullptr;
+    if (rows.words_in_place(query, 1, 16 * first, count, &in_place)) {
+      std::memcpy(out, in_place, static_cast<size_t>(2 * count));
       CHECK(same(out, 16 * first, count));
     }
     const auto word = static_cast<uint16_t>(rows.sixteen(query, 16 * first));
@@ -270,9 +271,10 @@ TEST(nothing_beyond_the_last_byte_is_read) {
     check_query(AllowedRows(Allowed{sets, 2, both, 3, m}), 0, held, draw);
     if (m % 16 == 0) {
       const AllowedRows rows(Allowed{sets, 1, &alone, 1, m});
-      CHECK(rows.words_in_place(0, 0, m / 16) == packed);
-      CHECK(rows.words_in_place(0, m - 16, 1) == packed + (m - 16) / 8);
-      CHECK(rows.words_in_place(0, m - 16, 2) == nullptr);  // there is no such memory
+      const uint8_t* at = nullptr;
+      CHECK(rows.words_in_place(0, 1, 0, m / 16, &at) && at == packed);
+      CHECK(rows.words_in_place(0, 1, m - 16, 1, &at) && at == packed + (m - 16) / 8);
+      CHECK(!rows.words_in_place(0, 1, m - 16, 2, &at));  // there is no such memory
     }
   }
 }

@@ -4,8 +4,8 @@
 #include <cmath>
 
 #include "../ways.h"
+#include "among.h"
 #include "counted.h"
-#include "refined.h"
 #include "screens/screen.h"
 
 namespace vecbank::cpu {
@@ -63,9 +63,9 @@ double key_of_radius(const MetricRecord& m, double radius) {
 class RadiusWorker {
  public:
   // The refiner reads the whole bank; screens read `piece`.
-  bool reserve(const SearchProblem& p, int64_t rows, Stop stop) {
+  bool reserve(const SearchProblem& p, Stop stop) {
     if (!refiner_.reserve(p.bank, p.bank.width, p.queries.col_stride == 1) ||
-        !queries_.reserve(p.queries, refiner_.slots()) || !alone_.reserve(p.queries, 1) || !fallbacks_.reserve(rows))
+        !queries_.reserve(p.queries, refiner_.slots()) || !alone_.reserve(p.queries, 1))
       return false;
     refiner_.set_stop(stop);
     const bool unit = record(p.metric).unit_rows;
@@ -81,22 +81,21 @@ class RadiusWorker {
   }
 
   // A call's hits, and the worker's own place among them.
-  void begin(const SearchProblem& p, const double* radii, const AllowedRows& allowed, bool count_only, Hits& hits,
-             int worker) {
+  void begin(const SearchProblem& p, const double* radii, bool count_only, Hits& hits, int worker) {
     whole_ = &p;
     radii_ = radii;
-    allowed_ = &allowed;
     count_only_ = count_only;
     hits_ = &hits;
     worker_ = worker;
     metric_ = record(p.metric);
   }
 
-  // Every pair of queries [first, first + rows) and bank rows [from, to) in float64.
-  void refine(int64_t first, int64_t rows, int64_t from, int64_t to) {
-    const int64_t refined = for_each_allowed_run(*whole_, *allowed_, refiner_, queries_, {first, rows, from, to, 0},
-                                                 [&](int64_t query, const double* keys, int64_t n, auto&& row) {
-                                                   for (int64_t i = 0; i < n; ++i) take(query, keys[i], row(i));
+  // The rows of [task.from, task.to) that the task's queries may be given, in float64.
+  void refine(const RefinedSets& sets, const GridTask& task) {
+    const int64_t refined = for_each_allowed_run(*whole_, sets, refiner_, queries_, task,
+                                                 [&](int64_t at, const double* keys, int64_t n, auto&& row) {
+                                                   for (int64_t i = 0; i < n; ++i)
+                                                     take(sets.query(at), keys[i], row(i));
                                                  });
     counted(refined);
   }
@@ -120,7 +119,8 @@ class RadiusWorker {
       const Candidate limit = bounds_of_key(task_, screened_, *screen_, r, key);
       const Candidate inner = bounds_of_key(task_, screened_, *screen_, r, metric_.root ? key * (1.0 - 0x1p-47) : key);
       const bool screens = screened_.packed.frame(r).usable && std::isfinite(limit.lower) && std::isfinite(limit.upper);
-      if (screens && !task_.few_allowed(r)) {
+      if (task_.apart(r)) continue;
+      if (screens) {
         thresholds_[r] = limit.lower;
         sure_[r] = inner.upper;
       } else {
@@ -139,7 +139,7 @@ class RadiusWorker {
     if (task_.part == 0) count(Counted::queries, task_.rows);
     count(Counted::repeated, fallbacks);
     for (int64_t i = 0; i < fallbacks && !job.stop.requested(); ++i)
-      refine(task_.first + fallbacks_[i], 1, job.offset + task_.begin, job.offset + task_.end);
+      refine({job.allowed}, {task_.first + fallbacks_[i], 1, job.offset + task_.begin, job.offset + task_.end, 0});
     counted(refined_);
   }
 
@@ -235,7 +235,6 @@ class RadiusWorker {
 
   const SearchProblem* whole_ = nullptr;
   const double* radii_ = nullptr;
-  const AllowedRows* allowed_ = nullptr;
   Hits* hits_ = nullptr;
   MetricRecord metric_ = record(Metric::dot);
   bool count_only_ = false;
@@ -253,27 +252,44 @@ class RadiusWorker {
   int64_t scanned_panel_ = 0, refined_ = 0, hit_ = 0;
 };
 
-Status refine_within(const SearchProblem& p, const double* radii, const AllowedRows& allowed, bool count_only,
-                     Hits& hits, const Parallel& parallel) {
+Status refine_within(const SearchProblem& p, const RefinedSets& sets, PerWorker<RadiusWorker>& workers,
+                     const Parallel& parallel) {
   Grid grid;
-  grid.set_blocks(p.queries.count, kMostRefinedQueries, 1);
-  if (grid.blocks < 4 * parallel.workers) {
-    grid.blocks = std::min(p.queries.count, round_up_to(grid.blocks, parallel.workers));
+  const bool each = !sets.allowed.shared();
+  grid.set_blocks(sets.count, each ? kMostOfSets : kMostRefinedQueries, 1);
+  if (grid.blocks < (each ? 1 : 4) * parallel.workers) {
+    grid.blocks = std::min(sets.count, round_up_to(grid.blocks, parallel.workers));
     grid.even_blocks(1);
   }
   grid.set_parts(p.bank.count, std::min(ceil_div(parallel.workers, grid.blocks), ceil_div(p.bank.count, 1024)));
-  PerWorker<RadiusWorker> workers(parallel.workers);
-  int next = 0;
-  if (!workers.each([&](RadiusWorker& w) {
-        w.begin(p, radii, allowed, count_only, hits, next++);
-        return w.reserve(p, grid.rows_per_block, parallel.stop);
-      }))
-    return Status::out_of_memory;
-  const Status done = for_each_task(grid, parallel, [&](int worker, const GridTask& task) {
+  return for_each_task(grid, parallel, [&](int worker, const GridTask& task) {
     if (task.part == 0) count(Counted::queries, task.rows), count(Counted::repeated, task.rows);
-    workers[worker].refine(task.first, task.rows, task.from, task.to);  // the grid's panels are single rows here
+    workers[worker].refine(sets, task);  // the grid's panels are single rows here
   });
-  return done;
+}
+
+Status screen_within(const SearchProblem& p, const AllowedRows& allowed, const Among& among,
+                     PerWorker<RadiusWorker>& workers, const Parallel& parallel) {
+  const int64_t rows = rows_of_piece(kMostPackBytes, p.bank.width, sizeof(float));
+  return for_each_piece<float>(p.bank, p.pack, p.metric, p.bias, rows, panels_of(p), parallel, [&](const Piece& piece) {
+    SearchProblem of_piece = p;
+    of_piece.bank = piece.bank;
+    of_piece.bias = piece.bias;
+    SearchJob job{of_piece, piece.header, plan_search(of_piece, piece.header, parallel.workers), parallel.stop};
+    job.offset = piece.offset;
+    job.allowed = allowed;
+    job.apart = among.apart();
+    if (!workers.each([&](RadiusWorker& w) { return w.reserve_piece(of_piece, job.plan); }))
+      return Status::out_of_memory;
+    if (!job.plan.refined_only)
+      return for_each_task(job.plan.grid, parallel,
+                           [&](int worker, const GridTask& task) { workers[worker].run(job, task); });
+    // No screen serves this width.
+    return for_each_task(parallel, p.queries.count, [&](int worker, int64_t query) {
+      if (job.apart == nullptr || !job.apart[query])
+        workers[worker].refine({allowed}, {query, 1, piece.offset, piece.offset + piece.bank.count, 0});
+    });
+  });
 }
 
 }  // namespace
@@ -282,52 +298,26 @@ Status find_within(const SearchProblem& p, const double* radii, bool count_only,
   if (!hits.reserve()) return Status::out_of_memory;
   const int64_t n = p.queries.count, m = p.bank.count;
   if (n == 0 || m == 0) return Status::ok;
-  const AllowedRows allowed = p.allowed != nullptr ? AllowedRows(*p.allowed) : AllowedRows();
   const Parallel chosen =
       workers_for(parallel, static_cast<double>(n), static_cast<double>(m), static_cast<double>(p.bank.width));
-  Buffer<float> expected;
-  SearchWay way;
-  if (allowed.any_set()) {
-    if (!expected.reserve(n)) return Status::out_of_memory;
-    const Status told = expect_rows(allowed, n, chosen, expected.get());  // once, of a set for all
-    if (told != Status::ok) return told;
-    double sum = 0.0;
-    for (int64_t q = 0; q < n; ++q) sum += static_cast<double>(expected[q]);
-    way = way_among(p, sum / static_cast<double>(n), false);
-  } else {
-    way = way_of(p);
-  }
-  Status status;
+  const AllowedRows allowed = p.allowed != nullptr ? AllowedRows(*p.allowed) : AllowedRows();
+  Among among;
+  if (const Status told = among.begin(p, allowed, chosen); told != Status::ok) return told;
+  PerWorker<RadiusWorker> workers(chosen.workers);
+  int next = 0;
+  if (!workers.each([&](RadiusWorker& w) {
+        w.begin(p, radii, count_only, hits, next++);
+        return w.reserve(p, chosen.stop);
+      }))
+    return Status::out_of_memory;
+  const SearchWay way = allowed.any_set() ? way_among(p, among.mean(), false) : way_of(p);
+  Status status = Status::ok;
   if (way == SearchWay::refined) {
-    status = refine_within(p, radii, allowed, count_only, hits, chosen);
+    status = refine_within(p, among.sets(), workers, chosen);
   } else {
-    const int64_t rows = rows_of_piece(kMostPackBytes, p.bank.width, sizeof(float));
-    PerWorker<RadiusWorker> workers(chosen.workers);
-    int next = 0;
-    if (!workers.each([&](RadiusWorker& w) {
-          w.begin(p, radii, allowed, count_only, hits, next++);
-          return w.reserve(p, 1, chosen.stop);
-        }))
-      return Status::out_of_memory;
-    status =
-        for_each_piece<float>(p.bank, p.pack, p.metric, p.bias, rows, panels_of(p), chosen, [&](const Piece& piece) {
-          SearchProblem of_piece = p;
-          of_piece.bank = piece.bank;
-          of_piece.bias = piece.bias;
-          SearchJob job{of_piece, piece.header, plan_search(of_piece, piece.header, chosen.workers), chosen.stop};
-          job.offset = piece.offset;
-          job.allowed = allowed;
-          job.expected = expected.get();
-          if (!workers.each([&](RadiusWorker& w) { return w.reserve_piece(of_piece, job.plan); }))
-            return Status::out_of_memory;
-          if (!job.plan.refined_only)
-            return for_each_task(job.plan.grid, chosen,
-                                 [&](int worker, const GridTask& task) { workers[worker].run(job, task); });
-          // No screen serves this width.
-          return for_each_task(chosen, n, [&](int worker, int64_t query) {
-            workers[worker].refine(query, 1, piece.offset, piece.offset + piece.bank.count);
-          });
-        });
+    if (allowed.any_set() && !among.set_apart(p)) return Status::out_of_memory;
+    if (!among.all_apart()) status = screen_within(p, allowed, among, workers, chosen);
+    if (status == Status::ok && among.apart() != nullptr) status = refine_within(p, among.few(), workers, chosen);
   }
   return status == Status::ok && !hits.complete() ? Status::out_of_memory : status;
 }

@@ -48,22 +48,21 @@ void RefinedWorker::refine_all(const SearchProblem& p, const GridTask& task) {
   }
 }
 
-void RefinedWorker::refine_allowed(const SearchProblem& p, const AllowedRows& allowed, const GridTask& task) {
+void RefinedWorker::refine_allowed(const SearchProblem& p, const RefinedSets& sets, const GridTask& task) {
   const bool normed = record(p.metric).unit_rows && p.pack != nullptr;
   refiner_.set_metric(p.metric, normed ? pack_norms(p.pack) : nullptr, 0, p.bias);
-  refined_ = for_each_allowed_run(p, allowed, refiner_, queries_, task,
-                                  [&](int64_t query, const double* keys, int64_t n, auto&& row) {
-                                    lists_[query - task.first].push_all(keys, n, row);
-                                  });
+  refined_ = for_each_allowed_run(
+      p, sets, refiner_, queries_, task,
+      [&](int64_t i, const double* keys, int64_t n, auto&& row) { lists_[i - task.first].push_all(keys, n, row); });
 }
 
-void RefinedWorker::run(const SearchProblem& p, const AllowedRows* allowed, const GridTask& task, Partials* partials) {
+void RefinedWorker::run(const SearchProblem& p, const RefinedSets* sets, const GridTask& task, Partials* partials) {
   for (int64_t r = 0; r < task.rows; ++r) lists_[r].clear();
   refined_ = 0;
-  if (allowed == nullptr)
+  if (sets == nullptr)
     refine_all(p, task);
   else
-    refine_allowed(p, *allowed, task);
+    refine_allowed(p, *sets, task);
   if (task.part == 0) count(Counted::queries, task.rows);
   count(Counted::refined, refined_);
   count(Counted::repeated, task.rows);
@@ -71,18 +70,19 @@ void RefinedWorker::run(const SearchProblem& p, const AllowedRows* allowed, cons
   for (int64_t r = 0; r < task.rows; ++r) {
     const int64_t kept = lists_[r].finish(selector_);
     if (partials == nullptr)
-      write_result(p, task.first + r, lists_[r].data(), kept);
+      write_result(p, sets == nullptr ? task.first + r : sets->query(task.first + r), lists_[r].data(), kept);
     else
       partials->put(1 + task.part, task.first + r, lists_[r].data(), kept);
   }
 }
 
-Status search_refined(const SearchProblem& p, const Parallel& parallel, RefinedWorker* alone,
-                      const AllowedRows* allowed) {
-  const int64_t n = p.queries.count, m = p.bank.count;
+Status search_refined(const SearchProblem& p, const Parallel& parallel, RefinedWorker* alone, const RefinedSets* sets) {
+  const int64_t n = sets == nullptr ? p.queries.count : sets->count, m = p.bank.count;
   const int64_t by_lists = kListBytes / (TopKList::capacity_for(p.k, m) * static_cast<int64_t>(sizeof(Scored)));
   Grid grid;
-  grid.set_blocks(n, std::min(kMostQueries, by_lists), by_lists < Refiner::kQueries ? 1 : Refiner::kQueries);
+  const bool each = sets != nullptr && !sets->allowed.shared();
+  grid.set_blocks(n, std::min(each ? kMostOfSets : kMostQueries, by_lists),
+                  by_lists < Refiner::kQueries ? 1 : Refiner::kQueries);
   // Wide rows come from memory once for each block of queries, so it is rather the bank that is divided.
   const bool wide = p.bank.width > Refiner::kWide && m >= kLeastWidePart * parallel.workers;
   if (grid.blocks < kMostQueries && !(wide && grid.blocks < parallel.workers)) {  // as many for every worker
@@ -96,15 +96,16 @@ Status search_refined(const SearchProblem& p, const Parallel& parallel, RefinedW
   if (grid.parts > 1 && !partials.begin(grid.parts + 1, n, p.k)) return Status::out_of_memory;
   if (alone != nullptr && grid.parts == 1) {
     if (!alone->reserve(p, grid.rows_per_block, parallel.stop)) return Status::out_of_memory;
-    return for_each_task(grid, parallel, [&](int, const GridTask& task) { alone->run(p, allowed, task, nullptr); });
+    return for_each_task(grid, parallel, [&](int, const GridTask& task) { alone->run(p, sets, task, nullptr); });
   }
   PerWorker<RefinedWorker> workers(std::min<int64_t>(parallel.workers, grid.tasks()));
   if (!workers.each([&](RefinedWorker& w) { return w.reserve(p, grid.rows_per_block, parallel.stop); }))
     return Status::out_of_memory;
   const Status found = for_each_task(grid, parallel, [&](int worker, const GridTask& task) {
-    workers[worker].run(p, allowed, task, grid.parts > 1 ? &partials : nullptr);
+    workers[worker].run(p, sets, task, grid.parts > 1 ? &partials : nullptr);
   });
-  return grid.parts > 1 && found == Status::ok ? merge(p, grid.parts + 1, true, partials, parallel) : found;
+  if (grid.parts == 1 || found != Status::ok) return found;
+  return merge(p, grid.parts + 1, true, partials, parallel, sets == nullptr ? nullptr : sets->chosen);
 }
 
 }  // namespace vecbank::cpu

@@ -8,7 +8,8 @@ namespace {
 // A sample of some 400 columns for each rank costs about as much as the survivors that it saves.
 constexpr int64_t kSamplePanelsPerRank = 24;
 constexpr int64_t kHeadSample = 16;  // of a part with a head: survivors cost more, and fall with the threshold's rank
-constexpr int64_t kMostSampledRank = 256;  // of all rows, where a query may be given some of them
+// Of all rows, where a query may be given some of them; a scan that looks at bits has few survivors without a sample.
+constexpr int64_t kMostSampledRank = 256;
 
 }  // namespace
 
@@ -37,34 +38,41 @@ double SearchWorker::share_allowed() const {
   return rows == 0 ? 0.0 : std::min(1.0, sum / (static_cast<double>(rows) * static_cast<double>(job.expected_of)));
 }
 
-// The bits of a visit's columns that each row may be given; null where nearly all may, and those that may not are told
+// The bits of a visit's columns that each row may be given; none where nearly all may, and those that may not are told
 // one by one. Negligible rows must be pushed, whether a row may be given them or not.
-const uint8_t* const* SearchWorker::allowed_of(const Visit& visit, int64_t row, int64_t rows) {
+void SearchWorker::tell_allowed(const Visit& visit, ScanTarget* target) {
   const SearchJob& job = *task_.job;
-  if (!by_bits_) return nullptr;
-  const int64_t panels = visit.to - visit.from, first = job.offset + visit.from * kPanel;
-  const int64_t next = job.offset + visit.next * kPanel;  // what is read for it lies on as many pages as there are rows
-  if (!allowed_rows_.reserve(task_.rows + kPanel) || !allowed_words_.reserve(task_.rows * panels)) return nullptr;
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t query = task_.first + row + r;
-    const uint8_t* bits = job.allowed.words_in_place(query, first, panels);
-    if (bits == nullptr) {
-      uint16_t* words = allowed_words_.get() + r * panels;
-      job.allowed.words(query, first, panels, words);
-      bits = reinterpret_cast<const uint8_t*>(words);
+  const int64_t panels = visit.to - visit.from, first = job.offset + visit.from * kPanel, rows = task_.rows;
+  const uint8_t **now = allowed_rows_.get(), **ahead = now + rows + kPanel;
+  if (job.allowed.words_in_place(task_.first, rows, first, panels, now)) {
+    // What is read for the next visit lies on as many pages as there are rows.
+    const int64_t next = job.offset + visit.next * kPanel;
+    for (int64_t r = 0; r < rows; ++r) ahead[r] = now[r] + (next - first) / 8;
+    std::fill_n(ahead + rows, kPanel, ahead[rows - 1]);
+    target->ahead = ahead;
+    target->ahead_bytes = 2 * panels;
+  } else {
+    if (visit.from < told_from_ || visit.to > told_to_) {  // all of its run, so that memory is read in longer stretches
+      told_from_ = visit.from;
+      told_to_ = std::max(visit.to, visit.run_end);
+      for (int64_t r = 0; r < rows; ++r)
+        job.allowed.words(task_.first + r, first, told_to_ - told_from_,
+                          allowed_words_.get() + r * (told_to_ - told_from_));
     }
-    job.allowed.fetch(query, next, panels);
-    allowed_rows_[r] = bits;
+    for (int64_t r = 0; r < rows; ++r)
+      now[r] = reinterpret_cast<const uint8_t*>(allowed_words_.get() + r * (told_to_ - told_from_) +
+                                                (visit.from - told_from_));
   }
-  std::fill_n(allowed_rows_.get() + rows, kPanel, allowed_rows_[rows - 1]);
-  return allowed_rows_.get();
+  std::fill_n(now + rows, kPanel, now[rows - 1]);
+  target->allowed = now;
 }
 
 // Whether a first threshold from a sample of the part saves more survivors than the sample costs.
 bool SearchWorker::samples() const {
   const SearchProblem& p = task_.job->problem;
   const int64_t rank = sampled_rank();
-  if (p.k > kMostSampledK || (rank > p.k && rank > kMostSampledRank) || !screen_->keeps_columns()) return false;
+  if (p.k > kMostSampledK || !screen_->keeps_columns()) return false;
+  if (rank > p.k && rank > (by_bits_ ? p.k + p.k / 2 : kMostSampledRank)) return false;
   if (task_.to >= RunningArgmax::kMostPanels) return false;
   if (sample_panels() < std::max<int64_t>(16, rank / 4)) return false;
   int64_t open = 0;

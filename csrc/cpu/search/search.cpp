@@ -4,9 +4,9 @@
 #include <new>
 
 #include "../ways.h"
+#include "among.h"
 #include "counted.h"
 #include "merge.h"
-#include "refined.h"
 #include "worker.h"
 
 namespace vecbank::cpu {
@@ -52,22 +52,29 @@ void SearchTask::report(int64_t row, const Scored* best, int64_t count) const {
 
 namespace {
 
-// Which rows the queries of a search may be given.
-struct Among {
+// Which rows the queries of a search may be given, for its jobs.
+struct ScreenedSets {
   AllowedRows allowed;
   const float* expected = nullptr;
+  const bool* apart = nullptr;
   int64_t bank_rows = 0;
+
+  ScreenedSets from(int64_t query) const {
+    return {allowed.from(query), expected == nullptr ? nullptr : expected + query,
+            apart == nullptr ? nullptr : apart + query, bank_rows};
+  }
 };
 
-Status search_piece(const SearchProblem& whole, const Among& among, const Piece& piece, Partials& partials,
+Status search_piece(const SearchProblem& whole, const ScreenedSets& sets, const Piece& piece, Partials& partials,
                     const Parallel& parallel) {
   SearchProblem p = whole;
   p.bank = piece.bank;
   p.bias = piece.bias;
   SearchJob job{p, piece.header, plan_search(p, piece.header, parallel.workers), parallel.stop};
-  job.allowed = among.allowed;
-  job.expected = among.expected;
-  job.expected_of = among.bank_rows;
+  job.allowed = sets.allowed;
+  job.expected = sets.expected;
+  job.expected_of = sets.bank_rows;
+  job.apart = sets.apart;
   const int64_t n = p.queries.count, parts = job.plan.grid.parts;
   const bool merging = !(piece.first && piece.last) || parts > 1;
   Buffer<std::atomic<float>> shared;
@@ -116,7 +123,7 @@ Status search_each(const SearchProblem* problems, int64_t count, const Parallel&
 namespace {
 
 // By screens. `chosen`: among these rows of the bank alone, `count` of them.
-Status search_screened(const SearchProblem& p, const Among& among, const Parallel& parallel,
+Status search_screened(const SearchProblem& p, const ScreenedSets& sets, const Parallel& parallel,
                        const int64_t* chosen = nullptr, int64_t count = 0) {
   Rows bank = p.bank;
   if (chosen != nullptr) bank.count = count;
@@ -144,9 +151,7 @@ Status search_screened(const SearchProblem& p, const Among& among, const Paralle
       slice.values = static_cast<char*>(p.values) + q * p.k * static_cast<int64_t>(size_of(p.values_dtype));
     if (p.gathered != nullptr)
       slice.gathered = static_cast<char*>(p.gathered) + q * bank.width * static_cast<int64_t>(size_of(bank.dtype));
-    Among part = among;
-    part.allowed = among.allowed.from(q);
-    if (part.expected != nullptr) part.expected += q;
+    const ScreenedSets part = sets.from(q);
     Partials partials;
     status = for_each_piece<float>(
         bank, pack, p.metric, p.bias, rows, kind, parallel,
@@ -161,17 +166,19 @@ Status search_screened(const SearchProblem& p, const Among& among, const Paralle
 // queries that may be given few rows have them refined, and the others pass over what they may not be given.
 Status search_among(const SearchProblem& p, const AllowedRows& allowed, const Parallel& parallel) {
   const int64_t n = p.queries.count, m = p.bank.count;
-  Among among{allowed, nullptr, m};
-  Buffer<float> expected;
-  if (!expected.reserve(n)) return Status::out_of_memory;
-  if (const Status told = expect_rows(allowed, n, parallel, expected.get()); told != Status::ok) return told;
-  among.expected = expected.get();
-  double sum = 0.0;
-  for (int64_t q = 0; q < n; ++q) sum += static_cast<double>(expected[q]);
+  Among among;
+  if (const Status told = among.begin(p, allowed, parallel); told != Status::ok) return told;
   const bool gathers = allowed.shared() && p.indices != nullptr && p.gathered == nullptr;  // rows are renumbered
-  const SearchWay way = way_among(p, sum / static_cast<double>(n), gathers);
-  if (way == SearchWay::refined) return search_refined(p, parallel, nullptr, &allowed);
-  if (way == SearchWay::screened && !allowed.shared()) return search_screened(p, among, parallel);
+  const SearchWay way = way_among(p, among.mean(), gathers);
+  const RefinedSets all = among.sets();
+  if (way == SearchWay::refined) return search_refined(p, parallel, nullptr, &all);
+  if (way == SearchWay::screened && !allowed.shared()) {
+    if (!among.set_apart(p)) return Status::out_of_memory;
+    const Status screened =
+        among.all_apart() ? Status::ok : search_screened(p, {allowed, among.expected(), among.apart(), m}, parallel);
+    const RefinedSets few = among.few();
+    return screened == Status::ok && few.count > 0 ? search_refined(p, parallel, nullptr, &few) : screened;
+  }
   if (way == SearchWay::screened) {  // once for all queries
     Buffer<uint16_t> words;
     const int64_t count = ceil_div(m, 16);
@@ -182,8 +189,7 @@ Status search_among(const SearchProblem& p, const AllowedRows& allowed, const Pa
     bits.data = words.get();
     bits.width = 2 * count;
     const int32_t program = 0;
-    among.allowed = AllowedRows(Allowed{&bits, 1, &program, 1, m});
-    return search_screened(p, among, parallel);
+    return search_screened(p, {AllowedRows(Allowed{&bits, 1, &program, 1, m}), among.expected(), nullptr, m}, parallel);
   }
   Buffer<int64_t> rows;
   const AllowedRows::Extent extent = allowed.extent(0);
@@ -195,7 +201,7 @@ Status search_among(const SearchProblem& p, const AllowedRows& allowed, const Pa
     for (int64_t q = 0; q < n; ++q) write_result(p, q, nullptr, 0);
     return Status::ok;
   }
-  return search_screened(p, {{}, nullptr, count}, parallel, rows.get(), count);
+  return search_screened(p, {{}, nullptr, nullptr, count}, parallel, rows.get(), count);
 }
 
 }  // namespace

@@ -16,9 +16,9 @@ constexpr int64_t kPartialBytes = 16 << 20;   // best rows of all parts, waiting
 constexpr int64_t kVisitBytes = 64 << 10;     // panels of a visit
 constexpr int64_t kLongVisitBytes = 1 << 20;  // panels of a visit for few queries, where memory limits the speed
 
-// Panels [from, to), and where the next visit begins.
+// Panels [from, to), where the next visit begins, and where the run of visits ends that this one belongs to.
 struct Visit {
-  int64_t from, to, next;
+  int64_t from, to, next, run_end = 0;
 
   // Whether what was prepared for this visit, from its first panel on, serves another one.
   bool covers(const Visit& other) const { return other.from == from && other.to <= to; }
@@ -67,6 +67,7 @@ struct SearchJob {
   AllowedRows allowed{};              // of the whole bank
   const float* expected = nullptr;    // per query: about how many rows it may be given; null: all
   int64_t expected_of = 0;            // rows of the whole bank
+  const bool* apart = nullptr;        // per query: whether it is refined apart from this job; null: none is
 };
 
 struct SearchTask {
@@ -84,8 +85,7 @@ struct SearchTask {
   void report(int64_t row, const Scored* best, int64_t count) const;
   // Whether query `row` may be given row `j` of the piece.
   bool allows(int64_t row, int64_t j) const { return job->allowed.allows(first + row, job->offset + j); }
-  // Whether query `row` may be given so few rows that it is faster to refine them than to screen all.
-  bool few_allowed(int64_t row) const;
+  bool apart(int64_t row) const { return job->apart != nullptr && job->apart[first + row]; }
   // Narrows [from, to) to the panels where a query that is screened may be given a row.
   template <class Screens>
   void clip_to_allowed(Screens&& screens) {

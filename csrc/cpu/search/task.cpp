@@ -1,5 +1,4 @@
 // A block of queries against a part of a bank: which rows these are, and the block as screens see it.
-#include "../ways.h"
 #include "screens/screen.h"
 
 namespace vecbank::cpu {
@@ -10,11 +9,6 @@ SearchTask::SearchTask(const SearchJob& j, const GridTask& t)
   end = std::min(j.header.rows, to * kPanel);
   const int64_t one = j.header.first_negligible;
   if (j.header.negligible > 1 && one >= begin && one < end) negligible = one;
-}
-
-bool SearchTask::few_allowed(int64_t row) const {
-  return job->expected != nullptr &&
-         few_rows(job->problem, job->header.panels, job->header.rows, static_cast<double>(job->expected[first + row]));
 }
 
 int64_t SearchTask::list_allowed(int64_t row, int64_t* from, int64_t to, int64_t room, int64_t* out) const {

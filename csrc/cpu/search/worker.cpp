@@ -20,24 +20,29 @@ constexpr double kAfterHead = 2.5;  // a screen after a head's takes so many tim
 double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // Blocks of panels are visited in a scattered order: in a bank sorted by score, every row would otherwise exceed the
-// threshold so far.
+// threshold so far. `together`: visits that follow each other, because what else they read lies side by side.
 class Visits {
  public:
-  Visits(int64_t from, int64_t to, int64_t each)
-      : from_(from), to_(to), each_(each), count_(ceil_div(to - from, each)) {
-    step_ = std::max<int64_t>(1, static_cast<int64_t>(0.618 * static_cast<double>(count_)));
-    while (std::gcd(step_, count_) != 1) ++step_;
+  Visits(int64_t from, int64_t to, int64_t each, int64_t together = 1)
+      : from_(from), to_(to), each_(each), together_(together), runs_(ceil_div(to - from, each * together)) {
+    step_ = std::max<int64_t>(1, static_cast<int64_t>(0.618 * static_cast<double>(runs_)));
+    while (std::gcd(step_, runs_) != 1) ++step_;
   }
-  int64_t count() const { return count_; }
+  int64_t count() const { return runs_ * together_; }
   int64_t panels() const { return each_; }
   Visit operator[](int64_t visit) const {  // after the last visit comes the first, for the next block of rows
-    return {begin(visit), std::min(to_, begin(visit) + each_), begin(visit + 1)};
+    const int64_t at = begin(visit), run_end = begin(visit / together_ * together_) + together_ * each_;
+    // Of a shorter last run, some visits are empty.
+    return {at, std::min(to_, at + each_), begin(visit + 1), std::min(to_, run_end)};
   }
 
  private:
-  int64_t begin(int64_t visit) const { return from_ + visit * step_ % count_ * each_; }
+  int64_t begin(int64_t visit) const {
+    const int64_t run = visit / together_ * step_ % runs_;
+    return std::min(to_, from_ + (run * together_ + visit % together_) * each_);
+  }
 
-  int64_t from_, to_, each_, count_, step_;
+  int64_t from_, to_, each_, together_, runs_, step_;
 };
 
 }  // namespace
@@ -56,8 +61,8 @@ void SearchWorker::run(const SearchJob& job, const GridTask& task) {
   finalizer_.begin(task_);
   int64_t fallback_count = 0;
   if (job.plan.refined_only) {
-    fallback_count = task_.rows;
-    std::iota(fallback_rows_.get(), fallback_rows_.get() + fallback_count, int64_t{0});
+    for (int64_t r = 0; r < task_.rows; ++r)
+      if (!leave_out(r)) fallback_rows_[fallback_count++] = r;
   } else {
     queries_.pack(task_);
     screen_with(next_screen(std::max(job.plan.first_screen, first_screen_), job.header, job.plan.group));
@@ -70,7 +75,7 @@ void SearchWorker::run(const SearchJob& job, const GridTask& task) {
     refined_early_ = finalizer_.refined();
     const double begun = seconds();
     for (int64_t r = 0; r < task_.rows && !job.stop.requested(); ++r) {
-      if (lists_.closed(r)) continue;
+      if (lists_.closed(r) || leave_out(r)) continue;
       int64_t count = 0;
       Candidate* candidates = lists_.fell_back(r) ? nullptr : lists_.finish(r, &count);
       double worst = -HUGE_VAL;
@@ -91,20 +96,31 @@ void SearchWorker::run(const SearchJob& job, const GridTask& task) {
         finalizer_.refined() * job.header.width * static_cast<int64_t>(size_of(job.problem.bank.dtype)));
 }
 
+// Whether a query is refined apart from this job, which then has no rows for it.
+bool SearchWorker::leave_out(int64_t row) const {
+  if (task_.apart(row)) task_.report(row, nullptr, 0);
+  return task_.apart(row);
+}
+
 void SearchWorker::screen_with(int number) {
   screen_number_ = number;
   screen_ = screens_[number].get();
   screen_->begin(queries_, *task_.job);
+  told_from_ = told_to_ = 0;
   count(Counted::screened, task_.rows, number);
   count(Counted::bytes, (task_.to - task_.from) * screen_->panel_bytes());
   start_lists();
   share_ = share_allowed();
   const AllowedRows& allowed = task_.job->allowed;
-  by_bits_ =
-      allowed.has_words() && task_.negligible < 0 && share_ <= (allowed.has_bools() ? kMostBoolShare : kMostBitShare);
+  by_bits_ = allowed.has_words() && task_.negligible < 0 &&
+             share_ <= (allowed.has_bools() ? kMostBoolShare : kMostBitShare) &&
+             allowed_rows_.reserve(2 * (task_.rows + kPanel)) &&
+             allowed_words_.reserve(task_.rows * std::max(kPanelsTogether, screen_->panels_per_visit()));
   by_panel_ = !by_bits_ && task_.negligible < 0 && allowed.is_mask();
   // Negligible rows keep all panels: the first of them stands for others.
   if (task_.job->header.negligible <= 1) task_.clip_to_allowed([&](int64_t r) { return !lists_.fell_back(r); });
+  const int64_t together = std::min(kPanelsTogether, (task_.to - task_.from) / kLeastRuns);
+  visits_together_ = by_bits_ ? std::max<int64_t>(1, together / screen_->panels_per_visit()) : 1;
   const double begun = seconds();
   visit_all();
   screening_ = seconds() - begun;
@@ -162,7 +178,7 @@ void SearchWorker::start_lists() {
   scanned_columns_ = 0;
   fallbacks_ = 0;
   for (int64_t r = 0; r < task_.rows; ++r) {
-    if (!queries_.packed.frame(r).usable || job.stop.requested() || task_.few_allowed(r)) {
+    if (!queries_.packed.frame(r).usable || job.stop.requested() || task_.apart(r)) {
       lists_.fall_back(r);
       ++fallbacks_;
     } else if (job.shared != nullptr) {
@@ -205,12 +221,13 @@ void SearchWorker::visit_all() {
   } else if (samples()) {
     start_from_sample(visit_first);
   }
-  for (int64_t v = 0, passed = 0; v < visits.count() && !stop.requested(); ++v) {
+  const Visits scans(task_.from, task_.to, screen_->panels_per_visit(), visits_together_);
+  for (int64_t v = 0, passed = 0; v < scans.count() && !stop.requested(); ++v) {
     if (task_.rows > few_undecided() && !worth_its_survivors()) {
       for (int64_t r = 0; r < task_.rows; ++r) lists_.fall_back(r);
       return;
     }
-    Visit visit = visits[v];
+    Visit visit = scans[v];
     const int64_t panels = visit.to - visit.from;
     visit.from = std::min(visit.to, visit.from + std::max<int64_t>(0, ungated - passed));
     passed += panels;
@@ -292,17 +309,20 @@ void SearchWorker::scan(const Visit& visit, int64_t row, int64_t rows, const flo
     auto& worker = *static_cast<SearchWorker*>(self);
     worker.push(worker.scanned_row_ + r, worker.scanned_panel_ + panel, upper, lanes);
   };
-  screen_->scan(visit, row, rows, {thresholds, push, this, allowed_of(visit, row, rows)});
+  ScanTarget target{thresholds, push, this};
+  if (by_bits_) tell_allowed(visit, &target);  // all rows of the block: the argmax, which scans some, has no sets
+  screen_->scan(visit, row, rows, target);
   settle_waiting();
 }
 
 void SearchWorker::push(int64_t row, int64_t panel, const float* upper, uint32_t lanes) {
-  const bool waits = screen_->tail_width() > 0;
+  const bool waits = screen_->tail_width() > 0, told = by_bits_ || by_panel_;  // which lanes may be given
   // Of bools those of a panel are looked at together: they are of one cache line.
   if (by_panel_) lanes &= task_.job->allowed.sixteen(task_.first + row, task_.job->offset + panel * kPanel);
   for (; lanes != 0; lanes &= lanes - 1) {
     const int c = std::countr_zero(lanes);
-    if (upper[c] < lists_.threshold(row) || !may_win(row, panel, c)) continue;
+    if (upper[c] < lists_.threshold(row)) continue;
+    if (told ? panel * kPanel + c >= task_.end : !may_win(row, panel, c)) continue;
     if (!waits) {
       settle(row, panel, upper[c], c);
       continue;

@@ -12,6 +12,9 @@ namespace vecbank::cpu {
 constexpr int64_t kMostSampledK = 128;
 // Where a query may be given a larger share of the bank, a scan does not look at its bits, or its bools.
 constexpr double kMostBitShare = 0.8, kMostBoolShare = 0.35;
+// Visits whose bits are read together follow each other: so many of their panels, but enough runs for a scattered
+// order.
+constexpr int64_t kPanelsTogether = 2048, kLeastRuns = 16;
 inline int64_t sampled_lanes(int64_t k) { return round_up_to(k + k / 2 + 4, kPanel); }
 
 class SearchWorker {
@@ -20,6 +23,7 @@ class SearchWorker {
   void run(const SearchJob& job, const GridTask& task);
 
  private:
+  bool leave_out(int64_t row) const;
   void screen_with(int number);
   void start_lists();
   void visit_all();
@@ -43,7 +47,7 @@ class SearchWorker {
   int64_t undecided_rows() const;
   bool refined_more_than_saved(double deciding) const;
   double share_allowed() const;
-  const uint8_t* const* allowed_of(const Visit& visit, int64_t row, int64_t rows);
+  void tell_allowed(const Visit& visit, ScanTarget* target);
   bool worth_its_survivors() const;
   int64_t few_undecided() const;
   Candidate bounds_of(int64_t row, double key) const { return bounds_of_key(task_, queries_, *screen_, row, key); }
@@ -63,7 +67,7 @@ class SearchWorker {
   Finalizer finalizer_;
   Buffer<bool> negligible_may_win_;  // rows whose best may be the first negligible row
   Buffer<int64_t> fallback_rows_;
-  int64_t fallbacks_ = 0;  // rows that fell back before the screen: masked to a few, or not finite
+  int64_t fallbacks_ = 0;  // rows that fell back before the screen: refined apart, or not finite
   int64_t scanned_row_ = 0, scanned_panel_ = 0;
   struct Waiting {
     int64_t row, panel;
@@ -79,7 +83,8 @@ class SearchWorker {
   Buffer<Candidate> sampled_;    // the best of each lane of a sample
   Buffer<int32_t> tightened_;    // rows refined early, per query row
   Buffer<const uint8_t*> allowed_rows_;
-  Buffer<uint16_t> allowed_words_;
+  Buffer<uint16_t> allowed_words_;  // of panels [told_from_, told_to_), for every row
+  int64_t told_from_ = 0, told_to_ = 0, visits_together_ = 1;
   bool by_bits_ = false;   // a scan looks at the bits of candidate sets
   bool by_panel_ = false;  // bools are looked at 16 at a time, when columns are pushed
   double share_ = 1.0;     // of the bank, that a query of the block may be given

@@ -37,7 +37,8 @@ class HeadScreen final : public CodedScreen {
 
   void scan(const Visit& visit, int64_t row, int64_t rows, const ScanTarget& target) override {
     with_tile(visit, row, rows, gate_tails_.get(), [&](const auto& kernels, const auto& t) {
-      kernels.scan({t, target.thresholds, target.push, target.context, target.allowed});
+      kernels.scan(
+          {t, target.thresholds, target.push, target.context, target.allowed, target.ahead, target.ahead_bytes});
     });
   }
 

@@ -34,7 +34,9 @@ struct ScanTarget {
   const float* thresholds;  // per row, from the first row that is scanned
   PushSurvivors push;
   void* context;
-  const uint8_t* const* allowed = nullptr;  // ScanArgs::allowed, from the first row that is scanned
+  const uint8_t* const* allowed = nullptr;  // as ScanArgs has them, from the first row that is scanned
+  const uint8_t* const* ahead = nullptr;
+  int64_t ahead_bytes = 0;
 };
 
 struct Bounds {
