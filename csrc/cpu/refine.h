@@ -35,6 +35,7 @@ class Refiner {
 
   // From here on no further key is computed once the flag is raised.
   void set_stop(Stop stop) { stop_ = stop; }
+  bool stopped() const { return stop_.requested(); }
 
   // What a score needs besides the product: floored norms for cosine, which are computed where there are none, and
   // biases.

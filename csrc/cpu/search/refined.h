@@ -30,7 +30,7 @@ int64_t for_each_allowed_run(const SearchProblem& p, const RefinedSets& sets, Re
   const int64_t stretch = each && sets.stretch > 0 ? sets.stretch : task.to - task.from;
   for (int64_t from = task.from; from < task.to; from += stretch) {
     const int64_t to = std::min(task.to, from + stretch);
-    for (int64_t i = task.first; i < end; i += together) {
+    for (int64_t i = task.first; i < end && !refiner.stopped(); i += together) {
       for (int64_t at = from, count; at < to;) {
         const int64_t begin = at;
         if (masked)
