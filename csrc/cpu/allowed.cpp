@@ -59,14 +59,14 @@ AllowedRows::AllowedRows(const Allowed& allowed) : allowed_(allowed), shared_(al
 
 bool AllowedRows::in_set(const CandidateSet& s, int64_t query, int64_t row) const {
   switch (s.kind) {
-    case SetKind::mask: return s.mask.allows(allowed_.query + query, row);
+    case SetKind::mask: return s.mask.allows(allowed_.query + number(query), row);
     case SetKind::bits: return bits(s, query)[row >> 3] >> (row & 7) & 1;
     case SetKind::ranges: {
       const int64_t* ends = ids(s, query);
       return row >= ends[0] && row < ends[1];
     }
     case SetKind::exclude: return !contains(ids(s, query), s.width, row);
-    case SetKind::not_self: return row != s.first + allowed_.within + query;
+    case SetKind::not_self: return row != s.first + allowed_.within + number(query);
     case SetKind::same: return s.labels[allowed_.batch * s.batch_stride + row] == *ids(s, query);
     case SetKind::rows: return contains(ids(s, query), s.width, row);
   }
@@ -265,7 +265,7 @@ void AllowedRows::words_of(const CandidateSet& s, int64_t query, int64_t first, 
   switch (s.kind) {
     case SetKind::mask: {
       if (s.mask.col_stride != 1) break;
-      const unsigned char* row = s.mask.bytes(allowed_.query + query);
+      const unsigned char* row = s.mask.bytes(allowed_.query + number(query));
       const int64_t whole = std::max<int64_t>(0, (end - first) / 16);
       kernels().pack_bools(row + first, whole, out);
       std::fill(out + whole, out + count, uint16_t{0});
@@ -313,7 +313,7 @@ void AllowedRows::words_of(const CandidateSet& s, int64_t query, int64_t first, 
     }
     case SetKind::not_self: {
       std::fill_n(out, count, uint16_t{0xffff});
-      const int64_t own = s.first + allowed_.within + query;
+      const int64_t own = s.first + allowed_.within + number(query);
       if (own >= first && own < end) flip(own, false);
       return;
     }

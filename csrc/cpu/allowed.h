@@ -18,7 +18,16 @@ class AllowedRows {
   bool shared() const { return shared_; }
   AllowedRows from(int64_t query) const {
     AllowedRows rows = *this;
-    rows.allowed_ = allowed_.from(query);
+    if (chosen_ != nullptr)
+      rows.chosen_ += query;
+    else
+      rows.allowed_ = allowed_.from(query);
+    return rows;
+  }
+  // The same for these queries alone, which are then numbered from 0 on; the list must stay where it is.
+  AllowedRows of(const int64_t* queries) const {
+    AllowedRows rows = *this;
+    rows.chosen_ = queries;
     return rows;
   }
 
@@ -69,14 +78,16 @@ class AllowedRows {
   void words_of(const CandidateSet& set, int64_t query, int64_t first, int64_t count, uint16_t* out) const;
   bool run_of(const CandidateSet& set, int64_t query, Run* run) const;
   Run shortest(int64_t query, int* of) const;
+  int64_t number(int64_t query) const { return chosen_ != nullptr ? chosen_[query] : query; }
   const int64_t* ids(const CandidateSet& set, int64_t query) const {
-    return static_cast<const int64_t*>(set.data) + (allowed_.query + query) * set.stride;
+    return static_cast<const int64_t*>(set.data) + (allowed_.query + number(query)) * set.stride;
   }
   const uint8_t* bits(const CandidateSet& set, int64_t query) const {
-    return static_cast<const uint8_t*>(set.data) + (allowed_.query + query) * set.stride;
+    return static_cast<const uint8_t*>(set.data) + (allowed_.query + number(query)) * set.stride;
   }
 
   Allowed allowed_;
+  const int64_t* chosen_ = nullptr;
   bool shared_ = true;
   bool must_[Allowed::kMostSets] = {};  // which sets hold every row that is allowed
 };

@@ -50,11 +50,20 @@ TEST(queries_with_few_rows_are_refined_apart) {
     SearchProblem p = problem_of(rows(x, kWidth), rows(b, kWidth), Metric::l2);
     p.allowed = &allowed;
     Among among;
-    CHECK(among.begin(p, AllowedRows(allowed), threads(2)) == Status::ok && among.set_apart(p));
-    CHECK(!among.all_apart() && among.few().count == kQueries - ceil_div(kQueries, 3));
+    CHECK(among.begin(p, AllowedRows(allowed), threads(2)) == Status::ok && among.split(p));
+    const Among::Group &few = among.few(), &many = among.many();
+    CHECK(many.count == ceil_div(kQueries, 3) && few.count + many.count == kQueries);
     int64_t wrong = 0;
-    for (int64_t i = 0; i < among.few().count; ++i) wrong += among.few().query(i) % 3 == 0;
-    CHECK(wrong == 0 && among.few().stretch > 0);
+    for (int64_t i = 0; i < few.count; ++i) wrong += few.queries[i] % 3 == 0;
+    for (int64_t i = 0; i < many.count; ++i) wrong += many.queries[i] != 3 * i;
+    CHECK(wrong == 0 && few.mean < 60.0 && many.mean > 5000.0);
+    // The sets of chosen queries are those of their numbers.
+    const AllowedRows rows_of_few = AllowedRows(allowed).of(few.queries), later = rows_of_few.from(2);
+    for (int64_t j = 0; j < kRows; ++j) {
+      wrong += rows_of_few.allows(3, j) != AllowedRows(allowed).allows(few.queries[3], j);
+      wrong += later.allows(1, j) != AllowedRows(allowed).allows(few.queries[3], j);
+    }
+    CHECK(wrong == 0);
   }
 }
 

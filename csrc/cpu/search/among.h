@@ -1,10 +1,24 @@
-// The queries of a search among candidate sets: how many rows each may be given, and which are given so few that these
-// are refined rather than screened.
+// The queries of a search among candidate sets of their own: how many rows each may be given, and which are given so
+// few that these are refined rather than screened.
 #pragma once
 
 #include "refined.h"
 
 namespace vecbank::cpu {
+
+// The search of some queries of another one, with memory for its results.
+class ChosenQueries {
+ public:
+  [[nodiscard]] bool begin(const SearchProblem& p, const int64_t* chosen, int64_t count);
+  const SearchProblem& problem() const { return problem_; }
+  void give_results() const;  // to the other search's
+
+ private:
+  SearchProblem problem_, whole_;
+  const int64_t* chosen_ = nullptr;
+  Buffer<char> queries_, values_, gathered_;
+  Buffer<int64_t> indices_;
+};
 
 class Among {
  public:
@@ -12,23 +26,27 @@ class Among {
   [[nodiscard]] Status begin(const SearchProblem& p, const AllowedRows& allowed, const Parallel& parallel);
 
   double mean() const { return mean_; }  // of the rows that a query may be given
-  // Sets queries apart that are faster refined; of a set for all there are none, as the search goes one way.
-  [[nodiscard]] bool set_apart(const SearchProblem& p);
-
   const float* expected() const { return expected_.get(); }
-  const bool* apart() const { return few_count_ > 0 ? apart_.get() : nullptr; }
-  bool all_apart() const { return few_count_ == queries_; }
-  // All queries, or those that are apart.
-  RefinedSets sets() const;
-  RefinedSets few() const;
+
+  // Queries in two groups, each in ascending order: those whose rows are faster refined, and the others.
+  struct Group {
+    const int64_t* queries = nullptr;
+    const float* expected = nullptr;
+    int64_t count = 0;
+    double mean = 0.0;
+  };
+  [[nodiscard]] bool split(const SearchProblem& p);
+  const Group& few() const { return few_; }
+  const Group& many() const { return many_; }
 
  private:
-  AllowedRows allowed_;
-  int64_t queries_ = 0, bank_rows_ = 0, row_bytes_ = 0, few_count_ = 0;
-  double mean_ = 0.0, few_mean_ = 0.0;
-  Buffer<float> expected_;
-  Buffer<bool> apart_;
-  Buffer<int64_t> few_;
+  double mean_ = 0.0;
+  Buffer<float> expected_, split_expected_;
+  Buffer<int64_t> split_;
+  Group few_, many_;
 };
+
+// So many rows for each query, refined a stretch of the bank at a time where that pays.
+RefinedSets refined_sets(const SearchProblem& p, const AllowedRows& allowed, double each);
 
 }  // namespace vecbank::cpu

@@ -26,9 +26,8 @@ bool Partials::begin(int64_t slots, int64_t queries, int64_t k) {
   return true;
 }
 
-Status merge(const SearchProblem& p, int64_t slots, bool last, Partials& partials, const Parallel& parallel,
-             const int64_t* chosen) {
-  const int64_t n = partials.queries(), batch = 64;
+Status merge(const SearchProblem& p, int64_t slots, bool last, Partials& partials, const Parallel& parallel) {
+  const int64_t n = p.queries.count, batch = 64;
   PerWorker<Buffer<Scored>> scratch(parallel.workers);
   if (!scratch.each([&](Buffer<Scored>& list) { return list.reserve(2 * p.k); })) return Status::out_of_memory;
   return for_each_task(parallel, ceil_div(n, batch), [&](int worker, int64_t task) {
@@ -44,7 +43,7 @@ Status merge(const SearchProblem& p, int64_t slots, bool last, Partials& partial
       }
       if (!last && fresh == 0) continue;
       if (last) {
-        write_result(p, chosen != nullptr ? chosen[q] : q, list, count);
+        write_result(p, q, list, count);
       } else {
         partials.counts[q] = count;
         std::memcpy(partials.lists.get() + q * p.k, list, static_cast<size_t>(count) * sizeof(Scored));

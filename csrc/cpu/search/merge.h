@@ -14,7 +14,6 @@ struct Partials {
   bool reserve(int64_t slots, int64_t queries, int64_t k);
   // The same, with slot 0 empty.
   bool begin(int64_t slots, int64_t queries, int64_t k);
-  int64_t queries() const { return queries_; }
   void put(int64_t slot, int64_t query, const Scored* best, int64_t count) {
     counts[slot * queries_ + query] = count;
     std::copy_n(best, count, lists.get() + (slot * queries_ + query) * k_);
@@ -24,9 +23,7 @@ struct Partials {
   int64_t slots_ = 0, queries_ = 0, k_ = 0;
 };
 
-// Merges the slots of every query: into the results where it is the last piece, else into slot 0. `chosen`: the numbers
-// of the partials' queries, null: all.
-Status merge(const SearchProblem& p, int64_t slots, bool last, Partials& partials, const Parallel& parallel,
-             const int64_t* chosen = nullptr);
+// Merges the slots of every query: into the results where it is the last piece, else into slot 0.
+Status merge(const SearchProblem& p, int64_t slots, bool last, Partials& partials, const Parallel& parallel);
 
 }  // namespace vecbank::cpu

@@ -81,9 +81,12 @@ class RadiusWorker {
   }
 
   // A call's hits, and the worker's own place among them.
-  void begin(const SearchProblem& p, const double* radii, bool count_only, Hits& hits, int worker) {
+  // `numbers`: of p's queries among those of the hits, null: the same.
+  void begin(const SearchProblem& p, const double* radii, const int64_t* numbers, bool count_only, Hits& hits,
+             int worker) {
     whole_ = &p;
     radii_ = radii;
+    numbers_ = numbers;
     count_only_ = count_only;
     hits_ = &hits;
     worker_ = worker;
@@ -93,9 +96,8 @@ class RadiusWorker {
   // The rows of [task.from, task.to) that the task's queries may be given, in float64.
   void refine(const RefinedSets& sets, const GridTask& task) {
     const int64_t refined = for_each_allowed_run(*whole_, sets, refiner_, queries_, task,
-                                                 [&](int64_t at, const double* keys, int64_t n, auto&& row) {
-                                                   for (int64_t i = 0; i < n; ++i)
-                                                     take(sets.query(at), keys[i], row(i));
+                                                 [&](int64_t query, const double* keys, int64_t n, auto&& row) {
+                                                   for (int64_t i = 0; i < n; ++i) take(query, keys[i], row(i));
                                                  });
     counted(refined);
   }
@@ -119,7 +121,6 @@ class RadiusWorker {
       const Candidate limit = bounds_of_key(task_, screened_, *screen_, r, key);
       const Candidate inner = bounds_of_key(task_, screened_, *screen_, r, metric_.root ? key * (1.0 - 0x1p-47) : key);
       const bool screens = screened_.packed.frame(r).usable && std::isfinite(limit.lower) && std::isfinite(limit.upper);
-      if (task_.apart(r)) continue;
       if (screens) {
         thresholds_[r] = limit.lower;
         sure_[r] = inner.upper;
@@ -146,12 +147,14 @@ class RadiusWorker {
  private:
   static constexpr int64_t kWaiting = 64;  // candidates of a query that are refined together
 
+  int64_t number(int64_t query) const { return numbers_ != nullptr ? numbers_[query] : query; }
+
   void take(int64_t query, double key, int64_t index) {
     const double score = value_of(metric_, key);  // of a NaN neither holds
     if (!(metric_.smaller_is_better ? score <= radii_[query] : score >= radii_[query])) return;
     ++hit_;
-    hits_->count(query, 1);
-    if (!count_only_) hits_->add(worker_, {key, query, index});
+    hits_->count(number(query), 1);
+    if (!count_only_) hits_->add(worker_, {key, number(query), index});
   }
 
   void scan() {
@@ -178,7 +181,7 @@ class RadiusWorker {
         const Bounds seen = screen_->bounds(row, panel, c, upper[c], thresholds_[row], false);
         if (seen.upper < thresholds_[row]) continue;
         if (count_only_ && seen.lower > sure_[row]) {
-          hits_->count(task_.first + row, 1);
+          hits_->count(number(task_.first + row), 1);
           continue;
         }
       }
@@ -235,6 +238,7 @@ class RadiusWorker {
 
   const SearchProblem* whole_ = nullptr;
   const double* radii_ = nullptr;
+  const int64_t* numbers_ = nullptr;
   Hits* hits_ = nullptr;
   MetricRecord metric_ = record(Metric::dot);
   bool count_only_ = false;
@@ -256,9 +260,10 @@ Status refine_within(const SearchProblem& p, const RefinedSets& sets, PerWorker<
                      const Parallel& parallel) {
   Grid grid;
   const bool each = !sets.allowed.shared();
-  grid.set_blocks(sets.count, each ? kMostOfSets : kMostRefinedQueries, 1);
+  const int64_t n = p.queries.count;
+  grid.set_blocks(n, each ? kMostOfSets : kMostRefinedQueries, 1);
   if (grid.blocks < (each ? 1 : 4) * parallel.workers) {
-    grid.blocks = std::min(sets.count, round_up_to(grid.blocks, parallel.workers));
+    grid.blocks = std::min(n, round_up_to(grid.blocks, parallel.workers));
     grid.even_blocks(1);
   }
   grid.set_parts(p.bank.count, std::min(ceil_div(parallel.workers, grid.blocks), ceil_div(p.bank.count, 1024)));
@@ -268,8 +273,8 @@ Status refine_within(const SearchProblem& p, const RefinedSets& sets, PerWorker<
   });
 }
 
-Status screen_within(const SearchProblem& p, const AllowedRows& allowed, const Among& among,
-                     PerWorker<RadiusWorker>& workers, const Parallel& parallel) {
+Status screen_within(const SearchProblem& p, const AllowedRows& allowed, PerWorker<RadiusWorker>& workers,
+                     const Parallel& parallel) {
   const int64_t rows = rows_of_piece(kMostPackBytes, p.bank.width, sizeof(float));
   return for_each_piece<float>(p.bank, p.pack, p.metric, p.bias, rows, panels_of(p), parallel, [&](const Piece& piece) {
     SearchProblem of_piece = p;
@@ -278,7 +283,6 @@ Status screen_within(const SearchProblem& p, const AllowedRows& allowed, const A
     SearchJob job{of_piece, piece.header, plan_search(of_piece, piece.header, parallel.workers), parallel.stop};
     job.offset = piece.offset;
     job.allowed = allowed;
-    job.apart = among.apart();
     if (!workers.each([&](RadiusWorker& w) { return w.reserve_piece(of_piece, job.plan); }))
       return Status::out_of_memory;
     if (!job.plan.refined_only)
@@ -286,8 +290,7 @@ Status screen_within(const SearchProblem& p, const AllowedRows& allowed, const A
                            [&](int worker, const GridTask& task) { workers[worker].run(job, task); });
     // No screen serves this width.
     return for_each_task(parallel, p.queries.count, [&](int worker, int64_t query) {
-      if (job.apart == nullptr || !job.apart[query])
-        workers[worker].refine({allowed}, {query, 1, piece.offset, piece.offset + piece.bank.count, 0});
+      workers[worker].refine({allowed}, {query, 1, piece.offset, piece.offset + piece.bank.count, 0});
     });
   });
 }
@@ -302,22 +305,43 @@ Status find_within(const SearchProblem& p, const double* radii, bool count_only,
       workers_for(parallel, static_cast<double>(n), static_cast<double>(m), static_cast<double>(p.bank.width));
   const AllowedRows allowed = p.allowed != nullptr ? AllowedRows(*p.allowed) : AllowedRows();
   Among among;
-  if (const Status told = among.begin(p, allowed, chosen); told != Status::ok) return told;
   PerWorker<RadiusWorker> workers(chosen.workers);
-  int next = 0;
-  if (!workers.each([&](RadiusWorker& w) {
-        w.begin(p, radii, count_only, hits, next++);
-        return w.reserve(p, chosen.stop);
-      }))
-    return Status::out_of_memory;
-  const SearchWay way = allowed.any_set() ? way_among(p, among.mean(), false) : way_of(p);
+  // Of all queries, or of those that are numbered.
+  const auto find = [&](const SearchProblem& own, const double* own_radii, const int64_t* numbers, SearchWay way,
+                        double each) {
+    int next = 0;
+    if (!workers.each([&](RadiusWorker& w) {
+          w.begin(own, own_radii, numbers, count_only, hits, next++);
+          return w.reserve(own, chosen.stop);
+        }))
+      return Status::out_of_memory;
+    const AllowedRows rows = numbers != nullptr ? allowed.of(numbers) : allowed;
+    return way == SearchWay::refined ? refine_within(own, refined_sets(own, rows, each), workers, chosen)
+                                     : screen_within(own, rows, workers, chosen);
+  };
   Status status = Status::ok;
-  if (way == SearchWay::refined) {
-    status = refine_within(p, among.sets(), workers, chosen);
+  if (!allowed.any_set()) {
+    status = find(p, radii, nullptr, way_of(p), static_cast<double>(m));
   } else {
-    if (allowed.any_set() && !among.set_apart(p)) return Status::out_of_memory;
-    if (!among.all_apart()) status = screen_within(p, allowed, among, workers, chosen);
-    if (status == Status::ok && among.apart() != nullptr) status = refine_within(p, among.few(), workers, chosen);
+    if (const Status told = among.begin(p, allowed, chosen); told != Status::ok) return told;
+    if (!among.split(p)) return Status::out_of_memory;
+    SearchProblem others = p;
+    others.queries.count = among.many().count;
+    const bool screens = others.queries.count > 0 && way_among(others, among.many().mean, false) != SearchWay::refined;
+    if (!screens || among.few().count == 0) {
+      status = find(p, radii, nullptr, screens ? SearchWay::screened : SearchWay::refined, among.mean());
+    } else {
+      Buffer<double> own_radii;
+      if (!own_radii.reserve(n)) return Status::out_of_memory;
+      for (const Among::Group* group : {&among.few(), &among.many()}) {
+        ChosenQueries own;
+        if (status != Status::ok) break;
+        if (!own.begin(p, group->queries, group->count)) return Status::out_of_memory;
+        for (int64_t i = 0; i < group->count; ++i) own_radii[i] = radii[group->queries[i]];
+        status = find(own.problem(), own_radii.get(), group->queries,
+                      group == &among.few() ? SearchWay::refined : SearchWay::screened, group->mean);
+      }
+    }
   }
   return status == Status::ok && !hits.complete() ? Status::out_of_memory : status;
 }

@@ -53,7 +53,7 @@ void RefinedWorker::refine_allowed(const SearchProblem& p, const RefinedSets& se
   refiner_.set_metric(p.metric, normed ? pack_norms(p.pack) : nullptr, 0, p.bias);
   refined_ = for_each_allowed_run(
       p, sets, refiner_, queries_, task,
-      [&](int64_t i, const double* keys, int64_t n, auto&& row) { lists_[i - task.first].push_all(keys, n, row); });
+      [&](int64_t q, const double* keys, int64_t n, auto&& row) { lists_[q - task.first].push_all(keys, n, row); });
 }
 
 void RefinedWorker::run(const SearchProblem& p, const RefinedSets* sets, const GridTask& task, Partials* partials) {
@@ -70,14 +70,14 @@ void RefinedWorker::run(const SearchProblem& p, const RefinedSets* sets, const G
   for (int64_t r = 0; r < task.rows; ++r) {
     const int64_t kept = lists_[r].finish(selector_);
     if (partials == nullptr)
-      write_result(p, sets == nullptr ? task.first + r : sets->query(task.first + r), lists_[r].data(), kept);
+      write_result(p, task.first + r, lists_[r].data(), kept);
     else
       partials->put(1 + task.part, task.first + r, lists_[r].data(), kept);
   }
 }
 
 Status search_refined(const SearchProblem& p, const Parallel& parallel, RefinedWorker* alone, const RefinedSets* sets) {
-  const int64_t n = sets == nullptr ? p.queries.count : sets->count, m = p.bank.count;
+  const int64_t n = p.queries.count, m = p.bank.count;
   const int64_t by_lists = kListBytes / (TopKList::capacity_for(p.k, m) * static_cast<int64_t>(sizeof(Scored)));
   Grid grid;
   const bool each = sets != nullptr && !sets->allowed.shared();
@@ -104,8 +104,7 @@ Status search_refined(const SearchProblem& p, const Parallel& parallel, RefinedW
   const Status found = for_each_task(grid, parallel, [&](int worker, const GridTask& task) {
     workers[worker].run(p, sets, task, grid.parts > 1 ? &partials : nullptr);
   });
-  if (grid.parts == 1 || found != Status::ok) return found;
-  return merge(p, grid.parts + 1, true, partials, parallel, sets == nullptr ? nullptr : sets->chosen);
+  return grid.parts > 1 && found == Status::ok ? merge(p, grid.parts + 1, true, partials, parallel) : found;
 }
 
 }  // namespace vecbank::cpu

@@ -8,18 +8,13 @@ namespace vecbank::cpu {
 
 constexpr int64_t kMostOfSets = 1024;  // queries with a set each that share what is read of the bank
 
-// The queries of a search that refines candidate sets alone, and how it goes through the bank.
 struct RefinedSets {
   AllowedRows allowed;
-  const int64_t* chosen = nullptr;  // the numbers of these queries, null: all of them
-  int64_t count = 0;
-  int64_t stretch = 0;  // bank rows that are refined for all queries of a task before the next ones
-
-  int64_t query(int64_t i) const { return chosen != nullptr ? chosen[i] : i; }
+  int64_t stretch = 0;  // bank rows that are refined for all queries of a task before the next ones; 0: all
 };
 
-// Calls f(i, keys, count, row) for runs of the bank rows of [task.from, task.to) that the task's queries may be given,
-// in ascending order, where row(j) is the index of key j. A set that all queries share is listed once for all of
+// Calls f(query, keys, count, row) for runs of the bank rows of [task.from, task.to) that the task's queries may be
+// given, in ascending order, where row(j) is the index of key j. A set that all queries share is listed once for all of
 // them. Returns how many pairs there were. The refiner knows the metric; `queries` reads p.queries.
 template <class F>
 int64_t for_each_allowed_run(const SearchProblem& p, const RefinedSets& sets, Refiner& refiner,
@@ -34,12 +29,12 @@ int64_t for_each_allowed_run(const SearchProblem& p, const RefinedSets& sets, Re
       for (int64_t at = from, count; at < to;) {
         const int64_t begin = at;
         if (masked)
-          count = sets.allowed.list(sets.query(i), &at, to, Refiner::kBlock, refiner.indices());
+          count = sets.allowed.list(i, &at, to, Refiner::kBlock, refiner.indices());
         else
           at += count = std::min(Refiner::kBlock, to - at);
         for (int64_t r = i; r < i + together && count > 0; r += refiner.slots()) {
           const int slots = static_cast<int>(std::min<int64_t>(refiner.slots(), i + together - r));
-          refiner.load_rows(queries, p.queries, sets.query(r), slots);
+          refiner.load_rows(queries, p.queries, r, slots);
           refiner.for_each_run(slots, masked ? refiner.indices() : nullptr, begin, count,
                                [&](int s, const double* keys, int64_t n, auto&& row) { f(r + s, keys, n, row); });
           refined += slots * count;

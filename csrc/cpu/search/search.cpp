@@ -56,12 +56,10 @@ namespace {
 struct ScreenedSets {
   AllowedRows allowed;
   const float* expected = nullptr;
-  const bool* apart = nullptr;
   int64_t bank_rows = 0;
 
   ScreenedSets from(int64_t query) const {
-    return {allowed.from(query), expected == nullptr ? nullptr : expected + query,
-            apart == nullptr ? nullptr : apart + query, bank_rows};
+    return {allowed.from(query), expected == nullptr ? nullptr : expected + query, bank_rows};
   }
 };
 
@@ -74,7 +72,6 @@ Status search_piece(const SearchProblem& whole, const ScreenedSets& sets, const 
   job.allowed = sets.allowed;
   job.expected = sets.expected;
   job.expected_of = sets.bank_rows;
-  job.apart = sets.apart;
   const int64_t n = p.queries.count, parts = job.plan.grid.parts;
   const bool merging = !(piece.first && piece.last) || parts > 1;
   Buffer<std::atomic<float>> shared;
@@ -162,22 +159,43 @@ Status search_screened(const SearchProblem& p, const ScreenedSets& sets, const P
   return status;
 }
 
-// Among candidate sets. A set that all queries share is listed once, and its rows are gathered or refined; otherwise
-// queries that may be given few rows have them refined, and the others pass over what they may not be given.
+// A set of each query's own: queries that may be given few rows have them refined, and the others pass over what they
+// may not be given.
+Status search_own_sets(const SearchProblem& p, const AllowedRows& allowed, Among& among, const Parallel& parallel) {
+  if (!among.split(p)) return Status::out_of_memory;
+  const Among::Group &few = among.few(), &many = among.many();
+  SearchProblem others = p;
+  others.queries.count = many.count;
+  const bool screens = many.count > 0 && way_among(others, many.mean, false) != SearchWay::refined;
+  if (!screens) {
+    const RefinedSets all = refined_sets(p, allowed, among.mean());
+    return search_refined(p, parallel, nullptr, &all);
+  }
+  if (few.count == 0) return search_screened(p, {allowed, among.expected(), p.bank.count}, parallel);
+  ChosenQueries chosen;
+  if (!chosen.begin(p, few.queries, few.count)) return Status::out_of_memory;
+  const RefinedSets sets = refined_sets(chosen.problem(), allowed.of(few.queries), few.mean);
+  const Status refined = search_refined(chosen.problem(), parallel, nullptr, &sets);
+  if (refined != Status::ok) return refined;
+  chosen.give_results();
+  if (!chosen.begin(p, many.queries, many.count)) return Status::out_of_memory;
+  const Status screened =
+      search_screened(chosen.problem(), {allowed.of(many.queries), many.expected, p.bank.count}, parallel);
+  if (screened == Status::ok) chosen.give_results();
+  return screened;
+}
+
+// Among candidate sets. A set that all queries share is listed once, and its rows are gathered, refined or screened.
 Status search_among(const SearchProblem& p, const AllowedRows& allowed, const Parallel& parallel) {
   const int64_t n = p.queries.count, m = p.bank.count;
   Among among;
   if (const Status told = among.begin(p, allowed, parallel); told != Status::ok) return told;
-  const bool gathers = allowed.shared() && p.indices != nullptr && p.gathered == nullptr;  // rows are renumbered
+  if (!allowed.shared()) return search_own_sets(p, allowed, among, parallel);
+  const bool gathers = p.indices != nullptr && p.gathered == nullptr;  // rows are renumbered
   const SearchWay way = way_among(p, among.mean(), gathers);
-  const RefinedSets all = among.sets();
-  if (way == SearchWay::refined) return search_refined(p, parallel, nullptr, &all);
-  if (way == SearchWay::screened && !allowed.shared()) {
-    if (!among.set_apart(p)) return Status::out_of_memory;
-    const Status screened =
-        among.all_apart() ? Status::ok : search_screened(p, {allowed, among.expected(), among.apart(), m}, parallel);
-    const RefinedSets few = among.few();
-    return screened == Status::ok && few.count > 0 ? search_refined(p, parallel, nullptr, &few) : screened;
+  if (way == SearchWay::refined) {
+    const RefinedSets all{allowed};
+    return search_refined(p, parallel, nullptr, &all);
   }
   if (way == SearchWay::screened) {  // once for all queries
     Buffer<uint16_t> words;
@@ -189,7 +207,7 @@ Status search_among(const SearchProblem& p, const AllowedRows& allowed, const Pa
     bits.data = words.get();
     bits.width = 2 * count;
     const int32_t program = 0;
-    return search_screened(p, {AllowedRows(Allowed{&bits, 1, &program, 1, m}), among.expected(), nullptr, m}, parallel);
+    return search_screened(p, {AllowedRows(Allowed{&bits, 1, &program, 1, m}), among.expected(), m}, parallel);
   }
   Buffer<int64_t> rows;
   const AllowedRows::Extent extent = allowed.extent(0);
@@ -201,7 +219,7 @@ Status search_among(const SearchProblem& p, const AllowedRows& allowed, const Pa
     for (int64_t q = 0; q < n; ++q) write_result(p, q, nullptr, 0);
     return Status::ok;
   }
-  return search_screened(p, {{}, nullptr, nullptr, count}, parallel, rows.get(), count);
+  return search_screened(p, {{}, nullptr, count}, parallel, rows.get(), count);
 }
 
 }  // namespace

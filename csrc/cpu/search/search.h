@@ -67,7 +67,6 @@ struct SearchJob {
   AllowedRows allowed{};              // of the whole bank
   const float* expected = nullptr;    // per query: about how many rows it may be given; null: all
   int64_t expected_of = 0;            // rows of the whole bank
-  const bool* apart = nullptr;        // per query: whether it is refined apart from this job; null: none is
 };
 
 struct SearchTask {
@@ -85,7 +84,6 @@ struct SearchTask {
   void report(int64_t row, const Scored* best, int64_t count) const;
   // Whether query `row` may be given row `j` of the piece.
   bool allows(int64_t row, int64_t j) const { return job->allowed.allows(first + row, job->offset + j); }
-  bool apart(int64_t row) const { return job->apart != nullptr && job->apart[first + row]; }
   // Narrows [from, to) to the panels where a query that is screened may be given a row.
   template <class Screens>
   void clip_to_allowed(Screens&& screens) {

@@ -61,8 +61,8 @@ void SearchWorker::run(const SearchJob& job, const GridTask& task) {
   finalizer_.begin(task_);
   int64_t fallback_count = 0;
   if (job.plan.refined_only) {
-    for (int64_t r = 0; r < task_.rows; ++r)
-      if (!leave_out(r)) fallback_rows_[fallback_count++] = r;
+    fallback_count = task_.rows;
+    std::iota(fallback_rows_.get(), fallback_rows_.get() + fallback_count, int64_t{0});
   } else {
     queries_.pack(task_);
     screen_with(next_screen(std::max(job.plan.first_screen, first_screen_), job.header, job.plan.group));
@@ -75,7 +75,7 @@ void SearchWorker::run(const SearchJob& job, const GridTask& task) {
     refined_early_ = finalizer_.refined();
     const double begun = seconds();
     for (int64_t r = 0; r < task_.rows && !job.stop.requested(); ++r) {
-      if (lists_.closed(r) || leave_out(r)) continue;
+      if (lists_.closed(r)) continue;
       int64_t count = 0;
       Candidate* candidates = lists_.fell_back(r) ? nullptr : lists_.finish(r, &count);
       double worst = -HUGE_VAL;
@@ -94,12 +94,6 @@ void SearchWorker::run(const SearchJob& job, const GridTask& task) {
   count(Counted::repeated, fallback_count);
   count(Counted::bytes,
         finalizer_.refined() * job.header.width * static_cast<int64_t>(size_of(job.problem.bank.dtype)));
-}
-
-// Whether a query is refined apart from this job, which then has no rows for it.
-bool SearchWorker::leave_out(int64_t row) const {
-  if (task_.apart(row)) task_.report(row, nullptr, 0);
-  return task_.apart(row);
 }
 
 void SearchWorker::screen_with(int number) {
@@ -178,7 +172,7 @@ void SearchWorker::start_lists() {
   scanned_columns_ = 0;
   fallbacks_ = 0;
   for (int64_t r = 0; r < task_.rows; ++r) {
-    if (!queries_.packed.frame(r).usable || job.stop.requested() || task_.apart(r)) {
+    if (!queries_.packed.frame(r).usable || job.stop.requested()) {
       lists_.fall_back(r);
       ++fallbacks_;
     } else if (job.shared != nullptr) {

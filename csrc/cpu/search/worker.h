@@ -23,7 +23,6 @@ class SearchWorker {
   void run(const SearchJob& job, const GridTask& task);
 
  private:
-  bool leave_out(int64_t row) const;
   void screen_with(int number);
   void start_lists();
   void visit_all();
@@ -67,7 +66,7 @@ class SearchWorker {
   Finalizer finalizer_;
   Buffer<bool> negligible_may_win_;  // rows whose best may be the first negligible row
   Buffer<int64_t> fallback_rows_;
-  int64_t fallbacks_ = 0;  // rows that fell back before the screen: refined apart, or not finite
+  int64_t fallbacks_ = 0;  // rows that fell back before the screen: not finite, for example
   int64_t scanned_row_ = 0, scanned_panel_ = 0;
   struct Waiting {
     int64_t row, panel;
