@@ -28,9 +28,8 @@ struct TileArgs {
 // Called with the 16 upper bounds of one row and panel, and the lanes that reach the row's threshold.
 using PushSurvivors = void (*)(void* context, int64_t row, int64_t panel, const float* upper, uint32_t lanes);
 
-template <class Tiles>
-struct ScanArgs {
-  Tiles tile;
+// Where a scan pushes survivors, the columns that reach their row's threshold.
+struct ScanTarget {
   const float* thresholds = nullptr;  // per row, padded to whole groups with +inf; may rise under the scan
   PushSurvivors push = nullptr;
   void* context = nullptr;
@@ -41,6 +40,11 @@ struct ScanArgs {
   // a row at a time, because a burst of so many lines would wait for memory.
   const uint8_t* const* ahead = nullptr;
   int64_t ahead_bytes = 0;
+};
+
+template <class Tiles>
+struct ScanArgs : ScanTarget {
+  Tiles tile;
 };
 
 // The running argmax. For each row and each of the 16 lanes of a panel: the largest upper bound so far, the second

@@ -49,6 +49,8 @@ TEST(queries_with_few_rows_are_refined_apart) {
     const Allowed allowed = joined.allowed();
     SearchProblem p = problem_of(rows(x, kWidth), rows(b, kWidth), Metric::l2);
     p.allowed = &allowed;
+    const OwnPack pack(1, p.bank, p.metric);  // without one, so few queries are all refined
+    p.pack = pack.get();
     Among among;
     CHECK(among.begin(p, AllowedRows(allowed), threads(2)) == Status::ok && among.split(p));
     const Among::Group &few = among.few(), &many = among.many();

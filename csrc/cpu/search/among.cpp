@@ -73,6 +73,12 @@ bool Among::split(const SearchProblem& p) {
     *group = {split_.get() + first, split_expected_.get() + first, at - first,
               sum / static_cast<double>(std::max<int64_t>(1, at - first))};
   }
+  SearchProblem others = p;
+  others.queries.count = many_.count;
+  const bool screens = many_.count > 0 && way_among(others, many_.mean, false) != SearchWay::refined;
+  const Group all{nullptr, expected_.get(), n, mean_};
+  if (!screens) few_ = all, many_ = {};
+  if (few_.count == 0) many_ = all;
   return true;
 }
 

@@ -28,9 +28,9 @@ class Among {
   double mean() const { return mean_; }  // of the rows that a query may be given
   const float* expected() const { return expected_.get(); }
 
-  // Queries in two groups, each in ascending order: those whose rows are faster refined, and the others.
+  // Queries in two groups, each in ascending order: those whose rows are refined, and those that are screened.
   struct Group {
-    const int64_t* queries = nullptr;
+    const int64_t* queries = nullptr;  // null: all
     const float* expected = nullptr;
     int64_t count = 0;
     double mean = 0.0;
@@ -38,6 +38,23 @@ class Among {
   [[nodiscard]] bool split(const SearchProblem& p);
   const Group& few() const { return few_; }
   const Group& many() const { return many_; }
+
+  // find(own, allowed, group, way): each group that has queries as a search of its own, or the whole search.
+  template <class Find>
+  [[nodiscard]] Status search_groups(const SearchProblem& p, const AllowedRows& allowed, Find&& find) {
+    if (!split(p)) return Status::out_of_memory;
+    for (const Group* group : {&few_, &many_}) {
+      const SearchWay way = group == &few_ ? SearchWay::refined : SearchWay::screened;
+      if (group->count == 0) continue;
+      if (group->queries == nullptr) return find(p, allowed, *group, way);
+      ChosenQueries own;
+      if (!own.begin(p, group->queries, group->count)) return Status::out_of_memory;
+      const Status found = find(own.problem(), allowed.of(group->queries), *group, way);
+      if (found != Status::ok) return found;
+      own.give_results();
+    }
+    return Status::ok;
+  }
 
  private:
   double mean_ = 0.0;

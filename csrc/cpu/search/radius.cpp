@@ -306,42 +306,26 @@ Status find_within(const SearchProblem& p, const double* radii, bool count_only,
   const AllowedRows allowed = p.allowed != nullptr ? AllowedRows(*p.allowed) : AllowedRows();
   Among among;
   PerWorker<RadiusWorker> workers(chosen.workers);
-  // Of all queries, or of those that are numbered.
-  const auto find = [&](const SearchProblem& own, const double* own_radii, const int64_t* numbers, SearchWay way,
-                        double each) {
+  Buffer<double> own_radii;
+  const auto find = [&](const SearchProblem& own, const AllowedRows& rows, const Among::Group& group, SearchWay way) {
+    const bool chooses = group.queries != nullptr;
+    if (chooses && !own_radii.reserve(n)) return Status::out_of_memory;
+    for (int64_t i = 0; i < group.count && chooses; ++i) own_radii[i] = radii[group.queries[i]];
     int next = 0;
     if (!workers.each([&](RadiusWorker& w) {
-          w.begin(own, own_radii, numbers, count_only, hits, next++);
+          w.begin(own, chooses ? own_radii.get() : radii, group.queries, count_only, hits, next++);
           return w.reserve(own, chosen.stop);
         }))
       return Status::out_of_memory;
-    const AllowedRows rows = numbers != nullptr ? allowed.of(numbers) : allowed;
-    return way == SearchWay::refined ? refine_within(own, refined_sets(own, rows, each), workers, chosen)
+    return way == SearchWay::refined ? refine_within(own, refined_sets(own, rows, group.mean), workers, chosen)
                                      : screen_within(own, rows, workers, chosen);
   };
-  Status status = Status::ok;
-  if (!allowed.any_set()) {
-    status = find(p, radii, nullptr, way_of(p), static_cast<double>(m));
+  Status status;
+  if (allowed.any_set()) {
+    status = among.begin(p, allowed, chosen);
+    if (status == Status::ok) status = among.search_groups(p, allowed, find);
   } else {
-    if (const Status told = among.begin(p, allowed, chosen); told != Status::ok) return told;
-    if (!among.split(p)) return Status::out_of_memory;
-    SearchProblem others = p;
-    others.queries.count = among.many().count;
-    const bool screens = others.queries.count > 0 && way_among(others, among.many().mean, false) != SearchWay::refined;
-    if (!screens || among.few().count == 0) {
-      status = find(p, radii, nullptr, screens ? SearchWay::screened : SearchWay::refined, among.mean());
-    } else {
-      Buffer<double> own_radii;
-      if (!own_radii.reserve(n)) return Status::out_of_memory;
-      for (const Among::Group* group : {&among.few(), &among.many()}) {
-        ChosenQueries own;
-        if (status != Status::ok) break;
-        if (!own.begin(p, group->queries, group->count)) return Status::out_of_memory;
-        for (int64_t i = 0; i < group->count; ++i) own_radii[i] = radii[group->queries[i]];
-        status = find(own.problem(), own_radii.get(), group->queries,
-                      group == &among.few() ? SearchWay::refined : SearchWay::screened, group->mean);
-      }
-    }
+    status = find(p, allowed, {nullptr, nullptr, n, static_cast<double>(m)}, way_of(p));
   }
   return status == Status::ok && !hits.complete() ? Status::out_of_memory : status;
 }

@@ -159,38 +159,20 @@ Status search_screened(const SearchProblem& p, const ScreenedSets& sets, const P
   return status;
 }
 
-// A set of each query's own: queries that may be given few rows have them refined, and the others pass over what they
-// may not be given.
-Status search_own_sets(const SearchProblem& p, const AllowedRows& allowed, Among& among, const Parallel& parallel) {
-  if (!among.split(p)) return Status::out_of_memory;
-  const Among::Group &few = among.few(), &many = among.many();
-  SearchProblem others = p;
-  others.queries.count = many.count;
-  const bool screens = many.count > 0 && way_among(others, many.mean, false) != SearchWay::refined;
-  if (!screens) {
-    const RefinedSets all = refined_sets(p, allowed, among.mean());
-    return search_refined(p, parallel, nullptr, &all);
-  }
-  if (few.count == 0) return search_screened(p, {allowed, among.expected(), p.bank.count}, parallel);
-  ChosenQueries chosen;
-  if (!chosen.begin(p, few.queries, few.count)) return Status::out_of_memory;
-  const RefinedSets sets = refined_sets(chosen.problem(), allowed.of(few.queries), few.mean);
-  const Status refined = search_refined(chosen.problem(), parallel, nullptr, &sets);
-  if (refined != Status::ok) return refined;
-  chosen.give_results();
-  if (!chosen.begin(p, many.queries, many.count)) return Status::out_of_memory;
-  const Status screened =
-      search_screened(chosen.problem(), {allowed.of(many.queries), many.expected, p.bank.count}, parallel);
-  if (screened == Status::ok) chosen.give_results();
-  return screened;
-}
-
-// Among candidate sets. A set that all queries share is listed once, and its rows are gathered, refined or screened.
+// Among candidate sets. A set that all queries share is listed once, and its rows are gathered, refined or screened. Of
+// sets of their own, queries that may be given few rows have them refined, and the others pass over what they may not
+// be given.
 Status search_among(const SearchProblem& p, const AllowedRows& allowed, const Parallel& parallel) {
   const int64_t n = p.queries.count, m = p.bank.count;
   Among among;
   if (const Status told = among.begin(p, allowed, parallel); told != Status::ok) return told;
-  if (!allowed.shared()) return search_own_sets(p, allowed, among, parallel);
+  if (!allowed.shared())
+    return among.search_groups(
+        p, allowed, [&](const SearchProblem& own, const AllowedRows& rows, const Among::Group& group, SearchWay way) {
+          if (way == SearchWay::screened) return search_screened(own, {rows, group.expected, m}, parallel);
+          const RefinedSets sets = refined_sets(own, rows, group.mean);
+          return search_refined(own, parallel, nullptr, &sets);
+        });
   const bool gathers = p.indices != nullptr && p.gathered == nullptr;  // rows are renumbered
   const SearchWay way = way_among(p, among.mean(), gathers);
   if (way == SearchWay::refined) {

@@ -36,10 +36,8 @@ class HeadScreen final : public CodedScreen {
   }
 
   void scan(const Visit& visit, int64_t row, int64_t rows, const ScanTarget& target) override {
-    with_tile(visit, row, rows, gate_tails_.get(), [&](const auto& kernels, const auto& t) {
-      kernels.scan(
-          {t, target.thresholds, target.push, target.context, target.allowed, target.ahead, target.ahead_bytes});
-    });
+    with_tile(visit, row, rows, gate_tails_.get(),
+              [&](const auto& kernels, const auto& t) { kernels.scan({target, t}); });
   }
 
   // The tails are left out: what is largest by its head alone is most likely to be among the best.

@@ -39,8 +39,7 @@ class Int16Screen final : public Screen {
   int64_t panel_bytes() const override { return panels_.bytes(); }
 
   void scan(const Visit& visit, int64_t row, int64_t rows, const ScanTarget& target) override {
-    kernels().int16.scan({tile(visit, row, rows), target.thresholds, target.push, target.context, target.allowed,
-                          target.ahead, target.ahead_bytes});
+    kernels().int16.scan({target, tile(visit, row, rows)});
   }
 
   void argmax(const Visit& visit, float* running) override {

@@ -25,10 +25,7 @@ class Int8Screen final : public CodedScreen {
   }
 
   void scan(const Visit& visit, int64_t row, int64_t rows, const ScanTarget& target) override {
-    with_tile(visit, row, rows, [&](const auto& kernels, const auto& t) {
-      kernels.scan(
-          {t, target.thresholds, target.push, target.context, target.allowed, target.ahead, target.ahead_bytes});
-    });
+    with_tile(visit, row, rows, [&](const auto& kernels, const auto& t) { kernels.scan({target, t}); });
   }
 
   void argmax(const Visit& visit, float* running) override {

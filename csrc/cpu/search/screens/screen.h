@@ -29,16 +29,6 @@ struct ScreenQueries {
   double packed_score(const SearchTask& task, int64_t row, double key, double* error) const;
 };
 
-// Where a scan pushes survivors, the columns that reach their row's threshold.
-struct ScanTarget {
-  const float* thresholds;  // per row, from the first row that is scanned
-  PushSurvivors push;
-  void* context;
-  const uint8_t* const* allowed = nullptr;  // as ScanArgs has them, from the first row that is scanned
-  const uint8_t* const* ahead = nullptr;
-  int64_t ahead_bytes = 0;
-};
-
 struct Bounds {
   float upper, lower;
 };
