@@ -17,7 +17,7 @@ bool ChosenQueries::begin(const SearchProblem& p, const int64_t* chosen, int64_t
   chosen_ = chosen;
   const int64_t row = p.queries.width * static_cast<int64_t>(size_of(p.queries.dtype));
   if (!queries_.reserve(count * row)) return false;
-  for (int64_t i = 0; i < count; ++i) copy_row(p.queries, chosen[i], queries_.get() + i * row);
+  copy_rows(p.queries, chosen, count, queries_.get());
   problem_.queries = {queries_.get(), p.queries.dtype, count, p.queries.width, p.queries.width, 1};
   if (p.indices != nullptr) {
     if (!indices_.reserve(count * p.k)) return false;
