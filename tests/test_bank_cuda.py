@@ -94,7 +94,7 @@ def test_another_stream_waits_for_the_pack(monkeypatch: pytest.MonkeyPatch) -> N
             seen.append((self, stream))
 
     made, elsewhere, event, pack = Stream(), Stream(), object(), Pack()
-    held: Any = _prepared.Pack(pack, None, None, _prepared._Made(made, event))  # type: ignore[arg-type]
+    held: Any = _packs.Pack(pack, None, None, _packs.Made(made, event))  # type: ignore[arg-type]
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: made)
     assert held.for_current_stream() is pack and seen == []
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: elsewhere)

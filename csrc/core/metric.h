@@ -13,17 +13,21 @@ enum class Metric : int32_t {
   l2 = 2,
   sqeuclidean = 3,
   l1 = 4,
+  poincare = 5,
+  poincare_ratio = 6,  // what ranks by poincare: its keys are the negated ratios, as those of l2 are negated squares
   // The farthest rows are the best. No op takes these codes: farthest() makes them.
   farthest_l2 = 64,
   farthest_sqeuclidean = 65,
   farthest_l1 = 66,
+  farthest_poincare = 67,
+  farthest_poincare_ratio = 68,
 };
 
 // What a pair of coordinates adds to the raw score.
 enum class Term : int32_t { product, square, absolute };  // x b, (x - b)^2, and |x - b|
 
 // Metrics of one family share a pack. Metrics without a family have no screen: they are refined only, and their packs
-// are headers without panels. A metric with unit rows needs a family, as the refinement reads the norms from the pack.
+// are headers without panels. A metric with unit rows needs a family, as packs of a family hold the rows' norms.
 enum class PackFamily : int32_t { none, dot, cosine, euclidean };
 
 struct MetricRecord {
@@ -33,6 +37,11 @@ struct MetricRecord {
   bool root;               // the value is the square root of the raw score; the raw score decides the order
   bool shares_frame;       // a screen moves and scales queries as the bank is moved and scaled
   PackFamily family;
+  bool ball = false;  // points of the unit ball: the raw score is divided by 1 - |x|^2 and 1 - |b|^2
+  bool arc = false;  // the value is the distance in that ball, twice_asinh_root() of the ratio, which decides the order
+
+  // Whether the raw score is divided by a number of each row (row_factor() in exact_score.h).
+  VB_INLINE constexpr bool scaled_rows() const { return unit_rows || ball; }
 };
 
 VB_INLINE constexpr MetricRecord record(Metric metric) {
@@ -41,18 +50,26 @@ VB_INLINE constexpr MetricRecord record(Metric metric) {
     case Metric::l2: return {Term::square, true, false, true, true, PackFamily::euclidean};
     case Metric::sqeuclidean: return {Term::square, true, false, false, true, PackFamily::euclidean};
     case Metric::l1: return {Term::absolute, true, false, false, false, PackFamily::none};
+    case Metric::poincare: return {Term::square, true, false, false, false, PackFamily::none, true, true};
+    case Metric::poincare_ratio: return {Term::square, true, false, false, false, PackFamily::none, true, false};
     case Metric::farthest_l2: return {Term::square, false, false, true, false, PackFamily::none};
     case Metric::farthest_sqeuclidean: return {Term::square, false, false, false, false, PackFamily::none};
     case Metric::farthest_l1: return {Term::absolute, false, false, false, false, PackFamily::none};
+    case Metric::farthest_poincare: return {Term::square, false, false, false, false, PackFamily::none, true, true};
+    case Metric::farthest_poincare_ratio:
+      return {Term::square, false, false, false, false, PackFamily::none, true, false};
     default: return {Term::product, false, false, false, false, PackFamily::dot};
   }
 }
 VB_INLINE constexpr Metric farthest(Metric distance) {
-  return distance == Metric::l2            ? Metric::farthest_l2
-         : distance == Metric::sqeuclidean ? Metric::farthest_sqeuclidean
-                                           : Metric::farthest_l1;
+  return distance == Metric::l2               ? Metric::farthest_l2
+         : distance == Metric::sqeuclidean    ? Metric::farthest_sqeuclidean
+         : distance == Metric::poincare       ? Metric::farthest_poincare
+         : distance == Metric::poincare_ratio ? Metric::farthest_poincare_ratio
+                                              : Metric::farthest_l1;
 }
-constexpr const char* kMetricNames[] = {"dot", "cosine", "l2", "sqeuclidean", "l1"};  // by code, as Python writes them
+// By code, as Python writes them.
+constexpr const char* kMetricNames[] = {"dot", "cosine", "l2", "sqeuclidean", "l1", "poincare", "poincare_ratio"};
 constexpr int kMetrics = sizeof kMetricNames / sizeof *kMetricNames;
 
 // The last step of a dense product: none; clamped at 0; the square root of that.

@@ -383,28 +383,17 @@ Status quantize_loss(QuantizeLossProblem& p, const Parallel& parallel) {
 
 namespace {
 
-// d value / d x = along * slope_of(term, x, b) - own_query * x, and likewise for b. Distances have no own part.
-struct PairFactors {
-  double along, own_query, own_bank;
-};
-
 VB_INLINE double pair_gradient(Term term, double along, double own, double x, double b) {
   const double across = along * slope_of(term, x, b);
-  return term == Term::product ? across - own * x : across;
+  return own == 0.0 ? across : across - own * x;
 }
 
-PairFactors pair_factors(Metric metric, double grad, const double* x, const double* b, int64_t d) {
-  const MetricRecord m = record(metric);
-  if (m.root) {
-    const double squares = squared_distance(x, b, d);
-    return {squares > 0.0 ? grad / std::sqrt(squares) : 0.0, 0.0, 0.0};  // distance 0: gradient 0
-  }
-  if (!m.unit_rows) return {m.term == Term::square ? 2.0 * grad : grad, 0.0, 0.0};
-  const double nx = std::sqrt(dot(x, x, d)), nb = std::sqrt(dot(b, b, d)), fx = floored(nx), fb = floored(nb);
-  const double score = dot(x, b, d) / (fx * fb);
-  // A norm below the floor counts as a constant, which has no gradient.
-  return {grad / (fx * fb), nx < kNormFloor ? 0.0 : grad * score / (nx * nx),
-          nb < kNormFloor ? 0.0 : grad * score / (nb * nb)};
+PairFactors pair_factors(const MetricRecord& m, double grad, const double* x, const double* b, int64_t d) {
+  const bool scaled = m.scaled_rows();
+  const double raw = m.term == Term::square && (scaled || m.root) ? squared_distance(x, b, d)
+                     : scaled                                     ? dot(x, b, d)
+                                                                  : 0.0;
+  return vecbank::pair_factors(m, grad, raw, scaled ? dot(x, x, d) : 0.0, scaled ? dot(b, b, d) : 0.0);
 }
 
 }  // namespace
@@ -417,7 +406,8 @@ Status pair_gradients(const PairProblem& p, const Parallel& parallel) {
   if (!reserve(workers, p.queries, p.bank) || !factors.reserve(pairs)) return Status::out_of_memory;
   const Status built = segments.build(p.indices, pairs, p.bank.count, parallel.stop);
   if (built != Status::ok) return built;
-  const Term term = record(p.metric).term;
+  const MetricRecord metric = record(p.metric);
+  const Term term = metric.term;
 
   const Status paired = for_each_row(parallel, n, d * p.k, [&](int worker, int64_t q) {
     Scratch& s = workers[worker];
@@ -428,7 +418,7 @@ Status pair_gradients(const PairProblem& p, const Parallel& parallel) {
       if (p.indices[i] < 0) continue;
       kernels().widen(s.second.row(p.indices[i]), p.bank.dtype, d, s.b.get());
       const PairFactors f = factors[i] =
-          pair_factors(p.metric, element(p.grad, p.grad_dtype, i), s.a.get(), s.b.get(), d);
+          pair_factors(metric, element(p.grad, p.grad_dtype, i), s.a.get(), s.b.get(), d);
       for (int64_t k = 0; k < d; ++k) s.sum[k] += pair_gradient(term, f.along, f.own_query, s.a[k], s.b[k]);
     }
     if (p.grad_queries != nullptr) write_row(s.sum.get(), d, p.queries.dtype, p.grad_queries, q);

@@ -41,7 +41,9 @@ struct Scorer {
       const int slots = static_cast<int>(std::min<int64_t>(refiner.slots(), first + count - i));
       refiner.load_rows(queries, p.queries, i, slots);
       refiner.for_each_run(slots, nullptr, from, columns, [&](int s, double* keys, int64_t n, auto&& row) {
-        if (metric.smaller_is_better || metric.root)
+        if (metric.arc)
+          for (int64_t j = 0; j < n; ++j) keys[j] = value_of(metric, keys[j]);
+        else if (metric.smaller_is_better || metric.root)
           kernels().finish({.scores = keys, .count = n, .negate = metric.smaller_is_better, .root = metric.root});
         kernels().narrow(keys, p.out_dtype, n, out + ((i + s) * p.out_columns + row(0)) * size);
       });
@@ -83,7 +85,7 @@ Status project_exact(const ProjectProblem& p, const Parallel& parallel) {
   if (!norms.reserve(p.bank.count) ||
       !workers.each([&](Scorer& scorer) { return scorer.reserve(p, norms.get(), parallel.stop); }))
     return Status::out_of_memory;
-  if (record(p.metric).unit_rows) workers[0].refiner.bank_norms(0, p.bank.count, norms.get());
+  if (record(p.metric).scaled_rows()) workers[0].refiner.bank_norms(0, p.bank.count, norms.get());
   const int64_t n = p.queries.count, m = p.bank.count;
   if (p.indices == nullptr) {
     const int64_t blocks = ceil_div(n, Scorer::kRows);

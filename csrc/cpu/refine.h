@@ -37,9 +37,8 @@ class Refiner {
   void set_stop(Stop stop) { stop_ = stop; }
   bool stopped() const { return stop_.requested(); }
 
-  // What a score needs besides the product: floored norms for cosine, which are computed where there are none, and
-  // biases.
-  // The norms are those of the rows from `first_norm` on.
+  // What a score needs besides the raw score: the factors of scaled rows (the norms of cosine), which are computed
+  // where there are none, and biases. The norms are those of the rows from `first_norm` on.
   void set_metric(Metric metric, const double* norms, int64_t first_norm = 0, const double* bias = nullptr) {
     record_ = record(metric);
     norms_ = norms;
@@ -48,7 +47,7 @@ class Refiner {
   }
   void set_frame(const PackHeader& h, const double* bias) {
     record_ = record(static_cast<Metric>(h.metric));
-    norms_ = record_.unit_rows ? pack_norms(&h) : nullptr;
+    norms_ = record_.unit_rows ? pack_norms(&h) : nullptr;  // the factors of other metrics are in no pack
     first_norm_ = 0;
     bias_ = bias;
   }
@@ -56,14 +55,14 @@ class Refiner {
   // The row, which has unit stride, must stay where it is while the slot is in use.
   void load(int slot, const void* row, DType dtype) {
     place(slot, row, dtype);
-    if (record_.unit_rows) query_norm_[slot] = floored(std::sqrt(self_squares(row, dtype, bank_.width)));
+    if (record_.scaled_rows()) query_norm_[slot] = row_factor(record_, self_squares(row, dtype, bank_.width));
   }
 
   // Rows [first, first + count) into as many slots.
   void load_rows(const RowReader& rows, const Rows& queries, int64_t first, int count) {
-    if (record_.unit_rows) {  // before the slots are filled, of which this may use one
+    if (record_.scaled_rows()) {  // before the slots are filled, of which this may use one
       self_squares(queries, rows, nullptr, first, count, query_norm_);
-      for (int s = 0; s < count; ++s) query_norm_[s] = floored(std::sqrt(query_norm_[s]));
+      for (int s = 0; s < count; ++s) query_norm_[s] = row_factor(record_, query_norm_[s]);
     }
     for (int s = 0; s < count; ++s) place(s, rows.row(first + s, s), queries.dtype);
   }
@@ -84,8 +83,8 @@ class Refiner {
       score(slots, index != nullptr ? index + at : nullptr, first + at, n);
       if (computes_norms()) compute_norms(index != nullptr ? index + at : nullptr, first + at, n, row_norms_.get());
       const int64_t stride = round_up_to(n, 8);
-      const bool plain = record_.smaller_is_better || (!record_.unit_rows && bias_ == nullptr);
-      if (record_.smaller_is_better)  // nothing is asked of a row
+      const bool scaled = record_.scaled_rows(), plain = !scaled && (record_.smaller_is_better || bias_ == nullptr);
+      if (record_.smaller_is_better && !scaled)  // nothing is asked of a row
         kernels().finish({.scores = scores_.get(), .count = slots * stride, .negate = true});
       for (int s = 0; s < slots; ++s) {
         double* keys = scores_.get() + s * stride;
@@ -111,7 +110,7 @@ class Refiner {
     return self_squares(apart, DType::f64, bank_.width) == least;
   }
 
-  // Floored norms of bank rows [first, first + count), for a caller without a pack.
+  // The factors of bank rows [first, first + count), for a caller without a pack.
   void bank_norms(int64_t first, int64_t count, double* norms) {
     in_stretches(stop_, 0, count, block_,
                  [&](int64_t from, int64_t to) { compute_norms(nullptr, first + from, to - from, norms + from); });
@@ -130,10 +129,10 @@ class Refiner {
   static constexpr int kSome = 16;
   static constexpr int64_t kNarrow = 256;  // so many queries of this width stay in L1
 
-  bool computes_norms() const { return record_.unit_rows && norms_ == nullptr; }
+  bool computes_norms() const { return record_.scaled_rows() && norms_ == nullptr; }
   void compute_norms(const int64_t* index, int64_t first, int64_t count, double* out) {
     self_squares(bank_, bank_reader_, index, first, count, out);
-    for (int64_t i = 0; i < count; ++i) out[i] = floored(std::sqrt(out[i]));
+    for (int64_t i = 0; i < count; ++i) out[i] = row_factor(record_, out[i]);
   }
 
   // Raw products become keys that depend on the row. `chosen`: the rows are not one after the other.
@@ -142,8 +141,8 @@ class Refiner {
     const MetricRecord metric = record_;
     const double *norms = norms_, *bias = bias_, *own = computes_norms() ? row_norms_.get() : nullptr;
     if (!chosen) {
-      FinishArgs a{.scores = scores, .count = count, .query_norm = query_norm};
-      if (metric.unit_rows)
+      FinishArgs a{.scores = scores, .count = count, .query_norm = query_norm, .negate = metric.smaller_is_better};
+      if (metric.scaled_rows())
         a.norms = norms != nullptr ? norms + (row(0) - first_norm_) : own;
       else
         a.bias = bias + row(0);

@@ -131,7 +131,7 @@ bool raw_by_pairs(const ProjectProblem& p) {
 
 ProjectWay way_of(const ProjectProblem& p) {
   const MetricRecord metric = record(p.metric);
-  if (p.exact || metric.term == Term::absolute) return ProjectWay::exact;
+  if (p.exact || refined_only(p.metric)) return ProjectWay::exact;
   const double n = static_cast<double>(p.queries.count), m = static_cast<double>(p.bank.count);
   const double d = static_cast<double>(p.bank.width);
   const ProjectWay wanted = forced_project.load(std::memory_order_relaxed);

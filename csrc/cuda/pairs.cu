@@ -10,44 +10,31 @@ constexpr int kPairThreads = 128;
 constexpr int kPairRows = 8;     // bank rows of a warp that are on their way
 constexpr int kPairColumns = 2;  // of a lane
 
-// d value / d x = along * b - own_query * x (similarities), or along * (x - b) (distances); the bank's gradient has the
-// same form. The query's own part is summed at once, so a pair stores only `along` and the bank's own part: 16 bytes.
+// The gradient of a pair's value is that of core/exact_score.h. The query's own part is summed at once, so a pair
+// stores only `along` and the bank's own part: 16 bytes.
 struct PairArgs {
   PairProblem p;
-  double *along, *own_bank;  // [pairs]; own_bank is written where rows are unit rows
+  double *along, *own_bank;  // [pairs]; own_bank is written where rows are scaled
 };
-
-struct Factors {
-  double along, own_query, own_bank;
-};
-VB_INLINE Factors pair_factors(Metric metric, double grad, double raw, double query_squares, double bank_squares) {
-  const MetricRecord m = record(metric);
-  if (m.root) return {raw > 0.0 ? grad / sqrt(raw) : 0.0, 0.0, 0.0};  // distance 0: gradient 0
-  if (!m.unit_rows) return {m.term == Term::square ? 2.0 * grad : grad, 0.0, 0.0};
-  const double nx = sqrt(query_squares), nb = sqrt(bank_squares), fx = floored(nx), fb = floored(nb);
-  const double score = raw / (fx * fb);
-  // A norm under the floor counts as that constant, so it has no gradient of its own.
-  return {grad / (fx * fb), nx < kNormFloor ? 0.0 : grad * score / (nx * nx),
-          nb < kNormFloor ? 0.0 : grad * score / (nb * nb)};
-}
 
 // Factors that need the pair's score, eight lanes a pair. Returns the query's own factor. The whole warp calls it.
 __device__ __forceinline__ double scored_factors(const PairArgs& a, int64_t q, const MetricRecord& m) {
   const PairProblem& p = a.p;
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const double query_squares = m.unit_rows ? raw_score(p.queries, q, p.queries, q, Term::product, true) : 0.0;
+  const bool scaled = m.scaled_rows();
+  const double query_squares = scaled ? raw_score(p.queries, q, p.queries, q, Term::product, true) : 0.0;
   double own = 0.0;
   for (int64_t base = 0; base < p.k; base += 32 / kLanes) {
     const int64_t t = base + lane / kLanes, i = q * p.k + t;
     const int64_t j = t < p.k ? p.indices[i] : -1;
     const bool there = j >= 0 && j < p.bank.count;
     const double raw = raw_score(p.queries, q, p.bank, j, m.term, there);
-    const double bank_squares = m.unit_rows ? raw_score(p.bank, j, p.bank, j, Term::product, there) : 0.0;
-    Factors f{0.0, 0.0, 0.0};
-    if (there) f = pair_factors(p.metric, element_of(p.grad, p.grad_dtype, i), raw, query_squares, bank_squares);
+    const double bank_squares = scaled ? raw_score(p.bank, j, p.bank, j, Term::product, there) : 0.0;
+    PairFactors f{0.0, 0.0, 0.0};
+    if (there) f = pair_factors(m, element_of(p.grad, p.grad_dtype, i), raw, query_squares, bank_squares);
     if (t < p.k && lane % kLanes == 0) {
       a.along[i] = f.along;
-      if (m.unit_rows) a.own_bank[i] = f.own_bank;
+      if (scaled) a.own_bank[i] = f.own_bank;
     }
     for (int from = 0; from < 32; from += kLanes) own += __shfl_sync(kAllLanes, f.own_query, from);
   }
@@ -121,7 +108,7 @@ __global__ void __launch_bounds__(kPairThreads) pair_queries_kernel(const __grid
 #pragma unroll
       for (int v = 0; v < kPairColumns; ++v) {
         const int c = first + 32 * v + lane;
-        if (m.unit_rows) sum[v] = add_rn(sum[v], -mul_rn(own, x[v]));
+        if (m.scaled_rows()) sum[v] = add_rn(sum[v], -mul_rn(own, x[v]));
         if (c < width) store(sum[v], p.grad_queries, p.queries.dtype, q * width + c);
       }
     }
@@ -132,10 +119,10 @@ __global__ void __launch_bounds__(kPairThreads) pair_queries_kernel(const __grid
 struct BankTerm {
   PairArgs a;
   Term kind;
-  bool unit_rows;
+  bool scaled_rows;
   __device__ void load(Member* m, uint32_t position) const {
     m->first = a.along[position];
-    if (unit_rows) m->second = a.own_bank[position];
+    if (scaled_rows) m->second = a.own_bank[position];
   }
   __device__ double own(int64_t row, int64_t column) const { return at(a.p.bank, row, column); }
   template <class F>
@@ -143,10 +130,12 @@ struct BankTerm {
     const auto add_slope = [&](Term term) {
       add([term](double x, const Member& m, double b) { return mul_rn(m.first, slope_of(term, b, x)); });
     };
-    if (unit_rows)
-      return add([](double x, const Member& m, double b) {
-        return add_rn(mul_rn(m.first, x), -mul_rn(m.second, b));  // their term is a product
+    const auto add_both = [&](Term term) {
+      add([term](double x, const Member& m, double b) {
+        return add_rn(mul_rn(m.first, slope_of(term, b, x)), -mul_rn(m.second, b));
       });
+    };
+    if (scaled_rows) return kind == Term::product ? add_both(Term::product) : add_both(Term::square);
     switch (kind) {
       case Term::product: return add_slope(Term::product);
       case Term::square: return add_slope(Term::square);
@@ -184,11 +173,11 @@ Error pair_gradients(const PairProblem& p, const Device& device) {
   const MetricRecord m = record(p.metric);
   VB_TRY(with_dtype(p.bank.dtype, [&](auto type) {
     using B = Element<decltype(type)>;
-    return launch(m.root || m.unit_rows ? pair_queries_kernel<B, true> : pair_queries_kernel<B, false>, grid,
+    return launch(m.root || m.scaled_rows() ? pair_queries_kernel<B, true> : pair_queries_kernel<B, false>, grid,
                   kPairThreads, 0, device, a);
   }));
   if (p.grad_bank == nullptr) return nullptr;
-  return sum_segments(s, p.queries, BankTerm{a, m.term, m.unit_rows}, device);
+  return sum_segments(s, p.queries, BankTerm{a, m.term, m.scaled_rows()}, device);
 }
 
 }  // namespace vecbank::cuda

@@ -286,9 +286,9 @@ __global__ void __launch_bounds__(kThreads) exact_kernel(const __grid_constant__
     const bool bad = j < -1 || j >= p.bank.count, there = !bad && j >= 0;
     const double raw = sum_of_8(there ? pair_lane(p.queries, row, p.bank, j, lane, m.term) : 0.0);
     double query_norm = 1.0, bank_norm = 1.0;
-    if (m.unit_rows) {
-      query_norm = floored(sqrt(sum_of_8(there ? self_lane(p.queries, row, lane) : 0.0)));
-      bank_norm = floored(sqrt(sum_of_8(there ? self_lane(p.bank, j, lane) : 0.0)));
+    if (m.scaled_rows()) {
+      query_norm = row_factor(m, sum_of_8(there ? self_lane(p.queries, row, lane) : 0.0));
+      bank_norm = row_factor(m, sum_of_8(there ? self_lane(p.bank, j, lane) : 0.0));
     }
     if (i >= pairs || lane != 0) continue;
     if (bad) atomicAdd(&a.state->bad_codes, 1u);

@@ -58,15 +58,15 @@ __device__ __forceinline__ double raw_score(const Rows& x, int64_t i, const Rows
                                   static_cast<int>(x.width), term)
                         : 0.0);
 }
-__device__ __forceinline__ double norm_by_8(const Rows& x, int64_t i, bool valid) {
-  return floored(sqrt(raw_score(x, i, x, i, Term::product, valid)));
+__device__ __forceinline__ double factor_by_8(const MetricRecord& m, const Rows& x, int64_t i, bool valid) {
+  return row_factor(m, raw_score(x, i, x, i, Term::product, valid));
 }
 __device__ __forceinline__ double group_norm(const Result& r, int64_t q, bool valid = true) {
-  return r.metric.unit_rows ? norm_by_8(r.queries, q, valid) : 1.0;
+  return r.metric.scaled_rows() ? factor_by_8(r.metric, r.queries, q, valid) : 1.0;
 }
 __device__ __forceinline__ double group_key(const Result& r, int64_t q, double query_norm, int64_t j, bool valid) {
   const double raw = raw_score(r.queries, q, r.bank, j, r.metric.term, valid);
-  const double bank_norm = r.metric.unit_rows ? norm_by_8(r.bank, j, valid) : 1.0;
+  const double bank_norm = r.metric.scaled_rows() ? factor_by_8(r.metric, r.bank, j, valid) : 1.0;
   return key_of(r.metric, raw, query_norm, bank_norm, r.bias != nullptr && valid ? r.bias + j : nullptr);
 }
 

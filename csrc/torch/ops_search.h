@@ -258,6 +258,8 @@ std::tuple<Tensor, Tensor> project_backward_small(const Tensor& grad, const Tens
   const Tensor given_x = dense_columns(x), given_bank = dense_columns(bank);
   const Pairing pair = pair_rows(scope, given_x, given_bank);
   STD_TORCH_CHECK(pair.bank.rows.dtype != DType::f64, "vecbank: bank must not be float64 here");
+  STD_TORCH_CHECK(!record(metric_of(metric)).ball,
+                  "vecbank: project_backward_small has no gradient of points in a ball");
   STD_TORCH_CHECK(sizes_of(grad) == resized(x, pair.m), "vecbank: grad ", shape_of(grad), " does not fit x ",
                   shape_of(x), " and bank ", shape_of(bank));
   const RowsView grads = rows_of(grad, "grad");

@@ -10,13 +10,14 @@ has namespaces:
 - `sparse`: sparse dictionaries
 - `codes`: scalar, sign and binary codes, and their bits
 - `embedding`: compressed tables
+- `metrics`, `kernels`: metrics that map rows, and functions of distances
 - `nn`: modules on all of these
 - `reference`: what every verb means, in plain torch and float64
 """
 
 from . import _cuda as _cuda
 from . import _ops as _ops  # loads the extension and registers torch.ops.vecbank
-from . import anchors, cluster, codes, embedding, nn, pq, reference, residual, results, sparse
+from . import anchors, cluster, codes, embedding, kernels, metrics, nn, pq, reference, residual, results, sparse
 from ._cuda import check
 from ._ops import METRICS
 from ._version import __version__
@@ -25,6 +26,8 @@ from .bank import Bank
 from .cluster import kmeans
 from .columns import Column
 from .functional import lookup, nearest, project, quantize, quantize_train, segment_sum, topk
+from .maps import log_euclidean, whiten
+from .metrics import Angular, Mahalanobis, Mapped, Pearson, Poincare
 from .parts import merge_topk, search_part
 from .pq import ProductCodec
 from .pq import decode as pq_decode
@@ -62,17 +65,23 @@ __all__ = [
     "radius_count",
     "radius",
     "merge_topk",
+    "metrics",
     "farthest_points",
     "Verified",
     "SearchPart",
     "RadiusHits",
     "Column",
     "Allowed",
+    "Angular",
     "Bank",
     "Fired",
     "KMeans",
     "METRICS",
+    "Mahalanobis",
+    "Mapped",
     "Nearest",
+    "Pearson",
+    "Poincare",
     "ProductCodec",
     "QuantizeTrain",
     "Quantized",
@@ -85,7 +94,9 @@ __all__ = [
     "codes",
     "embedding",
     "firing_counts",
+    "kernels",
     "kmeans",
+    "log_euclidean",
     "lookup",
     "nearest",
     "nn",
@@ -112,6 +123,7 @@ __all__ = [
     "sparse_encode_norm",
     "sparse_encode_threshold",
     "topk",
+    "whiten",
 ]
 
 _cuda.load()

@@ -39,6 +39,21 @@ def floating(name: str, t: object) -> None:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
 
 
+def inside_ball(name: str, rows: Tensor, curvature: float = 1.0) -> None:
+    """Every row lies inside the ball. Looked for on the CPU alone; elsewhere a row outside of it scores NaN."""
+    if rows.numel() == 0 or not readable(rows):
+        return
+    norms = torch.linalg.vector_norm(rows.detach(), dim=-1, dtype=torch.float64) * curvature**0.5
+    outside = norms >= 1
+    if bool(outside.any()):
+        first = outside.reshape(-1).nonzero()[0, 0]
+        norm = float(norms.reshape(-1)[first]) / curvature**0.5
+        raise ValueError(
+            f"{name} must lie inside the ball of radius {curvature**-0.5:.9g} (curvature {curvature:g}), got a norm of "
+            f"{norm:.9g} in row {int(first)}: project such points into the ball first"
+        )
+
+
 def dense(name: str, t: object) -> None:
     """`t` is a dense floating-point tensor."""
     floating(name, t)

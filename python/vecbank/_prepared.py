@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from . import _C, _checks, _head, _head_choice
+from . import _C, _checks, _head, _head_choice, metrics
 from ._deprecated import warn
 from ._numpy import entry_point
 from ._ops import METRICS, ops
 from ._ops.names import SCREENED, metric_name
 from ._ops.pack import USES
 from ._packable import _capturing, _pack_family, _packable, codes_tell_apart
+from ._packs import Kind, Made, Pack
 from ._progress import watched
 from ._written import Snapshot, foreign, last_of_each, own, share_memory
 
@@ -25,54 +26,13 @@ _int8_panels = _C.int8_panels  # names of this module: every call pays for looki
 _AUTO = USES.index("auto")
 
 
-class _Made(NamedTuple):
-    """The CUDA stream that a pack is written on, and the event that it is written by."""
-
-    stream: torch.cuda.Stream
-    event: torch.cuda.Event
-
-
-class _Kind(NamedTuple):
-    """Which pack: the metric's family, and whether its panels are codes, which serve searches alone."""
-
-    family: int
-    int8: bool
-
-
-class Pack(NamedTuple):
-    """A pack, and what it was made of."""
-
-    pack: Tensor
-    vectors: Snapshot
-    bias: Snapshot | None
-    made: _Made | None = None  # on CUDA
-    head: _head.Head | None = None  # of a pack of codes; None: nothing was chosen yet
-    chooser: _head_choice.Chooser | None = None  # where one may be, or another one
-
-    @property
-    def width(self) -> int:
-        """How many coordinates searches look at first."""
-        return self.vectors.tensor.shape[-1] if self.head is None else self.head.width
-
-    def is_of(self, vectors: Tensor, bias: Tensor | None) -> bool:
-        return self.vectors.shows(vectors) and (bias is None if self.bias is None else self.bias.shows(bias))
-
-    def for_current_stream(self) -> Tensor:
-        """The pack, which work of any stream may read from here on: no caller can know when it was written."""
-        if self.made is not None:
-            stream = torch.cuda.current_stream(self.pack.device)
-            if stream != self.made.stream:
-                stream.wait_event(self.made.event)
-                self.pack.record_stream(stream)  # its memory is not given to others before that work is done
-        return self.pack
-
-
 class PreparedBank(nn.Module):
     """The base of `vecbank.Bank`, whose docstring says what it promises. Functions that take a bank know it by this."""
 
     vectors: Tensor
     bias: Tensor | None
-    _packs: dict[_Kind, Pack]
+    _packs: dict[Kind, Pack]
+    _mapped: dict[bool, tuple[Snapshot, PreparedBank, bool]]  # by a metric that maps rows: the mapped rows
     _warned: set[str]  # what the Bank has warned of, once
     _watching = True  # the queries of calls
     _coded = True  # 8-bit codes tell the scores of these vectors apart
@@ -81,7 +41,7 @@ class PreparedBank(nn.Module):
     def __init__(
         self,
         vectors: Tensor,
-        metric: str | None = None,
+        metric: str | metrics.Metric | None = None,
         learnable: bool = False,
         *,
         bias: Tensor | None = None,
@@ -92,16 +52,24 @@ class PreparedBank(nn.Module):
         self._use = _use_of(screen)
         _checks.vectors("vectors", vectors)
         self._head = None if head is None else _head.width_of(head, vectors, screen)
-        if metric is not None and (not isinstance(metric, str) or metric not in METRICS):
-            raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+        if isinstance(metric, str):
+            metric = metrics.NAMED.get(metric, metric)
+        if metric is not None and not isinstance(metric, metrics.Metric) and metric not in METRICS:
+            raise ValueError(f"metric must be one of {metrics.names()}, or a vecbank.metrics.Metric, got {metric!r}")
         if metric is None and bias is not None:
             metric = "dot"  # the only metric that goes with a bias
         self._metric = metric
         self.learnable = learnable
         self._biased = bias is not None
-        self._packs, self._warned = {}, set()
+        self._packs, self._mapped, self._warned = {}, {}, set()
+        if isinstance(metric, metrics.Metric):
+            if bias is not None:
+                raise ValueError(f'bias goes with the "dot" metric, got {metric.name!r}')
+            metric.check("vectors", vectors)
+        elif metric == "poincare":
+            _checks.inside_ball("vectors", vectors)
         if bias is not None:
-            _checks.bias(bias, vectors, METRICS[metric or "dot"])
+            _checks.bias(bias, vectors, METRICS[str(metric)])
         if learnable:
             self.vectors = nn.Parameter(vectors.detach().clone())
             self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
@@ -126,15 +94,21 @@ class PreparedBank(nn.Module):
         )
 
     @property
-    def metric(self) -> str | None:
+    def metric(self) -> str | metrics.Metric | None:
         """The metric that the Bank was made for; None leaves each verb its own. Read-only."""
-        return self._metric
+        own = self._metric
+        return metrics.named(own) if isinstance(own, metrics.Metric) else own
 
     @metric.setter
     def metric(self, value: object) -> None:
         raise AttributeError(
-            f"the metric of a Bank is fixed at {self._metric!r}: make another one, Bank(bank.vectors, {value!r})"
+            f"the metric of a Bank is fixed at {self.metric!r}: make another one, Bank(bank.vectors, {value!r})"
         )
+
+    @property
+    def _native(self) -> str | None:
+        """The metric of the Bank, if it has a kernel."""
+        return None if isinstance(self._metric, metrics.Metric) else self._metric
 
     @entry_point
     def update_(self: Self, rows: Tensor, vectors: Tensor) -> Self:
@@ -243,12 +217,14 @@ class PreparedBank(nn.Module):
         if what not in ("search", "project"):
             raise ValueError(f'what must be "search" (topk, nearest, quantize) or "project", got {what!r}')
         name = self._metric if metric is None else metric
+        if (mapped := metrics.mapping(metric, self)) is not None:
+            return self._prepare_mapped(mapped, what, queries, k=k, progress=progress)
         if name is None:
             raise ValueError(f'this Bank names no metric: say which, as in prepare("{what}", "l2")')
         if isinstance(name, Tensor):
             raise TypeError("metric must be a name, got a tensor: queries go by their name, prepare(queries=...)")
         if not isinstance(name, str) or name not in METRICS:
-            raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+            raise ValueError(f"metric must be one of {metrics.names()}, got {metric!r}")
         k = _checks.integer("k", k)
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
@@ -261,8 +237,9 @@ class PreparedBank(nn.Module):
             if queries.dim() < 1 or queries.shape[-1] != self.vectors.shape[-1]:
                 wanted = self.vectors.shape[-1]
                 raise ValueError(f"queries must be (..., {wanted}) like the bank, got {tuple(queries.shape)}")
-        if self._metric is not None and _pack_family(METRICS[name]) != _pack_family(METRICS[self._metric]):
-            raise ValueError(f'this Bank is for "{self._metric}", got metric {metric!r}: make a Bank for that')
+        own = self._native
+        if self._metric is not None and (own is None or _pack_family(METRICS[name]) != _pack_family(METRICS[own])):
+            raise ValueError(f'this Bank is for "{self.metric}", got metric {metric!r}: make a Bank for that')
         if self._biased and what == "project":
             return self  # it uses no pack
         vectors = self.vectors
@@ -283,14 +260,14 @@ class PreparedBank(nn.Module):
             self._packs[kind] = held._replace(head=chosen, chooser=chooser)
         return self
 
-    def _choose(self, kind: _Kind, vectors: Tensor, searches: _head.Searches) -> _head.Head | None:
+    def _choose(self, kind: Kind, vectors: Tensor, searches: _head.Searches) -> _head.Head | None:
         """The head for a pack that would be kept; None: there can be none."""
         if not self._may_choose(kind, vectors):
             return None
         with torch.inference_mode(False), torch.no_grad():
             return _head.choose(vectors, kind.family, searches)
 
-    def _may_choose(self, kind: _Kind, vectors: Tensor) -> bool:
+    def _may_choose(self, kind: Kind, vectors: Tensor) -> bool:
         rows, width = vectors.shape[-2:]
         if self._head is not None or not kind.int8 or vectors.dim() != 2 or not _head.possible(rows, width):
             return False
@@ -309,23 +286,23 @@ class PreparedBank(nn.Module):
             >>> bank.repack().nearest(torch.tensor([5.0, 5.0])).indices.item()
             1
         """
-        held, self._packs = self._packs, {}
+        held, self._packs, self._mapped = self._packs, {}, {}
         for kind in held:
             self._prepare(kind, self.vectors, self.bias)
         return self
 
-    def _kind(self, verb: str, vectors: Tensor, code: int, few: bool = False, look: bool = False) -> _Kind:
+    def _kind(self, verb: str, vectors: Tensor, code: int, few: bool = False, look: bool = False) -> Kind:
         """The pack that a verb needs, of "project" and all others; `look`: at vectors that have changed, perhaps."""
         family, shape = _pack_family(code), vectors.shape
         int8 = verb != "project" and vectors.is_cpu and _int8_panels(shape[-2], shape[-1], family, self._use)
         if look and int8 and self._use == _AUTO:
             self._coded = not _packable(vectors) or codes_tell_apart(vectors, family)
         # For few queries memory limits the speed, and codes are a quarter of it.
-        return _Kind(family, int8 and (self._coded or few))
+        return Kind(family, int8 and (self._coded or few))
 
     def _prepare(
         self,
-        kind: _Kind,
+        kind: Kind,
         vectors: Tensor,
         bias: Tensor | None,
         head: _head.Head | None = None,
@@ -349,7 +326,7 @@ class PreparedBank(nn.Module):
             made = None
             if pack.is_cuda:
                 stream = torch.cuda.current_stream(pack.device)
-                made = _Made(stream, stream.record_event())
+                made = Made(stream, stream.record_event())
             chooser = _head_choice.Chooser(vectors.shape[-1], head, last) if self._may_choose(kind, vectors) else None
             self._packs[kind] = Pack(pack, *made_of, made, head, chooser)
         return pack
@@ -362,7 +339,7 @@ class PreparedBank(nn.Module):
             return None  # the op adds the bias to a product of its own
         family = _pack_family(code)
         if torch.compiler.is_compiling():
-            held = (verb != "project" and self._packs.get(_Kind(family, True))) or self._packs.get(_Kind(family, False))
+            held = (verb != "project" and self._packs.get(Kind(family, True))) or self._packs.get(Kind(family, False))
             # The op itself holds the stamp in the pack against the vectors. An exported program keeps no pack. Which
             # stream a compiled program reads it on is the caller's to order, as for every tensor of the program.
             return None if held is None or torch.compiler.is_exporting() else held.pack
@@ -372,24 +349,24 @@ class PreparedBank(nn.Module):
         shape = vectors.shape
         int8 = verb != "project" and vectors.is_cpu and _int8_panels(shape[-2], shape[-1], family, self._use)
         int8 = int8 and (self._coded or (queries is not None and _head.few(queries.shape[:-1].numel())))
-        held = self._packs.get((family, int8))  # type: ignore[call-overload]  # equal to the _Kind, and quicker made
+        held = self._packs.get((family, int8))  # type: ignore[call-overload]  # equal to the Kind, and quicker made
         if held is not None and held.is_of(vectors, bias):
             if held.chooser is not None and queries is not None:
                 return self._with_head(self._kind(verb, vectors, code), held, held.chooser, vectors, queries, k)
             return held.for_current_stream()
         if self._buffers.get("vectors") is not vectors:
             return None
-        if self._metric is not None and family != _pack_family(METRICS[self._metric]):
+        if self._metric is not None and (self._native is None or family != _pack_family(METRICS[self._native])):
             self._warn_of_metric(verb, code)
             return None
         few = queries is not None and _head.few(queries.shape[:-1].numel())
         kind = self._kind(verb, vectors, code, few, look=True)
         if kind.int8 != int8:
-            self._packs.pop(_Kind(family, int8), None)  # of other values, which are no longer there
+            self._packs.pop(Kind(family, int8), None)  # of other values, which are no longer there
         return self._prepare(kind, vectors, bias)
 
     def _with_head(
-        self, kind: _Kind, held: Pack, chooser: _head_choice.Chooser, vectors: Tensor, queries: Tensor, k: int
+        self, kind: Kind, held: Pack, chooser: _head_choice.Chooser, vectors: Tensor, queries: Tensor, k: int
     ) -> Tensor:
         """The pack, made anew where another head is due."""
         rows, width = vectors.shape
@@ -409,6 +386,40 @@ class PreparedBank(nn.Module):
             warn(f"no other head could be prepared, and searches go on as before: {failed}", RuntimeWarning)
         return held.pack if made is None else made
 
+    def _mapped_by(self, m: metrics.Metric, *, room: bool = False) -> tuple[Tensor | PreparedBank, bool]:
+        """The mapped rows, and whether they have room: by the Bank's own metric a Bank that is kept until the vectors
+        change, else a tensor.
+        """
+        vectors = self._held()
+        kept = m == self._metric and not self.learnable and not m.learned and _packable(vectors)
+        if not kept or torch.compiler.is_compiling():
+            m.check("bank", vectors)
+            room = room or m.needs_room(vectors)
+            return m.rows(vectors, room=room), room
+        held = self._mapped.get(room)
+        if held is None or not held[0].shows(vectors):
+            made_of = Snapshot.of(vectors)
+            with torch.inference_mode(False), torch.no_grad():
+                m.check("bank", vectors)
+                needs = room or m.needs_room(vectors)
+                rows = PreparedBank(m.rows(vectors, room=needs), m.base, screen=self.screen, head=self._head)
+            held = made_of, rows, needs
+            self._mapped[room] = self._mapped[needs] = held
+        return held[1], held[2]
+
+    def _prepare_mapped(
+        self: Self, m: metrics.Metric, what: str, queries: Tensor | None, *, k: int, progress: bool
+    ) -> Self:
+        if m != self._metric:
+            raise ValueError(f"this Bank is for {self.metric!r}, got metric {m!r}: make a Bank for that")
+        if what == "search":  # a projection maps the vectors at every call
+            room = queries is not None and m.needs_room(queries)
+            rows, room = self._mapped_by(m, room=room)
+            if isinstance(rows, PreparedBank):
+                mapped = None if queries is None else m.rows(queries, room=room)
+                rows.prepare(what, queries=mapped, k=k, progress=progress)
+        return self
+
     def _warn_of_metric(self, verb: str, code: int) -> None:
         if "metric" in self._warned or code not in SCREENED:  # then there is next to nothing to pack
             return
@@ -416,14 +427,18 @@ class PreparedBank(nn.Module):
         wanted = metric_name(code)
         warn(
             f'{verb} by "{wanted}" packs the vectors of this Bank at every call, because the Bank is prepared for '
-            f'"{self._metric}": make a Bank for "{wanted}", or one without a metric',
+            f'"{self.metric}": make a Bank for "{wanted}", or one without a metric',
             UserWarning,
         )
 
     def _code_for(self, verb: str, default: str) -> int:
         """The metric of a call that names none."""
         if self._metric is not None:
-            return METRICS[self._metric]
+            if self._native is None:
+                raise ValueError(
+                    f"{verb} has no form by {self.metric!r}, the metric of this Bank: it takes {', '.join(METRICS)}"
+                )
+            return METRICS[self._native]
         if default != "cosine" and "default" not in self._warned:
             if not torch.compiler.is_compiling():
                 self._warned.add("default")
@@ -453,15 +468,16 @@ class PreparedBank(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name in ("vectors", "bias") and "_packs" in self.__dict__:
-            self._packs = {}  # of another tensor; a compiled program could take an alias of it for the same
+            # of another tensor; a compiled program could take an alias of it for the same
+            self._packs, self._mapped = {}, {}
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.update(_packs={}, _warned=set())
+        state.update(_packs={}, _mapped={}, _warned=set())
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state.update(_packs={}, _warned=set())  # earlier releases kept other things there
+        state.update(_packs={}, _mapped={}, _warned=set())  # earlier releases kept other things there
         if "_metric" not in state:  # written before the metric was read-only
             state["_metric"] = state.pop("metric")
         state.setdefault("_use", USES.index("auto"))

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._ops import METRICS, SIMILARITIES, ops
+from ._ops import METRICS, SIMILARITIES, ball, ops
 from ._ops.blocks import BLOCK_BYTES
 from ._ops.fakes import value_dtype
+from ._ops.names import POINCARE, POINCARE_RATIO
 from ._ops.sets import Lowered
 
 _forced = False
@@ -113,13 +114,18 @@ def pair_keys(s: Search, indices: Tensor) -> Tensor:
 
 
 def _key_code(code: int) -> int:
-    """The metric whose scores rank: of l2 its square."""
-    return METRICS["sqeuclidean"] if code == METRICS["l2"] else code
+    """The metric whose scores rank: of l2 its square, of poincare the ratio."""
+    return _RANKING.get(code, code)
+
+
+_RANKING = {METRICS["l2"]: METRICS["sqeuclidean"], POINCARE: POINCARE_RATIO}
 
 
 def _scores_of(found: Tensor, code: int) -> Tensor:
     """What keys stand for, in float64."""
     scores = found if code in SIMILARITIES else -found
+    if code == POINCARE:
+        return ball.distance(scores)
     return scores.sqrt() if code == METRICS["l2"] else scores
 
 
@@ -274,7 +280,9 @@ class _Hits(NamedTuple):
 def _hits(s: Search, radii: Tensor) -> _Hits:
     """Of every pair of a block."""
     found = _all_keys(s)
-    scores = _scores_of(found, s.code)
+    scores = (
+        ops.exact_scores(s.x, s.bank, s.code, torch.float64, None) if s.code == POINCARE else _scores_of(found, s.code)
+    )
     return _Hits(found, scores, _counted(s, within(scores, radii.unsqueeze(-1), s.code)))
 
 

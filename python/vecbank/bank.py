@@ -13,10 +13,11 @@ from . import _C, _checks, functional, selections
 from ._deprecated import old_call, renamed
 from ._head import few
 from ._head_choice import LOSS, use_of
-from ._ops import METRICS
 from ._ops.names import SCREENED, metric_name
-from ._prepared import Pack, PreparedBank
+from ._packs import Pack
+from ._prepared import PreparedBank
 from .allowed import Allowed
+from .metrics import Metric, mapping
 from .results import Explanation, Nearest, Quantized, RadiusHits, TopK, Verified
 
 
@@ -44,9 +45,11 @@ class Bank(PreparedBank):
             buffers are (`update_` writes into it). It is copied where torch cannot see who else writes into it: memory
             that came from numpy or a file, and tensors made in inference mode. A learnable bank makes a copy of its
             own.
-        metric: "cosine", "dot", "l2", "sqeuclidean" or "l1" (which needs no copy). With None (default) each verb uses
-            its own default: "cosine" for `project`, "dot" for `topk`, "l2" for `nearest` and `quantize`, and the
-            vectors are prepared once for each metric that is asked for.
+        metric: "cosine", "dot", "l2", "sqeuclidean"; "l1" and "poincare", which need no copy; or one that maps rows
+            (`vecbank.metrics`: "pearson", "angular", `Poincare`, `Mahalanobis`), whose mapped rows the Bank keeps, 8
+            bytes a coordinate. With None (default) each verb uses its own default: "cosine" for `project`, "dot" for
+            `topk`, "l2" for `nearest` and `quantize`, and the vectors are prepared once for each metric that is asked
+            for.
         learnable: hold the vectors as a Parameter (then packed at every call, because it changes) rather than a buffer.
         bias: (M,) in the vectors' dtype, added to dot products by `topk` and `project` (metric "dot" and (M, d) only):
             with it the Bank is an encoder, as of a sparse autoencoder (`sparse.encode` takes it). Held as the vectors
@@ -81,7 +84,7 @@ class Bank(PreparedBank):
         [[0, 1]]
     """
 
-    def project(self, x: Tensor, *, out_dtype: torch.dtype | None = None, metric: str | None = None) -> Tensor:
+    def project(self, x: Tensor, *, out_dtype: torch.dtype | None = None, metric: str | Metric | None = None) -> Tensor:
         """`vecbank.project` against this bank: (..., d) -> (..., M).
 
         Example:
@@ -99,7 +102,7 @@ class Bank(PreparedBank):
         k: int,
         *,
         allowed: Allowed | Tensor | None = None,
-        metric: str | None = None,
+        metric: str | Metric | None = None,
         order: str = "best",
         pad: bool = False,
     ) -> TopK:
@@ -113,7 +116,9 @@ class Bank(PreparedBank):
         return functional.topk(x, self, k, metric, allowed=allowed, order=order, pad=pad)
 
     @old_call(2, "allowed", dropped="exact")
-    def nearest(self, x: Tensor, *, allowed: Allowed | Tensor | None = None, metric: str | None = None) -> Nearest:
+    def nearest(
+        self, x: Tensor, *, allowed: Allowed | Tensor | None = None, metric: str | Metric | None = None
+    ) -> Nearest:
         """`vecbank.nearest` in this bank: (..., d) -> values and indices (...).
 
         Example:
@@ -129,7 +134,7 @@ class Bank(PreparedBank):
         r: Tensor | float,
         *,
         allowed: Allowed | Tensor | None = None,
-        metric: str | None = None,
+        metric: str | Metric | None = None,
         max_hits: int | None = None,
     ) -> RadiusHits:
         """`vecbank.radius` in this bank: all rows within r, as (offsets, indices, values).
@@ -143,7 +148,12 @@ class Bank(PreparedBank):
         return selections.radius(x, self, r, metric, allowed=allowed, max_hits=max_hits)
 
     def radius_count(
-        self, x: Tensor, r: Tensor | float, *, allowed: Allowed | Tensor | None = None, metric: str | None = None
+        self,
+        x: Tensor,
+        r: Tensor | float,
+        *,
+        allowed: Allowed | Tensor | None = None,
+        metric: str | Metric | None = None,
     ) -> Tensor:
         """`vecbank.radius_count` in this bank: how many rows lie within r, (...).
 
@@ -154,7 +164,7 @@ class Bank(PreparedBank):
         """
         return selections.radius_count(x, self, r, metric, allowed=allowed)
 
-    def score_pairs(self, x: Tensor, indices: Tensor, *, metric: str | None = None) -> Tensor:
+    def score_pairs(self, x: Tensor, indices: Tensor, *, metric: str | Metric | None = None) -> Tensor:
         """`vecbank.score_pairs` in this bank: the exact scores of chosen rows, (..., k).
 
         Example:
@@ -166,7 +176,7 @@ class Bank(PreparedBank):
         return selections.score_pairs(x, self, indices, metric)
 
     def verify(
-        self, x: Tensor, indices: Tensor, *, allowed: Allowed | Tensor | None = None, metric: str | None = None
+        self, x: Tensor, indices: Tensor, *, allowed: Allowed | Tensor | None = None, metric: str | Metric | None = None
     ) -> Verified:
         """`vecbank.verify` in this bank: whether lists of its rows are the exact answer.
 
@@ -213,7 +223,7 @@ class Bank(PreparedBank):
         part._buffers["vectors"] = vectors
         return part
 
-    def quantize(self, x: Tensor, *, metric: str | None = None) -> Quantized:
+    def quantize(self, x: Tensor, *, metric: str | Metric | None = None) -> Quantized:
         """`vecbank.quantize` by this bank: (..., d) -> quantized (..., d) and codes (...).
 
         Example:
@@ -229,7 +239,7 @@ class Bank(PreparedBank):
         k: int = 10,
         allowed: Allowed | Tensor | None = None,
         *,
-        metric: str | None = None,
+        metric: str | Metric | None = None,
     ) -> Explanation:
         """How `topk` of these queries goes on the CPU: which screens were used, why, and what they left to float64.
 
@@ -255,6 +265,18 @@ class Bank(PreparedBank):
             raise RuntimeError("explain measures a call as it runs, and has no form in a compiled program")
         if self.vectors.device.type != "cpu":
             raise ValueError(f"explain is for a Bank on the CPU, this one is on {self.vectors.device}")
+        if (m := mapping(metric, self)) is not None:
+            if m != self._metric or m.learned:
+                raise ValueError(
+                    f"explain is for the Bank's own metric {self.metric!r}, unless that is learned, got {m!r}"
+                )
+            _checks.pair(x, self.vectors)
+            rows, room = self._mapped_by(m, room=m.needs_room(x))
+            if not isinstance(rows, PreparedBank):
+                raise ValueError("explain needs a Bank whose vectors can be prepared")
+            return Bank(rows.vectors, m.base, screen=self.screen, head=self.head).explain(
+                m.rows(x, room=room), k, allowed
+            )
         for made in list(self._packs.values()):
             if made.chooser is not None:
                 made.chooser.keep(made.pack)
@@ -269,7 +291,7 @@ class Bank(PreparedBank):
             del self._watching
         counted = _C.counters()
         screened = {name: counted[name] for name in ("head", "int8", "int16", "float32") if counted[name]}
-        code = self._code_for("topk", "dot") if metric is None else METRICS[metric]
+        code = self._code_for("topk", "dot") if metric is None else functional.metric_code(metric)
         held = self._packs.get(self._kind("topk", self.vectors, code, few(counted["queries"])))
         why = self._why(list(screened), k, code, counted["queries"], held)
         chosen = None if held is None else held.head
@@ -368,7 +390,7 @@ class Bank(PreparedBank):
         if self.head is None:
             heads = "".join(f"head of {width} chosen, " for width in sorted({head.width for head in chosen}))
         return (
-            f"{shape}, metric={self._metric!r}, dtype={dtype}, learnable={self.learnable}{biased}{screen}, "
+            f"{shape}, metric={self.metric!r}, dtype={dtype}, learnable={self.learnable}{biased}{screen}, "
             f"{heads}{_bytes(own)}{packed or later}"
         )
 

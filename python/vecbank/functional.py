@@ -1,7 +1,8 @@
 """The verbs. Every function takes a bank as a plain tensor (packed on the fly) or as a prepared `vecbank.Bank`.
 
 Metrics: `dot` x.b; `cosine` x.b / (max(|x|, 1e-8) max(|b|, 1e-8)); `l2` |x - b|; `sqeuclidean` |x - b|^2;
-`l1` the sum of |x_i - b_i|, which has no faster screen: every pair is scored in float64, by `project` too.
+`l1` the sum of |x_i - b_i|, and `poincare` 2 asinh(|x - b| / sqrt((1 - |x|^2) (1 - |b|^2))) of points of the unit
+ball: these two have no screen, so every pair is scored in float64, by `project` too. `vecbank.metrics` has more.
 Similarities are better when larger, distances when smaller. `topk`, `nearest` and `quantize` rank by the float64 score,
 computed in a fixed order, ties to the lower index: the answer depends on neither processor nor thread count.
 `project` is held to a tolerance instead.
@@ -15,15 +16,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _checks, _farthest, _select
+from . import _checks, _farthest, _mapped, _select
 from ._deprecated import old_call
 from ._numpy import entry_point
 from ._ops import METRICS, REDUCTIONS, ops
 from ._ops.fakes import value_dtype
+from ._ops.names import POINCARE
 from ._ops.sets import Lowered
 from ._prepared import PreparedBank
 from ._select import Search, worst_value
 from .allowed import Allowed, expand_mask
+from .metrics import Metric, mapping, names
 from .results import Nearest, Quantized, QuantizeTrain, TopK
 
 _project, _topk, _nearest = ops.project, ops.topk, ops.nearest
@@ -34,7 +37,7 @@ def resolve(
     verb: str,
     x: Tensor,
     bank: Tensor | PreparedBank,
-    metric: str | None,
+    metric: str | Metric | None,
     default: str,
     *,
     biased: bool = False,
@@ -50,29 +53,42 @@ def resolve(
             )
         _checks.pair(x, vectors)
         code = bank._code_for(verb, default) if metric is None else metric_code(metric)
+        if code == POINCARE:
+            inside(x, vectors)
         return vectors, bank._packed(verb, vectors, code, x, k), code
     _checks.vectors("bank", bank)
     _checks.pair(x, bank)
-    return bank, None, metric_code(default if metric is None else metric)
+    code = metric_code(default if metric is None else metric)
+    if code == POINCARE:
+        inside(x, bank)
+    return bank, None, code
 
 
-def metric_code(metric: str) -> int:
+def inside(x: Tensor, vectors: Tensor) -> None:
+    _checks.inside_ball("x", x)
+    _checks.inside_ball("bank", vectors)
+
+
+def metric_code(metric: str | Metric) -> int:
     code = METRICS.get(metric) if isinstance(metric, str) else None
     if code is None:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+        if mapping(metric, None) is not None:
+            raise ValueError(f"metric must be one of {', '.join(METRICS)} here, got {metric!r}")
+        raise ValueError(f"metric must be one of {names()}, or a vecbank.metrics.Metric, got {metric!r}")
     return code
 
 
 @entry_point
 def project(
-    x: Tensor, bank: Tensor | PreparedBank, metric: str | None = None, *, out_dtype: torch.dtype | None = None
+    x: Tensor, bank: Tensor | PreparedBank, metric: str | Metric | None = None, *, out_dtype: torch.dtype | None = None
 ) -> Tensor:
     """Similarity (or distance) of every vector to every bank row: relative representations, class scores, kernels.
 
     Args:
         x: (..., d) float32, float64, bfloat16 or float16.
         bank: (M, d), or (B, M, d) with x (B, N, d), of x's dtype (or float32 with a 16-bit x); or a Bank.
-        metric: "cosine", "dot", "l2", "sqeuclidean" or "l1". None (default): what a Bank names, else "cosine".
+        metric: "cosine", "dot", "l2", "sqeuclidean", "l1", "poincare", "pearson", "angular", or an object of
+            `vecbank.metrics`. None (default): what a Bank names, else "cosine".
         out_dtype: dtype of the result; x's by default. Sums run in float32 (float64 for float64) and round once.
 
     Returns:
@@ -90,9 +106,11 @@ def project(
         >>> vecbank.project(torch.tensor([[3.0, 0.0], [0.0, 5.0]]), anchors).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    vectors, pack, code = resolve("project", x, bank, metric, "cosine", biased=True)
     if out_dtype is not None and out_dtype not in _checks._FLOATS:
         raise TypeError(f"out_dtype must be float32, float64, bfloat16 or float16, got {out_dtype}")
+    if (m := mapping(metric, bank)) is not None:
+        return _mapped.project(m, x, bank, out_dtype, project)
+    vectors, pack, code = resolve("project", x, bank, metric, "cosine", biased=True)
     if isinstance(bank, PreparedBank) and bank._biased:
         return (_project(x, vectors, None, code, value_dtype(x)) + bank.bias).to(out_dtype or x.dtype)
     result: Tensor = _project(x, vectors, pack, code, out_dtype)
@@ -105,7 +123,7 @@ def topk(
     x: Tensor,
     bank: Tensor | PreparedBank,
     k: int,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     *,
     allowed: Allowed | Tensor | None = None,
     bias: Tensor | None = None,
@@ -118,7 +136,8 @@ def topk(
         x: (..., d).
         bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
         k: 1 to M; any number from 1 with `pad`.
-        metric: "dot", "cosine", "l2", "sqeuclidean" or "l1". None (default): what a Bank names, else "dot".
+        metric: "dot", "cosine", "l2", "sqeuclidean", "l1", "poincare", "pearson", "angular", or an object of
+            `vecbank.metrics`. None (default): what a Bank names, else "dot".
         allowed: which rows may be returned to whom: a `vecbank.Allowed`, or a bool tensor that broadcasts to (..., M)
             (True = this bank row may be returned). The rows that are left are ranked as if there were no others.
         bias: (M,) in the bank's dtype, added to dot products (with a tensor bank; a Bank brings its own): the encoder
@@ -151,6 +170,13 @@ def topk(
     k = _checks.integer("k", k)
     if order not in ORDERS:
         raise ValueError(f'order must be "best" or "worst", got {order!r}')
+    if (m := mapping(metric, bank)) is not None:
+        if bias is not None:
+            raise ValueError(f'bias goes with the "dot" metric, got {m.name!r}')
+        mapped, mapped_bank = _mapped.sides(m, x, bank)
+        values, indices = topk(mapped, mapped_bank, k, m.base, allowed=allowed, order=order, pad=pad)
+        of = _mapped.queries_of(x, indices)
+        return TopK(_mapped.rounded(m, values, x, mapped, mapped_bank, indices, of), indices)
     vectors, pack, code = resolve("topk", x, bank, metric, "dot", biased=True, k=k)
     rows = vectors.shape[-2]
     if k < 1 or (k > rows and not pad):
@@ -205,7 +231,7 @@ def lower(allowed: Allowed | Tensor, x: Tensor, vectors: Tensor) -> Lowered | Te
 def nearest(
     x: Tensor,
     bank: Tensor | PreparedBank,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     *,
     allowed: Allowed | Tensor | None = None,
 ) -> Nearest:
@@ -214,7 +240,7 @@ def nearest(
     Args:
         x: (..., d).
         bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
-        metric: "l2", "sqeuclidean", "l1", "dot" or "cosine". None (default): what a Bank names, else "l2".
+        metric: as of `topk`. None (default): what a Bank names, else "l2".
         allowed: which rows may be returned to whom, as of `topk`.
 
     Returns:
@@ -227,6 +253,11 @@ def nearest(
         >>> vecbank.nearest(torch.tensor([3.0, 0.0]), bank)
         Nearest(values=tensor(3.), indices=tensor(0))
     """
+    if (m := mapping(metric, bank)) is not None:
+        mapped, mapped_bank = _mapped.sides(m, x, bank)
+        values, indices = nearest(mapped, mapped_bank, m.base, allowed=allowed)
+        of = _mapped.queries_of(x, indices)
+        return Nearest(_mapped.rounded(m, values, x, mapped, mapped_bank, indices, of), indices)
     vectors, pack, code = resolve("nearest", x, bank, metric, "l2")
     if allowed is None or vectors.shape[-2] == 0:
         if allowed is not None:
@@ -237,13 +268,13 @@ def nearest(
 
 
 @entry_point
-def quantize(x: Tensor, bank: Tensor | PreparedBank, metric: str | None = None) -> Quantized:
+def quantize(x: Tensor, bank: Tensor | PreparedBank, metric: str | Metric | None = None) -> Quantized:
     """Replace every vector by its nearest bank row (vector quantisation), gathered in the same pass.
 
     Args:
         x: (..., d).
         bank: the codebook, (M, d), (B, M, d) with x (B, N, d), or a Bank.
-        metric: "l2", "sqeuclidean", "l1", "dot" or "cosine". None (default): what a Bank names, else "l2".
+        metric: "l2", "sqeuclidean", "l1", "poincare", "dot" or "cosine". None (default): what a Bank names, else "l2".
 
     Returns:
         Quantized(quantized, codes): (..., d) in the bank's dtype and (...) int64. Straight-through: the gradient of
@@ -265,14 +296,14 @@ def quantize(x: Tensor, bank: Tensor | PreparedBank, metric: str | None = None) 
 
 @entry_point(mask="valid")
 def quantize_train(
-    x: Tensor, bank: Tensor | PreparedBank, metric: str | None = None, valid: Tensor | None = None
+    x: Tensor, bank: Tensor | PreparedBank, metric: str | Metric | None = None, valid: Tensor | None = None
 ) -> QuantizeTrain:
     """`quantize` with everything a training step needs besides, without an N x M or one-hot matrix.
 
     Args:
         x: (..., d).
         bank: the codebook, (M, d), (B, M, d) with x (B, N, d), or a Bank.
-        metric: "l2", "sqeuclidean", "l1", "dot" or "cosine". None (default): what a Bank names, else "l2".
+        metric: "l2", "sqeuclidean", "l1", "poincare", "dot" or "cosine". None (default): what a Bank names, else "l2".
         valid: bool (...); True = this row of x counts. Rows that do not count get code -1 and come back as they were.
 
     Returns:

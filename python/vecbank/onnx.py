@@ -4,13 +4,13 @@
 program of torch's own ops, for any other consumer of exported programs.
 
 ONNX has no certificate of a search. A nearest row is the best of a float64 product: `x b'` for "dot" and "cosine",
-`|b|^2 - 2 x b'` for Euclidean distances; or of the sums of differences themselves for "l1". Equal scores go to the
-lower index, by ONNX's rule (`torch.topk` has none). Where two scores lie within float64 rounding of each other (about
-1e-15 of those terms), the code may be another than vecbank's.
+`|b|^2 - 2 x b'` for Euclidean distances; or of the sums of differences themselves for "l1" and "poincare". Equal scores
+go to the lower index, by ONNX's rule (`torch.topk` has none). Where two scores lie within float64 rounding of each
+other (about 1e-15 of those terms), the code may be another than vecbank's.
 The values returned are scored again from the chosen pairs and rounded once; sums may differ in their last bits, and
 16-bit results by one rounding. The edges are vecbank's: a row of NaN has code -1 and comes out as NaN, code -1 reads a
 zero row. A code out of range, an error in vecbank, is not looked for. The float64 scores of all pairs are in memory,
-for "l1" their differences too.
+for "l1" and "poincare" their differences too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._ops import METRICS, REDUCTIONS
+from ._ops import METRICS, REDUCTIONS, ball
+from ._ops.names import BALL, POINCARE
 from .results import TopK
 
 __all__ = ["decomposed", "export"]
@@ -140,16 +141,26 @@ def _unit(t: Tensor) -> Tensor:
 
 
 def _all_scores(x: Tensor, bank: Tensor, metric: int) -> Tensor:
-    """(..., M) float64: similarities, or distances: Euclidean ones squared."""
+    """(..., M) float64: similarities, or distances: Euclidean ones squared, and the ratio of those in a ball."""
     x, bank = x.double(), bank.double()
-    if metric == _L1:
-        return (x.unsqueeze(-2) - (bank if bank.dim() == 2 else bank.unsqueeze(-3))).abs().sum(-1)
+    if metric == _L1 or metric in BALL:
+        apart = x.unsqueeze(-2) - (bank if bank.dim() == 2 else bank.unsqueeze(-3))
+        if metric == _L1:
+            return apart.abs().sum(-1)
+        of_bank = ball.factors(bank)
+        return _squares(apart) / (
+            ball.factors(x).unsqueeze(-1) * (of_bank if bank.dim() == 2 else of_bank.unsqueeze(-2))
+        )
     if metric == _COSINE:
         x, bank = _unit(x), _unit(bank)
     products = x @ bank.mT
     if metric in (_DOT, _COSINE):
         return products
     return (_squares(x).unsqueeze(-1) + (_row_squares(bank) - 2 * products)).clamp_min(0)
+
+
+def _distance(ratio: Tensor) -> Tensor:
+    return 2 * torch.asinh(ratio.sqrt())
 
 
 def _pair_scores(x: Tensor, rows: Tensor, metric: int) -> Tensor:
@@ -162,6 +173,9 @@ def _pair_scores(x: Tensor, rows: Tensor, metric: int) -> Tensor:
     if metric == _L1:
         return (x - rows).abs().sum(-1)
     squares = _squares(x - rows)
+    if metric in BALL:
+        ratio = squares / (ball.factors(x) * ball.factors(rows))
+        return _distance(ratio) if metric == POINCARE else ratio
     return squares.sqrt() if metric == _L2 else squares
 
 
@@ -172,7 +186,7 @@ def _best(x: Tensor, bank: Tensor, k: int, metric: int, mask: Tensor | None, bia
     x, bank = x.double(), bank.double()
     if metric in (_DOT, _COSINE):
         keys = _all_scores(x, bank, metric)
-    elif metric == _L1:
+    elif metric == _L1 or metric in BALL:
         keys = -_all_scores(x, bank, metric)
     else:
         keys = 2 * (x @ bank.mT) - _row_squares(bank)
@@ -245,7 +259,7 @@ def _exact_scores(
         scores = _pair_scores(x, _rows(bank, indices), metric).masked_fill(indices < 0, 0.0)
     else:
         scores = _all_scores(x, bank, metric)
-        scores = scores.sqrt() if metric == _L2 else scores
+        scores = scores.sqrt() if metric == _L2 else _distance(scores) if metric == POINCARE else scores
     return scores.to(out_dtype or x.dtype)
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _checks, _select
+from . import _checks, _mapped, _select
 from ._numpy import entry_point, tensor_of
 from ._ops import METRICS
 from ._ops.fakes import value_dtype
 from ._ops.names import metric_name
 from ._prepared import PreparedBank
 from .allowed import Allowed
+from .metrics import Metric, mapping, named, names
 from .results import Nearest, RadiusHits, SearchPart, TopK
 from .selections import search_of
 
@@ -25,7 +26,7 @@ def search_part(
     x: Tensor,
     part: Tensor | PreparedBank,
     k: int,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     *,
     first_row: int = 0,
     allowed: Allowed | Tensor | None = None,
@@ -56,6 +57,9 @@ def search_part(
     """
     k = _checks.at_least(1, "k", k)
     first_row = _checks.at_least(0, "first_row", first_row)
+    if (m := mapping(metric, part)) is not None:
+        keys, indices, _, _ = search_part(*_mapped.sides(m, x, part), k, m.base, first_row=first_row, allowed=allowed)
+        return SearchPart(keys, indices, named(m), value_dtype(x))
     s = search_of("search_part", x, part, metric, "dot", allowed, k=k)
     keys, indices = _select.keys(s, k)
     if first_row:
@@ -118,15 +122,19 @@ def merge_topk(parts: Sequence[SearchPart], k: int | None = None) -> TopK:
         same = part.keys.shape[:-1] == first.keys.shape[:-1] and part.keys.device == first.keys.device
         if not same or (part.metric, part.dtype) != (first.metric, first.dtype):
             raise ValueError(f"parts[0] and parts[{i}] are of different searches: {_of(first)} and {_of(part)}")
-    if first.metric not in METRICS:
-        raise ValueError(f"parts[0].metric must be one of {', '.join(METRICS)}, got {first.metric!r}")
+    mapped = mapping(first.metric, None)
+    base = first.metric if mapped is None else mapped.base
+    if base not in METRICS:
+        raise ValueError(f"parts[0].metric must be one of {names()}, got {first.metric!r}")
     most = max(part.keys.shape[-1] for part in parts)
     k = most if k is None else _checks.integer("k", k)
     if not 1 <= k <= most:
         raise ValueError(f"k must lie between 1 and what the parts were asked for, {most}, got {k}")
     keys = torch.cat([part.keys for part in parts], -1)
     indices = torch.cat([part.indices for part in parts], -1)
-    found = _select.merge(keys, indices, k, METRICS[first.metric], wide=first.dtype == torch.float64)
+    found = _select.merge(keys, indices, k, METRICS[base], wide=mapped is not None or first.dtype == torch.float64)
+    if mapped is not None:
+        found = mapped.value(found[0]).to(first.dtype), found[1]
     return TopK(*(t.numpy() for t in found)) if arrays else TopK(*found)  # type: ignore[arg-type]
 
 

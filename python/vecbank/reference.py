@@ -39,7 +39,7 @@ __all__ = [
 
 EPS = 1e-8  # a norm below this counts as this
 SIMILARITIES = ("dot", "cosine")
-DISTANCES = ("l2", "sqeuclidean", "l1")
+DISTANCES = ("l2", "sqeuclidean", "l1", "poincare")
 
 _LANES = 8
 _BLOCK = 1 << 17  # elements held per lane step: small enough to stay in cache
@@ -310,6 +310,39 @@ class _Sqrt(torch.autograd.Function):
         return torch.where(root == 0, torch.zeros_like(grad), grad / (2 * root))
 
 
+class _TwiceAsinhRoot(torch.autograd.Function):
+    """2 asinh(sqrt(t)), in steps that round alike everywhere; gradient 0 at 0."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor) -> Tensor:
+        ctx.save_for_backward(t)
+        w = _sqrt(t) + t / (1 + _sqrt(1 + t))  # the result is 2 log(1 + w)
+        part, exponent = torch.frexp(1 + w)  # part in [0.5, 1)
+        part, exponent = part * 2, (exponent - 1).to(torch.float64)
+        high = part > 1.4142135623730951
+        part, exponent = torch.where(high, part * 0.5, part), torch.where(high, exponent + 1, exponent)
+        log = exponent * _LOG2 + (exponent * _LOG2_REST + _log_of_quotient((part - 1) / (part + 1)))
+        found = 2 * torch.where(w < 0.41, _log_of_quotient(w / (2 + w)), log)
+        return torch.where(w < torch.inf, found, w)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (t,) = ctx.saved_tensors
+        return torch.where(t == 0, torch.zeros_like(grad), grad / (t * (1 + t)).sqrt())
+
+
+_LOG2, _LOG2_REST = float.fromhex("0x1.62e42fefa38p-1"), float.fromhex("0x1.ef35793c7673p-45")
+
+
+def _log_of_quotient(s: Tensor) -> Tensor:
+    """log((1 + s) / (1 - s)) of small s, by its series."""
+    z = s * s
+    series = torch.full_like(s, 1 / 23)
+    for n in range(21, 0, -2):
+        series = series * z + 1 / n
+    return 2 * (s * series)
+
+
 def _sqrt(x: Tensor) -> Tensor:
     root: Tensor = _Sqrt.apply(x)
     return root
@@ -336,13 +369,20 @@ def _tile(queries: Tensor, rows: Tensor, metric: str) -> Tensor:
     shape = (queries.shape[1], queries.shape[2], rows.shape[3])
     if metric in DISTANCES:
         term = _absolute_difference if metric == "l1" else _squared_difference
-        return _ordered_sum(queries, rows, term).expand(shape)
+        distance = _ordered_sum(queries, rows, term).expand(shape)
+        return distance if metric != "poincare" else distance / (_inside(queries) * _inside(rows))
     dot = _ordered_sum(queries, rows, _product).expand(shape)
     if metric == "dot":
         return dot
     query_norms = _sqrt(_ordered_sum(queries, queries, _product)).clamp(min=EPS)
     row_norms = _sqrt(_ordered_sum(rows, rows, _product)).clamp(min=EPS)
     return dot / (query_norms * row_norms)
+
+
+def _inside(rows: Tensor) -> Tensor:
+    """1 - |row|^2 of points of the unit ball, NaN of others."""
+    squares = _ordered_sum(rows, rows, _product)
+    return torch.where(squares < 1, 1 - squares, torch.nan)
 
 
 def _best(ranks: Tensor, k: int, metric: str, allowed: Tensor | None, *, worst: bool = False) -> tuple[Tensor, Tensor]:
@@ -362,6 +402,9 @@ def _best(ranks: Tensor, k: int, metric: str, allowed: Tensor | None, *, worst: 
 
 
 def _finish(ranks: Tensor, metric: str) -> Tensor:
+    if metric == "poincare":
+        found: Tensor = _TwiceAsinhRoot.apply(ranks)
+        return found
     return _sqrt(ranks) if metric == "l2" else ranks
 
 

@@ -138,6 +138,8 @@ def quantize(
     if any(bank._biased for bank in banks):
         raise ValueError("codebooks must be Banks without a bias, got a Bank with one")
     code = _metric_of(banks) if metric is None else metric_code(metric)
+    if code == METRICS["poincare"]:
+        raise ValueError('metric must not be "poincare": residuals of points of a ball mean nothing there')
     vectors = _rows_of(stages)
     for rows in vectors:
         _checks.pair(x, rows, "codebooks")
@@ -165,7 +167,10 @@ def quantize(
 
 def _metric_of(banks: list[PreparedBank]) -> int:
     """What a call that names no metric means: what the Banks name, if they agree."""
-    named = {bank.metric for bank in banks if bank.metric is not None}
+    for bank in banks:
+        if bank.metric is not None and bank._native is None:
+            raise ValueError(f"residual.quantize has no form by {bank.metric!r}, the metric of a codebook")
+    named = {bank._native for bank in banks if bank._native is not None}
     if named <= {"l2", "sqeuclidean"}:  # one choice of codes
         return METRICS["l2"]
     if len(named) > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,15 +38,16 @@ class SearchPart(NamedTuple):
     """What `search_part` returns, for `merge_topk`: the best of a part of a bank, before anything is rounded.
 
     keys: (..., k) float64, larger is better whatever the metric: the score of a similarity; of "l1" the negated
-        distance, of "l2" and "sqeuclidean" the negated square. -inf where there is no row.
+        distance, of "l2" and "sqeuclidean" the negated square, of "poincare" the negated ratio below its root. -inf
+        where there is no row.
     indices: (..., k) int64 within the whole bank, -1 where there is no row.
-    metric: by which the keys rank.
+    metric: by which the keys rank: its name, or the object that was given.
     dtype: of the values to come.
     """
 
     keys: Tensor
     indices: Tensor
-    metric: str
+    metric: Any
     dtype: torch.dtype
 
 

@@ -7,7 +7,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Generator, Tensor
 
-from . import _checks, _select
+from . import _checks, _mapped, _select
 from ._numpy import entry_point
 from ._ops.fakes import value_dtype
 from ._ops.names import metric_name
@@ -15,6 +15,7 @@ from ._prepared import PreparedBank
 from ._select import Search
 from .allowed import Allowed
 from .functional import lower, resolve
+from .metrics import Metric, mapping
 from .results import RadiusHits, Verified
 
 
@@ -22,7 +23,7 @@ def search_of(
     verb: str,
     x: Tensor,
     bank: Tensor | PreparedBank,
-    metric: str | None,
+    metric: str | Metric | None,
     default: str,
     allowed: Allowed | Tensor | None,
     *,
@@ -33,14 +34,23 @@ def search_of(
     return Search(x, vectors, pack, code, None if allowed is None else lower(allowed, x, vectors), bias)
 
 
+def _mapped_radii(m: Metric, r: object, x: Tensor) -> Tensor:
+    """The radii by the base of m, (...) like x; what is wrong with them is said before they are mapped."""
+    return m.radius(_radii_of(r, x, m.similarity, m.name)).reshape(x.shape[:-1])
+
+
 def _radii(r: object, s: Search) -> Tensor:
+    return _radii_of(r, s.x, s.similarity, metric_name(s.code))
+
+
+def _radii_of(r: object, x: Tensor, similarity: bool, metric: str) -> Tensor:
     """(N,) float64."""
-    lead = s.x.shape[:-1]
+    lead = x.shape[:-1]
     if isinstance(r, Tensor) and r.dim() > 0:
         if r.is_complex() or r.dtype is torch.bool:
             raise TypeError(f"r must hold numbers, got {r.dtype}")
-        if r.device != s.x.device:
-            raise ValueError(f"r must be on x's device {s.x.device}, got {r.device}")
+        if r.device != x.device:
+            raise ValueError(f"r must be on x's device {x.device}, got {r.device}")
         try:
             radii = r.detach().double().expand(lead)
         except RuntimeError:
@@ -48,17 +58,15 @@ def _radii(r: object, s: Search) -> Tensor:
     else:
         _checks.number("r", r)
         number: Any = r
-        if isinstance(number, Tensor) and number.is_meta and not s.x.is_meta:
-            raise ValueError(f"r must be on x's device {s.x.device}, got {number.device}")
+        if isinstance(number, Tensor) and number.is_meta and not x.is_meta:
+            raise ValueError(f"r must be on x's device {x.device}, got {number.device}")
         given = number.detach() if isinstance(number, Tensor) else torch.tensor(float(number), dtype=torch.float64)
-        radii = given.to(s.x.device, torch.float64).expand(lead)
+        radii = given.to(x.device, torch.float64).expand(lead)
     if _checks.readable(radii) and radii.numel():
         if bool(radii.isnan().any()):
             raise ValueError("r must be a number, got NaN")
-        if not s.similarity and bool((radii < 0).any()):
-            raise ValueError(
-                f'r must not be negative for the distance "{metric_name(s.code)}", got {float(radii.min()):g}'
-            )
+        if not similarity and bool((radii < 0).any()):
+            raise ValueError(f'r must not be negative for the distance "{metric}", got {float(radii.min()):g}')
     return radii.reshape(-1).contiguous()
 
 
@@ -67,7 +75,7 @@ def radius(
     x: Tensor,
     bank: Tensor | PreparedBank,
     r: Tensor | float,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     *,
     allowed: Allowed | Tensor | None = None,
     max_hits: int | None = None,
@@ -81,8 +89,7 @@ def radius(
         bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
         r: a number, or one for each vector, (...). Not NaN, and not negative for distances (looked for on the CPU
             alone; elsewhere there is then no hit).
-        metric: "l2", "sqeuclidean", "l1", "dot" or "cosine". None (default): what a Bank names, else "l2". For
-            "sqeuclidean" r is a square.
+        metric: as of `topk`. None (default): what a Bank names, else "l2". For "sqeuclidean" r is a square.
         allowed: which rows may be returned to whom, as of `topk`.
         max_hits: return the best `max_hits` hits of every vector, in so many places for each: offsets are then
             multiples of `max_hits`, and places without a hit hold index -1 and the worst value. `radius_count` tells
@@ -104,6 +111,13 @@ def radius(
         >>> offsets.tolist(), indices.tolist(), values.tolist()
         ([0, 2, 2, 3], [1, 0, 2], [0.25, 0.75, 0.0])
     """
+    if (m := mapping(metric, bank)) is not None:
+        mapped, mapped_bank = _mapped.sides(m, x, bank)
+        offsets, indices, values = radius(
+            mapped, mapped_bank, _mapped_radii(m, r, x), m.base, allowed=allowed, max_hits=max_hits
+        )
+        of = torch.arange(len(offsets) - 1, device=x.device).repeat_interleave(offsets.diff(), output_size=len(indices))
+        return RadiusHits(offsets, indices, _mapped.rounded(m, values, x, mapped, mapped_bank, indices, of))
     s = search_of("radius", x, bank, metric, "l2", allowed)
     radii = _radii(r, s)
     n = radii.shape[0]
@@ -146,7 +160,7 @@ def radius_count(
     x: Tensor,
     bank: Tensor | PreparedBank,
     r: Tensor | float,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     *,
     allowed: Allowed | Tensor | None = None,
 ) -> Tensor:
@@ -162,12 +176,15 @@ def radius_count(
         >>> vecbank.radius_count(torch.tensor([[0.75], [9.0]]), torch.tensor([[0.0], [1.0], [5.0]]), 1.0).tolist()
         [2, 0]
     """
+    if (m := mapping(metric, bank)) is not None:
+        mapped, mapped_bank = _mapped.sides(m, x, bank)
+        return radius_count(mapped, mapped_bank, _mapped_radii(m, r, x), m.base, allowed=allowed)
     s = search_of("radius_count", x, bank, metric, "l2", allowed)
     return _select.radius_count(s, _radii(r, s)).reshape(x.shape[:-1])
 
 
 @entry_point
-def score_pairs(x: Tensor, bank: Tensor | PreparedBank, indices: Tensor, metric: str | None = None) -> Tensor:
+def score_pairs(x: Tensor, bank: Tensor | PreparedBank, indices: Tensor, metric: str | Metric | None = None) -> Tensor:
     """The exact scores of chosen pairs: re-ranking of candidates, losses on the neighbours that a search has found.
 
     Args:
@@ -191,6 +208,11 @@ def score_pairs(x: Tensor, bank: Tensor | PreparedBank, indices: Tensor, metric:
         >>> vecbank.score_pairs(torch.tensor([[1.5]]), bank, torch.tensor([[2, 1, -1]]), "l2").tolist()
         [[3.5, 0.5, inf]]
     """
+    if (m := mapping(metric, bank)) is not None:
+        mapped, mapped_bank = _mapped.sides(m, x, bank)
+        scores = score_pairs(mapped, mapped_bank, indices, m.base)
+        of = _mapped.queries_of(x, indices)
+        return _mapped.rounded(m, scores, x, mapped, mapped_bank, indices, of)
     s = search_of("score_pairs", x, bank, metric, "dot", None)
     return _pairs(s, _listed(s, indices))
 
@@ -220,7 +242,7 @@ def _pairs(s: Search, indices: Tensor) -> Tensor:
 def farthest_points(
     bank: Tensor | PreparedBank,
     k: SupportsIndex,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     *,
     first: SupportsIndex | None = 0,
     generator: Generator | SupportsIndex | None = None,
@@ -257,6 +279,8 @@ def farthest_points(
         raise ValueError(f"k must lie between 1 and the bank's M = {vectors.shape[0]}, got {k}")
     if metric is None:
         metric = bank.metric if isinstance(bank, PreparedBank) else None
+    if isinstance(metric, Metric):
+        raise ValueError(f'metric must be "l2", "sqeuclidean", "l1" or "cosine" here, got {metric!r}')
     return farthest_point(vectors, k, metric=metric or "l2", first=first, generator=generator)
 
 
@@ -266,7 +290,7 @@ def verify(
     x: Tensor,
     bank: Tensor | PreparedBank,
     indices: Tensor,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     *,
     allowed: Allowed | Tensor | None = None,
 ) -> Verified:
@@ -296,6 +320,8 @@ def verify(
         >>> checked.right.tolist(), checked.right_up_to_ties.tolist(), checked.first_wrong.tolist()
         ([True, False, False], [True, True, False], [-1, -1, 1])
     """
+    if (m := mapping(metric, bank)) is not None:
+        return verify(*_mapped.sides(m, x, bank), indices, m.base, allowed=allowed)
     asked = indices.shape[-1] if isinstance(indices, Tensor) and indices.dim() else 1
     s = search_of("verify", x, bank, metric, "dot", allowed, k=max(asked, 1))
     listed = _listed(s, indices)

@@ -27,16 +27,18 @@ bool RefinedWorker::reserve(const SearchProblem& p, int64_t rows, Stop stop) {
       !queries_.reserve(p.queries, refiner_.slots()))
     return false;
   refiner_.set_stop(stop);
-  return !record(p.metric).unit_rows || norms_.reserve(Refiner::kBlock);
+  return !record(p.metric).scaled_rows() || norms_.reserve(Refiner::kBlock);
 }
 
 void RefinedWorker::refine_all(const SearchProblem& p, const GridTask& task) {
-  const bool unit = record(p.metric).unit_rows;
+  const MetricRecord metric = record(p.metric);
+  const bool packed = metric.unit_rows && p.pack != nullptr;
   for (int64_t from = task.from; from < task.to; from += Refiner::kBlock) {
     const int64_t rows = std::min(Refiner::kBlock, task.to - from);
-    if (unit && p.pack == nullptr) refiner_.bank_norms(from, rows, norms_.get());
-    const double* norms = !unit ? nullptr : p.pack != nullptr ? pack_norms(p.pack) : norms_.get();
-    refiner_.set_metric(p.metric, norms, p.pack != nullptr ? 0 : from, p.bias);
+    refiner_.set_metric(p.metric, nullptr);
+    if (metric.scaled_rows() && !packed) refiner_.bank_norms(from, rows, norms_.get());
+    const double* norms = !metric.scaled_rows() ? nullptr : packed ? pack_norms(p.pack) : norms_.get();
+    refiner_.set_metric(p.metric, norms, packed ? 0 : from, p.bias);
     for (int64_t r = 0; r < task.rows; r += refiner_.slots()) {
       const int slots = static_cast<int>(std::min<int64_t>(refiner_.slots(), task.rows - r));
       refiner_.load_rows(queries_, p.queries, task.first + r, slots);

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .names import METRICS
+from .names import CODES, METRICS
 
 HALF = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, torch.float64, *HALF)
@@ -30,7 +30,7 @@ def same_device(first: Tensor, *others: Tensor | None) -> None:
 def check_bank(bank: Tensor, metric: int) -> None:
     check(bank.dim() in (2, 3), f"bank must be (M, d) or (B, M, d), got {tuple(bank.shape)}")
     check(bank.dtype in FLOATS, f"bank must be floating point, got {bank.dtype}")
-    check(0 <= metric < len(METRICS), f"metric must be 0 to {len(METRICS) - 1}, got {metric}")
+    check(0 <= metric < len(CODES), f"metric must be 0 to {len(CODES) - 1}, got {metric}")
 
 
 def check_pair(x: Tensor, bank: Tensor, metric: int, pack: Tensor | None = None) -> None:

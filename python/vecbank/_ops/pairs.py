@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import ball
 from .blocks import BLOCK_BYTES
-from .names import METRICS, SIMILARITIES
+from .names import BALL, METRICS, POINCARE, SIMILARITIES
 from .project_gradient import inverse_norms
 from .tangents import Tangents, flat, split, wide
 
@@ -50,6 +51,8 @@ def pair_tangents(
 def pair_terms(metric: int, x: Tensor, b: Tensor, tx: Tensor | None, tb: Tensor | None) -> list[Tensor]:
     if tx is None and tb is None:
         return []
+    if metric in BALL:
+        return [ball.tangent(x, b, tx, tb, arc=metric == POINCARE)]
     if metric not in SIMILARITIES:
         apart = x - b
         change = tx - tb if tx is not None and tb is not None else tx if tx is not None else -tb  # type: ignore[operator]

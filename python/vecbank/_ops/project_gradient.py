@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import ball
 from .blocks import BLOCK_BYTES, add_product, block_rows, blocks, cast, rows_of, sums_dtype
 from .distance_gradient import SMALL_BLOCK_BYTES, distance, distance_numbers
 from .fakes import check, check_pair, same_device
-from .names import METRICS
+from .names import BALL, METRICS, POINCARE
 from .small_gradient import BLOCK_NUMBERS, in_one_kernel
 
 _NORM_FLOOR = 1e-8
@@ -212,7 +213,7 @@ def is_small(grad: Tensor, x: Tensor, bank: Tensor, metric: int) -> bool:
     """Whether there is one kernel, which is quicker than what follows below."""
     rows, dtype = bank.shape, bank.dtype
     batch = rows[0] if len(rows) == 3 else 1
-    if not x.is_cpu or dtype is torch.float64 or batch * rows[-1] == 0:
+    if not x.is_cpu or dtype is torch.float64 or metric in BALL or batch * rows[-1] == 0:
         return False
     half = dtype is torch.bfloat16 and metric == METRICS["dot"] and grad.dtype is dtype and _bfloat16_products()
     n = x.numel() // (rows[-1] * batch)
@@ -227,6 +228,8 @@ def _of(
         return distance(grad, x, bank, metric == METRICS["l2"], need_x, need_bank, least)
     if metric == METRICS["l1"]:
         return _absolute(grad, x, bank, need_x, need_bank)
+    if metric in BALL:
+        return ball.gradient(grad, x, bank, arc=metric == POINCARE, need_x=need_x, need_bank=need_bank)
     assert metric in (METRICS["dot"], METRICS["cosine"]), metric  # a new metric needs its own derivative here
     return _similarity(grad, x, bank, metric == METRICS["cosine"], need_x, need_bank)
 
@@ -238,12 +241,14 @@ def _of_batch(
     (b, m, d), n, itemsize = bank.shape, x.shape[1], sums_dtype(bank).itemsize
     if metric == METRICS["l1"]:
         step = _ABSOLUTE_TERMS // (n * m * d)
+    elif metric in BALL:
+        step = 1
     elif metric in (METRICS["l2"], METRICS["sqeuclidean"]):
         step = SMALL_BLOCK_BYTES // (distance_numbers(n, m, d) * itemsize) if x.is_cpu else 1
     else:
         copies = n * m if grad.element_size() < itemsize else 0
         step = BLOCK_BYTES // (((n + m) * d + copies) * itemsize)
-    if step >= b:
+    if step >= b and metric not in BALL:
         return _of(grad, x, bank, metric, need_x, need_bank, least)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
     grad_bank = torch.empty_like(bank, memory_format=torch.contiguous_format) if need_bank else None

@@ -10,7 +10,7 @@ from torch import Tensor
 from .calls import ops
 from .define import define
 from .fakes import check, check_bias, check_mask, check_pair, same_device, value_dtype
-from .names import METRICS, SIMILARITIES
+from .names import CODES, SIMILARITIES
 from .sets import MOST_SETS, NOT, Kind
 
 # ---- topk_among -----------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def _merge_topk(keys: Tensor, indices: Tensor, k: int, metric: int, wide: bool) 
     check(keys.dim() >= 1 and keys.dtype == torch.float64, f"keys must be float64 (..., n), got {keys.dtype}")
     check(indices.dtype == torch.int64, f"indices must be int64, got {indices.dtype}")
     check(keys.shape == indices.shape, f"keys {tuple(keys.shape)} must match indices {tuple(indices.shape)}")
-    check(0 <= metric < len(METRICS), f"metric must be 0 to {len(METRICS) - 1}, got {metric}")
+    check(0 <= metric < len(CODES), f"metric must be 0 to {len(CODES) - 1}, got {metric}")
     check(k >= 1, f"k must be at least 1, got {k}")
     check(k <= keys.shape[-1], f"k must lie between 1 and {keys.shape[-1]}, got {k}")
     shape = (*keys.shape[:-1], k)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _C
 from .define import define
 from .fakes import check, check_pair, same_device
-from .names import METRICS
+from .names import BALL, METRICS
 
 _isa = _C.isa
 BLOCK_NUMBERS = 1 << 20  # of a problem: its sides are read several times, and stay near the cache
@@ -50,6 +50,7 @@ def _small(
     check_pair(x, bank, metric)
     same_device(x, grad)
     check(bank.dtype != torch.float64, "bank must not be float64 here")
+    check(metric not in BALL, "project_backward_small has no gradient of points in a ball")
     shape = (*x.shape[:-1], bank.shape[-2])
     check(tuple(grad.shape) == shape, f"grad must have shape {shape}, got {tuple(grad.shape)}")
     return x.new_empty(x.shape if need_x else (0,)), bank.new_empty(bank.shape if need_bank else (0,))

@@ -35,7 +35,7 @@ class RelativeProjection(nn.Module):
     Args:
         anchors: (A, d), or (B, A, d) for one anchor list per batch entry; float32, float64, bfloat16
             or float16. A detached copy is kept. `vecbank.anchors` has functions that choose samples.
-        metric: "cosine" (the published choice), "dot", "l2", "sqeuclidean" or "l1".
+        metric: "cosine" (the published choice), "dot", "l2", "sqeuclidean", "l1" or "poincare".
         learnable: keep the anchors as a `Parameter` instead of a buffer.
 
     Shapes:

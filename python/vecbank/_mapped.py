@@ -1,0 +1,145 @@
+"""What the verbs need of a metric that compares mapped rows (metrics.py): a verb maps both sides and calls itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks
+from ._ops import METRICS, ops
+from ._ops.fakes import value_dtype
+from ._prepared import PreparedBank
+from .metrics import EXACT, Angular, Metric
+
+
+def sides(m: Metric, x: Tensor, bank: Tensor | PreparedBank) -> tuple[Tensor, Any]:
+    """x and the bank as `base` compares them, in float64."""
+    vectors = _fitting(m, x, bank)
+    m.check("x", x)
+    if isinstance(bank, PreparedBank):
+        rows, room = bank._mapped_by(m, room=m.needs_room(x))
+        return m.rows(x, room=room), rows
+    m.check("bank", vectors)
+    room = m.needs_room(x) or m.needs_room(vectors)
+    return m.rows(x, room=room), m.rows(vectors, room=room)
+
+
+def _fitting(m: Metric, x: Tensor, bank: Tensor | PreparedBank) -> Tensor:
+    """The bank's vectors, to which x fits."""
+    if isinstance(bank, PreparedBank):
+        vectors = bank._held()
+        if bank._biased:
+            raise ValueError(f"a Bank with a bias scores by dot products, got the metric {m.name!r}")
+    else:
+        _checks.vectors("bank", bank)
+        vectors = bank
+    _checks.pair(x, vectors)
+    return vectors
+
+
+def rounded(m: Metric, found: Tensor, x: Tensor, mapped: Tensor, bank: Any, places: Tensor, of: Tensor) -> Tensor:
+    """The values, from those of `base`. places: the bank rows that were found; of: the queries of these, as rows of all
+    mapped queries; both of the shape of `found`.
+    """
+    values = m.value(found)
+    if isinstance(m, Angular) and x.dtype == torch.float64:
+        values = _near_pi(m, values, found, mapped, bank, places, of)
+    return values.to(value_dtype(x))
+
+
+def queries_of(x: Tensor, indices: Tensor) -> Tensor:
+    """Which row of x (..., d), by number, each of the indices (..., k) or (...) was found for."""
+    n = x.shape[:-1].numel()
+    rows = torch.arange(n, device=x.device).reshape(x.shape[:-1])
+    return rows if indices.dim() < x.dim() else rows.unsqueeze(-1).expand(indices.shape)
+
+
+_FAR = 1.99  # a distance of unit rows above which, in float64, the distance from the mirrored row says more
+
+
+def _near_pi(
+    m: Angular, values: Tensor, found: Tensor, mapped: Tensor, bank: Any, places: Tensor, of: Tensor
+) -> Tensor:
+    far = (found.detach() > _FAR) & (places >= 0)
+    if not _checks.readable(far) or not bool(far.any()):
+        return values
+    vectors = bank._held() if isinstance(bank, PreparedBank) else bank
+    row, column = of[far], places[far]
+    if vectors.dim() == 3:
+        column = column + row // mapped.shape[1] * vectors.shape[1]
+    rest = torch.linalg.vector_norm(mapped.flatten(0, -2)[row] + vectors.flatten(0, -2)[column], dim=-1)
+    return values.index_put((far,), torch.pi - m.value(rest))
+
+
+# ---- project ------------------------------------------------------------------------------------------------------
+
+Project = Callable[[Tensor, Any, str], Tensor]
+
+
+def project(
+    m: Metric, x: Tensor, bank: Tensor | PreparedBank, out_dtype: torch.dtype | None, project: Project
+) -> Tensor:
+    """Products run in float32, unless the inputs are float64 or only float64 tells (near the boundary of a ball)."""
+    out = out_dtype or x.dtype
+    if isinstance(m, Angular):
+        return _angles(m, x, _fitting(m, x, bank), project).to(out)
+    if m.base in EXACT:
+        return m.value(project(*sides(m, x, bank), m.base)).to(out)
+    vectors, work = _fitting(m, x, bank), value_dtype(x)
+    m.check("x", x)
+    m.check("bank", vectors)
+    return m.value(project(m.narrow(x, work), m.narrow(vectors, work), m.base)).to(out)
+
+
+_FLAT = 0.01  # 1 - |cosine| below which cosines have lost digits of the angle
+_MOST_PAIRS = 1 / 16  # that are worth being scored one by one
+
+
+def _angles(m: Angular, x: Tensor, vectors: Tensor, project: Project) -> Tensor:
+    if vectors.dim() == 3 or not _checks.readable(x):
+        return m.value(project(*sides(m, x, vectors), m.base))
+    found: Tensor = _Angles.apply(x.reshape(-1, x.shape[-1]), vectors, m, project)
+    return found.reshape(*x.shape[:-1], vectors.shape[-2])
+
+
+class _Angles(torch.autograd.Function):
+    """arccos of the cosines, and where these are nearly 1 or -1 the angle from the distance of unit rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, vectors: Tensor, m: Angular, project: Project) -> Tensor:
+        angles = project(x, vectors, "cosine").to(value_dtype(x))
+        pairs = (angles.abs() > 1 - _FLAT).nonzero()
+        if len(pairs) > _MOST_PAIRS * angles.numel():
+            angles = m.value(project(*sides(m, x, vectors), m.base)).to(angles.dtype)
+        else:
+            angles = angles.clamp_(-1, 1).acos_()
+            _score_flat_pairs(m, x, vectors, pairs, angles)
+        ctx.save_for_backward(x, vectors, angles)
+        return angles
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, vectors, angles = ctx.saved_tensors
+        need_x, need_bank = ctx.needs_input_grad[:2]
+        sines = angles.sin()
+        slope = torch.where(sines.abs() < 1e-7, 0.0, -grad / sines).to(x.dtype)  # at 0 and pi there is no gradient
+        grad_x, grad_bank = ops.project_backward(slope, x, vectors, METRICS["cosine"], need_x, need_bank)
+        return grad_x if need_x else None, grad_bank if need_bank else None, None, None
+
+
+def _score_flat_pairs(m: Angular, x: Tensor, vectors: Tensor, pairs: Tensor, angles: Tensor) -> None:
+    """Writes the angles of these pairs (n, 2), and of zero rows."""
+    if len(pairs):
+        rows = m.rows(vectors)
+        for some in pairs.split(1 << 16):
+            i, j = some.unbind(1)
+            a, b = m.rows(x[i]), rows[j]
+            apart, rest = (m.value(torch.linalg.vector_norm(t, dim=-1)) for t in (a - b, a + b))
+            angles[i, j] = torch.where(apart < rest, apart, torch.pi - rest).to(angles.dtype)
+    blank = (x == 0).all(-1)
+    if bool(blank.any()):
+        angles[blank.unsqueeze(1) & (vectors == 0).all(-1)] = 0.0
