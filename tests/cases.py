@@ -20,6 +20,7 @@ from torch import Tensor
 from vecbank import Allowed
 
 METRICS = ("dot", "cosine", "l2", "sqeuclidean", "l1")  # similarities first; by code
+BALL = "poincare"  # its rows lie inside the unit ball, whatever the kind of data
 DTYPES = {
     "f32": (torch.float32, torch.float32),
     "f64": (torch.float64, torch.float64),
@@ -94,15 +95,12 @@ def build(case: Case, device: str = "cpu") -> Inputs:
     generator = torch.Generator().manual_seed(hash_of(case))
     x_dtype, bank_dtype = DTYPES[case.dtype]
     if case.batched:
-        groups = [
-            fill(case.data, case.lead[1], case.m, case.d, case.metric, x_dtype, bank_dtype, generator)
-            for _ in range(case.lead[0])
-        ]
+        groups = [_filled(case, case.lead[1], x_dtype, bank_dtype, generator) for _ in range(case.lead[0])]
         x = torch.stack([g[0] for g in groups]) if groups else torch.zeros(*case.lead, case.d).to(x_dtype)
         bank = torch.stack([g[1] for g in groups]) if groups else torch.zeros(0, case.m, case.d).to(bank_dtype)
     else:
         n = int(torch.Size(case.lead).numel())
-        x, bank = fill(case.data, n, case.m, case.d, case.metric, x_dtype, bank_dtype, generator)
+        x, bank = _filled(case, n, x_dtype, bank_dtype, generator)
         x = x.reshape(*case.lead, case.d)
     if case.mask in SETS:
         allowed, mask = make(case.mask, case.lead, case.m, generator, batched=case.batched)
@@ -116,6 +114,23 @@ def build(case: Case, device: str = "cpu") -> Inputs:
         None if mask is None else mask.to(device),
         allowed,
     )
+
+
+def _filled(
+    case: Case, n: int, x_dtype: torch.dtype, bank_dtype: torch.dtype, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    if case.metric != BALL:
+        return fill(case.data, n, case.m, case.d, case.metric, x_dtype, bank_dtype, generator)
+    x, bank = fill(case.data, n, case.m, case.d, "l2", x_dtype, bank_dtype, generator)
+    return into_ball(x), into_ball(bank)
+
+
+def into_ball(rows: Tensor) -> Tensor:
+    """Rows drawn towards 0 so that all that are finite lie inside the unit ball, the long ones near its boundary."""
+    wide = rows.double()
+    norms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    most = 0.99 if rows.dtype in (torch.bfloat16, torch.float16) else 1 - 1e-6
+    return (wide * (most / (1 + norms))).to(rows.dtype)
 
 
 def hash_of(case: Case) -> int:
@@ -215,6 +230,29 @@ def _curated() -> Iterator[Case]:
             yield replace(base, op="topk", metric=metric, dtype=dtype, data=data, lead=(5,))
 
 
+def _ball() -> Iterator[Case]:
+    """The metric that has its own place for points: every value of every axis."""
+    base = Case("topk", BALL, lead=(13,), m=100, d=17, k=10)
+    for op in EXACT:
+        one = replace(base, op=op)
+        yield from (replace(one, data=data, k=5, m=m) for data in KINDS for m in (33, 260))
+        yield from (replace(one, dtype=dtype, data=data) for dtype in DTYPES for data in ("gauss", "ties", "outlier"))
+        yield from (replace(one, d=d, k=3) for d in WIDTHS)
+        yield from (replace(one, m=m, k=min(10, m)) for m in ROWS)
+        yield from (replace(one, lead=lead) for lead in LEADS)
+        yield from (replace(one, lead=(2, 9), m=m, batched=True, dtype=t) for m in (16, 65) for t in DTYPES)
+        yield from (replace(one, x_layout=layout, bank_layout=layout) for layout in LAYOUTS if layout != "constant")
+    for k, data in itertools.product((1, 2, 10, 64, 65, 513), ("gauss", "same", "nonfinite")):
+        yield replace(base, m=513, k=k, data=data, lead=(5,))
+    for mask in (*MASKS, *SETS):
+        yield replace(base, mask=mask, lead=(2, 3))
+        yield replace(base, mask=mask, lead=(2, 9), batched=True, data="nonfinite")
+    yield from (replace(base, op="nearest", mask=kind, k=0) for kind in SETS)
+    yield replace(base, lead=(3,), m=20000, d=9, k=1500)
+    yield replace(base, op="nearest", lead=(1500,), m=300, d=16)
+    yield replace(base, lead=(2,), m=1700, d=4200, k=10)  # a row is read a stretch at a time
+
+
 def _large() -> Iterator[Case]:
     """Enough rows for several threads, a split bank and buffers that overflow."""
     for data, metric in (
@@ -277,7 +315,7 @@ def _random(count: int, seed: int) -> Iterator[Case]:
 
 
 def table() -> list[Case]:
-    cases = itertools.chain(_curated(), _large(), _random(400, seed=20))
+    cases = itertools.chain(_curated(), _ball(), _large(), _random(400, seed=20))
     normal = (
         c if c.op == "topk" else replace(c, k=0, mask=c.mask if c.mask in SETS and c.op == "nearest" else "none")
         for c in cases
@@ -300,6 +338,10 @@ def project_table() -> list[Case]:
         cases += [replace(base, metric=metric, d=d, m=100, dtype=dtype, data=data) for dtype in ("f32", "bf16", "f64")]
     cases += [replace(base, metric=metric, lead=(), m=30000, d=64) for metric in METRICS]
     cases += [replace(base, metric=metric, lead=(2,), m=600_000, d=8) for metric in ("cosine", "l2")]  # pieces
+    inside = Case("project", BALL, m=33, d=17)
+    cases += [replace(inside, d=d) for d in WIDTHS] + [replace(inside, lead=lead) for lead in LEADS]
+    cases += [replace(inside, dtype=t, data=data) for t in DTYPES for data in ("gauss", "same", "near", "outlier")]
+    cases += [replace(inside, lead=(3, 5), batched=True, dtype=t) for t in DTYPES]
     return list(dict.fromkeys(cases))
 
 

@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import vecbank
-from vecbank import _C, Bank, _cuda, _prepared
+from vecbank import _C, Bank, _cuda, _packs, _prepared
 from vecbank._ops import METRICS
 
 gpu = pytest.mark.skipif(NO_CUDA is not None, reason=f"CUDA kernels cannot run here: {NO_CUDA}")

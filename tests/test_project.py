@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DTYPES, METRICS, PROJECT, Case, build
+from cases import BALL, DTYPES, METRICS, PROJECT, Case, build
 from helpers import FLOATS, Target, assert_same, gauss, ints
 from torch import Tensor
 
@@ -27,6 +27,10 @@ def aten(x: Tensor, bank: Tensor, metric: str, out_dtype: torch.dtype) -> Tensor
     if x.dtype in (torch.bfloat16, torch.float16):  # cdist has no 16-bit kernel on the CPU
         x, bank = x.float(), bank.float()
     flat = x if bank.dim() == 3 else x.reshape(-1, x.shape[-1])
+    if metric == BALL:
+        ratio = torch.cdist(flat, bank).square()
+        ratio = ratio / ((1 - flat.square().sum(-1, keepdim=True)) * (1 - bank.square().sum(-1).unsqueeze(-2)))
+        return torch.acosh(1 + 2 * ratio).reshape(*x.shape[:-1], bank.shape[-2]).to(out_dtype)
     distance = torch.cdist(flat, bank, 1.0 if metric == "l1" else 2.0, compute_mode="use_mm_for_euclid_dist")
     distance = distance.reshape(*x.shape[:-1], bank.shape[-2])
     return (distance.square() if metric == "sqeuclidean" else distance).to(out_dtype)
@@ -38,7 +42,10 @@ def truth(x: Tensor, bank: Tensor, metric: str) -> Tensor:
         return reference.project(x, bank, metric, out_dtype=torch.float64)
     a, b = x.numpy().astype(np.longdouble), bank.numpy().astype(np.longdouble)
     a, b = a[..., :, None, :] if bank.dim() == 3 else a[..., None, :], b[:, None] if bank.dim() == 3 else b
-    if metric == "l2":
+    if metric == BALL:
+        own, other = (1 - (a**2).sum(-1)), (1 - (b**2).sum(-1))
+        score = 2 * np.arcsinh(np.sqrt(((a - b) ** 2).sum(-1) / (own * other)))
+    elif metric == "l2":
         score = np.sqrt(((a - b) ** 2).sum(-1))
     elif metric == "sqeuclidean":
         score = ((a - b) ** 2).sum(-1)

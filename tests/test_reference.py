@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import METRICS, WIDTHS
+from cases import METRICS, WIDTHS, into_ball
 from helpers import gauss, same
 
 from vecbank import reference
@@ -23,6 +23,10 @@ def ordered(terms: list[float]) -> float:
 def score(x: list[float], b: list[float], metric: str) -> float:
     if metric == "l1":
         return ordered([abs(p - q) for p, q in zip(x, b, strict=True)])
+    if metric == "poincare":
+        inside = [1 - ordered([p * p for p in v]) for v in (x, b)]
+        square = ordered([(p - q) * (p - q) for p, q in zip(x, b, strict=True)])
+        return 2 * math.asinh(math.sqrt(square / (inside[0] * inside[1])))
     if metric in ("l2", "sqeuclidean"):
         square = ordered([(p - q) * (p - q) for p, q in zip(x, b, strict=True)])
         return math.sqrt(square) if metric == "l2" else square
@@ -39,6 +43,17 @@ def test_order_of_summation(d: int, metric: str) -> None:
     x, bank = gauss(3, d, dtype=torch.float64), gauss(9, d, dtype=torch.float64)
     want = torch.tensor([[score(a, b, metric) for b in bank.tolist()] for a in x.tolist()], dtype=torch.float64)
     assert same(reference.project(x, bank, metric), want)
+
+
+@pytest.mark.parametrize("d", WIDTHS)
+def test_poincare(d: int) -> None:
+    """The distance is computed in steps that round alike everywhere, four units from the mathematical one."""
+    x, bank = into_ball(gauss(3, d, dtype=torch.float64)), into_ball(gauss(9, d, dtype=torch.float64) * 1e4)
+    want = torch.tensor([[score(a, b, "poincare") for b in bank.tolist()] for a in x.tolist()], dtype=torch.float64)
+    got = reference.project(x, bank, "poincare")
+    assert ((got - want).abs() <= 8 * 2.0**-53 * want).all()
+    outside = reference.project(x, bank * 2e4, "poincare")
+    assert outside.isnan().all()
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -86,9 +86,9 @@ VB_INLINE double log_of_quotient(double s) {
 // 2 asinh(sqrt(t)), t >= 0, by arithmetic that rounds alike on every device; within 4 units in the last place. It is
 // 2 log(1 + w), and nothing cancels in w.
 VB_INLINE double twice_asinh_root(double t) {
+  if (!(t < HUGE_VAL)) return t;
   const double w = add_rn(std::sqrt(t), t / add_rn(1.0, std::sqrt(add_rn(1.0, t))));
   if (w < 0.41) return mul_rn(2.0, log_of_quotient(w / add_rn(2.0, w)));
-  if (!(w < HUGE_VAL)) return w;
   constexpr uint64_t kMantissa = (uint64_t{1} << 52) - 1;
   const double whole = add_rn(1.0, w);
   uint64_t bits;

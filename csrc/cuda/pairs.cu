@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kPairThreads) pair_queries_kernel(const __grid
       for (int64_t i = q * k + lane; i < q * k + k; i += 32) {
         const int64_t j = p.indices[i];
         const bool there = j >= 0 && j < p.bank.count;
-        a.along[i] = there ? pair_factors(p.metric, element_of(p.grad, p.grad_dtype, i), 0.0, 0.0, 0.0).along : 0.0;
+        a.along[i] = there ? pair_factors(m, element_of(p.grad, p.grad_dtype, i), 0.0, 0.0, 0.0).along : 0.0;
       }
     __syncwarp();  // the factors are there
     if (p.grad_queries == nullptr) continue;

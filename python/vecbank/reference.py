@@ -323,7 +323,7 @@ class _TwiceAsinhRoot(torch.autograd.Function):
         part, exponent = torch.where(high, part * 0.5, part), torch.where(high, exponent + 1, exponent)
         log = exponent * _LOG2 + (exponent * _LOG2_REST + _log_of_quotient((part - 1) / (part + 1)))
         found = 2 * torch.where(w < 0.41, _log_of_quotient(w / (2 + w)), log)
-        return torch.where(w < torch.inf, found, w)
+        return torch.where(t < torch.inf, found, t)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

@@ -25,6 +25,9 @@ Rows view(const Vec<float>& v, int64_t width) {
 
 const DType kDTypes[] = {DType::f32, DType::f64, DType::bf16, DType::f16};
 const Metric kMetrics[] = {Metric::dot, Metric::cosine, Metric::l2, Metric::sqeuclidean, Metric::l1};
+// Those of points in the unit ball, where Gaussian rows of some 20 coordinates lie when they are scaled by this.
+const Metric kBallMetrics[] = {Metric::poincare, Metric::poincare_ratio};
+constexpr double kIntoBall = 0.1;
 
 cuda::Path& path() {
   static cuda::Path p = cuda::Path::simt;
@@ -248,6 +251,14 @@ TEST(cuda_search_equals_cpu) {
         const Matrix b(normal<double>(m * d, ++seed), d, dtype, k == 3);
         compare(x, b, {metric, k, true, k == 1}, "gaussian");
         if (k != 20) compare(x, b, {metric, k, true, false, true}, "packed");
+      }
+  for (const Metric metric : kBallMetrics)
+    for (const DType dtype : kDTypes)
+      for (const int64_t k : {1, 3, 40}) {
+        const int64_t d = 17, n = 21, m = 300;
+        const Matrix x(normal<double>(n * d, ++seed, kIntoBall), d, dtype, k == 3);
+        const Matrix b(normal<double>(m * d, ++seed, kIntoBall), d, dtype);
+        compare(x, b, {metric, k, true, k == 1}, "in the ball");
       }
   // A 16-bit query with a float32 bank; and a query tile and a half, over several blocks of columns.
   for (const DType half : {DType::bf16, DType::f16}) {

@@ -185,10 +185,14 @@ TEST(cuda_lookup_of_bad_codes_is_nan) {
 TEST(cuda_gradients_close_to_cpu) {
   std::mt19937 random(10);
   const int64_t d = 11, m = 9, n = 14, k = 20;
-  const auto xs = normal<float>(n * d, 6), bs = normal<float>(m * d, 7), grads = normal<float>(n * k, 8);
+  const auto grads = normal<float>(n * k, 8);
   Vec<int64_t> codes(static_cast<size_t>(n * k));
   for (auto& c : codes) c = static_cast<int64_t>(random() % (m + 1)) - 1;
-  for (const Metric metric : kMetrics) {
+  std::vector<Metric> metrics(std::begin(kMetrics), std::end(kMetrics));
+  metrics.insert(metrics.end(), std::begin(kBallMetrics), std::end(kBallMetrics));
+  for (const Metric metric : metrics) {
+    const double scale = record(metric).ball ? kIntoBall : 1.0;
+    const auto xs = normal<float>(n * d, 6, scale), bs = normal<float>(m * d, 7, scale);
     Vec<float> gx[2], gb[2], dots[2];
     Bench bench;
     for (const int side : {0, 1}) {
@@ -245,20 +249,23 @@ void find_gradients(const Matrix& x, const Matrix& bank, const Vec<int64_t>& cod
 TEST(cuda_query_gradients_of_all_types) {
   std::mt19937 random(12);
   uint32_t seed = 300;
-  for (const Metric metric : kMetrics)
+  std::vector<Metric> metrics(std::begin(kMetrics), std::end(kMetrics));
+  metrics.insert(metrics.end(), std::begin(kBallMetrics), std::end(kBallMetrics));
+  for (const Metric metric : metrics)
     for (const DType type : kDTypes)
       for (const int64_t k : {3, 37}) {
         const int64_t n = 9, m = 15, d = k == 3 ? 70 : 13;
+        const double scale = record(metric).ball ? 0.5 * kIntoBall : 1.0;
         const bool small = type == DType::bf16 || type == DType::f16;
-        const Matrix x(normal<double>(n * d, ++seed), d, type);
-        const Matrix bank(normal<double>(m * d, ++seed), d, small && k == 3 ? DType::f32 : type, k == 37);
+        const Matrix x(normal<double>(n * d, ++seed, scale), d, type);
+        const Matrix bank(normal<double>(m * d, ++seed, scale), d, small && k == 3 ? DType::f32 : type, k == 37);
         const Vec<float> grads = normal<float>(n * k, ++seed);
         Vec<int64_t> codes(static_cast<size_t>(n * k));
         for (auto& c : codes) c = static_cast<int64_t>(random() % static_cast<unsigned>(m + 1)) - 1;
         Vec<char> gradient[2];
         find_gradients(x, bank, codes, grads, k, metric, &PairProblem::grad_queries, gradient);
         // A factor that comes from a score need not have the CPU's last bit.
-        const bool scored = record(metric).root || record(metric).unit_rows;
+        const bool scored = record(metric).root || record(metric).scaled_rows();
         const double error = !scored ? 0.0 : small ? 1e-2 : type == DType::f32 ? 1e-6 : 1e-13;
         bool right = true;
         with_dtype(type, [&](auto t) {

@@ -152,10 +152,13 @@ TEST(cuda_project_of_cancelling_terms) {
 // The exact form, of all pairs and of listed ones: bit for bit.
 TEST(cuda_exact_scores_are_the_cpus) {
   uint32_t seed = 60;
-  for (const Metric metric : kMetrics)
+  std::vector<Metric> metrics(std::begin(kMetrics), std::end(kMetrics));
+  metrics.insert(metrics.end(), std::begin(kBallMetrics), std::end(kBallMetrics));
+  for (const Metric metric : metrics)
     for (const DType dtype : kDTypes) {
       const int64_t d = 21, n = 9, m = 70, k = 13;
-      Vec<double> xs = normal<double>(n * d, ++seed), bs = normal<double>(m * d, ++seed);
+      const double scale = record(metric).ball ? kIntoBall : 1.0;
+      Vec<double> xs = normal<double>(n * d, ++seed, scale), bs = normal<double>(m * d, ++seed, scale);
       xs[5] = NAN, xs[40] = INFINITY, bs[30] = NAN, bs[50] = -INFINITY;
       const Matrix x(xs, d, dtype), b(bs, d, dtype, true);
       Vec<int64_t> indices(static_cast<size_t>(n * k));

@@ -24,15 +24,15 @@ class NaiveScores {
       for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane_sum(p, 1, q, 1, d, lane, term);
       return tree_sum(lanes);
     };
-    std::vector<double> norms;  // of the bank
-    for (int64_t j = 0; j < rows_ && m.unit_rows; ++j)
-      norms.push_back(floored(std::sqrt(raw(&wide_b[at(j, d)], &wide_b[at(j, d)], Term::product))));
+    std::vector<double> factors;  // of the bank
+    for (int64_t j = 0; j < rows_; ++j)
+      factors.push_back(row_factor(m, raw(&wide_b[at(j, d)], &wide_b[at(j, d)], Term::product)));
     for (int64_t i = 0; i < queries_; ++i) {
       const double* q = wide_x.data() + i * d;
-      const double norm = m.unit_rows ? floored(std::sqrt(raw(q, q, Term::product))) : 1.0;
+      const double factor = row_factor(m, raw(q, q, Term::product));
       for (int64_t j = 0; j < rows_; ++j)
         keys_[at(i, rows_) + static_cast<size_t>(j)] =
-            key_of(m, raw(q, wide_b.data() + j * d, m.term), norm, m.unit_rows ? norms[static_cast<size_t>(j)] : 1.0,
+            key_of(m, raw(q, wide_b.data() + j * d, m.term), factor, factors[static_cast<size_t>(j)],
                    bias != nullptr ? bias + j : nullptr);
     }
   }

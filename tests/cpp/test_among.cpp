@@ -413,7 +413,11 @@ TEST(search_for_the_farthest_rows) {
   for (float& v : b) v = std::round(2.0f * v);  // ties
   b[static_cast<size_t>(5 * d)] = std::numeric_limits<float>::quiet_NaN();
   b[static_cast<size_t>(7 * d)] = HUGE_VALF;
-  for (const Metric metric : {Metric::l2, Metric::sqeuclidean, Metric::l1}) {
+  for (const Metric metric : {Metric::l2, Metric::sqeuclidean, Metric::l1, Metric::poincare, Metric::poincare_ratio}) {
+    if (metric == Metric::poincare) {  // points of the ball
+      for (float& v : x) v *= 0.04f;
+      for (float& v : b) v *= 0.02f;
+    }
     SearchProblem p = problem_of(rows(x, d), rows(b, d), farthest(metric));
     CHECK(refined_only(p.metric) && value_of(p.metric, 9.0) == value_of(metric, -9.0));
     CHECK(worst_value(p.metric) == -worst_value(metric) && record(p.metric).term == record(metric).term);

@@ -100,6 +100,50 @@ TEST(every_isa_scores_as_exact_score_does) {
   });
 }
 
+// Over all magnitudes, and where one form of the logarithm follows the other; it never falls.
+TEST(twice_asinh_root_is_the_distance) {
+  double before = 0.0;
+  for (double t = 1e-320; t < 1e300; t *= 1.0078125) {
+    const double found = twice_asinh_root(t), wanted = 2.0 * std::asinh(std::sqrt(t));
+    CHECK(std::fabs(found - wanted) <= 6.0 * 0x1p-53 * wanted + 0x1p-1074);
+    CHECK(found >= before);
+    before = found;
+  }
+  CHECK(twice_asinh_root(0.0) == 0.0 && twice_asinh_root(HUGE_VAL) == HUGE_VAL);
+  CHECK(std::isnan(twice_asinh_root(std::nan(""))));
+}
+
+// The factors of a pair's gradient, against quotients of differences.
+TEST(pair_factors_are_slopes) {
+  const double x[3] = {0.3, -0.2, 0.5}, b[3] = {-0.1, 0.4, 0.2};
+  const auto sum = [](const double* p, const double* q, Term term) {
+    double lanes[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane_sum(p, 1, q, 1, 3, lane, term);
+    return tree_sum(lanes);
+  };
+  for (const Metric metric :
+       {Metric::dot, Metric::cosine, Metric::l2, Metric::sqeuclidean, Metric::poincare, Metric::poincare_ratio}) {
+    const MetricRecord m = record(metric);
+    const auto value = [&](const double* p, const double* q) {
+      return value_of(m, key_of(m, sum(p, q, m.term), row_factor(m, sum(p, p, Term::product)),
+                                row_factor(m, sum(q, q, Term::product))));
+    };
+    const PairFactors f = pair_factors(m, 1.5, sum(x, b, m.term), sum(x, x, Term::product), sum(b, b, Term::product));
+    for (int i = 0; i < 3; ++i) {
+      constexpr double step = 1e-6;
+      double more[3] = {x[0], x[1], x[2]}, less[3] = {x[0], x[1], x[2]};
+      more[i] += step, less[i] -= step;
+      const double of_x = 1.5 * (value(more, b) - value(less, b)) / (2 * step);
+      CHECK(std::fabs(f.along * slope_of(m.term, x[i], b[i]) - f.own_query * x[i] - of_x) < 1e-7);
+      double up[3] = {b[0], b[1], b[2]}, down[3] = {b[0], b[1], b[2]};
+      up[i] += step, down[i] -= step;
+      const double of_b = 1.5 * (value(x, up) - value(x, down)) / (2 * step);
+      CHECK(std::fabs(f.along * slope_of(m.term, b[i], x[i]) - f.own_bank * b[i] - of_b) < 1e-7);
+    }
+  }
+  CHECK(pair_factors(record(Metric::poincare), 1.0, 0.0, 0.2, 0.2).along == 0.0);  // equal points have no gradient
+}
+
 TEST(keys_sort_best_first_and_values_undo_them) {
   CHECK(key_of(Metric::dot, 3.0, 1.0, 1.0) == 3.0 && key_of(Metric::sqeuclidean, 3.0, 1.0, 1.0) == -3.0);
   const double bias = 0.5;
@@ -111,5 +155,10 @@ TEST(keys_sort_best_first_and_values_undo_them) {
   CHECK(worst_value(Metric::l2) == HUGE_VAL && worst_value(Metric::dot) == -HUGE_VAL);
   CHECK(better({2.0, 7}, {1.0, 3}) && better({1.0, 3}, {1.0, 7}) && !better({1.0, 3}, {1.0, 3}));
   CHECK(better({0.0, 3}, {-0.0, 7}) && better({-0.0, 3}, {0.0, 7}) && better({-1.0, 9}, {-HUGE_VAL, 0}));
+  CHECK(row_factor(record(Metric::cosine), 4.0) == 2.0 && row_factor(record(Metric::l2), 4.0) == 1.0);
+  CHECK(row_factor(record(Metric::poincare), 0.75) == 0.25 && std::isnan(row_factor(record(Metric::poincare), 1.0)));
+  CHECK(key_of(Metric::poincare, 3.0, 0.5, 0.25) == -24.0 && key_of(Metric::farthest_poincare, 3.0, 0.5, 0.25) == 24.0);
+  CHECK(value_of(Metric::poincare_ratio, -24.0) == 24.0);
+  CHECK(value_of(Metric::poincare, -24.0) == value_of(Metric::farthest_poincare, 24.0));
   CHECK(floored(0.0) == kNormFloor && floored(2.0) == 2.0 && std::isnan(floored(std::nan(""))));
 }

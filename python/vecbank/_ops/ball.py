@@ -25,7 +25,7 @@ def distance(ratio: Tensor) -> Tensor:
     high = part > 0.5 * 1.4142135623730951
     part, exponent = torch.where(high, part, part * 2), torch.where(high, exponent, exponent - 1).double()
     log = exponent * _LOG2 + (exponent * _LOG2_REST + _log_of_quotient((part - 1) / (part + 1)))
-    return torch.where(w < torch.inf, 2 * torch.where(w < 0.41, _log_of_quotient(w / (2 + w)), log), w)
+    return torch.where(ratio < torch.inf, 2 * torch.where(w < 0.41, _log_of_quotient(w / (2 + w)), log), ratio)
 
 
 _LOG2, _LOG2_REST = float.fromhex("0x1.62e42fefa38p-1"), float.fromhex("0x1.ef35793c7673p-45")
