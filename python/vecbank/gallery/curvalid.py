@@ -74,7 +74,7 @@ def run(sheet: Sheet) -> None:
 
     axes = (plot := Figure(figsize=(4.5, 3))).subplots()
     for name, family in (("benign", found[:PROMPTS]), ("adversarial", found[PROMPTS:])):
-        axes.plot(family[:, 0], family[:, 1], "o", ms=2.5, label=name)
+        axes.plot(*family.mT.numpy(), "o", ms=2.5, label=name)
     axes.set(xlabel="LID of the prompt", ylabel="mean curvature of its words")
     axes.legend()
     sheet.picture("What tells the prompts apart: a prompt is a point.", plot)

@@ -72,7 +72,7 @@ def run(sheet: Sheet) -> None:
     found = [short for short, _ in shown.values()]
     sheet.check("OOD queries: recall@10 of these, 64 d", found[-3:], "rises", found[-3:] == sorted(found[-3:]))
     axes = (plot := Figure(figsize=(7, 2.8))).subplots()
-    ticks = torch.arange(len(shown))
+    ticks = torch.arange(len(shown)).numpy()
     axes.bar(ticks - 0.2, found, 0.4, label="short codes")
     axes.bar(ticks + 0.2, [full for _, full in shown.values()], 0.4, label="50 re-ranked")
     axes.set(xticks=ticks, xticklabels=[*shown], ylabel="recall@10", ylim=(0, 1.25), yticks=(0, 0.5, 1))

@@ -71,10 +71,10 @@ def run(sheet: Sheet) -> None:
     sheet.check("error of f before and after 200 steps", errors, "falls to below 0.05", errors[1] < 0.05 < errors[0])
 
     left, right = (plot := Figure(figsize=(7, 2.8))).subplots(1, 2)
-    left.plot(t, curves.T, label=["f at first", "f that was learned"])
-    left.plot(t, wanted, "--", label="wanted")
+    left.plot(t.numpy(), curves.T.numpy(), label=["f at first", "f that was learned"])
+    left.plot(t.numpy(), wanted.numpy(), "--", label="wanted")
     left.set(xlabel="Euclidean distance", ylabel="distance")
     left.legend()
-    right.plot(exact.flatten(), often.flatten(), "o")
+    right.plot(exact.flatten().numpy(), often.flatten().numpy(), "o")
     right.set(xlabel="probability of an edge", ylabel="share of draws")
     sheet.picture("A distance that f learns, and how often the edges of five points are drawn.", plot)

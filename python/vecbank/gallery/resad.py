@@ -75,6 +75,6 @@ def run(sheet: Sheet) -> None:
 
     plot, maps = Figure(figsize=(7, 3.4)), r.norm(dim=-1).view(CLASSES, IMAGES, 7, 7)
     for i, axes in enumerate(plot.subplots(2, 4, subplot_kw={"xticks": [], "yticks": []}).T):
-        axes[0].imshow(images[NEW + i, 0], cmap="gray")
-        axes[1].imshow(maps[NEW + i, 0], vmin=0, vmax=float(maps.max()))
+        axes[0].imshow(images[NEW + i, 0].numpy(), cmap="gray")
+        axes[1].imshow(maps[NEW + i, 0].numpy(), vmin=0, vmax=float(maps.max()))
     sheet.picture("A defect in each of the new classes, and |r| of the patches.", plot)
