@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+import vecbank
+
 from ..demo.data import load_digits
 
 
@@ -74,6 +76,12 @@ def mlp(*widths: int, seed: int = 0) -> nn.Sequential:
         for a, b in zip(widths[:-1], widths[1:], strict=True):
             layers += [nn.Linear(a, b), nn.ReLU()]
         return nn.Sequential(*layers[:-1])
+
+
+def lid(bank: Tensor, k: int = 50) -> Tensor:
+    """The intrinsic dimension at each row of (..., M, d), from the distances to its k nearest other rows: (..., M)."""
+    r = vecbank.topk(bank, bank, k, "l2", allowed=vecbank.Allowed.not_self()).values.double()
+    return -1 / (r[..., :-1] / r[..., -1:]).log().mean(-1)
 
 
 def mean_average_precision(relevant: Tensor) -> Tensor:

@@ -16,16 +16,11 @@ from torch import Tensor
 import vecbank
 from vecbank import Allowed
 
-from ._data import generator, normal, rotation
+from ._data import generator, lid, normal, rotation
 from ._sheet import Sheet
 
 TITLE = "HNSW recall study"
 FAMILY = "top-k search"
-
-
-def lid(bank: Tensor, k: int = 50) -> Tensor:
-    r = vecbank.topk(bank, bank, k, "l2", allowed=Allowed.not_self()).values.double()
-    return -1 / (r[:, :-1] / r[:, -1:]).log().mean(-1)
 
 
 def by_graph(x: Tensor, bank: Tensor, links: int = 6, beam: int = 10) -> Tensor:
