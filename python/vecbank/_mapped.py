@@ -113,7 +113,7 @@ class _Angles(torch.autograd.Function):
         angles = project(x, vectors, "cosine").to(value_dtype(x))
         pairs = (angles.abs() > 1 - _FLAT).nonzero()
         if len(pairs) > _MOST_PAIRS * angles.numel():
-            angles = m.value(project(*sides(m, x, vectors), m.base)).to(angles.dtype)
+            angles = _all_exact(m, x, vectors).to(angles.dtype)
         else:
             angles = angles.clamp_(-1, 1).acos_()
             _score_flat_pairs(m, x, vectors, pairs, angles)
@@ -129,6 +129,17 @@ class _Angles(torch.autograd.Function):
         slope = torch.where(sines.abs() < 1e-7, 0.0, -grad / sines).to(x.dtype)  # at 0 and pi there is no gradient
         grad_x, grad_bank = ops.project_backward(slope, x, vectors, METRICS["cosine"], need_x, need_bank)
         return grad_x if need_x else None, grad_bank if need_bank else None, None, None
+
+
+def _all_exact(m: Angular, x: Tensor, vectors: Tensor) -> Tensor:
+    """All angles, float64, from exact distances of unit rows; near pi from those of the mirrored rows."""
+    mapped, rows = sides(m, x, vectors)
+    apart: Tensor = ops.exact_scores(mapped, rows, METRICS["l2"], torch.float64, None)
+    angles = m.value(apart)
+    if bool((apart > _FAR).any()):
+        rest: Tensor = ops.exact_scores(mapped, -rows, METRICS["l2"], torch.float64, None)
+        angles = torch.where(apart > _FAR, torch.pi - m.value(rest), angles)
+    return angles
 
 
 def _score_flat_pairs(m: Angular, x: Tensor, vectors: Tensor, pairs: Tensor, angles: Tensor) -> None:

@@ -79,8 +79,8 @@ def log_euclidean(matrices: Tensor) -> Tensor:
     n = matrices.shape[-1]
     logarithm: Tensor = _Logarithm.apply((wide + wide.mT) / 2)
     row, column = torch.triu_indices(n, n, device=matrices.device)
-    weight = torch.where(row == column, 1.0, 2.0**0.5).double()
-    return (logarithm[..., row, column] * weight).to(matrices.dtype)
+    upper = logarithm[..., row, column]
+    return torch.where(row == column, upper, upper * 2.0**0.5).to(matrices.dtype)
 
 
 def _check(wide: Tensor) -> None:
