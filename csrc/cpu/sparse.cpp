@@ -55,19 +55,32 @@ int64_t begin_query(const SparseQueries& q, const InvertedLists& lists, int64_t 
   return count;
 }
 
-// Adds to the sums of documents [first, first + size), term after term; returns whether there was anything to add.
+// Adds to the kBlock sums of documents from `first` on, term after term; returns whether there was anything to add. What
+// lies beyond the block is a later one's, or no document at all.
 template <class T>
-bool add_terms(const InvertedLists& lists, Cursor* cursors, int64_t count, int64_t first, int64_t size, double* sums) {
-  const T* weights = static_cast<const T*>(lists.weights);
-  const auto low = static_cast<uint32_t>(first), room = static_cast<uint32_t>(size);
+bool add_terms(const InvertedLists& lists, Cursor* cursors, int64_t count, int64_t first, double* sums) {
+  constexpr int kTogether = 8;
+  constexpr uint32_t room = kBlock;
+  static_assert((room & (room - 1)) == 0, "so that many places are inside where their bits, joined, are");
+  const auto low = static_cast<uint32_t>(first);
   bool any = false;
   for (int64_t j = 0; j < count; ++j) {
     const double w = cursors[j].weight;
+    const int32_t* documents = lists.documents;
+    const T* weights = static_cast<const T*>(lists.weights);
     const int64_t end = cursors[j].end;
     int64_t at = cursors[j].at;
+    for (; at + kTogether <= end; at += kTogether) {
+      uint32_t places[kTogether], bits = 0;
+      double products[kTogether];
+      for (int i = 0; i < kTogether; ++i) bits |= places[i] = static_cast<uint32_t>(documents[at + i]) - low;
+      if (bits >= room) break;
+      for (int i = 0; i < kTogether; ++i) products[i] = w * static_cast<double>(weights[at + i]);
+      for (int i = 0; i < kTogether; ++i) sums[places[i]] += products[i];
+    }
     for (; at < end; ++at) {
-      const uint32_t place = static_cast<uint32_t>(lists.documents[at]) - low;
-      if (place >= room) break;  // a later block's, or no document at all
+      const uint32_t place = static_cast<uint32_t>(documents[at]) - low;
+      if (place >= room) break;
       sums[place] += w * static_cast<double>(weights[at]);
     }
     any = any || at != cursors[j].at;
@@ -131,7 +144,7 @@ void search_group(const SparseSearchProblem& p, const AllowedRows& allowed, int6
     for (int64_t q = 0; q < count; ++q) {
       if (!zeros) std::fill_n(w.sums.get(), kBlock, 0.0);
       TopKList& list = w.lists[static_cast<size_t>(q)];
-      zeros = !add_terms<T>(p.lists, w.cursors.get() + q * width, w.terms[q], from, size, w.sums.get());
+      zeros = !add_terms<T>(p.lists, w.cursors.get() + q * width, w.terms[q], from, w.sums.get());
       if (!zeros || list.takes(0.0)) look(w.sums.get(), size, from, query + q, allowed, list);
     }
   }
@@ -183,8 +196,8 @@ Status all_scores(const SparseSearchProblem& p, const Parallel& parallel) {
     const int64_t terms = begin_query(p.queries, p.lists, query, first, w.cursors.get());
     for (int64_t from = first; from < last && !parallel.stop.requested(); from += kBlock) {
       const int64_t size = std::min(kBlock, last - from);
-      std::fill_n(w.sums.get(), size, 0.0);
-      add_terms<T>(p.lists, w.cursors.get(), terms, from, size, w.sums.get());
+      std::fill_n(w.sums.get(), kBlock, 0.0);
+      add_terms<T>(p.lists, w.cursors.get(), terms, from, w.sums.get());
       narrow(w.sums.get(), p.lists.dtype, size, p.values, query * m + from);
     }
   });
