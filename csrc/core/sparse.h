@@ -13,9 +13,9 @@ struct InvertProblem {
   const void* ids = nullptr;         // [entries], int32 or int64
   bool wide_ids = true;              // int64
   int64_t documents = 0, terms = 0, entries = 0;
-  int64_t* starts = nullptr;   // out: [terms + 1]
-  int32_t* listed = nullptr;   // out: [entries], of each term the documents that hold it, ascending
-  int64_t* order = nullptr;    // out: [entries], where in `ids` each of them came from
+  int64_t* starts = nullptr;    // out: [terms + 1]
+  int32_t* listed = nullptr;    // out: [entries], of each term the documents that hold it, ascending
+  int64_t* order = nullptr;     // out: [entries], where in `ids` each of them came from
   int64_t wrong_document = -1;  // out: one whose term is out of range, or comes twice
   int64_t wrong_term = 0;       // out: this term
 };

@@ -55,8 +55,8 @@ int64_t begin_query(const SparseQueries& q, const InvertedLists& lists, int64_t 
   return count;
 }
 
-// Adds to the kBlock sums of documents from `first` on, term after term; returns whether there was anything to add. What
-// lies beyond the block is a later one's, or no document at all.
+// Adds to the kBlock sums of documents from `first` on, term after term; returns whether there was anything to add.
+// What lies beyond the block is a later one's, or no document at all.
 template <class T>
 bool add_terms(const InvertedLists& lists, Cursor* cursors, int64_t count, int64_t first, double* sums) {
   constexpr int kTogether = 8;

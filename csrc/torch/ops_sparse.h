@@ -37,8 +37,9 @@ inline std::tuple<Tensor, Tensor, Tensor> sparse_invert(const Tensor& offsets, c
   scope.begin(8.0 * static_cast<double>(p.entries + p.terms));
   const Status status = cpu::invert(p, scope.threads());
   const bool outside = p.wrong_term < 0 || p.wrong_term >= width;
-  STD_TORCH_CHECK(status != Status::bad_index || !outside, "vecbank: ids must lie between 0 and width - 1 = ",
-                  width - 1, ", but row ", p.wrong_document, " has ", p.wrong_term);
+  STD_TORCH_CHECK(status != Status::bad_index || !outside,
+                  "vecbank: ids must lie between 0 and width - 1 = ", width - 1, ", but row ", p.wrong_document,
+                  " has ", p.wrong_term);
   STD_TORCH_CHECK(status != Status::bad_index, "vecbank: ids must name a term once in a row, but row ",
                   p.wrong_document, " has ", p.wrong_term, " twice");
   CpuScope::check(status);
@@ -55,17 +56,20 @@ struct SparseView {
   // `whole`: every list will be looked at.
   SparseView(const CpuScope& scope, const Tensor& query_ids, const Tensor& given, const Tensor& list_starts,
              const Tensor& documents, const Tensor& list_weights, int64_t count, bool whole)
-      : ids(dense(query_ids)), query_weights(dense(given)), starts(dense(list_starts)), listed(dense(documents)),
+      : ids(dense(query_ids)),
+        query_weights(dense(given)),
+        starts(dense(list_starts)),
+        listed(dense(documents)),
         weights(dense(list_weights)) {
     for (const Tensor* t : {&query_ids, &given, &list_starts, &documents, &list_weights}) scope.same(*t, "a tensor");
     const ScalarType dtype = list_weights.scalar_type();
     STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
                     "vecbank: weights must be float32 or float64");
     STD_TORCH_CHECK(given.scalar_type() == dtype, "vecbank: query weights must have the dtype of the documents'");
-    STD_TORCH_CHECK(query_ids.dim() >= 1 && query_ids.scalar_type() == ScalarType::Long &&
-                        sizes_of(query_ids) == sizes_of(given),
-                    "vecbank: query ids must be int64 (..., T) with as many weights, got ", shape_of(query_ids),
-                    " and ", shape_of(given));
+    STD_TORCH_CHECK(
+        query_ids.dim() >= 1 && query_ids.scalar_type() == ScalarType::Long && sizes_of(query_ids) == sizes_of(given),
+        "vecbank: query ids must be int64 (..., T) with as many weights, got ", shape_of(query_ids), " and ",
+        shape_of(given));
     STD_TORCH_CHECK(list_starts.dim() == 1 && list_starts.size(0) >= 1 && list_starts.scalar_type() == ScalarType::Long,
                     "vecbank: starts must be int64 (V + 1,), got ", shape_of(list_starts));
     STD_TORCH_CHECK(documents.dim() == 1 && documents.scalar_type() == ScalarType::Int &&
@@ -73,12 +77,9 @@ struct SparseView {
                     "vecbank: documents must be int32 (nnz,) with as many weights, got ", shape_of(documents), " and ",
                     shape_of(list_weights));
     STD_TORCH_CHECK(count >= 0 && count <= INT32_MAX, "vecbank: count must lie between 0 and 2^31 - 1, got ", count);
-    lists = {codes_in(starts),
-             static_cast<const int32_t*>(listed.const_data_ptr()),
-             weights.const_data_ptr(),
-             dtype_of(list_weights, "weights"),
-             list_starts.size(0) - 1,
-             count};
+    lists = {codes_in(starts),         static_cast<const int32_t*>(listed.const_data_ptr()),
+             weights.const_data_ptr(), dtype_of(list_weights, "weights"),
+             list_starts.size(0) - 1,  count};
     queries.ids = codes_in(ids);
     queries.weights = query_weights.const_data_ptr();
     queries.terms = query_ids.size(query_ids.dim() - 1);

@@ -167,7 +167,11 @@ class SparseBank(nn.Module):
         weights = self.weights
         if weights.dtype not in _WEIGHTS:
             raise TypeError(f"the weights of a SparseBank must be float32 or float64, got {weights.dtype}")
-        if torch.compiler.is_compiling() or weights.is_inference() or (weights.requires_grad and torch.is_grad_enabled()):
+        if (
+            torch.compiler.is_compiling()
+            or weights.is_inference()
+            or (weights.requires_grad and torch.is_grad_enabled())
+        ):
             return starts, documents, weights.index_select(0, order)
         if self._listed is None or not self._listed[1].shows(weights):
             with torch.no_grad():

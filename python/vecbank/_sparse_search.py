@@ -15,7 +15,6 @@ from torch import Tensor
 from . import _checks, _select
 from ._numpy import entry_point
 from ._ops import REDUCTIONS, ops
-from ._ops.blocks import BLOCK_BYTES
 from ._ops.sets import Lowered
 from ._sparse_bank import SparseBank
 from .allowed import Allowed
@@ -31,7 +30,7 @@ class _Asked(NamedTuple):
     starts: Tensor
     documents: Tensor
     weights: Tensor
-    count: int
+    rows: int  # documents
 
 
 @entry_point
@@ -71,7 +70,7 @@ def scores(query_ids: Tensor, query_weights: Tensor | None, documents: SparseBan
         return result
     flat = _flat(asked)
     blocks = [block.to(asked.weights.dtype) for _, _, block in _blocks(flat)]
-    shape = (*asked.ids.shape[:-1], asked.count)
+    shape = (*asked.ids.shape[:-1], asked.rows)
     return torch.cat(blocks).reshape(shape) if blocks else asked.weights.new_zeros(shape)
 
 
@@ -110,19 +109,19 @@ def topk(
     Example:
         >>> import torch, vecbank
         >>> documents = vecbank.sparse.SparseBank.from_dense(torch.tensor([[0.0, 2.0], [1.0, 0.0], [0.0, 3.0]]))
-        >>> values, indices = vecbank.sparse.topk(torch.tensor([[1], [0]]), torch.tensor([[2.0], [1.0]]), documents, k=2)
+        >>> values, indices = vecbank.sparse.topk(torch.tensor([[1], [0]]), torch.tensor([1.0, 2.0]), documents, k=2)
         >>> values.tolist(), indices.tolist()
         ([[6.0, 4.0], [1.0, 0.0]], [[2, 0], [1, 0]])
     """
     asked = _asked(query_ids, query_weights, documents)
-    k, count = _checks.integer("k", k), asked.count
+    k, count = _checks.integer("k", k), asked.rows
     if k < 1 or (k > count and not pad):
         raise ValueError(f"k must lie between 1 and the {count} documents (pad=True: fills up with -1), got k = {k}")
-    sets = None
+    sets: Lowered | None = None
     if allowed is not None:
         rows = asked.query_weights.new_empty(1).expand(count, 1)  # for their number and their device
-        sets = lower(allowed, asked.query_weights, rows)
-        sets = Lowered([sets], [0, 0]) if isinstance(sets, Tensor) else sets
+        lowered = lower(allowed, asked.query_weights, rows)
+        sets = Lowered([lowered], [0, 0]) if isinstance(lowered, Tensor) else lowered
     places = min(k, count)
     if places == 0:
         values = scores(asked.ids, asked.query_weights, documents)  # (..., 0), and known to autograd
@@ -170,7 +169,7 @@ def _asked(query_ids: Tensor, query_weights: Tensor | None, documents: SparseBan
     return _Asked(ids, query_weights, starts, listed, weights, len(documents))
 
 
-# ---- Where there are no kernels ---------------------------------------------------------------------------------------
+# ---- Where there are no kernels -------------------------------------------------------------------------------------
 
 
 def _flat(asked: _Asked) -> _Asked:
@@ -182,14 +181,14 @@ def _flat(asked: _Asked) -> _Asked:
 
 def _blocks(flat: _Asked) -> Iterator[tuple[int, int, Tensor]]:
     """(first, last, the float64 scores (n, M) of queries [first, last))."""
-    step = max(1, BLOCK_BYTES // max(1, 32 * flat.count))
+    step = _select.block_of(32 * flat.rows)
     for first in range(0, flat.ids.shape[0], step):
         last = min(first + step, flat.ids.shape[0])
         yield first, last, _scores_of(flat, first, last)
 
 
 def _scores_of(flat: _Asked, first: int, last: int) -> Tensor:
-    total = flat.weights.new_zeros(last - first, flat.count)
+    total = flat.weights.new_zeros(last - first, flat.rows)
     for j in range(flat.ids.shape[1]):
         begin, length = _spans(flat, flat.ids[first:last, j])
         query = torch.arange(last - first, device=total.device).repeat_interleave(length)
@@ -213,7 +212,7 @@ def _spans(flat: _Asked, terms: Tensor) -> tuple[Tensor, Tensor]:
 def _topk_in_blocks(asked: _Asked, k: int, sets: Lowered | None) -> tuple[Tensor, Tensor]:
     flat, lead, found = _flat(asked), asked.ids.shape[:-1], []
     with torch.no_grad():
-        rows = flat.weights.new_empty(1).expand(flat.count, 1)
+        rows = flat.weights.new_empty(1).expand(flat.rows, 1)
         for first, last, block in _blocks(flat):
             counted = ~block.isnan()
             if sets is not None:
@@ -230,11 +229,11 @@ def _pairs(flat: _Asked, chosen: Tensor) -> Tensor:
     """The float64 scores of chosen documents (N, k)."""
     lengths = flat.starts.diff()
     term = torch.arange(lengths.shape[0], device=lengths.device).repeat_interleave(lengths)
-    keys = term * flat.count + flat.documents  # ascending
+    keys = term * flat.rows + flat.documents  # ascending
     total = flat.weights.new_zeros(chosen.shape)
     for j in range(flat.ids.shape[1] if keys.shape[0] else 0):
         terms = flat.ids[:, j : j + 1]
-        wanted = torch.where((terms < 0) | (chosen < 0), -1, terms * flat.count + chosen)
+        wanted = torch.where((terms < 0) | (chosen < 0), -1, terms * flat.rows + chosen)
         entry = torch.searchsorted(keys, wanted).clamp_max(keys.shape[0] - 1)
         more = flat.query_weights[:, j : j + 1] * flat.weights[entry]
         total = total + torch.where(keys[entry] == wanted, more, 0.0)
