@@ -36,8 +36,7 @@ def recall(tokens: Tensor, weights: Tensor | None, documents: sparse.SparseBank,
 def run(sheet: Sheet) -> None:
     from matplotlib.figure import Figure
 
-    draw = generator(sheet.seed)
-    frequency = 1 / torch.arange(1, TERMS + 1).double()
+    draw, frequency = generator(sheet.seed), 1 / torch.arange(1, TERMS + 1).double()
     corpus = torch.multinomial(frequency.expand(DOCUMENTS, TERMS), LENGTH, replacement=True, generator=draw)
     counts = torch.zeros(DOCUMENTS, TERMS).scatter_add_(1, corpus, torch.ones(DOCUMENTS, LENGTH))
     dense, idf = counts.log1p(), (DOCUMENTS / (counts > 0).sum(0).clamp_min(1)).log()
@@ -67,16 +66,15 @@ def run(sheet: Sheet) -> None:
         loss.backward()
         optimiser.step()
         penalties.append(penalty.item())
-    sheet.check(
-        "FLOPS penalty before and after training", penalties[:: STEPS - 1], "falls", penalties[-1] < penalties[0]
-    )
+    ends = penalties[:: STEPS - 1]
+    sheet.check("FLOPS penalty before and after training", ends, "falls", ends[1] < ends[0])
     before, after = (recall(tokens, idf, bank, source) for bank in (documents, learned))
     sheet.check("recall@10 then, of the queries trained on", after, f"at least {before:.3f}", after >= before)
 
     plot = Figure(figsize=(4, 2.6), layout="constrained")
     axes = plot.subplots()
-    for name, bank in (("before", documents), ("after", learned)):
-        axes.loglog(range(1, TERMS + 1), bank.to_dense().detach().mean(0), label=name, lw=0.8)
+    for bank in (documents, learned):
+        axes.loglog(range(1, TERMS + 1), bank.to_dense().detach().mean(0), lw=0.8)
     axes.set(xlabel="term, by how common it is", ylabel="mean weight")
-    axes.legend()
+    axes.legend(["before", "after"])
     sheet.picture("Each term's mean weight, before and after training with the penalty", plot)
