@@ -152,6 +152,18 @@ def test_allowed(way: str) -> None:
         "none": (torch.zeros(m, dtype=torch.bool), torch.zeros(n, m, dtype=torch.bool)),
         "joined": (Allowed.mask(some) & Allowed.not_self(), some & ~torch.eye(n, m, dtype=torch.bool)),
     }
+    few = torch.randint(-1, m, (n, 9), generator=seeded(6))
+    place = torch.where(few < 0, m, few)
+    named = torch.zeros(n, m + 1).scatter_(1, place, 1.0)[:, :m] > 0
+    sets["few rows"] = (Allowed.rows(few), named)
+    sets["few rows, joined"] = (
+        Allowed.rows(few) & Allowed.mask(some | named.roll(1, 0)),
+        named & (some | named.roll(1, 0)),
+    )
+    sets["labels"] = (
+        Allowed.same(torch.arange(n) % 4, torch.arange(m) % 4),
+        torch.arange(n)[:, None] % 4 == torch.arange(m) % 4,
+    )
     sets["ranges"] = (sets["ranges"][0], sets["ranges"][1] & (torch.arange(m) < 4500))
     for what, (allowed, mask) in sets.items():
         for k in (1, 10, 60):

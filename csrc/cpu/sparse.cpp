@@ -98,23 +98,29 @@ struct Parts {
   }
 };
 
+// A query of a group: how many terms it has, and which documents it must look at.
+struct Query {
+  int64_t terms, first, last;
+};
+
 struct Worker {
   Buffer<double> sums;
   Buffer<Cursor> cursors;
-  Buffer<int64_t> terms;  // of each query of a group
+  Buffer<Query> queries;
   std::unique_ptr<TopKList[]> lists;
   Selector selector;
 
-  bool reserve(int64_t queries, const SparseSearchProblem& p) {
-    if (!sums.reserve(kBlock) || !cursors.reserve(queries * p.queries.terms) || !terms.reserve(queries)) return false;
+  bool reserve(int64_t count, const SparseSearchProblem& p) {
+    if (!sums.reserve(kBlock) || !cursors.reserve(count * p.queries.terms) || !queries.reserve(count)) return false;
     if (p.k == 0) return true;
-    lists.reset(new (std::nothrow) TopKList[static_cast<size_t>(queries)]);
-    for (int64_t q = 0; q < queries && lists != nullptr; ++q)
+    lists.reset(new (std::nothrow) TopKList[static_cast<size_t>(count)]);
+    for (int64_t q = 0; q < count && lists != nullptr; ++q)
       if (!lists[static_cast<size_t>(q)].reserve(p.k, p.lists.count)) return false;
     return lists != nullptr && selector.reserve(TopKList::capacity_for(p.k, p.lists.count));
   }
 };
 
+// Offers the list the documents of a block that the query may be given.
 void look(const double* sums, int64_t count, int64_t first, int64_t query, const AllowedRows& allowed, TopKList& list) {
   for (int64_t from = 0; from < count; from += kLook) {
     const int64_t some = std::min(kLook, count - from);
@@ -123,9 +129,27 @@ void look(const double* sums, int64_t count, int64_t first, int64_t query, const
       list.push_all(sums + from, some, [&](int64_t i) { return first + from + i; });
       continue;
     }
-    for (int64_t i = from; i < from + some; ++i)
-      if (list.takes(sums[i]) && allowed.allows(query, first + i)) list.push(sums[i], first + i);
+    int64_t rows[kLook], at = first + from, found;
+    while ((found = allowed.list(query, &at, first + from + some, kLook, rows)) > 0)
+      for (int64_t i = 0; i < found; ++i) list.push(sums[rows[i] - first], rows[i]);
   }
+}
+
+// Of a query that may be given few documents: looks each of them up in the lists of its terms.
+template <class T>
+void look_up(const InvertedLists& lists, Cursor* cursors, int64_t count, int64_t first, int64_t last, int64_t query,
+             const AllowedRows& allowed, TopKList& list) {
+  int64_t rows[kLook], from = first, found;
+  while ((found = allowed.list(query, &from, last, kLook, rows)) > 0)
+    for (int64_t i = 0; i < found; ++i) {
+      double sum = 0.0;
+      for (Cursor* c = cursors; c < cursors + count; ++c) {
+        c->at = std::lower_bound(lists.documents + c->at, lists.documents + c->end, rows[i]) - lists.documents;
+        if (c->at < c->end && lists.documents[c->at] == rows[i])
+          sum += c->weight * static_cast<double>(static_cast<const T*>(lists.weights)[c->at]);
+      }
+      list.push(sum, rows[i]);
+    }
 }
 
 // Queries [query, query + count) among documents [first, last): a block of documents after the other, so that the lists
@@ -133,19 +157,39 @@ void look(const double* sums, int64_t count, int64_t first, int64_t query, const
 template <class T>
 void search_group(const SparseSearchProblem& p, const AllowedRows& allowed, int64_t query, int64_t count, int64_t first,
                   int64_t last, Stop stop, Worker& w) {
+  constexpr int64_t kLookUp = 32;  // about what it costs to look a document up in a list, in entries of it
   const int64_t width = p.queries.terms;
-  for (int64_t q = 0; q < count; ++q) {
-    w.terms[q] = begin_query(p.queries, p.lists, query + q, first, w.cursors.get() + q * width);
-    w.lists[static_cast<size_t>(q)].clear();
+  for (int64_t q = 0; q < count && !stop.requested(); ++q) {
+    Query& own = w.queries[q];
+    TopKList& list = w.lists[static_cast<size_t>(q)];
+    Cursor* cursors = w.cursors.get() + q * width;
+    list.clear();
+    own = {0, first, last};
+    if (!allowed.any_set()) {
+      own.terms = begin_query(p.queries, p.lists, query + q, first, cursors);
+      continue;
+    }
+    const AllowedRows::Extent extent = allowed.extent(query + q);
+    own.first = std::max(first, extent.first / kBlock * kBlock);
+    own.last = std::min(last, extent.end);
+    if (own.last <= own.first) continue;
+    own.terms = begin_query(p.queries, p.lists, query + q, own.first, cursors);
+    int64_t entries = own.last - own.first;  // sums are about as much work
+    for (int64_t j = 0; j < own.terms; ++j) entries += cursors[j].end - cursors[j].at;
+    if (extent.most * std::max<int64_t>(own.terms, 1) * kLookUp >= entries) continue;
+    look_up<T>(p.lists, cursors, own.terms, own.first, own.last, query + q, allowed, list);
+    own.last = own.first;
   }
   bool zeros = false;  // all sums are
   for (int64_t from = first; from < last && !stop.requested(); from += kBlock) {
-    const int64_t size = std::min(kBlock, last - from);
     for (int64_t q = 0; q < count; ++q) {
+      const Query& own = w.queries[q];
+      if (from < own.first || from >= own.last) continue;
       if (!zeros) std::fill_n(w.sums.get(), kBlock, 0.0);
       TopKList& list = w.lists[static_cast<size_t>(q)];
-      zeros = !add_terms<T>(p.lists, w.cursors.get() + q * width, w.terms[q], from, w.sums.get());
-      if (!zeros || list.takes(0.0)) look(w.sums.get(), size, from, query + q, allowed, list);
+      zeros = !add_terms<T>(p.lists, w.cursors.get() + q * width, own.terms, from, w.sums.get());
+      if (!zeros || list.takes(0.0))
+        look(w.sums.get(), std::min(kBlock, own.last - from), from, query + q, allowed, list);
     }
   }
 }
