@@ -110,6 +110,35 @@ TEST(sparse_scores_and_lists_are_those_of_the_dense_product) {
   }
 }
 
+TEST(sparse_searches_among_few_and_many_rows_are_ranked_as_if_there_were_no_others) {
+  const int64_t m = 20000, k = 30;
+  const Documents documents(m, 13, 8);
+  const Queries queries(2, 5, 13, 9);
+  const std::vector<double> sums = queries.scores(documents);
+  for (const int64_t step : {int64_t{1}, int64_t{3}, int64_t{700}}) {
+    std::vector<int64_t> rows;
+    for (int64_t d = 5000; d < m; d += step) rows.push_back(d);
+    rows.push_back(m + 5);  // none
+    CandidateSet set;
+    set.kind = SetKind::rows, set.data = rows.data(), set.width = static_cast<int64_t>(rows.size());
+    const int32_t program = 0;
+    const Allowed allowed{&set, 1, &program, 1, m};
+    std::vector<float> values(static_cast<size_t>(2 * k));
+    std::vector<int64_t> indices(values.size());
+    SparseSearchProblem p;
+    p.queries = queries.view(), p.lists = documents.lists(), p.k = k, p.allowed = &allowed;
+    p.values = values.data(), p.indices = indices.data();
+    CHECK(sparse_search(p, threads(2)) == Status::ok);
+    for (int64_t q = 0; q < 2; ++q) {
+      const double* own = sums.data() + q * m;
+      std::vector<int64_t> best(rows.begin(), rows.end() - 1);
+      std::stable_sort(best.begin(), best.end(), [&](int64_t a, int64_t b) { return own[a] > own[b]; });
+      best.resize(static_cast<size_t>(std::max<int64_t>(k, static_cast<int64_t>(best.size()))), -1);
+      for (int64_t r = 0; r < k; ++r) CHECK(indices[static_cast<size_t>(q * k + r)] == best[static_cast<size_t>(r)]);
+    }
+  }
+}
+
 TEST(sparse_gradients_of_all_scores_and_of_chosen_ones_agree) {
   const Documents documents(60, 9, 3);
   const Queries queries(8, 4, 9, 4);
