@@ -138,6 +138,12 @@ def _segment_sum() -> Call:
     return lambda: vecbank.segment_sum(x, codes, 4)
 
 
+def _sparse_topk() -> Call:
+    documents = vecbank.sparse.SparseBank.from_dense(torch.rand(20_000, 50))
+    terms = torch.randint(0, 50, (20_000, 50))
+    return lambda: vecbank.sparse.topk(terms, torch.rand(50), documents, 10)
+
+
 def _backward() -> Call:
     """The gradient of a sum over few rows, made long: what was saved for it comes back as many codes."""
     bank, few, many = randn(64, 1024).requires_grad_(), torch.zeros(1, 4).long(), torch.zeros(1, 20_000_000).long()
@@ -183,6 +189,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     "pq_encode": _product,
     "lookup": _lookup,
     "segment_sum": _segment_sum,
+    "sparse.topk": _sparse_topk,
     "backward": _backward,
     "kmeans": _kmeans,
     "pq_train": _pq_train,

@@ -219,6 +219,84 @@ for _name in SEARCHES:
         f"{_name}: {what}": (_name, (*pair, None, *((2,) if _name == "topk" else ()), 0))
         for what, pair in PAIRS.items()
     }
+OFFSETS, TERMS = torch.tensor([0, 2, 3]), torch.tensor([1, 0, 1])
+LISTS = (torch.tensor([0, 1, 3]), torch.tensor([0, 0, 1], dtype=torch.int32), gauss(3), 2)
+ASKED, WEIGHED = torch.tensor([[1, -1], [0, 1]]), gauss(2, 2)
+
+
+def _lists(**other: Any) -> tuple[Any, ...]:
+    return tuple(other.get(name, t) for name, t in zip(("starts", "documents", "weights", "count"), LISTS, strict=True))
+
+
+BAD_QUERIES: dict[str, tuple[Any, ...]] = {
+    "int32 ids": (ASKED.int(), WEIGHED, *LISTS),
+    "fewer weights": (ASKED, WEIGHED[:, :1], *LISTS),
+    "weights of another dtype": (ASKED, WEIGHED.double(), *LISTS),
+    "scalar ids": (ASKED[0, 0], WEIGHED[0, 0], *LISTS),
+    "float16": (ASKED, WEIGHED.half(), *_lists(weights=gauss(3).half())),
+    "int32 starts": (ASKED, WEIGHED, *_lists(starts=LISTS[0].int())),
+    "no starts": (ASKED, WEIGHED, *_lists(starts=LISTS[0][:0])),
+    "starts of two dimensions": (ASKED, WEIGHED, *_lists(starts=LISTS[0][None])),
+    "int64 documents": (ASKED, WEIGHED, *_lists(documents=LISTS[1].long())),
+    "fewer documents": (ASKED, WEIGHED, *_lists(documents=LISTS[1][:2])),
+    "negative count": (ASKED, WEIGHED, *_lists(count=-1)),
+    "count of 2^31": (ASKED, WEIGHED, *_lists(count=2**31)),
+    "values: term out of range": (ASKED + 1, WEIGHED, *LISTS),
+    "values: term -2": (ASKED - 1, WEIGHED, *LISTS),
+    "values: starts beyond the lists": (ASKED, WEIGHED, *_lists(starts=torch.tensor([0, 1, 4]))),
+    "values: starts of 2^40": (ASKED, WEIGHED, *_lists(starts=torch.tensor([0, 2**40, 2**40 + 1]))),
+    "values: starts descend": (ASKED, WEIGHED, *_lists(starts=torch.tensor([0, 3, 1]))),
+    "values: negative starts": (ASKED, WEIGHED, *_lists(starts=torch.tensor([-1, 1, 3]))),
+}
+CHOSEN = torch.zeros(2, 2, dtype=INT64)
+for _what, _row in BAD_QUERIES.items():
+    ROWS[f"sparse_scores: {_what}"] = ("sparse_scores", _row)
+    ROWS[f"sparse_topk: {_what}"] = ("sparse_topk", (*_row, 1, [], []))
+    ROWS[f"sparse_backward: {_what}"] = ("sparse_backward", (gauss(2, 2), *_row, None, True, True))
+ROWS |= {
+    **{f"sparse_topk: k {k}": ("sparse_topk", (ASKED, WEIGHED, *LISTS, k, [], [])) for k in (0, -1, 3, 2**40)},
+    "sparse_topk: mask of more documents": ("sparse_topk", (ASKED, WEIGHED, *LISTS, 1, [FULL[:2]], [0, 0])),
+    "sparse_topk: bits of fewer queries": (
+        "sparse_topk",
+        (ASKED[[0, 0, 1]], WEIGHED[[0, 0, 1]], *LISTS, 1, [torch.zeros(2, 1, dtype=torch.uint8)], [1, 0]),
+    ),
+    "sparse_topk: unknown code": ("sparse_topk", (ASKED, WEIGHED, *LISTS, 1, [], [9, 0])),
+    "sparse_backward: grad of fewer queries": (
+        "sparse_backward",
+        (gauss(1, 2), ASKED, WEIGHED, *LISTS, None, True, True),
+    ),
+    "sparse_backward: float64 grad": (
+        "sparse_backward",
+        (gauss(2, 2).double(), ASKED, WEIGHED, *LISTS, None, True, True),
+    ),
+    "sparse_backward: grad of fewer ranks": (
+        "sparse_backward",
+        (gauss(2, 1), ASKED, WEIGHED, *LISTS, CHOSEN, True, True),
+    ),
+    "sparse_backward: int32 indices": (
+        "sparse_backward",
+        (gauss(2, 2), ASKED, WEIGHED, *LISTS, CHOSEN.int(), True, True),
+    ),
+    "sparse_backward: flat indices": ("sparse_backward", (gauss(2, 2), ASKED, WEIGHED, *LISTS, CHOSEN[0], True, True)),
+    "sparse_backward: values: starts that end early": (
+        "sparse_backward",
+        (gauss(2, 2), ASKED, WEIGHED, *_lists(starts=torch.tensor([0, 1, 2])), None, True, True),
+    ),
+    "sparse_invert: int32 offsets": ("sparse_invert", (OFFSETS.int(), TERMS, 2)),
+    "sparse_invert: no offsets": ("sparse_invert", (OFFSETS[:0], TERMS, 2)),
+    "sparse_invert: offsets of two dimensions": ("sparse_invert", (OFFSETS[None], TERMS, 2)),
+    "sparse_invert: float ids": ("sparse_invert", (OFFSETS, TERMS.float(), 2)),
+    "sparse_invert: ids of two dimensions": ("sparse_invert", (OFFSETS, TERMS[None], 2)),
+    "sparse_invert: int16 ids": ("sparse_invert", (OFFSETS, TERMS.short(), 2)),
+    "sparse_invert: values: width": ("sparse_invert", (OFFSETS, TERMS, -1)),
+    "sparse_invert: values: id out of range": ("sparse_invert", (OFFSETS, TERMS, 1)),
+    "sparse_invert: values: negative id": ("sparse_invert", (OFFSETS, TERMS - 1, 2)),
+    "sparse_invert: values: an id twice": ("sparse_invert", (OFFSETS, torch.zeros_like(TERMS), 2)),
+    "sparse_invert: values: offsets descend": ("sparse_invert", (torch.tensor([0, 5, 3]), TERMS, 2)),
+    "sparse_invert: values: offsets of 2^40": ("sparse_invert", (torch.tensor([0, 2**40, 3]), TERMS, 2)),
+    "sparse_invert: values: offsets end early": ("sparse_invert", (OFFSETS[:2], TERMS, 2)),
+    "sparse_invert: values: offsets begin late": ("sparse_invert", (OFFSETS + 1, TERMS, 2)),
+}
 
 
 # A fake kernel checks devices, dtypes and shapes; these are values, which may be symbolic.
@@ -233,5 +311,6 @@ VALUES = (
     "lookup: reduce 3",
     "lookup: reduce -1",
     "segment_sum: num_codes",
+    "sparse_topk: k",
 )
-FAKEABLE = [what for what in ROWS if not what.startswith(VALUES)]
+FAKEABLE = [what for what in ROWS if not what.startswith(VALUES) and ": values: " not in what]

@@ -149,6 +149,7 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
         (x.double(), CODES, bank.double()),
     ]
     _selections(table, pairs)
+    _sparse(table)
     return table
 
 
@@ -187,3 +188,28 @@ def _selections(table: dict[str, list[tuple[Any, ...]]], pairs: list[tuple[Tenso
         table["merge_topk"] += [(found, indices, 2, code, False), (found, indices, 4, code, True)]
     table["merge_topk"] += [(keys[0], indices[0], 3, 0, False), (keys[:0], indices[:0], 1, 1, True)]
     table["merge_topk"].append((keys.t(), indices.t(), 3, 0, True))
+
+
+def _sparse(table: dict[str, list[tuple[Any, ...]]]) -> None:
+    """Retrieval with sparse vectors: six documents over five terms, one of them empty, and a term that none has."""
+    offsets, ids = torch.tensor([0, 2, 2, 5, 6, 8, 9]), torch.tensor([4, 0, 2, 4, 1, 4, 0, 1, 2])
+    starts, documents, _ = op("sparse_invert")(offsets, ids, 6)
+    table["sparse_invert"] += [(offsets, ids, 6), (offsets, ids.int(), 5), (offsets[:1], ids[:0], 0)]
+    table["sparse_invert"].append((torch.zeros(4, dtype=torch.int64), ids[:0], 3))
+    terms, weights = torch.tensor([[4, 0, -1], [2, 2, 1], [-1, -1, -1], [3, 5, 4]]), gauss(9)
+    asked = gauss(4, 3)
+    for dtype in (torch.float32, torch.float64):
+        w, v = asked.to(dtype), weights.to(dtype)
+        queries = [(terms, w), (terms.t(), w.t()), (terms[0], w[0]), (terms[:0], w[:0]), (terms[:, :0], w[:, :0])]
+        queries += [(terms.reshape(2, 2, 3), w.reshape(2, 2, 3)), (terms, w.clone().requires_grad_())]
+        for i, (t, u) in enumerate(queries):
+            lists = (starts, documents, v.clone().requires_grad_() if i % 2 == 0 else v, 6)
+            sets = sets_of(u, gauss(6, 1), *PROGRAMS[i])
+            table["sparse_scores"].append((t, u, *lists))
+            table["sparse_topk"] += [(t, u, *lists, 3, [], []), (t, u, *lists, 6, *sets)]
+            u, lists = u.detach(), (starts, documents, v, 6)
+            found = op("sparse_topk")(t, u, *lists, 4, *sets)
+            table["sparse_backward"] += [
+                (found[0].nan_to_num(), t, u, *lists, found[1], True, True),
+                (op("sparse_scores")(t, u, *lists), t, u, *lists, None, i != 1, i != 2),
+            ]

@@ -24,6 +24,7 @@ PARTS = gauss(2, 5, 3, dtype=torch.float64)  # codebooks of a product quantiser
 SPARSE = tuple(vecbank.sparse_encode(X, BOOK, None, 3))
 ROWS = embedding.quantize_rows(BOOK, 8)
 PRUNED = embedding.prune_rows(BOOK, BOOK[:, 0] > 0)
+DOCUMENTS = vecbank.sparse.SparseBank.from_dense(BOOK.relu())
 RAGGED = embedding.ragged_rows(BOOK, torch.arange(9) % 2, BOOK[:2] > 0)
 BITS = X > 0
 
@@ -65,6 +66,12 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "sparse_encode_norm": (vecbank.sparse_encode_norm, (X, BOOK, None, BOOK[:, 0].abs() + 1), {}),
     "sparse_decode": (vecbank.sparse_decode, (*SPARSE, BOOK), {"bias": X[0]}),
     "firing_counts": (vecbank.firing_counts, (SPARSE[1], 9), {"values": SPARSE[0]}),
+    "sparse.scores": (vecbank.sparse.scores, (CODES.clamp_max(5), BOOK[0], DOCUMENTS), {}),
+    "sparse.topk": (
+        vecbank.sparse.topk,
+        (CODES.clamp_max(5), X[:3, :2].contiguous(), DOCUMENTS, 12),
+        {"allowed": torch.arange(9) > 2, "pad": True},
+    ),
     "pq_encode": (vecbank.pq_encode, (X, PARTS), {"rotation": torch.eye(6, dtype=torch.float64)}),
     "pq_decode": (vecbank.pq_decode, (CODES.clamp_max(4), PARTS), {"width": 5}),
     "pq_tables": (vecbank.pq_tables, (X, PARTS), {"metric": "dot"}),

@@ -35,6 +35,7 @@ WITHOUT = {
     "quantize_backward",
     "lookup_dot",
     *("topk_among", "radius", "radius_count", "merge_topk"),
+    *("sparse_invert", "sparse_scores", "sparse_topk", "sparse_backward"),
 }  # layouts, gradients, and selections that bool masks do not say
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 

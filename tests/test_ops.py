@@ -63,6 +63,12 @@ def test_schemas_only_grow_at_the_end() -> None:
         "radius_count": "Tensor x, Tensor bank, Tensor? pack, Tensor radii, int metric, Tensor[] sets, int[] program, "
         "Tensor? bias=None",
         "merge_topk": "Tensor keys, Tensor indices, int k, int metric, bool wide",
+        "sparse_invert": "Tensor offsets, Tensor ids, int width",
+        "sparse_scores": "Tensor ids, Tensor query_weights, Tensor starts, Tensor documents, Tensor weights, int count",
+        "sparse_topk": "Tensor ids, Tensor query_weights, Tensor starts, Tensor documents, Tensor weights, int count, "
+        "int k, Tensor[] sets, int[] program",
+        "sparse_backward": "Tensor grad, Tensor ids, Tensor query_weights, Tensor starts, Tensor documents, "
+        "Tensor weights, int count, Tensor? indices, bool need_queries, bool need_lists",
     }
     for name, arguments in want.items():
         assert f"vecbank::{name}({arguments}" in str(op(name).default._schema)
@@ -70,7 +76,16 @@ def test_schemas_only_grow_at_the_end() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["pack", "project_backward", "project_backward_small", "topk_backward", "lookup_dot", "radius", "radius_count"],
+    [
+        "pack",
+        "project_backward",
+        "project_backward_small",
+        "topk_backward",
+        "lookup_dot",
+        "radius",
+        "radius_count",
+        "sparse_backward",
+    ],
 )
 def test_ops_without_a_formula_raise_in_backward(name: str) -> None:
     row = samples()[name][0]

@@ -6,6 +6,7 @@
 #include "../core/lookup.h"
 #include "../core/problem.h"
 #include "../core/residual.h"
+#include "../core/sparse.h"
 #include "parallel.h"
 
 namespace vecbank::cpu {
@@ -49,6 +50,11 @@ Status product_quantize(const ProductProblem& problem, const Parallel& parallel)
 // Whether so few rows are coded faster by codebooks that are not packed.
 bool codes_without_packs(const ProductProblem& problem);
 Status residual_quantize(const ResidualProblem& problem, const Parallel& parallel);
+
+// Status::bad_index: the problem says which document is wrong.
+Status invert(InvertProblem& problem, const Parallel& parallel);
+Status sparse_search(const SparseSearchProblem& problem, const Parallel& parallel);
+Status sparse_gradients(const SparseGradientProblem& problem, const Parallel& parallel);
 
 // What search() did, summed over calls; Python reads and clears the counters.
 struct Counters {

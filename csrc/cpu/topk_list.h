@@ -98,6 +98,12 @@ class TopKList {
     for (int64_t i = 0; i < count; ++i)
       if (count_ < k_ || keys[i] > threshold_) push(keys[i], row(i));
   }
+  // Whether a later row with this key would be kept for now.
+  bool takes(double key) const { return count_ < k_ || key > threshold_; }
+  // The same of any of these keys.
+  bool takes_any(const double* keys, int64_t count) const {
+    return count_ < k_ || kernels().first_best(keys, count, threshold_) >= 0;
+  }
   int64_t finish(Selector& selector) {
     return k_ <= kSorted ? count_ : count_ = selector.best(list_.get(), count_, k_);
   }

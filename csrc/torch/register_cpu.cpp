@@ -3,6 +3,7 @@
 #include "ops_codebook.h"
 #include "ops_search.h"
 #include "ops_selection.h"
+#include "ops_sparse.h"
 
 namespace vecbank::ops {
 namespace {
@@ -87,12 +88,23 @@ STABLE_TORCH_LIBRARY(vecbank, m) {
   m.def("lookup(Tensor codes, Tensor bank, Tensor? weights, int reduce) -> Tensor");
   m.def("lookup_dot(Tensor x, Tensor codes, Tensor bank) -> Tensor");
   m.def("segment_sum(Tensor src, Tensor codes, int num_codes, Tensor? weights) -> Tensor");
+  m.def("sparse_invert(Tensor offsets, Tensor ids, int width) -> (Tensor starts, Tensor documents, Tensor order)");
+  m.def(
+      "sparse_scores(Tensor ids, Tensor query_weights, Tensor starts, Tensor documents, Tensor weights, int count) -> "
+      "Tensor");
+  m.def(
+      "sparse_topk(Tensor ids, Tensor query_weights, Tensor starts, Tensor documents, Tensor weights, int count, int "
+      "k, Tensor[] sets, int[] program) -> (Tensor values, Tensor indices)");
+  m.def(
+      "sparse_backward(Tensor grad, Tensor ids, Tensor query_weights, Tensor starts, Tensor documents, Tensor weights, "
+      "int count, Tensor? indices, bool need_queries, bool need_lists) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vecbank, CPU, m) {
   vecbank::ops::register_searches<vecbank::CpuScope>(m);
   vecbank::ops::register_codebook_ops<vecbank::CpuScope>(m);
   vecbank::ops::register_selections(m);
+  vecbank::ops::register_sparse(m);
   m.impl("repack_", TORCH_BOX(&vecbank::ops::repack_));
   m.impl("project_backward_small", TORCH_BOX(&vecbank::ops::project_backward_small<vecbank::CpuScope>));
 }

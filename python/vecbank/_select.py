@@ -160,9 +160,14 @@ def merge(found: Tensor, indices: Tensor, k: int, code: int, *, wide: bool) -> t
     return scores if wide else scores.float(), rows
 
 
+def block_of(row_bytes: int) -> int:
+    """How many queries a block has."""
+    return max(1, BLOCK_BYTES // max(1, row_bytes))
+
+
 def spans(s: Search, row_bytes: int) -> Iterator[tuple[int, int]]:
     """Queries [first, last) by the block, each of one batch; `row_bytes`: what a query takes."""
-    n, step = s.x.shape[:-1].numel(), max(1, BLOCK_BYTES // max(1, row_bytes))
+    n, step = s.x.shape[:-1].numel(), block_of(row_bytes)
     batch = max(1, int(s.x.shape[1]) if s.bank.dim() == 3 else n)
     return (
         (first, min(begin + batch, first + step))

@@ -34,6 +34,8 @@ __all__ = [
     "radius",
     "residual_quantize",
     "segment_sum",
+    "sparse_scores",
+    "sparse_topk",
     "topk",
 ]
 
@@ -428,3 +430,40 @@ def _round(x: Tensor, dtype: torch.dtype) -> Tensor:
     towards = torch.where(error > 0, torch.inf, -torch.inf).to(torch.float32)
     odd = torch.where(even & (error != 0) & x.isfinite(), torch.nextafter(single, towards), single)
     return odd.to(dtype)
+
+
+def sparse_scores(query_ids: Tensor, query_weights: Tensor, documents: Tensor) -> Tensor:
+    """`sparse.scores` for documents (M, V) with their zeros: term after term, in float64. Weights are finite.
+
+    Example:
+        >>> import torch, vecbank
+        >>> matrix = torch.tensor([[0.0, 2.0], [1.0, 3.0]])
+        >>> vecbank.reference.sparse_scores(torch.tensor([1, 0, -1]), torch.tensor([1.0, 4.0, 9.0]), matrix).tolist()
+        [2.0, 7.0]
+    """
+    return _sparse_sums(query_ids, query_weights, documents).to(documents.dtype)
+
+
+def sparse_topk(
+    query_ids: Tensor, query_weights: Tensor, documents: Tensor, k: int, allowed: Tensor | None = None
+) -> TopK:
+    """`sparse.topk` for documents (M, V) with their zeros.
+
+    Example:
+        >>> import torch, vecbank
+        >>> matrix = torch.tensor([[0.0, 2.0], [1.0, 3.0]])
+        >>> vecbank.reference.sparse_topk(torch.tensor([1]), torch.tensor([1.0]), matrix, 1).indices.tolist()
+        [1]
+    """
+    sums, indices = _best(_sparse_sums(query_ids, query_weights, documents), k, "dot", allowed)
+    return TopK(sums.to(documents.dtype), indices)
+
+
+def _sparse_sums(query_ids: Tensor, query_weights: Tensor, documents: Tensor) -> Tensor:
+    columns = documents.double().T  # (V, M)
+    total = columns.new_zeros((*query_ids.shape[:-1], documents.shape[0]))
+    for ids, weights in zip(query_ids.unbind(-1), query_weights.double().unbind(-1), strict=True):
+        held = (ids >= 0).unsqueeze(-1)
+        products = weights.unsqueeze(-1) * columns[ids.clamp_min(0)]
+        total = total + torch.where(held, products, 0.0)
+    return total

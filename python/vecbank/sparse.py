@@ -9,6 +9,9 @@ function of z returns is the caller's). Choosing has no gradient;
 the gradients of what was chosen (to x, W, b and the decoder) touch the chosen pairs only, and are summed in
 a fixed order.
 
+`SparseBank`, `scores` and `topk` are retrieval with sparse vectors: documents that are rows over a vocabulary, and
+queries that are lists of terms.
+
 numpy arrays are taken in place of tensors, and then the results are numpy arrays (without gradients); a function that
 scores is handed tensors all the same.
 
@@ -32,10 +35,13 @@ from ._numpy import entry_point
 from ._ops import REDUCTIONS, ops
 from ._prepared import PreparedBank
 from ._sparse import Score
+from ._sparse_bank import SparseBank
+from ._sparse_search import scores, topk
 from .functional import lookup
 from .results import Fired, TopK
 
 __all__ = [
+    "SparseBank",
     "adapt_bias_",
     "decode",
     "encode",
@@ -43,6 +49,8 @@ __all__ = [
     "encode_norm",
     "encode_threshold",
     "firing_counts",
+    "scores",
+    "topk",
 ]
 if not TYPE_CHECKING:  # a type checker would take any name for one of the module
     __getattr__ = old_names(

@@ -10,6 +10,7 @@ from . import pack as pack
 from . import project as project
 from . import search as search
 from . import selection as selection
+from . import sparse as sparse
 from .calls import ops as ops
 from .names import ESTIMATORS as ESTIMATORS
 from .names import METRICS as METRICS
