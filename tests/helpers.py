@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import DTYPES, METRICS, Case, build
+from cases import BALL, DTYPES, METRICS, Case, build
 from data import fill
 from torch import Tensor
 
@@ -22,6 +22,7 @@ ISAS: tuple[str, ...] = tuple(vecbank._C.available_isas())
 NO_CUDA: str | None = "no GPU" if not torch.cuda.is_available() else _cuda.reason
 DEVICES = ("cpu", "cuda") if NO_CUDA is None else ("cpu",)
 CODE = {metric: code for code, metric in enumerate(METRICS)}  # as the ops take it
+ALL_CODES = {**CODE, BALL: 5, "poincare_ratio": 6}  # with those of points inside the unit ball
 REDUCE = {"none": 0, "sum": 1, "mean": 2}
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

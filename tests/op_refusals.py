@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from helpers import CODE, gauss, op
+from helpers import ALL_CODES, gauss, op
 from torch import Tensor
 
 INT64 = torch.int64
@@ -73,7 +73,7 @@ ROWS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "residual_quantize: batched book": ("residual_quantize", (X, [gauss(2, 5, 3)], [], 2)),
     "residual_quantize: dtypes": ("residual_quantize", (X, [BANK, BANK.double()], [], 2)),
     "residual_quantize: 16-bit books": ("residual_quantize", (X.half(), [BANK.half()], [], 2)),
-    "residual_quantize: metric": ("residual_quantize", (X, [BANK], [], len(CODE))),
+    "residual_quantize: metric": ("residual_quantize", (X, [BANK], [], len(ALL_CODES))),
     "product_quantize: a flat book": ("product_quantize", (X, BANK, op("pack")(BANK, 3))),
     "product_quantize: widths": ("product_quantize", (X, gauss(2, 5, 3), op("pack")(gauss(2, 5, 3), 3))),
     "product_quantize: float pack": ("product_quantize", (X, gauss(3, 5, 1), gauss(3, 5))),
@@ -207,7 +207,7 @@ for _name in ("radius", "radius_count"):
         f"{_name}: a radius for all": (_name, (X, BANK, None, RADII[:1], 2, [], [])),
         f"{_name}: bias for distances": (_name, (X, BANK, None, RADII, 2, [], [], gauss(5))),
         f"{_name}: bias of another dtype": (_name, (X, BANK, None, RADII, 0, [], [], gauss(5).double())),
-        f"{_name}: metric": (_name, (X, BANK, None, RADII, 5, [], [])),
+        f"{_name}: metric": (_name, (X, BANK, None, RADII, 9, [], [])),
     }
 for _name in ("topk_among", "radius", "radius_count"):
     ROWS |= {

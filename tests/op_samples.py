@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from helpers import CODE, all_ops, gauss, op
+from helpers import ALL_CODES, CODE, all_ops, gauss, op
 from torch import Tensor
 
+import vecbank
+
 CODES = torch.tensor([[0, 3, 3], [-1, 1, 3], [-1, -1, -1], [2, 0, -1]])
+RATIO = ALL_CODES["poincare_ratio"]  # what ranks by the Poincare distance has no name for users
 BOTH, EITHER, NOT = -1, -2, -3  # joins of candidate sets
 Sets = tuple[list[Tensor], list[int]]
 
@@ -69,6 +72,20 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
     ]
     pairs += [(x[:0], bank), (x[0], bank)]
     table: dict[str, list[tuple[Any, ...]]] = {name: [] for name in all_ops()}
+    small = torch.tensor(0.1)  # into the unit ball
+    inside = [tuple((t.detach() * small).to(t.dtype).requires_grad_(t.requires_grad) for t in pair) for pair in pairs]
+    for a, b in inside:
+        for code in (vecbank.METRICS["poincare"], RATIO):
+            table["project"].append((a, b, None, code))
+            table["nearest"].append((a, b, None, code))
+            table["quantize"].append((a, b, None, code))
+            table["topk"].append((a, b, None, 3, code))
+            values, indices = op("topk")(a.detach(), b.detach(), None, 3, code)
+            table["topk_backward"].append((values, a.detach(), b.detach(), indices, code))
+            dense = op("project")(a.detach(), b.detach(), None, code)
+            table["project_backward"].append((dense, a.detach(), b.detach(), code))
+            table["exact_scores"].append((a, b, code, torch.float64))
+            table["topk_among"].append((a, b, None, 3, code, [], [], None, False, True))
     for code in CODE.values():
         packed = op("pack")(bank, code)
         table["pack"] += [(bank, code), (batched[1], code), (bank.half(), code), (bank[:0], code)]

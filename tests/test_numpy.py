@@ -38,6 +38,13 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "nearest": (vecbank.nearest, (X, BOOK), {}),
     "nearest, among": (vecbank.nearest, (X, BOOK), {"allowed": torch.arange(9) > 2}),
     "nearest, batched": (vecbank.nearest, (BOOKS, BOOKS), {}),
+    "topk, mapped rows": (vecbank.topk, (X, BOOK, 3), {"metric": "pearson"}),
+    "project, angles": (vecbank.project, (X, BOOK), {"metric": "angular"}),
+    "log_euclidean": (
+        vecbank.log_euclidean,
+        (BOOK[:, :, None] * BOOK[:, None] + torch.eye(6, dtype=torch.float64),),
+        {},
+    ),
     "radius": (vecbank.radius, (X, BOOK, X[:, 0].abs() + 2), {"allowed": torch.arange(9) > 2}),
     "radius of a number": (vecbank.radius, (X, BOOK, 2.5), {"metric": "l1", "max_hits": 4}),
     "radius_count": (vecbank.radius_count, (X, BOOK, 2.5), {"allowed": Allowed.not_self()}),
@@ -184,7 +191,14 @@ def test_every_public_function_is_here() -> None:
     named = {name.partition(",")[0].partition(" ")[0] for name in CALLS}
     for module, prefix in ((vecbank, ""), (anchors, "anchors."), (codes, "codes."), (embedding, "embedding.")):
         for name, _ in inspect.getmembers(module, inspect.isfunction):
-            elsewhere = ("check", "packed_bytes", "stored_bytes", "pq_train", "merge_topk")
+            elsewhere = (
+                "check",
+                "packed_bytes",
+                "stored_bytes",
+                "pq_train",
+                "merge_topk",
+                "whiten",
+            )  # whiten makes a Bank
             if name in module.__all__ and name not in elsewhere:
                 assert prefix + name in named, name
 

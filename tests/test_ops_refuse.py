@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import METRICS
-from helpers import CODE, all_ops, gauss, op
+from helpers import ALL_CODES, CODE, all_ops, gauss, op
 from op_refusals import BANK, CODES, FAKEABLE, FULL, INDICES, INT64, KEYS, LABELS, RADII, ROWS, SEARCHES, X
 from op_samples import KINDS, samples, sets_of
 from torch import Tensor
@@ -84,11 +84,11 @@ def test_bad_metric(name: str) -> None:
         "project_backward_small": lambda code: (gauss(4, 5), X, BANK, code),
     }
     row = rows.get(name, lambda code: (X, BANK, None, code))
-    for code in (-1, len(CODE), 2**40, -(2**63)):
+    for code in (-1, len(ALL_CODES), 2**40, -(2**63)):
         with pytest.raises(ERRORS, match="^[^\n]*metric must be 0") as caught:
             op(name)(*row(code))
         if name != "project_backward":  # whose checks are the fake's
-            choices = [f"{number} ({metric})" for metric, number in CODE.items()]
+            choices = [f"{number} ({metric})" for metric, number in ALL_CODES.items()]
             text = f"metric must be {', '.join(choices[:-1])} or {choices[-1]}, got {code}"
             assert text in str(caught.value)
 

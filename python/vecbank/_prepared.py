@@ -54,7 +54,8 @@ class PreparedBank(nn.Module):
         self._head = None if head is None else _head.width_of(head, vectors, screen)
         if isinstance(metric, str):
             metric = metrics.NAMED.get(metric, metric)
-        if metric is not None and not isinstance(metric, metrics.Metric) and metric not in METRICS:
+        known = isinstance(metric, metrics.Metric) or (isinstance(metric, str) and metric in METRICS)
+        if metric is not None and not known:
             raise ValueError(f"metric must be one of {metrics.names()}, or a vecbank.metrics.Metric, got {metric!r}")
         if metric is None and bias is not None:
             metric = "dot"  # the only metric that goes with a bias

@@ -65,8 +65,8 @@ def log_euclidean(matrices: Tensor) -> Tensor:
 
     Example:
         >>> import torch, vecbank
-        >>> vecbank.log_euclidean(torch.diag(torch.tensor([1.0, torch.e]))).tolist()
-        [0.0, 0.0, 1.0]
+        >>> vecbank.log_euclidean(torch.diag(torch.tensor([1.0, 4.0]))).exp()
+        tensor([1., 1., 4.])
     """
     _checks.floating("matrices", matrices)
     if matrices.dtype not in (torch.float32, torch.float64):

@@ -157,8 +157,8 @@ class Poincare(Metric):
         >>> points = torch.tensor([[0.0, 0.0], [0.9, 0.0], [0.99, 0.0]])
         >>> vecbank.nearest(torch.tensor([[0.95, 0.0]]), points, "poincare").indices.tolist()
         [1]
-        >>> vecbank.project(points[:1], points[1:2], vecbank.Poincare(0.25)).round(decimals=4).tolist()
-        [[1.9388]]
+        >>> vecbank.project(points[:1], points[1:2], vecbank.Poincare(0.25))
+        tensor([[1.9388]])
     """
 
     name, base = "poincare", "poincare"
