@@ -4,7 +4,8 @@ Each `*_quantize` returns Quantized(quantized, codes); `quantized` is straight-t
 unchanged) and the matching `*_lookup` turns codes back into values, with gradients to a table if there is one.
 
 Sources: tables per dimension, Hsu et al., "Disentanglement via latent quantization" (QLAE), NeurIPS 2023;
-grids, Mentzer et al., "Finite scalar quantization: VQ-VAE made simple", ICLR 2024; signs, Yu et al.,
+intervals, Weber et al., "A quantitative analysis and performance study for similarity-search methods" (VA-file),
+VLDB 1998; grids, Mentzer et al., "Finite scalar quantization: VQ-VAE made simple", ICLR 2024; signs, Yu et al.,
 "Language model beats diffusion" (lookup-free quantisation), ICLR 2024; Bernoulli bits, Wang et al., "Binary
 latent diffusion", CVPR 2023; halving planes, Gan et al., "Binary embedding-based retrieval at Tencent"
 (BEBR), KDD 2023; straight-through, Bengio et al., 2013.
@@ -17,16 +18,19 @@ from ._binary import (
     sign_lookup,
     sign_quantize,
 )
+from ._intervals import IntervalCodec, interval_train
 from ._packing import bits_to_index, index_to_bits, pack_bits, packed_bytes, unpack_bits
 from ._scalar import fsq_lookup, fsq_quantize, round_quantize, scalar_lookup, scalar_quantize
 from ._straight_through import straight_through
 
 __all__ = [
+    "IntervalCodec",
     "bernoulli_quantize",
     "bits_to_index",
     "fsq_lookup",
     "fsq_quantize",
     "index_to_bits",
+    "interval_train",
     "pack_bits",
     "packed_bytes",
     "residual_binary_lookup",
