@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _head, _head_choice
+from . import _C, _head, _head_choice
+from ._ops.pack import USES
 from ._written import Snapshot
 
 
@@ -51,3 +52,12 @@ class Pack(NamedTuple):
                 stream.wait_event(self.made.event)
                 self.pack.record_stream(stream)  # its memory is not given to others before that work is done
         return self.pack
+
+
+def use_of(screen: object) -> int:
+    """The code of a screen, which this processor must have."""
+    if not isinstance(screen, str) or screen not in USES[1:]:
+        raise ValueError(f"screen must be one of {', '.join(USES[1:])}, got {screen!r}")
+    if screen == "int16" and not _C.has_int16():
+        raise ValueError(f'screen "int16" needs a processor with AVX2 or AVX-512, this one runs {_C.isa()!r}')
+    return USES.index(screen)

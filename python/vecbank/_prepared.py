@@ -15,7 +15,7 @@ from ._ops import METRICS, ops
 from ._ops.names import SCREENED, metric_name
 from ._ops.pack import USES
 from ._packable import _capturing, _pack_family, _packable, codes_tell_apart
-from ._packs import Kind, Made, Pack
+from ._packs import Kind, Made, Pack, use_of
 from ._progress import watched
 from ._written import Snapshot, foreign, last_of_each, own, share_memory
 
@@ -33,6 +33,7 @@ class PreparedBank(nn.Module):
     bias: Tensor | None
     _packs: dict[Kind, Pack]
     _mapped: dict[bool, tuple[Snapshot, PreparedBank, bool]]  # by a metric that maps rows: the mapped rows
+    _inside: Snapshot | None = None  # of vectors that were seen to lie in the unit ball
     _warned: set[str]  # what the Bank has warned of, once
     _watching = True  # the queries of calls
     _coded = True  # 8-bit codes tell the scores of these vectors apart
@@ -49,7 +50,7 @@ class PreparedBank(nn.Module):
         head: int | None = None,
     ) -> None:
         super().__init__()
-        self._use = _use_of(screen)
+        self._use = use_of(screen)
         _checks.vectors("vectors", vectors)
         self._head = None if head is None else _head.width_of(head, vectors, screen)
         if isinstance(metric, str):
@@ -408,6 +409,12 @@ class PreparedBank(nn.Module):
             self._mapped[room] = self._mapped[needs] = held
         return held[1], held[2]
 
+    def _check_inside(self, vectors: Tensor) -> None:
+        """The vectors lie inside the unit ball, which is looked at once."""
+        if self._inside is None or not self._inside.shows(vectors):
+            _checks.inside_ball("bank", vectors)
+            self._inside = Snapshot.of(vectors) if _packable(vectors) else None
+
     def _prepare_mapped(
         self: Self, m: metrics.Metric, what: str, queries: Tensor | None, *, k: int, progress: bool
     ) -> Self:
@@ -474,11 +481,11 @@ class PreparedBank(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.update(_packs={}, _mapped={}, _warned=set())
+        state.update(_packs={}, _mapped={}, _inside=None, _warned=set())
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state.update(_packs={}, _mapped={}, _warned=set())  # earlier releases kept other things there
+        state.update(_packs={}, _mapped={}, _inside=None, _warned=set())  # earlier releases kept other things there
         if "_metric" not in state:  # written before the metric was read-only
             state["_metric"] = state.pop("metric")
         state.setdefault("_use", USES.index("auto"))
@@ -488,12 +495,3 @@ class PreparedBank(nn.Module):
         if "_biased" not in state:  # written before there was a bias
             self._biased = False
             self.register_buffer("bias", None)
-
-
-def _use_of(screen: object) -> int:
-    """The code of a screen, which this processor must have."""
-    if not isinstance(screen, str) or screen not in USES[1:]:
-        raise ValueError(f"screen must be one of {', '.join(USES[1:])}, got {screen!r}")
-    if screen == "int16" and not _C.has_int16():
-        raise ValueError(f'screen "int16" needs a processor with AVX2 or AVX-512, this one runs {_C.isa()!r}')
-    return USES.index(screen)

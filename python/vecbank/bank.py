@@ -381,6 +381,10 @@ class Bank(PreparedBank):
         held = [(kind.int8, made.pack.numel()) for kind, made in list(self._packs.items()) if kind.family in SCREENED]
         sizes = {name: sum(size for int8, size in held if int8 == codes) for name, codes in _PANELS.items()}
         packed = "".join(f" + {_bytes(size)} packed as {name}" for name, size in sizes.items() if size)
+        mapped = {id(rows): rows for _, rows, _ in list(self._mapped.values())}.values()
+        if mapped:
+            size = sum(rows.vectors.numel() * 8 + sum(p.pack.numel() for p in rows._packs.values()) for rows in mapped)
+            packed += f" + {_bytes(size)} of mapped rows"
         later = ", packed per call" if self.learnable else ", packed at first use"
         dtype = str(self.vectors.dtype).removeprefix("torch.")
         biased = ", biased" if self._biased else ""

@@ -54,19 +54,16 @@ def resolve(
         _checks.pair(x, vectors)
         code = bank._code_for(verb, default) if metric is None else metric_code(metric)
         if code == POINCARE:
-            inside(x, vectors)
+            _checks.inside_ball("x", x)
+            bank._check_inside(vectors)
         return vectors, bank._packed(verb, vectors, code, x, k), code
     _checks.vectors("bank", bank)
     _checks.pair(x, bank)
     code = metric_code(default if metric is None else metric)
     if code == POINCARE:
-        inside(x, bank)
+        _checks.inside_ball("x", x)
+        _checks.inside_ball("bank", bank)
     return bank, None, code
-
-
-def inside(x: Tensor, vectors: Tensor) -> None:
-    _checks.inside_ball("x", x)
-    _checks.inside_ball("bank", vectors)
 
 
 def metric_code(metric: str | Metric) -> int:

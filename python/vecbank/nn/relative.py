@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .._checks import pair
 from ..bank import Bank
 from ..functional import project
+from ..metrics import Metric
 from ._arguments import floats, tensor
 
 
@@ -35,7 +36,7 @@ class RelativeProjection(nn.Module):
     Args:
         anchors: (A, d), or (B, A, d) for one anchor list per batch entry; float32, float64, bfloat16
             or float16. A detached copy is kept. `vecbank.anchors` has functions that choose samples.
-        metric: "cosine" (the published choice), "dot", "l2", "sqeuclidean", "l1" or "poincare".
+        metric: "cosine" (the published choice), or any other that `project` takes.
         learnable: keep the anchors as a `Parameter` instead of a buffer.
 
     Shapes:
@@ -61,7 +62,7 @@ class RelativeProjection(nn.Module):
 
     bank: Bank
 
-    def __init__(self, anchors: Tensor, metric: str = "cosine", learnable: bool = False) -> None:
+    def __init__(self, anchors: Tensor, metric: str | Metric = "cosine", learnable: bool = False) -> None:
         super().__init__()
         # A copy: update_anchors_ writes in place, and the caller's tensor is not ours to write to.
         self.bank = Bank(_check_anchors(anchors).detach().clone(), metric=metric, learnable=learnable)
@@ -72,9 +73,9 @@ class RelativeProjection(nn.Module):
         return self.bank.vectors
 
     @property
-    def metric(self) -> str:
+    def metric(self) -> str | Metric:
         """Name of the similarity."""
-        return str(self.bank.metric)
+        return self.bank.metric or "cosine"
 
     def forward(self, x: Tensor, anchors: Tensor | None = None) -> Tensor:
         """Relative rows (..., A) of x (..., d).
