@@ -8,6 +8,7 @@ has namespaces:
 - `cluster`: k-means
 - `pq`, `residual`: product and residual codes
 - `sparse`: sparse dictionaries
+- `bits`: exact search of packed bits
 - `codes`: scalar, sign and binary codes, and their bits
 - `embedding`: compressed tables
 - `nn`: modules on all of these
@@ -16,7 +17,7 @@ has namespaces:
 
 from . import _cuda as _cuda
 from . import _ops as _ops  # loads the extension and registers torch.ops.vecbank
-from . import anchors, cluster, codes, embedding, nn, pq, reference, residual, results, sparse
+from . import anchors, bits, cluster, codes, embedding, nn, pq, reference, residual, results, sparse
 from ._cuda import check
 from ._ops import METRICS
 from ._version import __version__
@@ -80,6 +81,7 @@ __all__ = [
     "TopK",
     "__version__",
     "anchors",
+    "bits",
     "check",
     "cluster",
     "codes",

@@ -34,13 +34,13 @@ def _topk_among(
     check(not worst or metric not in SIMILARITIES, "worst goes with distances: of a similarity, it is the best of -x")
     check(not worst or pack is None, "worst uses no pack")
     check_bias(bias, bank, metric)
-    _check_sets(x, bank, sets, program)
+    check_sets(x, bank, sets, program)
     shape = (*x.shape[:-1], k)
     dtype = torch.float64 if keys else value_dtype(x)
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=torch.int64)
 
 
-def _check_sets(x: Tensor, bank: Tensor, sets: list[Tensor], program: list[int]) -> None:
+def check_sets(x: Tensor, bank: Tensor, sets: list[Tensor], program: list[int]) -> None:
     same_device(x, *sets)
     check(len(program) % 2 == 0 and len(program) <= 4096, "program must hold pairs of a code and an operand")
     depth, named, sound = 0, 0, True
@@ -137,7 +137,7 @@ def _radius_count(
     check(
         radii.shape[0] == x.shape[:-1].numel(), f"radii must be (N,) for x {tuple(x.shape)}, got {tuple(radii.shape)}"
     )
-    _check_sets(x, bank, sets, program)
+    check_sets(x, bank, sets, program)
     return x.new_empty(radii.shape[0], dtype=torch.int64)
 
 

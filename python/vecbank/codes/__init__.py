@@ -17,6 +17,7 @@ from ._binary import (
     sign_lookup,
     sign_quantize,
 )
+from ._packed_signs import pack_signs, unpack_signs
 from ._packing import bits_to_index, index_to_bits, pack_bits, packed_bytes, unpack_bits
 from ._scalar import fsq_lookup, fsq_quantize, round_quantize, scalar_lookup, scalar_quantize
 from ._straight_through import straight_through
@@ -28,6 +29,7 @@ __all__ = [
     "fsq_quantize",
     "index_to_bits",
     "pack_bits",
+    "pack_signs",
     "packed_bytes",
     "residual_binary_lookup",
     "residual_binary_quantize",
@@ -38,4 +40,5 @@ __all__ = [
     "sign_quantize",
     "straight_through",
     "unpack_bits",
+    "unpack_signs",
 ]
