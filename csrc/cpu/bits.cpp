@@ -12,28 +12,29 @@
 namespace vecbank::cpu {
 namespace {
 
-constexpr int64_t kBlock = 512;                    // queries of a task: what writing panels costs is shared by so many
 constexpr int64_t kUnit = kMostBitRows;            // rows; the parts of a bank are so many times a whole number
 constexpr int64_t kLeastPart = 8;                  // units of a part
 constexpr int64_t kTogether = 64;                  // queries whose hits are kept before they are looked at
-constexpr int64_t kStretch = 1024;                 // rows that are scored without panels at a time
 constexpr int64_t kListBytes = int64_t{64} << 20;  // of the lists of a call
 // A query that may be given fewer than one row in so many scores these rows one by one.
 constexpr double kSelective = 16.0;
 
 static_assert(kUnit % (4 * 32) == 0 && kUnit % (4 * 64) == 0);
 
-Grid grid_for(const BitsProblem& p, int64_t most, int workers) {
+// What writing panels costs is shared by the queries of a block.
+Grid grid_for(const BitsProblem& p, const BitLayout& layout, int64_t most, int workers) {
   Grid grid;
   const int64_t units = ceil_div(p.bank.count, kUnit);
-  grid.set_blocks(p.queries.count, std::min(most, kBlock), most < kMostBitHeight ? 1 : kMostBitHeight);
+  most = std::min(most, layout.tables ? layout.most_queries() : 512);
+  const int group = most < kMostBitHeight ? 1 : kMostBitHeight;
+  grid.set_blocks(p.queries.count, most, group);
   int64_t parts = 1;
   if (grid.blocks < 2 * workers) {
     parts = std::clamp<int64_t>(2 * workers / grid.blocks, 1, std::max<int64_t>(1, units / kLeastPart));
     if (parts * grid.blocks < workers) {  // a small bank
       grid.blocks =
           std::clamp<int64_t>(ceil_div(workers, parts), grid.blocks, std::max<int64_t>(1, p.queries.count / 8));
-      grid.even_blocks(most < kMostBitHeight ? 1 : kMostBitHeight);
+      grid.even_blocks(group);
     }
   }
   grid.set_parts(units, parts);
@@ -46,11 +47,11 @@ Grid grid_for(const BitsProblem& p, int64_t most, int workers) {
 class BitWorker {
  public:
   bool reserve(const BitLayout& layout, int64_t block) {
-    const BitKernels& k = kernels().bits;
-    if (!queries_.reserve(layout, block, k.height) || !distances_.reserve(kStretch) || !listed_.reserve(kStretch) ||
-        !scanned_.reserve(block))
+    const int height = layout.tables ? kernels().bits.height : 0;
+    if (!queries_.reserve(layout, block, height) || !distances_.reserve(kStretch) || !places_.reserve(kStretch) ||
+        !listed_.reserve(kStretch) || !scanned_.reserve(block))
       return false;
-    if (k.height == 0) return true;
+    if (height == 0) return true;
     return limits_.reserve(block + kMostBitHeight) && hits_.reserve(kTogether * kUnit) &&
            panels_.reserve(kUnit * layout.positions);
   }
@@ -61,39 +62,47 @@ class BitWorker {
     for (int64_t q = 0; q < count; ++q) queries_.set_words(layout, q, p.queries.row(first + q));
     const AllowedRows own = allowed.from(first);
     const bool some = allowed.any_set(), together = some && allowed.shared();
-    const bool tiles = kernels().bits.height > 0 && layout.tables && count > 1 && to - from >= kernels().bits.width;
-    int64_t scanned = 0;
+    const bool tiles = kernels().bits.height > 0 && layout.tables && count >= kLeastForPanels;
+    int64_t scanned = 0, single = 0;
     for (int64_t q = 0; q < count && !stop.requested(); ++q) {
-      const bool few = some && !together && own.expected(q) * kSelective < static_cast<double>(p.bank.count);
-      if (tiles && !few)
+      if (some && !together && own.expected(q) * kSelective < static_cast<double>(p.bank.count))
+        among(p, layout, own, q, from, to, stop, sink);
+      else if (tiles)
         scanned_[scanned++] = static_cast<int32_t>(q);
+      else if (some)
+        among(p, layout, own, q, from, to, stop, sink);
       else
-        one(p, layout, own, some, q, from, to, stop, sink);
+        ++single;
+    }
+    if (single > 0) {
+      const int64_t stretch = layout.stretch();
+      for (int64_t at = from; at < to && !stop.requested(); at += stretch)
+        for (int64_t q = 0; q < count && !stop.requested(); ++q)
+          rows_of(p, layout, q, nullptr, at, std::min(stretch, to - at), sink);
     }
     if (scanned > 0) scan(p, layout, own, some, together, best_only, scanned, from, to, stop, sink);
   }
 
  private:
-  // Without panels.
+  // Without panels: rows [first, first + rows), or those that are listed.
   template <class Sink>
-  void one(const BitsProblem& p, const BitLayout& layout, const AllowedRows& own, bool some, int64_t q, int64_t from,
-           int64_t to, Stop stop, Sink& sink) {
-    const uint64_t* query = queries_.words(layout, q);
+  void rows_of(const BitsProblem& p, const BitLayout& layout, int64_t q, const int64_t* listed, int64_t first,
+               int64_t rows, Sink& sink) {
+    const int64_t found = bit_distances(p, layout, queries_.words(layout, q), listed, first, rows, sink.limit(q),
+                                        distances_.get(), places_.get());
+    const int32_t *distances = distances_.get(), *places = places_.get();
+    for (int64_t i = 0; i < found; ++i)
+      if (distances[i] <= sink.limit(q))
+        sink.take(q, listed != nullptr ? listed[places[i]] : first + places[i], distances[i]);
+  }
+  // The rows that a query may be given, one by one.
+  template <class Sink>
+  void among(const BitsProblem& p, const BitLayout& layout, const AllowedRows& own, int64_t q, int64_t from, int64_t to,
+             Stop stop, Sink& sink) {
     for (int64_t at = from; at < to && !stop.requested();) {
-      const int64_t first = at;
-      int64_t rows = std::min(kStretch, to - at);
-      if (some)
-        rows = own.list(q, &at, to, kStretch, listed_.get());
-      else
-        at += rows;
+      const int64_t rows = own.list(q, &at, to, kStretch, listed_.get());
       if (rows == 0) break;
-      bit_distances(p, layout, query, some ? listed_.get() : nullptr, some ? 0 : first, rows, distances_.get());
-      int32_t limit = sink.limit(q);
-      for (int64_t i = 0; i < rows; ++i) {
-        if (distances_[i] > limit) continue;
-        sink.take(q, some ? listed_[i] : first + i, distances_[i]);
-        limit = sink.limit(q);
-      }
+      rows_of(p, layout, q, listed_.get(), 0, rows, sink);
     }
   }
 
@@ -146,8 +155,10 @@ class BitWorker {
           if (hit.row >= rows) continue;  // what fills up the last panel
           const int64_t row = together ? listed_[hit.row] : first + hit.row;
           int32_t sum = hit.sum;
-          if (narrow && sum == 255 && layout.largest > 255)
-            bit_distances(p, layout, queries_.words(layout, q), nullptr, row, 1, &sum);
+          if (narrow && sum == 255 && layout.largest > 255) {
+            int32_t place;
+            bit_distances(p, layout, queries_.words(layout, q), nullptr, row, 1, INT32_MAX, &sum, &place);
+          }
           if (sum > sink.limit(q)) continue;
           if (filter && !(words ? may(own, q, row) : own.allows(q, row))) continue;
           sink.take(q, row, sum);
@@ -163,7 +174,7 @@ class BitWorker {
 
   BitQueries queries_;
   Buffer<uint8_t> panels_;
-  Buffer<int32_t> limits_, distances_, scanned_;
+  Buffer<int32_t> limits_, distances_, places_, scanned_;
   Buffer<int64_t> listed_;
   Buffer<BitHit> hits_;
 };
@@ -205,11 +216,15 @@ struct MergeWorker {
   Buffer<Scored> all;
 };
 
-AllowedRows rows_of(const BitsProblem& p) { return p.allowed != nullptr ? AllowedRows(*p.allowed) : AllowedRows(); }
+AllowedRows allowed_of(const BitsProblem& p) { return p.allowed != nullptr ? AllowedRows(*p.allowed) : AllowedRows(); }
 
+// One worker where there is too little work to share: some tens of microseconds.
 Parallel workers_of(const BitsProblem& p, const BitLayout& layout, const Parallel& parallel) {
-  const auto n = static_cast<double>(p.queries.count), m = static_cast<double>(p.bank.count);
-  return workers_for(parallel, n, m, static_cast<double>(layout.bytes * layout.bank_planes) / 4.0);
+  const auto queries = static_cast<double>(p.queries.count), rows = static_cast<double>(p.bank.count);
+  const double each = queries + 4.0 * std::min(queries, static_cast<double>(kLeastForPanels));  // rows or panels first
+  Parallel chosen = parallel;
+  if (each * rows * static_cast<double>(layout.bytes * layout.bank_planes) < 2e6) chosen.workers = 1;
+  return chosen;
 }
 
 }  // namespace
@@ -223,7 +238,8 @@ Status bits_topk(const BitsProblem& p, const Parallel& callers) {
     return Status::ok;
   }
   const int64_t list_bytes = TopKList::capacity_for(k, p.bank.count) * static_cast<int64_t>(sizeof(Scored));
-  const Grid grid = grid_for(p, std::max<int64_t>(1, kListBytes / (parallel.workers * list_bytes)), parallel.workers);
+  const Grid grid =
+      grid_for(p, layout, std::max<int64_t>(1, kListBytes / (parallel.workers * list_bytes)), parallel.workers);
   const int64_t part_rows = std::min(grid.panels_per_part * kUnit, p.bank.count), per_part = std::min(k, part_rows);
   const bool merge = grid.parts > 1;
   PerWorker<TopKList> lists(merge ? grid.parts * p.queries.count : parallel.workers * grid.rows_per_block);
@@ -241,7 +257,7 @@ Status bits_topk(const BitsProblem& p, const Parallel& callers) {
                m.all.reserve(entries);
       }))
     return Status::out_of_memory;
-  const AllowedRows allowed = rows_of(p);
+  const AllowedRows allowed = allowed_of(p);
   Status status = for_each_task(grid, parallel, [&](int worker, const GridTask& task) {
     TopKList* own = lists.begin() + (merge ? task.part * p.queries.count + task.first : worker * grid.rows_per_block);
     if (!merge)
@@ -273,10 +289,10 @@ Status bits_within(const BitsProblem& p, const int64_t* radii, bool count_only, 
   if (p.queries.count == 0 || p.bank.count == 0) return Status::ok;
   const BitLayout layout(p);
   const Parallel parallel = workers_of(p, layout, callers);
-  const Grid grid = grid_for(p, kBlock, parallel.workers);
+  const Grid grid = grid_for(p, layout, INT64_MAX, parallel.workers);
   PerWorker<BitWorker> workers(parallel.workers);
   if (!workers.each([&](BitWorker& w) { return w.reserve(layout, grid.rows_per_block); })) return Status::out_of_memory;
-  const AllowedRows allowed = rows_of(p);
+  const AllowedRows allowed = allowed_of(p);
   const Status status = for_each_task(grid, parallel, [&](int worker, const GridTask& task) {
     workers[worker].walk(p, layout, allowed, false, task.first, task.rows, task.from * kUnit,
                          std::min(task.to * kUnit, p.bank.count), parallel.stop,
@@ -289,15 +305,18 @@ Status bits_scores(const BitsProblem& p, const Parallel& callers) {
   if (p.queries.count == 0 || p.bank.count == 0) return Status::ok;
   const BitLayout layout(p);
   const Parallel parallel = workers_of(p, layout, callers);
-  const Grid grid = grid_for(p, kBlock, parallel.workers);
+  const Grid grid = grid_for(p, layout, INT64_MAX, parallel.workers);
   const BitKernels& k = kernels().bits;
+  const int height = layout.tables ? k.height : 0;
   struct Worker {
     BitQueries queries;
     Buffer<uint8_t> panels;
+    Buffer<int32_t> places;
   };
   PerWorker<Worker> workers(parallel.workers);
   if (!workers.each([&](Worker& w) {
-        return w.queries.reserve(layout, grid.rows_per_block, k.height) && w.panels.reserve(kUnit * layout.positions);
+        return w.queries.reserve(layout, grid.rows_per_block, height) &&
+               w.panels.reserve(height > 0 ? kUnit * layout.positions : 0) && w.places.reserve(kStretch);
       }))
     return Status::out_of_memory;
   return for_each_task(grid, parallel, [&](int worker, const GridTask& task) {
@@ -305,11 +324,12 @@ Status bits_scores(const BitsProblem& p, const Parallel& callers) {
     const int64_t from = task.from * kUnit, to = std::min(task.to * kUnit, p.bank.count);
     for (int64_t q = 0; q < task.rows; ++q) w.queries.set_words(layout, q, p.queries.row(task.first + q));
     int32_t* out = p.values + task.first * p.bank.count;
-    if (k.height == 0 || !layout.tables || task.rows == 1 || to - from < k.width) {
-      for (int64_t at = from; at < to && !parallel.stop.requested(); at += kStretch)
-        for (int64_t q = 0; q < task.rows; ++q)
-          bit_distances(p, layout, w.queries.words(layout, q), nullptr, at, std::min(kStretch, to - at),
-                        out + q * p.bank.count + at);
+    if (height == 0 || task.rows < kLeastForPanels) {
+      const int64_t stretch = layout.stretch();
+      for (int64_t at = from; at < to && !parallel.stop.requested(); at += stretch)
+        for (int64_t q = 0; q < task.rows && !parallel.stop.requested(); ++q)
+          (void)bit_distances(p, layout, w.queries.words(layout, q), nullptr, at, std::min(stretch, to - at), INT32_MAX,
+                              out + q * p.bank.count + at, w.places.get());
       return;
     }
     BitStoreArgs a;

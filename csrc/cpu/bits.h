@@ -63,7 +63,9 @@ struct BitRowsArgs {
   int64_t stride = 0, bytes = 0;
   const int64_t* index = nullptr;
   int64_t first = 0, count = 0;
-  int32_t* out = nullptr;  // [count]
+  int32_t limit = 0;
+  int32_t* out = nullptr;     // the distances of the rows that are at most `limit` away, in order; room for all
+  int32_t* places = nullptr;  // which of the `count` rows these are; room for all
 };
 
 struct BitKernels {
@@ -71,7 +73,7 @@ struct BitKernels {
   void (*panel)(const BitPanelArgs&) = nullptr;
   void (*scan)(BitScanArgs&) = nullptr;
   void (*store)(const BitStoreArgs&) = nullptr;
-  void (*rows)(const BitRowsArgs&) = nullptr;
+  int64_t (*rows)(const BitRowsArgs&) = nullptr;  // how many are within the limit
 };
 
 constexpr int kMostBitHeight = 4, kMostBitRows = 256;  // of a tile of any instruction set

@@ -64,40 +64,46 @@ VB_INLINE void clear(typename B::Reg (&sum)[Q][V]) {
     for (int v = 0; v < V; ++v) sum[q][v] = B::fill(0);
 }
 
+// The sums of bytes of so many positions: [query][row]. No part of another function, so that they stay in registers.
+template <class B, int Q, int V>
+__attribute__((noinline)) void chunk_sums(const uint8_t* tables, const uint8_t* panel, int64_t stride,
+                                          int64_t positions, uint8_t* out) {
+  typename B::Reg sum[Q][V];
+  clear<B>(sum);
+  look_up<B, Q, V, false>(tables, panel, stride, positions, sum);
+  for (int q = 0; q < Q; ++q)
+    for (int v = 0; v < V; ++v) B::store(out + (q * V + v) * B::width, sum[q][v]);
+}
+
 // Whole sums of a tile: [query][panel][row % 4][row / 4].
 template <class B, int Q, int V>
 void wide_sums(const BitTiles& a, const uint8_t* tables, const uint8_t* panel, int32_t* sums) {
-  using Reg = typename B::Reg;
   constexpr int64_t kChunks = 256;  // so many sums of bytes fit in 16 bits
+  constexpr int kBytes = Q * V * B::width;
   const int64_t stride = a.positions() * B::width;
-  std::memset(sums, 0, sizeof(int32_t) * Q * V * B::width);
+  alignas(64) uint8_t bytes[kBytes], even[kBytes], odd[kBytes];  // those of even rows in 16 bits each, of odd rows
+  std::memset(sums, 0, sizeof(int32_t) * kBytes);
   for (int64_t plane = 0; plane < a.planes; ++plane) {
     const auto shift = static_cast<int>(a.planes - 1 - plane);
     for (int64_t at = 0; at < a.plane_positions;) {
-      Reg even[Q][V], odd[Q][V];
-      clear<B>(even);
-      clear<B>(odd);
       for (int64_t c = 0; c < kChunks && at < a.plane_positions; ++c) {
         const int64_t some = a.plane_positions - at < a.chunk ? a.plane_positions - at : a.chunk;
         const int64_t first = plane * a.plane_positions + at;
-        Reg sum[Q][V];
-        clear<B>(sum);
-        look_up<B, Q, V, false>(tables + first * Q * 16, panel + first * B::width, stride, some, sum);
-        for (int q = 0; q < Q; ++q)
-          for (int v = 0; v < V; ++v) {
-            even[q][v] = B::add16(even[q][v], B::low8(sum[q][v]));
-            odd[q][v] = B::add16(odd[q][v], B::high8(sum[q][v]));
-          }
+        chunk_sums<B, Q, V>(tables + first * Q * 16, panel + first * B::width, stride, some, bytes);
+        for (int i = 0; i < kBytes; i += B::width) {
+          const typename B::Reg low = B::low8(B::load(bytes + i)), high = B::high8(B::load(bytes + i));
+          B::store(even + i, c == 0 ? low : B::add16(B::load(even + i), low));
+          B::store(odd + i, c == 0 ? high : B::add16(B::load(odd + i), high));
+        }
         at += some;
       }
-      for (int q = 0; q < Q; ++q)
-        for (int v = 0; v < V; ++v) {
-          int32_t* own = sums + (q * V + v) * B::width;
-          B::add32(own, B::low16(even[q][v]), shift);
-          B::add32(own + B::width / 4, B::low16(odd[q][v]), shift);
-          B::add32(own + B::width / 2, B::high16(even[q][v]), shift);
-          B::add32(own + B::width / 4 * 3, B::high16(odd[q][v]), shift);
-        }
+      for (int i = 0; i < kBytes; i += B::width) {
+        const typename B::Reg e = B::load(even + i), o = B::load(odd + i);
+        B::add32(sums + i, B::low16(e), shift);
+        B::add32(sums + i + B::width / 4, B::low16(o), shift);
+        B::add32(sums + i + B::width / 2, B::high16(e), shift);
+        B::add32(sums + i + B::width / 4 * 3, B::high16(o), shift);
+      }
     }
   }
 }
@@ -251,32 +257,40 @@ VB_INLINE uint64_t last_word(const uint8_t* plane, int64_t bytes) {
   return word;
 }
 
+// Calls distance(row) for each row, and keeps what is within the limit.
+template <class F>
+VB_INLINE int64_t keep_within(const BitRowsArgs& given, F&& distance) {
+  const BitRowsArgs a = given;  // which no store can change
+  int64_t within = 0;
+  for (int64_t i = 0; i < a.count; ++i) {
+    const int64_t sum = distance(a.data + (a.index != nullptr ? a.index[a.first + i] : a.first + i) * a.stride);
+    a.out[within] = static_cast<int32_t>(sum);
+    a.places[within] = static_cast<int32_t>(i);
+    within += sum <= a.limit;
+  }
+  return within;
+}
+
 // W: words of a plane; 0: as many as there are.
 template <class Isa, int W>
-void one_plane(const BitRowsArgs& a) {
-  const int64_t whole = (W > 0 ? W : a.words) - 1;
-  for (int64_t i = 0; i < a.count; ++i) {
-    const uint8_t* row = a.data + (a.index != nullptr ? a.index[a.first + i] : a.first + i) * a.stride;
-    int64_t sum = Isa::popcount((last_word(row, a.bytes) & a.last_mask) ^ a.query[whole]);
+int64_t one_plane(const BitRowsArgs& a) {
+  const int64_t bytes = a.bytes, whole = (W > 0 ? W : a.words) - 1;
+  const uint64_t last = a.query[whole], mask = a.last_mask;
+  const uint64_t* query = a.query;
+  return keep_within(a, [=](const uint8_t* row) {
+    int64_t sum = Isa::popcount((last_word(row, bytes) & mask) ^ last);
     for (int64_t w = 0; w < whole; ++w) {
       uint64_t word;
       std::memcpy(&word, row + 8 * w, 8);
-      sum += Isa::popcount(word ^ a.query[w]);
+      sum += Isa::popcount(word ^ query[w]);
     }
-    a.out[i] = static_cast<int32_t>(sum);
-  }
+    return sum;
+  });
 }
 
 template <class Isa>
-void bit_rows(const BitRowsArgs& a) {
-  if (a.planes == 1 && a.query_planes == 1) {
-    if (a.words == 1) return one_plane<Isa, 1>(a);
-    if (a.words == 2) return one_plane<Isa, 2>(a);
-    if (a.words == 4) return one_plane<Isa, 4>(a);
-    return one_plane<Isa, 0>(a);
-  }
-  for (int64_t i = 0; i < a.count; ++i) {
-    const uint8_t* row = a.data + (a.index != nullptr ? a.index[a.first + i] : a.first + i) * a.stride;
+int64_t any_planes(const BitRowsArgs& a) {
+  return keep_within(a, [&](const uint8_t* row) {
     int64_t sum = 0;
     for (int v = 0; v < a.planes; ++v) {
       const uint8_t* plane = row + v * a.bytes;
@@ -293,8 +307,17 @@ void bit_rows(const BitRowsArgs& a) {
       }
       sum = 2 * sum + of_plane;
     }
-    a.out[i] = static_cast<int32_t>(sum);
-  }
+    return sum;
+  });
+}
+
+template <class Isa>
+int64_t bit_rows(const BitRowsArgs& a) {
+  if (a.planes > 1 || a.query_planes > 1) return any_planes<Isa>(a);
+  if (a.words == 1) return one_plane<Isa, 1>(a);
+  if (a.words == 2) return one_plane<Isa, 2>(a);
+  if (a.words == 4) return one_plane<Isa, 4>(a);
+  return one_plane<Isa, 0>(a);
 }
 
 // Without a vocabulary of bytes there are no tiles.

@@ -9,12 +9,15 @@
 
 namespace vecbank::cpu {
 
+constexpr int64_t kLeastForPanels = 6;  // fewer queries do not pay for them
+constexpr int64_t kStretch = 1024;
+
 // How rows of bits are divided into nibbles, and what their sums fit in.
 struct BitLayout {
   int64_t bits, bytes, words, plane_positions, positions;  // positions: of all planes of the bank
   int query_planes, bank_planes;
   int64_t largest;  // distance
-  bool tables;      // whether a position's sum fits in the byte of a table
+  bool tables;      // whether a position's sum fits in the byte of a table, and tables of some queries in a cache
   int64_t each;     // the most that a position adds, not counting the weight of the bank's plane
 
   explicit BitLayout(const BitsProblem& p)
@@ -27,8 +30,12 @@ struct BitLayout {
         bank_planes(p.bank.planes),
         largest(largest_bit_distance(p.bits, p.queries.planes, p.bank.planes)) {
     each = 4 * ((int64_t{1} << query_planes) - 1);
-    tables = each <= 255;
+    tables = each <= 255 && most_queries() >= kLeastForPanels;
   }
+  // How many queries have their tables in a cache.
+  int64_t most_queries() const { return std::min<int64_t>(512, (int64_t{2} << 20) / (positions * 16)); }
+  // Rows that are scored without panels at a time.
+  int64_t stretch() const { return std::clamp<int64_t>((int64_t{1} << 20) / (words * bank_planes), 1, kStretch); }
   // How many positions a byte holds the sum of: if narrow, from the first one on, with the weights of the planes.
   int64_t chunk(bool narrow) const {
     if (!narrow) return std::max<int64_t>(1, 255 / each);
@@ -66,9 +73,9 @@ class BitQueries {
   Buffer<uint8_t> tables_;
 };
 
-// The distances of one query to some rows.
-inline void bit_distances(const BitsProblem& p, const BitLayout& layout, const uint64_t* query, const int64_t* index,
-                          int64_t first, int64_t count, int32_t* out) {
+// The distances of one query to those of some rows that are at most `limit` away, and which these are; how many.
+inline int64_t bit_distances(const BitsProblem& p, const BitLayout& layout, const uint64_t* query, const int64_t* index,
+                             int64_t first, int64_t count, int32_t limit, int32_t* out, int32_t* places) {
   BitRowsArgs a;
   a.query = query;
   a.words = layout.words;
@@ -81,8 +88,10 @@ inline void bit_distances(const BitsProblem& p, const BitLayout& layout, const u
   a.index = index;
   a.first = first;
   a.count = count;
+  a.limit = limit;
   a.out = out;
-  kernels().bits.rows(a);
+  a.places = places;
+  return kernels().bits.rows(a);
 }
 
 }  // namespace vecbank::cpu

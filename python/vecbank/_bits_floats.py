@@ -13,6 +13,7 @@ from ._bits_bank import PackedRows, bank_of, lowered
 from ._ops import METRICS, ops
 from ._ops.blocks import BLOCK_BYTES
 from ._ops.fakes import value_dtype
+from ._ops.sets import Lowered
 from ._select import Search
 from .allowed import Allowed
 from .codes._packed_signs import weighted_signs
@@ -75,7 +76,7 @@ def topk(c: Coded, k: int, allowed: Allowed | Tensor | None) -> TopK:
     return TopK(torch.where(indices < 0, values, values + (again - again.detach())), indices)
 
 
-def _search(c: Coded, k: int, sets: _select.Lowered | None) -> tuple[Tensor, Tensor]:
+def _search(c: Coded, k: int, sets: Lowered | None) -> tuple[Tensor, Tensor]:
     lead = c.x.shape[:-1]
     n, x = lead.numel(), c.x.detach()
     keys = torch.full((*lead, k), -torch.inf, dtype=torch.float64, device=x.device)
