@@ -61,7 +61,7 @@ def check_planes(name: str, planes: object) -> int:
 def bits_of(name: str, words: Tensor, bits: object, planes: int) -> int:
     """Bits of a plane, which fit the rows' width."""
     width = words.shape[-1]
-    size, rest = divmod(width, planes)
+    size, rest = width // planes, width % planes
     if rest or width == 0:
         raise ValueError(f"{name} must have a whole number of bytes for each of {planes} planes, got {width} bytes")
     if bits is None:
