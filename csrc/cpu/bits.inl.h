@@ -86,14 +86,16 @@ void wide_sums(const BitTiles& a, const uint8_t* tables, const uint8_t* panel, i
   for (int64_t plane = 0; plane < a.planes; ++plane) {
     const auto shift = static_cast<int>(a.planes - 1 - plane);
     for (int64_t at = 0; at < a.plane_positions;) {
+      std::memset(even, 0, kBytes);
+      std::memset(odd, 0, kBytes);
       for (int64_t c = 0; c < kChunks && at < a.plane_positions; ++c) {
         const int64_t some = a.plane_positions - at < a.chunk ? a.plane_positions - at : a.chunk;
         const int64_t first = plane * a.plane_positions + at;
         chunk_sums<B, Q, V>(tables + first * Q * 16, panel + first * B::width, stride, some, bytes);
         for (int i = 0; i < kBytes; i += B::width) {
           const typename B::Reg low = B::low8(B::load(bytes + i)), high = B::high8(B::load(bytes + i));
-          B::store(even + i, c == 0 ? low : B::add16(B::load(even + i), low));
-          B::store(odd + i, c == 0 ? high : B::add16(B::load(odd + i), high));
+          B::store(even + i, B::add16(B::load(even + i), low));
+          B::store(odd + i, B::add16(B::load(odd + i), high));
         }
         at += some;
       }
@@ -259,31 +261,51 @@ VB_INLINE uint64_t last_word(const uint8_t* plane, int64_t bytes) {
 
 // Calls distance(row) for each row, and keeps what is within the limit.
 template <class F>
-VB_INLINE int64_t keep_within(const BitRowsArgs& given, F&& distance) {
-  const BitRowsArgs a = given;  // which no store can change
+VB_INLINE int64_t keep_within(const BitRowsArgs& a, F&& distance) {
+  // Copies, which no store can change.
+  const int64_t first = a.first, count = a.count, stride = a.stride, limit = a.limit;
+  const int64_t* index = a.index;
+  int32_t *out = a.out, *places = a.places;
   int64_t within = 0;
-  for (int64_t i = 0; i < a.count; ++i) {
-    const int64_t sum = distance(a.data + (a.index != nullptr ? a.index[a.first + i] : a.first + i) * a.stride);
-    a.out[within] = static_cast<int32_t>(sum);
-    a.places[within] = static_cast<int32_t>(i);
-    within += sum <= a.limit;
+  const auto keep = [&](int64_t i, const uint8_t* row) {
+    const int64_t sum = distance(row);
+    out[within] = static_cast<int32_t>(sum);
+    places[within] = static_cast<int32_t>(i);
+    within += sum <= limit;
+  };
+  if (index != nullptr) {
+    for (int64_t i = 0; i < count; ++i) keep(i, a.data + index[first + i] * stride);
+  } else {
+    const uint8_t* row = a.data + first * stride;
+    for (int64_t i = 0; i < count; ++i, row += stride) keep(i, row);
   }
   return within;
 }
 
-// W: words of a plane; 0: as many as there are.
+// W whole words.
 template <class Isa, int W>
+int64_t whole_words(const BitRowsArgs& a) {
+  uint64_t query[W];
+  std::memcpy(query, a.query, sizeof query);
+  const uint64_t mask = a.last_mask;
+  return keep_within(a, [&](const uint8_t* row) __attribute__((always_inline)) {
+    int64_t sum = 0;
+    for (int w = 0; w < W; ++w) {
+      const uint64_t word = Isa::load_word(row + 8 * w);
+      sum += Isa::popcount((w + 1 < W ? word : word & mask) ^ query[w]);
+    }
+    return sum;
+  });
+}
+
+template <class Isa>
 int64_t one_plane(const BitRowsArgs& a) {
-  const int64_t bytes = a.bytes, whole = (W > 0 ? W : a.words) - 1;
+  const int64_t bytes = a.bytes, whole = a.words - 1;
   const uint64_t last = a.query[whole], mask = a.last_mask;
   const uint64_t* query = a.query;
   return keep_within(a, [=](const uint8_t* row) {
     int64_t sum = Isa::popcount((last_word(row, bytes) & mask) ^ last);
-    for (int64_t w = 0; w < whole; ++w) {
-      uint64_t word;
-      std::memcpy(&word, row + 8 * w, 8);
-      sum += Isa::popcount(word ^ query[w]);
-    }
+    for (int64_t w = 0; w < whole; ++w) sum += Isa::popcount(Isa::load_word(row + 8 * w) ^ query[w]);
     return sum;
   });
 }
@@ -296,11 +318,7 @@ int64_t any_planes(const BitRowsArgs& a) {
       const uint8_t* plane = row + v * a.bytes;
       int64_t of_plane = 0;
       for (int64_t w = 0; w < a.words; ++w) {
-        uint64_t word;
-        if (w + 1 < a.words)
-          std::memcpy(&word, plane + 8 * w, 8);
-        else
-          word = last_word(plane, a.bytes) & a.last_mask;
+        const uint64_t word = w + 1 < a.words ? Isa::load_word(plane + 8 * w) : last_word(plane, a.bytes) & a.last_mask;
         int64_t differ = 0;
         for (int u = 0; u < a.query_planes; ++u) differ = 2 * differ + Isa::popcount(word ^ a.query[u * a.words + w]);
         of_plane += differ;
@@ -314,10 +332,11 @@ int64_t any_planes(const BitRowsArgs& a) {
 template <class Isa>
 int64_t bit_rows(const BitRowsArgs& a) {
   if (a.planes > 1 || a.query_planes > 1) return any_planes<Isa>(a);
-  if (a.words == 1) return one_plane<Isa, 1>(a);
-  if (a.words == 2) return one_plane<Isa, 2>(a);
-  if (a.words == 4) return one_plane<Isa, 4>(a);
-  return one_plane<Isa, 0>(a);
+  if (a.bytes == 8) return whole_words<Isa, 1>(a);
+  if (a.bytes == 16) return whole_words<Isa, 2>(a);
+  if (a.bytes == 32) return whole_words<Isa, 4>(a);
+  if (a.bytes == 64) return whole_words<Isa, 8>(a);
+  return one_plane<Isa>(a);
 }
 
 // Without a vocabulary of bytes there are no tiles.

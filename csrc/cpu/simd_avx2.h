@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <cstring>
+
 #include "kernels.h"
 
 namespace vecbank::cpu {
@@ -362,6 +364,12 @@ struct Avx2 {
   static constexpr int mid = 3, mid_panels = 2;
   static constexpr int one_panels = 4;
   static constexpr int full_f64 = 3;
+  static VB_INLINE uint64_t load_word(const uint8_t* p) {
+    uint64_t word;
+    std::memcpy(&word, p, sizeof word);
+    asm("" : "+r"(word));  // gcc would load several words into a vector, and take them out of it again
+    return word;
+  }
   static VB_INLINE int64_t popcount(uint64_t x) { return __builtin_popcountll(x); }
   static VB_INLINE uint64_t bits_of_bools(const unsigned char* bools) {  // of 64, the first the lowest
     uint64_t bits = 0;

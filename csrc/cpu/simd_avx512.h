@@ -267,6 +267,12 @@ struct Avx512 {
   static constexpr int mid = 4, mid_panels = 4;
   static constexpr int one_panels = 4;
   static constexpr int full_f64 = 14;
+  static VB_INLINE uint64_t load_word(const uint8_t* p) {
+    uint64_t word;
+    std::memcpy(&word, p, sizeof word);
+    asm("" : "+r"(word));  // gcc would load several words into a vector, and take them out of it again
+    return word;
+  }
   static VB_INLINE int64_t popcount(uint64_t x) { return __builtin_popcountll(x); }
   static VB_INLINE uint64_t bits_of_bools(const unsigned char* bools) {  // of 64, the first the lowest
     const __m512i all = _mm512_loadu_si512(bools);

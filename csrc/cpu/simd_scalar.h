@@ -168,6 +168,11 @@ struct Scalar {
   static constexpr int mid = 2, mid_panels = 1;
   static constexpr int one_panels = 1;
   static constexpr int full_f64 = 2;
+  static VB_INLINE uint64_t load_word(const uint8_t* p) {
+    uint64_t word;
+    std::memcpy(&word, p, sizeof word);
+    return word;
+  }
   static VB_INLINE int64_t popcount(uint64_t x) {
 #if defined(__aarch64__)
     return __builtin_popcountll(x);
