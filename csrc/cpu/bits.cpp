@@ -179,15 +179,54 @@ class BitWorker {
   Buffer<BitHit> hits_;
 };
 
+// How many rows of each distance a query's list was given, from which its k-th best distance follows at once: a list
+// that is not sorted would only know it when it is full.
+class DistanceCounts {
+ public:
+  static constexpr int64_t kMost = 1023;  // the largest distance
+  static bool serve(const BitLayout& layout, int64_t k) { return k > TopKList::kSorted && layout.largest <= kMost; }
+
+  bool reserve(const BitLayout& layout, int64_t queries) {
+    size_ = layout.largest + 1;
+    return counts_.reserve(queries * size_) && limits_.reserve(queries) && within_.reserve(queries);
+  }
+  void clear(int64_t query) {
+    std::fill_n(counts_.get() + query * size_, size_, 0);
+    limits_[query] = static_cast<int32_t>(size_) - 1;
+    within_[query] = 0;
+  }
+  int32_t limit(int64_t query) const { return limits_[query]; }
+  void add(int64_t query, int32_t distance, int64_t k) {
+    int32_t* counts = counts_.get() + query * size_;
+    int32_t& limit = limits_[query];
+    int64_t& within = within_[query];
+    ++counts[distance];
+    ++within;
+    // An equal distance of a later row never wins, so the limit lies below the k-th best distance.
+    while (within >= k) within -= counts[limit--];
+  }
+
+ private:
+  Buffer<int32_t> counts_, limits_;
+  Buffer<int64_t> within_;  // rows at most the limit away, fewer than k
+  int64_t size_ = 0;
+};
+
 // The lists of a block.
 struct ListSink {
   TopKList* lists;
+  DistanceCounts* counts;  // null: of no use
+  int64_t first, k;        // the number of the first list in `counts`
 
   int32_t limit(int64_t q) const {
+    if (counts != nullptr) return counts->limit(first + q);
     const double threshold = lists[q].threshold();
     return threshold == -std::numeric_limits<double>::infinity() ? INT32_MAX : static_cast<int32_t>(-threshold) - 1;
   }
-  void take(int64_t q, int64_t row, int32_t distance) { lists[q].push(-static_cast<double>(distance), row); }
+  void take(int64_t q, int64_t row, int32_t distance) {
+    lists[q].push(-static_cast<double>(distance), row);
+    if (counts != nullptr) counts->add(first + q, distance, k);
+  }
 };
 
 struct HitSink {
@@ -242,14 +281,17 @@ Status bits_topk(const BitsProblem& p, const Parallel& callers) {
       grid_for(p, layout, std::max<int64_t>(1, kListBytes / (parallel.workers * list_bytes)), parallel.workers);
   const int64_t part_rows = std::min(grid.panels_per_part * kUnit, p.bank.count), per_part = std::min(k, part_rows);
   const bool merge = grid.parts > 1;
-  PerWorker<TopKList> lists(merge ? grid.parts * p.queries.count : parallel.workers * grid.rows_per_block);
+  const int64_t list_count = merge ? grid.parts * p.queries.count : parallel.workers * grid.rows_per_block;
+  PerWorker<TopKList> lists(list_count);
+  DistanceCounts distance_counts;
+  DistanceCounts* counts = DistanceCounts::serve(layout, per_part) ? &distance_counts : nullptr;
   PerWorker<BitWorker> workers(parallel.workers);
   PerWorker<MergeWorker> mergers(parallel.workers);
+  if (counts != nullptr && !counts->reserve(layout, list_count)) return Status::out_of_memory;
   const int64_t entries = merge ? grid.parts * per_part : TopKList::capacity_for(k, p.bank.count);
   if (!lists.each([&](TopKList& list) {
-        if (!list.reserve(per_part, part_rows)) return false;
-        list.clear();
-        return true;
+        list.clear();  // of a part that has no rows, which no task begins
+        return list.reserve(per_part, part_rows);
       }) ||
       !workers.each([&](BitWorker& w) { return w.reserve(layout, grid.rows_per_block); }) ||
       !mergers.each([&](MergeWorker& m) {
@@ -259,11 +301,15 @@ Status bits_topk(const BitsProblem& p, const Parallel& callers) {
     return Status::out_of_memory;
   const AllowedRows allowed = allowed_of(p);
   Status status = for_each_task(grid, parallel, [&](int worker, const GridTask& task) {
-    TopKList* own = lists.begin() + (merge ? task.part * p.queries.count + task.first : worker * grid.rows_per_block);
-    if (!merge)
-      for (int64_t q = 0; q < task.rows; ++q) own[q].clear();
+    const int64_t first = merge ? task.part * p.queries.count + task.first : worker * grid.rows_per_block;
+    TopKList* own = lists.begin() + first;
+    for (int64_t q = 0; q < task.rows; ++q) {
+      own[q].clear();
+      if (counts != nullptr) counts->clear(first + q);
+    }
     workers[worker].walk(p, layout, allowed, p.k == 1, task.first, task.rows, task.from * kUnit,
-                         std::min(task.to * kUnit, p.bank.count), parallel.stop, ListSink{own});
+                         std::min(task.to * kUnit, p.bank.count), parallel.stop,
+                         ListSink{own, counts, first, per_part});
     for (int64_t q = 0; q < task.rows; ++q) {
       const int64_t count = own[q].finish(mergers[worker].selector);
       if (!merge) write_best(p, task.first + q, own[q].data(), count);
