@@ -12,14 +12,16 @@ namespace {
 
 template <class B>
 void write_bit_panels(const BitPanelArgs& a) {
+  constexpr int64_t kSlab = 32;  // rows
+  static_assert(B::width % kSlab == 0);
   const int64_t positions = a.planes * a.plane_positions;
-  for (int64_t slab = 0; slab * 16 < a.count || slab * 16 % B::width != 0; ++slab) {
-    const uint8_t* rows[16];
-    for (int64_t i = 0; i < 16; ++i) {
-      const int64_t at = slab * 16 + i < a.count ? slab * 16 + i : a.count - 1;
-      rows[i] = a.data + (a.index != nullptr ? a.index[a.first + at] : a.first + at) * a.stride;
+  for (int64_t at = 0; at < a.count || at % B::width != 0; at += kSlab) {
+    const uint8_t* rows[kSlab];
+    for (int64_t i = 0; i < kSlab; ++i) {
+      const int64_t row = at + i < a.count ? at + i : a.count - 1;
+      rows[i] = a.data + (a.index != nullptr ? a.index[a.first + row] : a.first + row) * a.stride;
     }
-    uint8_t* out = a.out + slab * 16 / B::width * positions * B::width + slab * 16 % B::width;
+    uint8_t* out = a.out + at / B::width * positions * B::width + at % B::width;
     for (int64_t plane = 0; plane < a.planes; ++plane) {
       for (int64_t byte = 0; byte < a.bytes; byte += 16) {
         const int64_t some = a.bytes - byte < 16 ? a.bytes - byte : 16, first = plane * a.plane_positions + 2 * byte;

@@ -311,7 +311,7 @@ struct Avx2Bytes {
       least = _mm256_min_epi32(least, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i)));
     return _mm256_movemask_epi8(_mm256_cmpgt_epi32(least, _mm256_set1_epi32(limit))) != -1;
   }
-  // The nibbles of bytes [byte, byte + some) of 16 rows: position i of row r goes to out[i * width + r]. At most
+  // The nibbles of bytes [byte, byte + some) of 32 rows: position i of row r goes to out[i * width + r]. At most
   // `positions` of them; `some` is at most 16.
   static VB_INLINE void nibbles(const uint8_t* const* rows, int64_t byte, int64_t some, uint8_t* out,
                                 int64_t positions) {
@@ -319,26 +319,25 @@ struct Avx2Bytes {
   }
   static VB_INLINE void nibbles_of(const uint8_t* const* rows, int64_t byte, int64_t some, uint8_t* out,
                                    int64_t positions, int64_t step) {
-    __m128i a[16], b[16];
-    for (int i = 0; i < 16; ++i) a[i] = first_bytes(rows[i] + byte, some);
+    __m256i a[16], b[16];  // of 16 rows in each half
+    for (int i = 0; i < 16; ++i)
+      a[i] = _mm256_set_m128i(first_bytes(rows[i + 16] + byte, some), first_bytes(rows[i] + byte, some));
     // Each round turns the number of a byte, its row's four bits and its own four, by one bit; four rounds transpose.
-    const auto round = [](const __m128i(&from)[16], __m128i(&to)[16]) __attribute__((always_inline)) {
+    const auto round = [](const __m256i(&from)[16], __m256i(&to)[16]) __attribute__((always_inline)) {
       for (int i = 0; i < 8; ++i) {
-        to[2 * i] = _mm_unpacklo_epi8(from[i], from[i + 8]);
-        to[2 * i + 1] = _mm_unpackhi_epi8(from[i], from[i + 8]);
+        to[2 * i] = _mm256_unpacklo_epi8(from[i], from[i + 8]);
+        to[2 * i + 1] = _mm256_unpackhi_epi8(from[i], from[i + 8]);
       }
     };
     round(a, b);
     round(b, a);
     round(a, b);
     round(b, a);
-    const __m128i low = _mm_set1_epi8(15);
+    const Reg low = fill(15);
     for (int i = 0; i < 16; ++i) {
-      if (2 * i < positions && i < some)
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 2 * i * step), _mm_and_si128(a[i], low));
+      if (2 * i < positions && i < some) store(out + 2 * i * step, _mm256_and_si256(a[i], low));
       if (2 * i + 1 < positions && i < some)
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + (2 * i + 1) * step),
-                         _mm_and_si128(_mm_srli_epi16(a[i], 4), low));
+        store(out + (2 * i + 1) * step, _mm256_and_si256(_mm256_srli_epi16(a[i], 4), low));
     }
   }
   static VB_INLINE __m128i first_bytes(const uint8_t* p, int64_t some) {
