@@ -33,6 +33,7 @@ import matplotlib.pyplot as plt
 
 N, D, K = 1024, 128, 10
 OURS = "vecbank"
+TITLE = "Candidate sets, radius, verification"
 
 
 @dataclass
@@ -238,9 +239,9 @@ def measure(row: Row, repeats: int, budget_s: float) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
+def table(rows: list[dict[str, Any]], about: dict[str, Any], title: str, module: str) -> str:
     lines = [
-        *opening("Candidate sets, radius, verification", "bench.selections", about),
+        *opening(title, module, about),
         f"- Software: faiss {faiss.__version__}, torch {torch.__version__}",
         "- Medians of interleaved samples, in milliseconds. Ratio: ours over the candidate that the target names. "
         "Wrong: queries whose answer is not the exact one. Others: the share of the machine that other processes used.",
@@ -305,12 +306,12 @@ def main() -> None:
     about = {**machine.machine(), **machine.commit(), "isa": vecbank._C.isa()}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"machine": about, "rows": measured}, indent=1) + "\n")
-    text = table(measured, about)
+    text = table(measured, about, TITLE, "bench.selections")
     options.out.with_suffix(".md").write_text(text + "\n")
     draw(
         measured,
         options.out.with_suffix(".png"),
-        f"Candidate sets, radius, verification, {about['isa']}\n{named(about)}",
+        f"{TITLE}, {about['isa']}\n{named(about)}",
     )
     print(text)
 

@@ -72,6 +72,11 @@ def _radius_count() -> Call:
     return lambda: vecbank.radius_count(x, bank, 11.0, "l1")
 
 
+def _bits(call: Callable[[Tensor, Tensor], Any]) -> Call:
+    x, bank = (torch.randint(0, 256, (n, 64), dtype=torch.uint8) for n in (40_000, 100_000))
+    return lambda: call(x, bank)
+
+
 def _worst() -> Call:
     x, bank = randn(40_000, 64), _search_bank("l2")
     return lambda: bank.topk(x, 10, order="worst")
@@ -178,6 +183,8 @@ CALLS: dict[str, Callable[[], Call]] = {
     "topk, the worst": _worst,
     "radius": _radius,
     "radius_count": _radius_count,
+    "bits.topk": lambda: _bits(lambda x, bank: vecbank.bits.topk(x, bank, 10)),
+    "bits.radius_count": lambda: _bits(lambda x, bank: vecbank.bits.radius_count(x, bank, 200)),
     "quantize": _quantize,
     "quantize_train": _quantize_train,
     "project": _project,

@@ -214,6 +214,49 @@ for _name in ("topk_among", "radius", "radius_count"):
         f"{_name}: {what}": (_name, (*pair, None, 2 if _name == "topk_among" else RADII, 0, [], []))
         for what, pair in PAIRS.items()
     }
+WORDS, WORD_BANK, COUNTS = torch.zeros(4, 3, dtype=torch.uint8), torch.zeros(5, 3, dtype=torch.uint8), torch.arange(4)
+for _name, _more in {
+    "hamming_topk": (2, [], []),
+    "hamming_scores": (),
+    "hamming_radius": (COUNTS, [], []),
+    "hamming_radius_count": (COUNTS, [], []),
+}.items():
+    _rows: dict[str, tuple[Any, ...]] = {
+        "floats": (X, WORD_BANK, 20, 1, 1),
+        "a float bank": (WORDS, BANK, 20, 1, 1),
+        "int8": (WORDS.to(torch.int8), WORD_BANK, 20, 1, 1),
+        "widths": (WORDS[:, :2], WORD_BANK, 20, 1, 1),
+        "too few bits": (WORDS, WORD_BANK, 16, 1, 1),
+        "too many bits": (WORDS, WORD_BANK, 25, 1, 1),
+        "no bits": (WORDS, WORD_BANK, 0, 1, 1),
+        "2^62 bits": (WORDS, WORD_BANK, 2**62, 1, 1),
+        "-2^63 bits": (WORDS, WORD_BANK, -(2**63), 1, 1),
+        "planes of x": (WORDS, WORD_BANK, 20, 2, 1),
+        "planes of the bank": (WORDS, WORD_BANK, 20, 1, 3),
+        "no planes": (WORDS, WORD_BANK, 20, 0, 1),
+        "-1 planes": (WORDS, WORD_BANK, 20, 1, -1),
+        "2^40 planes": (WORDS, WORD_BANK, 20, 1, 2**40),
+        "beyond int32": (WORDS.repeat(1, 15), WORD_BANK.repeat(1, 16), 24, 15, 16),
+        "a flat bank": (WORDS, WORD_BANK[0], 20, 1, 1),
+        "a batched bank": (WORDS, WORD_BANK[None], 20, 1, 1),
+        "a scalar": (WORDS[0, 0], WORD_BANK[:, :1], 8, 1, 1),
+    }
+    ROWS |= {f"{_name}: {what}": (_name, (*row, *_more)) for what, row in _rows.items()}
+    if not _more:
+        continue
+    for _what, _sets in BAD_SETS.items():
+        ROWS[f"{_name}: {_what}"] = (_name, (WORDS, WORD_BANK, 20, 1, 1, _more[0], *_sets))
+for _name in ("hamming_radius", "hamming_radius_count"):
+    ROWS |= {
+        f"{_name}: {what}": (_name, (WORDS, WORD_BANK, 20, 1, 1, radii, [], []))
+        for what, radii in {
+            "float radii": COUNTS.double(),
+            "radii of fewer queries": COUNTS[:3],
+            "radii of two dimensions": COUNTS.reshape(2, 2),
+            "a radius for all": COUNTS[:1],
+        }.items()
+    }
+ROWS |= {f"hamming_topk: k {k}": ("hamming_topk", (WORDS, WORD_BANK, 20, 1, 1, k, [], [])) for k in (0, -1, -(2**63))}
 for _name in SEARCHES:
     ROWS |= {
         f"{_name}: {what}": (_name, (*pair, None, *((2,) if _name == "topk" else ()), 0))
@@ -303,6 +346,7 @@ ROWS |= {
 VALUES = (
     "topk: k",
     "topk_among: k",
+    "hamming_topk: k",
     "topk_among: another rank's labels",
     "topk_among: a negative rank of labels",
     "merge_topk: k",

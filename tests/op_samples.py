@@ -167,7 +167,23 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
     ]
     _selections(table, pairs)
     _sparse(table)
+    _bits(table)
     return table
+
+
+def _bits(table: dict[str, list[tuple[Any, ...]]]) -> None:
+    """Searches of packed bits: widths, planes, sets, empties."""
+    for width, p, q, n, m in ((12, 1, 1, 4, 9), (64, 2, 1, 9, 40), (100, 1, 2, 3, 9), (9, 1, 1, 0, 9), (9, 1, 1, 4, 0)):
+        size = (width + 7) // 8
+        x = torch.arange(n * p * size, dtype=torch.int64).mul(37).remainder(256).byte().reshape(n, p * size)
+        bank = torch.arange(m * q * size, dtype=torch.int64).mul(101).remainder(256).byte().reshape(m, q * size)
+        sizes, radii = (width, p, q), torch.full((n,), width // 2)
+        table["hamming_scores"].append((x, bank, *sizes))
+        for program in PROGRAMS if m == 9 else [()]:
+            sets = sets_of(x, bank, *program)
+            table["hamming_topk"] += [(x, bank, *sizes, k, *sets) for k in (1, 11)]
+            table["hamming_radius"].append((x, bank, *sizes, radii, *sets))
+            table["hamming_radius_count"].append((x, bank, *sizes, radii, *sets))
 
 
 def _selections(table: dict[str, list[tuple[Any, ...]]], pairs: list[tuple[Tensor, Tensor]]) -> None:

@@ -71,7 +71,9 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert not heading or heading in headings(target), link
 
 
-@pytest.mark.parametrize("family", ["anchors", "cluster", "codes", "embedding", "nn", "pq", "residual", "sparse"])
+@pytest.mark.parametrize(
+    "family", ["anchors", "bits", "cluster", "codes", "embedding", "nn", "pq", "residual", "sparse"]
+)
 def test_every_function_of_a_namespace_is_listed(family: str) -> None:
     text = (ROOT / "docs" / "verbs.md").read_text(encoding="utf-8")
     row = next(line for line in text.splitlines() if line.startswith(f"| `vecbank.{family}` |"))

@@ -25,7 +25,7 @@ def test_a_root_name_is_the_function_of_its_family(family: str, name: str) -> No
 
 
 def test_families_are_namespaces() -> None:
-    for name in ("anchors", "cluster", "codes", "embedding", "nn", "pq", "residual", "sparse", "reference"):
+    for name in ("anchors", "bits", "cluster", "codes", "embedding", "nn", "pq", "residual", "sparse", "reference"):
         assert name in vecbank.__all__ and getattr(vecbank, name).__name__ == f"vecbank.{name}"
     assert vecbank.kmeans is vecbank.cluster.kmeans and vecbank.nn.anchors is vecbank.anchors
     assert set(vecbank.__all__) <= set(dir(vecbank))

@@ -93,6 +93,8 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "codes.pack_bits": (codes.pack_bits, (CODES.clamp_min(0), 4), {}),
     "codes.pack_bits of bools": (codes.pack_bits, (BITS,), {}),
     "codes.unpack_bits": (codes.unpack_bits, (codes.pack_bits(BITS), 6), {}),
+    "codes.pack_signs": (codes.pack_signs, (X,), {"planes": 2}),
+    "codes.unpack_signs": (codes.unpack_signs, (codes.pack_signs(X), 6), {}),
     "codes.bits_to_index": (codes.bits_to_index, (BITS,), {}),
     "codes.index_to_bits": (codes.index_to_bits, (CODES.clamp_min(0), 4), {}),
     "codes.scalar_quantize": (codes.scalar_quantize, (X, gauss(6, 4, dtype=torch.float64)), {}),

@@ -63,6 +63,13 @@ def test_schemas_only_grow_at_the_end() -> None:
         "Tensor? bias=None",
         "radius_count": "Tensor x, Tensor bank, Tensor? pack, Tensor radii, int metric, Tensor[] sets, int[] program, "
         "Tensor? bias=None",
+        "hamming_topk": "Tensor x, Tensor bank, int bits, int x_planes, int bank_planes, int k, Tensor[] sets, "
+        "int[] program",
+        "hamming_scores": "Tensor x, Tensor bank, int bits, int x_planes, int bank_planes",
+        "hamming_radius": "Tensor x, Tensor bank, int bits, int x_planes, int bank_planes, Tensor radii, "
+        "Tensor[] sets, int[] program",
+        "hamming_radius_count": "Tensor x, Tensor bank, int bits, int x_planes, int bank_planes, Tensor radii, "
+        "Tensor[] sets, int[] program",
         "merge_topk": "Tensor keys, Tensor indices, int k, int metric, bool wide",
         "sparse_invert": "Tensor offsets, Tensor ids, int width",
         "sparse_scores": "Tensor ids, Tensor query_weights, Tensor starts, Tensor documents, Tensor weights, int count",

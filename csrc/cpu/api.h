@@ -2,6 +2,7 @@
 // counterpart of cuda/api.h.
 #pragma once
 
+#include "../core/bits.h"
 #include "../core/estimator.h"
 #include "../core/lookup.h"
 #include "../core/problem.h"
@@ -55,6 +56,14 @@ Status residual_quantize(const ResidualProblem& problem, const Parallel& paralle
 Status invert(InvertProblem& problem, const Parallel& parallel);
 Status sparse_search(const SparseSearchProblem& problem, const Parallel& parallel);
 Status sparse_gradients(const SparseGradientProblem& problem, const Parallel& parallel);
+class Hits;  // search/radius.h
+// Searches of packed bits. Ranks that no row fills hold kNoDistance and index -1; k may exceed the bank. bits_scores()
+// writes all distances. largest_bit_distance() must not be -1.
+Status bits_topk(const BitsProblem& problem, const Parallel& parallel);
+Status bits_scores(const BitsProblem& problem, const Parallel& parallel);
+// All rows at most `radii` of each query away; p.k, p.values and p.indices are not read.
+Status bits_within(const BitsProblem& problem, const int64_t* radii, bool count_only, Hits& hits,
+                   const Parallel& parallel);
 
 // What search() did, summed over calls; Python reads and clears the counters.
 struct Counters {

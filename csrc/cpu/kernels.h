@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "../core/frame.h"
+#include "bits.h"
 #include "search/screens/int16.h"
 #include "search/screens/int8.h"
 #include "slopes.h"
@@ -122,6 +123,7 @@ struct Kernels {
   void (*add_block)(const BlockSumArgs&);
   void (*slopes)(const SlopeArgs&);
   void (*end_slopes)(const SlopeEndArgs&);
+  BitKernels bits;
   // out[i] = grads[i * step] / root(squares[i]). Returns whether a square is odd: above float32, or below kLeastSquare.
   bool (*divide_by_roots)(const float* squares, const float* grads, int64_t step, int64_t count, float* out);
 

@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <cstring>
+
 #include "kernels.h"
 
 namespace vecbank::cpu {
@@ -270,6 +272,83 @@ VB_INLINE void transpose16(const float* in, float* out, int64_t step) {
   }
 }
 
+// Vectors of bytes, for packed bits: tables of 16 bytes are looked up by bytes below 16.
+struct Avx2Bytes {
+  using Reg = __m256i;
+  static constexpr int width = 32;
+  static constexpr int height = 2, panels = 4;  // of a tile: eight sums, two tables and what was looked up
+  static VB_INLINE Reg load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static VB_INLINE void store(uint8_t* p, Reg a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
+  static VB_INLINE Reg fill(uint8_t x) { return _mm256_set1_epi8(static_cast<char>(x)); }
+  static VB_INLINE Reg table(const uint8_t* p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static VB_INLINE Reg look_up(Reg table, Reg codes) { return _mm256_shuffle_epi8(table, codes); }
+  static VB_INLINE Reg add8(Reg a, Reg b) { return _mm256_add_epi8(a, b); }
+  static VB_INLINE Reg add_up_to_255(Reg a, Reg b) { return _mm256_adds_epu8(a, b); }
+  static VB_INLINE Reg min(Reg a, Reg b) { return _mm256_min_epu8(a, b); }
+  static VB_INLINE uint64_t at_most(Reg a, Reg b) {  // a bit for each byte
+    return static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_min_epu8(a, b), a)));
+  }
+  static VB_INLINE uint8_t least(Reg a) {
+    const __m128i half = _mm_min_epu8(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    const __m128i words = _mm_min_epu8(half, _mm_srli_epi16(half, 8));  // of each, the low byte is the less of two
+    return static_cast<uint8_t>(_mm_extract_epi16(_mm_minpos_epu16(_mm_and_si128(words, _mm_set1_epi16(0xFF))), 0));
+  }
+  static VB_INLINE Reg low8(Reg a) { return _mm256_and_si256(a, _mm256_set1_epi16(0xFF)); }
+  static VB_INLINE Reg high8(Reg a) { return _mm256_srli_epi16(a, 8); }
+  static VB_INLINE Reg add16(Reg a, Reg b) { return _mm256_add_epi16(a, b); }
+  static VB_INLINE Reg low16(Reg a) { return _mm256_and_si256(a, _mm256_set1_epi32(0xFFFF)); }
+  static VB_INLINE Reg high16(Reg a) { return _mm256_srli_epi32(a, 16); }
+  static VB_INLINE void add32(int32_t* p, Reg a, int shift) {
+    const __m256i before = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const __m256i more = _mm256_sll_epi32(a, _mm_cvtsi32_si128(shift));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_add_epi32(before, more));
+  }
+  static VB_INLINE bool any_at_most(const int32_t* p, int count, int32_t limit) {
+    __m256i least = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    for (int i = 8; i < count; i += 8)
+      least = _mm256_min_epi32(least, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i)));
+    return _mm256_movemask_epi8(_mm256_cmpgt_epi32(least, _mm256_set1_epi32(limit))) != -1;
+  }
+  // The nibbles of bytes [byte, byte + some) of 32 rows: position i of row r goes to out[i * width + r]. At most
+  // `positions` of them; `some` is at most 16.
+  static VB_INLINE void nibbles(const uint8_t* const* rows, int64_t byte, int64_t some, uint8_t* out,
+                                int64_t positions) {
+    nibbles_of(rows, byte, some, out, positions, width);
+  }
+  static VB_INLINE void nibbles_of(const uint8_t* const* rows, int64_t byte, int64_t some, uint8_t* out,
+                                   int64_t positions, int64_t step) {
+    __m256i a[16], b[16];  // of 16 rows in each half
+    for (int i = 0; i < 16; ++i)
+      a[i] = _mm256_set_m128i(first_bytes(rows[i + 16] + byte, some), first_bytes(rows[i] + byte, some));
+    // Each round turns the number of a byte, its row's four bits and its own four, by one bit; four rounds transpose.
+    const auto round = [](const __m256i(&from)[16], __m256i(&to)[16]) __attribute__((always_inline)) {
+      for (int i = 0; i < 8; ++i) {
+        to[2 * i] = _mm256_unpacklo_epi8(from[i], from[i + 8]);
+        to[2 * i + 1] = _mm256_unpackhi_epi8(from[i], from[i + 8]);
+      }
+    };
+    round(a, b);
+    round(b, a);
+    round(a, b);
+    round(b, a);
+    const Reg low = fill(15);
+    for (int i = 0; i < 16; ++i) {
+      if (2 * i < positions && i < some) store(out + 2 * i * step, _mm256_and_si256(a[i], low));
+      if (2 * i + 1 < positions && i < some)
+        store(out + (2 * i + 1) * step, _mm256_and_si256(_mm256_srli_epi16(a[i], 4), low));
+    }
+  }
+  static VB_INLINE __m128i first_bytes(const uint8_t* p, int64_t some) {
+    if (some == 16) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    if (some == 8) return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    alignas(16) uint8_t bytes[16] = {};
+    for (int64_t i = 0; i < some; ++i) bytes[i] = p[i];
+    return _mm_load_si128(reinterpret_cast<const __m128i*>(bytes));
+  }
+};
+
 struct Avx2 {
   using F32 = Avx2F32;
   using F64 = Avx2F64;
@@ -277,12 +356,20 @@ struct Avx2 {
   using Int8 = Avx2Int8;
   using Lanes = Avx2Lanes;
   using BFloat16Pairs = void;
+  using Bytes = Avx2Bytes;
   static constexpr bool fused = true;
   // Twelve accumulators, two bank vectors and a broadcast: fifteen of sixteen registers.
   static constexpr int full = 6, full_panels = 1;
   static constexpr int mid = 3, mid_panels = 2;
   static constexpr int one_panels = 4;
   static constexpr int full_f64 = 3;
+  static VB_INLINE uint64_t load_word(const uint8_t* p) {
+    uint64_t word;
+    std::memcpy(&word, p, sizeof word);
+    asm("" : "+r"(word));  // gcc would load several words into a vector, and take them out of it again
+    return word;
+  }
+  static VB_INLINE int64_t popcount(uint64_t x) { return __builtin_popcountll(x); }
   static VB_INLINE uint64_t bits_of_bools(const unsigned char* bools) {  // of 64, the first the lowest
     uint64_t bits = 0;
     for (int half = 0; half < 2; ++half) {

@@ -216,6 +216,43 @@ struct Avx512F64 {
   static VB_INLINE Reg root(Reg a) { return _mm512_sqrt_pd(a); }
 };
 
+struct Avx512Bytes {
+  using Reg = __m512i;
+  static constexpr int width = 64;
+  static constexpr int height = 4, panels = 4;  // of a tile: sixteen sums, four tables and what was looked up
+  static VB_INLINE Reg load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static VB_INLINE void store(uint8_t* p, Reg a) { _mm512_storeu_si512(p, a); }
+  static VB_INLINE Reg fill(uint8_t x) { return _mm512_set1_epi8(static_cast<char>(x)); }
+  static VB_INLINE Reg table(const uint8_t* p) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static VB_INLINE Reg look_up(Reg table, Reg codes) { return _mm512_shuffle_epi8(table, codes); }
+  static VB_INLINE Reg add8(Reg a, Reg b) { return _mm512_add_epi8(a, b); }
+  static VB_INLINE Reg add_up_to_255(Reg a, Reg b) { return _mm512_adds_epu8(a, b); }
+  static VB_INLINE Reg min(Reg a, Reg b) { return _mm512_min_epu8(a, b); }
+  static VB_INLINE uint64_t at_most(Reg a, Reg b) { return _mm512_cmple_epu8_mask(a, b); }
+  static VB_INLINE uint8_t least(Reg a) {
+    return Avx2Bytes::least(_mm256_min_epu8(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1)));
+  }
+  static VB_INLINE Reg low8(Reg a) { return _mm512_and_si512(a, _mm512_set1_epi16(0xFF)); }
+  static VB_INLINE Reg high8(Reg a) { return _mm512_srli_epi16(a, 8); }
+  static VB_INLINE Reg add16(Reg a, Reg b) { return _mm512_add_epi16(a, b); }
+  static VB_INLINE Reg low16(Reg a) { return _mm512_and_si512(a, _mm512_set1_epi32(0xFFFF)); }
+  static VB_INLINE Reg high16(Reg a) { return _mm512_srli_epi32(a, 16); }
+  static VB_INLINE void add32(int32_t* p, Reg a, int shift) {
+    _mm512_storeu_si512(p, _mm512_add_epi32(_mm512_loadu_si512(p), _mm512_sll_epi32(a, _mm_cvtsi32_si128(shift))));
+  }
+  static VB_INLINE bool any_at_most(const int32_t* p, int count, int32_t limit) {
+    Reg least = _mm512_loadu_si512(p);
+    for (int i = 16; i < count; i += 16) least = _mm512_min_epi32(least, _mm512_loadu_si512(p + i));
+    return _mm512_cmple_epi32_mask(least, _mm512_set1_epi32(limit)) != 0;
+  }
+  static VB_INLINE void nibbles(const uint8_t* const* rows, int64_t byte, int64_t some, uint8_t* out,
+                                int64_t positions) {
+    Avx2Bytes::nibbles_of(rows, byte, some, out, positions, width);
+  }
+};
+
 struct Avx512 {
   using F32 = Avx512F32;
   using F64 = Avx512F64;
@@ -223,12 +260,20 @@ struct Avx512 {
   using Int8 = Avx512Int8;
   using Lanes = Avx512Lanes;
   using BFloat16Pairs = void;
+  using Bytes = Avx512Bytes;
   static constexpr bool fused = true;
   // Twenty-eight accumulators, two bank vectors and a broadcast: thirty-one of thirty-two registers.
   static constexpr int full = 14, full_panels = 2;
   static constexpr int mid = 4, mid_panels = 4;
   static constexpr int one_panels = 4;
   static constexpr int full_f64 = 14;
+  static VB_INLINE uint64_t load_word(const uint8_t* p) {
+    uint64_t word;
+    std::memcpy(&word, p, sizeof word);
+    asm("" : "+r"(word));  // gcc would load several words into a vector, and take them out of it again
+    return word;
+  }
+  static VB_INLINE int64_t popcount(uint64_t x) { return __builtin_popcountll(x); }
   static VB_INLINE uint64_t bits_of_bools(const unsigned char* bools) {  // of 64, the first the lowest
     const __m512i all = _mm512_loadu_si512(bools);
     return _mm512_test_epi8_mask(all, all);

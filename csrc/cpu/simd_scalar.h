@@ -162,11 +162,27 @@ struct Scalar {
   using Int8 = PortableInt8;
   using Lanes = PortableLanes;
   using BFloat16Pairs = void;
+  using Bytes = void;
   static constexpr bool fused = false;  // multiply_add() rounds the product
   static constexpr int full = 2, full_panels = 1;
   static constexpr int mid = 2, mid_panels = 1;
   static constexpr int one_panels = 1;
   static constexpr int full_f64 = 2;
+  static VB_INLINE uint64_t load_word(const uint8_t* p) {
+    uint64_t word;
+    std::memcpy(&word, p, sizeof word);
+    return word;
+  }
+  static VB_INLINE int64_t popcount(uint64_t x) {
+#if defined(__aarch64__)
+    return __builtin_popcountll(x);
+#else  // the compiler would call a function that reads a table
+    x -= x >> 1 & 0x5555555555555555u;
+    x = (x & 0x3333333333333333u) + (x >> 2 & 0x3333333333333333u);
+    x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+    return static_cast<int64_t>(x * 0x0101010101010101u >> 56);
+#endif
+  }
   static VB_INLINE uint64_t bits_of_bools(const unsigned char* bools) {  // of 64, the first the lowest
     uint64_t bits = 0;
     for (int i = 0; i < 64; ++i) bits |= static_cast<uint64_t>(bools[i] != 0) << i;

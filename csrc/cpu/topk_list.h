@@ -108,6 +108,7 @@ class TopKList {
     return k_ <= kSorted ? count_ : count_ = selector.best(list_.get(), count_, k_);
   }
   const Scored* data() const { return list_.get(); }
+  double threshold() const { return threshold_; }  // what a key must be above; -infinity: every key is taken
 
  private:
   template <class RowOf>

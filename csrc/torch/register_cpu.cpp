@@ -1,5 +1,6 @@
 // torch.ops.vecbank.*: the schemas, the CPU's ops, and the ops that only the CPU has.
 #include "device_cpu.h"
+#include "ops_bits.h"
 #include "ops_codebook.h"
 #include "ops_search.h"
 #include "ops_selection.h"
@@ -87,6 +88,16 @@ STABLE_TORCH_LIBRARY(vecbank, m) {
   m.def("quantize_backward(Tensor grad, Tensor x, Tensor quantized, Tensor scale, int estimator) -> Tensor");
   m.def("lookup(Tensor codes, Tensor bank, Tensor? weights, int reduce) -> Tensor");
   m.def("lookup_dot(Tensor x, Tensor codes, Tensor bank) -> Tensor");
+  m.def(
+      "hamming_topk(Tensor x, Tensor bank, int bits, int x_planes, int bank_planes, int k, Tensor[] sets, int[] "
+      "program) -> (Tensor values, Tensor indices)");
+  m.def("hamming_scores(Tensor x, Tensor bank, int bits, int x_planes, int bank_planes) -> Tensor");
+  m.def(
+      "hamming_radius(Tensor x, Tensor bank, int bits, int x_planes, int bank_planes, Tensor radii, Tensor[] sets, "
+      "int[] program) -> (Tensor offsets, Tensor indices, Tensor values)");
+  m.def(
+      "hamming_radius_count(Tensor x, Tensor bank, int bits, int x_planes, int bank_planes, Tensor radii, Tensor[] "
+      "sets, int[] program) -> Tensor");
   m.def("segment_sum(Tensor src, Tensor codes, int num_codes, Tensor? weights) -> Tensor");
   m.def("sparse_invert(Tensor offsets, Tensor ids, int width) -> (Tensor starts, Tensor documents, Tensor order)");
   m.def(
@@ -105,6 +116,7 @@ STABLE_TORCH_LIBRARY_IMPL(vecbank, CPU, m) {
   vecbank::ops::register_codebook_ops<vecbank::CpuScope>(m);
   vecbank::ops::register_selections(m);
   vecbank::ops::register_sparse(m);
+  vecbank::ops::register_bits(m);
   m.impl("repack_", TORCH_BOX(&vecbank::ops::repack_));
   m.impl("project_backward_small", TORCH_BOX(&vecbank::ops::project_backward_small<vecbank::CpuScope>));
 }

@@ -8,6 +8,7 @@ has namespaces:
 - `cluster`: k-means
 - `pq`, `residual`: product and residual codes
 - `sparse`: sparse dictionaries
+- `bits`: exact search of packed bits
 - `codes`: scalar, sign and binary codes, and their bits
 - `embedding`: compressed tables
 - `metrics`, `kernels`: metrics that map rows, and functions of distances
@@ -17,7 +18,7 @@ has namespaces:
 
 from . import _cuda as _cuda
 from . import _ops as _ops  # loads the extension and registers torch.ops.vecbank
-from . import anchors, cluster, codes, embedding, kernels, metrics, nn, pq, reference, residual, results, sparse
+from . import anchors, bits, cluster, codes, embedding, kernels, metrics, nn, pq, reference, residual, results, sparse
 from ._cuda import check
 from ._ops import METRICS
 from ._version import __version__
@@ -89,6 +90,7 @@ __all__ = [
     "TopK",
     "__version__",
     "anchors",
+    "bits",
     "check",
     "cluster",
     "codes",

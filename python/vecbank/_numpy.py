@@ -22,7 +22,7 @@ from ._deprecated import new_keywords
 F = TypeVar("F", bound=Callable[..., Any])
 _Array = np.ndarray[Any, Any]
 
-_FAMILIES = frozenset({"pq", "residual", "sparse", "cluster", "anchors"})  # modules whose functions have short names
+_FAMILIES = frozenset({"pq", "residual", "sparse", "cluster", "anchors", "bits"})  # their functions have short names
 _MANY = 1 << 20  # a number of this size, or above, is named where memory is missing
 # Other subclasses carry a meaning (a mask, a unit) that would be lost.
 _ARRAYS = frozenset({np.ndarray, np.memmap})

@@ -26,6 +26,7 @@ from torch import Tensor
 from .results import Nearest, Quantized, QuantizeTrain, RadiusHits, ResidualQuantized, TopK
 
 __all__ = [
+    "hamming",
     "lookup",
     "nearest",
     "project",
@@ -226,6 +227,29 @@ def segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None
         [[0.0], [3.0], [0.0]]
     """
     return _round(_segment_sum(x, codes, num_codes, weights), x.dtype)
+
+
+def hamming(x: Tensor, bank: Tensor, bits: int, x_planes: int = 1, bank_planes: int = 1) -> Tensor:
+    """All distances of packed bits, int64 `(..., M)`: of every pair of planes, the bits that differ, weighted.
+
+    Example:
+        >>> import torch, vecbank
+        >>> x, bank = torch.tensor([[0b0011]], dtype=torch.uint8), torch.tensor([[0b1111]], dtype=torch.uint8)
+        >>> vecbank.reference.hamming(x, bank, 4).tolist(), vecbank.reference.hamming(x, bank, 3).tolist()
+        ([[2]], [[1]])
+    """
+
+    def planes_of(words: Tensor, planes: int) -> list[Tensor]:  # bools (..., bits)
+        place = torch.arange(8, dtype=torch.uint8)
+        of_bytes = (words.unsqueeze(-1) >> place & 1).bool().unflatten(-2, (planes, (bits + 7) // 8))
+        return [plane[..., :bits] for plane in of_bytes.flatten(-2).unbind(-2)]
+
+    total = torch.zeros(*x.shape[:-1], bank.shape[0], dtype=torch.int64)
+    for u, own in enumerate(planes_of(x, x_planes)):
+        for v, rows in enumerate(planes_of(bank, bank_planes)):
+            differ = (own.unsqueeze(-2) != rows).sum(-1)
+            total += differ * 2 ** (x_planes - 1 - u + bank_planes - 1 - v)
+    return total
 
 
 def _segment_sum(x: Tensor, codes: Tensor, num_codes: int, weights: Tensor | None) -> Tensor:

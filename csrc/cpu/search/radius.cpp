@@ -26,8 +26,8 @@ void Hits::add(int worker, const Hit& hit) {
   list.hits[list.count++] = hit;
 }
 
-Status Hits::write(Metric metric, const int64_t* offsets, int64_t* indices, void* values, DType values_dtype,
-                   const Parallel& parallel) {
+template <class F>
+Status Hits::in_order(const int64_t* offsets, const Parallel& parallel, F&& f) {
   const int64_t total = offsets[queries_];
   Buffer<Scored> sorted;
   Buffer<int64_t> next;
@@ -38,14 +38,26 @@ Status Hits::write(Metric metric, const int64_t* offsets, int64_t* indices, void
       sorted[next[list.hits[i].query]++] = {list.hits[i].key, list.hits[i].index};
   return for_each_task(parallel, queries_, [&](int, int64_t q) {
     std::sort(sorted.get() + offsets[q], sorted.get() + offsets[q + 1], better);
-    for (int64_t i = offsets[q]; i < offsets[q + 1]; ++i) {
-      indices[i] = sorted[i].index;
-      const double value = value_of(metric, sorted[i].key);
-      if (values_dtype == DType::f64)
-        static_cast<double*>(values)[i] = value;
-      else
-        static_cast<float*>(values)[i] = static_cast<float>(value);
-    }
+    for (int64_t i = offsets[q]; i < offsets[q + 1]; ++i) f(i, sorted[i]);
+  });
+}
+
+Status Hits::write(Metric metric, const int64_t* offsets, int64_t* indices, void* values, DType values_dtype,
+                   const Parallel& parallel) {
+  return in_order(offsets, parallel, [&](int64_t i, const Scored& hit) {
+    indices[i] = hit.index;
+    const double value = value_of(metric, hit.key);
+    if (values_dtype == DType::f64)
+      static_cast<double*>(values)[i] = value;
+    else
+      static_cast<float*>(values)[i] = static_cast<float>(value);
+  });
+}
+
+Status Hits::write_whole(const int64_t* offsets, int64_t* indices, int32_t* values, const Parallel& parallel) {
+  return in_order(offsets, parallel, [&](int64_t i, const Scored& hit) {
+    indices[i] = hit.index;
+    values[i] = static_cast<int32_t>(-hit.key);
   });
 }
 

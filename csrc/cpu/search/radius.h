@@ -31,8 +31,13 @@ class Hits {
   // Writes the hits in order of query, the best first in each. `offsets`: [queries + 1], filled in.
   Status write(Metric metric, const int64_t* offsets, int64_t* indices, void* values, DType values_dtype,
                const Parallel& parallel);
+  // The same of hits whose keys are the negatives of whole numbers.
+  Status write_whole(const int64_t* offsets, int64_t* indices, int32_t* values, const Parallel& parallel);
 
  private:
+  // Calls f(i, hit) for the hit in place i.
+  template <class F>
+  Status in_order(const int64_t* offsets, const Parallel& parallel, F&& f);
   struct List {
     Buffer<Hit> hits;
     int64_t count = 0, room = 0;

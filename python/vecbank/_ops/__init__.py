@@ -4,6 +4,7 @@ Importing this registers them; `ops` calls them.
 """
 
 from . import ball as ball
+from . import bits as bits
 from . import codebook as codebook
 from . import gather as gather
 from . import pack as pack

@@ -19,6 +19,7 @@ from ._binary import (
     sign_quantize,
 )
 from ._intervals import IntervalCodec, interval_train
+from ._packed_signs import pack_signs, unpack_signs
 from ._packing import bits_to_index, index_to_bits, pack_bits, packed_bytes, unpack_bits
 from ._scalar import fsq_lookup, fsq_quantize, round_quantize, scalar_lookup, scalar_quantize
 from ._straight_through import straight_through
@@ -32,6 +33,7 @@ __all__ = [
     "index_to_bits",
     "interval_train",
     "pack_bits",
+    "pack_signs",
     "packed_bytes",
     "residual_binary_lookup",
     "residual_binary_quantize",
@@ -42,4 +44,5 @@ __all__ = [
     "sign_quantize",
     "straight_through",
     "unpack_bits",
+    "unpack_signs",
 ]

@@ -11,7 +11,7 @@ from ..results import Quantized
 from ._packing import check_bits
 from ._straight_through import straight_through
 
-_MOST_PLANES = 62  # whose sum, and twice it, int64 holds
+MOST_PLANES = 62  # whose sum, and twice it, int64 holds
 
 
 @entry_point
@@ -96,9 +96,9 @@ def bernoulli_quantize(probability: Tensor, generator: Generator | int | None = 
     return Quantized(straight_through(probability, bits.to(probability.dtype)), bits)
 
 
-def _check_planes(name: str, planes: int) -> None:
-    if not 1 <= planes <= _MOST_PLANES:
-        raise ValueError(f"{name} must lie between 1 and {_MOST_PLANES}, got {planes}")
+def check_planes(name: str, planes: int) -> None:
+    if not 1 <= planes <= MOST_PLANES:
+        raise ValueError(f"{name} must lie between 1 and {MOST_PLANES}, got {planes}")
 
 
 @entry_point
@@ -127,7 +127,7 @@ def residual_binary_quantize(x: Tensor, planes: int, scale: float | Tensor = 1.0
     _checks.floating("x", x)
     if x.dim() == 0:
         raise ValueError("x must have shape (..., d), got a scalar")
-    _check_planes("planes", planes := _checks.integer("planes", planes))
+    check_planes("planes", planes := _checks.integer("planes", planes))
     residual, bits = x.detach(), []
     for u in range(planes):
         bits.append(residual > 0)
@@ -160,7 +160,7 @@ def residual_binary_lookup(bits: Tensor, scale: float | Tensor = 1.0, dtype: tor
     if bits.dim() < 2:
         raise ValueError(f"bits must have shape (..., planes, d), got {tuple(bits.shape)}")
     planes = bits.shape[-2]
-    _check_planes("the planes of bits", planes)
+    check_planes("the planes of bits", planes)
     _checks.float_dtype("dtype", dtype)
     _checks.scale(scale, bits.shape[:-2] + bits.shape[-1:])
     weight = 2 ** torch.arange(planes - 1, -1, -1, device=bits.device).unsqueeze(1)
