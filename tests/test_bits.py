@@ -27,8 +27,8 @@ WAYS = [*(isa for isa in ISAS if not isa.endswith("vnni")), "in blocks"]
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     if request.param != "in blocks":
         vecbank._C.set_isa(request.param)
-    monkeypatch.setattr(_bits_blocks, "_QUERIES", 16)
-    monkeypatch.setattr(_bits_blocks, "BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(_bits_blocks, "_QUERIES", 48)
+    monkeypatch.setattr(_bits_blocks, "BLOCK_BYTES", 1 << 16)
     with _select.in_blocks() if request.param == "in blocks" else nullcontext():
         yield request.param
 
