@@ -347,3 +347,49 @@ def test_a_fake_answer_has_the_right_shapes() -> None:
     assert found.values.shape == found.indices.shape == (2, 3, 4)
     assert (found.values.dtype, found.indices.dtype) == (torch.int32, torch.int64)
     assert bits.scores(x, bank, bits=20).shape == (2, 3, 9) and bits.radius_count(x, bank, 1, bits=20).shape == (2, 3)
+
+
+def test_the_verbs_take_packed_bits() -> None:
+    """By the name "hamming", or of a BitBank."""
+    x, bank = words(20, 72), words(300, 72, seed=1)
+    for rows, metric in ((bank, "hamming"), (bits.BitBank(bank, bits=68), None), (bits.BitBank(bank), "hamming")):
+        want = bits.topk(x, rows, 7)
+        got = vecbank.topk(x, rows, 7, metric)
+        assert got.values.dtype == torch.int32
+        assert_same(tuple(got), tuple(want))
+        assert_same(tuple(vecbank.nearest(x, rows, metric)), (want.values[:, 0], want.indices[:, 0]))
+        assert_same(vecbank.project(x, rows, metric), bits.scores(x, rows))
+        assert_same(vecbank.score_pairs(x, rows, want.indices, metric), want.values)
+        few = vecbank.Allowed.ranges(5, 40)
+        assert_same(tuple(vecbank.topk(x, rows, 7, metric, allowed=few)), tuple(bits.topk(x, rows, 7, allowed=few)))
+        hits, count = vecbank.radius(x, rows, 28, metric), vecbank.radius_count(x, rows, 28, metric)
+        assert torch.equal(hits.offsets.diff(), count) and int(count.sum()) > 0
+        places = vecbank.radius(x, rows, 28, metric, max_hits=4)
+        assert torch.equal((places.indices.view(20, 4) >= 0).sum(1), count.clamp(max=4))
+        checked = vecbank.verify(x, rows, want.indices, metric)
+        assert checked.right.all() and checked.recall.eq(1).all()
+        broken = want.indices.clone()
+        broken[::2, 2] = (broken[::2, 2] + 1) % 300
+        assert vecbank.verify(x, rows, broken, metric).right.tolist() == [False, True] * 10
+        assert not vecbank.verify(x, rows, want.indices, metric, allowed=few).right.all()
+
+
+def test_kinds_that_do_not_go_together() -> None:
+    x, vectors, packed = torch.randn(3, 64), torch.randn(5, 64), words(5, 64)
+    for call, kind, message in (
+        (lambda: vecbank.topk(x, packed, 1, "hamming"), TypeError, "x must be packed bits, uint8, got torch.float32"),
+        (lambda: vecbank.topk(packed, vectors, 1, "hamming"), TypeError, "bank must be packed bits"),
+        (lambda: vecbank.topk(packed, vectors, 1), TypeError, "of one kind, got packed bits .uint8. and vectors"),
+        (lambda: vecbank.nearest(packed, vecbank.Bank(vectors, "l2")), TypeError, "x and bank must be of one kind"),
+        (lambda: vecbank.topk(x, bits.BitBank(packed), 1), TypeError, "x must be packed bits"),
+        (
+            lambda: vecbank.topk(packed, bits.BitBank(packed), 1, "l2"),
+            ValueError,
+            'searched by "hamming", got',
+        ),
+        (lambda: vecbank.Bank(vectors, "hamming"), ValueError, "packed bits go into vecbank.bits.BitBank"),
+        (lambda: vecbank.topk(packed, packed, 1, "hamming", order="worst"), ValueError, "packed bits have no bias"),
+        (lambda: vecbank.topk(x, vectors, 1, "haming"), ValueError, "metric must be one of .*hamming"),
+    ):
+        with pytest.raises(kind, match=message):
+            call()

@@ -24,6 +24,7 @@ from ._ops import METRICS
 from ._version import __version__
 from .allowed import Allowed
 from .bank import Bank
+from .bits import BitBank
 from .cluster import kmeans
 from .columns import Column
 from .functional import lookup, nearest, project, quantize, quantize_train, segment_sum, topk
@@ -75,6 +76,7 @@ __all__ = [
     "Allowed",
     "Angular",
     "Bank",
+    "BitBank",
     "Fired",
     "KMeans",
     "METRICS",

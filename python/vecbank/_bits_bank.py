@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -11,8 +13,7 @@ from ._bits_blocks import Bits
 from ._numpy import tensor_of
 from ._ops.bits import MOST_DISTANCE, MOST_PLANES, largest_distance
 from ._ops.sets import Lowered
-from .allowed import Allowed
-from .functional import lower
+from .allowed import Allowed, lower
 
 
 class PackedRows(nn.Module):
@@ -37,6 +38,19 @@ class PackedRows(nn.Module):
     def __repr__(self) -> str:
         planes = "" if self.planes == 1 else f" in each of {self.planes} planes"
         return f"BitBank({len(self)} rows of {self.bits} bits{planes})"
+
+
+def of_bits(metric: object, bank: object) -> Any:
+    """The bank, where a call of a verb is one of packed bits, else None; of a metric that does not go with them, an
+    error.
+    """
+    if type(metric) is str and metric == "hamming":
+        return bank
+    if not isinstance(bank, PackedRows):
+        return None
+    if metric is not None:
+        raise ValueError(f'a BitBank is searched by "hamming", got metric {metric!r}')
+    return bank
 
 
 def check_words(name: str, t: object) -> None:

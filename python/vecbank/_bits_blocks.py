@@ -16,7 +16,7 @@ from torch import Tensor
 from ._ops.bits import NO_DISTANCE, largest_distance
 from ._ops.blocks import BLOCK_BYTES
 from ._ops.sets import Lowered
-from .codes._packed_signs import weighted_signs
+from ._signs import weighted_signs
 
 _QUERIES = 1024  # of a block
 

@@ -15,8 +15,8 @@ from ._ops.blocks import BLOCK_BYTES
 from ._ops.fakes import value_dtype
 from ._ops.sets import Lowered
 from ._select import Search
+from ._signs import weighted_signs
 from .allowed import Allowed
-from .codes._packed_signs import weighted_signs
 from .results import TopK
 
 _DOT = METRICS["dot"]

@@ -171,6 +171,11 @@ def generator(value: Generator | SupportsIndex | None) -> Generator | None:
 def pair(x: Tensor, bank: Tensor, name: str = "bank", of: str = "x") -> None:
     """x (..., d) fits bank (M, d), or x (B, N, d) fits bank (B, M, d); messages call them `of` and `name`."""
     if not isinstance(x, Tensor) or (dtype := x.dtype) not in _FLOATS:  # each look at a tensor costs time here
+        if isinstance(x, Tensor) and x.dtype is torch.uint8:
+            raise TypeError(
+                f"{of} and {name} must be of one kind, got packed bits (uint8) and vectors ({bank.dtype}): packed bits "
+                'are compared with packed bits, by metric="hamming"'
+            )
         floating(of, x)
     if dtype is not (wanted := bank.dtype) and not (dtype in _HALF and wanted is torch.float32):
         raise TypeError(

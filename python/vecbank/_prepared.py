@@ -55,6 +55,8 @@ class PreparedBank(nn.Module):
         self._head = None if head is None else _head.width_of(head, vectors, screen)
         if isinstance(metric, str):
             metric = metrics.NAMED.get(metric, metric)
+        if metric == "hamming":
+            raise ValueError("a Bank holds vectors: packed bits go into vecbank.bits.BitBank(words, bits=...)")
         known = isinstance(metric, metrics.Metric) or (isinstance(metric, str) and metric in METRICS)
         if metric is not None and not known:
             raise ValueError(f"metric must be one of {metrics.names()}, or a vecbank.metrics.Metric, got {metric!r}")

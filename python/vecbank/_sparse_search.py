@@ -17,8 +17,7 @@ from ._numpy import entry_point
 from ._ops import REDUCTIONS, ops
 from ._ops.sets import Lowered
 from ._sparse_bank import SparseBank
-from .allowed import Allowed
-from .functional import lower
+from .allowed import Allowed, lower
 from .results import TopK
 
 

@@ -459,3 +459,13 @@ def expand_mask(mask: Tensor, x: Tensor, rows: int) -> Tensor:
         return mask.expand(shape)
     except RuntimeError:
         raise ValueError(f"allowed must broadcast to (..., M) = {tuple(shape)}, got {tuple(mask.shape)}") from None
+
+
+def lower(allowed: Allowed | Tensor, x: Tensor, vectors: Tensor) -> Lowered | Tensor:
+    """A candidate set as the ops take it: a mask expanded to (..., M), or else a program."""
+    if not isinstance(allowed, Allowed):
+        if not isinstance(allowed, Tensor):
+            raise TypeError(f"allowed must be a vecbank.Allowed or a bool tensor, got {type(allowed).__name__}")
+        return expand_mask(allowed, x, vectors.shape[-2])
+    mask = allowed._mask()
+    return allowed._lowered(x, vectors) if mask is None else expand_mask(mask, x, vectors.shape[-2])

@@ -159,7 +159,7 @@ def radius(
         ([0, 2], [2, 1], [0, 1])
     """
     b = resolve(x, bank, bits, x_planes, bank_planes, allowed)
-    radii = _radii(r, b)
+    radii = whole_radii(r, b.x)
     if kernels(b.x):
         return RadiusHits(*ops.hamming_radius(b.x, b.words, *b.sizes(), radii, *b.sets()))
     return RadiusHits(*blocks.radius(b, radii))
@@ -190,7 +190,7 @@ def radius_count(
         [2]
     """
     b = resolve(x, bank, bits, x_planes, bank_planes, allowed)
-    radii = _radii(r, b)
+    radii = whole_radii(r, b.x)
     if kernels(b.x):
         counts: Tensor = ops.hamming_radius_count(b.x, b.words, *b.sizes(), radii, *b.sets())
     else:
@@ -198,9 +198,9 @@ def radius_count(
     return counts.reshape(x.shape[:-1])
 
 
-def _radii(r: object, b: Bits) -> Tensor:
+def whole_radii(r: object, x: Tensor) -> Tensor:
     """(N,) int64, rounded down, which keeps the hits."""
-    lead, device = b.x.shape[:-1], b.x.device
+    lead, device = x.shape[:-1], x.device
     if isinstance(r, Tensor) and r.dim() > 0:
         if r.is_complex() or r.dtype is torch.bool:
             raise TypeError(f"r must hold numbers, got {r.dtype}")

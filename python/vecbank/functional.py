@@ -16,7 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _checks, _farthest, _mapped, _select
+from . import _checks, _farthest, _mapped, _select, bits
+from ._bits_bank import PackedRows, of_bits
 from ._deprecated import old_call
 from ._numpy import entry_point
 from ._ops import METRICS, REDUCTIONS, ops
@@ -25,7 +26,7 @@ from ._ops.names import POINCARE
 from ._ops.sets import Lowered
 from ._prepared import PreparedBank
 from ._select import Search, worst_value
-from .allowed import Allowed, expand_mask
+from .allowed import Allowed, lower
 from .metrics import Metric, mapping, names
 from .results import Nearest, Quantized, QuantizeTrain, TopK
 
@@ -77,7 +78,11 @@ def metric_code(metric: str | Metric) -> int:
 
 @entry_point
 def project(
-    x: Tensor, bank: Tensor | PreparedBank, metric: str | Metric | None = None, *, out_dtype: torch.dtype | None = None
+    x: Tensor,
+    bank: Tensor | PreparedBank | PackedRows,
+    metric: str | Metric | None = None,
+    *,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Similarity (or distance) of every vector to every bank row: relative representations, class scores, kernels.
 
@@ -103,6 +108,10 @@ def project(
         >>> vecbank.project(torch.tensor([[3.0, 0.0], [0.0, 5.0]]), anchors).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
+    if (words := of_bits(metric, bank)) is not None:
+        distances: Tensor = bits.scores(x, words)
+        return distances if out_dtype is None else distances.to(out_dtype)
+    assert not isinstance(bank, PackedRows)
     if out_dtype is not None and out_dtype not in _checks._FLOATS:
         raise TypeError(f"out_dtype must be float32, float64, bfloat16 or float16, got {out_dtype}")
     if (m := mapping(metric, bank)) is not None:
@@ -118,7 +127,7 @@ def project(
 @entry_point(mask="allowed")
 def topk(
     x: Tensor,
-    bank: Tensor | PreparedBank,
+    bank: Tensor | PreparedBank | PackedRows,
     k: int,
     metric: str | Metric | None = None,
     *,
@@ -167,6 +176,11 @@ def topk(
     k = _checks.integer("k", k)
     if order not in ORDERS:
         raise ValueError(f'order must be "best" or "worst", got {order!r}')
+    if (words := of_bits(metric, bank)) is not None:
+        if bias is not None or order != "best":
+            raise ValueError('packed bits have no bias and no order="worst"')
+        return bits.topk(x, words, k, allowed=allowed, pad=pad)
+    assert not isinstance(bank, PackedRows)
     if (m := mapping(metric, bank)) is not None:
         if bias is not None:
             raise ValueError(f'bias goes with the "dot" metric, got {m.name!r}')
@@ -213,21 +227,11 @@ def _padded(search: Search, k: int, *, worst: bool) -> TopK:
     return TopK(pad(values, more, value=value), pad(indices, more, value=-1))
 
 
-def lower(allowed: Allowed | Tensor, x: Tensor, vectors: Tensor) -> Lowered | Tensor:
-    """A candidate set as the ops take it: a mask expanded to (..., M), or else a program."""
-    if not isinstance(allowed, Allowed):
-        if not isinstance(allowed, Tensor):
-            raise TypeError(f"allowed must be a vecbank.Allowed or a bool tensor, got {type(allowed).__name__}")
-        return expand_mask(allowed, x, vectors.shape[-2])
-    mask = allowed._mask()
-    return allowed._lowered(x, vectors) if mask is None else expand_mask(mask, x, vectors.shape[-2])
-
-
 @old_call(3, "allowed", dropped="exact")
 @entry_point
 def nearest(
     x: Tensor,
-    bank: Tensor | PreparedBank,
+    bank: Tensor | PreparedBank | PackedRows,
     metric: str | Metric | None = None,
     *,
     allowed: Allowed | Tensor | None = None,
@@ -250,6 +254,9 @@ def nearest(
         >>> vecbank.nearest(torch.tensor([3.0, 0.0]), bank)
         Nearest(values=tensor(3.), indices=tensor(0))
     """
+    if (words := of_bits(metric, bank)) is not None:
+        return bits.nearest(x, words, allowed=allowed)
+    assert not isinstance(bank, PackedRows)
     if (m := mapping(metric, bank)) is not None:
         mapped, mapped_bank = _mapped.sides(m, x, bank)
         values, indices = nearest(mapped, mapped_bank, m.base, allowed=allowed)

@@ -12,6 +12,8 @@ coordinate); a plain tensor is mapped at every call.
 | `Poincare(c)`; "poincare" has c = 1 | sqrt(c) x | "poincare" | that distance / sqrt(c) |
 | `Mahalanobis(covariance)` | L^-1 x, of L L^T = covariance | "l2" | sqrt((x - b)^T covariance^-1 (x - b)) |
 | `Mapped(map, base)` | map(x) | base | that of base |
+
+"hamming" is a metric of packed bits, which have a namespace of their own: `vecbank.bits`.
 """
 
 from __future__ import annotations
@@ -318,4 +320,4 @@ def named(metric: Metric) -> str | Metric:
 
 def names() -> str:
     """All that can be named, for messages."""
-    return ", ".join([*METRICS, *NAMED])
+    return ", ".join([*METRICS, *NAMED, "hamming"])

@@ -7,14 +7,16 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Generator, Tensor
 
-from . import _checks, _mapped, _select
+from . import _checks, _mapped, _select, bits
+from ._bits_bank import PackedRows, of_bits
 from ._numpy import entry_point
+from ._ops.bits import NO_DISTANCE
 from ._ops.fakes import value_dtype
 from ._ops.names import metric_name
 from ._prepared import PreparedBank
 from ._select import Search
-from .allowed import Allowed
-from .functional import lower, resolve
+from .allowed import Allowed, lower
+from .functional import resolve
 from .metrics import Metric, mapping
 from .results import RadiusHits, Verified
 
@@ -73,7 +75,7 @@ def _radii_of(r: object, x: Tensor, similarity: bool, metric: str) -> Tensor:
 @entry_point
 def radius(
     x: Tensor,
-    bank: Tensor | PreparedBank,
+    bank: Tensor | PreparedBank | PackedRows,
     r: Tensor | float,
     metric: str | Metric | None = None,
     *,
@@ -111,6 +113,11 @@ def radius(
         >>> offsets.tolist(), indices.tolist(), values.tolist()
         ([0, 2, 2, 3], [1, 0, 2], [0.25, 0.75, 0.0])
     """
+    if (words := of_bits(metric, bank)) is not None:
+        if max_hits is not None:
+            return _some_bits(x, words, r, allowed, max_hits)
+        return bits.radius(x, words, r, allowed=allowed)
+    assert not isinstance(bank, PackedRows)
     if (m := mapping(metric, bank)) is not None:
         mapped, mapped_bank = _mapped.sides(m, x, bank)
         offsets, indices, values = radius(
@@ -139,6 +146,22 @@ def radius(
     return RadiusHits(torch.arange(n + 1, device=x.device) * max_hits, indices, values)
 
 
+def _some_bits(
+    x: Tensor, bank: Tensor | PackedRows, r: Tensor | float, allowed: Allowed | Tensor | None, max_hits: int
+) -> RadiusHits:
+    """The best hits of packed bits, in `max_hits` places for each."""
+    max_hits = _checks.at_least(1, "max_hits", max_hits)
+    found = bits.topk(x, bank, max_hits, allowed=allowed, pad=True)
+    limits = bits.whole_radii(r, x).reshape(*x.shape[:-1], 1)
+    missing = (found.indices < 0) | (found.values > limits)
+    n = x.shape[:-1].numel()
+    return RadiusHits(
+        torch.arange(n + 1, device=x.device) * max_hits,
+        torch.where(missing, -1, found.indices).reshape(-1),
+        torch.where(missing, NO_DISTANCE, found.values).reshape(-1),
+    )
+
+
 def _recorded(s: Search) -> bool:
     """Whether autograd wants to know of the values."""
     given = (s.x, s.bank, s.bias)
@@ -158,7 +181,7 @@ def _differentiable(s: Search, of_hit: Tensor, indices: Tensor) -> Tensor:
 @entry_point
 def radius_count(
     x: Tensor,
-    bank: Tensor | PreparedBank,
+    bank: Tensor | PreparedBank | PackedRows,
     r: Tensor | float,
     metric: str | Metric | None = None,
     *,
@@ -176,6 +199,9 @@ def radius_count(
         >>> vecbank.radius_count(torch.tensor([[0.75], [9.0]]), torch.tensor([[0.0], [1.0], [5.0]]), 1.0).tolist()
         [2, 0]
     """
+    if (words := of_bits(metric, bank)) is not None:
+        return bits.radius_count(x, words, r, allowed=allowed)
+    assert not isinstance(bank, PackedRows)
     if (m := mapping(metric, bank)) is not None:
         mapped, mapped_bank = _mapped.sides(m, x, bank)
         return radius_count(mapped, mapped_bank, _mapped_radii(m, r, x), m.base, allowed=allowed)
@@ -184,7 +210,9 @@ def radius_count(
 
 
 @entry_point
-def score_pairs(x: Tensor, bank: Tensor | PreparedBank, indices: Tensor, metric: str | Metric | None = None) -> Tensor:
+def score_pairs(
+    x: Tensor, bank: Tensor | PreparedBank | PackedRows, indices: Tensor, metric: str | Metric | None = None
+) -> Tensor:
     """The exact scores of chosen pairs: re-ranking of candidates, losses on the neighbours that a search has found.
 
     Args:
@@ -208,6 +236,9 @@ def score_pairs(x: Tensor, bank: Tensor | PreparedBank, indices: Tensor, metric:
         >>> vecbank.score_pairs(torch.tensor([[1.5]]), bank, torch.tensor([[2, 1, -1]]), "l2").tolist()
         [[3.5, 0.5, inf]]
     """
+    if (words := of_bits(metric, bank)) is not None:
+        return bits.score_pairs(x, words, indices)
+    assert not isinstance(bank, PackedRows)
     if (m := mapping(metric, bank)) is not None:
         mapped, mapped_bank = _mapped.sides(m, x, bank)
         scores = score_pairs(mapped, mapped_bank, indices, m.base)
@@ -288,7 +319,7 @@ def farthest_points(
 @torch.no_grad()
 def verify(
     x: Tensor,
-    bank: Tensor | PreparedBank,
+    bank: Tensor | PreparedBank | PackedRows,
     indices: Tensor,
     metric: str | Metric | None = None,
     *,
@@ -320,18 +351,43 @@ def verify(
         >>> checked.right.tolist(), checked.right_up_to_ties.tolist(), checked.first_wrong.tolist()
         ([True, False, False], [True, True, False], [-1, -1, 1])
     """
+    if (words := of_bits(metric, bank)) is not None:
+        return _verified(*_of_bits(x, words, indices, allowed))
+    assert not isinstance(bank, PackedRows)
     if (m := mapping(metric, bank)) is not None:
         return verify(*_mapped.sides(m, x, bank), indices, m.base, allowed=allowed)
     asked = indices.shape[-1] if isinstance(indices, Tensor) and indices.dim() else 1
     s = search_of("verify", x, bank, metric, "dot", allowed, k=max(asked, 1))
     listed = _listed(s, indices)
+    keys, best = _select.keys(s, listed.shape[-1])
+    return _verified(
+        keys, best, listed, _select.pair_keys(s, listed), _select.may(s, listed) if s.allowed is not None else None
+    )
+
+
+def _of_bits(
+    x: Tensor, bank: Tensor | PackedRows, indices: Tensor, allowed: Allowed | Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """What `_verified` takes, of packed bits."""
+    listed = bits.listed(indices, x, len(bank))
     k = listed.shape[-1]
-    keys, best = _select.keys(s, k)
+    found = bits.topk(x, bank, max(1, k), allowed=allowed, pad=True)
+    best = found.indices[..., :k]
+    keys = torch.where(best < 0, -torch.inf, -found.values[..., :k].double())
+    own = torch.where(listed < 0, -torch.inf, -bits.score_pairs(x, bank, listed).double())
+    if allowed is None:
+        return keys, best, listed, own, None
+    words = bank if isinstance(bank, Tensor) else bank.words
+    return keys, best, listed, own, _select.may(Search(x, words, None, 0, lower(allowed, x, words)), listed)
+
+
+def _verified(keys: Tensor, best: Tensor, listed: Tensor, own: Tensor, may: Tensor | None) -> Verified:
+    """keys, best: of the exact answer; own: the keys of what was listed; may: whether it may be given."""
+    k = listed.shape[-1]
     right = (listed == best).all(-1)
-    own = _select.pair_keys(s, listed)
     candidate = (listed >= 0) & ~own.isnan() & ~_repeated(listed)
-    if s.allowed is not None:
-        candidate &= _select.may(s, listed)
+    if may is not None:
+        candidate &= may
     present = best >= 0
     as_good = torch.where(present, candidate & (own == keys), listed < 0)
     good = as_good.all(-1)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import _checks
 from .._numpy import entry_point
+from .._signs import weighted_signs
 from ._binary import check_planes
 from ._packing import pack_bits
 
@@ -101,15 +102,3 @@ def unpack_signs(words: Tensor, bits: int, planes: int = 1, dtype: torch.dtype =
             f"words must have shape (..., {planes * size}) for {planes} planes of {bits} bits, got {tuple(words.shape)}"
         )
     return weighted_signs(words, bits, planes, dtype) * 0.5 ** (planes - 1)
-
-
-def weighted_signs(words: Tensor, bits: int, planes: int, dtype: torch.dtype) -> Tensor:
-    """The values times 2^(planes - 1), which are whole numbers, (..., bits)."""
-    by_plane = words.unflatten(-1, (planes, words.shape[-1] // planes))
-    place = torch.arange(8, device=words.device, dtype=torch.uint8)
-    wide = torch.float64 if planes > 24 else torch.float32
-    total = torch.zeros(*words.shape[:-1], bits, dtype=wide, device=words.device)
-    for u in range(planes):
-        plane = ((by_plane[..., u, :, None] >> place) & 1).flatten(-2)[..., :bits]
-        total.add_(plane.to(wide).mul_(2).sub_(1), alpha=2 ** (planes - 1 - u))
-    return total.to(dtype)
