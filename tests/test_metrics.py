@@ -296,6 +296,21 @@ def test_log_euclidean_has_a_gradient_where_eigenvalues_are_equal() -> None:
         assert torch.autograd.gradcheck(lambda m: vecbank.log_euclidean((m + m.mT) / 2), (root,))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_vector_has_a_point_in_the_ball(dtype: torch.dtype) -> None:
+    x = torch.cat([gauss(40, 5, dtype=dtype), gauss(10, 5, dtype=dtype, seed=1) * 1e4, torch.zeros(1, 5, dtype=dtype)])
+    for c in (1.0, 0.3):
+        points = Poincare(c).into_ball(x)
+        assert points.dtype == dtype and points[-1].eq(0).all()
+        vecbank.nearest(points, points, Poincare(c))  # none is refused
+        if dtype == torch.float64:
+            norms = x[:40].norm(dim=1)
+            torch.testing.assert_close(points[:40].norm(dim=1), (norms * c**0.5).tanh() / c**0.5)
+    given = torch.zeros(2, 5, dtype=torch.float64)
+    given[1] = 0.3
+    assert torch.autograd.gradcheck(Poincare(2.0).into_ball, (given.requires_grad_(),))
+
+
 def test_kernels_of_distances() -> None:
     from sklearn.gaussian_process.kernels import RationalQuadratic
 
@@ -313,8 +328,11 @@ def test_kernels_of_distances() -> None:
     assert found.diagonal().isinf().all()
     found[~found.isinf()].sum().backward()
     assert same.grad is not None and same.grad.isfinite().all()
-    with pytest.raises(ValueError, match="similarity 'dot'"):
-        vecbank.kernels.inverse_power(x, bank, metric="dot")
+    for similarity in ("dot", "pearson", Pearson(), Mapped(torch.nn.Identity(), "cosine")):
+        with pytest.raises(ValueError, match="metric must be a distance, got the similarity"):
+            vecbank.kernels.inverse_power(x, bank, metric=similarity)
+        with pytest.raises(ValueError, match="metric must be a distance, got the similarity"):
+            vecbank.kernels.inverse_power(x, Bank(bank, similarity))
     for call in (vecbank.kernels.rational_quadratic, vecbank.kernels.inverse_power):
         with pytest.raises(ValueError, match="alpha must be above 0 and finite, got 0"):
             call(x, bank, alpha=0.0)
@@ -349,7 +367,7 @@ def test_what_is_refused() -> None:
             lambda: vecbank.topk(x, bank, 2, Mahalanobis(torch.eye(4))),
             r"x must be \(..., 4\) for a covariance",
         ),
-        (lambda: vecbank.whiten(bank, torch.eye(2)), r"vectors must be \(..., 2\)"),
+        (lambda: vecbank.whiten(bank, torch.eye(2)), r"bank must be \(..., 2\)"),
         (lambda: vecbank.topk(x, bank, 2, "pearsn"), "metric must be one of .*pearson, angular"),
         (lambda: Bank(bank, "pearsn"), "metric must be one of .*pearson, angular"),
         (lambda: vecbank.topk(x, bank, 2, "pearson", bias=bank[:, 0]), 'bias goes with the "dot" metric'),
@@ -366,7 +384,10 @@ def test_what_is_refused() -> None:
         (lambda: vecbank.residual.quantize(bank, [Bank(bank, "pearson")]), "no form by 'pearson'"),
         (lambda: vecbank.farthest_points(bank, 2, Poincare(1.0)), "metric must be"),
         (lambda: vecbank.log_euclidean(torch.ones(2, 3)), r"matrices must be \(..., n, n\)"),
-        (lambda: vecbank.log_euclidean(-torch.eye(2)), "positive definite, got a smallest eigenvalue of -1"),
+        (
+            lambda: vecbank.log_euclidean(-torch.eye(2)),
+            "a smallest eigenvalue of -1 in matrix 0",
+        ),
         (lambda: vecbank.log_euclidean(torch.tensor([[1.0, 0.5], [0.0, 1.0]])), "must be symmetric"),
     ]
     for call, words in refused:

@@ -59,7 +59,7 @@ class PreparedBank(nn.Module):
             raise ValueError("a Bank holds vectors: packed bits go into vecbank.bits.BitBank(words, bits=...)")
         known = isinstance(metric, metrics.Metric) or (isinstance(metric, str) and metric in METRICS)
         if metric is not None and not known:
-            raise ValueError(f"metric must be one of {metrics.names()}, or a vecbank.metrics.Metric, got {metric!r}")
+            raise ValueError(f"metric must be one of {metrics.names()}, got {metric!r}")
         if metric is None and bias is not None:
             metric = "dot"  # the only metric that goes with a bias
         self._metric = metric

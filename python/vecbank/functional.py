@@ -72,7 +72,7 @@ def metric_code(metric: str | Metric) -> int:
     if code is None:
         if mapping(metric, None) is not None:
             raise ValueError(f"metric must be one of {', '.join(METRICS)} here, got {metric!r}")
-        raise ValueError(f"metric must be one of {names()}, or a vecbank.metrics.Metric, got {metric!r}")
+        raise ValueError(f"metric must be one of {names()}, got {metric!r}")
     return code
 
 

@@ -9,6 +9,7 @@ from . import _checks
 from ._numpy import entry_point
 from .bank import Bank
 from .functional import project
+from .metrics import Metric, mapping
 
 __all__ = ["inverse_power", "rational_quadratic"]
 
@@ -39,14 +40,14 @@ def rational_quadratic(x: Tensor, bank: Tensor | Bank, *, alpha: float = 1.0, le
 
 
 @entry_point
-def inverse_power(x: Tensor, bank: Tensor | Bank, *, alpha: float = 1.0, metric: str | None = None) -> Tensor:
+def inverse_power(x: Tensor, bank: Tensor | Bank, *, alpha: float = 1.0, metric: str | Metric | None = None) -> Tensor:
     """The singular kernel d(x, b)^-alpha of a distance d, infinite where x equals b.
 
     Args:
         x: (..., d).
         bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
         alpha: the exponent, above 0.
-        metric: a distance, "l2" by default; a Bank's own, if it names one.
+        metric: a distance by its name, or an object of `vecbank.metrics`; "l2" by default, or a Bank's own.
 
     Returns:
         (..., M) in x's dtype. Differentiable; through a distance of 0 no gradient passes.
@@ -60,10 +61,11 @@ def inverse_power(x: Tensor, bank: Tensor | Bank, *, alpha: float = 1.0, metric:
         [[4.0, 0.25]]
     """
     alpha = _positive("alpha", alpha)
-    name = metric or (bank.metric if isinstance(bank, Bank) else None) or "l2"
-    if name in ("dot", "cosine", "pearson"):
-        raise ValueError(f"metric must be a distance, got the similarity {name!r}")
-    distances = project(x, bank, name)
+    asked = metric or (bank.metric if isinstance(bank, Bank) else None) or "l2"
+    mapped = mapping(asked, None)
+    if asked in ("dot", "cosine") if mapped is None else mapped.similarity:
+        raise ValueError(f"metric must be a distance, got the similarity {asked!r}")
+    distances = project(x, bank, asked)
     same = distances == 0
     return torch.where(same, torch.inf, torch.where(same, 1.0, distances).pow(-alpha))
 

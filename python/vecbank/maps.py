@@ -39,7 +39,11 @@ def whiten(bank: Tensor | Bank, covariance: Tensor) -> Bank:
         >>> bank.topk(torch.zeros(2), 2)
         TopK(values=tensor([1.0000, 1.5000]), indices=tensor([0, 1]))
     """
-    return Bank(bank.vectors if isinstance(bank, Bank) else bank, Mahalanobis(covariance))
+    if not isinstance(bank, Bank):
+        _checks.vectors("bank", bank)
+    metric, vectors = Mahalanobis(covariance), bank.vectors if isinstance(bank, Bank) else bank
+    metric.check("bank", vectors)
+    return Bank(vectors, metric)
 
 
 @entry_point
@@ -89,10 +93,16 @@ def _check(wide: Tensor) -> None:
     size = wide.abs().amax((-2, -1))
     apart = (wide - wide.mT).abs().amax((-2, -1))
     if bool((apart > 1e-4 * size).any()):
-        raise ValueError(f"matrices must be symmetric, got entries that differ by {float(apart.max()):.3g}")
+        i = int((apart - 1e-4 * size).argmax())
+        differ = float(apart.reshape(-1)[i])
+        raise ValueError(f"matrices must be symmetric, got entries that differ by {differ:.3g} in matrix {i}")
     least = torch.linalg.eigvalsh(wide)[..., 0]
     if bool((least <= 0).any()):
-        raise ValueError(f"matrices must be positive definite, got a smallest eigenvalue of {float(least.min()):.6g}")
+        i = int(least.argmin())
+        raise ValueError(
+            f"matrices must be positive definite, got a smallest eigenvalue of {float(least.min()) + 0.0:.6g} in "
+            f"matrix {i} (add a multiple of the identity)"
+        )
 
 
 class _Logarithm(torch.autograd.Function):

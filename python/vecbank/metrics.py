@@ -21,17 +21,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import _checks
+from ._numpy import tensor_of
 from ._ops import METRICS
 
 __all__ = ["Angular", "Mahalanobis", "Mapped", "Metric", "Pearson", "Poincare"]
 
 
 class Metric:
-    """The base of the metrics of this module."""
+    """The base of the metrics of this module. `Mapped` takes a map of your own; derive from this for more."""
 
     name: str
     base: str  # the metric of a kernel by which mapped rows are compared
@@ -147,7 +149,10 @@ class Poincare(Metric):
         d(x, b) = 2 / sqrt(c) asinh(sqrt(c |x - b|^2 / ((1 - c |x|^2) (1 - c |b|^2))))
 
     It is 2 / sqrt(c) artanh(sqrt(c) |-x (+) b|) with Moebius addition (+), in a form that stays accurate near the
-    boundary. "poincare" by name stands for c = 1, and maps nothing.
+    boundary. "poincare" by name stands for c = 1, and maps nothing. For c towards 0 it tends to 2 |x - b|.
+
+    Points that do not lie inside the ball are a ValueError on the CPU, and score NaN elsewhere. `into_ball` makes
+    points of any vectors.
 
     Args:
         curvature: c, above 0.
@@ -170,6 +175,22 @@ class Poincare(Metric):
         self.curvature = float(curvature)
         if not 0 < self.curvature < math.inf:
             raise ValueError(f"curvature must be above 0 and finite, got {curvature}")
+
+    def into_ball(self, x: Tensor) -> Tensor:
+        """Points of the ball for vectors (..., d): the exponential map at 0, tanh(sqrt(c) |x|) x / (sqrt(c) |x|), kept
+        off the boundary by so much that float32 tells. Differentiable.
+
+        Example:
+            >>> import torch, vecbank
+            >>> vecbank.Poincare(4.0).into_ball(torch.tensor([[0.0, 0.0], [30.0, 40.0]])).norm(dim=1)
+            tensor([0.0000, 0.5000])
+        """
+        _checks.floating("x", x)
+        root = math.sqrt(self.curvature)
+        norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        safe = torch.where(norms == 0, 1.0, norms * root)
+        most = 1 - 1e-5 if x.dtype in (torch.float32, torch.float64) else 1 - 2.0**-6
+        return x * torch.where(norms == 0, 1.0, safe.tanh().clamp(max=most) / safe)
 
     def check(self, name: str, rows: Tensor) -> None:
         _checks.inside_ball(name, rows, self.curvature)
@@ -199,7 +220,7 @@ class Mahalanobis(Metric):
             has its smallest eigenvalue.
 
     Source: Rippel et al., "Modeling the distribution of normal data in pre-trained deep features for anomaly
-    detection", ICPR 2021.
+    detection", ICPR 2020.
 
     Example:
         >>> import torch, vecbank
@@ -211,6 +232,8 @@ class Mahalanobis(Metric):
     name, base = "mahalanobis", "l2"
 
     def __init__(self, covariance: Tensor) -> None:
+        if isinstance(covariance, np.ndarray):
+            covariance = tensor_of(covariance, "covariance")
         _checks.floating("covariance", covariance)
         if covariance.dim() != 2 or covariance.shape[0] != covariance.shape[1]:
             raise ValueError(f"covariance must be (d, d), got {tuple(covariance.shape)}")
@@ -320,4 +343,4 @@ def named(metric: Metric) -> str | Metric:
 
 def names() -> str:
     """All that can be named, for messages."""
-    return ", ".join([*METRICS, *NAMED, "hamming"])
+    return ", ".join([*METRICS, *NAMED, "hamming"]) + " (and Poincare(c), Mahalanobis(covariance), Mapped(map))"
