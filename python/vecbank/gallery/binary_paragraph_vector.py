@@ -42,8 +42,8 @@ def equal_to_brute_force(width: int, seed: int) -> bool:
     """Distances, and neighbours with their ties, of random rows; bits that pad the last byte are set on one side."""
     a, b = (torch.rand(n, width, generator=generator(seed + n)) < 0.5 for n in (50, 600))
     words = [codes.pack_bits(nn.functional.pad(t, (0, -width % 8), value=v)) for t, v in ((a, True), (b, False))]
-    found, brute = bits.topk(*words, 20, bits=width), (a.unsqueeze(1) ^ b).sum(2)
-    same = torch.equal(bits.scores(*words, bits=width).long(), brute)
+    found, brute = bits.topk(words[0], words[1], 20, bits=width), (a.unsqueeze(1) ^ b).sum(2)
+    same = torch.equal(bits.scores(words[0], words[1], bits=width).long(), brute)
     return same and all(torch.equal(t.long(), u[:, :20]) for t, u in zip(found, brute.sort(stable=True), strict=True))
 
 
