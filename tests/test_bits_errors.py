@@ -63,7 +63,11 @@ REFUSALS: dict[str, Refusal] = {
     "r as text": (lambda: bits.radius(X, BANK, "1"), TypeError, "r must be a number"),
     "bank's shape": (lambda: bits.topk(X, BANK[None], 2), ValueError, r"bank must have shape \(M, W\)"),
     "a scalar": (lambda: bits.topk(X[0, 0], BANK, 2), ValueError, "x must have shape"),
-    "width of floats": (lambda: bits.float_topk(FLOATS[:, :9], BANK, 2), ValueError, "bits must lie between"),
+    "width of floats": (
+        lambda: bits.float_topk(FLOATS[:, :9], BANK, 2),
+        ValueError,
+        "x must have 17 to 24 values for planes of 3 bytes",
+    ),
     "width of floats, BitBank": (
         lambda: bits.BitBank(BANK).float_topk(FLOATS[:, :9], 2),
         ValueError,

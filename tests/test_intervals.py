@@ -74,5 +74,10 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             call()
+    with pytest.raises(TypeError, match="got uint8: packed codes are unpacked first"):
+        codec.lower_bounds(x, codec.encode(x, packed=True))
+    uneven = codes.interval_train(x, [1, 2, 3])
+    with pytest.raises(IndexError, match="codes of dimension 0 must lie between 0 and 1"):
+        uneven.decode(torch.tensor([[5, 1, 1]]))
     with pytest.raises(IndexError, match="codes must lie between 0 and"):
         codec.decode(torch.full((2, 3), 99))

@@ -52,6 +52,13 @@ def resolve(
     if x.dim() == 0:
         raise ValueError("x must have shape (..., bits), got a scalar")
     asked = x.shape[-1] if bits is None and not isinstance(bank, PackedRows) else bits
+    if bits is None and isinstance(bank, Tensor) and bank.dtype == torch.uint8 and bank.dim() == 2 and bank_planes > 0:
+        size = bank.shape[-1] // bank_planes
+        if size and not 8 * (size - 1) < x.shape[-1] <= 8 * size:
+            raise ValueError(
+                f"x must have {8 * size - 7} to {8 * size} values for planes of {size} bytes (bank_planes = "
+                f"{bank_planes}), got x {tuple(x.shape)} and bank {tuple(bank.shape)}"
+            )
     words, bits, planes = bank_of(bank, asked, bank_planes)
     if x.shape[-1] != bits:
         raise ValueError(f"x must have shape (..., {bits}) for codes of {bits} bits, got {tuple(x.shape)}")

@@ -21,7 +21,7 @@ from torch import Tensor
 from . import _bits_blocks as blocks
 from . import _bits_floats as floats
 from . import _checks
-from ._bits_bank import PackedRows, resolve
+from ._bits_bank import PackedRows, listed, resolve, whole_radii
 from ._bits_blocks import Bits
 from ._numpy import entry_point
 from ._ops import ops
@@ -198,29 +198,6 @@ def radius_count(
     return counts.reshape(x.shape[:-1])
 
 
-def whole_radii(r: object, x: Tensor) -> Tensor:
-    """(N,) int64, rounded down, which keeps the hits."""
-    lead, device = x.shape[:-1], x.device
-    if isinstance(r, Tensor) and r.dim() > 0:
-        if r.is_complex() or r.dtype is torch.bool:
-            raise TypeError(f"r must hold numbers, got {r.dtype}")
-        if r.device != device:
-            raise ValueError(f"r must be on x's device {device}, got {r.device}")
-        try:
-            given = r.detach().double().expand(lead)
-        except RuntimeError:
-            raise ValueError(f"r must be a number or broadcast to {tuple(lead)}, got {tuple(r.shape)}") from None
-    else:
-        _checks.number("r", r)
-        given = torch.as_tensor(r).to(device, torch.float64).expand(lead)
-    if _checks.readable(given) and given.numel():
-        if bool(given.isnan().any()):
-            raise ValueError("r must be a number, got NaN")
-        if bool((given < 0).any()):
-            raise ValueError(f"r must not be negative, got {float(given.min()):g}")
-    return given.nan_to_num(-1).floor().clamp(-1, NO_DISTANCE - 1).long().reshape(-1).contiguous()
-
-
 @entry_point
 def scores(
     x: Tensor,
@@ -281,16 +258,6 @@ def score_pairs(
     """
     b = resolve(x, bank, bits, x_planes, bank_planes, None)
     return blocks.pairs(b, listed(indices, x, b.words.shape[0]))
-
-
-def listed(indices: Tensor, x: Tensor, rows: int) -> Tensor:
-    """Checked numbers of rows (..., k), int64."""
-    indices = _checks.rows(indices, rows, "indices")
-    if indices.dim() != x.dim() or indices.shape[:-1] != x.shape[:-1]:
-        raise ValueError(f"indices must have shape (..., k) for x {tuple(x.shape)}, got {tuple(indices.shape)}")
-    if indices.device != x.device:
-        raise ValueError(f"indices must be on x's device {x.device}, got {indices.device}")
-    return indices
 
 
 @entry_point
@@ -489,3 +456,21 @@ class BitBank(PackedRows):
     ) -> TopK:
         """`vecbank.bits.float_topk` with this bank."""
         return float_topk(x, self, k, scale=scale, allowed=allowed, pad=pad)
+
+    def score_pairs(self, x: Tensor, indices: Tensor, *, x_planes: int = 1) -> Tensor:
+        """`vecbank.bits.score_pairs` with this bank."""
+        return score_pairs(x, self, indices, x_planes=x_planes)
+
+    def plane_dot(self, distances: Tensor, *, x_planes: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+        """`vecbank.bits.plane_dot` of distances from this bank."""
+        return plane_dot(distances, self.bits, x_planes, self.planes, dtype)
+
+    def float_nearest(
+        self, x: Tensor, *, scale: float | Tensor | None = None, allowed: Allowed | Tensor | None = None
+    ) -> Nearest:
+        """`vecbank.bits.float_nearest` with this bank."""
+        return float_nearest(x, self, bank_planes=self.planes, scale=scale, allowed=allowed)
+
+    def float_scores(self, x: Tensor, *, scale: float | Tensor | None = None) -> Tensor:
+        """`vecbank.bits.float_scores` with this bank."""
+        return float_scores(x, self, bank_planes=self.planes, scale=scale)

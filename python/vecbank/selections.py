@@ -8,7 +8,8 @@ import torch
 from torch import Generator, Tensor
 
 from . import _checks, _mapped, _select, bits
-from ._bits_bank import PackedRows, of_bits
+from ._bits_bank import PackedRows, of_bits, whole_radii
+from ._bits_bank import listed as listed_bits
 from ._numpy import entry_point
 from ._ops.bits import NO_DISTANCE
 from ._ops.fakes import value_dtype
@@ -152,7 +153,7 @@ def _some_bits(
     """The best hits of packed bits, in `max_hits` places for each."""
     max_hits = _checks.at_least(1, "max_hits", max_hits)
     found = bits.topk(x, bank, max_hits, allowed=allowed, pad=True)
-    limits = bits.whole_radii(r, x).reshape(*x.shape[:-1], 1)
+    limits = whole_radii(r, x).reshape(*x.shape[:-1], 1)
     missing = (found.indices < 0) | (found.values > limits)
     n = x.shape[:-1].numel()
     return RadiusHits(
@@ -369,7 +370,7 @@ def _of_bits(
     x: Tensor, bank: Tensor | PackedRows, indices: Tensor, allowed: Allowed | Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """What `_verified` takes, of packed bits."""
-    listed = bits.listed(indices, x, len(bank))
+    listed = listed_bits(indices, x, len(bank))
     k = listed.shape[-1]
     found = bits.topk(x, bank, max(1, k), allowed=allowed, pad=True)
     best = found.indices[..., :k]

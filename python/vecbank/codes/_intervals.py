@@ -15,7 +15,7 @@ from ._packing import pack_bits, unpack_bits
 _MOST_BITS, _ROUNDS = 16, 12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class IntervalCodec:
     """Codes of the interval that each coordinate lies in, with a number of bits of its own for each dimension:
     `interval_train` makes it. A search asks `lower_bounds` which vectors may be near, and scores those.
@@ -40,6 +40,9 @@ class IntervalCodec:
     centres: Tensor
     bits: tuple[int, ...]
 
+    def __repr__(self) -> str:
+        return f"IntervalCodec({len(self.bits)} dimensions, {sum(self.bits)} bits a vector)"
+
     @property
     def bytes_per_vector(self) -> int:
         """Of a packed row."""
@@ -48,6 +51,10 @@ class IntervalCodec:
     def _coded(self) -> list[int]:
         """The dimensions that have bits."""
         return [j for j, width in enumerate(self.bits) if width]
+
+    def _most(self, device: torch.device) -> Tensor:
+        """The largest code of each dimension."""
+        return torch.tensor([(1 << width) - 1 for width in self.bits], device=device)
 
     def _fits(self, name: str, x: Tensor) -> None:
         _checks.floating(name, x)
@@ -69,6 +76,7 @@ class IntervalCodec:
             raise ValueError("x must not hold NaN, which lies in no interval")
         columns = wide.reshape(-1, len(self.bits)).T.contiguous()
         codes = torch.searchsorted(self.edges, columns, right=True).T.reshape(x.shape)
+        codes = torch.minimum(codes, self._most(x.device))  # infinity lies in the last interval
         if not packed:
             return codes
         return pack_bits(codes[..., self._coded()], [self.bits[j] for j in self._coded()])
@@ -90,11 +98,17 @@ class IntervalCodec:
         return self.centres[dimension, codes].float()
 
     def _checked(self, codes: Tensor) -> Tensor:
+        if isinstance(codes, Tensor) and codes.dtype == torch.uint8:
+            raise TypeError("codes must be integers of more than 8 bits, got uint8: packed codes are unpacked first")
         codes = _checks.integers(codes)
         if codes.dim() == 0 or codes.shape[-1] != len(self.bits):
-            packed = " (packed codes: unpack them first)" if codes.dtype == torch.uint8 else ""
-            raise ValueError(f"codes must be (..., {len(self.bits)}), got {tuple(codes.shape)}{packed}")
-        _checks.in_range(codes, self.centres.shape[1], low=0)
+            raise ValueError(f"codes must be (..., {len(self.bits)}), got {tuple(codes.shape)}")
+        if _checks.in_range(codes, self.centres.shape[1], low=0):
+            most = self._most(codes.device)
+            beyond = (codes > most).reshape(-1, len(self.bits)).any(0)
+            if bool(beyond.any()):
+                j = int(beyond.nonzero()[0, 0])
+                raise IndexError(f"codes of dimension {j} must lie between 0 and {int(most[j])}, got larger ones")
         return codes
 
     @entry_point
@@ -110,7 +124,8 @@ class IntervalCodec:
     def lower_bounds(self, x: Tensor, codes: Tensor) -> Tensor:
         """What the squared Euclidean distance of queries (Q, d) from coded vectors (N, d) is at least: (Q, N) float64.
 
-        It is never above the squared distance, rounding included.
+        It is never above the squared distance in float64, rounding included. Beside distances that were rounded to
+        float32, as `score_pairs` returns them, keep what is at most 1 + 2^-23 times as large.
 
         Example:
             >>> import torch, vecbank
@@ -136,9 +151,9 @@ def interval_train(x: Tensor, bits: float | Sequence[int]) -> IntervalCodec:
 
     Args:
         x: (N, d), finite; a sample will do.
-        bits: bits of each dimension, 0 to 16 (a sequence of d); or how many a dimension has on average, which are then
-            given out one by one to the dimension whose intervals are the widest, so that dimensions that vary more
-            have more.
+        bits: a sequence of d, the bits of each dimension, 0 to 16. Or one number, how many a dimension has on average
+            (not each): bits are then given out one by one to the dimension whose intervals are the widest, so that
+            dimensions that vary more have more.
 
     Raises:
         ValueError: no rows, NaN or infinity, bits outside 0..16, a sequence of another length.

@@ -23,11 +23,12 @@ def pack_signs(x: Tensor, planes: int = 1, scale: float | Tensor = 1.0) -> Tenso
         x: (..., d) floats. NaN is a clear bit.
         planes: the number of planes, 1 to 62.
         scale: as of `residual_binary_quantize`: a number, or a tensor that broadcasts to x. One plane does not depend
-            on it, where it is positive.
+            on it, where it is positive. It is not in the codes; `bits.float_topk` takes one for each dimension.
 
     Returns:
         (..., planes * ceil(d / 8)) uint8: the planes one after another, the one that weighs most first. The bits of a
-        byte lie lowest first, and those that stand for nothing are clear, as of `pack_bits`.
+        byte lie lowest first, and those that stand for nothing are clear, as of `pack_bits`. Fewer planes are the first
+        bytes of a row of more, and planes of a learned code are made one by one and concatenated.
 
     Raises:
         TypeError, ValueError: an argument of another dtype, shape or value, by its name.
