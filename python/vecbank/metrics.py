@@ -92,6 +92,7 @@ class Pearson(Metric):
     name, base = "pearson", "cosine"
 
     def rows(self, x: Tensor, *, room: bool = False) -> Tensor:
+        x = x.contiguous()  # torch sums in an order that depends on strides
         return self._centred(x, x.mean(-1, keepdim=True, dtype=torch.float64))
 
     def narrow(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -125,6 +126,7 @@ class Angular(Metric):
     name, base = "angular", "l2"
 
     def rows(self, x: Tensor, *, room: bool = False) -> Tensor:
+        x = x.contiguous()  # torch sums in an order that depends on strides
         norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
         zero = norms == 0
         unit = x / torch.where(zero, 1.0, norms)
