@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad, gradcheck
 
 import vecbank
-from vecbank import _sparse, reference
+from vecbank import _mapped, _sparse, maps, reference
 from vecbank._ops import tangents
 from vecbank.nn import LatentQuantize, _bits, _code_entropy, _estimators, binary_mapper
 from vecbank.nn._estimators import rotate_to, scale_gradient
@@ -283,6 +283,8 @@ def _custom_functions() -> dict[type, Callable[[Tensor], Any]]:
         binary_mapper._OneHot: lambda x: binary_mapper._OneHot.apply(x, codes, True),
         _sparse.Pairs: lambda x: _sparse.Pairs.apply(x, bank, None, pairs, None),
         _sparse.Jump: lambda x: _sparse.Jump.apply(x, torch.zeros(5), 0.1),
+        _mapped._Angles: lambda x: _mapped._Angles.apply(x, bank, vecbank.Angular(), vecbank.project),
+        maps._Logarithm: lambda x: maps._Logarithm.apply(x.T @ x + torch.eye(5)),
         vecbank.codes._straight_through._StraightThrough: lambda x: vecbank.codes.straight_through(x, bank[codes]),
     }
 
@@ -315,7 +317,7 @@ def test_every_custom_function_is_listed() -> None:
 
     ours = {f for f in below(torch.autograd.Function) if f.__module__.startswith("vecbank")}
     ours -= {f for f in ours if f.__module__ == "vecbank._ops.recording"}  # of ops, which the registrar stands before
-    assert ours - {tangents.Function, reference._Sqrt} == set(CUSTOM)
+    assert ours - {tangents.Function, reference._Sqrt, reference._TwiceAsinhRoot} == set(CUSTOM)
 
 
 @pytest.mark.parametrize("metric", METRICS)

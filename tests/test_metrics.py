@@ -416,3 +416,14 @@ def test_equality_of_metrics() -> None:
     assert Poincare(0.5) == Poincare(0.5) and Poincare(0.5) != Poincare(0.6) and hash(Pearson()) == hash(Pearson())
     assert Angular() != Pearson() and Mahalanobis(COVARIANCE) != Mahalanobis(COVARIANCE)
     assert Bank(gauss(3, 3), "pearson").metric == "pearson" and Bank(gauss(3, 3), Pearson()).metric == Pearson()
+
+
+def test_forward_mode_of_angles() -> None:
+    """Outside of functional transforms too, where a faster form has none."""
+    x, bank, tangent = gauss(4, 5), gauss(6, 5, seed=1), gauss(4, 5, seed=2)
+    with torch.autograd.forward_ad.dual_level():
+        dual = vecbank.project(torch.autograd.forward_ad.make_dual(x, tangent), bank, "angular")
+        change = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    step = 1e-3
+    more, less = (vecbank.project((x + s * tangent).double(), bank.double(), "angular") for s in (step, -step))
+    torch.testing.assert_close(change.double(), (more - less) / (2 * step), rtol=1e-3, atol=1e-3)

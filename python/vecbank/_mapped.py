@@ -11,6 +11,7 @@ from torch import Tensor
 from . import _checks
 from ._ops import METRICS, ops
 from ._ops.fakes import value_dtype
+from ._ops.tangents import Function
 from ._prepared import PreparedBank
 from .metrics import EXACT, Angular, Metric
 
@@ -99,14 +100,17 @@ _MOST_PAIRS = 1 / 16  # that are worth being scored one by one
 
 
 def _angles(m: Angular, x: Tensor, vectors: Tensor, project: Project) -> Tensor:
-    if vectors.dim() == 3 or not _checks.readable(x):
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    if vectors.dim() == 3 or forward_mode or not _checks.readable(x):
         return m.value(project(*sides(m, x, vectors), m.base))
     found: Tensor = _Angles.apply(x.reshape(-1, x.shape[-1]), vectors, m, project)
     return found.reshape(*x.shape[:-1], vectors.shape[-2])
 
 
-class _Angles(torch.autograd.Function):
+class _Angles(Function):
     """arccos of the cosines, and where these are nearly 1 or -1 the angle from the distance of unit rows."""
+
+    operation = "project by angular"
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, vectors: Tensor, m: Angular, project: Project) -> Tensor:

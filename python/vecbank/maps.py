@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import _checks
 from ._numpy import entry_point
+from ._ops.tangents import Function
 from .bank import Bank
 from .metrics import Mahalanobis
 
@@ -105,10 +106,12 @@ def _check(wide: Tensor) -> None:
         )
 
 
-class _Logarithm(torch.autograd.Function):
+class _Logarithm(Function):
     """The logarithm of symmetric positive definite matrices. Its derivative is that of Daleckii and Krein, which is
     finite where eigenvalues are equal; that of `eigh` is not.
     """
+
+    operation = "log_euclidean"
 
     @staticmethod
     def forward(ctx: Any, matrices: Tensor) -> Tensor:
