@@ -81,7 +81,8 @@ const BitTileKernels* bit_tiles(const BitLayout& layout, int64_t count) {
   if (layout.counts()) {
     if (k.unit.height > 0 && has_bit_counts()) return &k.unit;
     const bool one = count == 1 && k.scalar_row && (layout.bytes == 16 || layout.bytes == 32);
-    if (k.counts.height > 0 && !one && (count <= k.most_counts || !tables)) return &k.counts;
+    const int64_t most = layout.words == 1 ? k.most_counts / 2 : k.most_counts;  // nibbles of one word are soon written
+    if (k.counts.height > 0 && !one && (count <= most || !tables)) return &k.counts;
   }
   return tables ? &k.tables : nullptr;
 }

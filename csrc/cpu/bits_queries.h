@@ -38,10 +38,10 @@ struct BitLayout {
   int64_t most_queries() const { return std::min<int64_t>(512, (int64_t{2} << 20) / (positions * 16)); }
   // Whether bits may be counted in vectors of words.
   bool counts() const { return query_planes == 1 && bank_planes == 1 && words <= kMostCountedWords; }
-  // Rows of a panel of words: as many as half of the first cache holds.
+  // Rows of panels of words: as many as a quarter of the first cache holds.
   int64_t counted_rows() const {
     int64_t rows = kMostBitRows;
-    while (rows > kLeastCountedRows && rows * words * 8 > (int64_t{16} << 10)) rows /= 2;
+    while (rows > kLeastCountedRows && rows * words * 8 > (int64_t{8} << 10)) rows /= 2;
     return rows;
   }
   // Rows that are scored without panels at a time.
