@@ -41,19 +41,46 @@ Grid grid_for(const BitsProblem& p, const BitLayout& layout, int64_t most, int w
   return grid;
 }
 
+int64_t panel_bytes(const BitLayout& layout) {
+  const int64_t counted = layout.counts() ? layout.counted_rows() * layout.words * 8 * 2 : 0;
+  return std::max(layout.tables ? kUnit * layout.positions : 0, counted);
+}
+
+BitPanelArgs panel_of(const BitsProblem& p, const BitLayout& layout, int64_t first, int64_t count, uint8_t* out) {
+  BitPanelArgs panel;
+  panel.data = p.bank.data;
+  panel.stride = p.bank.stride;
+  panel.first = first;
+  panel.count = count;
+  panel.bytes = layout.bytes;
+  panel.planes = layout.bank_planes;
+  panel.plane_positions = layout.plane_positions;
+  panel.last_mask = layout.last_mask();
+  panel.out = out;
+  return panel;
+}
+
+void set_tiles(BitTiles& a, const BitTileKernels& k, const BitLayout& layout, bool narrow) {
+  a.plane_positions = layout.plane_positions;
+  a.planes = layout.bank_planes;
+  a.chunk = layout.chunk(narrow);
+  a.narrow = narrow;
+  a.words = layout.words * k.halves;
+}
+
 // The memory of a worker, and what it does: every pair of a block of queries and a part of the bank that is at most as
 // far apart as the query's limit goes to `sink`, in ascending order of rows. `sink.limit(q)`: of query q of the block
 // as it is now; -1: no row. `sink.take(q, row, distance)`.
 class BitWorker {
  public:
   bool reserve(const BitLayout& layout, int64_t block) {
-    const int height = layout.tables ? kernels().bits.height : 0;
+    const int height = layout.tables ? kernels().bits.tables.height : 0;
     if (!queries_.reserve(layout, block, height) || !distances_.reserve(kStretch) || !places_.reserve(kStretch) ||
         !listed_.reserve(kStretch) || !scanned_.reserve(block))
       return false;
-    if (height == 0) return true;
+    if (height == 0 && !layout.counts()) return true;
     return limits_.reserve(block + kMostBitHeight) && hits_.reserve(kTogether * kUnit) &&
-           panels_.reserve(kUnit * layout.positions);
+           panels_.reserve(panel_bytes(layout));
   }
 
   template <class Sink>
@@ -62,12 +89,12 @@ class BitWorker {
     for (int64_t q = 0; q < count; ++q) queries_.set_words(layout, q, p.queries.row(first + q));
     const AllowedRows own = allowed.from(first);
     const bool some = allowed.any_set(), together = some && allowed.shared();
-    const bool tiles = kernels().bits.height > 0 && layout.tables && count >= kLeastForPanels;
+    const BitTileKernels* tiles = bit_tiles(layout, count);
     int64_t scanned = 0, single = 0;
     for (int64_t q = 0; q < count && !stop.requested(); ++q) {
       if (some && !together && own.expected(q) * kSelective < static_cast<double>(p.bank.count))
         among(p, layout, own, q, from, to, stop, sink);
-      else if (tiles)
+      else if (tiles != nullptr)
         scanned_[scanned++] = static_cast<int32_t>(q);
       else if (some)
         among(p, layout, own, q, from, to, stop, sink);
@@ -80,7 +107,7 @@ class BitWorker {
         for (int64_t q = 0; q < count && !stop.requested(); ++q)
           rows_of(p, layout, q, nullptr, at, std::min(stretch, to - at), sink);
     }
-    if (scanned > 0) scan(p, layout, own, some, together, best_only, scanned, from, to, stop, sink);
+    if (scanned > 0) scan(*tiles, p, layout, own, some, together, best_only, scanned, from, to, stop, sink);
   }
 
  private:
@@ -107,48 +134,47 @@ class BitWorker {
   }
 
   template <class Sink>
-  void scan(const BitsProblem& p, const BitLayout& layout, const AllowedRows& own, bool some, bool together,
-            bool best_only, int64_t scanned, int64_t from, int64_t to, Stop stop, Sink& sink) {
-    const BitKernels& k = kernels().bits;
-    const bool narrow = layout.narrow(true), filter = some && !together;
+  void scan(const BitTileKernels& k, const BitsProblem& p, const BitLayout& layout, const AllowedRows& own, bool some,
+            bool together, bool best_only, int64_t scanned, int64_t from, int64_t to, Stop stop, Sink& sink) {
+    const bool counts = k.scan_columns != nullptr, few = counts && scanned <= kFewQueries;
+    const bool narrow = !counts && layout.narrow(true), filter = some && !together;
     const bool words = filter && (own.has_words() || own.has_bools());
-    queries_.set_tables(layout, scanned_.get(), scanned, k.height, narrow);
+    const int64_t unit = counts && !few ? layout.counted_rows() : kUnit;
+    if (counts)
+      queries_.set_counted(layout, scanned_.get(), scanned, k.halves);
+    else
+      queries_.set_tables(layout, scanned_.get(), scanned, k.height, narrow);
     BitScanArgs a;
-    a.plane_positions = layout.plane_positions;
-    a.planes = layout.bank_planes;
-    a.chunk = layout.chunk(narrow);
-    a.narrow = narrow;
+    set_tiles(a, k, layout, narrow);
     a.best_only = best_only && !filter;
     a.panels = panels_.get();
     a.hits = hits_.get();
     for (int64_t at = from; at < to && !stop.requested();) {
       const int64_t first = at;
-      int64_t rows = std::min(kUnit, to - at);
+      int64_t rows = std::min(unit, to - at);
       if (together)
-        rows = own.list(0, &at, to, kUnit, listed_.get());
+        rows = own.list(0, &at, to, unit, listed_.get());
       else
         at += rows;
       if (rows == 0) break;
-      BitPanelArgs panel;
-      panel.data = p.bank.data;
-      panel.stride = p.bank.stride;
+      BitPanelArgs panel = panel_of(p, layout, together ? 0 : first, rows, panels_.get());
       panel.index = together ? listed_.get() : nullptr;
-      panel.first = together ? 0 : first;
-      panel.count = rows;
-      panel.bytes = layout.bytes;
-      panel.planes = layout.bank_planes;
-      panel.plane_positions = layout.plane_positions;
-      panel.out = panels_.get();
-      k.panel(panel);
+      if (!few) k.panel(panel);
       a.panel_count = ceil_div(rows, k.width);
       for (int64_t start = 0; start < scanned; start += kTogether) {
         const int64_t queries = std::min(kTogether, scanned - start);
         for (int64_t i = 0; i < round_up_to(queries, k.height); ++i)
           limits_[i] = i < queries ? sink.limit(scanned_[start + i]) : -1;
-        a.tables = queries_.tables() + start * layout.positions * 16;
+        if (counts)
+          a.query_words = queries_.counted() + start * a.words;
+        else
+          a.tables = queries_.tables() + start * layout.positions * 16;
         a.queries = round_up_to(queries, k.height);
         a.limits = limits_.get();
-        k.scan(a);
+        if (few)
+          k.scan_columns(panel, a);
+        else
+          k.scan(a);
         for (int64_t i = 0; i < a.hit_count; ++i) {
           const BitHit& hit = hits_[i];
           const int64_t q = scanned_[start + hit.query];
@@ -260,7 +286,7 @@ AllowedRows allowed_of(const BitsProblem& p) { return p.allowed != nullptr ? All
 // One worker where there is too little work to share: some tens of microseconds.
 Parallel workers_of(const BitsProblem& p, const BitLayout& layout, const Parallel& parallel) {
   const auto queries = static_cast<double>(p.queries.count), rows = static_cast<double>(p.bank.count);
-  const double each = queries + 4.0 * std::min(queries, static_cast<double>(kLeastForPanels));  // rows or panels first
+  const double each = queries + 4.0 * std::min(queries, static_cast<double>(kLeastForTables));  // rows or panels first
   Parallel chosen = parallel;
   if (each * rows * static_cast<double>(layout.bytes * layout.bank_planes) < 2e6) chosen.workers = 1;
   return chosen;
@@ -352,8 +378,7 @@ Status bits_scores(const BitsProblem& p, const Parallel& callers) {
   const BitLayout layout(p);
   const Parallel parallel = workers_of(p, layout, callers);
   const Grid grid = grid_for(p, layout, INT64_MAX, parallel.workers);
-  const BitKernels& k = kernels().bits;
-  const int height = layout.tables ? k.height : 0;
+  const int height = layout.tables ? kernels().bits.tables.height : 0;
   struct Worker {
     BitQueries queries;
     Buffer<uint8_t> panels;
@@ -361,8 +386,8 @@ Status bits_scores(const BitsProblem& p, const Parallel& callers) {
   };
   PerWorker<Worker> workers(parallel.workers);
   if (!workers.each([&](Worker& w) {
-        return w.queries.reserve(layout, grid.rows_per_block, height) &&
-               w.panels.reserve(height > 0 ? kUnit * layout.positions : 0) && w.places.reserve(kStretch);
+        return w.queries.reserve(layout, grid.rows_per_block, height) && w.panels.reserve(panel_bytes(layout)) &&
+               w.places.reserve(kStretch);
       }))
     return Status::out_of_memory;
   return for_each_task(grid, parallel, [&](int worker, const GridTask& task) {
@@ -370,7 +395,8 @@ Status bits_scores(const BitsProblem& p, const Parallel& callers) {
     const int64_t from = task.from * kUnit, to = std::min(task.to * kUnit, p.bank.count);
     for (int64_t q = 0; q < task.rows; ++q) w.queries.set_words(layout, q, p.queries.row(task.first + q));
     int32_t* out = p.values + task.first * p.bank.count;
-    if (height == 0 || task.rows < kLeastForPanels) {
+    const BitTileKernels* tiles = bit_tiles(layout, task.rows);
+    if (tiles == nullptr) {
       const int64_t stretch = layout.stretch();
       for (int64_t at = from; at < to && !parallel.stop.requested(); at += stretch)
         for (int64_t q = 0; q < task.rows && !parallel.stop.requested(); ++q)
@@ -378,30 +404,25 @@ Status bits_scores(const BitsProblem& p, const Parallel& callers) {
                               out + q * p.bank.count + at, w.places.get());
       return;
     }
+    const BitTileKernels& k = *tiles;
+    const bool counts = k.scan_columns != nullptr, narrow = !counts && layout.narrow(false);
+    const int64_t unit = counts ? layout.counted_rows() : kUnit;
+    if (counts)
+      w.queries.set_counted(layout, nullptr, task.rows, k.halves);
+    else
+      w.queries.set_tables(layout, nullptr, task.rows, k.height, narrow);
     BitStoreArgs a;
-    a.plane_positions = layout.plane_positions;
-    a.planes = layout.bank_planes;
-    a.narrow = layout.narrow(false);
-    a.chunk = layout.chunk(a.narrow);
-    w.queries.set_tables(layout, nullptr, task.rows, k.height, a.narrow);
+    set_tiles(a, k, layout, narrow);
     a.tables = w.queries.tables();
+    a.query_words = w.queries.counted();
     a.queries = round_up_to(task.rows, k.height);
     a.wanted = task.rows;
     a.panels = w.panels.get();
     a.out_stride = p.bank.count;
-    for (int64_t at = from; at < to && !parallel.stop.requested(); at += kUnit) {
-      BitPanelArgs panel;
-      panel.data = p.bank.data;
-      panel.stride = p.bank.stride;
-      panel.first = at;
-      panel.count = std::min(kUnit, to - at);
-      panel.bytes = layout.bytes;
-      panel.planes = layout.bank_planes;
-      panel.plane_positions = layout.plane_positions;
-      panel.out = w.panels.get();
-      k.panel(panel);
-      a.rows = panel.count;
-      a.panel_count = ceil_div(panel.count, k.width);
+    for (int64_t at = from; at < to && !parallel.stop.requested(); at += unit) {
+      a.rows = std::min(unit, to - at);
+      k.panel(panel_of(p, layout, at, a.rows, w.panels.get()));
+      a.panel_count = ceil_div(a.rows, k.width);
       a.out = out + at;
       k.store(a);
     }

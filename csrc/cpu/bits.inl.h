@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "bits.h"
+#include "bit_counts.inl.h"
 
 namespace vecbank::cpu {
 namespace {
@@ -250,17 +250,6 @@ void store_bits(const BitStoreArgs& a) {
 
 // ---- Rows without panels --------------------------------------------------------------------------------------------
 
-// The last word of a plane: bytes [bytes / 8 * 8, bytes), as far as the plane goes.
-VB_INLINE uint64_t last_word(const uint8_t* plane, int64_t bytes) {
-  uint64_t word = 0;
-  if (bytes >= 8) {
-    std::memcpy(&word, plane + bytes - 8, 8);
-    return word >> (8 * ((8 - bytes % 8) % 8));
-  }
-  for (int64_t i = 0; i < bytes; ++i) word |= static_cast<uint64_t>(plane[i]) << (8 * i);
-  return word;
-}
-
 // Calls distance(row) for each row, and keeps what is within the limit.
 template <class F>
 VB_INLINE int64_t keep_within(const BitRowsArgs& a, F&& distance) {
@@ -271,9 +260,9 @@ VB_INLINE int64_t keep_within(const BitRowsArgs& a, F&& distance) {
   int64_t within = 0;
   const auto keep = [&](int64_t i, const uint8_t* row) {
     const int64_t sum = distance(row);
+    if (sum > limit) return;  // nearly always, in a search
     out[within] = static_cast<int32_t>(sum);
-    places[within] = static_cast<int32_t>(i);
-    within += sum <= limit;
+    places[within++] = static_cast<int32_t>(i);
   };
   if (index != nullptr) {
     for (int64_t i = 0; i < count; ++i) keep(i, a.data + index[first + i] * stride);
@@ -341,12 +330,9 @@ int64_t bit_rows(const BitRowsArgs& a) {
   return one_plane<Isa>(a);
 }
 
-// Without a vocabulary of bytes there are no tiles.
-template <class Isa>
-constexpr BitKernels bit_kernels() {
-  using B = typename Isa::Bytes;
-  BitKernels kernels;
-  kernels.rows = bit_rows<Isa>;
+template <class B>
+constexpr BitTileKernels table_kernels() {
+  BitTileKernels kernels;
   if constexpr (!std::is_void_v<B>) {
     static_assert(B::height <= kMostBitHeight && B::width * B::panels <= kMostBitRows);
     kernels.height = B::height;
@@ -355,6 +341,20 @@ constexpr BitKernels bit_kernels() {
     kernels.panel = write_bit_panels<B>;
     kernels.scan = scan_bits<B>;
     kernels.store = store_bits<B>;
+  }
+  return kernels;
+}
+
+// Without vocabularies of vectors there are no tiles.
+template <class Isa>
+constexpr BitKernels bit_kernels() {
+  using C = typename Isa::Words;
+  BitKernels kernels{table_kernels<typename Isa::Bytes>(), count_kernels<C>(),
+                     count_kernels<typename Isa::UnitWords>()};
+  kernels.rows = bit_rows<Isa>;
+  if constexpr (!std::is_void_v<C>) {
+    kernels.most_counts = C::most_queries;
+    kernels.scalar_row = C::scalar_row;
   }
   return kernels;
 }

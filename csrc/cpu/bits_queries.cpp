@@ -59,4 +59,32 @@ void BitQueries::set_tables(const BitLayout& layout, const int32_t* chosen, int6
   }
 }
 
+void BitQueries::set_counted(const BitLayout& layout, const int32_t* chosen, int64_t count, int halves) {
+  constexpr uint64_t kNibble = 0x0f0f0f0f0f0f0f0f;
+  uint64_t* out = counted_.get();
+  for (int64_t i = 0; i < count; ++i) {
+    const uint64_t* query = words(layout, chosen != nullptr ? chosen[i] : i);
+    for (int64_t w = 0; w < layout.words; ++w) {
+      if (halves == 1) {
+        *out++ = query[w];
+      } else {
+        *out++ = query[w] & kNibble;
+        *out++ = query[w] >> 4 & kNibble;
+      }
+    }
+  }
+}
+
+const BitTileKernels* bit_tiles(const BitLayout& layout, int64_t count) {
+  const BitKernels& k = kernels().bits;
+  const bool tables = k.tables.height > 0 && layout.tables && count >= kLeastForTables;
+  if (layout.counts()) {
+    if (k.unit.height > 0 && has_bit_counts()) return &k.unit;
+    const bool one = count == 1 && k.scalar_row && (layout.bytes == 16 || layout.bytes == 32);
+    const int64_t most = layout.words == 1 ? k.most_counts / 2 : k.most_counts;  // nibbles of one word are soon written
+    if (k.counts.height > 0 && !one && (count <= most || !tables)) return &k.counts;
+  }
+  return tables ? &k.tables : nullptr;
+}
+
 }  // namespace vecbank::cpu

@@ -84,6 +84,15 @@ bool has_bf16_products() {
 #endif
 }
 
+bool has_bit_counts() {
+#if defined(__x86_64__)
+  static const bool has = (__builtin_cpu_init(), __builtin_cpu_supports("avx512vpopcntdq") != 0);
+  return has;
+#else
+  return false;
+#endif
+}
+
 std::atomic<const Kernels*> kernels_in_use{nullptr};
 
 const Kernels& first_kernels() {

@@ -21,5 +21,6 @@ inline const Kernels& kernels() {
   return table != nullptr ? *table : first_kernels();
 }
 bool has_bf16_products();  // whether this processor has AVX512-BF16
+bool has_bit_counts();     // whether it has AVX512-VPOPCNTDQ
 
 }  // namespace vecbank::cpu

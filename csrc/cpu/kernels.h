@@ -139,7 +139,7 @@ extern const Kernels kernels_scalar;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
-extern const Kernels kernels_avx2vnni, kernels_avx512vnni;  // differ from those in the int8 and int16 screens alone
+extern const Kernels kernels_avx2vnni, kernels_avx512vnni;  // differ in integer screens, bfloat16 and bits alone
 #endif
 
 }  // namespace vecbank::cpu

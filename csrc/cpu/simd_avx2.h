@@ -349,6 +349,50 @@ struct Avx2Bytes {
   }
 };
 
+// Vectors of 64-bit words, for counts of bits that differ: a lane is a row.
+struct Avx2Words {
+  using Reg = __m256i;
+  static constexpr int width = 4;
+  static constexpr int height = 2, panels = 2;  // of a tile: four sums, two rows or queries, constants
+  static constexpr int halves = 1;              // with two, reading rows takes as much longer as counting saves
+  static constexpr int64_t chunk = 31;          // words whose counts, up to 8 a byte, are added in bytes
+  static constexpr int64_t most_queries = 12;   // more: tables take less time
+  static constexpr bool scalar_row = true;      // counts of one query: word by word, rows of some words take less time
+  static VB_INLINE Reg load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static VB_INLINE void store(uint8_t* p, Reg a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
+  static VB_INLINE Reg fill(uint64_t x) { return _mm256_set1_epi64x(static_cast<int64_t>(x)); }
+  static VB_INLINE Reg both(Reg a, Reg b) { return _mm256_and_si256(a, b); }
+  static VB_INLINE Reg lower(Reg a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
+  static VB_INLINE Reg upper(Reg a) { return lower(_mm256_srli_epi16(a, 4)); }
+  static VB_INLINE Reg add_count(Reg sum, Reg a, Reg b) {  // how many bits of each byte differ
+    const Reg counts = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
+                                        0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+    const Reg differ = _mm256_xor_si256(a, b);
+    const Reg low = _mm256_shuffle_epi8(counts, lower(differ)), high = _mm256_shuffle_epi8(counts, upper(differ));
+    return _mm256_add_epi8(sum, _mm256_add_epi8(low, high));
+  }
+  static VB_INLINE Reg add(Reg a, Reg b) { return _mm256_add_epi64(a, b); }
+  static VB_INLINE Reg total(Reg counts) { return _mm256_sad_epu8(counts, _mm256_setzero_si256()); }
+  static VB_INLINE Reg min(Reg a, Reg b) { return _mm256_min_epi32(a, b); }  // of sums, which fit in 31 bits
+  static VB_INLINE bool any_at_most(Reg a, int32_t limit) {
+    return _mm256_movemask_epi8(_mm256_cmpgt_epi64(a, _mm256_set1_epi64x(limit))) != -1;
+  }
+  static VB_INLINE void store_sums(int32_t* p, Reg a) {
+    const Reg sums = _mm256_permutevar8x32_epi32(a, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(sums));
+  }
+  // Four words of each row: [word][row].
+  static VB_INLINE void transpose4(const uint8_t* const* rows, int64_t byte, Reg (&out)[4]) {
+    const Reg a = load(rows[0] + byte), b = load(rows[1] + byte), c = load(rows[2] + byte), d = load(rows[3] + byte);
+    const Reg ab0 = _mm256_unpacklo_epi64(a, b), ab1 = _mm256_unpackhi_epi64(a, b);  // words 0 and 2, 1 and 3
+    const Reg cd0 = _mm256_unpacklo_epi64(c, d), cd1 = _mm256_unpackhi_epi64(c, d);
+    out[0] = _mm256_permute2x128_si256(ab0, cd0, 0x20);
+    out[1] = _mm256_permute2x128_si256(ab1, cd1, 0x20);
+    out[2] = _mm256_permute2x128_si256(ab0, cd0, 0x31);
+    out[3] = _mm256_permute2x128_si256(ab1, cd1, 0x31);
+  }
+};
+
 struct Avx2 {
   using F32 = Avx2F32;
   using F64 = Avx2F64;
@@ -357,6 +401,8 @@ struct Avx2 {
   using Lanes = Avx2Lanes;
   using BFloat16Pairs = void;
   using Bytes = Avx2Bytes;
+  using Words = Avx2Words;
+  using UnitWords = void;
   static constexpr bool fused = true;
   // Twelve accumulators, two bank vectors and a broadcast: fifteen of sixteen registers.
   static constexpr int full = 6, full_panels = 1;

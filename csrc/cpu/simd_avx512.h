@@ -253,6 +253,61 @@ struct Avx512Bytes {
   }
 };
 
+struct Avx512Words {
+  using Reg = __m512i;
+  static constexpr int width = 8;
+  static constexpr int height = 4, panels = 2;  // of a tile: eight sums, and what is looked up
+  static constexpr int halves = 2;
+  static constexpr int64_t chunk = 63;  // words of nibbles, whose counts are up to 4
+  static constexpr int64_t most_queries = 12;
+  static constexpr bool scalar_row = false;
+  static VB_INLINE Reg load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static VB_INLINE void store(uint8_t* p, Reg a) { _mm512_storeu_si512(p, a); }
+  static VB_INLINE Reg fill(uint64_t x) { return _mm512_set1_epi64(static_cast<int64_t>(x)); }
+  static VB_INLINE Reg both(Reg a, Reg b) { return _mm512_and_si512(a, b); }
+  static VB_INLINE Reg lower(Reg a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
+  static VB_INLINE Reg upper(Reg a) { return lower(_mm512_srli_epi16(a, 4)); }
+  static VB_INLINE Reg add_count(Reg sum, Reg a, Reg b) {
+    const Reg counts = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    return _mm512_add_epi8(sum, _mm512_shuffle_epi8(counts, _mm512_xor_si512(a, b)));
+  }
+  static VB_INLINE Reg add(Reg a, Reg b) { return _mm512_add_epi64(a, b); }
+  static VB_INLINE Reg total(Reg counts) { return _mm512_sad_epu8(counts, _mm512_setzero_si512()); }
+  static VB_INLINE Reg min(Reg a, Reg b) { return _mm512_min_epi32(a, b); }
+  static VB_INLINE bool any_at_most(Reg a, int32_t limit) {
+    return _mm512_cmple_epi64_mask(a, _mm512_set1_epi64(limit)) != 0;
+  }
+  static VB_INLINE void store_sums(int32_t* p, Reg a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi64_epi32(a));
+  }
+  static VB_INLINE void transpose4(const uint8_t* const* rows, int64_t byte, Reg (&out)[4]) {
+    Reg pair[4];  // rows i and i + 4
+    for (int i = 0; i < 4; ++i)
+      pair[i] = _mm512_inserti64x4(_mm512_castsi256_si512(Avx2Words::load(rows[i] + byte)),
+                                   Avx2Words::load(rows[i + 4] + byte), 1);
+    const Reg ab0 = _mm512_unpacklo_epi64(pair[0], pair[1]), ab1 = _mm512_unpackhi_epi64(pair[0], pair[1]);
+    const Reg cd0 = _mm512_unpacklo_epi64(pair[2], pair[3]), cd1 = _mm512_unpackhi_epi64(pair[2], pair[3]);
+    const Reg even = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), odd = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+    out[0] = _mm512_permutex2var_epi64(ab0, even, cd0);
+    out[1] = _mm512_permutex2var_epi64(ab1, even, cd1);
+    out[2] = _mm512_permutex2var_epi64(ab0, odd, cd0);
+    out[3] = _mm512_permutex2var_epi64(ab1, odd, cd1);
+  }
+};
+
+// AVX512-VPOPCNTDQ counts the bits of a word in one instruction.
+struct Avx512UnitWords : Avx512Words {
+  static constexpr int panels = 4;  // sixteen sums
+  static constexpr int halves = 1;
+  static constexpr int64_t chunk = INT64_MAX;
+  static VB_INLINE Reg add_count(Reg sum, Reg a, Reg b) {
+    Reg count;
+    asm("vpopcntq %1, %0" : "=v"(count) : "v"(_mm512_xor_si512(a, b)));
+    return _mm512_add_epi64(sum, count);
+  }
+  static VB_INLINE Reg total(Reg counts) { return counts; }
+};
+
 struct Avx512 {
   using F32 = Avx512F32;
   using F64 = Avx512F64;
@@ -261,6 +316,8 @@ struct Avx512 {
   using Lanes = Avx512Lanes;
   using BFloat16Pairs = void;
   using Bytes = Avx512Bytes;
+  using Words = Avx512Words;
+  using UnitWords = void;
   static constexpr bool fused = true;
   // Twenty-eight accumulators, two bank vectors and a broadcast: thirty-one of thirty-two registers.
   static constexpr int full = 14, full_panels = 2;
@@ -281,6 +338,7 @@ struct Avx512 {
 };
 
 struct Avx512Vnni : Avx512 {
+  using UnitWords = Avx512UnitWords;
   using BFloat16Pairs = Avx512BFloat16Pairs;
   using BFloat16Tile = Avx512BFloat16Tile;
   using Int16 = Avx512VnniInt16;

@@ -163,6 +163,8 @@ struct Scalar {
   using Lanes = PortableLanes;
   using BFloat16Pairs = void;
   using Bytes = void;
+  using Words = void;
+  using UnitWords = void;
   static constexpr bool fused = false;  // multiply_add() rounds the product
   static constexpr int full = 2, full_panels = 1;
   static constexpr int mid = 2, mid_panels = 1;

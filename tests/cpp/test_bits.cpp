@@ -115,13 +115,15 @@ void check_all(BitsProblem p, int workers) {
   }
 }
 
-void check_bits(int64_t n, int64_t m, int64_t bits, int query_planes, int bank_planes, int workers = 1) {
-  const int64_t bytes = ceil_div(bits, 8);
-  const AtTheEdge x(drawn(n * query_planes * bytes, 1)), bank(drawn(m * bank_planes * bytes, 2));
+// `apart`: bytes between a row of the bank and the next.
+void check_bits(int64_t n, int64_t m, int64_t bits, int query_planes, int bank_planes, int workers = 1,
+                int64_t apart = 0) {
+  const int64_t bytes = ceil_div(bits, 8), stride = bank_planes * bytes + apart;
+  const AtTheEdge x(drawn(n * query_planes * bytes, 1)), bank(drawn(m > 0 ? m * stride - apart : 0, 2));
   BitsProblem p;
   p.bits = bits;
   p.queries = {x.data(), n, query_planes * bytes, query_planes};
-  p.bank = {bank.data(), m, bank_planes * bytes, bank_planes};
+  p.bank = {bank.data(), m, stride, bank_planes};
   for_each_isa([&] { check_all(p, workers); });
 }
 
@@ -133,6 +135,13 @@ TEST(bits_of_every_width_and_nothing_beyond_the_rows_is_read) {
     check_bits(7, 133, bits, 1, 1);
   }
   check_bits(9, 600, 64, 1, 1, 3);
+}
+
+TEST(few_queries_of_bits_of_every_width) {
+  for (int64_t bits = 1; bits <= 1100; bits += 1 + bits / 12) check_bits(1 + bits % 8, 37, bits, 1, 1, 1, bits % 3 * 5);
+  for (const int64_t bits : {64, 128, 192, 256, 512, 1024})
+    for (const int64_t n : {1, 2, 3, 4, 5, 8}) check_bits(n, 45, bits, 1, 1, 1, n % 2 * 8);
+  check_bits(2, 33, 8192, 1, 1);
 }
 
 TEST(bit_planes) {
