@@ -45,6 +45,8 @@ def of_bits(metric: object, bank: object) -> Any:
     error.
     """
     if type(metric) is str and metric == "hamming":
+        if isinstance(bank, nn.Module) and not isinstance(bank, PackedRows):
+            raise TypeError(f"bank must be packed bits, a uint8 tensor or a BitBank, got {type(bank).__name__}")
         return bank
     if not isinstance(bank, PackedRows):
         return None
@@ -122,7 +124,7 @@ def resolve(
     if x.shape[-1] != x_planes * size:
         raise ValueError(
             f"x must have {x_planes * size} bytes, {size} for each plane of {bits} bits like the bank, with "
-            f"x_planes = {x_planes}; got x {tuple(x.shape)} and bank {tuple(words.shape)}"
+            f"x_planes = {x_planes} (an argument of vecbank.bits); got x {tuple(x.shape)} and bank {tuple(words.shape)}"
         )
     if x.device != words.device:
         raise ValueError(f"x and bank must be on one device, got x on {x.device} and bank on {words.device}")

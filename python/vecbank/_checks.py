@@ -50,7 +50,7 @@ def inside_ball(name: str, rows: Tensor, curvature: float = 1.0) -> None:
         norm = float(norms.reshape(-1)[first]) / curvature**0.5
         raise ValueError(
             f"{name} must lie inside the ball of radius {curvature**-0.5:.9g} (curvature {curvature:g}), got a norm of "
-            f"{norm:.9g} in row {int(first)}: project such points into the ball first"
+            f"{norm:.9g} in row {int(first)} (vecbank.Poincare(c).into_ball makes points of the ball)"
         )
 
 

@@ -45,10 +45,15 @@ def rounded(m: Metric, found: Tensor, x: Tensor, mapped: Tensor, bank: Any, plac
     """The values, from those of `base`. places: the bank rows that were found; of: the queries of these, as rows of all
     mapped queries; both of the shape of `found`.
     """
+    return unrounded(m, found, x, mapped, bank, places, of).to(value_dtype(x))
+
+
+def unrounded(m: Metric, found: Tensor, x: Tensor, mapped: Tensor, bank: Any, places: Tensor, of: Tensor) -> Tensor:
+    """The same in float64."""
     values = m.value(found)
     if isinstance(m, Angular) and x.dtype == torch.float64:
         values = _near_pi(m, values, found, mapped, bank, places, of)
-    return values.to(value_dtype(x))
+    return values
 
 
 def queries_of(x: Tensor, indices: Tensor) -> Tensor:
@@ -96,14 +101,21 @@ def project(
 
 
 _FLAT = 0.01  # 1 - |cosine| below which cosines have lost digits of the angle
+_SHORT = 1e-7  # norms that cosines of float32 have room for
 _MOST_PAIRS = 1 / 16  # that are worth being scored one by one
 
 
 def _angles(m: Angular, x: Tensor, vectors: Tensor, project: Project) -> Tensor:
+    work = value_dtype(x)
     forward_mode = torch.autograd.forward_ad._current_level >= 0
     if vectors.dim() == 3 or forward_mode or not _checks.readable(x):
         return m.value(project(*sides(m, x, vectors), m.base))
-    found: Tensor = _Angles.apply(x.reshape(-1, x.shape[-1]), vectors, m, project)
+    for rows in (x, vectors):  # cosines count short norms as longer ones
+        norms = torch.linalg.vector_norm(rows.detach(), dim=-1, dtype=torch.float32 if work == torch.float32 else None)
+        short = norms < _SHORT
+        if bool((norms > 1 / _SHORT).any()) or (bool(short.any()) and bool((rows[short] != 0).any())):
+            return m.value(project(*sides(m, x, vectors), m.base))
+    found: Tensor = _Angles.apply(x.reshape(x.shape[:-1].numel(), x.shape[-1]), vectors, m, project)
     return found.reshape(*x.shape[:-1], vectors.shape[-2])
 
 

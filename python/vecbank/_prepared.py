@@ -51,12 +51,12 @@ class PreparedBank(nn.Module):
     ) -> None:
         super().__init__()
         self._use = use_of(screen)
+        if isinstance(metric, str) and metric == "hamming":
+            raise ValueError("a Bank holds vectors: packed bits go into vecbank.bits.BitBank(words, bits=...)")
         _checks.vectors("vectors", vectors)
         self._head = None if head is None else _head.width_of(head, vectors, screen)
         if isinstance(metric, str):
             metric = metrics.NAMED.get(metric, metric)
-        if metric == "hamming":
-            raise ValueError("a Bank holds vectors: packed bits go into vecbank.bits.BitBank(words, bits=...)")
         known = isinstance(metric, metrics.Metric) or (isinstance(metric, str) and metric in METRICS)
         if metric is not None and not known:
             raise ValueError(f"metric must be one of {metrics.names()}, got {metric!r}")
@@ -72,6 +72,7 @@ class PreparedBank(nn.Module):
             metric.check("vectors", vectors)
         elif metric == "poincare":
             _checks.inside_ball("vectors", vectors)
+        self.map = getattr(metric, "map", None)  # a module moves with the Bank, which has its parameters
         if bias is not None:
             _checks.bias(bias, vectors, METRICS[str(metric)])
         if learnable:

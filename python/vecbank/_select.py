@@ -179,7 +179,7 @@ def spans(s: Search, row_bytes: int) -> Iterator[tuple[int, int]]:
 def may(s: Search, listed: Tensor) -> Tensor:
     """Which of the listed rows (..., k) each query may be given; of -1, either."""
     sets = s.lowered()
-    if sets is None or listed.numel() == 0:
+    if sets is None or listed.numel() == 0 or s.bank.shape[-2] == 0:
         return torch.ones_like(listed, dtype=torch.bool)
     flat, lead = listed.clamp_min(0).reshape(-1, listed.shape[-1]), s.x.shape[:-1]
     row_bytes = 16 * listed.shape[-1]

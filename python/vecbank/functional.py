@@ -72,6 +72,8 @@ def metric_code(metric: str | Metric) -> int:
     if code is None:
         if mapping(metric, None) is not None:
             raise ValueError(f"metric must be one of {', '.join(METRICS)} here, got {metric!r}")
+        if metric == "hamming":
+            raise ValueError(f"metric must be one of {', '.join(METRICS)} here: packed bits are not taken")
         raise ValueError(f"metric must be one of {names()}, got {metric!r}")
     return code
 

@@ -20,7 +20,8 @@ def rational_quadratic(x: Tensor, bank: Tensor | Bank, *, alpha: float = 1.0, le
 
     Args:
         x: (..., d).
-        bank: (M, d), (B, M, d) with x (B, N, d), or a Bank.
+        bank: (M, d), (B, M, d) with x (B, N, d), or a Bank. The distance of one that maps rows (`whiten`) takes the
+            place of |x - b|.
         alpha: the exponent, above 0; towards infinity this is the Gaussian kernel.
         length: the length scale, above 0.
 
@@ -35,7 +36,10 @@ def rational_quadratic(x: Tensor, bank: Tensor | Bank, *, alpha: float = 1.0, le
         [[1.0, 0.3333333432674408]]
     """
     alpha, length = _positive("alpha", alpha), _positive("length", length)
-    squares = project(x, bank, "sqeuclidean")
+    own = mapping(None, bank)
+    if own is not None and own.similarity:
+        raise ValueError(f"the Bank's metric must be a distance, got the similarity {own!r}")
+    squares = project(x, bank, "sqeuclidean") if own is None else project(x, bank, own).square()
     return (squares / (2 * alpha * length * length) + 1).pow(-alpha)
 
 

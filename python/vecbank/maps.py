@@ -44,7 +44,7 @@ def whiten(bank: Tensor | Bank, covariance: Tensor) -> Bank:
         _checks.vectors("bank", bank)
     metric, vectors = Mahalanobis(covariance), bank.vectors if isinstance(bank, Bank) else bank
     metric.check("bank", vectors)
-    return Bank(vectors, metric)
+    return Bank(vectors, metric, screen=bank.screen if isinstance(bank, Bank) else "auto")
 
 
 @entry_point

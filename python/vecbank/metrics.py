@@ -27,7 +27,7 @@ from torch import Tensor
 
 from . import _checks
 from ._numpy import tensor_of
-from ._ops import METRICS
+from ._ops import METRICS, ops
 
 __all__ = ["Angular", "Mahalanobis", "Mapped", "Metric", "Pearson", "Poincare"]
 
@@ -58,9 +58,9 @@ class Metric:
         """The value, from that of `base`; plus or minus infinity stays."""
         return found
 
-    def radius(self, r: Tensor) -> Tensor:
-        """The radius by `base`, from that by this metric."""
-        return r
+    def radius(self, r: Tensor) -> Tensor | None:
+        """The radius by `base`, from that by this metric; None: it is the same."""
+        return None
 
     @property
     def similarity(self) -> bool:
@@ -80,7 +80,8 @@ class Metric:
 class Pearson(Metric):
     """Pearson's correlation: the cosine of rows from which the mean of their coordinates was taken; "pearson" by name.
 
-    A row whose coordinates are all equal has the correlation 0 with every other.
+    A row whose coordinates are all equal has the correlation 0 with every other. As for "cosine", a norm (here after
+    the mean was taken) counts as 1e-8 at least.
 
     Example:
         >>> import torch, vecbank
@@ -106,7 +107,7 @@ class Pearson(Metric):
         if x.shape[-1] == 0:
             return apart
         least, most = torch.aminmax(x.detach(), dim=-1, keepdim=True)
-        same = least == most  # their mean is rounded, and the rest is not 0
+        same = (least == most) & least.isfinite()  # their mean is rounded, and the rest is not 0
         return torch.where(same, 0.0, apart) if not _checks.readable(same) or bool(same.any()) else apart
 
 
@@ -126,7 +127,7 @@ class Angular(Metric):
     name, base = "angular", "l2"
 
     def rows(self, x: Tensor, *, room: bool = False) -> Tensor:
-        x = x.contiguous()  # torch sums in an order that depends on strides
+        x = _of_usual_size(x.contiguous())  # torch sums in an order that depends on strides
         norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
         zero = norms == 0
         unit = x / torch.where(zero, 1.0, norms)
@@ -139,10 +140,23 @@ class Angular(Metric):
     def value(self, found: Tensor) -> Tensor:
         inside = found < 2
         angle = 2 * torch.asin(torch.where(inside, found, 0.0) / 2)
-        return torch.where(inside, angle, torch.where(found < torch.inf, math.pi, found.detach()))
+        angle = torch.where(inside, angle, torch.where(found < torch.inf, math.pi, found.detach()))
+        return torch.where(found < 0, found.detach(), angle)
 
     def radius(self, r: Tensor) -> Tensor:
         return torch.where(r < math.pi, 2 * torch.sin(r.clamp(max=math.pi) / 2), torch.where(r.isnan(), r, torch.inf))
+
+
+def _of_usual_size(x: Tensor) -> Tensor:
+    """Float64 rows whose squares would overflow or underflow, scaled by a power of two."""
+    if x.dtype != torch.float64 or x.numel() == 0:
+        return x
+    most = x.detach().abs().amax(-1, keepdim=True)
+    extreme = ((most > 1e140) | (most < 1e-140)) & (most > 0) & most.isfinite()
+    if _checks.readable(extreme) and not bool(extreme.any()):
+        return x
+    half = torch.where(extreme, -(torch.frexp(most).exponent // 2), 0)
+    return torch.ldexp(torch.ldexp(x, half), half)
 
 
 class Poincare(Metric):
@@ -174,6 +188,10 @@ class Poincare(Metric):
 
     def __init__(self, curvature: float = 1.0) -> None:
         _checks.number("curvature", curvature)
+        if isinstance(curvature, Tensor) and curvature.requires_grad:
+            raise ValueError(
+                "curvature must be a number: no gradient goes to it (scale x by sqrt(c), by c = 1, to learn it)"
+            )
         self.curvature = float(curvature)
         if not 0 < self.curvature < math.inf:
             raise ValueError(f"curvature must be above 0 and finite, got {curvature}")
@@ -189,10 +207,10 @@ class Poincare(Metric):
         """
         _checks.floating("x", x)
         root = math.sqrt(self.curvature)
-        norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
         safe = torch.where(norms == 0, 1.0, norms * root)
         most = 1 - 1e-5 if x.dtype in (torch.float32, torch.float64) else 1 - 2.0**-6
-        return x * torch.where(norms == 0, 1.0, safe.tanh().clamp(max=most) / safe)
+        return (x * torch.where(norms == 0, 1.0, safe.tanh().clamp(max=most) / safe)).to(x.dtype)
 
     def check(self, name: str, rows: Tensor) -> None:
         _checks.inside_ball(name, rows, self.curvature)
@@ -241,9 +259,11 @@ class Mahalanobis(Metric):
             raise ValueError(f"covariance must be (d, d), got {tuple(covariance.shape)}")
         wide = covariance.double()
         if _checks.readable(wide):
-            _check_covariance(wide.detach())
+            _check_covariance(wide.detach(), torch.finfo(covariance.dtype).eps)
         self.covariance = covariance
         self.factor = torch.linalg.cholesky(wide)
+        one = torch.eye(wide.shape[0], dtype=torch.float64, device=wide.device)
+        self.inverse = torch.linalg.solve_triangular(self.factor, one, upper=False)
         self.learned = covariance.requires_grad
 
     def check(self, name: str, rows: Tensor) -> None:
@@ -256,20 +276,26 @@ class Mahalanobis(Metric):
             raise ValueError(f"covariance must be on {name}'s device {rows.device}, got {self.factor.device}")
 
     def rows(self, x: Tensor, *, room: bool = False) -> Tensor:
-        flat = x.double().reshape(-1, x.shape[-1])
-        return torch.linalg.solve_triangular(self.factor, flat.mT, upper=False).mT.reshape(x.shape)
+        # Sums in a fixed order: those of a library's product depend on how many rows there are.
+        lead, d = x.shape[:-1], x.shape[-1]
+        wide = x.double().reshape(lead.numel(), d)
+        mapped: Tensor = ops.exact_scores(wide, self.inverse, METRICS["dot"], torch.float64, None)
+        return mapped.reshape(x.shape)
 
     def __repr__(self) -> str:
         return f"Mahalanobis(covariance {tuple(self.covariance.shape)})"
 
     def __eq__(self, other: object) -> bool:
-        return self is other
+        if self is other:
+            return True
+        same = isinstance(other, Mahalanobis) and not (self.learned or other.learned)
+        return same and torch.equal(self.covariance, other.covariance)  # type: ignore[attr-defined]
 
     def __hash__(self) -> int:
-        return id(self)
+        return hash(repr(self))
 
 
-def _check_covariance(wide: Tensor) -> None:
+def _check_covariance(wide: Tensor, eps: float) -> None:
     if not bool(wide.isfinite().all()):
         raise ValueError("covariance must be finite, got NaN or infinity")
     apart = float((wide - wide.mT).abs().max()) if wide.numel() else 0.0
@@ -279,8 +305,8 @@ def _check_covariance(wide: Tensor) -> None:
         return
     eigenvalues = torch.linalg.eigvalsh(wide)
     least, most = float(eigenvalues[0]), float(eigenvalues[-1])
-    if not least > wide.shape[0] * 2.0**-52 * most:
-        kind = "singular" if abs(least) <= wide.shape[0] * 2.0**-52 * abs(most) else "indefinite"
+    if not least > 2 * eps * most:  # no more than its rounding
+        kind = "singular" if least > -32 * eps * abs(most) else "indefinite"
         raise ValueError(
             f"covariance must be positive definite, but it is {kind}: its smallest eigenvalue is {least:.6g}, its "
             f"largest {most:.6g} (add a multiple of the identity, or shrink it towards its mean variance)"

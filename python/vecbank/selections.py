@@ -37,9 +37,42 @@ def search_of(
     return Search(x, vectors, pack, code, None if allowed is None else lower(allowed, x, vectors), bias)
 
 
-def _mapped_radii(m: Metric, r: object, x: Tensor) -> Tensor:
-    """The radii by the base of m, (...) like x; what is wrong with them is said before they are mapped."""
-    return m.radius(_radii_of(r, x, m.similarity, m.name)).reshape(x.shape[:-1])
+def _mapped_radii(m: Metric, r: object, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The radii, (N,); and by the base of m, (...) like x: those within which every row surely is a hit, and those
+    beyond which none is. What is wrong with radii is said before they are mapped.
+    """
+    radii = _radii_of(r, x, m.similarity, m.name)
+    by_base = m.radius(radii)
+    if by_base is None:
+        same = radii.reshape(x.shape[:-1])
+        return radii, same, same
+    by_base = by_base.reshape(x.shape[:-1])  # rounded, as are the values of hits
+    return radii, by_base * (1 - 2.0**-47), by_base * (1 + 2.0**-47) + 2.0**-1000
+
+
+def _mapped_radius(
+    m: Metric,
+    x: Tensor,
+    bank: Tensor | PreparedBank,
+    r: Tensor | float,
+    allowed: Allowed | Tensor | None,
+    max_hits: int | None,
+) -> RadiusHits:
+    mapped, mapped_bank = _mapped.sides(m, x, bank)
+    radii, least, most = _mapped_radii(m, r, x)
+    offsets, indices, found = radius(mapped, mapped_bank, most, m.base, allowed=allowed, max_hits=max_hits)
+    n = len(offsets) - 1
+    of = torch.arange(n, device=x.device).repeat_interleave(offsets.diff(), output_size=len(indices))
+    values = _mapped.unrounded(m, found, x, mapped, mapped_bank, indices, of)
+    if least is not most:  # the value itself decides
+        hit = values.detach() <= radii[of]
+        if max_hits is None:
+            indices, values = indices[hit], values[hit]
+            offsets = torch.nn.functional.pad(torch.bincount(of[hit], minlength=n).cumsum(0), (1, 0))
+        else:
+            missing = ~hit | (indices < 0)
+            indices, values = torch.where(missing, -1, indices), torch.where(missing, torch.inf, values)
+    return RadiusHits(offsets, indices, values.to(value_dtype(x)))
 
 
 def _radii(r: object, s: Search) -> Tensor:
@@ -120,12 +153,7 @@ def radius(
         return bits.radius(x, words, r, allowed=allowed)
     assert not isinstance(bank, PackedRows)
     if (m := mapping(metric, bank)) is not None:
-        mapped, mapped_bank = _mapped.sides(m, x, bank)
-        offsets, indices, values = radius(
-            mapped, mapped_bank, _mapped_radii(m, r, x), m.base, allowed=allowed, max_hits=max_hits
-        )
-        of = torch.arange(len(offsets) - 1, device=x.device).repeat_interleave(offsets.diff(), output_size=len(indices))
-        return RadiusHits(offsets, indices, _mapped.rounded(m, values, x, mapped, mapped_bank, indices, of))
+        return _mapped_radius(m, x, bank, r, allowed, max_hits)
     s = search_of("radius", x, bank, metric, "l2", allowed)
     radii = _radii(r, s)
     n = radii.shape[0]
@@ -205,7 +233,14 @@ def radius_count(
     assert not isinstance(bank, PackedRows)
     if (m := mapping(metric, bank)) is not None:
         mapped, mapped_bank = _mapped.sides(m, x, bank)
-        return radius_count(mapped, mapped_bank, _mapped_radii(m, r, x), m.base, allowed=allowed)
+        least, most = _mapped_radii(m, r, x)[1:]
+        counts = radius_count(mapped, mapped_bank, most, m.base, allowed=allowed)
+        if least is most:
+            return counts
+        surely = radius_count(mapped, mapped_bank, least, m.base, allowed=allowed)
+        if _checks.readable(counts) and torch.equal(counts, surely):
+            return counts
+        return _mapped_radius(m, x, bank, r, allowed, None).offsets.diff().reshape(x.shape[:-1])
     s = search_of("radius_count", x, bank, metric, "l2", allowed)
     return _select.radius_count(s, _radii(r, s)).reshape(x.shape[:-1])
 

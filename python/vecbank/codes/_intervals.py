@@ -118,7 +118,8 @@ class IntervalCodec:
         wide = x.detach().double().unsqueeze(-1)
         outside = torch.full((len(self.bits), 1), torch.inf, dtype=torch.float64, device=self.edges.device)
         least, most = torch.cat([-outside, self.edges], 1), torch.cat([self.edges, outside], 1)
-        return torch.maximum(least - wide, wide - most).clamp_min(0).square()
+        # Infinity lies in the last interval; of NaN nothing is known.
+        return torch.maximum(least - wide, wide - most).nan_to_num(nan=0.0, posinf=torch.inf).clamp_min(0).square()
 
     @entry_point
     def lower_bounds(self, x: Tensor, codes: Tensor) -> Tensor:
