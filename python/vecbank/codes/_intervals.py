@@ -18,7 +18,8 @@ _MOST_BITS, _ROUNDS = 16, 12
 @dataclass(frozen=True, eq=False, repr=False)
 class IntervalCodec:
     """Codes of the interval that each coordinate lies in, with a number of bits of its own for each dimension:
-    `interval_train` makes it. A search asks `lower_bounds` which vectors may be near, and scores those.
+    `interval_train` makes it. A search asks `lower_bounds` which vectors may be near, and scores those. That is for
+    vectors that are not in memory: among those that are, an exact search takes less time than the bounds.
 
     Args:
         edges: (d, L - 1) float64 ascending: code c of dimension j stands for edges[j, c - 1] <= x_j < edges[j, c];
