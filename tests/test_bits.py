@@ -412,7 +412,7 @@ def test_kinds_that_do_not_go_together() -> None:
             ValueError,
             'searched by "hamming", got',
         ),
-        (lambda: vecbank.Bank(vectors, "hamming"), ValueError, "packed bits go into vecbank.bits.BitBank"),
+        (lambda: vecbank.Bank(vectors, "hamming"), ValueError, "packed bits, which go into vecbank.BitBank"),
         (lambda: vecbank.topk(packed, packed, 1, "hamming", order="worst"), ValueError, "packed bits have no bias"),
         (lambda: vecbank.topk(x, vectors, 1, "haming"), ValueError, "metric must be one of .*hamming"),
     ):

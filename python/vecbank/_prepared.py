@@ -52,7 +52,7 @@ class PreparedBank(nn.Module):
         super().__init__()
         self._use = use_of(screen)
         if isinstance(metric, str) and metric == "hamming":
-            raise ValueError("a Bank holds vectors: packed bits go into vecbank.bits.BitBank(words, bits=...)")
+            raise ValueError('"hamming" is of packed bits, which go into vecbank.BitBank(words, bits=...)')
         _checks.vectors("vectors", vectors)
         self._head = None if head is None else _head.width_of(head, vectors, screen)
         if isinstance(metric, str):
