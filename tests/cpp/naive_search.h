@@ -26,7 +26,7 @@ class NaiveScores {
     };
     std::vector<double> factors;  // of the bank
     for (int64_t j = 0; j < rows_; ++j)
-      factors.push_back(row_factor(m, raw(&wide_b[at(j, d)], &wide_b[at(j, d)], Term::product)));
+      factors.push_back(row_factor(m, raw(wide_b.data() + j * d, wide_b.data() + j * d, Term::product)));
     for (int64_t i = 0; i < queries_; ++i) {
       const double* q = wide_x.data() + i * d;
       const double factor = row_factor(m, raw(q, q, Term::product));
