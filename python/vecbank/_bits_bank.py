@@ -12,8 +12,7 @@ from . import _checks
 from ._bits_blocks import Bits
 from ._numpy import tensor_of
 from ._ops.bits import MOST_DISTANCE, MOST_PLANES, NO_DISTANCE, largest_distance
-from ._ops.sets import Lowered
-from .allowed import Allowed, lower
+from .allowed import Allowed, lowered
 
 
 class PackedRows(nn.Module):
@@ -136,41 +135,6 @@ def resolve(
     return Bits(x, words, bits, x_planes, bank_planes, lowered(allowed, x, words))
 
 
-def lowered(allowed: Allowed | Tensor | None, x: Tensor, words: Tensor) -> Lowered | None:
-    if allowed is None:
-        return None
-    sets = lower(allowed, x, words)
-    return Lowered([sets], [0, 0]) if isinstance(sets, Tensor) else sets
-
-
 def whole_radii(r: object, x: Tensor) -> Tensor:
     """(N,) int64, rounded down, which keeps the hits."""
-    lead, device = x.shape[:-1], x.device
-    if isinstance(r, Tensor) and r.dim() > 0:
-        if r.is_complex() or r.dtype is torch.bool:
-            raise TypeError(f"r must hold numbers, got {r.dtype}")
-        if r.device != device:
-            raise ValueError(f"r must be on x's device {device}, got {r.device}")
-        try:
-            given = r.detach().double().expand(lead)
-        except RuntimeError:
-            raise ValueError(f"r must be a number or broadcast to {tuple(lead)}, got {tuple(r.shape)}") from None
-    else:
-        _checks.number("r", r)
-        given = torch.as_tensor(r).to(device, torch.float64).expand(lead)
-    if _checks.readable(given) and given.numel():
-        if bool(given.isnan().any()):
-            raise ValueError("r must be a number, got NaN")
-        if bool((given < 0).any()):
-            raise ValueError(f"r must not be negative, got {float(given.min()):g}")
-    return given.nan_to_num(-1).floor().clamp(-1, NO_DISTANCE - 1).long().reshape(-1).contiguous()
-
-
-def listed(indices: Tensor, x: Tensor, rows: int) -> Tensor:
-    """Checked numbers of rows (..., k), int64."""
-    indices = _checks.rows(indices, rows, "indices")
-    if indices.dim() != x.dim() or indices.shape[:-1] != x.shape[:-1]:
-        raise ValueError(f"indices must have shape (..., k) for x {tuple(x.shape)}, got {tuple(indices.shape)}")
-    if indices.device != x.device:
-        raise ValueError(f"indices must be on x's device {x.device}, got {indices.device}")
-    return indices
+    return _checks.radii(r, x).nan_to_num(-1).floor().clamp(-1, NO_DISTANCE - 1).long()

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from . import _checks, _select
-from ._bits_bank import PackedRows, bank_of, lowered
+from ._bits_bank import PackedRows, bank_of
 from ._ops import METRICS, ops
 from ._ops.blocks import BLOCK_BYTES
 from ._ops.fakes import value_dtype
 from ._ops.sets import Lowered
 from ._select import Search
 from ._signs import weighted_signs
-from .allowed import Allowed
+from .allowed import Allowed, lowered
 from .results import TopK
 
 _DOT = METRICS["dot"]

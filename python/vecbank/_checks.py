@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from numbers import Real
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -345,3 +345,42 @@ def weights(t: object, codes: Tensor, dtype: torch.dtype) -> None:
         raise ValueError(f"weights must have the shape of codes {tuple(codes.shape)}, got {tuple(t.shape)}")
     if t.dtype != dtype:
         raise TypeError(f"weights must have the dtype of the rows they weigh ({dtype}), got {t.dtype}")
+
+
+def radii(r: object, x: Tensor, metric: str | None = None, *, signed: bool = False) -> Tensor:
+    """Radii as (N,) float64, one for each row of x (..., d); `signed`: they may be negative. `metric`: for messages."""
+    lead = x.shape[:-1]
+    if isinstance(r, Tensor) and r.dim() > 0:
+        if r.is_complex() or r.dtype is torch.bool:
+            raise TypeError(f"r must hold numbers, got {r.dtype}")
+        if r.device != x.device:
+            raise ValueError(f"r must be on x's device {x.device}, got {r.device}")
+        try:
+            found = r.detach().double().expand(lead)
+        except RuntimeError:
+            raise ValueError(f"r must be a number or broadcast to {tuple(lead)}, got {tuple(r.shape)}") from None
+    else:
+        number("r", r)
+        given: Any = r
+        if isinstance(given, Tensor) and given.is_meta and not x.is_meta:
+            raise ValueError(f"r must be on x's device {x.device}, got {given.device}")
+        wide = given.detach() if isinstance(given, Tensor) else torch.tensor(float(given), dtype=torch.float64)
+        found = wide.to(x.device, torch.float64).expand(lead)
+    if readable(found) and found.numel():
+        if bool(found.isnan().any()):
+            raise ValueError("r must be a number, got NaN")
+        if not signed and bool((found < 0).any()):
+            of = "" if metric is None else f' for the distance "{metric}"'
+            raise ValueError(f"r must not be negative{of}, got {float(found.min()):g}")
+    return found.reshape(-1).contiguous()
+
+
+def listed(indices: object, x: Tensor, count: int) -> Tensor:
+    """Row numbers (..., k) for x (..., d), below `count` or -1, as int64."""
+    found = rows(indices, count, "indices")
+    if found.dim() != x.dim() or found.shape[:-1] != x.shape[:-1]:
+        expected = f"({', '.join(str(n) for n in x.shape[:-1])}{', ' if x.dim() > 1 else ''}k)"
+        raise ValueError(f"indices must have shape {expected} for x {tuple(x.shape)}, got {tuple(found.shape)}")
+    if found.device != x.device:
+        raise ValueError(f"indices must be on x's device {x.device}, got {found.device}")
+    return found

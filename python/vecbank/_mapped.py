@@ -111,7 +111,7 @@ def _angles(m: Angular, x: Tensor, vectors: Tensor, project: Project) -> Tensor:
     if vectors.dim() == 3 or forward_mode or not _checks.readable(x):
         return m.value(project(*sides(m, x, vectors), m.base))
     for rows in (x, vectors):  # cosines count short norms as longer ones
-        norms = torch.linalg.vector_norm(rows.detach(), dim=-1, dtype=torch.float32 if work == torch.float32 else None)
+        norms = torch.linalg.vector_norm(rows.detach(), dim=-1, dtype=work)
         short = norms < _SHORT
         if bool((norms > 1 / _SHORT).any()) or (bool(short.any()) and bool((rows[short] != 0).any())):
             return m.value(project(*sides(m, x, vectors), m.base))

@@ -17,7 +17,7 @@ from ._numpy import entry_point
 from ._ops import REDUCTIONS, ops
 from ._ops.sets import Lowered
 from ._sparse_bank import SparseBank
-from .allowed import Allowed, lower
+from .allowed import Allowed, lowered
 from .results import TopK
 
 
@@ -119,8 +119,7 @@ def topk(
     sets: Lowered | None = None
     if allowed is not None:
         rows = asked.query_weights.new_empty(1).expand(count, 1)  # for their number and their device
-        lowered = lower(allowed, asked.query_weights, rows)
-        sets = Lowered([lowered], [0, 0]) if isinstance(lowered, Tensor) else lowered
+        sets = lowered(allowed, asked.query_weights, rows)
     places = min(k, count)
     if places == 0:
         values = scores(asked.ids, asked.query_weights, documents)  # (..., 0), and known to autograd

@@ -469,3 +469,11 @@ def lower(allowed: Allowed | Tensor, x: Tensor, vectors: Tensor) -> Lowered | Te
         return expand_mask(allowed, x, vectors.shape[-2])
     mask = allowed._mask()
     return allowed._lowered(x, vectors) if mask is None else expand_mask(mask, x, vectors.shape[-2])
+
+
+def lowered(allowed: Allowed | Tensor | None, x: Tensor, vectors: Tensor) -> Lowered | None:
+    """The same as a program, a mask too; None: all rows."""
+    if allowed is None:
+        return None
+    sets = lower(allowed, x, vectors)
+    return Lowered([sets], [0, 0]) if isinstance(sets, Tensor) else sets

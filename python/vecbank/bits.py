@@ -21,7 +21,7 @@ from torch import Tensor
 from . import _bits_blocks as blocks
 from . import _bits_floats as floats
 from . import _checks
-from ._bits_bank import PackedRows, listed, resolve, whole_radii
+from ._bits_bank import PackedRows, resolve, whole_radii
 from ._bits_blocks import Bits
 from ._numpy import entry_point
 from ._ops import ops
@@ -257,7 +257,7 @@ def score_pairs(
         [[1, 2147483647]]
     """
     b = resolve(x, bank, bits, x_planes, bank_planes, None)
-    return blocks.pairs(b, listed(indices, x, b.words.shape[0]))
+    return blocks.pairs(b, _checks.listed(indices, x, b.words.shape[0]))
 
 
 @entry_point

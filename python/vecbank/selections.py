@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import torch
 from torch import Generator, Tensor
 
 from . import _checks, _mapped, _select, bits
 from ._bits_bank import PackedRows, of_bits, whole_radii
-from ._bits_bank import listed as listed_bits
 from ._numpy import entry_point
 from ._ops.bits import NO_DISTANCE
 from ._ops.fakes import value_dtype
@@ -41,7 +40,7 @@ def _mapped_radii(m: Metric, r: object, x: Tensor) -> tuple[Tensor, Tensor, Tens
     """The radii, (N,); and by the base of m, (...) like x: those within which every row surely is a hit, and those
     beyond which none is. What is wrong with radii is said before they are mapped.
     """
-    radii = _radii_of(r, x, m.similarity, m.name)
+    radii = _checks.radii(r, x, m.name, signed=m.similarity)
     by_base = m.radius(radii)
     if by_base is None:
         same = radii.reshape(x.shape[:-1])
@@ -76,34 +75,7 @@ def _mapped_radius(
 
 
 def _radii(r: object, s: Search) -> Tensor:
-    return _radii_of(r, s.x, s.similarity, metric_name(s.code))
-
-
-def _radii_of(r: object, x: Tensor, similarity: bool, metric: str) -> Tensor:
-    """(N,) float64."""
-    lead = x.shape[:-1]
-    if isinstance(r, Tensor) and r.dim() > 0:
-        if r.is_complex() or r.dtype is torch.bool:
-            raise TypeError(f"r must hold numbers, got {r.dtype}")
-        if r.device != x.device:
-            raise ValueError(f"r must be on x's device {x.device}, got {r.device}")
-        try:
-            radii = r.detach().double().expand(lead)
-        except RuntimeError:
-            raise ValueError(f"r must be a number or broadcast to {tuple(lead)}, got {tuple(r.shape)}") from None
-    else:
-        _checks.number("r", r)
-        number: Any = r
-        if isinstance(number, Tensor) and number.is_meta and not x.is_meta:
-            raise ValueError(f"r must be on x's device {x.device}, got {number.device}")
-        given = number.detach() if isinstance(number, Tensor) else torch.tensor(float(number), dtype=torch.float64)
-        radii = given.to(x.device, torch.float64).expand(lead)
-    if _checks.readable(radii) and radii.numel():
-        if bool(radii.isnan().any()):
-            raise ValueError("r must be a number, got NaN")
-        if not similarity and bool((radii < 0).any()):
-            raise ValueError(f'r must not be negative for the distance "{metric}", got {float(radii.min()):g}')
-    return radii.reshape(-1).contiguous()
+    return _checks.radii(r, s.x, metric_name(s.code), signed=s.similarity)
 
 
 @entry_point
@@ -281,17 +253,7 @@ def score_pairs(
         of = _mapped.queries_of(x, indices)
         return _mapped.rounded(m, scores, x, mapped, mapped_bank, indices, of)
     s = search_of("score_pairs", x, bank, metric, "dot", None)
-    return _pairs(s, _listed(s, indices))
-
-
-def _listed(s: Search, indices: Tensor) -> Tensor:
-    indices = _checks.rows(indices, s.bank.shape[-2], "indices")
-    if indices.dim() != s.x.dim() or indices.shape[:-1] != s.x.shape[:-1]:
-        expected = f"({', '.join(str(n) for n in s.x.shape[:-1])}{', ' if s.x.dim() > 1 else ''}k)"
-        raise ValueError(f"indices must have shape {expected} for x {tuple(s.x.shape)}, got {tuple(indices.shape)}")
-    if indices.device != s.x.device:
-        raise ValueError(f"indices must be on x's device {s.x.device}, got {indices.device}")
-    return indices
+    return _pairs(s, _checks.listed(indices, s.x, s.bank.shape[-2]))
 
 
 def _pairs(s: Search, indices: Tensor) -> Tensor:
@@ -394,7 +356,7 @@ def verify(
         return verify(*_mapped.sides(m, x, bank), indices, m.base, allowed=allowed)
     asked = indices.shape[-1] if isinstance(indices, Tensor) and indices.dim() else 1
     s = search_of("verify", x, bank, metric, "dot", allowed, k=max(asked, 1))
-    listed = _listed(s, indices)
+    listed = _checks.listed(indices, s.x, s.bank.shape[-2])
     keys, best = _select.keys(s, listed.shape[-1])
     return _verified(
         keys, best, listed, _select.pair_keys(s, listed), _select.may(s, listed) if s.allowed is not None else None
@@ -405,7 +367,7 @@ def _of_bits(
     x: Tensor, bank: Tensor | PackedRows, indices: Tensor, allowed: Allowed | Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """What `_verified` takes, of packed bits."""
-    listed = listed_bits(indices, x, len(bank))
+    listed = _checks.listed(indices, x, len(bank))
     k = listed.shape[-1]
     found = bits.topk(x, bank, max(1, k), allowed=allowed, pad=True)
     best = found.indices[..., :k]
