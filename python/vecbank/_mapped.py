@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,16 +16,37 @@ from ._prepared import PreparedBank
 from .metrics import EXACT, Angular, Metric
 
 
-def sides(m: Metric, x: Tensor, bank: Tensor | PreparedBank) -> tuple[Tensor, Any]:
-    """x and the bank as `base` compares them, in float64."""
+class Sides(NamedTuple):
+    """Queries and a bank as the base of a metric compares them, in float64."""
+
+    metric: Metric
+    x: Tensor  # before it was mapped
+    rows: Tensor  # mapped
+    bank: Any
+
+    def values(self, found: Tensor, places: Tensor, of: Tensor | None = None) -> Tensor:
+        """The values, float64, from those of the base. places: the bank rows that were found; of: the queries of these,
+        as numbers of rows (None: places is (..., k) or (...) as x is (..., d)).
+        """
+        values = self.metric.value(found)
+        if not isinstance(self.metric, Angular) or self.x.dtype != torch.float64:
+            return values
+        return _near_pi(self, values, found, places, _queries_of(self.x, places) if of is None else of)
+
+    def rounded(self, found: Tensor, places: Tensor) -> Tensor:
+        """The same as a verb returns them."""
+        return self.values(found, places).to(value_dtype(self.x))
+
+
+def sides(m: Metric, x: Tensor, bank: Tensor | PreparedBank) -> Sides:
     vectors = _fitting(m, x, bank)
     m.check("x", x)
     if isinstance(bank, PreparedBank):
         rows, room = bank._mapped_by(m, room=m.needs_room(x))
-        return m.rows(x, room=room), rows
+        return Sides(m, x, m.rows(x, room=room), rows)
     m.check("bank", vectors)
     room = m.needs_room(x) or m.needs_room(vectors)
-    return m.rows(x, room=room), m.rows(vectors, room=room)
+    return Sides(m, x, m.rows(x, room=room), m.rows(vectors, room=room))
 
 
 def _fitting(m: Metric, x: Tensor, bank: Tensor | PreparedBank) -> Tensor:
@@ -41,22 +62,7 @@ def _fitting(m: Metric, x: Tensor, bank: Tensor | PreparedBank) -> Tensor:
     return vectors
 
 
-def rounded(m: Metric, found: Tensor, x: Tensor, mapped: Tensor, bank: Any, places: Tensor, of: Tensor) -> Tensor:
-    """The values, from those of `base`. places: the bank rows that were found; of: the queries of these, as rows of all
-    mapped queries; both of the shape of `found`.
-    """
-    return unrounded(m, found, x, mapped, bank, places, of).to(value_dtype(x))
-
-
-def unrounded(m: Metric, found: Tensor, x: Tensor, mapped: Tensor, bank: Any, places: Tensor, of: Tensor) -> Tensor:
-    """The same in float64."""
-    values = m.value(found)
-    if isinstance(m, Angular) and x.dtype == torch.float64:
-        values = _near_pi(m, values, found, mapped, bank, places, of)
-    return values
-
-
-def queries_of(x: Tensor, indices: Tensor) -> Tensor:
+def _queries_of(x: Tensor, indices: Tensor) -> Tensor:
     """Which row of x (..., d), by number, each of the indices (..., k) or (...) was found for."""
     n = x.shape[:-1].numel()
     rows = torch.arange(n, device=x.device).reshape(x.shape[:-1])
@@ -66,18 +72,16 @@ def queries_of(x: Tensor, indices: Tensor) -> Tensor:
 _FAR = 1.99  # a distance of unit rows above which, in float64, the distance from the mirrored row says more
 
 
-def _near_pi(
-    m: Angular, values: Tensor, found: Tensor, mapped: Tensor, bank: Any, places: Tensor, of: Tensor
-) -> Tensor:
+def _near_pi(s: Sides, values: Tensor, found: Tensor, places: Tensor, of: Tensor) -> Tensor:
     far = (found.detach() > _FAR) & (places >= 0)
     if not _checks.readable(far) or not bool(far.any()):
         return values
-    vectors = bank._held() if isinstance(bank, PreparedBank) else bank
+    vectors = s.bank._held() if isinstance(s.bank, PreparedBank) else s.bank
     row, column = of[far], places[far]
     if vectors.dim() == 3:
-        column = column + row // mapped.shape[1] * vectors.shape[1]
-    rest = torch.linalg.vector_norm(mapped.flatten(0, -2)[row] + vectors.flatten(0, -2)[column], dim=-1)
-    return values.index_put((far,), torch.pi - m.value(rest))
+        column = column + row // s.rows.shape[1] * vectors.shape[1]
+    rest = torch.linalg.vector_norm(s.rows.flatten(0, -2)[row] + vectors.flatten(0, -2)[column], dim=-1)
+    return values.index_put((far,), torch.pi - s.metric.value(rest))
 
 
 # ---- project ------------------------------------------------------------------------------------------------------
@@ -93,11 +97,16 @@ def project(
     if isinstance(m, Angular):
         return _angles(m, x, _fitting(m, x, bank), project).to(out)
     if m.base in EXACT:
-        return m.value(project(*sides(m, x, bank), m.base)).to(out)
+        return _through(sides(m, x, bank), project).to(out)
     vectors, work = _fitting(m, x, bank), value_dtype(x)
     m.check("x", x)
     m.check("bank", vectors)
     return m.value(project(m.narrow(x, work), m.narrow(vectors, work), m.base)).to(out)
+
+
+def _through(s: Sides, project: Project) -> Tensor:
+    """All values, by projection in float64."""
+    return s.metric.value(project(s.rows, s.bank, s.metric.base))
 
 
 _FLAT = 0.01  # 1 - |cosine| below which cosines have lost digits of the angle
@@ -109,12 +118,12 @@ def _angles(m: Angular, x: Tensor, vectors: Tensor, project: Project) -> Tensor:
     work = value_dtype(x)
     forward_mode = torch.autograd.forward_ad._current_level >= 0
     if vectors.dim() == 3 or forward_mode or not _checks.readable(x):
-        return m.value(project(*sides(m, x, vectors), m.base))
+        return _through(sides(m, x, vectors), project)
     for rows in (x, vectors):  # cosines count short norms as longer ones
         norms = torch.linalg.vector_norm(rows.detach(), dim=-1, dtype=work)
         short = norms < _SHORT
         if bool((norms > 1 / _SHORT).any()) or (bool(short.any()) and bool((rows[short] != 0).any())):
-            return m.value(project(*sides(m, x, vectors), m.base))
+            return _through(sides(m, x, vectors), project)
     found: Tensor = _Angles.apply(x.reshape(x.shape[:-1].numel(), x.shape[-1]), vectors, m, project)
     return found.reshape(*x.shape[:-1], vectors.shape[-2])
 
@@ -149,7 +158,7 @@ class _Angles(Function):
 
 def _all_exact(m: Angular, x: Tensor, vectors: Tensor) -> Tensor:
     """All angles, float64, from exact distances of unit rows; near pi from those of the mirrored rows."""
-    mapped, rows = sides(m, x, vectors)
+    _, _, mapped, rows = sides(m, x, vectors)
     apart: Tensor = ops.exact_scores(mapped, rows, METRICS["l2"], torch.float64, None)
     angles = m.value(apart)
     if bool((apart > _FAR).any()):

@@ -186,10 +186,9 @@ def topk(
     if (m := mapping(metric, bank)) is not None:
         if bias is not None:
             raise ValueError(f'bias goes with the "dot" metric, got {m.name!r}')
-        mapped, mapped_bank = _mapped.sides(m, x, bank)
-        values, indices = topk(mapped, mapped_bank, k, m.base, allowed=allowed, order=order, pad=pad)
-        of = _mapped.queries_of(x, indices)
-        return TopK(_mapped.rounded(m, values, x, mapped, mapped_bank, indices, of), indices)
+        mapped = _mapped.sides(m, x, bank)
+        values, indices = topk(mapped.rows, mapped.bank, k, m.base, allowed=allowed, order=order, pad=pad)
+        return TopK(mapped.rounded(values, indices), indices)
     vectors, pack, code = resolve("topk", x, bank, metric, "dot", biased=True, k=k)
     rows = vectors.shape[-2]
     if k < 1 or (k > rows and not pad):
@@ -260,10 +259,9 @@ def nearest(
         return bits.nearest(x, words, allowed=allowed)
     assert not isinstance(bank, PackedRows)
     if (m := mapping(metric, bank)) is not None:
-        mapped, mapped_bank = _mapped.sides(m, x, bank)
-        values, indices = nearest(mapped, mapped_bank, m.base, allowed=allowed)
-        of = _mapped.queries_of(x, indices)
-        return Nearest(_mapped.rounded(m, values, x, mapped, mapped_bank, indices, of), indices)
+        mapped = _mapped.sides(m, x, bank)
+        values, indices = nearest(mapped.rows, mapped.bank, m.base, allowed=allowed)
+        return Nearest(mapped.rounded(values, indices), indices)
     vectors, pack, code = resolve("nearest", x, bank, metric, "l2")
     if allowed is None or vectors.shape[-2] == 0:
         if allowed is not None:

@@ -58,7 +58,9 @@ def search_part(
     k = _checks.at_least(1, "k", k)
     first_row = _checks.at_least(0, "first_row", first_row)
     if (m := mapping(metric, part)) is not None:
-        keys, indices, _, _ = search_part(*_mapped.sides(m, x, part), k, m.base, first_row=first_row, allowed=allowed)
+        mapped = _mapped.sides(m, x, part)
+        found = search_part(mapped.rows, mapped.bank, k, m.base, first_row=first_row, allowed=allowed)
+        keys, indices = found.keys, found.indices
         return SearchPart(keys, indices, named(m), value_dtype(x))
     s = search_of("search_part", x, part, metric, "dot", allowed, k=k)
     keys, indices = _select.keys(s, k)

@@ -50,19 +50,14 @@ def _mapped_radii(m: Metric, r: object, x: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def _mapped_radius(
-    m: Metric,
-    x: Tensor,
-    bank: Tensor | PreparedBank,
-    r: Tensor | float,
-    allowed: Allowed | Tensor | None,
-    max_hits: int | None,
+    s: _mapped.Sides, r: Tensor | float, allowed: Allowed | Tensor | None, max_hits: int | None
 ) -> RadiusHits:
-    mapped, mapped_bank = _mapped.sides(m, x, bank)
-    radii, least, most = _mapped_radii(m, r, x)
-    offsets, indices, found = radius(mapped, mapped_bank, most, m.base, allowed=allowed, max_hits=max_hits)
+    x = s.x
+    radii, least, most = _mapped_radii(s.metric, r, x)
+    offsets, indices, found = radius(s.rows, s.bank, most, s.metric.base, allowed=allowed, max_hits=max_hits)
     n = len(offsets) - 1
     of = torch.arange(n, device=x.device).repeat_interleave(offsets.diff(), output_size=len(indices))
-    values = _mapped.unrounded(m, found, x, mapped, mapped_bank, indices, of)
+    values = s.values(found, indices, of)
     if least is not most:  # the value itself decides
         hit = values.detach() <= radii[of]
         if max_hits is None:
@@ -125,7 +120,7 @@ def radius(
         return bits.radius(x, words, r, allowed=allowed)
     assert not isinstance(bank, PackedRows)
     if (m := mapping(metric, bank)) is not None:
-        return _mapped_radius(m, x, bank, r, allowed, max_hits)
+        return _mapped_radius(_mapped.sides(m, x, bank), r, allowed, max_hits)
     s = search_of("radius", x, bank, metric, "l2", allowed)
     radii = _radii(r, s)
     n = radii.shape[0]
@@ -204,15 +199,15 @@ def radius_count(
         return bits.radius_count(x, words, r, allowed=allowed)
     assert not isinstance(bank, PackedRows)
     if (m := mapping(metric, bank)) is not None:
-        mapped, mapped_bank = _mapped.sides(m, x, bank)
+        mapped = _mapped.sides(m, x, bank)
         least, most = _mapped_radii(m, r, x)[1:]
-        counts = radius_count(mapped, mapped_bank, most, m.base, allowed=allowed)
+        counts = radius_count(mapped.rows, mapped.bank, most, m.base, allowed=allowed)
         if least is most:
             return counts
-        surely = radius_count(mapped, mapped_bank, least, m.base, allowed=allowed)
+        surely = radius_count(mapped.rows, mapped.bank, least, m.base, allowed=allowed)
         if _checks.readable(counts) and torch.equal(counts, surely):
             return counts
-        return _mapped_radius(m, x, bank, r, allowed, None).offsets.diff().reshape(x.shape[:-1])
+        return _mapped_radius(mapped, r, allowed, None).offsets.diff().reshape(x.shape[:-1])
     s = search_of("radius_count", x, bank, metric, "l2", allowed)
     return _select.radius_count(s, _radii(r, s)).reshape(x.shape[:-1])
 
@@ -248,10 +243,8 @@ def score_pairs(
         return bits.score_pairs(x, words, indices)
     assert not isinstance(bank, PackedRows)
     if (m := mapping(metric, bank)) is not None:
-        mapped, mapped_bank = _mapped.sides(m, x, bank)
-        scores = score_pairs(mapped, mapped_bank, indices, m.base)
-        of = _mapped.queries_of(x, indices)
-        return _mapped.rounded(m, scores, x, mapped, mapped_bank, indices, of)
+        mapped = _mapped.sides(m, x, bank)
+        return mapped.rounded(score_pairs(mapped.rows, mapped.bank, indices, m.base), indices)
     s = search_of("score_pairs", x, bank, metric, "dot", None)
     return _pairs(s, _checks.listed(indices, s.x, s.bank.shape[-2]))
 
@@ -353,7 +346,8 @@ def verify(
         return _verified(*_of_bits(x, words, indices, allowed))
     assert not isinstance(bank, PackedRows)
     if (m := mapping(metric, bank)) is not None:
-        return verify(*_mapped.sides(m, x, bank), indices, m.base, allowed=allowed)
+        mapped = _mapped.sides(m, x, bank)
+        return verify(mapped.rows, mapped.bank, indices, m.base, allowed=allowed)
     asked = indices.shape[-1] if isinstance(indices, Tensor) and indices.dim() else 1
     s = search_of("verify", x, bank, metric, "dot", allowed, k=max(asked, 1))
     listed = _checks.listed(indices, s.x, s.bank.shape[-2])
