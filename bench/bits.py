@@ -5,23 +5,16 @@ Every row times ours beside faiss' binary index in one interleaved run, and coun
 
 from __future__ import annotations
 
-import argparse
-import json
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import vecbank
-from bench import machine
-from bench.report import named
-from bench.selections import OURS, Row, draw, measure, table
+from bench.selections import OURS, Row, options_of, run
 from vecbank import bits, codes
 
 FAISS = "faiss, IndexBinaryFlat"
@@ -102,26 +95,7 @@ def rows_of() -> Iterator[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=7, help="times of each candidate (default: %(default)s)")
-    parser.add_argument("--budget", type=float, default=6.0, help="seconds for each candidate (default: %(default)s)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(tempfile.gettempdir()) / "bits.json",
-        help="JSON; the table and the plot go beside it",
-    )
-    options = parser.parse_args()
-    measured = [
-        measure(row, options.repeats, options.budget) for row in tqdm(rows_of(), desc="bits", unit="row", total=9)
-    ]
-    about = {**machine.machine(), **machine.commit(), "isa": vecbank._C.isa()}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"machine": about, "rows": measured}, indent=1) + "\n")
-    text = table(measured, about, TITLE, "bench.bits")
-    options.out.with_suffix(".md").write_text(text + "\n")
-    draw(measured, options.out.with_suffix(".png"), f"{TITLE}, {about['isa']}\n{named(about)}")
-    print(text)
+    run("bits", TITLE, rows_of(), 9, options_of("bits", __doc__ or "").parse_args())
 
 
 if __name__ == "__main__":

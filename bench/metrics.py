@@ -5,11 +5,7 @@ Every row times ours beside its peers in one interleaved run, and counts the que
 
 from __future__ import annotations
 
-import argparse
-import json
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +13,10 @@ import scipy.sparse
 import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
-from tqdm import tqdm
 
 import vecbank
-from bench import bits, machine
-from bench.report import named
-from bench.selections import OURS, Row, draw, measure, table
+from bench import bits
+from bench.selections import OURS, Row, options_of, run
 
 TITLE, K = "Metrics", 10
 
@@ -186,26 +180,7 @@ def rows_of() -> Iterator[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=7, help="times of each candidate (default: %(default)s)")
-    parser.add_argument("--budget", type=float, default=8.0, help="seconds for each candidate (default: %(default)s)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(tempfile.gettempdir()) / "metrics.json",
-        help="JSON; the table and the plot go beside it",
-    )
-    options = parser.parse_args()
-    measured = [
-        measure(row, options.repeats, options.budget) for row in tqdm(rows_of(), desc="metrics", unit="row", total=12)
-    ]
-    about = {**machine.machine(), **machine.commit(), "isa": vecbank._C.isa()}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"machine": about, "rows": measured}, indent=1) + "\n")
-    text = table(measured, about, TITLE, "bench.metrics")
-    options.out.with_suffix(".md").write_text(text + "\n")
-    draw(measured, options.out.with_suffix(".png"), f"{TITLE}, {about['isa']}\n{named(about)}")
-    print(text)
+    run("metrics", TITLE, rows_of(), 12, options_of("metrics", __doc__ or "", budget=8.0).parse_args())
 
 
 if __name__ == "__main__":

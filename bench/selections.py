@@ -287,33 +287,39 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     figure.savefig(path, dpi=90)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options_of(name: str, description: str, *, budget: float = 6.0) -> argparse.ArgumentParser:
+    """The options of a bench that `measured` runs; others may be added."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7, help="times of each candidate (default: %(default)s)")
-    parser.add_argument("--budget", type=float, default=6.0, help="seconds for each candidate (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="of the bank (default: %(default)s)")
+    parser.add_argument(
+        "--budget", type=float, default=budget, help="seconds for each candidate (default: %(default)s)"
+    )
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path(tempfile.gettempdir()) / "selections.json",
+        default=Path(tempfile.gettempdir()) / f"{name}.json",
         help="JSON; the table and the plot go beside it",
     )
-    options = parser.parse_args()
-    measured = [
-        measure(row, options.repeats, options.budget)
-        for row in tqdm(rows_of(options.rows), desc="selections", unit="row", total=13)
-    ]
+    return parser
+
+
+def run(name: str, title: str, rows: Iterator[Row], total: int, options: argparse.Namespace) -> None:
+    """Measures the rows, and writes the figures, the table and the plot."""
+    measured = [measure(row, options.repeats, options.budget) for row in tqdm(rows, desc=name, unit="row", total=total)]
     about = {**machine.machine(), **machine.commit(), "isa": vecbank._C.isa()}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"machine": about, "rows": measured}, indent=1) + "\n")
-    text = table(measured, about, TITLE, "bench.selections")
+    text = table(measured, about, title, f"bench.{name}")
     options.out.with_suffix(".md").write_text(text + "\n")
-    draw(
-        measured,
-        options.out.with_suffix(".png"),
-        f"{TITLE}, {about['isa']}\n{named(about)}",
-    )
+    draw(measured, options.out.with_suffix(".png"), f"{title}, {about['isa']}\n{named(about)}")
     print(text)
+
+
+def main() -> None:
+    parser = options_of("selections", __doc__ or "")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of the bank (default: %(default)s)")
+    options = parser.parse_args()
+    run("selections", TITLE, rows_of(options.rows), 13, options)
 
 
 if __name__ == "__main__":
