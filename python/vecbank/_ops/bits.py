@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .define import define
 from .fakes import check, same_device
-from .selection import check_sets
+from .selection import check_sets, within
 
 MOST_PLANES = 30  # core/bits.h, as all of this
 MOST_DISTANCE = 2**31 - 2
@@ -68,13 +68,7 @@ def _hamming_radius_count(
     program: list[int],
 ) -> Tensor:
     _check_words(x, bank, bits, x_planes, bank_planes)
-    same_device(x, radii)
-    check(radii.dim() == 1 and radii.dtype == torch.int64, f"radii must be int64 (N,), got {tuple(radii.shape)}")
-    check(
-        radii.shape[0] == x.shape[:-1].numel(), f"radii must be (N,) for x {tuple(x.shape)}, got {tuple(radii.shape)}"
-    )
-    check_sets(x, bank, sets, program)
-    return x.new_empty(radii.shape[0], dtype=torch.int64)
+    return within(x, bank, radii, torch.int64, sets, program)
 
 
 def _hamming_radius(

@@ -132,8 +132,16 @@ def _radius_count(
 ) -> Tensor:
     check_pair(x, bank, metric, pack)
     check_bias(bias, bank, metric)
+    return within(x, bank, radii, torch.float64, sets, program)
+
+
+def within(
+    x: Tensor, bank: Tensor, radii: Tensor, dtype: torch.dtype, sets: list[Tensor], program: list[int]
+) -> Tensor:
+    """The counts (N,) of rows within radii (N,) of this dtype, of vectors or of packed bits."""
     same_device(x, radii)
-    check(radii.dim() == 1 and radii.dtype == torch.float64, f"radii must be float64 (N,), got {tuple(radii.shape)}")
+    name = str(dtype).removeprefix("torch.")
+    check(radii.dim() == 1 and radii.dtype == dtype, f"radii must be {name} (N,), got {tuple(radii.shape)}")
     check(
         radii.shape[0] == x.shape[:-1].numel(), f"radii must be (N,) for x {tuple(x.shape)}, got {tuple(radii.shape)}"
     )
