@@ -18,11 +18,27 @@ has namespaces:
 
 from . import _cuda as _cuda
 from . import _ops as _ops  # loads the extension and registers torch.ops.vecbank
-from . import anchors, bits, cluster, codes, embedding, kernels, metrics, nn, pq, reference, residual, results, sparse
+from . import (
+    anchors,
+    bits,
+    cluster,
+    codes,
+    embedding,
+    kernels,
+    losses,
+    metrics,
+    nn,
+    pq,
+    reference,
+    residual,
+    results,
+    sparse,
+)
 from ._cuda import check
 from ._ops import METRICS
 from ._version import __version__
 from .allowed import Allowed
+from .attention import attend, logsumexp
 from .bank import Bank
 from .bits import BitBank
 from .cluster import kmeans
@@ -41,6 +57,7 @@ from .pq import train as pq_train
 from .residual import lookup as residual_lookup
 from .residual import quantize as residual_quantize
 from .results import (
+    Attended,
     Fired,
     KMeans,
     Nearest,
@@ -74,6 +91,10 @@ __all__ = [
     "RadiusHits",
     "Column",
     "Allowed",
+    "Attended",
+    "attend",
+    "logsumexp",
+    "losses",
     "Angular",
     "Bank",
     "BitBank",

@@ -24,6 +24,13 @@ class Nearest(NamedTuple):
     indices: Tensor
 
 
+class Attended(NamedTuple):
+    """What `attend(return_lse=True)` returns: the sums (..., e), and the log-sum-exp of their scores (...)."""
+
+    output: Tensor
+    lse: Tensor
+
+
 class RadiusHits(NamedTuple):
     """What `radius` returns: the hits of query i, in the order of x's leading dimensions, are the elements
     `offsets[i]:offsets[i + 1]` of the other two, best first.

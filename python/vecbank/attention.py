@@ -1,0 +1,243 @@
+"""`attend`: sums of a bank's rows, weighted by their similarity to a query; and the log-sum-exp of the similarities.
+
+Attention over a fixed set, the retrieval of modern Hopfield networks, the lookup of dictionaries, kernel classifiers,
+contrastive losses. The weights of all pairs are never in memory at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, SupportsIndex
+
+import torch
+from torch import Tensor
+
+from . import _attend_blocks, _attend_few, _checks
+from ._attend_blocks import Problem, Weight
+from ._numpy import entry_point
+from ._ops import SIMILARITIES
+from ._ops.fakes import value_dtype
+from ._prepared import PreparedBank
+from .allowed import Allowed, lowered
+from .functional import project, resolve
+from .metrics import Metric, mapping
+from .results import Attended
+
+WEIGHTS = ("softmax", "sparsemax")
+
+
+class Given(NamedTuple):
+    """Checked arguments."""
+
+    x: Tensor
+    bank: Tensor | PreparedBank
+    rows: Tensor  # of the bank
+    values: Tensor | None
+    metric: str | Metric | None
+    similarity: bool
+    dot: bool  # a plain dot product, without a bias
+    beta: Tensor  # (N,) of the dtype that sums run in
+    allowed: Allowed | Tensor | None
+
+
+def _betas(beta: object, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """beta as (N,), one for each row of x."""
+    lead = x.shape[:-1]
+    if isinstance(beta, Tensor) and beta.dim() > 0:
+        _checks.floating("beta", beta)
+        if beta.device != x.device:
+            raise ValueError(f"beta must be on x's device {x.device}, got {beta.device}")
+        try:
+            found = beta.to(dtype).expand(lead)
+        except RuntimeError:
+            raise ValueError(f"beta must be a number or broadcast to {tuple(lead)}, got {tuple(beta.shape)}") from None
+    else:
+        _checks.number("beta", beta)
+        given: Any = beta
+        wide = given if isinstance(given, Tensor) else torch.tensor(float(given), dtype=torch.float64)
+        found = wide.to(x.device, dtype).expand(lead)
+    found = found.reshape(lead.numel())
+    plain = found.detach()
+    if _checks.readable(plain) and plain.numel() and not bool(plain.isfinite().all()):
+        raise ValueError(f"beta must be finite, got {float(plain[~plain.isfinite()][0])}")
+    return found
+
+
+def _given(
+    verb: str,
+    x: Tensor,
+    bank: Tensor | PreparedBank,
+    values: Tensor | PreparedBank | None,
+    metric: str | Metric | None,
+    beta: object,
+    allowed: Allowed | Tensor | None,
+) -> Given:
+    m = mapping(metric, bank)
+    if m is not None:
+        rows = bank._held() if isinstance(bank, PreparedBank) else bank
+        _checks.vectors("bank", rows)
+        _checks.pair(x, rows)
+        similarity, dot = m.similarity, False
+    else:
+        rows, _, code = resolve(verb, x, bank, metric, "dot", biased=True)
+        similarity = code in SIMILARITIES
+        dot = code == 0 and not (isinstance(bank, PreparedBank) and bank._biased)
+    if isinstance(values, PreparedBank):
+        values = values._held()
+    if values is not None:
+        _checks.vectors("values", values)
+        if values.device != x.device:
+            raise ValueError(f"values must be on x's device {x.device}, got {values.device}")
+        if values.shape[:-1] != rows.shape[:-1]:
+            expected = (*rows.shape[:-1], "e")
+            raise ValueError(
+                f"values must have a row for each row of the bank, {expected}, got {tuple(values.shape)}".replace(
+                    "'", ""
+                )
+            )
+    if allowed is not None:
+        lowered(allowed, x, rows)  # what is wrong with it is said here
+    work = torch.promote_types(value_dtype(x), torch.float64 if rows.dtype == torch.float64 else torch.float32)
+    return Given(x, bank, rows, values, metric, similarity, dot, _betas(beta, x, work), allowed)
+
+
+@entry_point
+def attend(
+    x: Tensor,
+    bank: Tensor | PreparedBank,
+    values: Tensor | PreparedBank | None = None,
+    metric: str | Metric | None = None,
+    *,
+    beta: Tensor | float = 1.0,
+    weight: str | Weight | None = "softmax",
+    k: SupportsIndex | None = None,
+    allowed: Allowed | Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | Attended:
+    """Sums of rows weighted by similarity: `weight(beta * scores) @ values`, without the matrix of weights.
+
+    Args:
+        x: (..., d), the queries.
+        bank: (M, d), (B, M, d) with x (B, N, d), or a Bank: what queries are compared with.
+        values: (M, e), or (B, M, e): the rows that are summed. None (default): those of the bank.
+        metric: as of `project`. None (default): what a Bank names, else "dot". Distances count negatively, so that
+            near rows weigh more, whatever the metric.
+        beta: the scale of the scores (an inverse temperature): a finite number, or a tensor that broadcasts to (...).
+            For scaled dot-product attention d ** -0.5.
+        weight: what becomes of a row's scores z = beta * score. "softmax" (default): exp(z) / sum(exp(z));
+            "sparsemax": the point of the simplex nearest to z, most of whose weights are 0; None: z itself; or a
+            function from scores (n, M) to weights of that shape, which is called for a block of queries at a time (and
+            once more for each on the way back); scores of rows that are not allowed are -inf, and their weights count
+            as 0.
+        k: over the k best rows of each query alone (exact, as `topk` finds them), 1 to M. None (default): over all.
+        allowed: which rows count for whom, as of `topk`.
+        return_lse: return `Attended(output, lse)`; of "softmax" alone.
+
+    Returns:
+        (..., e), of values' dtype. Sums run in float32 (float64 for float64). Where no row is allowed: zeros.
+        Differentiable once in x, a tensor bank, values and beta: on the way back scores are made again, so that memory
+        stays O((N + M) d). On the CPU the sums have a fixed order: the same bits for every number of threads.
+        lse: (...), float32 or float64: log(sum(exp(beta * score))) over the rows that count, differentiable; -inf where
+        there is none.
+
+    Raises:
+        ValueError: beta not finite, k outside 1..M, weight, shapes, devices, metric. TypeError: dtypes.
+
+    Source: Vaswani et al., "Attention is all you need", 2017; Ramsauer et al., "Hopfield networks is all you need",
+        ICLR 2021; the sums in one pass: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, and
+        Dao et al., "FlashAttention", NeurIPS 2022.
+
+    Example:
+        >>> import torch, vecbank
+        >>> bank = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> vecbank.attend(torch.tensor([[1.0, 0.0]]), bank, beta=200.0).tolist()
+        [[1.0, 0.0]]
+        >>> out, lse = vecbank.attend(torch.tensor([[0.0, 0.0]]), bank, torch.tensor([[2.0], [4.0]]), return_lse=True)
+        >>> out.tolist(), round(float(lse), 4)
+        ([[3.0]], 0.6931)
+    """
+    if not (weight is None or callable(weight) or (isinstance(weight, str) and weight in WEIGHTS)):
+        raise ValueError(f'weight must be "softmax", "sparsemax", None or a function of scores, got {weight!r}')
+    if return_lse and weight != "softmax":
+        raise ValueError(f'return_lse goes with weight="softmax", got {weight!r}')
+    g = _given("attend", x, bank, values, metric, beta, allowed)
+    if g.values is None:
+        g = g._replace(values=g.rows)
+    m = g.rows.shape[-2]
+    if k is not None:
+        k = _checks.integer("k", k)
+        if not 1 <= k <= m:
+            raise ValueError(f"k must lie between 1 and the bank's M = {m}, got {k}")
+    found = _attend(g, weight, k)
+    assert found.output is not None and g.values is not None
+    output = found.output.to(g.values.dtype)
+    return Attended(output, found.lse) if return_lse else output
+
+
+class Found(NamedTuple):
+    output: Tensor | None
+    lse: Tensor | None
+
+
+def _attend(g: Given, weight: str | Weight | None, k: int | None) -> Found:
+    if k is not None:
+        return Found(*_attend_few.best(g, weight, k))
+    if weight == "sparsemax":
+        output = _attend_few.sparse(g)
+        if output is not None:
+            return Found(output, None)
+    if weight is None and g.dot and g.allowed is None:
+        return Found(_linear(g), None)
+    return Found(*_attend_blocks.attend(_problem(g), weight))
+
+
+def _linear(g: Given) -> Tensor:
+    """(x B^T) V = x (B^T V)."""
+    assert g.values is not None
+    work = g.beta.dtype
+    wide = g.x.to(work) * g.beta.reshape(*g.x.shape[:-1], 1)
+    return wide @ (g.rows.to(work).mT @ g.values.to(work))
+
+
+def _problem(g: Given) -> Problem:
+    work = g.beta.dtype
+    bank: Any = g.bank
+    metric: Any = g.metric
+    if metric is None and not isinstance(bank, PreparedBank):
+        metric = "dot"
+
+    def score(x: Tensor, batch: int) -> Tensor:
+        rows = bank[batch] if g.rows.dim() == 3 else bank
+        return project(x, rows, metric, out_dtype=work)
+
+    signed = score if g.similarity else (lambda x, batch: -score(x, batch))
+    values = None if g.values is None else g.values.to(work)
+    return Problem(g.x, signed, g.rows, values, g.beta, lowered(g.allowed, g.x, g.rows))
+
+
+@entry_point
+def logsumexp(
+    x: Tensor,
+    bank: Tensor | PreparedBank,
+    metric: str | Metric | None = None,
+    *,
+    beta: Tensor | float = 1.0,
+    allowed: Allowed | Tensor | None = None,
+) -> Tensor:
+    """log(sum_j exp(beta * score_j)) of every query over the bank's rows: what contrastive losses subtract, the energy
+    of a modern Hopfield network, a log density by kernels.
+
+    Args: as of `attend`.
+
+    Returns:
+        (...), float32 (float64 for float64), differentiable once in x, a tensor bank and beta; -inf where no row is
+        allowed.
+
+    Example:
+        >>> import torch, vecbank
+        >>> round(float(vecbank.logsumexp(torch.zeros(2), torch.ones(4, 2))), 4)
+        1.3863
+    """
+    g = _given("logsumexp", x, bank, None, metric, beta, allowed)
+    lse = _attend(g, "softmax", None).lse
+    assert lse is not None
+    return lse
