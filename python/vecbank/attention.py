@@ -88,12 +88,8 @@ def _given(
         if values.device != x.device:
             raise ValueError(f"values must be on x's device {x.device}, got {values.device}")
         if values.shape[:-1] != rows.shape[:-1]:
-            expected = (*rows.shape[:-1], "e")
-            raise ValueError(
-                f"values must have a row for each row of the bank, {expected}, got {tuple(values.shape)}".replace(
-                    "'", ""
-                )
-            )
+            lead = "".join(f"{size}, " for size in rows.shape[:-1])
+            raise ValueError(f"values must have a row for each row of the bank, ({lead}e), got {tuple(values.shape)}")
     if allowed is not None:
         lowered(allowed, x, rows)  # what is wrong with it is said here
     work = torch.promote_types(value_dtype(x), torch.float64 if rows.dtype == torch.float64 else torch.float32)
@@ -170,7 +166,10 @@ def attend(
     found = _attend(g, weight, k)
     assert found.output is not None and g.values is not None
     output = found.output.to(g.values.dtype)
-    return Attended(output, found.lse) if return_lse else output
+    if not return_lse:
+        return output
+    assert found.lse is not None
+    return Attended(output, found.lse)
 
 
 class Found(NamedTuple):
