@@ -2,6 +2,7 @@
 // counterpart of cuda/api.h.
 #pragma once
 
+#include "../core/attend.h"
 #include "../core/bits.h"
 #include "../core/estimator.h"
 #include "../core/lookup.h"
@@ -41,6 +42,8 @@ Status search_each(const SearchProblem* problems, int64_t count, const Parallel&
 Status project_each(const ProjectProblem* problems, int64_t count, const Parallel& parallel);
 Status project_gradients(const ProjectGradientProblem& problem, const Parallel& parallel);
 Status project_gradients_each(const ProjectGradientProblem* problems, int64_t count, const Parallel& parallel);
+Status attend(const AttendProblem& problem, const Parallel& parallel);
+Status attend_gradients(const AttendGradientProblem& problem, const Parallel& parallel);
 Status lookup(const LookupProblem& problem, const Parallel& parallel);
 Status lookup_dot(const LookupDotProblem& problem, const Parallel& parallel);
 Status segment_sum(const SegmentSumProblem& problem, const Parallel& parallel);

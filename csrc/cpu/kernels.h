@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "../core/frame.h"
+#include "attend.h"
 #include "bits.h"
 #include "search/screens/int16.h"
 #include "search/screens/int8.h"
@@ -124,6 +125,7 @@ struct Kernels {
   void (*slopes)(const SlopeArgs&);
   void (*end_slopes)(const SlopeEndArgs&);
   BitKernels bits;
+  AttendKernels attend;
   // out[i] = grads[i * step] / root(squares[i]). Returns whether a square is odd: above float32, or below kLeastSquare.
   bool (*divide_by_roots)(const float* squares, const float* grads, int64_t step, int64_t count, float* out);
 

@@ -47,6 +47,11 @@ struct Avx2F32 {
   static VB_INLINE Reg subtract(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
   static VB_INLINE Reg multiply(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  // 2^n, where the low bits of a hold the whole number n, -127 to 127; 0 for -127.
+  static VB_INLINE Reg exponent(Reg a) {
+    const __m256i bits = _mm256_slli_epi32(_mm256_castps_si256(a), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_castps_si256(fill(1.0f))));
+  }
   static VB_INLINE Reg max0(Reg a) { return _mm256_max_ps(_mm256_setzero_ps(), a); }  // keeps NaN
   static VB_INLINE Reg root(Reg a) { return _mm256_sqrt_ps(a); }
   static VB_INLINE Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }  // of numbers: neither is NaN

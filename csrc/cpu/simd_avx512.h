@@ -87,6 +87,11 @@ struct Avx512F32 {
   static VB_INLINE Reg subtract(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
   static VB_INLINE Reg multiply(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  // 2^n, where the low bits of a hold the whole number n, -127 to 127; 0 for -127.
+  static VB_INLINE Reg exponent(Reg a) {
+    const __m512i bits = _mm512_slli_epi32(_mm512_castps_si512(a), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_castps_si512(fill(1.0f))));
+  }
   static VB_INLINE Reg max0(Reg a) { return _mm512_max_ps(_mm512_setzero_ps(), a); }
   static VB_INLINE Reg root(Reg a) { return _mm512_sqrt_ps(a); }
   static VB_INLINE Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }

@@ -25,6 +25,16 @@ struct Portable {
   static VB_INLINE Reg subtract(Reg a, Reg b) { return a - b; }
   static VB_INLINE Reg multiply(Reg a, Reg b) { return a * b; }
   static VB_INLINE Reg multiply_add(Reg a, Reg b, Reg c) { return a * b + c; }
+  // 2^n, where the low bits of a hold the whole number n, -127 to 127; 0 for -127.
+  static VB_INLINE Reg exponent(Reg a) {
+    static_assert(sizeof(T) == 4);
+    typedef uint32_t Bits __attribute__((vector_size(16)));
+    Bits bits;
+    std::memcpy(&bits, &a, sizeof bits);
+    bits = (bits << 23) + 0x3f800000u;
+    std::memcpy(&a, &bits, sizeof bits);
+    return a;
+  }
   static VB_INLINE Reg max0(Reg a) { return a < 0 ? Reg{} : a; }  // keeps NaN
   static VB_INLINE Reg root(Reg a) {
     T x[width];

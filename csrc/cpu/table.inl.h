@@ -7,6 +7,7 @@
 #include "search/screens/int16.inl.h"
 #include "search/screens/int8.inl.h"
 
+#include "attend.inl.h"
 #include "bits.inl.h"
 #include "direct.inl.h"
 #include "epilogues.inl.h"
@@ -167,6 +168,7 @@ constexpr Kernels make_table(const char* name) {
           slopes<typename Isa::F32>,
           end_slopes<typename Isa::F32>,
           bit_kernels<Isa>(),
+          attend_kernels<Isa>(),
           divide_by_roots};
 }
 

@@ -1,5 +1,6 @@
 // torch.ops.vecbank.*: the schemas, the CPU's ops, and the ops that only the CPU has.
 #include "device_cpu.h"
+#include "ops_attend.h"
 #include "ops_bits.h"
 #include "ops_codebook.h"
 #include "ops_search.h"
@@ -89,6 +90,13 @@ STABLE_TORCH_LIBRARY(vecbank, m) {
   m.def("lookup(Tensor codes, Tensor bank, Tensor? weights, int reduce) -> Tensor");
   m.def("lookup_dot(Tensor x, Tensor codes, Tensor bank) -> Tensor");
   m.def(
+      "attend(Tensor x, Tensor bank, Tensor? values, Tensor beta, Tensor[] sets, int[] program) -> (Tensor out, Tensor "
+      "lse)");
+  m.def(
+      "attend_backward(Tensor? grad, Tensor along, Tensor x, Tensor bank, Tensor? values, Tensor beta, Tensor lse, "
+      "Tensor[] sets, int[] program, bool need_x, bool need_bank, bool need_values, bool need_beta) -> (Tensor, Tensor, "
+      "Tensor, Tensor)");
+  m.def(
       "hamming_topk(Tensor x, Tensor bank, int bits, int x_planes, int bank_planes, int k, Tensor[] sets, int[] "
       "program) -> (Tensor values, Tensor indices)");
   m.def("hamming_scores(Tensor x, Tensor bank, int bits, int x_planes, int bank_planes) -> Tensor");
@@ -117,6 +125,7 @@ STABLE_TORCH_LIBRARY_IMPL(vecbank, CPU, m) {
   vecbank::ops::register_selections(m);
   vecbank::ops::register_sparse(m);
   vecbank::ops::register_bits(m);
+  vecbank::ops::register_attend(m);
   m.impl("repack_", TORCH_BOX(&vecbank::ops::repack_));
   m.impl("project_backward_small", TORCH_BOX(&vecbank::ops::project_backward_small<vecbank::CpuScope>));
 }

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, SupportsIndex
 import torch
 from torch import Tensor
 
-from . import _attend_blocks, _attend_few, _checks
+from . import _attend_blocks, _attend_few, _attend_fused, _checks
 from ._attend_blocks import Problem, Weight
 from ._numpy import entry_point
-from ._ops import SIMILARITIES
+from ._ops import METRICS, SIMILARITIES
 from ._ops.fakes import value_dtype
 from ._prepared import PreparedBank
 from .allowed import Allowed, lowered
@@ -33,8 +33,8 @@ class Given(NamedTuple):
     rows: Tensor  # of the bank
     values: Tensor | None
     metric: str | Metric | None
+    code: int | None  # of the metric, if it has a kernel
     similarity: bool
-    dot: bool  # a plain dot product, without a bias
     beta: Tensor  # (N,) of the dtype that sums run in
     allowed: Allowed | Tensor | None
 
@@ -76,11 +76,10 @@ def _given(
         rows = bank._held() if isinstance(bank, PreparedBank) else bank
         _checks.vectors("bank", rows)
         _checks.pair(x, rows)
-        similarity, dot = m.similarity, False
+        code, similarity = None, m.similarity
     else:
         rows, _, code = resolve(verb, x, bank, metric, "dot", biased=True)
         similarity = code in SIMILARITIES
-        dot = code == 0 and not (isinstance(bank, PreparedBank) and bank._biased)
     if isinstance(values, PreparedBank):
         values = values._held()
     if values is not None:
@@ -93,7 +92,7 @@ def _given(
     if allowed is not None:
         lowered(allowed, x, rows)  # what is wrong with it is said here
     work = torch.promote_types(value_dtype(x), torch.float64 if rows.dtype == torch.float64 else torch.float32)
-    return Given(x, bank, rows, values, metric, similarity, dot, _betas(beta, x, work), allowed)
+    return Given(x, bank, rows, values, metric, code, similarity, _betas(beta, x, work), allowed)
 
 
 @entry_point
@@ -184,9 +183,17 @@ def _attend(g: Given, weight: str | Weight | None, k: int | None) -> Found:
         output = _attend_few.sparse(g)
         if output is not None:
             return Found(output, None)
-    if weight is None and g.dot and g.allowed is None:
+    if weight is None and g.code == METRICS["dot"] and g.allowed is None and not _biased(g.bank):
         return Found(_linear(g), None)
+    if weight == "softmax":
+        fused = _attend_fused.attend(g)
+        if fused is not None:
+            return Found(fused[0], fused[1].to(g.beta.dtype))
     return Found(*_attend_blocks.attend(_problem(g), weight))
+
+
+def _biased(bank: Tensor | PreparedBank) -> bool:
+    return isinstance(bank, PreparedBank) and bank._biased
 
 
 def _linear(g: Given) -> Tensor:

@@ -3,6 +3,7 @@
 Importing this registers them; `ops` calls them.
 """
 
+from . import attend as attend
 from . import ball as ball
 from . import bits as bits
 from . import codebook as codebook

@@ -1,0 +1,121 @@
+// Both sides of attend() as its loops read them: queries in panels, and bank rows in groups, block by block.
+#pragma once
+
+#include "allowed.h"
+#include "pieces.h"
+#include "reader.h"
+
+namespace vecbank::cpu {
+
+// The sizes that follow from the kernels of the processor.
+struct AttendSizes {
+  int64_t block = kernels().attend.block;  // bank rows
+  int height = kernels().attend.height;
+
+  // Of a block of rows in groups, with room for what interleaving writes past the end.
+  int64_t stride(int64_t width) const { return round_up_to(block * width + 16, 16); }
+  int64_t blocks(int64_t rows) const { return ceil_div(rows, block); }
+};
+
+inline int64_t panel_stride(int64_t width) { return width * kPanel + kPanel; }
+
+// Rows as float32, one at a time.
+class FloatRows {
+ public:
+  bool reserve(const Rows& rows) {
+    rows_ = rows;
+    return reader_.reserve(rows, kPanel) && copy_.reserve(rows.width + 16);
+  }
+  const float* row(int64_t i) {
+    const void* row = reader_.row(i);
+    if (rows_.dtype == DType::f32) return static_cast<const float*>(row);
+    kernels().interleave_f32(&row, 1, 1, rows_.dtype, rows_.width, nullptr, copy_.get());
+    return copy_.get();
+  }
+  // `group` rows from i on, of which `count` exist, interleaved: [width][group], and up to 8 elements more.
+  void interleave(int64_t i, int count, int group, float* out) {
+    const void* rows[kPanel] = {};
+    for (int r = 0; r < count; ++r) rows[r] = reader_.row(i + r, r);
+    kernels().interleave_f32(rows, count, group, rows_.dtype, rows_.width, nullptr, out);
+  }
+  int64_t width() const { return rows_.width; }
+
+ private:
+  Rows rows_;
+  RowReader reader_;
+  Buffer<float> copy_;
+};
+
+// Rows [first, first + count), at most a block, in groups of rows: products of lanes sum over coordinates.
+inline void group_rows(FloatRows& rows, int64_t first, int64_t count, int height, float* out) {
+  for (int64_t r = 0; r < count;) {
+    const int group = group_height(count - r, height);
+    rows.interleave(first + r, group, group, out + r * rows.width());
+    r += group;
+  }
+}
+
+// The same rows in groups of coordinates: products of lanes sum over rows.
+inline void group_columns(FloatRows& rows, int64_t first, int64_t count, int height, float* out) {
+  for (int64_t r = 0; r < count; ++r) {
+    const float* row = rows.row(first + r);
+    for (int64_t c = 0; c < rows.width();) {
+      const int group = group_height(rows.width() - c, height);
+      std::memcpy(out + c * count + r * group, row + c, static_cast<size_t>(group) * sizeof(float));
+      c += group;
+    }
+  }
+}
+
+// Queries in panels of 16, padded with zeros.
+class Panels {
+ public:
+  bool reserve(const Rows& rows) {
+    rows_ = rows;
+    stride_ = panel_stride(rows.width);
+    return panels_.reserve(ceil_div(rows.count, kPanel) * stride_);
+  }
+  // Panels [from, to).
+  void write(FloatRows& rows, int64_t from, int64_t to) {
+    for (int64_t p = from; p < to; ++p) {
+      const int count = static_cast<int>(std::min<int64_t>(kPanel, rows_.count - p * kPanel));
+      rows.interleave(p * kPanel, count, kPanel, panels_.get() + p * stride_);
+    }
+  }
+  const float* panel(int64_t p) const { return panels_.get() + p * stride_; }
+  int64_t stride() const { return stride_; }
+
+ private:
+  Rows rows_;
+  int64_t stride_ = 0;
+  Buffer<float> panels_;
+};
+
+// Calls f(worker, first, count) for stretches of items, which the workers share.
+template <class F>
+[[nodiscard]] Status for_stretches(const Parallel& parallel, int64_t items, int64_t together, F&& f) {
+  return for_each_task(parallel, ceil_div(items, together), [&](int worker, int64_t task) {
+    f(worker, task * together, std::min(together, items - task * together));
+  });
+}
+
+// scores[row][lane] of queries [first, first + count), at most 16, becomes `none` where the query may not be given the
+// bank row `from` + row; before that it is multiplied by the query's scale, if there are scales.
+inline void exclude(const AllowedRows& allowed, int64_t first, int64_t count, int64_t from, int64_t rows,
+                    const float* scale, float none, float* scores) {
+  if (scale != nullptr)
+    for (int64_t j = 0; j < rows; ++j)
+      for (int i = 0; i < kPanel; ++i) scores[j * kPanel + i] *= scale[i];
+  uint16_t words[64];
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t wanted = ceil_div(rows, 16);
+    allowed.words(first + i, from, wanted, words);
+    for (int64_t w = 0; w < wanted; ++w) {
+      if (words[w] == 0xFFFF) continue;
+      for (int64_t j = 16 * w; j < std::min(rows, 16 * w + 16); ++j)
+        if ((words[w] >> (j - 16 * w) & 1) == 0) scores[j * kPanel + i] = none;
+    }
+  }
+}
+
+}  // namespace vecbank::cpu
