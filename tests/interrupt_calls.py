@@ -21,6 +21,7 @@ from torch import Tensor
 
 import vecbank
 from vecbank import nn
+from vecbank._ops import ops
 
 Call = Callable[[], Any]
 Facts = dict[str, Any]
@@ -143,6 +144,17 @@ def _segment_sum() -> Call:
     return lambda: vecbank.segment_sum(x, codes, 4)
 
 
+def _attend() -> Call:
+    x, bank = randn(20_000, 64), randn(200_000, 64)
+    return lambda: vecbank.attend(x, bank)
+
+
+def _attend_backward() -> Call:
+    x, bank, beta, lse = randn(20_000, 64), randn(200_000, 64), torch.ones(20_000), torch.full((20_000,), 9.0).double()
+    needs = (True, True, False, True)
+    return lambda: ops.attend_backward(None, beta, x, bank, None, beta, lse, [], [], *needs)
+
+
 def _sparse_topk() -> Call:
     documents = vecbank.sparse.SparseBank.from_dense(torch.rand(20_000, 50))
     terms = torch.randint(0, 50, (20_000, 50))
@@ -196,6 +208,8 @@ CALLS: dict[str, Callable[[], Call]] = {
     "pq_encode": _product,
     "lookup": _lookup,
     "segment_sum": _segment_sum,
+    "attend": _attend,
+    "attend backward": _attend_backward,
     "sparse.topk": _sparse_topk,
     "backward": _backward,
     "kmeans": _kmeans,

@@ -214,6 +214,29 @@ for _name in ("topk_among", "radius", "radius_count"):
         f"{_name}: {what}": (_name, (*pair, None, 2 if _name == "topk_among" else RADII, 0, [], []))
         for what, pair in PAIRS.items()
     }
+BETA, VALUES = torch.ones(4), gauss(5, 2)
+SUMS, LSE, ALL = torch.zeros(4, 2), torch.zeros(4, dtype=torch.float64), (True,) * 4
+ROWS |= {f"attend: {what}": ("attend", (*_pair, None, BETA, [], [])) for what, _pair in PAIRS.items()}
+ROWS |= {f"attend: {what}": ("attend", (X, BANK, VALUES, BETA, *_sets)) for what, _sets in BAD_SETS.items()}
+ROWS |= {
+    "attend: float64": ("attend", (X.double(), BANK.double(), None, BETA, [], [])),
+    "attend: float64 values": ("attend", (X, BANK, VALUES.double(), BETA, [], [])),
+    "attend: integer values": ("attend", (X, BANK, VALUES.long(), BETA, [], [])),
+    "attend: fewer values": ("attend", (X, BANK, VALUES[:4], BETA, [], [])),
+    "attend: a batch of values": ("attend", (X, BANK, VALUES.unsqueeze(0), BETA, [], [])),
+    "attend: flat values": ("attend", (X, BANK, VALUES[:, 0], BETA, [], [])),
+    "attend: float64 beta": ("attend", (X, BANK, VALUES, BETA.double(), [], [])),
+    "attend: fewer betas": ("attend", (X, BANK, VALUES, BETA[:3], [], [])),
+    "attend: one beta": ("attend", (X, BANK, VALUES, BETA[0], [], [])),
+    "attend_backward: no grad": ("attend_backward", (None, BETA, X, BANK, VALUES, BETA, LSE, [], [], *ALL)),
+    "attend_backward: grad alone": ("attend_backward", (SUMS, BETA, X, BANK, None, BETA, LSE, [], [], *ALL)),
+    "attend_backward: smaller grad": ("attend_backward", (SUMS[:3], BETA, X, BANK, VALUES, BETA, LSE, [], [], *ALL)),
+    "attend_backward: half grad": ("attend_backward", (SUMS.half(), BETA, X, BANK, VALUES, BETA, LSE, [], [], *ALL)),
+    "attend_backward: fewer along": ("attend_backward", (SUMS, BETA[:3], X, BANK, VALUES, BETA, LSE, [], [], *ALL)),
+    "attend_backward: wide along": ("attend_backward", (SUMS, LSE, X, BANK, VALUES, BETA, LSE, [], [], *ALL)),
+    "attend_backward: fewer lse": ("attend_backward", (SUMS, BETA, X, BANK, VALUES, BETA, LSE[:3], [], [], *ALL)),
+    "attend_backward: float32 lse": ("attend_backward", (SUMS, BETA, X, BANK, VALUES, BETA, BETA, [], [], *ALL)),
+}
 WORDS, WORD_BANK, COUNTS = torch.zeros(4, 3, dtype=torch.uint8), torch.zeros(5, 3, dtype=torch.uint8), torch.arange(4)
 for _name, _more in {
     "hamming_topk": (2, [], []),

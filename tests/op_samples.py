@@ -166,6 +166,7 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
         (x.double(), CODES, bank.double()),
     ]
     _selections(table, pairs)
+    _attend(table)
     _sparse(table)
     _bits(table)
     return table
@@ -221,6 +222,24 @@ def _selections(table: dict[str, list[tuple[Any, ...]]], pairs: list[tuple[Tenso
         table["merge_topk"] += [(found, indices, 2, code, False), (found, indices, 4, code, True)]
     table["merge_topk"] += [(keys[0], indices[0], 3, 0, False), (keys[:0], indices[:0], 1, 1, True)]
     table["merge_topk"].append((keys.t(), indices.t(), 3, 0, True))
+
+
+def _attend(table: dict[str, list[tuple[Any, ...]]]) -> None:
+    """Sums weighted by a softmax: dtypes, sets, values or none, batches, empties, inputs that require grad."""
+    x, bank, values = gauss(4, 6), gauss(9, 6), gauss(9, 3)
+    batched = gauss(2, 4, 6), gauss(2, 9, 6), gauss(2, 9, 3)
+    half = tuple(t.half() for t in (x, bank, values))
+    empty = [(x[:0], bank, values), (x, bank[:0], values[:0]), (x[:, :0], bank[:, :0], values[:, :0])]
+    for i, (a, b, v) in enumerate([(x, bank, values), batched, half, (x.bfloat16(), bank, values), *empty]):
+        beta = torch.linspace(-1, 2, a.shape[:-1].numel())
+        for program in PROGRAMS if i == 0 else PROGRAMS[i : i + 1]:
+            sets = sets_of(a, b, *program) if b.shape[-2] == 9 else ([], [])
+            own = [t.clone().requires_grad_() for t in (a, b, v, beta)]
+            table["attend"] += [(*own, *sets), (a, b, None, beta, *sets)]
+            out, lse = op("attend")(a, b, v, beta, *sets)
+            needs = [(True,) * 4, (i != 1, i != 2, i != 3, i != 4)]
+            table["attend_backward"] += [(out, lse.float(), a, b, v, beta, lse, *sets, *need) for need in needs]
+            table["attend_backward"].append((None, lse.float(), a, b, None, beta, lse, *sets, True, True, False, True))
 
 
 def _sparse(table: dict[str, list[tuple[Any, ...]]]) -> None:

@@ -72,6 +72,7 @@ def test_every_op_is_registered_for_cuda() -> None:
     # A pack on a CUDA device is made anew, and the gradient of project is ATen's products. What goes through plain
     # torch there, in blocks, is in python/vecbank/_select.py.
     in_blocks = {f"vecbank::{name}" for name in ("topk_among", "radius", "radius_count", "merge_topk")}
+    in_blocks |= {"vecbank::attend", "vecbank::attend_backward"}  # _attend_blocks.py
     in_blocks |= {f"vecbank::sparse_{name}" for name in ("invert", "scores", "topk", "backward")}  # _sparse_search.py
     assert set(done.stdout.split()) == {
         "vecbank::repack_",

@@ -116,8 +116,9 @@ def attend(p: Problem, weight: str | Weight | None) -> tuple[Tensor | None, Tens
             (lses if p.values is None else outs).append(found)
     out = lse = None
     if p.values is not None:
-        width = p.values.shape[-1]
-        out = (torch.cat(outs) if outs else flat.new_empty(0, width, dtype=p.values.dtype)).reshape(*lead, width)
+        # Of no queries there is no block, and yet autograd is to know of the result.
+        none = flat.to(p.values.dtype) @ p.values.new_zeros(flat.shape[-1], p.values.shape[-1]) if not outs else None
+        out = (torch.cat(outs) if none is None else none).reshape(*lead, p.values.shape[-1])
     if weight == "softmax":
-        lse = (torch.cat(lses) if lses else p.beta.new_empty(0)).reshape(lead)
+        lse = (torch.cat(lses) if lses else flat.sum(-1).to(p.beta.dtype)).reshape(lead)
     return out, lse

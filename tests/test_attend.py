@@ -1,0 +1,479 @@
+"""`attend`, `logsumexp` and the contrastive losses, against dense float64: sums, log-sum-exps and gradients are to be
+at most twice as far from it as the dense form in the same dtype is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers import gauss, seeded
+from torch import Tensor
+
+import vecbank
+from vecbank import Allowed, _select, losses
+
+Form = Callable[..., tuple[Tensor, Tensor]]
+
+
+@pytest.fixture(params=["kernels", "blocks"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """As the CPU goes, and as other devices do, a few queries at a time."""
+    if request.param == "kernels":
+        yield request.param
+        return
+    monkeypatch.setattr(_select, "BLOCK_BYTES", 1 << 15)
+    with _select.in_blocks():
+        yield request.param
+
+
+def signed(x: Tensor, bank: Tensor, metric: str) -> Tensor:
+    """Plain torch: scores (N, M), larger is nearer."""
+    if metric in ("cosine", "pearson"):
+        if metric == "pearson":
+            x, bank = x - x.mean(-1, keepdim=True), bank - bank.mean(-1, keepdim=True)
+        x, bank = (t / t.norm(dim=-1, keepdim=True).clamp_min(1e-8) for t in (x, bank))
+    if metric in ("dot", "cosine", "pearson"):
+        return x @ bank.mT
+    apart = x.unsqueeze(-2) - bank.unsqueeze(-3)
+    if metric == "l1":
+        return -apart.abs().sum(-1)
+    squares = apart.square().sum(-1)
+    return -squares if metric == "sqeuclidean" else -squares.sqrt()
+
+
+def dense(
+    x: Tensor, bank: Tensor, values: Tensor, beta: Tensor, mask: Tensor | None = None, metric: str = "dot"
+) -> tuple[Tensor, Tensor]:
+    z = signed(x, bank, metric) * beta.reshape(*beta.shape, 1)
+    if mask is not None:
+        z = z.masked_fill(~mask, -torch.inf)
+    return z.softmax(-1).nan_to_num(0.0) @ values, z.logsumexp(-1)
+
+
+def gradients(form: Form, inputs: tuple[Tensor, ...], of_out: Tensor, of_lse: Tensor) -> list[Tensor]:
+    own = [t.detach().clone().requires_grad_() for t in inputs]
+    out, lse = form(*own)
+    total = (out.to(of_out.dtype) * of_out).sum() + (torch.where(lse.isinf(), 0.0, lse) * of_lse).sum()
+    return [out.detach(), lse.detach(), *torch.autograd.grad(total, own)]
+
+
+def assert_as_good(got: list[Tensor], same: list[Tensor], truth: list[Tensor]) -> None:
+    """Each is at most twice as far from the truth as the dense form in the same dtype, and some last bits."""
+    for name, g, s, t in zip(("out", "lse", "x", "bank", "values", "beta"), got, same, truth, strict=True):
+        assert g.shape == t.shape, name
+        finite = t.isfinite()
+        assert torch.equal(g.isfinite(), finite), name
+        if not finite.any():
+            continue
+        error, other = ((a.double() - t)[finite].abs().max().item() for a in (g, s))
+        bits = torch.finfo(s.dtype).eps * t[finite].abs().max().item()
+        assert error <= 2 * other + 4 * bits, (name, error, other)
+
+
+SIZES = {  # queries, bank rows, width, width of the values
+    "small": (9, 40, 16, 6),
+    "odd widths": (33, 500, 19, 37),
+    "full blocks": (256, 1120, 32, 32),
+    "one coordinate": (40, 300, 1, 1),
+    "many queries, few rows": (1500, 20, 24, 17),
+    "one row": (17, 1, 5, 3),
+    "few queries": (3, 2000, 16, 8),
+}
+MASKS: dict[str, Callable[[int, int], Tensor | None]] = {
+    "all": lambda n, m: None,
+    "some": lambda n, m: torch.rand(n, m, generator=seeded(3)) > 0.4,
+    "none of some": lambda n, m: (torch.rand(n, m, generator=seeded(3)) > 0.4) & (torch.arange(n) % 3 > 0)[:, None],
+}
+
+
+def inputs(n: int, m: int, d: int, e: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    x, bank, values = gauss(n, d), gauss(m, d, seed=1), gauss(m, e, seed=2)
+    beta = torch.rand(n, generator=seeded(4)) * 2 / d**0.5
+    return tuple(t.to(dtype) for t in (x, bank, values, beta))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("size", SIZES)
+def test_softmax(size: str, mask: str, way: str) -> None:
+    given, may = inputs(*SIZES[size]), MASKS[mask](*SIZES[size][:2])
+    n, _, _, e = SIZES[size]
+    slopes = gauss(n, e, seed=5), gauss(n, seed=6)
+
+    def ours(x: Tensor, bank: Tensor, values: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        return vecbank.attend(x, bank, values, beta=beta, allowed=may, return_lse=True)
+
+    def plain(*given: Tensor) -> tuple[Tensor, Tensor]:
+        return dense(*given, may)
+
+    wide = tuple(t.double() for t in given)
+    truth = gradients(plain, wide, *(t.double() for t in slopes))
+    if may is not None:  # torch's own gradient is NaN where a row has nothing
+        truth = [t.nan_to_num(0.0, neginf=-torch.inf) for t in truth]
+    assert_as_good(gradients(ours, given, *slopes), gradients(plain, given, *slopes), truth)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "sqeuclidean", "l1", "pearson"])
+def test_metrics(metric: str, way: str) -> None:
+    given = inputs(20, 90, 12, 7)
+    slopes = gauss(20, 7, seed=5), gauss(20, seed=6)
+
+    def ours(x: Tensor, bank: Tensor, values: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        return vecbank.attend(x, bank, values, metric, beta=beta, return_lse=True)
+
+    def plain(*given: Tensor) -> tuple[Tensor, Tensor]:
+        return dense(*given, metric=metric)
+
+    wide = tuple(t.double() for t in given)
+    truth = gradients(plain, wide, *(t.double() for t in slopes))
+    assert_as_good(gradients(ours, given, *slopes), gradients(plain, given, *slopes), truth)
+
+
+def test_every_metric_is_that_of_project() -> None:
+    x, bank, values, beta = inputs(12, 50, 6, 4)
+    x, bank = x * 0.1, bank * 0.1
+    others = (vecbank.Mahalanobis(torch.eye(6) * 2), vecbank.Poincare(0.5))
+    for metric in (*vecbank.METRICS, "pearson", "angular", *others):
+        scores = vecbank.project(x, bank, metric)
+        near = metric in ("dot", "cosine", "pearson")
+        z = (scores if near else -scores) * beta.unsqueeze(-1)
+        got = vecbank.attend(x, bank, values, metric, beta=beta)
+        torch.testing.assert_close(got, z.softmax(-1) @ values, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dtypes(dtype: torch.dtype, way: str) -> None:
+    given = inputs(20, 90, 12, 7, dtype)
+    got = vecbank.attend(*given[:3], beta=given[3].to(given[0].dtype), return_lse=True)
+    assert got.output.dtype == dtype
+    assert got.lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    out, lse = dense(*(t.double() for t in given))
+    torch.testing.assert_close(got.output, out.to(dtype))
+    torch.testing.assert_close(got.lse.double(), lse, rtol=1e-5, atol=1e-6)
+    own = [t.clone().requires_grad_() for t in given]
+    vecbank.attend(*own[:3], beta=own[3]).sum().backward()
+    assert [t.grad.dtype for t in own if t.grad is not None] == [dtype] * 4
+
+
+def test_values_of_another_dtype() -> None:
+    x, bank, values, _ = inputs(20, 90, 12, 7)
+    got = vecbank.attend(x.bfloat16(), bank, values.half())
+    assert got.dtype == torch.float16
+    torch.testing.assert_close(
+        got, dense(x.bfloat16().float(), bank, values, torch.ones(20))[0].half(), rtol=2e-3, atol=2e-3
+    )
+
+
+@pytest.mark.parametrize("weight", ["softmax", "sparsemax", None, torch.relu])
+@pytest.mark.parametrize("k", [None, 4])
+@pytest.mark.parametrize("metric", ["dot", "cosine", "sqeuclidean"])
+def test_gradcheck(weight: Any, k: int | None, metric: str) -> None:
+    x, bank, values = (gauss(*s, seed=i, dtype=torch.float64) for i, s in enumerate([(5, 3), (9, 3), (9, 2)]))
+    beta, may = torch.tensor(0.7, dtype=torch.float64), torch.rand(5, 9, generator=seeded(1)) > 0.3
+
+    def form(*t: Tensor) -> Tensor:
+        return vecbank.attend(*t[:3], metric, beta=t[3], weight=weight, k=k, allowed=may)
+
+    assert torch.autograd.gradcheck(form, [t.requires_grad_() for t in (x, bank, values, beta)])
+
+
+def sparsemax(z: Tensor) -> Tensor:
+    """By bisection: the sum of max(z - t, 0) falls with t."""
+    low, high = z.amax(-1, keepdim=True) - 1, z.amax(-1, keepdim=True)
+    for _ in range(200):
+        middle = (low + high) / 2
+        above = (z - middle).clamp_min(0).sum(-1, keepdim=True) > 1
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return (z - low).clamp_min(0)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-4, 0.02, 0.3, 5.0])
+def test_sparsemax(beta: float, way: str) -> None:
+    """From weights on all rows (looked at densely) to a weight on one (found by a search)."""
+    x, bank, values, _ = inputs(21, 700, 12, 5)
+    want = sparsemax(beta * x.double() @ bank.double().T) @ values.double()
+    torch.testing.assert_close(
+        vecbank.attend(x, bank, values, beta=beta, weight="sparsemax").double(), want, rtol=1e-5, atol=2e-6
+    )
+    may = torch.rand(21, 700, generator=seeded(2)) > 0.5
+    z = (beta * x.double() @ bank.double().T).masked_fill(~may, -1e9)
+    got = vecbank.attend(x, bank, values, beta=beta, weight="sparsemax", allowed=may)
+    torch.testing.assert_close(got.double(), sparsemax(z) @ values.double(), rtol=1e-5, atol=2e-6)
+
+
+def test_sparsemax_of_ties() -> None:
+    x = torch.ones(3, 2)
+    got = vecbank.attend(x, torch.ones(40, 2), torch.arange(40.0).unsqueeze(1), weight="sparsemax")
+    torch.testing.assert_close(got, torch.full((3, 1), 19.5))
+
+
+@pytest.mark.parametrize("weight", ["softmax", "sparsemax", None, torch.relu])
+def test_the_best_rows_alone(weight: Any, way: str) -> None:
+    x, bank, values, beta = inputs(21, 300, 12, 5)
+    for metric in ("dot", "l2"):
+        may = torch.rand(21, 300, generator=seeded(2)) > 0.5
+        indices = vecbank.topk(x, bank, 7, metric, allowed=may).indices
+        chosen = torch.zeros(21, 300, dtype=torch.bool).scatter(1, indices, True)
+        got = vecbank.attend(x, bank, values, metric, beta=beta, weight=weight, k=7, allowed=may)
+        want = vecbank.attend(x, bank, values, metric, beta=beta, weight=weight, allowed=chosen)
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-6)
+    lse = vecbank.attend(x, bank, values, beta=beta, k=7, return_lse=True).lse
+    best = vecbank.topk(x, bank, 7).values * beta.unsqueeze(1)
+    torch.testing.assert_close(lse, best.logsumexp(-1))
+
+
+@pytest.mark.parametrize("weight", ["softmax", "sparsemax", None, torch.exp])
+def test_no_row_is_allowed(weight: Any, way: str) -> None:
+    x, bank, values, _ = inputs(20, 90, 12, 7)
+    may = torch.ones(20, 90, dtype=torch.bool)
+    may[4] = False
+    own = [t.requires_grad_() for t in (x, bank, values)]
+    for k in (None, 3):
+        out = vecbank.attend(*own, weight=weight, allowed=may, k=k)
+        assert bool((out[4] == 0).all()) and bool((out[5] != 0).any())
+        grads = torch.autograd.grad(out.sum(), own)
+        assert all(bool(g.isfinite().all()) for g in grads) and bool((grads[0][4] == 0).all())
+    lse = vecbank.attend(*own, allowed=may, return_lse=True).lse
+    assert lse[4] == -torch.inf and bool(lse[5].isfinite())
+    grad = torch.autograd.grad(vecbank.logsumexp(x, bank, allowed=may)[5], x)[0]
+    assert bool(grad.isfinite().all())
+
+
+def test_candidate_sets_of_every_kind() -> None:
+    x, bank, values, beta = inputs(30, 200, 8, 3)
+    labels = torch.arange(200) % 5
+    sets = [
+        Allowed.not_self(3),
+        Allowed.exclude(torch.arange(30).unsqueeze(1)),
+        Allowed.ranges(torch.arange(30), torch.arange(30) + 40),
+        Allowed.same(torch.arange(30) % 5, labels) & ~Allowed.rows(torch.tensor([5, 10])),
+        Allowed.mask(torch.arange(200) % 3 == 0),
+    ]
+    for allowed in sets:
+        mask = vecbank.allowed.lowered(allowed, x, bank).holds(0, 30, x.shape[:-1], bank)  # type: ignore[union-attr]
+        got = vecbank.attend(x, bank, values, beta=beta, allowed=allowed)
+        torch.testing.assert_close(got, dense(x, bank, values, beta, mask)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_batches(way: str) -> None:
+    x, bank, values = gauss(3, 11, 8), gauss(3, 70, 8, seed=1), gauss(3, 70, 5, seed=2)
+    beta = torch.rand(3, 11, generator=seeded(3))
+    may = torch.rand(3, 11, 70, generator=seeded(4)) > 0.5
+    for weight in ("softmax", "sparsemax", None, torch.relu):
+        for k in (None, 3):
+            options = {"weight": weight, "k": k}
+            got = vecbank.attend(x, bank, values, beta=beta, allowed=may, **options)
+            for b in range(3):
+                one = vecbank.attend(x[b], bank[b], values[b], beta=beta[b], allowed=may[b], **options)
+                torch.testing.assert_close(got[b], one, rtol=1e-5, atol=1e-6)
+    own = [t.clone().requires_grad_() for t in (x, bank, values)]
+    grads = torch.autograd.grad(vecbank.attend(*own, beta=beta, allowed=may).square().sum(), own)
+    for b in range(3):
+        one = [t[b].detach().clone().requires_grad_() for t in own]
+        alone = torch.autograd.grad(vecbank.attend(*one, beta=beta[b], allowed=may[b]).square().sum(), one)
+        for of_all, of_one in zip(grads, alone, strict=True):
+            torch.testing.assert_close(of_all[b], of_one, rtol=1e-4, atol=1e-5)
+
+
+def test_bank_and_leading_dimensions() -> None:
+    x, bank, values, _ = inputs(24, 90, 12, 7)
+    want = vecbank.attend(x, bank, values, "cosine", beta=3.0)
+    held = vecbank.Bank(bank, metric="cosine")
+    torch.testing.assert_close(vecbank.attend(x.reshape(2, 3, 4, 12), held, values, beta=3.0), want.reshape(2, 3, 4, 7))
+    torch.testing.assert_close(vecbank.attend(x, held, beta=3.0), vecbank.attend(x, bank, bank, "cosine", beta=3.0))
+    biased = vecbank.Bank(bank, "dot", bias=gauss(90, seed=7))
+    z = x @ bank.T + biased.bias
+    torch.testing.assert_close(vecbank.attend(x, biased, values), z.softmax(-1) @ values, rtol=1e-5, atol=1e-6)
+    assert vecbank.attend(x[0], bank, values).shape == (7,)
+
+
+def test_own_rows_take_both_gradients() -> None:
+    """Without values the bank's rows are summed too: what is stored and what is compared is one."""
+    x, bank, _, _ = inputs(24, 90, 12, 7)
+    own, wide = bank.clone().requires_grad_(), bank.double().requires_grad_()
+    vecbank.attend(x, own, beta=0.5).square().sum().backward()
+    dense(x.double(), wide, wide, torch.full((24,), 0.5, dtype=torch.float64))[0].square().sum().backward()
+    torch.testing.assert_close(own.grad.double(), wide.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0, 9, 4, 3), (9, 0, 4, 3), (9, 5, 0, 3), (9, 5, 4, 0), (0, 0, 0, 0)])
+def test_empty(shape: tuple[int, int, int, int], way: str) -> None:
+    n, m, d, e = shape
+    own = [torch.zeros(*s, requires_grad=True) for s in ((n, d), (m, d), (m, e))]
+    for weight in ("softmax", "sparsemax", None, torch.relu):
+        out = vecbank.attend(*own, weight=weight)
+        assert out.shape == (n, e) and bool((out == 0).all())
+        out.sum().backward()
+    lse = vecbank.logsumexp(*own[:2])
+    assert lse.shape == (n,) and (m > 0 or bool((lse == -torch.inf).all()))
+
+
+def test_the_same_bits_for_every_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    bits = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found = []
+            for n, m in ((40, 5000), (700, 900), (1100, 60)):
+                own = [t.requires_grad_() for t in inputs(n, m, 24, 24)]
+                out, lse = vecbank.attend(*own[:3], beta=own[3], return_lse=True)
+                found += [out, lse, *torch.autograd.grad(out.square().sum() + lse.sum(), own)]
+            bits.append(found)
+    finally:
+        torch.set_num_threads(before)
+    for other in bits[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(bits[0], other, strict=True))
+
+
+def test_long_lists_of_queries_come_in_chunks() -> None:
+    """Of 1024 coordinates a chunk of the way back has 1024 queries."""
+    x, bank = gauss(2100, 1024) / 32, gauss(40, 1024, seed=1)
+    own, wide = (
+        [t.to(dtype, copy=True).requires_grad_() for t in (x, bank)] for dtype in (torch.float32, torch.float64)
+    )
+    vecbank.attend(*own).square().sum().backward()
+    dense(*wide, wide[1], torch.ones(2100, dtype=torch.float64))[0].square().sum().backward()
+    for a, b in zip(own, wide, strict=True):
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30.0, 1e4])
+def test_peaked_and_flat(scale: float, way: str) -> None:
+    """Scores of tens of thousands: the largest takes all, and nothing overflows."""
+    x, bank, values, _ = inputs(20, 300, 16, 5)
+    beta = torch.full((20,), scale)
+    got = vecbank.attend(x, bank, values, beta=beta, return_lse=True)
+    out, lse = dense(*(t.double() for t in (x, bank, values, beta)))
+    same = dense(x, bank, values, beta)
+    for a, b, c in zip(got, same, (out, lse), strict=True):
+        error, other = ((t.double() - c).abs().max().item() for t in (a, b))
+        assert error <= 2 * other + 1e-6 * c.abs().max().item()
+    torch.testing.assert_close(
+        vecbank.attend(x, bank, values, beta=-scale), dense(x, bank, values, -beta)[0], rtol=1e-3, atol=1e-4
+    )
+
+
+def test_not_a_number_is_seen(way: str) -> None:
+    x, bank, values, _ = inputs(20, 300, 16, 5)
+    x[3, 2] = torch.nan
+    x[4, 2] = torch.inf
+    out, lse = vecbank.attend(x, bank, values, return_lse=True)
+    assert bool(out[3].isnan().all()) and bool(lse[3].isnan()) and bool(out[4].isnan().all())
+    assert bool(out[[*range(3), *range(5, 20)]].isfinite().all())
+    bank[70] = torch.nan
+    assert bool(vecbank.attend(x, bank, values).isnan().all())
+
+
+def test_forward_mode() -> None:
+    x, bank, values, _ = (t.double() for t in inputs(10, 30, 4, 3))
+    for given in ((x, bank, values), (x.float(), bank.float(), values.float())):
+
+        def form(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+            return vecbank.attend(a, b, c, beta=0.5)
+
+        tangents = tuple(gauss(*t.shape, seed=i, dtype=t.dtype) for i, t in enumerate(given))
+        got = torch.func.jvp(form, given, tangents)[1]
+        want = torch.func.jvp(
+            lambda a, b, c: dense(a, b, c, torch.full((10,), 0.5, dtype=a.dtype))[0], given, tangents
+        )[1]
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_refused() -> None:
+    x, bank, values, _ = inputs(20, 90, 12, 7)
+    for bad in (torch.inf, torch.nan, torch.tensor([1.0] * 19 + [torch.nan])):
+        with pytest.raises(ValueError, match="beta must be finite, got"):
+            vecbank.attend(x, bank, values, beta=bad)
+    with pytest.raises(ValueError, match=r"beta must be a number or broadcast to \(20,\), got \(3,\)"):
+        vecbank.attend(x, bank, values, beta=torch.ones(3))
+    with pytest.raises(TypeError, match="beta must be"):
+        vecbank.attend(x, bank, values, beta="large")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"values must have a row for each row of the bank, \(90, e\), got \(89, 7\)"):
+        vecbank.attend(x, bank, values[:89])
+    for k in (0, 91):
+        with pytest.raises(ValueError, match=f"k must lie between 1 and the bank's M = 90, got {k}"):
+            vecbank.attend(x, bank, values, k=k)
+    with pytest.raises(ValueError, match="weight must be"):
+        vecbank.attend(x, bank, values, weight="hardmax")
+    with pytest.raises(ValueError, match="weight must return a tensor of the shape of its scores"):
+        vecbank.attend(x, bank, values, weight=lambda z: z[:, :3])
+    with pytest.raises(ValueError, match='return_lse goes with weight="softmax"'):
+        vecbank.attend(x, bank, values, weight="sparsemax", return_lse=True)
+    with pytest.raises(ValueError, match="metric must be one of"):
+        vecbank.attend(x, bank, values, "manhattan")
+    with pytest.raises(ValueError, match="allowed must broadcast"):
+        vecbank.attend(x, bank, values, allowed=torch.ones(3, dtype=torch.bool))
+
+
+# ---- Losses ---------------------------------------------------------------------------------------------------------
+
+
+def parts(x: Tensor, keys: Tensor, t: Tensor, positives: Tensor, may: Tensor | None) -> tuple[Tensor, Tensor]:
+    z = signed(x, keys, "cosine") / t
+    if may is not None:
+        z = z.masked_fill(~may, -torch.inf)
+    return z, (signed(x, keys, "cosine") / t).gather(1, positives.unsqueeze(1)).squeeze(1)
+
+
+def plain_loss(name: str, x: Tensor, keys: Tensor, t: Tensor, positives: Tensor, may: Tensor | None) -> Tensor:
+    z, positive = parts(x, keys, t, positives, may)
+    if name == "info_nce":
+        return (z.logsumexp(1) - positive).mean()
+    z = z.scatter(1, positives.unsqueeze(1), -torch.inf)
+    if name == "info_loob":
+        return (z.logsumexp(1) - positive).mean()
+    count = (z > -torch.inf).sum(1)
+    estimate = (z.exp().sum(1) / count - 0.1 * positive.exp()) / 0.9
+    negative = count * estimate.clamp_min(torch.exp(-1 / t))
+    return -(positive.exp() / (positive.exp() + negative)).log().mean()
+
+
+@pytest.mark.parametrize("name", ["info_nce", "info_loob", "debiased"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_losses(name: str, masked: bool) -> None:
+    x, keys = gauss(30, 8), gauss(50, 8, seed=1)
+    positives = torch.randint(0, 50, (30,), generator=seeded(2))
+    may = torch.rand(30, 50, generator=seeded(3)) > 0.3 if masked else None
+    t = torch.tensor(0.5)
+    own, wide = ([a.to(dtype).requires_grad_() for a in (x, keys, t)] for dtype in (torch.float32, torch.float64))
+    loss = getattr(losses, name)(*own[:2], positives, temperature=own[2], allowed=may)
+    want = plain_loss(name, *wide, positives, may)
+    torch.testing.assert_close(loss.double(), want, rtol=1e-5, atol=1e-6)
+    for a, b in zip(torch.autograd.grad(loss, own), torch.autograd.grad(want, wide), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+    each = getattr(losses, name)(x, keys, positives, temperature=0.5, allowed=may, reduction="none")
+    assert each.shape == (30,)
+    torch.testing.assert_close(each.mean(), loss.detach())
+    torch.testing.assert_close(
+        each.sum(), getattr(losses, name)(x, keys, positives, temperature=0.5, allowed=may, reduction="sum")
+    )
+
+
+def test_losses_of_own_numbers() -> None:
+    x, keys = gauss(30, 8), gauss(50, 8, seed=1)
+    assert torch.equal(losses.info_nce(x, keys), losses.info_nce(x, keys, torch.arange(30)))
+    target = torch.nn.functional.cross_entropy(signed(x, keys, "cosine") / 0.07, torch.arange(30))
+    torch.testing.assert_close(losses.info_nce(x, keys), target, rtol=1e-5, atol=1e-5)
+    assert losses.info_loob(x[:1], keys[:1]) == -torch.inf and losses.debiased(x[:1], keys[:1]) == 0
+
+
+def test_what_losses_refuse() -> None:
+    x, keys = gauss(30, 8), gauss(50, 8, seed=1)
+    for loss in (losses.info_nce, losses.info_loob, losses.debiased):
+        with pytest.raises(ValueError, match="temperature must be above 0"):
+            loss(x, keys, temperature=0.0)
+        with pytest.raises(ValueError, match='metric must be "cosine" or "dot"'):
+            loss(x, keys, metric="l2")
+        with pytest.raises(ValueError, match="reduction must be"):
+            loss(x, keys, reduction="median")
+        with pytest.raises(ValueError, match="keys must have a row for each of x's 30"):
+            loss(x, keys[:20])
+        with pytest.raises(ValueError, match=r"positives must be \(30,\)"):
+            loss(x, keys, torch.arange(20))
+        with pytest.raises(IndexError, match="positives"):
+            loss(x, keys, torch.full((30,), 50))
+    with pytest.raises(ValueError, match="class_prior must lie from 0 to below 1"):
+        losses.debiased(x, keys, class_prior=1.0)
