@@ -21,9 +21,9 @@ struct AttendProblem {
 };
 
 struct AttendGradientProblem {
-  AttendProblem forward;        // its lse is an input, its out is not read
-  Rows grad;                     // of out, if there are values
-  const float* along = nullptr;  // [queries]: grad[i] . out[i] less the gradient of lse[i]
+  AttendProblem forward;          // its lse is an input, its out is not read
+  Rows grad;                      // of out, if there are values
+  const float* along = nullptr;   // [queries]: grad[i] . out[i] less the gradient of lse[i]
   float* grad_queries = nullptr;  // [queries][width]; null here and below: not wanted
   float* grad_bank = nullptr;     // [bank rows][width]
   float* grad_values = nullptr;   // [bank rows][values' width]

@@ -1,5 +1,5 @@
-// Sums of rows weighted by a softmax, in one pass over the bank: an online softmax, whose state is the largest score, the
-// total and the sums of each query.
+// Sums of rows weighted by a softmax, in one pass over the bank: an online softmax, whose state is the largest score,
+// the total and the sums of each query.
 //
 // A task is a block of queries against a part of a piece of the bank. Each part has states of its own, which are merged
 // in the order of the parts. Parts depend on the sizes alone, and not on the number of workers.
@@ -12,9 +12,9 @@
 namespace vecbank::cpu {
 namespace {
 
-constexpr int64_t kQueryPanels = 16;          // of a block of queries: panels and states stay in L2
-constexpr int64_t kTasks = 48;                // of a piece, where the bank is long enough
-constexpr int64_t kPieceBytes = 24 << 20;     // of groups
+constexpr int64_t kQueryPanels = 16;       // of a block of queries: panels and states stay in L2
+constexpr int64_t kTasks = 48;             // of a piece, where the bank is long enough
+constexpr int64_t kPieceBytes = 24 << 20;  // of groups
 constexpr double kLog2E = 1.4426950408889634;
 
 class Attend {
@@ -39,19 +39,21 @@ class Attend {
     for (int64_t block = 0; block < all && status == Status::ok; block += of_piece)
       status = piece(block, std::min(of_piece, all - block), parallel, workers);
     if (status != Status::ok) return status;
-    return for_stretches(parallel, panels_, 1, [&](int worker, int64_t panel, int64_t) {
-      finish(panel, workers[worker]);
-    });
+    return for_stretches(parallel, panels_, 1,
+                         [&](int worker, int64_t panel, int64_t) { finish(panel, workers[worker]); });
   }
 
  private:
   struct Worker {
     FloatRows queries, bank, values;
     Buffer<float> scores, merged;
+    Buffer<float> rows, columns;  // of one block of the bank, where no other block of queries needs it
     bool reserve(const Attend& a) {
-      return queries.reserve(a.p_.queries) && bank.reserve(a.p_.bank) &&
-             (!a.summed() || values.reserve(a.p_.values)) && scores.reserve(kQueryPanels * a.score_stride()) &&
-             merged.reserve(kPanel * std::max<int64_t>(1, a.values_width()));
+      return queries.reserve(a.p_.queries) && bank.reserve(a.p_.bank) && (!a.summed() || values.reserve(a.p_.values)) &&
+             scores.reserve(kQueryPanels * a.score_stride()) &&
+             merged.reserve(kPanel * std::max<int64_t>(1, a.values_width())) &&
+             (a.query_blocks_ > 1 ||
+              (rows.reserve(a.sizes_.stride(a.p_.bank.width)) && columns.reserve(a.sizes_.stride(a.values_width()))));
     }
   };
 
@@ -62,11 +64,12 @@ class Attend {
 
   bool reserve(int64_t blocks) {
     const int64_t states = parts_ * panels_;
+    if (query_blocks_ == 1) blocks = 0;
     if (!queries_.reserve(p_.queries) || !rows_.reserve(blocks * sizes_.stride(p_.bank.width)) ||
         !scale_.reserve(panels_ * kPanel) || !most_.reserve(states * kPanel) || !total_.reserve(states * kPanel))
       return false;
-    if (summed() && (!columns_.reserve(blocks * sizes_.stride(values_width())) ||
-                     !sums_.reserve(states * sums_stride())))
+    if (summed() &&
+        (!columns_.reserve(blocks * sizes_.stride(values_width())) || !sums_.reserve(states * sums_stride())))
       return false;
     std::fill_n(most_.get(), states * kPanel, -std::numeric_limits<float>::infinity());
     std::fill_n(total_.get(), states * kPanel, 0.0f);
@@ -80,31 +83,42 @@ class Attend {
 
   int64_t rows_of(int64_t block) const { return std::min(sizes_.block, p_.bank.count - block * sizes_.block); }
 
+  void group(int64_t block, Worker& w, float* rows, float* columns) {
+    const int64_t row = block * sizes_.block, count = rows_of(block);
+    group_rows(w.bank, row, count, sizes_.height, rows);
+    if (summed()) group_columns(w.values, row, count, sizes_.height, columns);
+  }
+
   Status piece(int64_t first, int64_t blocks, const Parallel& parallel, PerWorker<Worker>& workers) {
-    const Status grouped = for_stretches(parallel, blocks, 1, [&](int worker, int64_t b, int64_t) {
-      Worker& w = workers[worker];
-      const int64_t row = (first + b) * sizes_.block, count = rows_of(first + b);
-      group_rows(w.bank, row, count, sizes_.height, rows_.get() + b * sizes_.stride(p_.bank.width));
-      if (summed())
-        group_columns(w.values, row, count, sizes_.height, columns_.get() + b * sizes_.stride(values_width()));
-    });
-    if (grouped != Status::ok) return grouped;
+    const int64_t stride = sizes_.stride(p_.bank.width), values_stride = sizes_.stride(values_width());
+    const bool once = query_blocks_ > 1;  // else a block is grouped where it is needed, and stays in cache
+    if (once) {
+      const Status grouped = for_stretches(parallel, blocks, 1, [&](int worker, int64_t b, int64_t) {
+        group(first + b, workers[worker], rows_.get() + b * stride, columns_.get() + b * values_stride);
+      });
+      if (grouped != Status::ok) return grouped;
+    }
     return for_each_task(parallel, query_blocks_ * parts_, [&](int worker, int64_t task) {
+      Worker& w = workers[worker];
       const int64_t part = task / query_blocks_, block = task % query_blocks_;
       const int64_t panel = block * kQueryPanels, panels = std::min(kQueryPanels, panels_ - panel);
       for (int64_t b = blocks * part / parts_; b < blocks * (part + 1) / parts_; ++b) {
         if (parallel.stop.requested()) return;
-        add_block(first, b, part, panel, panels, workers[worker].scores.get());
+        float* rows = once ? rows_.get() + b * stride : w.rows.get();
+        float* columns = once ? columns_.get() + b * values_stride : w.columns.get();
+        if (!once) group(first + b, w, rows, columns);
+        add_block(first + b, rows, columns, part, panel, panels, w.scores.get());
       }
     });
   }
 
-  // Bank rows of block `b` of the piece, for some panels of queries, as many at a time as a register tile has.
-  void add_block(int64_t first, int64_t b, int64_t part, int64_t panel, int64_t panels, float* scores) {
+  // A block of bank rows, in groups, for some panels of queries.
+  void add_block(int64_t block, const float* grouped_rows, const float* grouped_columns, int64_t part, int64_t panel,
+                 int64_t panels, float* scores) {
     const AttendKernels& loops = kernels().attend;
-    const int64_t rows = rows_of(first + b), state = part * panels_ + panel;
+    const int64_t rows = rows_of(block), state = part * panels_ + panel;
     LaneProductArgs product;
-    product.a = rows_.get() + b * sizes_.stride(p_.bank.width);
+    product.a = grouped_rows;
     product.rows = rows, product.steps = p_.bank.width;
     product.b = queries_.panel(panel), product.b_stride = queries_.stride(), product.panels = panels;
     product.out = scores, product.out_stride = score_stride();
@@ -112,7 +126,7 @@ class Attend {
     const bool some = allowed_.any_set();
     for (int64_t i = 0; some && i < panels; ++i) {
       const int64_t query = (panel + i) * kPanel;
-      exclude(allowed_, query, std::min<int64_t>(kPanel, p_.queries.count - query), (first + b) * sizes_.block, rows,
+      exclude(allowed_, query, std::min<int64_t>(kPanel, p_.queries.count - query), block * sizes_.block, rows,
               &scale_[query], -std::numeric_limits<float>::infinity(), scores + i * score_stride());
     }
     WeighArgs weigh;
@@ -126,7 +140,7 @@ class Attend {
     loops.weigh(weigh);
     if (!summed()) return;
     LaneProductArgs sum;
-    sum.a = columns_.get() + b * sizes_.stride(values_width());
+    sum.a = grouped_columns;
     sum.rows = values_width(), sum.steps = rows;
     sum.b = scores, sum.b_stride = score_stride(), sum.panels = panels;
     sum.out = weigh.sums, sum.out_stride = sums_stride(), sum.begins = false;
@@ -146,7 +160,8 @@ class Attend {
     for (int64_t part = 0; part < parts_; ++part) {
       float factor[kPanel];
       for (int i = 0; i < kPanel; ++i) {
-        const double own = total_[state(part) + i], down = std::exp2(static_cast<double>(most_[state(part) + i]) - most[i]);
+        const double own = total_[state(part) + i],
+                     down = std::exp2(static_cast<double>(most_[state(part) + i]) - most[i]);
         factor[i] = own == 0.0 ? 0.0f : static_cast<float>(down);
         if (own != 0.0) total[i] += own * down;
       }

@@ -55,9 +55,8 @@ void lane_product(const LaneProductArgs& s) {
       lane_tile<V, height.value, together>(s, row, panel);
     });
   for (; panel < s.panels; ++panel)
-    for_each_group<Isa>(s.rows, [&](auto height, int64_t row) __attribute__((always_inline)) {
-      lane_tile<V, height.value, 1>(s, row, panel);
-    });
+    for_each_group<Isa>(s.rows, [&](auto height, int64_t row)
+                                    __attribute__((always_inline)) { lane_tile<V, height.value, 1>(s, row, panel); });
 }
 
 template <class V, int Height, int Registers>
@@ -74,7 +73,8 @@ VB_INLINE void row_tile(const RowProductArgs& s, int64_t row, int64_t column) {
     const float* a = s.a + panel * s.a_stride + row * kPanel;
     for (int lane = 0; lane < kPanel; ++lane, ++a, b += s.b_stride) {
       typename V::Reg line[Registers];
-      unroll<Registers>([&](auto v) __attribute__((always_inline)) { line[v.value] = V::load(b + v.value * V::width); });
+      unroll<Registers>([&](auto v)
+                            __attribute__((always_inline)) { line[v.value] = V::load(b + v.value * V::width); });
       unroll<Height>([&](auto r) __attribute__((always_inline)) {
         const auto weight = V::fill(a[r.value * kPanel]);
         unroll<Registers>([&](auto v) __attribute__((always_inline)) {
@@ -100,9 +100,8 @@ void row_product(const RowProductArgs& s) {
       row_tile<V, height.value, together>(s, row, column);
     });
   for (; column < s.columns; column += V::width)
-    for_each_group<Isa>(s.rows, [&](auto height, int64_t row) __attribute__((always_inline)) {
-      row_tile<V, height.value, 1>(s, row, column);
-    });
+    for_each_group<Isa>(s.rows, [&](auto height, int64_t row)
+                                    __attribute__((always_inline)) { row_tile<V, height.value, 1>(s, row, column); });
 }
 
 // 2^x, to within 1.2 units in the last place; 0 below 2^-126; NaN of NaN. x is at most 127.
@@ -112,8 +111,8 @@ void row_product(const RowProductArgs& s) {
 template <class V>
 VB_INLINE typename V::Reg power_of_two(typename V::Reg x) {
   using Reg = typename V::Reg;
-  const Reg magic = V::fill(0x1.8p23f);          // to add it rounds to a whole number, in the low bits
-  x = V::max(V::fill(-127.0f), x);               // NaN stays, as the second operand
+  const Reg magic = V::fill(0x1.8p23f);  // to add it rounds to a whole number, in the low bits
+  x = V::max(V::fill(-127.0f), x);       // NaN stays, as the second operand
   const Reg whole = V::add(x, magic);
   const Reg rest = V::subtract(x, V::subtract(whole, magic));
   Reg power = V::fill(0.000153533605f);

@@ -82,7 +82,7 @@ class AttendGradients {
  private:
   struct Worker {
     FloatRows queries, grad, bank, values;
-    Buffer<float> scores, slopes;         // [panel][row][16]
+    Buffer<float> scores, slopes;          // [panel][row][16]
     Buffer<float> grad_bank, grad_values;  // [row][columns]
     bool reserve(const AttendGradients& a) {
       const int64_t scored = kVisitPanels * a.sizes_.block * kPanel;
@@ -133,8 +133,7 @@ class AttendGradients {
       Worker& w = workers[worker];
       const int64_t row = (first + b) * sizes_.block, count = rows_of(first + b);
       group_rows(w.bank, row, count, sizes_.height, by_rows_.get() + b * sizes_.stride(d));
-      if (wants_queries())
-        group_columns(w.bank, row, count, sizes_.height, by_columns_.get() + b * sizes_.stride(d));
+      if (wants_queries()) group_columns(w.bank, row, count, sizes_.height, by_columns_.get() + b * sizes_.stride(d));
       if (summed()) group_rows(w.values, row, count, sizes_.height, values_.get() + b * sizes_.stride(e));
     });
     if (status != Status::ok) return status;
@@ -256,11 +255,11 @@ class AttendGradients {
   const AttendSizes sizes_;
   Rows queries_, grad_;  // of this chunk
   int64_t panels_ = 0, parts_ = 1, groups_ = 1;
-  QuerySide x_, g_;                                // x_.rows are multiplied by beta
-  Buffer<float> by_rows_, by_columns_, values_;    // of a piece, in groups
-  Buffer<float> scale_, high_, low_, along_;       // [queries, in whole panels]
-  Buffer<float> sums_;                             // [part][panel][width][16]
-  Buffer<float> bank_sums_, value_sums_;           // [group][bank rows][width]
+  QuerySide x_, g_;                              // x_.rows are multiplied by beta
+  Buffer<float> by_rows_, by_columns_, values_;  // of a piece, in groups
+  Buffer<float> scale_, high_, low_, along_;     // [queries, in whole panels]
+  Buffer<float> sums_;                           // [part][panel][width][16]
+  Buffer<float> bank_sums_, value_sums_;         // [group][bank rows][width]
   float ones_[kVisitPanels * kPanel];
 };
 
@@ -280,8 +279,8 @@ Status attend_gradients(const AttendGradientProblem& problem, const Parallel& pa
     clear(problem.grad_values, m * f.values.width);
     return Status::ok;
   }
-  const int64_t most = round_up_to(std::max<int64_t>(1, kPartNumbers / (kTasks * std::max<int64_t>(1, d))),
-                                   kVisitPanels * kPanel);
+  const int64_t most =
+      round_up_to(std::max<int64_t>(1, kPartNumbers / (kTasks * std::max<int64_t>(1, d))), kVisitPanels * kPanel);
   for (int64_t done = 0; done < n; done += most) {
     const Status status = AttendGradients(problem, done, std::min(most, n - done)).run(parallel);
     if (status != Status::ok) return status;

@@ -1,6 +1,8 @@
 // Both sides of attend() as its loops read them: queries in panels, and bank rows in groups, block by block.
 #pragma once
 
+#include <type_traits>
+
 #include "allowed.h"
 #include "pieces.h"
 #include "reader.h"
@@ -55,13 +57,24 @@ inline void group_rows(FloatRows& rows, int64_t first, int64_t count, int height
   }
 }
 
+// Copies a group of coordinates. A copy of a constant size takes a few instructions, and no call.
+inline void copy_group(const float* from, int group, float* to) {
+  const auto copy = [&](auto size) { std::memcpy(to, from, size.value * sizeof(float)); };
+  switch (group) {
+    case 14: return copy(std::integral_constant<size_t, 14>{});
+    case 8: return copy(std::integral_constant<size_t, 8>{});
+    case 6: return copy(std::integral_constant<size_t, 6>{});
+    default: std::memcpy(to, from, static_cast<size_t>(group) * sizeof(float));
+  }
+}
+
 // The same rows in groups of coordinates: products of lanes sum over rows.
 inline void group_columns(FloatRows& rows, int64_t first, int64_t count, int height, float* out) {
   for (int64_t r = 0; r < count; ++r) {
     const float* row = rows.row(first + r);
     for (int64_t c = 0; c < rows.width();) {
       const int group = group_height(rows.width() - c, height);
-      std::memcpy(out + c * count + r * group, row + c, static_cast<size_t>(group) * sizeof(float));
+      copy_group(row + c, group, out + c * count + r * group);
       c += group;
     }
   }

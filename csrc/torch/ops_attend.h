@@ -109,8 +109,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> attend_backward(
     AttendGradientProblem p;
     p.forward = view.batch(b, allowed);
     p.forward.lse = const_cast<double*>(static_cast<const double*>(sums.const_data_ptr())) + done;
-    if (rows)
-      p.grad = {static_cast<const float*>(rows->const_data_ptr()) + done * e, DType::f32, queries, e, e, 1};
+    if (rows) p.grad = {static_cast<const float*>(rows->const_data_ptr()) + done * e, DType::f32, queries, e, e, 1};
     p.along = static_cast<const float*>(slopes.const_data_ptr()) + done;
     p.grad_queries = out(of_x, need_x, done * d);
     p.grad_bank = out(of_bank, need_bank, b * m * d);

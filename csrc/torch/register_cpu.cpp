@@ -94,7 +94,8 @@ STABLE_TORCH_LIBRARY(vecbank, m) {
       "lse)");
   m.def(
       "attend_backward(Tensor? grad, Tensor along, Tensor x, Tensor bank, Tensor? values, Tensor beta, Tensor lse, "
-      "Tensor[] sets, int[] program, bool need_x, bool need_bank, bool need_values, bool need_beta) -> (Tensor, Tensor, "
+      "Tensor[] sets, int[] program, bool need_x, bool need_bank, bool need_values, bool need_beta) -> (Tensor, "
+      "Tensor, "
       "Tensor, Tensor)");
   m.def(
       "hamming_topk(Tensor x, Tensor bank, int bits, int x_planes, int bank_planes, int k, Tensor[] sets, int[] "

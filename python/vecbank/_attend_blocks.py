@@ -29,6 +29,7 @@ class Problem(NamedTuple):
     values: Tensor | None  # of the dtype that sums run in; None: the log-sum-exp alone is wanted
     beta: Tensor  # (N,), of that dtype
     allowed: Lowered | None
+    wants_lse: bool  # beside the sums; without values it is all there is
 
 
 def softmax(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,10 +66,10 @@ def sparsemax(z: Tensor) -> Tensor:
     return torch.where(z.detach().isnan().any(-1, keepdim=True), torch.nan, weights)
 
 
-def weigh(weight: str | Weight | None, z: Tensor, may: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The weights of scores z (n, M), which are -inf where a row may not be given, and their log-sum-exp."""
+def weigh(weight: str | Weight | None, z: Tensor, may: Tensor | None, lse: bool) -> tuple[Tensor, Tensor | None]:
+    """The weights of scores z (n, M), which are -inf where a row may not be given, and their log-sum-exp if wanted."""
     if weight == "softmax":
-        return softmax(z)
+        return softmax(z) if lse or may is not None else (z.softmax(-1), None)
     if weight == "sparsemax":
         return sparsemax(z), None
     weights = z if weight is None else weight(z)  # type: ignore[operator]
@@ -82,11 +83,11 @@ def _block(p: Problem, weight: str | Weight | None, x: Tensor, beta: Tensor, mas
     z = p.score(x, batch).to(beta.dtype) * beta.unsqueeze(-1)
     if mask is not None:
         z = torch.where(mask, z, -torch.inf)
-    weights, lse = weigh(weight, z, mask)
     if p.values is None:
-        return lse
+        return softmax(z)[1]
+    weights, lse = weigh(weight, z, mask, p.wants_lse)
     out = weights.to(p.values.dtype) @ (p.values[batch] if p.values.dim() == 3 else p.values)
-    return out if lse is None else (out, lse)
+    return (out, lse) if p.wants_lse else out
 
 
 def attend(p: Problem, weight: str | Weight | None) -> tuple[Tensor | None, Tensor | None]:
@@ -119,6 +120,6 @@ def attend(p: Problem, weight: str | Weight | None) -> tuple[Tensor | None, Tens
         # Of no queries there is no block, and yet autograd is to know of the result.
         none = flat.to(p.values.dtype) @ p.values.new_zeros(flat.shape[-1], p.values.shape[-1]) if not outs else None
         out = (torch.cat(outs) if none is None else none).reshape(*lead, p.values.shape[-1])
-    if weight == "softmax":
+    if p.wants_lse or p.values is None:
         lse = (torch.cat(lses) if lses else flat.sum(-1).to(p.beta.dtype)).reshape(lead)
     return out, lse

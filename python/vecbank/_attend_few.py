@@ -45,7 +45,7 @@ def best(g: Given, weight: str | Weight | None, k: int) -> tuple[Tensor, Tensor 
     values, indices = topk(g.x, g.bank, k, _metric(g), allowed=g.allowed)
     z = _scores(g, values, indices).reshape(-1, k)
     may = (indices >= 0).reshape(-1, k)
-    weights, lse = weigh(weight, z, may)
+    weights, lse = weigh(weight, z, may, True)
     if weight is None:
         weights = torch.where(may, weights, 0.0)
     out = _sum(g, weights.reshape(indices.shape), indices)

@@ -15,7 +15,7 @@ from .allowed import lowered
 if TYPE_CHECKING:
     from .attention import Given
 
-_FEWEST = 8  # queries; fewer leave most lanes of a panel empty, and blocks of torch are as fast
+_FEWEST = 16  # queries; fewer leave lanes of a panel empty, and blocks of torch are as fast
 _NORM_FLOOR, _LONGEST = 1e-8, 1e30
 
 

@@ -6,6 +6,7 @@ contrastive losses. The weights of all pairs are never in memory at once.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, SupportsIndex
 
 import torch
@@ -52,9 +53,12 @@ def _betas(beta: object, x: Tensor, dtype: torch.dtype) -> Tensor:
             raise ValueError(f"beta must be a number or broadcast to {tuple(lead)}, got {tuple(beta.shape)}") from None
     else:
         _checks.number("beta", beta)
-        given: Any = beta
-        wide = given if isinstance(given, Tensor) else torch.tensor(float(given), dtype=torch.float64)
-        found = wide.to(x.device, dtype).expand(lead)
+        if not isinstance(beta, Tensor):
+            number = float(beta)  # type: ignore[arg-type]
+            if not math.isfinite(number):
+                raise ValueError(f"beta must be finite, got {number}")
+            return torch.full((lead.numel(),), number, dtype=dtype, device=x.device)
+        found = beta.to(x.device, dtype).expand(lead)
     found = found.reshape(lead.numel())
     plain = found.detach()
     if _checks.readable(plain) and plain.numel() and not bool(plain.isfinite().all()):
@@ -162,7 +166,7 @@ def attend(
         k = _checks.integer("k", k)
         if not 1 <= k <= m:
             raise ValueError(f"k must lie between 1 and the bank's M = {m}, got {k}")
-    found = _attend(g, weight, k)
+    found = _attend(g, weight, k, return_lse)
     assert found.output is not None and g.values is not None
     output = found.output.to(g.values.dtype)
     if not return_lse:
@@ -176,7 +180,7 @@ class Found(NamedTuple):
     lse: Tensor | None
 
 
-def _attend(g: Given, weight: str | Weight | None, k: int | None) -> Found:
+def _attend(g: Given, weight: str | Weight | None, k: int | None, wants_lse: bool) -> Found:
     if k is not None:
         return Found(*_attend_few.best(g, weight, k))
     if weight == "sparsemax":
@@ -189,7 +193,7 @@ def _attend(g: Given, weight: str | Weight | None, k: int | None) -> Found:
         fused = _attend_fused.attend(g)
         if fused is not None:
             return Found(fused[0], fused[1].to(g.beta.dtype))
-    return Found(*_attend_blocks.attend(_problem(g), weight))
+    return Found(*_attend_blocks.attend(_problem(g, wants_lse), weight))
 
 
 def _biased(bank: Tensor | PreparedBank) -> bool:
@@ -204,7 +208,7 @@ def _linear(g: Given) -> Tensor:
     return wide @ (g.rows.to(work).mT @ g.values.to(work))
 
 
-def _problem(g: Given) -> Problem:
+def _problem(g: Given, wants_lse: bool) -> Problem:
     work = g.beta.dtype
     bank: Any = g.bank
     metric: Any = g.metric
@@ -217,7 +221,7 @@ def _problem(g: Given) -> Problem:
 
     signed = score if g.similarity else (lambda x, batch: -score(x, batch))
     values = None if g.values is None else g.values.to(work)
-    return Problem(g.x, signed, g.rows, values, g.beta, lowered(g.allowed, g.x, g.rows))
+    return Problem(g.x, signed, g.rows, values, g.beta, lowered(g.allowed, g.x, g.rows), wants_lse)
 
 
 @entry_point
@@ -244,6 +248,6 @@ def logsumexp(
         1.3863
     """
     g = _given("logsumexp", x, bank, None, metric, beta, allowed)
-    lse = _attend(g, "softmax", None).lse
+    lse = _attend(g, "softmax", None, True).lse
     assert lse is not None
     return lse

@@ -1,5 +1,5 @@
-// Sums weighted by a softmax and their gradients, against float64 sums row by row, on every instruction set; and the same
-// bits for every number of workers.
+// Sums weighted by a softmax and their gradients, against float64 sums row by row, on every instruction set; and the
+// same bits for every number of workers.
 #include <cmath>
 
 #include "check.h"
