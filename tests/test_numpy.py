@@ -52,6 +52,7 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "farthest_points": (vecbank.farthest_points, (X, 4), {"metric": "l1"}),
     "verify": (vecbank.verify, (X[:3], BOOK, CODES), {"allowed": torch.arange(9) > 2}),
     "search_part": (vecbank.search_part, (X, BOOK, 3), {"first_row": 5, "metric": "l2"}),
+    "semantic_search": (vecbank.semantic_search, (X, BOOK), {"top_k": 4, "score_function": "euclidean"}),
     "quantize": (vecbank.quantize, (X, BOOK), {}),
     "quantize_train": (vecbank.quantize_train, (X, BOOK), {"valid": X[:, 0] > 0}),
     "lookup": (vecbank.lookup, (CODES, BOOK), {"reduce": "mean"}),

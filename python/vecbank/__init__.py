@@ -21,6 +21,7 @@ from . import _ops as _ops  # loads the extension and registers torch.ops.vecban
 from . import anchors, bits, cluster, codes, embedding, kernels, metrics, nn, pq, reference, residual, results, sparse
 from ._cuda import check
 from ._ops import METRICS
+from ._semantic import semantic_search
 from ._version import __version__
 from .allowed import Allowed
 from .bank import Bank
@@ -120,6 +121,7 @@ __all__ = [
     "residual_quantize",
     "results",
     "segment_sum",
+    "semantic_search",
     "sparse",
     "sparse_decode",
     "sparse_encode",
