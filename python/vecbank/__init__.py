@@ -9,6 +9,7 @@ has namespaces:
 - `pq`, `residual`: product and residual codes
 - `sparse`: sparse dictionaries
 - `bits`: exact search of packed bits
+- `multivector`: sets of vectors (MaxSim), groups of bank rows
 - `codes`: scalar, sign and binary codes, and their bits
 - `embedding`: compressed tables
 - `metrics`, `kernels`: metrics that map rows, and functions of distances
@@ -18,10 +19,26 @@ has namespaces:
 
 from . import _cuda as _cuda
 from . import _ops as _ops  # loads the extension and registers torch.ops.vecbank
-from . import anchors, bits, cluster, codes, embedding, kernels, metrics, nn, pq, reference, residual, results, sparse
+from . import (
+    anchors,
+    bits,
+    cluster,
+    codes,
+    embedding,
+    kernels,
+    metrics,
+    multivector,
+    nn,
+    pq,
+    reference,
+    residual,
+    results,
+    sparse,
+)
 from ._cuda import check
 from ._ops import METRICS
 from ._semantic import semantic_search
+from ._token_sets import TokenSets
 from ._version import __version__
 from .allowed import Allowed
 from .bank import Bank
@@ -31,6 +48,7 @@ from .columns import Column
 from .functional import lookup, nearest, project, quantize, quantize_train, segment_sum, topk
 from .maps import log_euclidean, whiten
 from .metrics import Angular, Mahalanobis, Mapped, Pearson, Poincare
+from .multivector import group_max, group_mean, maxsim, maxsim_pairs, maxsim_topk
 from .parts import merge_topk, search_part
 from .pq import ProductCodec
 from .pq import decode as pq_decode
@@ -90,6 +108,7 @@ __all__ = [
     "QuantizeTrain",
     "Quantized",
     "ResidualQuantized",
+    "TokenSets",
     "TopK",
     "__version__",
     "anchors",
@@ -99,10 +118,16 @@ __all__ = [
     "codes",
     "embedding",
     "firing_counts",
+    "group_max",
+    "group_mean",
     "kernels",
     "kmeans",
     "log_euclidean",
     "lookup",
+    "maxsim",
+    "maxsim_pairs",
+    "maxsim_topk",
+    "multivector",
     "nearest",
     "nn",
     "pq",
