@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 from . import _checks, _select, _token_blocks
+from ._fixed_encodings import FixedEncoding as FixedEncoding
 from ._numpy import entry_point
 from ._ops import METRICS
 from ._ops.fakes import value_dtype
+from ._prepared import PreparedBank
 from ._token_sets import TokenSets, check_offsets, token_sets
 from .allowed import Allowed, lower
+from .functional import topk
 from .results import TopK
 
 Sets = TokenSets | tuple[Tensor, Tensor] | Tensor
@@ -320,3 +323,69 @@ def group_mean(
     total = rows.new_zeros((sets.count, rows.shape[1])).index_add(0, of, rows)
     means = total / sizes.clamp_min(1).unsqueeze(1)
     return (queries @ means.mT).to(value_dtype(x)).reshape(*x.shape[:-1], sets.count)
+
+
+# ---- Candidates by fixed-dimensional encodings ----------------------------------------------------------------------
+
+
+@entry_point
+def encoded_topk(
+    queries: Sets,
+    documents: Sets,
+    encoded: Tensor | PreparedBank,
+    encoding: FixedEncoding,
+    k: SupportsIndex,
+    *,
+    candidates: SupportsIndex | None = None,
+    allowed: Allowed | Tensor | None = None,
+) -> TopK:
+    """The k best documents of those whose fixed-dimensional encodings promise most (MUVERA): one search among single
+    vectors, then the exact scores of what it found.
+
+    Args:
+        queries: Q sets of vectors: TokenSets, (rows, offsets), or a tensor (Q, T, d).
+        documents: D sets, likewise.
+        encoded: `encoding.documents(documents)`, (D, size), made once, or a Bank of it ("dot"); 16-bit ones are
+            compared with encodings of the queries in 16 bits.
+        encoding: the `FixedEncoding` that made them. Its metric is that of the scores.
+        k: 1 to D.
+        candidates: C, how many documents get their exact score: k to D. None (default): 10 k, at least 100; a number
+            beyond D means D.
+        allowed: as of `maxsim_topk`.
+
+    Returns:
+        TopK(values, indices), (Q, k): what `maxsim_topk` returns with the C documents of the largest dot products as
+        candidates. With C = D it is exact. Differentiable values.
+
+    Raises:
+        ValueError: k, candidates, shapes, devices. TypeError: dtypes.
+
+    Source: Dhulipala, Hadian, Jayaram, Lee and Mirrokni, "MUVERA: Multi-Vector Retrieval via Fixed Dimensional
+    Encodings", NeurIPS 2024.
+
+    Example:
+        >>> import torch
+        >>> from vecbank.multivector import FixedEncoding, encoded_topk
+        >>> documents = torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]], [[2.0, 2.0]]])
+        >>> encoding = FixedEncoding(2)
+        >>> encoded = encoding.documents(documents)
+        >>> encoded_topk(torch.tensor([[[1.0, 1.0]]]), documents, encoded, encoding, 2).indices.tolist()
+        [[2, 1]]
+    """
+    q, d = token_sets("queries", queries), token_sets("documents", documents)
+    if not isinstance(encoding, FixedEncoding):
+        raise TypeError(f"encoding must be a FixedEncoding, got {type(encoding).__name__}")
+    vectors = encoded._held() if isinstance(encoded, PreparedBank) else encoded
+    _checks.shaped("encoded", vectors, (d.count, encoding.size))
+    k = _checks.integer("k", k)
+    if not 1 <= k <= d.count:
+        raise ValueError(f"k must lie between 1 and the number of documents {d.count}, got {k}")
+    most = max(10 * k, 100) if candidates is None else _checks.at_least(k, "candidates", candidates)
+    held = d.offsets.diff() > 0  # encoded as zeros, an empty document would be one of the better candidates
+    with torch.no_grad():
+        few = allowed
+        if not bool(held.all()):
+            few = Allowed.mask(held) if allowed is None else Allowed.mask(held) & allowed
+        x = encoding.queries(q).to(vectors.dtype)
+        found = topk(x, encoded, min(most, d.count), "dot", allowed=few).indices
+    return maxsim_topk(q, d, k, encoding.metric, candidates=found, allowed=allowed)
