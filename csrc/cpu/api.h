@@ -5,6 +5,7 @@
 #include "../core/bits.h"
 #include "../core/estimator.h"
 #include "../core/lookup.h"
+#include "../core/maxsim.h"
 #include "../core/problem.h"
 #include "../core/residual.h"
 #include "../core/sparse.h"
@@ -56,6 +57,10 @@ Status residual_quantize(const ResidualProblem& problem, const Parallel& paralle
 Status invert(InvertProblem& problem, const Parallel& parallel);
 Status sparse_search(const SparseSearchProblem& problem, const Parallel& parallel);
 Status sparse_gradients(const SparseGradientProblem& problem, const Parallel& parallel);
+// All scores; those of the listed documents, exact; and the best documents, exact.
+Status maxsim(const MaxSimProblem& problem, const Parallel& parallel);
+Status maxsim_pairs(const MaxSimProblem& problem, const Parallel& parallel);
+Status maxsim_topk(const MaxSimProblem& problem, const Parallel& parallel);
 class Hits;  // search/radius.h
 // Searches of packed bits. Ranks that no row fills hold kNoDistance and index -1; k may exceed the bank. bits_scores()
 // writes all distances. largest_bit_distance() must not be -1.

@@ -6,6 +6,7 @@
 
 #include "../core/frame.h"
 #include "bits.h"
+#include "maxsim.h"
 #include "search/screens/int16.h"
 #include "search/screens/int8.h"
 #include "slopes.h"
@@ -124,6 +125,7 @@ struct Kernels {
   void (*slopes)(const SlopeArgs&);
   void (*end_slopes)(const SlopeEndArgs&);
   BitKernels bits;
+  MaxSimKernels maxsim;
   // out[i] = grads[i * step] / root(squares[i]). Returns whether a square is odd: above float32, or below kLeastSquare.
   bool (*divide_by_roots)(const float* squares, const float* grads, int64_t step, int64_t count, float* out);
 

@@ -11,6 +11,7 @@
 #include "direct.inl.h"
 #include "epilogues.inl.h"
 #include "keys.inl.h"
+#include "maxsim.inl.h"
 #include "scores.inl.h"
 #include "slopes.inl.h"
 #include "sums.inl.h"
@@ -167,6 +168,7 @@ constexpr Kernels make_table(const char* name) {
           slopes<typename Isa::F32>,
           end_slopes<typename Isa::F32>,
           bit_kernels<Isa>(),
+          maxsim_kernels<Isa>(),
           divide_by_roots};
 }
 

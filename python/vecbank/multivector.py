@@ -18,11 +18,12 @@ from torch import Tensor
 from . import _checks, _select, _token_blocks
 from ._fixed_encodings import FixedEncoding as FixedEncoding
 from ._numpy import entry_point
-from ._ops import METRICS
+from ._ops import METRICS, ops
 from ._ops.fakes import value_dtype
+from ._ops.sets import Lowered
 from ._prepared import PreparedBank
 from ._token_sets import TokenSets, check_offsets, token_sets
-from .allowed import Allowed, lower
+from .allowed import Allowed, lowered
 from .functional import topk
 from .results import TopK
 
@@ -49,13 +50,19 @@ def _sides(queries: Any, documents: Any, metric: object) -> tuple[TokenSets, Tok
     return q, d, code
 
 
-def _masked(allowed: Allowed | Tensor | None, q: TokenSets, d: TokenSets) -> Tensor | None:
-    """Which documents each query may be given, (Q, D)."""
-    if allowed is None:
-        return None
-    x, bank = q.rows.new_empty((q.count, 0)), d.rows.new_empty((d.count, 0))
-    sets = lower(allowed, x, bank)
-    return sets if isinstance(sets, Tensor) else sets.holds(0, q.count, x.shape[:-1], bank)
+def _allowed(allowed: Allowed | Tensor | None, q: TokenSets, d: TokenSets) -> Lowered | None:
+    """Which documents each query may be given."""
+    return lowered(allowed, q.rows.new_empty((q.count, 0)), d.rows.new_empty((d.count, 0)))
+
+
+def _mask(sets: Lowered | None, q: TokenSets, d: TokenSets) -> Tensor | None:
+    """The same as bools, (Q, D)."""
+    return None if sets is None else sets.holds(0, q.count, torch.Size([q.count]), d.rows.new_empty((d.count, 0)))
+
+
+def _recorded(q: TokenSets, d: TokenSets) -> bool:
+    """Whether autograd wants to know of the scores."""
+    return torch.is_grad_enabled() and (q.rows.requires_grad or d.rows.requires_grad)
 
 
 @entry_point
@@ -88,6 +95,9 @@ def maxsim(queries: Sets, documents: Sets, metric: str | None = None) -> Tensor:
     over BERT", 2020 (arXiv:2004.12832).
     """
     q, d, code = _sides(queries, documents, metric)
+    if _select.kernels(q.rows):
+        scores: Tensor = ops.maxsim(q.rows, q.offsets, d.rows, d.offsets, code, _recorded(q, d))[0]
+        return scores
     rows = _token_blocks.best_rows(q.rows.detach(), TokenSets(d.rows.detach(), d.offsets), code)
     missing = d.offsets.diff() == 0
     return _token_blocks.values(q, d, rows, missing, code).to(value_dtype(q.rows))
@@ -130,6 +140,9 @@ def _listed(name: str, indices: object, q: TokenSets, d: TokenSets) -> Tensor:
 
 def _pairs(q: TokenSets, d: TokenSets, indices: Tensor, code: int) -> Tensor:
     """In float64."""
+    if _select.kernels(q.rows):
+        scores: Tensor = ops.maxsim_pairs(q.rows, q.offsets, d.rows, d.offsets, indices, code, _recorded(q, d))[0]
+        return scores
     rows = _token_blocks.best_rows_of(q, d, indices, code)
     if d.count == 0:
         return q.rows.new_full(indices.shape, -torch.inf, dtype=torch.float64)
@@ -180,13 +193,16 @@ def maxsim_topk(
     most, of = (d.count, "documents") if listed is None else (listed.shape[1], "candidates")
     if not 1 <= k <= most:
         raise ValueError(f"k must lie between 1 and the number of {of} {most}, got {k}")
-    mask = _masked(allowed, q, d)
+    sets = _allowed(allowed, q, d)
     with torch.no_grad():
         if listed is not None:
-            keys, indices = _best_of(q, d, _once(listed), mask, code, k)
+            keys, indices = _best_of(q, d, _once(listed), sets, code, k)
+        elif _select.kernels(q.rows):
+            some = ([], []) if sets is None else (sets.sets, sets.program)
+            keys, indices = ops.maxsim_topk(q.rows, q.offsets, d.rows, d.offsets, k, code, *some)
         else:
-            keys, indices = _token_blocks.topk(q, d, k, code, mask)
-    if torch.is_grad_enabled() and (q.rows.requires_grad or d.rows.requires_grad):
+            keys, indices = _token_blocks.topk(q, d, k, code, _mask(sets, q, d))
+    if _recorded(q, d):
         keys = _pairs(q, d, indices, code)
     return TopK(keys.to(value_dtype(q.rows)), indices)
 
@@ -200,13 +216,14 @@ def _once(listed: Tensor) -> Tensor:
 
 
 def _best_of(
-    q: TokenSets, d: TokenSets, listed: Tensor, mask: Tensor | None, code: int, k: int
+    q: TokenSets, d: TokenSets, listed: Tensor, sets: Lowered | None, code: int, k: int
 ) -> tuple[Tensor, Tensor]:
     """The best of these documents."""
     if d.count:
         missing = (d.offsets.diff() == 0)[listed.clamp_min(0)]
-        if mask is not None:
-            missing = missing | ~mask.gather(1, listed.clamp_min(0))
+        if sets is not None:
+            bank = d.rows.new_empty((d.count, 0))
+            missing = missing | ~sets.holds(0, q.count, torch.Size([q.count]), bank, listed.clamp_min(0))
         listed = listed.masked_fill(missing, -1)
     return _select.merge(_pairs(q, d, listed, code), listed, k, METRICS["dot"], wide=True)
 
