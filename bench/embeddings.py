@@ -196,7 +196,7 @@ def encode(texts: list[str], progress: bool = False) -> Tensor:
 
 
 def encode_tokens(texts: list[str], progress: bool = False) -> Tokens:
-    """What the model says of each token, before it takes their mean: for late interaction. [CLS] and [SEP] are left out."""
+    """What the model says of each token before it takes their mean: for late interaction, without [CLS] and [SEP]."""
     model = _model()
     found = Tokens([[] for _ in texts], [torch.empty(0, WIDTH)] * len(texts), torch.empty(len(texts), WIDTH))
     order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), i))

@@ -2,19 +2,20 @@
 
     python examples/late_interaction.py ["a question" ...] [--quick]
 
-A question is the first line of a docstring, and what is looked for is the rest of it: the share that is found says how
-good a search is. One vector is the mean of a text's tokens, as the sentence model was trained; by maxsim every token of
-the question looks for its own best token. (That model was not trained for this; those that are gain more.) Encodings of
-fixed size (MUVERA) find the candidates of maxsim without a look at every token. It runs as docstring_search.py does.
+A question is the first line of a docstring, and what is looked for is the rest of it. One vector is the mean of a
+text's tokens, which the sentence model was trained for; by maxsim every token of the question looks for its own best
+token, which it was not trained for. A token weighs more the fewer docstrings it is in (IDF): its row is scaled.
+Encodings of fixed size (MUVERA) find the candidates of maxsim without a look at every token. The model is that of
+docstring_search.py, and embeds the docstrings at every run, which takes minutes.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from common import arguments, save
@@ -30,14 +31,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of be
 
 from bench import embeddings  # noqa: E402
 
-QUESTIONS = [
-    "How do I split text at a separator?",
-    "Pick random elements without repeats",
-    "Compress data before sending it",
-]
-BEST, MOST, ASKED = 3, 100, 500
+QUESTIONS = ["How do I split text at a separator?", "Pick random elements without repeats"]
+BEST, FEW, MOST, ASKED = 3, 30, 100, 300
 QUICK = ("builtins", "math", "itertools", "torch.linalg")
-T = TypeVar("T")
+
+
+def weighted(tokens: embeddings.Tokens, among: embeddings.Tokens) -> TokenSets:
+    """The tokens as questions, each scaled by its IDF."""
+    seen = Counter(word for words in among.words for word in set(words))
+    idf = torch.tensor([math.log((1 + len(among.words)) / (1 + seen[w])) for words in tokens.words for w in words])
+    sets = TokenSets.of(tokens.rows)
+    return TokenSets(sets.rows * idf.unsqueeze(1), sets.offsets)
 
 
 def texts(quick: bool) -> tuple[list[str], list[str], list[str]]:
@@ -47,13 +51,6 @@ def texts(quick: bool) -> tuple[list[str], list[str], list[str]]:
     split = [(name, line, text.partition(line)[2].strip()) for name, line, text in entries if not name.count("_")]
     names, lines, rest = zip(*[found for found in split if len(found[2]) > 60], strict=True)
     return list(names), list(lines), list(rest)
-
-
-def timed(what: str, search: Callable[[], T], questions: int) -> T:
-    start = time.perf_counter()
-    found = search()
-    print(f"{what:44}{1e3 * (time.perf_counter() - start) / questions:8.2f} ms for a question")
-    return found
 
 
 def recall(indices: Tensor, wanted: Tensor) -> Tensor:
@@ -77,50 +74,44 @@ def main() -> None:
     asked = torch.randperm(len(names), generator=torch.Generator().manual_seed(options.seed))[:ASKED]
     documents = embeddings.encode_tokens(rest, progress=True)
     known = embeddings.encode_tokens([lines[i] for i in asked], progress=True)
-    sets, queries = TokenSets.of(documents.rows), TokenSets.of(known.rows)
-    most, n = min(MOST, len(names)), len(asked)
-    print(f"{len(names):,} docstrings, {len(sets.rows):,} tokens; {n} questions, {len(queries.rows):,} tokens")
+    sets, queries = TokenSets.of(documents.rows), weighted(known, documents)
+    print(f"{sets.count:,} docstrings of {len(sets.rows):,} tokens; {queries.count} questions of {len(queries.rows):,}")
 
     bank = vecbank.Bank(documents.sentences, "dot").prepare("search")
-    one = timed("one vector", lambda: bank.topk(known.sentences, most).indices, n)
-    late = timed("maxsim", lambda: vecbank.maxsim_topk(queries, sets, most).indices, n)
-    encoding = FixedEncoding(embeddings.WIDTH, bits=5, repetitions=20, projection=32, generator=options.seed)
-    encoded = vecbank.Bank(
-        timed(f"encoding, to {encoding.size:,} numbers", lambda: encoding.documents(sets), len(sets))
-    )
-    few = timed(
-        f"maxsim of {most} candidates",
-        lambda: encoded_topk(queries, sets, encoded, encoding, most, candidates=most).indices,
-        n,
-    )
-    promised = encoded.topk(encoding.queries(queries), most, metric="dot").indices
-
-    figure = Figure(figsize=(12, 7))
-    axes = list(figure.subplots(2, 2).flat)
-    places = range(1, most + 1)
-    for name, found in (("one vector", one), ("maxsim", late), (f"maxsim of {most} candidates", few)):
-        shares = recall(found, asked)
-        print(f"{name:44}{shares[0]:8.3f} first, {shares[min(9, most - 1)]:.3f} among ten")
-        axes[0].semilogx(places, shares, label=name)
-    axes[0].set(title="The rest of a docstring, by its first line", xlabel="answers", ylabel="share found")
-    for name, found in (("encodings", promised), ("one vector", one)):
-        axes[1].semilogx(places, recall(found, late[:, 0]), label=name)
-    axes[1].set(title="The best by maxsim", xlabel="candidates", ylabel="share found")
-    for axis in axes[:2]:
-        axis.legend(fontsize=8)
+    encoding = FixedEncoding(embeddings.WIDTH, bits=5, projection=32, generator=options.seed)
+    encoded = vecbank.Bank(encoding.documents(sets), "dot").prepare("search")
+    searches = {
+        "one vector": lambda: bank.topk(known.sentences, MOST),
+        "maxsim": lambda: vecbank.maxsim_topk(queries, sets, MOST),
+        f"maxsim of {FEW} candidates": lambda: encoded_topk(queries, sets, encoded, encoding, FEW, candidates=FEW),
+    }
+    left, right, *below = (figure := Figure(figsize=(12, 7))).subplots(2, 2).flat
+    found = {}
+    for name, search in searches.items():
+        start = time.perf_counter()
+        found[name] = search().indices
+        took, shares = time.perf_counter() - start, recall(found[name], asked)
+        left.semilogx(range(1, len(shares) + 1), shares, label=name)
+        print(f"{name:26}{shares[0]:6.3f} first, {shares[9]:.3f} among ten; {1e3 * took / len(asked):6.2f} ms each")
+    left.legend(fontsize=8)
+    left.set(title="The rest of a docstring, by its first line", xlabel="answers", ylabel="share found")
+    promised = encoded.topk(encoding.queries(queries), MOST).indices
+    for name, those in (("encodings", promised), ("one vector", found["one vector"])):
+        right.semilogx(range(1, MOST + 1), recall(those, found["maxsim"][:, 0]), label=name)
+    right.set(title="The best by maxsim", xlabel="candidates", ylabel="share found")
+    right.legend(fontsize=8)
 
     questions = options.questions or QUESTIONS
     mine = embeddings.encode_tokens(questions)
-    best = vecbank.maxsim_topk(TokenSets.of(mine.rows), sets, BEST).indices.tolist()
+    best = vecbank.maxsim_topk(weighted(mine, documents), sets, BEST).indices.tolist()
     alone = bank.topk(mine.sentences, BEST).indices.tolist()
     for question, by_tokens, by_mean in zip(questions, best, alone, strict=True):
         print(f"\n{question}")
         for j, k in zip(by_tokens, by_mean, strict=True):
             print(f"  maxsim: {names[j]:32}one vector: {names[k]}")
-    for i, axis in enumerate(axes[2:]):
-        if i < len(questions):
-            draw_match(axis, mine, documents, i, best[i][0])
-            axis.set_title(f"{names[best[i][0]]}: the token that each token finds", fontsize=9)
+    for i, axis in enumerate(below[: len(questions)]):
+        draw_match(axis, mine, documents, i, best[i][0])
+        axis.set_title(f"{names[best[i][0]]}: the token that each token finds", fontsize=9)
     save(figure, options.out / "late_interaction.png")
 
 
