@@ -59,13 +59,14 @@ def recall(indices: Tensor, wanted: Tensor) -> Tensor:
 
 
 def draw_match(axis: Axes, question: embeddings.Tokens, document: embeddings.Tokens, i: int, j: int) -> None:
-    """Which token of the document each token of the question found."""
-    rows, columns = question.words[i], document.words[j][:24]
-    scores = vecbank.project(question.rows[i], document.rows[j][:24])
-    axis.imshow(scores, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-    axis.plot(scores.argmax(1), range(len(rows)), "o", color="#c04b3a", ms=4)
-    axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
-    axis.set_yticks(range(len(rows)), rows, fontsize=8)
+    """Which token of the document each token of the question found; of the document, those and their neighbours."""
+    scores = vecbank.project(question.rows[i], document.rows[j])
+    best = scores.argmax(1)
+    shown = torch.cat([best - 1, best, best + 1]).clamp(0, scores.shape[1] - 1).unique()
+    axis.imshow(scores[:, shown], vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    axis.plot(torch.searchsorted(shown, best), range(len(best)), "o", color="#c04b3a", ms=4)
+    axis.set_xticks(range(len(shown)), [document.words[j][t] for t in shown], rotation=90, fontsize=7)
+    axis.set_yticks(range(len(best)), question.words[i], fontsize=8)
 
 
 def main() -> None:
@@ -76,7 +77,6 @@ def main() -> None:
     known = embeddings.encode_tokens([lines[i] for i in asked], progress=True)
     sets, queries = TokenSets.of(documents.rows), weighted(known, documents)
     print(f"{sets.count:,} docstrings of {len(sets.rows):,} tokens; {queries.count} questions of {len(queries.rows):,}")
-
     bank = vecbank.Bank(documents.sentences, "dot").prepare("search")
     encoding = FixedEncoding(embeddings.WIDTH, bits=5, projection=32, generator=options.seed)
     encoded = vecbank.Bank(encoding.documents(sets), "dot").prepare("search")
@@ -108,7 +108,7 @@ def main() -> None:
     for question, by_tokens, by_mean in zip(questions, best, alone, strict=True):
         print(f"\n{question}")
         for j, k in zip(by_tokens, by_mean, strict=True):
-            print(f"  maxsim: {names[j]:32}one vector: {names[k]}")
+            print(f"  maxsim: {names[j]:42}one vector: {names[k]}")
     for i, axis in enumerate(below[: len(questions)]):
         draw_match(axis, mine, documents, i, best[i][0])
         axis.set_title(f"{names[best[i][0]]}: the token that each token finds", fontsize=9)
