@@ -256,6 +256,16 @@ def test_candidates_are_those_of_the_dot_products(count: int) -> None:
     assert_same(tuple(half), tuple(vecbank.maxsim_topk(QUERIES, DOCUMENTS, 5, candidates=found)))
 
 
+@pytest.mark.parametrize("metric", ["dot", "cosine"])
+def test_a_bank_of_documents_is_the_documents(metric: str) -> None:
+    encoding = FixedEncoding(16, 3, 5, metric=metric)
+    bank = vecbank.DocumentBank(DOCUMENTS, metric)
+    encoded = encoding.documents(DOCUMENTS)
+    assert_same(encoding.documents(bank), encoded)
+    want = encoded_topk(QUERIES, DOCUMENTS, encoded, encoding, 5, candidates=20)
+    assert_same(tuple(encoded_topk(QUERIES, bank, encoded, encoding, 5, candidates=20)), tuple(want))
+
+
 def test_empty_and_nan_documents_are_no_candidates() -> None:
     """Though zeros have the largest dot product where all others are negative."""
     queries = torch.ones(2, 3, 4)

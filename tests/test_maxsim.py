@@ -1,22 +1,20 @@
-"""Sets of vectors: the bits of the float64 score, whatever the instruction set, threads and way; gradients; refusals."""
+"""Sets of vectors: the bits of the float64 score, whatever the level, threads and way; gradients; refusals."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from helpers import ISAS, assert_same, gauss, seeded
+from helpers import FLOATS, ISAS, assert_same, gauss, seeded
+from multivector_cases import SIZES, best_of, case, close, drawn, hard, truth
 from torch import Tensor
 from torch.autograd import gradcheck
 
 import vecbank
-from vecbank import Allowed, TokenSets, _select, reference
+from vecbank import Allowed, TokenSets, _select
 from vecbank.results import TopK
 
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 NAMES = ("dot", "cosine", "l2", "sqeuclidean", "l1")
 
 
@@ -37,81 +35,6 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     vecbank._C.set_isa(request.param)
     yield request.param
     vecbank._C.set_isa(before)
-
-
-def drawn(sizes: list[int], width: int, seed: int, dtype: torch.dtype = torch.float32) -> TokenSets:
-    """Sets of these sizes."""
-    return TokenSets.of([gauss(n, width, seed=seed + i, dtype=dtype) for i, n in enumerate(sizes)])
-
-
-def sizes_of(count: int, most: int, seed: int) -> list[int]:
-    """Sizes from 0 to `most`, some of them 0."""
-    return [int(n) for n in torch.randint(0, most + 1, (count,), generator=seeded(seed))]
-
-
-def truth(q: TokenSets, d: TokenSets, metric: str = "dot") -> Tensor:
-    """(Q, D) float64: sums, in order, of the best float64 scores."""
-    scores = reference.project(q.rows, d.rows, metric, out_dtype=torch.float64).detach()
-    if metric not in ("dot", "cosine"):
-        scores = 0.0 - scores
-    out = scores.new_full((q.count, d.count), -torch.inf)
-    for j, (begin, end) in enumerate(zip(d.offsets.tolist(), d.offsets.tolist()[1:], strict=False)):
-        if begin == end:
-            continue
-        best = scores[:, begin:end].amax(1)  # NaN where one is
-        for i, (first, last) in enumerate(zip(q.offsets.tolist(), q.offsets.tolist()[1:], strict=False)):
-            total = scores.new_zeros(())
-            for t in range(first, last):
-                total = total + best[t]
-            out[i, j] = total
-    return out
-
-
-def best_of(scores: Tensor, k: int, dtype: torch.dtype, allowed: Tensor | None = None) -> TopK:
-    """The answer of a search from all scores (Q, D)."""
-    n, d = scores.shape
-    values, indices = torch.full((n, k), -torch.inf, dtype=torch.float64), torch.full((n, k), -1)
-    for i in range(n):
-        may = [j for j in range(d) if scores[i, j] > -torch.inf and (allowed is None or allowed[i, j])]
-        order = sorted(may, key=lambda j: (-float(scores[i, j]), j))[:k]
-        values[i, : len(order)] = scores[i, order]
-        indices[i, : len(order)] = torch.tensor(order, dtype=torch.int64)
-    return TopK(values.to(torch.float64 if dtype == torch.float64 else torch.float32), indices)
-
-
-SIZES = {  # sizes of queries, of documents; width
-    "one of each": ([1], [1], 1),
-    "ragged": ([3, 0, 20, 7], sizes_of(60, 30, 1), 24),
-    "one long document": ([5, 18], [3, 700, 0, 2], 33),
-    "many short ones": ([32], sizes_of(900, 3, 2), 40),
-    "wide": ([4, 4], sizes_of(20, 40, 3), 1024),
-    "more query tokens than a panel": ([16, 17, 40], sizes_of(40, 20, 4), 128),
-    "all empty": ([3, 1], [0, 0, 0], 5),
-    "no documents' tokens but one": ([3, 1], [0, 1, 0], 5),
-    "no query tokens": ([0, 0], [2, 0, 1], 5),
-    "no queries": ([], [2, 1], 5),
-    "no width": ([2, 1], [2, 0, 1], 0),
-}
-
-
-def case(name: str, dtype: torch.dtype = torch.float32) -> tuple[TokenSets, TokenSets]:
-    queries, documents, width = SIZES[name]
-    q = (
-        drawn(queries, width, 1, dtype)
-        if queries
-        else TokenSets(torch.empty(0, width, dtype=dtype), torch.zeros(1).long())
-    )
-    return q, drawn(documents, width, 1000, dtype)
-
-
-def close(got: Tensor, want: Tensor, q: TokenSets) -> None:
-    """Scores that may be rounded in another order."""
-    wide = want.to(got.dtype)
-    assert torch.equal(got.isinf(), wide.isinf()) and torch.equal(got.isnan(), wide.isnan())
-    finite = wide.isfinite()
-    eps = torch.finfo(got.dtype).eps
-    scale = float(want[finite].abs().max()) + 1 if bool(finite.any()) else 1.0
-    torch.testing.assert_close(got[finite], wide[finite], rtol=0, atol=16 * eps * scale)
 
 
 @pytest.mark.parametrize("metric", NAMES)
@@ -172,23 +95,7 @@ def test_strided_tokens() -> None:
 @pytest.mark.parametrize("kind", ["ties", "cancellation", "large", "small", "apart"])
 @pytest.mark.parametrize("metric", ["dot", "cosine"])
 def test_hard_numbers(kind: str, metric: str, isa: str) -> None:
-    q, d = case("ragged")
-    rows, asked = d.rows.clone(), q.rows.clone()
-    if kind == "ties":
-        rows, asked = rows.round(), asked.round()
-        rows[40:400] = rows[40]
-    elif kind == "cancellation":
-        rows += 1000
-        asked -= asked.mean(1, keepdim=True)
-    elif kind == "large":
-        rows *= 1e18
-        asked *= 1e18
-    elif kind == "small":
-        rows *= 1e-30
-        asked *= 1e-12
-    else:
-        rows *= 10.0 ** torch.randint(-20, 15, (len(rows), 1), generator=seeded(1))
-    q, d = TokenSets(asked, q.offsets), TokenSets(rows, d.offsets)
+    q, d = hard(kind)
     want = truth(q, d, metric)
     for k in (1, 8, 60):
         assert_same(tuple(vecbank.maxsim_topk(q, d, k, metric)), tuple(best_of(want, k, torch.float32)))
@@ -208,9 +115,8 @@ def test_many_equal_documents_are_found_in_order(isa: str) -> None:
 
 @pytest.mark.parametrize("metric", ["dot", "cosine", "l2"])
 def test_nan_and_infinity(metric: str, way: str) -> None:
-    q, d = case("ragged")
+    q, d = hard("odd")
     rows, asked = d.rows.clone(), q.rows.clone()
-    rows[5, 3], rows[100, 0], rows[200, 1], rows[333] = torch.nan, torch.inf, -torch.inf, 3e38
     for odd in (False, True):
         if odd:
             asked[0, 2] = torch.nan
@@ -346,139 +252,3 @@ def test_compiled() -> None:
     assert_same(got, vecbank.maxsim(q, d, "cosine"))
     got.where(got.isfinite(), 0.0).sum().backward()
     assert a.grad is not None
-
-
-# ---- TokenSets ------------------------------------------------------------------------------------------------------
-
-
-def test_padded_sets() -> None:
-    tokens = gauss(4, 6, 5)
-    whole = TokenSets.padded(tokens)
-    assert whole.rows.data_ptr() == tokens.data_ptr() and whole.offsets.tolist() == [0, 6, 12, 18, 24]
-    lengths = torch.tensor([6, 0, 2, 3])
-    some = TokenSets.padded(tokens, lengths)
-    assert_same(some.rows, torch.cat([t[:n] for t, n in zip(tokens, lengths, strict=True)]))
-    assert some.offsets.tolist() == [0, 6, 6, 8, 11] and some.count == 4
-    mask = torch.rand(4, 6, generator=seeded(1)) < 0.5
-    of_mask = TokenSets.padded(tokens, mask=mask)
-    assert_same(of_mask.rows, tokens[mask])
-    assert_same(of_mask.offsets.diff(), mask.sum(1))
-
-
-def test_a_dense_tensor_and_a_tuple_are_sets() -> None:
-    q, d = gauss(3, 7, 8), gauss(5, 4, 8, seed=1)
-    want = vecbank.maxsim(TokenSets.of(list(q)), TokenSets.of(list(d)))
-    assert_same(vecbank.maxsim(q, d), want)
-    assert_same(vecbank.maxsim((q.reshape(-1, 8), torch.arange(4).int() * 7), d), want)
-    assert isinstance(vecbank.maxsim(q.numpy(), d.numpy()), np.ndarray)
-
-
-BAD: dict[str, tuple[Any, Any, type[Exception], str]] = {
-    "offsets that end early": ((gauss(4, 3), torch.tensor([0, 3])), gauss(1, 2, 3), ValueError, "number of rows 4"),
-    "offsets that begin late": ((gauss(4, 3), torch.tensor([1, 4])), gauss(1, 2, 3), ValueError, "from 0"),
-    "offsets that fall": (
-        (gauss(4, 3), torch.tensor([0, 3, 2, 4])),
-        gauss(1, 2, 3),
-        ValueError,
-        "from 3 to 2 at set 1",
-    ),
-    "offsets of floats": ((gauss(4, 3), torch.tensor([0.0, 4.0])), gauss(1, 2, 3), TypeError, "integers"),
-    "no offsets": ((gauss(0, 3), torch.zeros(0).long()), gauss(1, 2, 3), ValueError, "(S + 1,)"),
-    "a matrix": (gauss(4, 3), gauss(1, 2, 3), ValueError, "(S, T, d)"),
-    "a list": ([gauss(4, 3)], gauss(1, 2, 3), TypeError, "TokenSets"),
-    "three of a tuple": ((1, 2, 3), gauss(1, 2, 3), TypeError, "3 of them"),
-    "rows of three dimensions": ((gauss(2, 2, 3), torch.tensor([0, 4])), gauss(1, 2, 3), ValueError, "(R, d)"),
-    "integers": (torch.zeros(1, 2, 3).long(), gauss(1, 2, 3), TypeError, "float32"),
-    "another width": (gauss(1, 2, 4), gauss(1, 2, 3), ValueError, "last dimension"),
-    "another dtype": (gauss(1, 2, 3).double(), gauss(1, 2, 3), TypeError, "share a dtype"),
-}
-
-
-@pytest.mark.parametrize("what", BAD)
-def test_what_is_refused(what: str) -> None:
-    queries, documents, kind, message = BAD[what]
-    for call in (
-        lambda: vecbank.maxsim(queries, documents),
-        lambda: vecbank.maxsim_topk(queries, documents, 1),
-        lambda: vecbank.maxsim_pairs(queries, documents, torch.zeros(1, 1).long()),
-    ):
-        with pytest.raises(kind) as error:
-            call()
-        assert message in str(error.value)
-
-
-def test_arguments_are_refused() -> None:
-    q, d = gauss(2, 3, 4), gauss(5, 3, 4, seed=1)
-    for k in (0, 6, -1):
-        with pytest.raises(ValueError, match="k must lie between 1 and the number of documents 5"):
-            vecbank.maxsim_topk(q, d, k)
-    with pytest.raises(ValueError, match="candidates 2, got 3"):
-        vecbank.maxsim_topk(q, d, 3, candidates=torch.zeros(2, 2).long())
-    with pytest.raises(IndexError, match="candidates must lie between -1 and 4"):
-        vecbank.maxsim_topk(q, d, 1, candidates=torch.full((2, 2), 5))
-    with pytest.raises(ValueError, match=r"indices must have shape \(2, k\)"):
-        vecbank.maxsim_pairs(q, d, torch.zeros(3, 2).long())
-    with pytest.raises(ValueError, match="metric must be one of"):
-        vecbank.maxsim(q, d, "hamming")
-    with pytest.raises(ValueError, match="at least one tensor"):
-        TokenSets.of([])
-    with pytest.raises(ValueError, match=r"sets\[1\] must have shape \(T, 4\)"):
-        TokenSets.of([gauss(2, 4), gauss(2, 3)])
-    with pytest.raises(ValueError, match="lengths must lie between 0 and 3"):
-        TokenSets.padded(q, torch.tensor([1, 4]))
-    with pytest.raises(ValueError, match="both"):
-        TokenSets.padded(q, torch.tensor([1, 3]), torch.ones(2, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="mask must have shape"):
-        TokenSets.padded(q, mask=torch.ones(3, 2, dtype=torch.bool))
-
-
-# ---- Groups ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("metric", ["dot", "cosine"])
-def test_groups(metric: str, way: str) -> None:
-    x, bank = gauss(2, 5, 8), gauss(30, 8, seed=1)
-    labels = torch.randint(-1, 6, (30,), generator=seeded(2))
-    labels[labels == 4] = 3  # group 4 is empty
-    scores = reference.project(x, bank, metric, out_dtype=torch.float64)
-    most = torch.stack(
-        [scores[..., labels == g].amax(-1) if g != 4 else scores[..., 0] * 0 - torch.inf for g in range(6)], -1
-    )
-    mean = torch.stack([scores[..., labels == g].mean(-1) if g != 4 else scores[..., 0] * 0 for g in range(6)], -1)
-    got = vecbank.group_max(x, bank, labels, metric, num_groups=6)
-    assert got.shape == (2, 5, 6)
-    torch.testing.assert_close(got, most.float(), rtol=1e-5, atol=1e-5)
-    got = vecbank.group_mean(x, bank, labels, metric, num_groups=6)
-    torch.testing.assert_close(got, mean.float(), rtol=1e-5, atol=1e-5)
-    order = labels.sort(stable=True).indices
-    offsets = torch.searchsorted(labels[order], torch.arange(7))
-    rows = bank[order[offsets[0] :]]
-    for function, want in ((vecbank.group_max, most), (vecbank.group_mean, mean)):
-        got = function(x, rows, offsets - offsets[0], metric)
-        torch.testing.assert_close(got, want.float(), rtol=1e-5, atol=1e-5)
-
-
-def test_gradients_of_groups() -> None:
-    labels = torch.tensor([1, 0, -1, 1, 1, 0])
-    x, bank = gauss(3, 4, dtype=torch.float64), gauss(6, 4, seed=1, dtype=torch.float64)
-    for function in (vecbank.group_max, vecbank.group_mean):
-        for metric in ("dot", "cosine"):
-
-            def scores(a: Tensor, b: Tensor, function: Any = function, metric: str = metric) -> Tensor:
-                return function(a, b, labels, metric, num_groups=2)
-
-            assert gradcheck(scores, [x.clone().requires_grad_(), bank.clone().requires_grad_()])
-
-
-def test_groups_are_refused() -> None:
-    x, bank = gauss(3, 4), gauss(6, 4)
-    with pytest.raises(ValueError, match=r"groups must be labels \(6,\)"):
-        vecbank.group_max(x, bank, torch.zeros(5).long(), num_groups=2)
-    with pytest.raises(IndexError, match="groups must lie between -1 and 1"):
-        vecbank.group_max(x, bank, torch.full((6,), 2), num_groups=2)
-    with pytest.raises(ValueError, match="groups must lead from 0 to the number of rows 6"):
-        vecbank.group_mean(x, bank, torch.tensor([0, 5]))
-    with pytest.raises(ValueError, match='"dot" or "cosine"'):
-        vecbank.group_mean(x, bank, torch.tensor([0, 6]), "l2")
-    with pytest.raises(ValueError, match="last dimension"):
-        vecbank.group_max(gauss(3, 5), bank, torch.tensor([0, 6]))

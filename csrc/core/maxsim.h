@@ -20,6 +20,12 @@ struct RowSets {
   int64_t size(int64_t s) const { return offsets[s + 1] - offsets[s]; }
 };
 
+// Codes of the documents' tokens (cpu/maxsim_codes.h), made by maxsim_pack().
+struct MaxSimCodes {
+  const uint8_t* codes = nullptr;  // [tokens][width, rounded up to a multiple of 4]; null: there are none
+  const float* facts = nullptr;    // [documents][step | error | norm]
+};
+
 struct MaxSimProblem {
   RowSets queries, documents;
   Metric metric = Metric::dot;
@@ -29,6 +35,7 @@ struct MaxSimProblem {
   void* values = nullptr;            // [queries][documents, or k]
   DType values_dtype = DType::f64;   // f32 is for maxsim() alone
   int64_t* best = nullptr;           // [query tokens][documents, or k]: the best row, -1 where there is none; null
+  MaxSimCodes codes;                 // of maxsim_topk()
   int64_t* found = nullptr;          // of maxsim_topk(): [queries][k] documents, -1 where there is none
 };
 

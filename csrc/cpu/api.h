@@ -61,6 +61,9 @@ Status sparse_gradients(const SparseGradientProblem& problem, const Parallel& pa
 Status maxsim(const MaxSimProblem& problem, const Parallel& parallel);
 Status maxsim_pairs(const MaxSimProblem& problem, const Parallel& parallel);
 Status maxsim_topk(const MaxSimProblem& problem, const Parallel& parallel);
+// Codes of documents' tokens for maxsim_topk(): maxsim_code_bytes() of each token, and three facts of each document.
+int64_t maxsim_code_bytes(int64_t width);
+Status maxsim_pack(const RowSets& documents, Metric metric, uint8_t* codes, float* facts, const Parallel& parallel);
 class Hits;  // search/radius.h
 // Searches of packed bits. Ranks that no row fills hold kNoDistance and index -1; k may exceed the bank. bits_scores()
 // writes all distances. largest_bit_distance() must not be -1.

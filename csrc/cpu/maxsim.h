@@ -7,12 +7,15 @@
 
 namespace vecbank::cpu {
 
-// Rows [0, count) of documents that follow one another, against all panels of query tokens.
+// Rows [0, count) of documents that follow one another, against all panels of query tokens. T: float, or int32_t for
+// codes, four to an element.
+template <class T>
 struct BestArgs {
-  const float* rows = nullptr;  // of unit column stride
+  const T* rows = nullptr;  // of unit column stride
   int64_t row_stride = 0, count = 0, width = 0;
-  const float* scales = nullptr;  // a factor of each row's scores; null: 1
-  const float* panels = nullptr;  // [panel][width][16]
+  const float* scales = nullptr;  // a factor of each row's scores; null: 1. Not of codes
+  const T* panels = nullptr;      // [panel][width][16]
+  const T* starts = nullptr;      // [panel][16], what a score starts from; null: zero
   int64_t panel_count = 0;
   const void* next = nullptr;  // rows that will be needed after these; null: unknown
   // Documents that have a row here, none of which is empty: where each ends, counted from the first row, in ascending
@@ -27,7 +30,8 @@ struct BestArgs {
 };
 
 struct MaxSimKernels {
-  void (*best)(const BestArgs&) = nullptr;
+  void (*best)(const BestArgs<float>&) = nullptr;
+  void (*coded)(const BestArgs<int32_t>&) = nullptr;  // null where products of codes are no faster
   // Sums of squares, in float32 and in any order.
   void (*squares)(const float* rows, int64_t row_stride, int64_t count, int64_t width, float* out) = nullptr;
   // A row of any type as float32; up to 15 numbers more are written.

@@ -1,6 +1,8 @@
 // The best scores of query tokens among the tokens of documents, for sets of rows (maxsim.h).
 #pragma once
 
+#include <type_traits>
+
 #include "mainloop.inl.h"
 #include "maxsim.h"
 #include "rows.inl.h"
@@ -9,20 +11,23 @@ namespace vecbank::cpu {
 namespace {
 
 // acc[r][v] = rows[r] . lanes of the panels. The rows are read where they lie: a coordinate of each is broadcast.
-template <class V, int Height, int PanelCount>
-VB_INLINE void multiply_rows(Tile<V, Height, PanelCount>& tile, const float* first, int64_t stride,
-                             const float* const (&panels)[PanelCount], int64_t width, Prefetcher& prefetcher) {
+template <class V, int Height, int PanelCount, class T = typename V::T>
+VB_INLINE void multiply_rows(Tile<V, Height, PanelCount>& tile, const T* first, int64_t stride,
+                             const T* const (&panels)[PanelCount], const T* const (&starts)[PanelCount], int64_t width,
+                             Prefetcher& prefetcher) {
   unroll<tile.vectors>([&](auto v) __attribute__((always_inline)) {
-    unroll<Height>([&](auto r) __attribute__((always_inline)) { tile.acc[r.value][v.value] = V::fill(0); });
+    const T* from = starts[v.value / tile.per_panel];
+    const auto start = from == nullptr ? V::fill(0) : V::load(from + (v.value % tile.per_panel) * V::width);
+    unroll<Height>([&](auto r) __attribute__((always_inline)) { tile.acc[r.value][v.value] = start; });
   });
   // Few registers hold the addresses of all rows: every fifth row's, and one and three strides.
   constexpr int bases = (Height + 4) / 5;
   const char* base[bases];
-  const int64_t one = stride * static_cast<int64_t>(sizeof(float)), three = 3 * one;
+  const int64_t one = stride * static_cast<int64_t>(sizeof(T)), three = 3 * one;
   unroll<bases>([&](auto b) __attribute__((always_inline)) {
     base[b.value] = reinterpret_cast<const char*>(first + 5 * b.value * stride);
   });
-  const float* line[PanelCount];
+  const T* line[PanelCount];
   for (int p = 0; p < PanelCount; ++p) line[p] = panels[p];
   for (int64_t k = 0; k < width; ++k) {
     prefetcher.fetch();
@@ -33,12 +38,12 @@ VB_INLINE void multiply_rows(Tile<V, Height, PanelCount>& tile, const float* fir
     unroll<Height>([&](auto r) __attribute__((always_inline)) {
       constexpr int past = r.value % 5;
       const char* at = base[r.value / 5] + (past == 3 ? three : past * one);
-      const auto x = V::fill(*reinterpret_cast<const float*>(at));
+      const auto x = V::fill(*reinterpret_cast<const T*>(at));
       unroll<tile.vectors>([&](auto v) __attribute__((always_inline)) {
         tile.acc[r.value][v.value] = V::multiply_add(x, lanes[v.value], tile.acc[r.value][v.value]);
       });
     });
-    unroll<bases>([&](auto b) __attribute__((always_inline)) { base[b.value] += sizeof(float); });
+    unroll<bases>([&](auto b) __attribute__((always_inline)) { base[b.value] += sizeof(T); });
     unroll<PanelCount>([&](auto p) __attribute__((always_inline)) { line[p.value] += kPanel; });
   }
 }
@@ -83,12 +88,17 @@ struct RunningBest {
 };
 
 // One pass over the rows for panels [p, p + PanelCount), of which `valid` exist.
-template <class V, int Height, int PanelCount, bool Places>
-void best_of_panels(const BestArgs& a, int64_t p) {
+template <class V, class Product, int Height, int PanelCount, bool Places, class T = typename Product::T>
+void best_of_panels(const BestArgs<T>& a, int64_t p) {
+  constexpr bool coded = !std::is_same_v<V, Product>;
   const int64_t last = a.panel_count - 1, panel = a.width * kPanel, lanes = a.panel_count * kPanel;
   const int valid = static_cast<int>(a.panel_count - p < PanelCount ? a.panel_count - p : PanelCount);
-  const float* panels[PanelCount];
-  for (int i = 0; i < PanelCount; ++i) panels[i] = a.panels + (p + i < last ? p + i : last) * panel;
+  const T *panels[PanelCount], *starts[PanelCount];
+  for (int i = 0; i < PanelCount; ++i) {  // past the end, the last panel again, whose results are ignored
+    const int64_t there = p + i < last ? p + i : last;
+    panels[i] = a.panels + there * panel;
+    starts[i] = a.starts == nullptr ? nullptr : a.starts + there * kPanel;
+  }
   RunningBest<V, PanelCount, Places> running;
   const size_t bytes = sizeof(float) * kPanel * static_cast<size_t>(valid);
   running.clear();
@@ -110,19 +120,25 @@ void best_of_panels(const BestArgs& a, int64_t p) {
           reinterpret_cast<const char*>(row + Rows < a.count ? a.rows + (row + Rows) * a.row_stride : a.next);
       Prefetcher prefetcher{reinterpret_cast<const char*>(panels[0]), 0};
       if (p == 0 && after != nullptr)
-        prefetcher = {after, Rows * a.row_stride * static_cast<int64_t>(sizeof(float)) / (a.width + 1) + 1};
+        prefetcher = {after, Rows * a.row_stride * static_cast<int64_t>(sizeof(T)) / (a.width + 1) + 1};
+      Tile<Product, Rows, PanelCount> sums;
+      multiply_rows<Product, Rows, PanelCount>(sums, a.rows + first * a.row_stride, a.row_stride, panels, starts,
+                                               a.width, prefetcher);
       Tile<V, Rows, PanelCount> tile;
-      multiply_rows<V, Rows, PanelCount>(tile, a.rows + first * a.row_stride, a.row_stride, panels, a.width,
-                                         prefetcher);
       typename V::Gate gate;
       unroll<Rows>([&](auto r) __attribute__((always_inline)) {
         unroll<tile.vectors>([&](auto v) __attribute__((always_inline)) {
           auto& score = tile.acc[r.value][v.value];
-          if (a.scales != nullptr) score = V::multiply(score, V::fill(a.scales[first + r.value]));
-          gate.add(score, V::fill(__builtin_inff()));  // "not below" is true of NaN
+          if constexpr (coded) {
+            score = Product::to_float(sums.acc[r.value][v.value]);
+          } else {
+            score = sums.acc[r.value][v.value];
+            if (a.scales != nullptr) score = V::multiply(score, V::fill(a.scales[first + r.value]));
+            gate.add(score, V::fill(__builtin_inff()));  // "not below" is true of NaN
+          }
         });
       });
-      const bool odd = gate.any();
+      const bool odd = !coded && gate.any();
       const int64_t end = a.ends[document];
       if (__builtin_expect(!odd && end > first + Rows, 1)) {
         running.add_tile(tile, from, first - begin);
@@ -147,10 +163,15 @@ void best_of_panels(const BestArgs& a, int64_t p) {
 }
 
 template <class V, int Height, int PanelCount>
-void best_rows(const BestArgs& a) {
+void best_rows(const BestArgs<float>& a) {
   for (int64_t p = 0; p < a.panel_count; p += PanelCount)
-    a.places != nullptr ? best_of_panels<V, Height, PanelCount, true>(a, p)
-                        : best_of_panels<V, Height, PanelCount, false>(a, p);
+    a.places != nullptr ? best_of_panels<V, V, Height, PanelCount, true>(a, p)
+                        : best_of_panels<V, V, Height, PanelCount, false>(a, p);
+}
+
+template <class V, class Int8, int Height, int PanelCount>
+void best_codes(const BestArgs<int32_t>& a) {
+  for (int64_t p = 0; p < a.panel_count; p += PanelCount) best_of_panels<V, Int8, Height, PanelCount, false>(a, p);
 }
 
 template <class V>
@@ -187,7 +208,12 @@ void floats_of(const void* row, DType dtype, int64_t width, float* out) {
 template <class Isa>
 constexpr MaxSimKernels maxsim_kernels() {
   using V = typename Isa::F32;
-  return {best_rows<V, Isa::full, Isa::full_panels>, float_squares<V>, floats_of<typename Isa::Lanes>};
+  using Int8 = typename Isa::Int8;
+  // Codes of documents are unsigned and use all 8 bits: sums of pairs must not saturate.
+  void (*coded)(const BestArgs<int32_t>&) = nullptr;
+  if constexpr (Int8::lines == 1 && Int8::product_limit > 255 * 127)
+    coded = best_codes<V, Int8, Isa::full, Isa::full_panels>;
+  return {best_rows<V, Isa::full, Isa::full_panels>, coded, float_squares<V>, floats_of<typename Isa::Lanes>};
 }
 
 }  // namespace

@@ -113,6 +113,25 @@ class DocumentSweep {
 
   // Documents [first, last), at most most_documents() of them. `norms`: bounds are asked for.
   void run(const TokenPanels& panels, int64_t first, int64_t last, bool places, bool norms, Stop stop) {
+    run_panels(panels, 0, panels.panels(), first, last, places, norms, stop);
+  }
+  // The same of one document, for the panels that hold tokens [begin, end) alone.
+  void run_one(const TokenPanels& panels, int64_t begin, int64_t end, int64_t document, Stop stop) {
+    run_panels(panels, begin / kPanel, ceil_div(end, kPanel), document, document + 1, false, true, stop);
+  }
+  // Of document first + i, which is not empty. Odd: float32 may have lost a score.
+  bool odd(int64_t i) const { return odd_[place_[i]]; }
+  // By number of the token within the panels.
+  const float* best(int64_t i) const { return best_.get() + place_[i] * lanes_ - first_panel_ * kPanel; }
+  const float* places(int64_t i) const { return places_.get() + place_[i] * lanes_ - first_panel_ * kPanel; }
+  // The largest norm of its tokens; 1 by cosine. It may be infinite, or NaN.
+  double norm(int64_t i) const { return norms_[place_[i]]; }
+
+ private:
+  void run_panels(const TokenPanels& panels, int64_t panel, int64_t last_panel, int64_t first, int64_t last,
+                  bool places, bool norms, Stop stop) {
+    first_panel_ = panel;
+    lanes_ = (last_panel - panel) * kPanel;
     const RowSets& documents = problem_->documents;
     count_ = 0;  // of those that are not empty
     for (int64_t d = first; d < last; ++d) {
@@ -133,19 +152,11 @@ class DocumentSweep {
     }
   }
 
-  // Of document first + i, which is not empty. Odd: float32 may have lost a score.
-  bool odd(int64_t i) const { return odd_[place_[i]]; }
-  const float* best(int64_t i) const { return best_.get() + place_[i] * lanes_; }
-  const float* places(int64_t i) const { return places_.get() + place_[i] * lanes_; }
-  // The largest norm of its tokens; 1 by cosine. It may be infinite, or NaN.
-  double norm(int64_t i) const { return norms_[place_[i]]; }
-
- private:
   // Rows [at, at + rows), of which the first belongs to document number `document`, which begins with row `begin`.
   void sweep(const TokenPanels& panels, int64_t at, int64_t rows, int64_t document, int64_t begin, bool places,
              bool norms) {
     const Rows& all = problem_->documents.rows;
-    BestArgs a;
+    BestArgs<float> a;
     a.count = rows;
     a.width = all.width;
     if (in_place_) {
@@ -175,7 +186,7 @@ class DocumentSweep {
           if (!(norm <= norms_[document + d])) norms_[document + d] = norm;
         }
     }
-    a.panels = panels.data();
+    a.panels = panels.data() + first_panel_ * kPanel * all.width;
     a.panel_count = lanes_ / kPanel;
     a.ends = here_.get();
     a.documents = documents;
@@ -190,7 +201,7 @@ class DocumentSweep {
 
   const MaxSimProblem* problem_ = nullptr;
   RowReader reader_;
-  int64_t lanes_ = 0, chunk_ = 0, stride_ = 0, count_ = 0;
+  int64_t first_panel_ = 0, lanes_ = 0, chunk_ = 0, stride_ = 0, count_ = 0;
   bool in_place_ = false;
   Buffer<float> best_, places_, running_, copies_, scales_, lengths_;
   Buffer<double> squares_, norms_;

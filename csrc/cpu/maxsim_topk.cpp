@@ -1,8 +1,12 @@
 // The best documents, exact. A pass in float32 bounds every document's score from both sides; those whose upper bound
-// reaches the k-th best lower bound are scored in float64.
+// reaches the k-th best lower bound are scored in float64. Where there are codes, a pass over these comes first, and
+// float32 looks at the documents whose upper bound by the codes reaches the k-th best lower bound so far.
+#include <atomic>
 #include <functional>
+#include <memory>
 
 #include "allowed.h"
+#include "maxsim_codes.h"
 #include "maxsim_exact.h"
 #include "maxsim_sweep.h"
 #include "topk_list.h"
@@ -62,6 +66,7 @@ Status search_all(const MaxSimProblem& p, const AllowedRows& allowed, int64_t qu
 
 struct Worker {
   DocumentSweep sweep;
+  CodeSweep codes;
   ExactSets exact;
   CandidateLists lists;
 };
@@ -80,26 +85,75 @@ bool tighten(Worker& w, int64_t row, int64_t query) {
   return w.lists.tighten(row);
 }
 
-// Documents [first, last) for queries [query, query + count).
-void screen(const MaxSimProblem& p, const AllowedRows& allowed, const TokenPanels& panels, const double* norms,
-            int64_t query, int64_t count, int64_t first, int64_t last, Worker& w, Stop stop) {
-  w.sweep.run(panels, first, last, false, true, stop);
+// Some queries, [first, first + count), as the passes need them, and what is known of their thresholds.
+struct Asked {
+  int64_t first = 0, count = 0;
+  TokenPanels panels;
+  CodedQueries coded;
+  std::unique_ptr<std::atomic<float>[]> thresholds;  // the best of any worker: each is one of the whole search
+
+  [[nodiscard]] Status build(const MaxSimProblem& p, int64_t query, int64_t queries, const Parallel& parallel) {
+    first = query, count = queries;
+    const Status built = panels.build(p, query, query + queries, parallel);
+    if (built != Status::ok) return built;
+    thresholds.reset(new (std::nothrow) std::atomic<float>[static_cast<size_t>(queries)]);
+    if (thresholds == nullptr) return Status::out_of_memory;
+    for (int64_t q = 0; q < queries; ++q) thresholds[static_cast<size_t>(q)] = -HUGE_VALF;
+    const bool good = !has_codes(p) || coded.build(panels, query, queries, p.queries.rows.width);
+    return good ? Status::ok : Status::out_of_memory;
+  }
+  float threshold(const Worker& w, int64_t q) const {
+    return std::max(w.lists.threshold(q), thresholds[static_cast<size_t>(q)].load(std::memory_order_relaxed));
+  }
+  void raise(const Worker& w, int64_t q) {
+    std::atomic<float>& shared = thresholds[static_cast<size_t>(q)];
+    const float own = w.lists.threshold(q);
+    for (float now = shared.load(std::memory_order_relaxed);
+         !w.lists.fell_back(q) && own > now && !shared.compare_exchange_weak(now, own, std::memory_order_relaxed);) {
+    }
+  }
+};
+
+// Adds a document that the pass in float32 has been over, as number i of it.
+void consider(const MaxSimProblem& p, const AllowedRows& allowed, Asked& asked, int64_t q, int64_t document, int64_t i,
+              Worker& w) {
+  const int64_t query = asked.first + q, begin = asked.panels.begin(query), end = asked.panels.begin(query + 1);
+  const float* scores = w.sweep.best(i);
+  double sum = 0.0, size = 0.0;
+  for (int64_t t = begin; t < end; ++t) {
+    sum += static_cast<double>(scores[t]);
+    size += std::fabs(static_cast<double>(scores[t]));
+  }
+  const double error = sweep_error(p, asked.panels.norm(query), end - begin, w.sweep.norm(i), size);
+  const bool sure = std::isfinite(sum) && std::isfinite(error) && !w.sweep.odd(i);
+  const float upper = sure ? above(sum + error) : HUGE_VALF, lower = sure ? below(sum - error) : -HUGE_VALF;
+  if (upper < asked.threshold(w, q) || (allowed.any_set() && !allowed.allows(query, document))) return;
+  if (!w.lists.add(q, upper, lower, static_cast<int32_t>(document)) && !tighten(w, q, query)) w.lists.fall_back(q);
+  asked.raise(w, q);
+}
+
+// Documents [first, last).
+void screen(const MaxSimProblem& p, const AllowedRows& allowed, Asked& asked, int64_t first, int64_t last, Worker& w,
+            Stop stop) {
+  const bool coded = has_codes(p);
+  if (coded)
+    w.codes.run(p, asked.coded, first, last, stop);
+  else
+    w.sweep.run(asked.panels, first, last, false, true, stop);
   for (int64_t d = first; d < last && !stop.requested(); ++d) {
     if (p.documents.size(d) == 0) continue;
-    const float* scores = w.sweep.best(d - first);
-    const double norm = w.sweep.norm(d - first);
-    for (int64_t q = 0; q < count; ++q) {
-      const int64_t begin = panels.begin(query + q), end = panels.begin(query + q + 1);
-      double sum = 0.0, size = 0.0;
-      for (int64_t t = begin; t < end; ++t) {
-        sum += static_cast<double>(scores[t]);
-        size += std::fabs(static_cast<double>(scores[t]));
+    for (int64_t q = 0; q < asked.count; ++q) {
+      if (!coded) {
+        consider(p, allowed, asked, q, d, d - first, w);
+        continue;
       }
-      const double error = sweep_error(p, norms[q], end - begin, norm, size);
-      const bool sure = std::isfinite(sum) && std::isfinite(error) && !w.sweep.odd(d - first);
-      const float upper = sure ? above(sum + error) : HUGE_VALF, lower = sure ? below(sum - error) : -HUGE_VALF;
-      if (upper < w.lists.threshold(q) || (allowed.any_set() && !allowed.allows(query + q, d))) continue;
-      if (!w.lists.add(q, upper, lower, static_cast<int32_t>(d)) && !tighten(w, q, query + q)) w.lists.fall_back(q);
+      const float threshold = asked.threshold(w, q);
+      if (threshold == HUGE_VALF) continue;  // it fell back
+      const int64_t query = asked.first + q, begin = asked.panels.begin(query), end = asked.panels.begin(query + 1);
+      const float upper = asked.coded.upper(p.codes.facts + 3 * d, w.codes.best(d - first), begin, end, q);
+      if (upper < threshold || (allowed.any_set() && !allowed.allows(query, d))) continue;
+      w.sweep.run_one(asked.panels, begin, end, d, stop);
+      consider(p, allowed, asked, q, d, 0, w);
     }
   }
 }
@@ -141,27 +195,26 @@ class Screened {
   // Queries [query, query + count).
   Status run(int64_t query, int64_t count) {
     const int64_t documents = p_.documents.count;
-    const Status built = panels_.build(p_, query, query + count, parallel_);
+    const Status built = asked_.build(p_, query, count, parallel_);
     if (built != Status::ok) return built;
+    const int64_t panels = asked_.panels.panels();
     const auto prepare = [&](Worker& w) {
-      return w.sweep.reserve(p_, panels_.panels(), false) && w.exact.reserve(p_, parallel_.stop) &&
-             w.lists.reserve(count, p_.k);
+      return w.sweep.reserve(p_, panels, false) && (!has_codes(p_) || w.codes.reserve(panels)) &&
+             w.exact.reserve(p_, parallel_.stop) && w.lists.reserve(count, p_.k);
     };
     const int64_t most = CandidateLists::capacity_for(p_.k) * parallel_.workers;
-    if (!workers_.each(prepare) || !norms_.reserve(count) || !lowers_.reserve(most) || !starts_.reserve(count + 1) ||
+    if (!workers_.each(prepare) || !lowers_.reserve(most) || !starts_.reserve(count + 1) ||
         !survivors_.reserve(count * most) || !exact_.reserve(count * most))
       return Status::out_of_memory;
     for (Worker& w : workers_) w.lists.clear(count);
-    for (int64_t q = 0; q < count; ++q) {
-      norms_[q] = panels_.norm(query + q);
-      if (!std::isfinite(norms_[q]) || panels_.begin(query + q) == panels_.begin(query + q + 1))
+    for (int64_t q = 0; q < count; ++q)
+      if (asked_.panels.odd(query + q) || asked_.panels.begin(query + q) == asked_.panels.begin(query + q + 1))
         for (Worker& w : workers_) w.lists.fall_back(q);
-    }
-    const int64_t at_once = DocumentSweep::most_documents(panels_.panels());
+    const int64_t at_once = DocumentSweep::most_documents(panels);
     const int64_t together = std::clamp<int64_t>(documents / (8 * parallel_.workers), 1, at_once);
     const Status screened = for_each_task(parallel_, ceil_div(documents, together), [&](int worker, int64_t task) {
       const int64_t first = task * together, last = std::min(documents, first + together);
-      screen(p_, allowed_, panels_, norms_.get(), query, count, first, last, workers_[worker], parallel_.stop);
+      screen(p_, allowed_, asked_, first, last, workers_[worker], parallel_.stop);
     });
     return screened == Status::ok ? refine(query, count) : screened;
   }
@@ -208,8 +261,8 @@ class Screened {
   double* scores_;
   const Parallel& parallel_;
   PerWorker<Worker> workers_;
-  TokenPanels panels_;
-  Buffer<double> norms_, exact_;
+  Asked asked_;
+  Buffer<double> exact_;
   Buffer<float> lowers_;
   Buffer<int64_t> starts_, survivors_, tasks_;
 };

@@ -95,12 +95,29 @@ inline std::tuple<Tensor, Tensor> maxsim_pairs(const Tensor& queries, const Tens
 inline std::tuple<Tensor, Tensor> maxsim_topk(const Tensor& queries, const Tensor& query_offsets,
                                               const Tensor& documents, const Tensor& offsets, int64_t k, int64_t metric,
                                               const std::vector<Tensor>& sets_of_documents,
-                                              const std::vector<int64_t>& program) {
+                                              const std::vector<int64_t>& program, const std::optional<Tensor>& codes,
+                                              const std::optional<Tensor>& facts) {
   CpuScope scope(queries, "queries");
   SetsOfRows sets(scope, queries, query_offsets, documents, offsets, metric);
   MaxSimProblem& p = sets.problem;
   STD_TORCH_CHECK(k >= 1 && k <= p.documents.count, "vecbank: k must lie between 1 and the number of documents ",
                   p.documents.count, ", got k = ", k);
+  STD_TORCH_CHECK(codes.has_value() == facts.has_value(), "vecbank: codes and facts go together");
+  if (codes) {
+    scope.same(*codes, "codes");
+    scope.same(*facts, "facts");
+    const int64_t bytes = cpu::maxsim_code_bytes(p.documents.rows.width);
+    STD_TORCH_CHECK(codes->dim() == 2 && codes->scalar_type() == ScalarType::Byte && codes->is_contiguous() &&
+                        codes->size(0) == p.documents.rows.count && codes->size(1) == bytes,
+                    "vecbank: codes must be what vecbank::maxsim_pack returned for these documents, got ",
+                    shape_of(*codes));
+    STD_TORCH_CHECK(facts->dim() == 2 && facts->scalar_type() == ScalarType::Float && facts->is_contiguous() &&
+                        facts->size(0) == p.documents.count && facts->size(1) == 3,
+                    "vecbank: facts must be what vecbank::maxsim_pack returned for these documents, got ",
+                    shape_of(*facts));
+    p.codes = {static_cast<const uint8_t*>(codes->const_data_ptr()),
+               static_cast<const float*>(facts->const_data_ptr())};
+  }
   Pairing pair;
   pair.m = p.documents.count;
   pair.x.rows.count = p.queries.count;
@@ -118,11 +135,26 @@ inline std::tuple<Tensor, Tensor> maxsim_topk(const Tensor& queries, const Tenso
   return {values, found};
 }
 
+inline std::tuple<Tensor, Tensor> maxsim_pack(const Tensor& documents, const Tensor& offsets, int64_t metric) {
+  CpuScope scope(documents, "documents");
+  const SetsOfRows sets(scope, documents, offsets, documents, offsets, metric);
+  const MaxSimProblem& p = sets.problem;
+  STD_TORCH_CHECK(record(p.metric).term == Term::product, "vecbank: codes are for dot and cosine, got metric ", metric);
+  Tensor codes =
+             scope.empty({p.documents.rows.count, cpu::maxsim_code_bytes(p.documents.rows.width)}, ScalarType::Byte),
+         facts = scope.empty({p.documents.count, 3}, ScalarType::Float);
+  scope.begin(8.0 * static_cast<double>(documents.numel()));
+  CpuScope::check(cpu::maxsim_pack(p.documents, p.metric, static_cast<uint8_t*>(codes.mutable_data_ptr()),
+                                   static_cast<float*>(facts.mutable_data_ptr()), scope.threads()));
+  return {codes, facts};
+}
+
 template <class Library>
 void register_maxsim(Library& m) {
   m.impl("maxsim", TORCH_BOX(&maxsim));
   m.impl("maxsim_pairs", TORCH_BOX(&maxsim_pairs));
   m.impl("maxsim_topk", TORCH_BOX(&maxsim_topk));
+  m.impl("maxsim_pack", TORCH_BOX(&maxsim_pack));
 }
 
 }  // namespace vecbank::ops

@@ -118,7 +118,8 @@ STABLE_TORCH_LIBRARY(vecbank, m) {
       "metric, bool best=False) -> (Tensor values, Tensor best)");
   m.def(
       "maxsim_topk(Tensor queries, Tensor query_offsets, Tensor documents, Tensor offsets, int k, int metric, "
-      "Tensor[] sets, int[] program) -> (Tensor values, Tensor indices)");
+      "Tensor[] sets, int[] program, Tensor? codes=None, Tensor? facts=None) -> (Tensor values, Tensor indices)");
+  m.def("maxsim_pack(Tensor documents, Tensor offsets, int metric) -> (Tensor codes, Tensor facts)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vecbank, CPU, m) {

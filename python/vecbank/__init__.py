@@ -48,7 +48,7 @@ from .columns import Column
 from .functional import lookup, nearest, project, quantize, quantize_train, segment_sum, topk
 from .maps import log_euclidean, whiten
 from .metrics import Angular, Mahalanobis, Mapped, Pearson, Poincare
-from .multivector import group_max, group_mean, maxsim, maxsim_pairs, maxsim_topk
+from .multivector import DocumentBank, group_max, group_mean, maxsim, maxsim_pairs, maxsim_topk
 from .parts import merge_topk, search_part
 from .pq import ProductCodec
 from .pq import decode as pq_decode
@@ -92,6 +92,7 @@ __all__ = [
     "SearchPart",
     "RadiusHits",
     "Column",
+    "DocumentBank",
     "Allowed",
     "Angular",
     "Bank",

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from . import _checks
 from ._numpy import entry_point
+from ._prepared_documents import PreparedDocuments
 from ._token_sets import TokenSets, token_sets
 from .functional import lookup, project, segment_sum
 from .selections import score_pairs
@@ -152,11 +153,11 @@ class FixedEncoding(nn.Module):
         return self._encoded("queries", sets, mean=False)
 
     @entry_point
-    def documents(self, sets: TokenSets | tuple[Tensor, Tensor] | Tensor) -> Tensor:
+    def documents(self, sets: TokenSets | tuple[Tensor, Tensor] | Tensor | PreparedDocuments) -> Tensor:
         """Sets on the side of the maximum, (S, `size`).
 
         Args:
-            sets: S sets of tokens.
+            sets: S sets of tokens; a DocumentBank too.
 
         Example:
             >>> import torch
@@ -167,7 +168,7 @@ class FixedEncoding(nn.Module):
         return self._encoded("documents", sets, mean=True)
 
     def _encoded(self, name: str, sets: Any, *, mean: bool) -> Tensor:
-        rows, offsets = token_sets(name, sets)
+        rows, offsets = sets.documents if isinstance(sets, PreparedDocuments) else token_sets(name, sets)
         if rows.shape[-1] != self.width:
             raise ValueError(f"{name} must have tokens of width {self.width}, got {rows.shape[-1]}")
         if rows.device != self.planes.device:

@@ -10,44 +10,59 @@ with every document that is not empty, because a sum over nothing is 0.
 
 from __future__ import annotations
 
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from . import _checks, _select, _token_blocks
-from ._fixed_encodings import FixedEncoding as FixedEncoding
+from ._fixed_encodings import FixedEncoding
 from ._numpy import entry_point
 from ._ops import METRICS, ops
 from ._ops.fakes import value_dtype
 from ._ops.sets import Lowered
 from ._prepared import PreparedBank
+from ._prepared_documents import PreparedDocuments, metric_code
 from ._token_sets import TokenSets, check_offsets, token_sets
 from .allowed import Allowed, lowered
 from .functional import topk
 from .results import TopK
 
+__all__ = [
+    "DocumentBank",
+    "FixedEncoding",
+    "TokenSets",
+    "encoded_topk",
+    "group_max",
+    "group_mean",
+    "maxsim",
+    "maxsim_pairs",
+    "maxsim_topk",
+]
+
 Sets = TokenSets | tuple[Tensor, Tensor] | Tensor
+Documents = Sets | PreparedDocuments
 
 
-def _metric_code(metric: object) -> int:
-    if metric is None:
-        return METRICS["dot"]
-    if not isinstance(metric, str) or metric not in METRICS:
-        names = ", ".join(f'"{name}"' for name in METRICS)
-        raise ValueError(f"metric must be one of {names} for sets of vectors, got {metric!r}")
-    return METRICS[metric]
+class _Sides(NamedTuple):
+    """Both sides, checked, the code of the metric, and the codes of the documents' tokens where there are some."""
+
+    q: TokenSets
+    d: TokenSets
+    code: int
+    prepared: PreparedDocuments | None
 
 
-def _sides(queries: Any, documents: Any, metric: object) -> tuple[TokenSets, TokenSets, int]:
-    """Both sides, checked, and the code of the metric."""
-    code = _metric_code(metric)
-    q, d = token_sets("queries", queries), token_sets("documents", documents)
+def _sides(queries: Any, documents: Any, metric: object) -> _Sides:
+    prepared = documents if isinstance(documents, PreparedDocuments) else None
+    code = prepared._code if prepared is not None and metric is None else metric_code(metric)
+    q = token_sets("queries", queries)
+    d = token_sets("documents", documents) if prepared is None else prepared.documents
     _checks.pair(q.rows, d.rows, "documents", "queries")
     if code == METRICS["poincare"]:
         _checks.inside_ball("queries", q.rows)
         _checks.inside_ball("documents", d.rows)
-    return q, d, code
+    return _Sides(q, d, code, prepared)
 
 
 def _allowed(allowed: Allowed | Tensor | None, q: TokenSets, d: TokenSets) -> Lowered | None:
@@ -66,15 +81,15 @@ def _recorded(q: TokenSets, d: TokenSets) -> bool:
 
 
 @entry_point
-def maxsim(queries: Sets, documents: Sets, metric: str | None = None) -> Tensor:
+def maxsim(queries: Sets, documents: Documents, metric: str | None = None) -> Tensor:
     """The scores of all documents: for each query, the sum over its tokens of the best score among the document's
     tokens.
 
     Args:
         queries: Q sets of vectors: TokenSets, (rows, offsets), or a tensor (Q, T, d).
-        documents: D sets, likewise. Dtypes as of `topk`: 16-bit tokens are read as they are.
-        metric: "dot" (None, the default), "cosine", or a distance ("l2", "sqeuclidean", "l1", "poincare"), whose best
-            score is the negated distance of the nearest token.
+        documents: D sets, likewise, or a DocumentBank. Dtypes as of `topk`: 16-bit tokens are read as they are.
+        metric: "dot", "cosine", or a distance ("l2", "sqeuclidean", "l1", "poincare"), whose best score is the negated
+            distance of the nearest token. None (default): that of a DocumentBank, else "dot".
 
     Returns:
         (Q, D) float32, float64 for float64 tokens. A gradient goes to both sides, through the token that was best
@@ -94,7 +109,7 @@ def maxsim(queries: Sets, documents: Sets, metric: str | None = None) -> Tensor:
     Source: Khattab and Zaharia, "ColBERT: Efficient and Effective Passage Search via Contextualized Late Interaction
     over BERT", 2020 (arXiv:2004.12832).
     """
-    q, d, code = _sides(queries, documents, metric)
+    q, d, code, _ = _sides(queries, documents, metric)
     if _select.kernels(q.rows):
         scores: Tensor = ops.maxsim(q.rows, q.offsets, d.rows, d.offsets, code, _recorded(q, d))[0]
         return scores
@@ -104,7 +119,7 @@ def maxsim(queries: Sets, documents: Sets, metric: str | None = None) -> Tensor:
 
 
 @entry_point
-def maxsim_pairs(queries: Sets, documents: Sets, indices: Tensor, metric: str | None = None) -> Tensor:
+def maxsim_pairs(queries: Sets, documents: Documents, indices: Tensor, metric: str | None = None) -> Tensor:
     """The exact scores of chosen documents: re-ranking, losses on what a search has found.
 
     Args:
@@ -125,7 +140,7 @@ def maxsim_pairs(queries: Sets, documents: Sets, indices: Tensor, metric: str | 
         >>> vecbank.maxsim_pairs(queries, documents, torch.tensor([[1, -1, 0]])).tolist()
         [[4.0, -inf, 6.0]]
     """
-    q, d, code = _sides(queries, documents, metric)
+    q, d, code, _ = _sides(queries, documents, metric)
     return _pairs(q, d, _listed("indices", indices, q, d), code).to(value_dtype(q.rows))
 
 
@@ -153,7 +168,7 @@ def _pairs(q: TokenSets, d: TokenSets, indices: Tensor, code: int) -> Tensor:
 @entry_point
 def maxsim_topk(
     queries: Sets,
-    documents: Sets,
+    documents: Documents,
     k: SupportsIndex,
     metric: str | None = None,
     *,
@@ -187,7 +202,7 @@ def maxsim_topk(
         >>> vecbank.maxsim_topk(torch.tensor([[[1.0, 1.0]]]), documents, 2).indices.tolist()
         [[2, 1]]
     """
-    q, d, code = _sides(queries, documents, metric)
+    q, d, code, prepared = _sides(queries, documents, metric)
     k = _checks.integer("k", k)
     listed = None if candidates is None else _listed("candidates", candidates, q, d)
     most, of = (d.count, "documents") if listed is None else (listed.shape[1], "candidates")
@@ -199,7 +214,10 @@ def maxsim_topk(
             keys, indices = _best_of(q, d, _once(listed), sets, code, k)
         elif _select.kernels(q.rows):
             some = ([], []) if sets is None else (sets.sets, sets.program)
-            keys, indices = ops.maxsim_topk(q.rows, q.offsets, d.rows, d.offsets, k, code, *some)
+            packed = None if prepared is None else prepared.codes_for(code)
+            keys, indices = ops.maxsim_topk(
+                q.rows, q.offsets, d.rows, d.offsets, k, code, *some, *(packed or (None, None))
+            )
         else:
             keys, indices = _token_blocks.topk(q, d, k, code, _mask(sets, q, d))
     if _recorded(q, d):
@@ -226,6 +244,60 @@ def _best_of(
             missing = missing | ~sets.holds(0, q.count, torch.Size([q.count]), bank, listed.clamp_min(0))
         listed = listed.masked_fill(missing, -1)
     return _select.merge(_pairs(q, d, listed, code), listed, k, METRICS["dot"], wide=True)
+
+
+class DocumentBank(PreparedDocuments):
+    """Documents that are searched many times: they keep codes of 8 bits of their tokens, a quarter of float32.
+
+    A search looks at the codes first, whose bounds are proved, and then at the tokens of the documents that these do
+    not rule out; the answer is that of `maxsim_topk`, to the bit. The codes are made at the first search, for "dot" and
+    "cosine" on the CPU (elsewhere, for other metrics and for float64 tokens there are none, and all tokens are looked
+    at). Tokens are shared with the caller, not copied, and have no gradient here. When torch counts a write into them,
+    the next search makes the codes again; call `repack()` after writes that torch does not count.
+
+    Args:
+        documents: D sets of vectors: TokenSets, (rows, offsets), or a tensor (D, T, d).
+        metric: what calls without a metric use: as of `maxsim`; None is "dot". Calls with another metric use no codes.
+
+    Raises:
+        ValueError: shapes, offsets that do not fit, metric. TypeError: dtypes.
+
+    Example:
+        >>> import torch, vecbank
+        >>> bank = vecbank.DocumentBank(torch.tensor([[[1.0, 0.0]], [[3.0, 4.0]]]), "cosine")
+        >>> bank.topk(torch.tensor([[[0.0, 1.0]]]), 1).indices.tolist(), len(bank)
+        ([[1]], 2)
+    """
+
+    def prepare(self) -> DocumentBank:
+        """Makes the codes now, where they serve; returns the bank."""
+        self.codes_for(self._code)
+        return self
+
+    def repack(self) -> DocumentBank:
+        """Makes the codes again, whatever torch has counted; returns the bank."""
+        self._codes = None
+        return self.prepare()
+
+    def maxsim(self, queries: Sets, metric: str | None = None) -> Tensor:
+        """The scores of all documents: `vecbank.maxsim`."""
+        return maxsim(queries, self, metric)
+
+    def pairs(self, queries: Sets, indices: Tensor, metric: str | None = None) -> Tensor:
+        """The exact scores of chosen documents: `vecbank.maxsim_pairs`."""
+        return maxsim_pairs(queries, self, indices, metric)
+
+    def topk(
+        self,
+        queries: Sets,
+        k: SupportsIndex,
+        metric: str | None = None,
+        *,
+        candidates: Tensor | None = None,
+        allowed: Allowed | Tensor | None = None,
+    ) -> TopK:
+        """The k best documents: `vecbank.maxsim_topk`."""
+        return maxsim_topk(queries, self, k, metric, candidates=candidates, allowed=allowed)
 
 
 # ---- Groups of bank rows --------------------------------------------------------------------------------------------
@@ -324,7 +396,7 @@ def group_mean(
         >>> vecbank.group_mean(torch.tensor([[2.0]]), bank, torch.tensor([0, 2, 3, 3])).tolist()
         [[6.0, 6.0, 0.0]]
     """
-    code = _metric_code(metric)
+    code = metric_code(metric)
     if code not in (METRICS["dot"], METRICS["cosine"]):
         raise ValueError(f'metric must be "dot" or "cosine" for the mean score of a group, got {metric!r}')
     sets, _ = _grouped(bank, groups, num_groups)
@@ -348,7 +420,7 @@ def group_mean(
 @entry_point
 def encoded_topk(
     queries: Sets,
-    documents: Sets,
+    documents: Documents,
     encoded: Tensor | PreparedBank,
     encoding: FixedEncoding,
     k: SupportsIndex,
@@ -361,7 +433,7 @@ def encoded_topk(
 
     Args:
         queries: Q sets of vectors: TokenSets, (rows, offsets), or a tensor (Q, T, d).
-        documents: D sets, likewise.
+        documents: D sets, likewise, or a DocumentBank.
         encoded: `encoding.documents(documents)`, (D, size), made once, or a Bank of it ("dot"); 16-bit ones are
             compared with encodings of the queries in 16 bits.
         encoding: the `FixedEncoding` that made them. Its metric is that of the scores.
@@ -389,9 +461,9 @@ def encoded_topk(
         >>> encoded_topk(torch.tensor([[[1.0, 1.0]]]), documents, encoded, encoding, 2).indices.tolist()
         [[2, 1]]
     """
-    q, d = token_sets("queries", queries), token_sets("documents", documents)
     if not isinstance(encoding, FixedEncoding):
         raise TypeError(f"encoding must be a FixedEncoding, got {type(encoding).__name__}")
+    q, d, _, _ = _sides(queries, documents, encoding.metric)
     vectors = encoded._held() if isinstance(encoded, PreparedBank) else encoded
     _checks.shaped("encoded", vectors, (d.count, encoding.size))
     k = _checks.integer("k", k)
@@ -405,4 +477,4 @@ def encoded_topk(
             few = Allowed.mask(held) if allowed is None else Allowed.mask(held) & allowed
         x = encoding.queries(q).to(vectors.dtype)
         found = topk(x, encoded, min(most, d.count), "dot", allowed=few).indices
-    return maxsim_topk(q, d, k, encoding.metric, candidates=found, allowed=allowed)
+    return maxsim_topk(q, documents, k, encoding.metric, candidates=found, allowed=allowed)

@@ -120,8 +120,16 @@ def _topk(
     metric: int,
     sets: list[Tensor],
     program: list[int],
+    codes: Tensor | None = None,
+    facts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     q, d = _check(queries, query_offsets, documents, offsets, metric)
+    check((codes is None) == (facts is None), "codes and facts go together")
+    if codes is not None and facts is not None:
+        same_device(queries, codes, facts)
+        shapes = (documents.shape[0], code_bytes(documents.shape[1])), (d, 3)
+        check(codes.dtype == torch.uint8 and codes.shape == shapes[0], "codes must be what maxsim_pack returned")
+        check(facts.dtype == torch.float32 and facts.shape == shapes[1], "facts must be what maxsim_pack returned")
     check(k >= 1, f"k must lie between 1 and the number of documents, got k = {k}")
     check(k <= d, f"k must lie between 1 and the number of documents {d}, got k = {k}")
     check_sets(queries.new_empty((q, 0)), documents.new_empty((d, 0)), sets, program)
@@ -129,3 +137,21 @@ def _topk(
 
 
 define("maxsim_topk", fake=_topk)
+
+
+# ---- maxsim_pack ----------------------------------------------------------------------------------------------------
+
+
+def code_bytes(width: int) -> int:
+    """Of a token."""
+    return (width + 3) // 4 * 4
+
+
+def _pack(documents: Tensor, offsets: Tensor, metric: int) -> tuple[Tensor, Tensor]:
+    _, d = _check(documents, offsets, documents, offsets, metric)
+    check(metric in SIMILARITIES, f"codes are for dot and cosine, got metric {metric}")
+    codes = documents.new_empty((documents.shape[0], code_bytes(documents.shape[1])), dtype=torch.uint8)
+    return codes, documents.new_empty((d, 3), dtype=torch.float32)
+
+
+define("maxsim_pack", fake=_pack)
