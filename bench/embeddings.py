@@ -66,6 +66,15 @@ class Docstrings:
     sha256: str
 
 
+@dataclass
+class Tokens:
+    """Of each text its pieces of words, a float32 row of norm 1 for each (T, 384), and one for the whole text."""
+
+    words: list[list[str]]
+    rows: list[Tensor]
+    sentences: Tensor  # (N, 384), what `encode` gives
+
+
 class Missing(ImportError):
     """There is no model to embed a text with."""
 
@@ -184,6 +193,24 @@ def encode(texts: list[str], progress: bool = False) -> Tensor:
             out[rows] = torch.from_numpy(np.asarray(batch, dtype=np.float32))
             bar.update(len(rows))
     return torch.nn.functional.normalize(out)
+
+
+def encode_tokens(texts: list[str], progress: bool = False) -> Tokens:
+    """What the model says of each token before it takes their mean: for late interaction, without [CLS] and [SEP]."""
+    model = _model()
+    found = Tokens([[] for _ in texts], [torch.empty(0, WIDTH)] * len(texts), torch.empty(len(texts), WIDTH))
+    order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), i))
+    with _bar(progress, total=len(texts), unit="text", desc="docstrings: tokens") as bar, torch.inference_mode():
+        for start in range(0, len(order), BATCH):
+            some = order[start : start + BATCH]
+            batch = model.encode([texts[i] for i in some], batch_size=BATCH, output_value=None, show_progress_bar=False)
+            for i, out in zip(some, batch, strict=True):
+                kept = slice(1, int(out["attention_mask"].sum()) - 1)
+                found.words[i] = model.tokenizer.convert_ids_to_tokens(out["input_ids"][kept])
+                found.rows[i] = torch.nn.functional.normalize(out["token_embeddings"][kept].float())
+                found.sentences[i] = torch.nn.functional.normalize(out["sentence_embedding"].float(), dim=0)
+            bar.update(len(some))
+    return found
 
 
 def _bar(progress: bool, items: Any = None, **options: Any) -> Any:

@@ -161,6 +161,11 @@ def _sparse_topk() -> Call:
     return lambda: vecbank.sparse.topk(terms, torch.rand(50), documents, 10)
 
 
+def _sets(search: Callable[[Tensor, Tensor], Any]) -> Call:
+    queries, documents = randn(400, 32, 32), randn(20_000, 64, 32)
+    return lambda: search(queries, documents)
+
+
 def _backward() -> Call:
     """The gradient of a sum over few rows, made long: what was saved for it comes back as many codes."""
     bank, few, many = randn(64, 1024).requires_grad_(), torch.zeros(1, 4).long(), torch.zeros(1, 20_000_000).long()
@@ -211,6 +216,9 @@ CALLS: dict[str, Callable[[], Call]] = {
     "attend": _attend,
     "attend backward": _attend_backward,
     "sparse.topk": _sparse_topk,
+    "maxsim": lambda: _sets(vecbank.maxsim),
+    "maxsim by a distance": lambda: _sets(lambda x, bank: vecbank.maxsim(x, bank, "l2")),
+    "maxsim_topk": lambda: _sets(lambda x, bank: vecbank.maxsim_topk(x, bank, 10, "cosine")),
     "backward": _backward,
     "kmeans": _kmeans,
     "pq_train": _pq_train,

@@ -365,6 +365,48 @@ ROWS |= {
 }
 
 
+TOKENS, SETS = gauss(4, 3), torch.tensor([0, 3, 4])
+BAD_SIDES: dict[str, tuple[Any, ...]] = {
+    "rows of three dimensions": (TOKENS[None], SETS, TOKENS, SETS),
+    "documents of three dimensions": (TOKENS, SETS, TOKENS[None], SETS),
+    "another width": (TOKENS, SETS, gauss(4, 5), SETS),
+    "another dtype": (TOKENS, SETS, TOKENS.double(), SETS),
+    "integers": (TOKENS.long(), SETS, TOKENS.long(), SETS),
+    "int32 query offsets": (TOKENS, SETS.int(), TOKENS, SETS),
+    "int32 offsets": (TOKENS, SETS, TOKENS, SETS.int()),
+    "no offsets": (TOKENS, SETS, TOKENS, SETS[:0]),
+    "offsets of two dimensions": (TOKENS, SETS, TOKENS, SETS[None]),
+    "values: offsets end early": (TOKENS, SETS, TOKENS, SETS[:2]),
+    "values: offsets begin late": (TOKENS, SETS, TOKENS, SETS[1:]),
+    "values: offsets fall": (TOKENS, SETS, TOKENS, torch.tensor([0, 5, 3, 4])),
+    "values: query offsets of 2^40": (TOKENS, torch.tensor([0, 2**40, 4]), TOKENS, SETS),
+}
+for _what, _row in BAD_SIDES.items():
+    ROWS[f"maxsim: {_what}"] = ("maxsim", (*_row, 0, True))
+    ROWS[f"maxsim_pairs: {_what}"] = ("maxsim_pairs", (*_row, CHOSEN, 0))
+    ROWS[f"maxsim_topk: {_what}"] = ("maxsim_topk", (*_row, 1, 0, [], []))
+_SIDES = (TOKENS, SETS, TOKENS, SETS)
+_CODES, _FACTS = torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(2, 3)
+ROWS |= {
+    **{f"maxsim: metric {m}": ("maxsim", (*_SIDES, m)) for m in (-1, 99)},
+    "maxsim_pairs: int32 indices": ("maxsim_pairs", (*_SIDES, CHOSEN.int(), 0)),
+    "maxsim_pairs: flat indices": ("maxsim_pairs", (*_SIDES, CHOSEN[0], 0)),
+    "maxsim_pairs: indices of fewer queries": ("maxsim_pairs", (*_SIDES, CHOSEN[:1], 0)),
+    "maxsim_pairs: values: no such document": ("maxsim_pairs", (*_SIDES, CHOSEN + 2, 0)),
+    "maxsim_pairs: values: document -2": ("maxsim_pairs", (*_SIDES, CHOSEN - 2, 0)),
+    **{f"maxsim_topk: k {k}": ("maxsim_topk", (*_SIDES, k, 0, [], [])) for k in (0, -1, 3, 2**40)},
+    "maxsim_topk: mask of more documents": ("maxsim_topk", (*_SIDES, 1, 0, [FULL[:2]], [0, 0])),
+    "maxsim_topk: codes alone": ("maxsim_topk", (*_SIDES, 1, 0, [], [], _CODES)),
+    "maxsim_topk: codes of fewer tokens": ("maxsim_topk", (*_SIDES, 1, 0, [], [], _CODES[:3], _FACTS)),
+    "maxsim_topk: int32 codes": ("maxsim_topk", (*_SIDES, 1, 0, [], [], _CODES.int(), _FACTS)),
+    "maxsim_topk: facts of fewer documents": ("maxsim_topk", (*_SIDES, 1, 0, [], [], _CODES, _FACTS[:1])),
+    "maxsim_topk: float64 facts": ("maxsim_topk", (*_SIDES, 1, 0, [], [], _CODES, _FACTS.double())),
+    "maxsim_pack: a distance": ("maxsim_pack", (TOKENS, SETS, 2)),
+    "maxsim_pack: int32 offsets": ("maxsim_pack", (TOKENS, SETS.int(), 0)),
+    "maxsim_pack: values: offsets fall": ("maxsim_pack", (TOKENS, torch.tensor([0, 5, 3, 4]), 0)),
+}
+
+
 # A fake kernel checks devices, dtypes and shapes; these are values, which may be symbolic.
 VALUES = (
     "topk: k",
@@ -379,5 +421,6 @@ VALUES = (
     "lookup: reduce -1",
     "segment_sum: num_codes",
     "sparse_topk: k",
+    "maxsim_topk: k",
 )
 FAKEABLE = [what for what in ROWS if not what.startswith(VALUES) and ": values: " not in what]

@@ -169,6 +169,7 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
     _attend(table)
     _sparse(table)
     _bits(table)
+    _maxsim(table)
     return table
 
 
@@ -240,6 +241,31 @@ def _attend(table: dict[str, list[tuple[Any, ...]]]) -> None:
             needs = [(True,) * 4, (i != 1, i != 2, i != 3, i != 4)]
             table["attend_backward"] += [(out, lse.float(), a, b, v, beta, lse, *sets, *need) for need in needs]
             table["attend_backward"].append((None, lse.float(), a, b, None, beta, lse, *sets, True, True, False, True))
+
+
+def _maxsim(table: dict[str, list[tuple[Any, ...]]]) -> None:
+    """Sets of rows: five documents, one of them empty, for three queries, one of them empty."""
+    query_offsets, offsets = torch.tensor([0, 2, 2, 5]), torch.tensor([0, 3, 3, 4, 9, 11])
+    indices = torch.tensor([[4, -1, 0], [1, 1, 2], [3, 2, 1]])
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        rows, bank = gauss(5, 7, dtype=dtype), gauss(11, 7, seed=1, dtype=dtype)
+        for code in CODE.values():
+            for q, d in ((rows, bank), (rows.clone().requires_grad_(), bank.clone().requires_grad_())):
+                sides = (q, query_offsets, d, offsets)
+                table["maxsim"] += [(*sides, code), (*sides, code, True)]
+                table["maxsim_pairs"] += [(*sides, indices, code, True), (*sides, indices[:, :0], code)]
+            sides = (rows, query_offsets, bank, offsets)
+            sets = sets_of(gauss(3, 1), gauss(5, 1), *PROGRAMS[code])
+            table["maxsim_topk"] += [(*sides, 2, code, *sets), (*sides, 5, code, [], [])]
+            if code < 2:
+                packed = op("maxsim_pack")(bank, offsets, code)
+                table["maxsim_topk"].append((*sides, 2, code, *sets, *packed))
+                table["maxsim_pack"].append((bank, offsets, code))
+    none = torch.zeros(1, dtype=torch.int64)
+    for q, d in (((rows[:0], none), (bank, offsets)), ((rows, query_offsets), (bank[:0], none))):
+        table["maxsim"].append((*q, *d, 0, True))
+        table["maxsim_pairs"].append((*q, *d, torch.full((q[1].shape[0] - 1, 2), -1), 0, True))
+    table["maxsim_pack"].append((bank.t(), torch.tensor([0, 3, 7]), 1))
 
 
 def _sparse(table: dict[str, list[tuple[Any, ...]]]) -> None:

@@ -6,6 +6,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +100,40 @@ def test_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embeddings, "encode", rows_of)
     (folder / embeddings.ROWS).unlink()
     assert torch.equal(embeddings.docstrings(progress=False).embeddings, made.embeddings)
+
+
+class Model:
+    """Says of every word a row drawn from its length, and pads batches, as the sentence model does."""
+
+    class tokenizer:  # noqa: N801
+        @staticmethod
+        def convert_ids_to_tokens(ids: Tensor) -> list[str]:
+            return [f"w{i}" for i in ids.tolist()]
+
+    def encode(self, texts: list[str], batch_size: int, output_value: None, show_progress_bar: bool) -> list[Any]:
+        assert len(texts) <= batch_size and output_value is None and not show_progress_bar
+        most, out = max(len(text.split()) for text in texts) + 2, []
+        for text in texts:
+            ids = torch.tensor([1, *(10 + len(word) for word in text.split()), 2])
+            mask = torch.nn.functional.pad(torch.ones(len(ids)), (0, most - len(ids)))
+            ids = torch.nn.functional.pad(ids, (0, most - len(ids)))
+            rows = ids[:, None] * torch.arange(1.0, embeddings.WIDTH + 1)
+            mean = (rows * mask[:, None]).sum(0) / mask.sum()
+            out.append({"input_ids": ids, "attention_mask": mask, "token_embeddings": rows, "sentence_embedding": mean})
+        return out
+
+
+def test_rows_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each text keeps its own, without padding and what stands around it, whatever was embedded together."""
+    monkeypatch.setattr(embeddings, "_model", Model)
+    texts = ["one two three", "", *(" ".join(["word"] * n) for n in range(1, 70))]
+    found = embeddings.encode_tokens(texts)
+    assert found.words[0] == ["w13", "w13", "w15"] and found.words[1] == []
+    assert [len(rows) for rows in found.rows] == [3, 0, *range(1, 70)] == [len(words) for words in found.words]
+    assert found.sentences.shape == (71, embeddings.WIDTH)
+    for rows in (*found.rows, found.sentences):
+        assert rows.dtype == torch.float32 and rows.shape[1] == embeddings.WIDTH
+        torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
 
 
 def test_without_the_package_the_message_says_what_to_install(

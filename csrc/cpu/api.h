@@ -6,6 +6,7 @@
 #include "../core/bits.h"
 #include "../core/estimator.h"
 #include "../core/lookup.h"
+#include "../core/maxsim.h"
 #include "../core/problem.h"
 #include "../core/residual.h"
 #include "../core/sparse.h"
@@ -59,6 +60,13 @@ Status residual_quantize(const ResidualProblem& problem, const Parallel& paralle
 Status invert(InvertProblem& problem, const Parallel& parallel);
 Status sparse_search(const SparseSearchProblem& problem, const Parallel& parallel);
 Status sparse_gradients(const SparseGradientProblem& problem, const Parallel& parallel);
+// All scores; those of the listed documents, exact; and the best documents, exact.
+Status maxsim(const MaxSimProblem& problem, const Parallel& parallel);
+Status maxsim_pairs(const MaxSimProblem& problem, const Parallel& parallel);
+Status maxsim_topk(const MaxSimProblem& problem, const Parallel& parallel);
+// Codes of documents' tokens for maxsim_topk(): maxsim_code_bytes() of each token, and three facts of each document.
+int64_t maxsim_code_bytes(int64_t width);
+Status maxsim_pack(const RowSets& documents, Metric metric, uint8_t* codes, float* facts, const Parallel& parallel);
 class Hits;  // search/radius.h
 // Searches of packed bits. Ranks that no row fills hold kNoDistance and index -1; k may exceed the bank. bits_scores()
 // writes all distances. largest_bit_distance() must not be -1.

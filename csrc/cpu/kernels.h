@@ -7,6 +7,7 @@
 #include "../core/frame.h"
 #include "attend.h"
 #include "bits.h"
+#include "maxsim.h"
 #include "search/screens/int16.h"
 #include "search/screens/int8.h"
 #include "slopes.h"
@@ -126,6 +127,7 @@ struct Kernels {
   void (*end_slopes)(const SlopeEndArgs&);
   BitKernels bits;
   AttendKernels attend;
+  MaxSimKernels maxsim;
   // out[i] = grads[i * step] / root(squares[i]). Returns whether a square is odd: above float32, or below kLeastSquare.
   bool (*divide_by_roots)(const float* squares, const float* grads, int64_t step, int64_t count, float* out);
 

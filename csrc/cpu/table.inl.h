@@ -12,6 +12,7 @@
 #include "direct.inl.h"
 #include "epilogues.inl.h"
 #include "keys.inl.h"
+#include "maxsim.inl.h"
 #include "scores.inl.h"
 #include "slopes.inl.h"
 #include "sums.inl.h"
@@ -169,6 +170,7 @@ constexpr Kernels make_table(const char* name) {
           end_slopes<typename Isa::F32>,
           bit_kernels<Isa>(),
           attend_kernels<Isa>(),
+          maxsim_kernels<Isa>(),
           divide_by_roots};
 }
 

@@ -3,6 +3,7 @@
 #include "ops_attend.h"
 #include "ops_bits.h"
 #include "ops_codebook.h"
+#include "ops_maxsim.h"
 #include "ops_search.h"
 #include "ops_selection.h"
 #include "ops_sparse.h"
@@ -118,6 +119,16 @@ STABLE_TORCH_LIBRARY(vecbank, m) {
   m.def(
       "sparse_backward(Tensor grad, Tensor ids, Tensor query_weights, Tensor starts, Tensor documents, Tensor weights, "
       "int count, Tensor? indices, bool need_queries, bool need_lists) -> (Tensor, Tensor)");
+  m.def(
+      "maxsim(Tensor queries, Tensor query_offsets, Tensor documents, Tensor offsets, int metric, bool best=False) -> "
+      "(Tensor values, Tensor best)");
+  m.def(
+      "maxsim_pairs(Tensor queries, Tensor query_offsets, Tensor documents, Tensor offsets, Tensor indices, int "
+      "metric, bool best=False) -> (Tensor values, Tensor best)");
+  m.def(
+      "maxsim_topk(Tensor queries, Tensor query_offsets, Tensor documents, Tensor offsets, int k, int metric, "
+      "Tensor[] sets, int[] program, Tensor? codes=None, Tensor? facts=None) -> (Tensor values, Tensor indices)");
+  m.def("maxsim_pack(Tensor documents, Tensor offsets, int metric) -> (Tensor codes, Tensor facts)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vecbank, CPU, m) {
@@ -127,6 +138,7 @@ STABLE_TORCH_LIBRARY_IMPL(vecbank, CPU, m) {
   vecbank::ops::register_sparse(m);
   vecbank::ops::register_bits(m);
   vecbank::ops::register_attend(m);
+  vecbank::ops::register_maxsim(m);
   m.impl("repack_", TORCH_BOX(&vecbank::ops::repack_));
   m.impl("project_backward_small", TORCH_BOX(&vecbank::ops::project_backward_small<vecbank::CpuScope>));
 }

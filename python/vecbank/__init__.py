@@ -9,6 +9,7 @@ has namespaces:
 - `pq`, `residual`: product and residual codes
 - `sparse`: sparse dictionaries
 - `bits`: exact search of packed bits
+- `multivector`: sets of vectors (MaxSim), groups of bank rows
 - `codes`: scalar, sign and binary codes, and their bits
 - `embedding`: compressed tables
 - `metrics`, `kernels`: metrics that map rows, and functions of distances
@@ -27,6 +28,7 @@ from . import (
     kernels,
     losses,
     metrics,
+    multivector,
     nn,
     pq,
     reference,
@@ -36,6 +38,8 @@ from . import (
 )
 from ._cuda import check
 from ._ops import METRICS
+from ._semantic import semantic_search
+from ._token_sets import TokenSets
 from ._version import __version__
 from .allowed import Allowed
 from .attention import attend, logsumexp
@@ -46,6 +50,7 @@ from .columns import Column
 from .functional import lookup, nearest, project, quantize, quantize_train, segment_sum, topk
 from .maps import log_euclidean, whiten
 from .metrics import Angular, Mahalanobis, Mapped, Pearson, Poincare
+from .multivector import DocumentBank, group_max, group_mean, maxsim, maxsim_pairs, maxsim_topk
 from .parts import merge_topk, search_part
 from .pq import ProductCodec
 from .pq import decode as pq_decode
@@ -90,6 +95,7 @@ __all__ = [
     "SearchPart",
     "RadiusHits",
     "Column",
+    "DocumentBank",
     "Allowed",
     "Attended",
     "attend",
@@ -110,6 +116,7 @@ __all__ = [
     "QuantizeTrain",
     "Quantized",
     "ResidualQuantized",
+    "TokenSets",
     "TopK",
     "__version__",
     "anchors",
@@ -119,10 +126,16 @@ __all__ = [
     "codes",
     "embedding",
     "firing_counts",
+    "group_max",
+    "group_mean",
     "kernels",
     "kmeans",
     "log_euclidean",
     "lookup",
+    "maxsim",
+    "maxsim_pairs",
+    "maxsim_topk",
+    "multivector",
     "nearest",
     "nn",
     "pq",
@@ -141,6 +154,7 @@ __all__ = [
     "residual_quantize",
     "results",
     "segment_sum",
+    "semantic_search",
     "sparse",
     "sparse_decode",
     "sparse_encode",

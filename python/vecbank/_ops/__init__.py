@@ -8,6 +8,7 @@ from . import ball as ball
 from . import bits as bits
 from . import codebook as codebook
 from . import gather as gather
+from . import maxsim as maxsim
 from . import pack as pack
 from . import project as project
 from . import search as search
