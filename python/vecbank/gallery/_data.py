@@ -84,6 +84,12 @@ def lid(bank: Tensor, k: int = 50) -> Tensor:
     return -1 / (r[..., :-1] / r[..., -1:]).log().mean(-1)
 
 
+def explained(x: Tensor) -> Tensor:
+    """The shares of the variance of rows (N, d) that their first 1, 2, ... principal directions have."""
+    values = torch.linalg.svdvals(x - x.mean(0)).square()
+    return values.cumsum(0) / values.sum()
+
+
 def mean_average_precision(relevant: Tensor) -> Tensor:
     """Of rows of bools (..., N, M), in order of rank: (...) float64."""
     hits = relevant.cumsum(-1)
