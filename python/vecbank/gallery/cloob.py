@@ -6,8 +6,8 @@ Fürst et al., "CLOOB: Modern Hopfield Networks with InfoLOOB Outperform CLIP", 
     U_x, U_y: what images and texts retrieve from the images of a batch; V_x, V_y: from its texts
     loss = InfoLOOB(U_x, U_y) + InfoLOOB(V_y, V_x), each -s_ii / T + log(sum_{j != i} exp(s_ij / T)), s: dot products
 
-As beta grows, z goes from the mean of all to the nearest one, and what is retrieved gets more dimensions. Here digits (less the mean
-grey level) retrieve other digits; upper halves of digits are the images, and their lower halves the texts.
+As beta grows, z goes from the mean of all to the nearest one. Here digits (less the mean grey level) retrieve other
+digits; in the loss upper halves of digits are the images, and their lower halves the texts.
 """
 
 from __future__ import annotations
