@@ -83,7 +83,7 @@ class Sheet:
             axes.legend()
         self.picture(caption, plot)
 
-    def images(self, caption: str, images: Tensor, across: Sequence[str], down: Sequence[str] = ()) -> None:
+    def images(self, caption: str, images: Tensor, across: Sequence[str] = (), down: Sequence[str] = ()) -> None:
         """Show grey images (rows, columns, height, width), each from its least value to its greatest. `across`, `down`:
         what columns and rows are.
         """
@@ -95,8 +95,8 @@ class Sheet:
             axes = plot.add_subplot(rows, columns, 1 + i * columns + j)
             axes.imshow(images[i, j].numpy(), cmap="gray")
             axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-            axes.set_title(across[j] if i == 0 else "")
+            axes.spines[:].set(visible=True, color="0.8")
+            axes.set_title(across[j] if across and i == 0 else "")
             axes.set_ylabel(down[i] if down and j == 0 else "")
         self.picture(caption, plot)
 
