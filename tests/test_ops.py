@@ -64,8 +64,8 @@ def test_schemas_only_grow_at_the_end() -> None:
         "radius_count": "Tensor x, Tensor bank, Tensor? pack, Tensor radii, int metric, Tensor[] sets, int[] program, "
         "Tensor? bias=None",
         "attend": "Tensor x, Tensor bank, Tensor? values, Tensor beta, Tensor[] sets, int[] program",
-        "attend_backward": "Tensor? grad, Tensor along, Tensor x, Tensor bank, Tensor? values, Tensor beta, Tensor lse, "
-        "Tensor[] sets, int[] program, bool need_x, bool need_bank, bool need_values, bool need_beta",
+        "attend_backward": "Tensor? grad, Tensor along, Tensor x, Tensor bank, Tensor? values, Tensor beta, "
+        "Tensor lse, Tensor[] sets, int[] program, bool need_x, bool need_bank, bool need_values, bool need_beta",
         "hamming_topk": "Tensor x, Tensor bank, int bits, int x_planes, int bank_planes, int k, Tensor[] sets, "
         "int[] program",
         "hamming_scores": "Tensor x, Tensor bank, int bits, int x_planes, int bank_planes",

@@ -7,7 +7,7 @@ contrastive losses. The weights of all pairs are never in memory at once.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, Literal, NamedTuple, SupportsIndex, overload
 
 import torch
 from torch import Tensor
@@ -99,6 +99,32 @@ def _given(
     return Given(x, bank, rows, values, metric, code, similarity, _betas(beta, x, work), allowed)
 
 
+@overload
+def attend(
+    x: Tensor,
+    bank: Tensor | PreparedBank,
+    values: Tensor | PreparedBank | None = ...,
+    metric: str | Metric | None = ...,
+    *,
+    beta: Tensor | float = ...,
+    weight: str | Weight | None = ...,
+    k: SupportsIndex | None = ...,
+    allowed: Allowed | Tensor | None = ...,
+    return_lse: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def attend(
+    x: Tensor,
+    bank: Tensor | PreparedBank,
+    values: Tensor | PreparedBank | None = ...,
+    metric: str | Metric | None = ...,
+    *,
+    beta: Tensor | float = ...,
+    weight: str | Weight | None = ...,
+    k: SupportsIndex | None = ...,
+    allowed: Allowed | Tensor | None = ...,
+    return_lse: Literal[True],
+) -> Attended: ...
 @entry_point
 def attend(
     x: Tensor,

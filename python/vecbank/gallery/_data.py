@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import vecbank
 
@@ -84,6 +86,12 @@ def lid(bank: Tensor, k: int = 50) -> Tensor:
     return -1 / (r[..., :-1] / r[..., -1:]).log().mean(-1)
 
 
+def explained(x: Tensor) -> Tensor:
+    """The shares of the variance of rows (N, d) that their first 1, 2, ... principal directions have."""
+    values = torch.linalg.svdvals(x - x.mean(0)).square()
+    return values.cumsum(0) / values.sum()
+
+
 def mean_average_precision(relevant: Tensor) -> Tensor:
     """Of rows of bools (..., N, M), in order of rank: (...) float64."""
     hits = relevant.cumsum(-1)
@@ -93,3 +101,14 @@ def mean_average_precision(relevant: Tensor) -> Tensor:
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
     return float((predicted == labels).double().mean())
+
+
+class Largest(TorchDispatchMode):
+    """In a `with`: the most elements of a tensor that any operation of torch makes, on the way back too."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.most = max([self.most, *(t.numel() for t in tree_leaves(made) if isinstance(t, Tensor))])
+        return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -67,6 +67,37 @@ class Sheet:
         for axis, count in ((axes.yaxis, values.shape[0]), (axes.xaxis, values.shape[1])):
             if ticks or count <= FEW_TICKS:
                 axis.set_ticks(range(count), ticks or None)
+        self.picture(caption, plot)
+
+    def lines(
+        self, caption: str, across: str, down: str, x: Sequence[float], lines: Mapping[str, Sequence[float] | Tensor]
+    ) -> None:
+        """Show lines over x, by their names. `across`, `down`: what x and the values are."""
+        from matplotlib.figure import Figure
+
+        axes = (plot := Figure(figsize=(4.5, 3), layout="constrained")).subplots()
+        for name, values in lines.items():
+            axes.plot(x, values, label=name)
+        axes.set(xlabel=across, ylabel=down)
+        if len(lines) > 1:
+            axes.legend()
+        self.picture(caption, plot)
+
+    def images(self, caption: str, images: Tensor, across: Sequence[str] = (), down: Sequence[str] = ()) -> None:
+        """Show grey images (rows, columns, height, width), each from its least value to its greatest. `across`, `down`:
+        what columns and rows are.
+        """
+        from matplotlib.figure import Figure
+
+        rows, columns = images.shape[:2]
+        plot = Figure(figsize=(0.9 * columns, 0.9 * rows), layout="constrained")
+        for i, j in ((i, j) for i in range(rows) for j in range(columns)):
+            axes = plot.add_subplot(rows, columns, 1 + i * columns + j)
+            axes.imshow(images[i, j].numpy(), cmap="gray")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(visible=True, color="0.8")
+            axes.set_title(across[j] if across and i == 0 else "")
+            axes.set_ylabel(down[i] if down and j == 0 else "")
         self.picture(caption, plot)
 
     def note(self, text: str) -> None:
