@@ -9,6 +9,7 @@ has namespaces:
 - `pq`, `residual`: product and residual codes
 - `sparse`: sparse dictionaries
 - `bits`: exact search of packed bits
+- `multivector`: sets of vectors (MaxSim), groups of bank rows
 - `codes`: scalar, sign and binary codes, and their bits
 - `embedding`: compressed tables
 - `metrics`, `kernels`: metrics that map rows, and functions of distances
@@ -27,6 +28,7 @@ from . import (
     kernels,
     losses,
     metrics,
+    multivector,
     nn,
     pq,
     reference,
@@ -36,6 +38,7 @@ from . import (
 )
 from ._cuda import check
 from ._ops import METRICS
+from ._token_sets import TokenSets
 from ._version import __version__
 from .allowed import Allowed
 from .attention import attend, logsumexp
@@ -46,6 +49,7 @@ from .columns import Column
 from .functional import lookup, nearest, project, quantize, quantize_train, segment_sum, topk
 from .maps import log_euclidean, whiten
 from .metrics import Angular, Mahalanobis, Mapped, Pearson, Poincare
+from .multivector import group_max, group_mean, maxsim, maxsim_pairs, maxsim_topk
 from .parts import merge_topk, search_part
 from .pq import ProductCodec
 from .pq import decode as pq_decode
@@ -110,6 +114,7 @@ __all__ = [
     "QuantizeTrain",
     "Quantized",
     "ResidualQuantized",
+    "TokenSets",
     "TopK",
     "__version__",
     "anchors",
@@ -119,10 +124,16 @@ __all__ = [
     "codes",
     "embedding",
     "firing_counts",
+    "group_max",
+    "group_mean",
     "kernels",
     "kmeans",
     "log_euclidean",
     "lookup",
+    "maxsim",
+    "maxsim_pairs",
+    "maxsim_topk",
+    "multivector",
     "nearest",
     "nn",
     "pq",
