@@ -328,16 +328,17 @@ def test_the_same_bits_for_every_number_of_threads() -> None:
         assert all(torch.equal(a, b) for a, b in zip(bits[0], other, strict=True))
 
 
-def test_long_lists_of_queries_come_in_chunks() -> None:
-    """Of 1024 coordinates a chunk of the way back has 1024 queries."""
-    x, bank = gauss(2100, 1024) / 32, gauss(40, 1024, seed=1)
-    own, wide = (
-        [t.to(dtype, copy=True).requires_grad_() for t in (x, bank)] for dtype in (torch.float32, torch.float64)
-    )
-    vecbank.attend(*own).square().sum().backward()
-    dense(*wide, wide[1], torch.ones(2100, dtype=torch.float64))[0].square().sum().backward()
-    for a, b in zip(own, wide, strict=True):
-        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-4)
+def test_wide_rows_and_long_lists_of_queries() -> None:
+    """Of 1024 coordinates: sums are made of runs, and a chunk of the way back has 1024 queries."""
+    x, bank, values, beta = inputs(2100, 40, 1024, 9)
+    slopes = gauss(2100, 9, seed=5), gauss(2100, seed=6)
+
+    def ours(*t: Tensor) -> tuple[Tensor, Tensor]:
+        return vecbank.attend(*t[:3], beta=t[3], return_lse=True)
+
+    given = (x, bank, values, beta)
+    truth = gradients(dense, tuple(t.double() for t in given), *(t.double() for t in slopes))
+    assert_as_good(gradients(ours, given, *slopes), gradients(dense, given, *slopes), truth)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 30.0, 1e4])

@@ -25,38 +25,49 @@ VB_INLINE void for_each_group(int64_t rows, F&& f) {
   rest(Index<1>{});
 }
 
+// Steps whose products are summed in registers. Longer sums are made of such runs, so that rounding errors grow with
+// the run and the number of runs instead of with the length.
+constexpr int64_t kStepsOfRun = 128;
+
 template <class V, int Height, int PanelCount>
-VB_INLINE void lane_tile(const LaneProductArgs& s, int64_t row, int64_t panel) {
+VB_INLINE void lane_tile(const LaneProductArgs& s, int64_t row, int64_t panel, int64_t first, int64_t steps) {
   const float *b[PanelCount], *none[PanelCount] = {};
   for (int p = 0; p < PanelCount; ++p) b[p] = s.b + (panel + p) * s.b_stride;
-  const float* a = s.a + row * s.steps;
+  const float* a = s.a + row * s.steps + first * Height;
   Prefetcher prefetcher{reinterpret_cast<const char*>(a + Height * s.steps), Height * static_cast<int64_t>(sizeof(*a))};
   Tile<V, Height, PanelCount> tile;
-  tile.multiply(a, b, none, 0, s.steps, prefetcher);
+  tile.multiply(a, b, none, first, steps, prefetcher);
+  const bool begins = s.begins && first == 0;
   unroll<PanelCount>([&](auto p) __attribute__((always_inline)) {
     float* out = s.out + (panel + p.value) * s.out_stride + row * kPanel;
     unroll<Height>([&](auto r) __attribute__((always_inline)) {
       unroll<tile.per_panel>([&](auto w) __attribute__((always_inline)) {
         auto sum = tile.acc[r.value][p.value * tile.per_panel + w.value];
         float* to = out + r.value * kPanel + w.value * V::width;
-        V::store(to, s.begins ? sum : V::add(V::load(to), sum));
+        V::store(to, begins ? sum : V::add(V::load(to), sum));
       });
     });
   });
 }
 
+template <class Isa, int PanelCount>
+void lane_tiles(const LaneProductArgs& s, int64_t panel) {
+  int64_t first = 0;
+  do {  // of no steps the sums are zeros
+    const int64_t steps = s.steps - first < kStepsOfRun ? s.steps - first : kStepsOfRun;
+    for_each_group<Isa>(s.rows, [&](auto height, int64_t row) __attribute__((always_inline)) {
+      lane_tile<typename Isa::F32, height.value, PanelCount>(s, row, panel, first, steps);
+    });
+    first += kStepsOfRun;
+  } while (first < s.steps);
+}
+
 template <class Isa>
 void lane_product(const LaneProductArgs& s) {
-  using V = typename Isa::F32;
   constexpr int together = Isa::full_panels;
   int64_t panel = 0;
-  for (; panel + together <= s.panels; panel += together)
-    for_each_group<Isa>(s.rows, [&](auto height, int64_t row) __attribute__((always_inline)) {
-      lane_tile<V, height.value, together>(s, row, panel);
-    });
-  for (; panel < s.panels; ++panel)
-    for_each_group<Isa>(s.rows, [&](auto height, int64_t row)
-                                    __attribute__((always_inline)) { lane_tile<V, height.value, 1>(s, row, panel); });
+  for (; panel + together <= s.panels; panel += together) lane_tiles<Isa, together>(s, panel);
+  for (; panel < s.panels; ++panel) lane_tiles<Isa, 1>(s, panel);
 }
 
 template <class V, int Height, int Registers>
@@ -64,9 +75,7 @@ VB_INLINE void row_tile(const RowProductArgs& s, int64_t row, int64_t column) {
   typename V::Reg sum[Height][Registers];
   float* out = s.out + row * s.out_stride + column;
   unroll<Height>([&](auto r) __attribute__((always_inline)) {
-    unroll<Registers>([&](auto v) __attribute__((always_inline)) {
-      sum[r.value][v.value] = s.begins ? V::fill(0.0f) : V::load(out + r.value * s.out_stride + v.value * V::width);
-    });
+    unroll<Registers>([&](auto v) __attribute__((always_inline)) { sum[r.value][v.value] = V::fill(0.0f); });
   });
   const float* b = s.b + column;
   for (int64_t panel = 0; panel < s.panels; ++panel) {
@@ -85,7 +94,8 @@ VB_INLINE void row_tile(const RowProductArgs& s, int64_t row, int64_t column) {
   }
   unroll<Height>([&](auto r) __attribute__((always_inline)) {
     unroll<Registers>([&](auto v) __attribute__((always_inline)) {
-      V::store(out + r.value * s.out_stride + v.value * V::width, sum[r.value][v.value]);
+      float* to = out + r.value * s.out_stride + v.value * V::width;
+      V::store(to, s.begins ? sum[r.value][v.value] : V::add(V::load(to), sum[r.value][v.value]));
     });
   });
 }

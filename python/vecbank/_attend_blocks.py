@@ -15,9 +15,26 @@ from torch.utils.checkpoint import checkpoint
 
 from . import _select
 from ._ops.sets import Lowered
+from ._prepared import PreparedBank
+from .allowed import Allowed
+from .metrics import Metric
 
 Weight = Callable[[Tensor], Tensor]
 Scores = Callable[[Tensor, int], Tensor]  # of queries (n, d) and a number of a batch: (n, M), larger is nearer
+
+
+class Given(NamedTuple):
+    """Checked arguments."""
+
+    x: Tensor
+    bank: Tensor | PreparedBank
+    rows: Tensor  # of the bank
+    values: Tensor | None
+    metric: str | Metric | None
+    code: int | None  # of the metric, if it has a kernel
+    similarity: bool
+    beta: Tensor  # (N,) of the dtype that sums run in
+    allowed: Allowed | Tensor | None
 
 
 class Problem(NamedTuple):

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _checks
-from ._attend_blocks import Weight, sparsemax, weigh
+from ._attend_blocks import Given, Weight, sparsemax, weigh
 from ._prepared import PreparedBank
 from .functional import topk
 from .selections import score_pairs
 from .sparse import decode
-
-if TYPE_CHECKING:
-    from .attention import Given
 
 
 def _metric(g: Given) -> Any:

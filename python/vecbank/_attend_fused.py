@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from . import _checks, _select
+from ._attend_blocks import Given
 from ._ops import METRICS, ops
 from ._prepared import PreparedBank
 from .allowed import lowered
-
-if TYPE_CHECKING:
-    from .attention import Given
 
 _FEWEST = 16  # queries; fewer leave lanes of a panel empty, and blocks of torch are as fast
 _NORM_FLOOR, _LONGEST = 1e-8, 1e30

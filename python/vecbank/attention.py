@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _attend_blocks, _attend_few, _attend_fused, _checks
-from ._attend_blocks import Problem, Weight
+from ._attend_blocks import Given, Problem, Weight
 from ._numpy import entry_point
 from ._ops import METRICS, SIMILARITIES
 from ._ops.fakes import value_dtype
@@ -24,20 +24,6 @@ from .metrics import Metric, mapping
 from .results import Attended
 
 WEIGHTS = ("softmax", "sparsemax")
-
-
-class Given(NamedTuple):
-    """Checked arguments."""
-
-    x: Tensor
-    bank: Tensor | PreparedBank
-    rows: Tensor  # of the bank
-    values: Tensor | None
-    metric: str | Metric | None
-    code: int | None  # of the metric, if it has a kernel
-    similarity: bool
-    beta: Tensor  # (N,) of the dtype that sums run in
-    allowed: Allowed | Tensor | None
 
 
 def _betas(beta: object, x: Tensor, dtype: torch.dtype) -> Tensor:
