@@ -283,6 +283,7 @@ def test_bank_and_leading_dimensions() -> None:
     held = vecbank.Bank(bank, metric="cosine")
     torch.testing.assert_close(vecbank.attend(x.reshape(2, 3, 4, 12), held, values, beta=3.0), want.reshape(2, 3, 4, 7))
     torch.testing.assert_close(vecbank.attend(x, held, beta=3.0), vecbank.attend(x, bank, bank, "cosine", beta=3.0))
+    assert torch.equal(held.attend(x, values, beta=3.0, k=5), vecbank.attend(x, held, values, beta=3.0, k=5))
     biased = vecbank.Bank(bank, "dot", bias=gauss(90, seed=7))
     z = x @ bank.T + biased.bias
     torch.testing.assert_close(vecbank.attend(x, biased, values), z.softmax(-1) @ values, rtol=1e-5, atol=1e-6)

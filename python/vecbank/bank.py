@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from itertools import pairwise
-from typing import NoReturn
+from typing import NoReturn, SupportsIndex
 
 import torch
 from torch import Tensor
 
-from . import _C, _checks, functional, selections
+from . import _C, _checks, attention, functional, selections
+from ._attend_blocks import Weight
 from ._deprecated import old_call, renamed
 from ._head import few
 from ._head_choice import LOSS, use_of
@@ -163,6 +164,27 @@ class Bank(PreparedBank):
             2
         """
         return selections.radius_count(x, self, r, metric, allowed=allowed)
+
+    def attend(
+        self,
+        x: Tensor,
+        values: Tensor | PreparedBank | None = None,
+        *,
+        beta: Tensor | float = 1.0,
+        weight: str | Weight | None = "softmax",
+        k: SupportsIndex | None = None,
+        allowed: Allowed | Tensor | None = None,
+        metric: str | Metric | None = None,
+    ) -> Tensor:
+        """`vecbank.attend` over this bank: sums of its rows, or of values, weighted by similarity, (..., e).
+
+        Example:
+            >>> import torch, vecbank
+            >>> bank = vecbank.Bank(torch.tensor([[0.0], [1.0], [5.0]]), "l2")
+            >>> bank.attend(torch.tensor([[0.5]]), torch.tensor([[1.0], [3.0], [9.0]]), k=2).tolist()
+            [[2.0]]
+        """
+        return attention.attend(x, self, values, metric, beta=beta, weight=weight, k=k, allowed=allowed)
 
     def score_pairs(self, x: Tensor, indices: Tensor, *, metric: str | Metric | None = None) -> Tensor:
         """`vecbank.score_pairs` in this bank: the exact scores of chosen rows, (..., k).
