@@ -8,7 +8,9 @@
 // underflows counts 1 / kNormFloor times. A maximum is no further from the exact maximum than a score is from the exact
 // score, so the scores of a document, each at most N long, sum to within
 //     E = (sum over tokens of |q|) N r + tokens * slack + the rounding of the sum in float64.
-// N is measured: a norm from float32 squares, 1 + 2^-8 times as long, and 2^-60 longer for squares that underflow.
+// N is bounded by the root of the sum, over the coordinates, of the largest square of any token, which takes little
+// time (some times as much as N, where bounds are thousands of times smaller than scores); 1 + 2^-8 times as long for
+// the rounding of squares, and 2^-60 longer for squares that underflow.
 #pragma once
 
 #include <cmath>
@@ -108,7 +110,7 @@ class DocumentSweep {
            best_.reserve(most * lanes_) && (!places || places_.reserve(most * lanes_)) &&
            running_.reserve(2 * lanes_) && odd_.reserve(most) && norms_.reserve(most) && ends_.reserve(most) &&
            here_.reserve(most) && place_.reserve(most) && scales_.reserve(at_once) && squares_.reserve(at_once) &&
-           lengths_.reserve(at_once);
+           most_.reserve(d);
   }
 
   // Documents [first, last), at most most_documents() of them. `norms`: bounds are asked for.
@@ -124,7 +126,7 @@ class DocumentSweep {
   // By number of the token within the panels.
   const float* best(int64_t i) const { return best_.get() + place_[i] * lanes_ - first_panel_ * kPanel; }
   const float* places(int64_t i) const { return places_.get() + place_[i] * lanes_ - first_panel_ * kPanel; }
-  // The largest norm of its tokens; 1 by cosine. It may be infinite, or NaN.
+  // At least the norms of its tokens; 1 by cosine. It may be infinite, or NaN.
   double norm(int64_t i) const { return norms_[place_[i]]; }
 
  private:
@@ -179,12 +181,9 @@ class DocumentSweep {
       a.scales = scales_.get();
       for (int64_t d = document; d < document + documents; ++d) norms_[d] = 1.0;
     } else if (norms) {
-      kernels().maxsim.squares(a.rows, a.row_stride, rows, all.width, lengths_.get());
-      for (int64_t d = 0, r = 0; d < documents; ++d)
-        for (; r < std::min(rows, here_[d]); ++r) {
-          const double norm = std::sqrt(static_cast<double>(lengths_[r])) * (1.0 + 0x1p-8) + 0x1p-60;
-          if (!(norm <= norms_[document + d])) norms_[document + d] = norm;
-        }
+      for (int64_t d = 0, r = 0; d < documents; r = here_[d++])
+        raise_norm(a.rows + r * a.row_stride, a.row_stride, std::min(rows, here_[d]) - r, document + d,
+                   d > 0 || at == begin);
     }
     a.panels = panels.data() + first_panel_ * kPanel * all.width;
     a.panel_count = lanes_ / kPanel;
@@ -199,11 +198,21 @@ class DocumentSweep {
     kernels().maxsim.best(a);
   }
 
+  // Of a document's rows, the first or further ones.
+  void raise_norm(const float* rows, int64_t row_stride, int64_t count, int64_t document, bool first) {
+    const int64_t d = problem_->documents.rows.width;
+    if (first) std::fill_n(most_.get(), d, 0.0f);
+    kernels().maxsim.raise_squares(rows, row_stride, count, d, most_.get());
+    double squares = 0.0;
+    for (int64_t k = 0; k < d; ++k) squares += static_cast<double>(most_[k]);
+    norms_[document] = std::sqrt(squares) * (1.0 + 0x1p-8) + 0x1p-60;
+  }
+
   const MaxSimProblem* problem_ = nullptr;
   RowReader reader_;
   int64_t first_panel_ = 0, lanes_ = 0, chunk_ = 0, stride_ = 0, count_ = 0;
   bool in_place_ = false;
-  Buffer<float> best_, places_, running_, copies_, scales_, lengths_;
+  Buffer<float> best_, places_, running_, copies_, scales_, most_;
   Buffer<double> squares_, norms_;
   Buffer<bool> odd_;
   Buffer<int64_t> ends_, here_, place_;
