@@ -17,7 +17,7 @@ struct BestArgs {
   const T* panels = nullptr;      // [panel][width][16]
   const T* starts = nullptr;      // [panel][16], what a score starts from; null: zero
   int64_t panel_count = 0;
-  const void* next = nullptr;  // rows that will be needed after these; null: unknown
+  const void* next = nullptr;  // the rows that follow these, to be fetched meanwhile; null: the next tiles of these are
   // Documents that have a row here, none of which is empty: where each ends, counted from the first row, in ascending
   // order. The last one may go on after these rows, and the first may have begun `before` rows before them.
   const int64_t* ends = nullptr;
@@ -41,6 +41,8 @@ constexpr int64_t code_place(int64_t k, int64_t width) {
 struct MaxSimKernels {
   void (*best)(const BestArgs<float>&) = nullptr;
   void (*coded)(const BestArgs<int32_t>&) = nullptr;  // null where products of codes are no faster
+  // Sums of squares, in float32 and in any order.
+  void (*squares)(const float* rows, int64_t row_stride, int64_t count, int64_t width, float* out) = nullptr;
   // Raises most[k] to the largest square of coordinate k of these rows.
   void (*raise_squares)(const float* rows, int64_t row_stride, int64_t count, int64_t width, float* most) = nullptr;
   // The largest magnitude of a row.

@@ -116,11 +116,15 @@ void best_of_panels(const BestArgs<T>& a, int64_t p) {
     for (; row < a.count; row += Rows) {
       const int64_t first = row + Rows <= a.count ? row : a.count - Rows;
       const int from = static_cast<int>(row - first);
-      const char* after =
-          reinterpret_cast<const char*>(row + Rows < a.count ? a.rows + (row + Rows) * a.row_stride : a.next);
+      // Fetched meanwhile: the same tile of the rows that follow these, or one of the next tiles of these.
+      constexpr int64_t ahead = coded ? 4 : 1;
       Prefetcher prefetcher{reinterpret_cast<const char*>(panels[0]), 0};
-      if (p == 0 && after != nullptr)
-        prefetcher = {after, Rows * a.row_stride * static_cast<int64_t>(sizeof(T)) / (a.width + 1) + 1};
+      if (p == 0) {
+        const int64_t step = a.row_stride * static_cast<int64_t>(sizeof(T));
+        const char* after = a.next != nullptr ? static_cast<const char*>(a.next) + row * step
+                                              : reinterpret_cast<const char*>(a.rows) + (row + ahead * Rows) * step;
+        prefetcher = {after, Rows * step / (a.width + 1) + 1};
+      }
       Tile<Product, Rows, PanelCount> sums;
       multiply_rows<Product, Rows, PanelCount>(sums, a.rows + first * a.row_stride, a.row_stride, panels, starts,
                                                a.width, prefetcher);
@@ -172,6 +176,27 @@ void best_rows(const BestArgs<float>& a) {
 template <class V, class Int8, int Height, int PanelCount>
 void best_codes(const BestArgs<int32_t>& a) {
   for (int64_t p = 0; p < a.panel_count; p += PanelCount) best_of_panels<V, Int8, Height, PanelCount, false>(a, p);
+}
+
+template <class V>
+void row_squares(const float* rows, int64_t row_stride, int64_t count, int64_t width, float* out) {
+  constexpr int sums = 4;
+  for (int64_t r = 0; r < count; ++r, rows += row_stride) {
+    typename V::Reg sum[sums];
+    unroll<sums>([&](auto s) __attribute__((always_inline)) { sum[s.value] = V::fill(0); });
+    int64_t k = 0;
+    for (; k + sums * V::width <= width; k += sums * V::width)
+      unroll<sums>([&](auto s) __attribute__((always_inline)) {
+        const auto x = V::load(rows + k + s.value * V::width);
+        sum[s.value] = V::multiply_add(x, x, sum[s.value]);
+      });
+    alignas(64) float lanes[V::width];
+    V::store(lanes, V::add(V::add(sum[0], sum[1]), V::add(sum[2], sum[3])));
+    float total = 0.0f;
+    for (; k < width; ++k) total += rows[k] * rows[k];
+    for (int i = 0; i < V::width; i += 4) total += (lanes[i] + lanes[i + 1]) + (lanes[i + 2] + lanes[i + 3]);
+    out[r] = total;
+  }
 }
 
 template <class V, int Vectors>
@@ -265,6 +290,7 @@ constexpr MaxSimKernels maxsim_kernels() {
     coded = best_codes<V, Int8, Isa::full, Isa::full_panels>;
   return {best_rows<V, Isa::full, Isa::full_panels>,
           coded,
+          row_squares<V>,
           raise_squares<V>,
           largest_of<V>,
           code_row<V, Int8>,

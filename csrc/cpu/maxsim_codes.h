@@ -127,7 +127,6 @@ class CodeSweep {
     a.row_stride = bytes / 4;
     a.count = end - begin;
     a.width = queries.groups();
-    if (end < documents.rows.count) a.next = p.codes.codes + end * bytes;
     a.panels = queries.codes();
     a.starts = queries.starts();
     a.panel_count = lanes_ / kPanel;
