@@ -138,7 +138,9 @@ void best_of_panels(const BestArgs<T>& a, int64_t p) {
           } else {
             score = sums.acc[r.value][v.value];
             if (a.scales != nullptr) score = V::multiply(score, V::fill(a.scales[first + r.value]));
-            gate.add(score, V::fill(__builtin_inff()));  // "not below" is true of NaN
+            // "Not below" is true of NaN. A sum that came to -infinity on its way may be of any size.
+            gate.add(score, V::fill(__builtin_inff()));
+            gate.add(V::fill(-__builtin_inff()), score);
           }
         });
       });
