@@ -25,17 +25,17 @@ def truth(q: TokenSets, d: TokenSets, metric: str = "dot") -> Tensor:
     scores = reference.project(q.rows, d.rows, metric, out_dtype=torch.float64).detach()
     if metric not in ("dot", "cosine"):
         scores = 0.0 - scores
-    out = scores.new_full((q.count, d.count), -torch.inf)
-    for j, (begin, end) in enumerate(zip(d.offsets.tolist(), d.offsets.tolist()[1:], strict=False)):
-        if begin == end:
-            continue
-        best = scores[:, begin:end].amax(1)  # NaN where one is
-        for i, (first, last) in enumerate(zip(q.offsets.tolist(), q.offsets.tolist()[1:], strict=False)):
-            total = scores.new_zeros(())
-            for t in range(first, last):
-                total = total + best[t]
-            out[i, j] = total
-    return out
+    ends = d.offsets.tolist()
+    best = [
+        scores[:, begin:end].amax(1) if begin < end else scores.new_zeros(len(scores))  # NaN where one is
+        for begin, end in zip(ends, ends[1:], strict=False)
+    ]
+    each = torch.stack(best, 1) if best else scores.new_zeros((len(scores), 0))
+    out = scores.new_zeros((q.count, d.count))
+    for i, (first, last) in enumerate(zip(q.offsets.tolist(), q.offsets.tolist()[1:], strict=False)):
+        for t in range(first, last):
+            out[i] = out[i] + each[t]
+    return out.masked_fill(d.offsets.diff() == 0, -torch.inf)
 
 
 def best_of(scores: Tensor, k: int, dtype: torch.dtype, allowed: Tensor | None = None) -> TopK:
@@ -43,8 +43,9 @@ def best_of(scores: Tensor, k: int, dtype: torch.dtype, allowed: Tensor | None =
     n, d = scores.shape
     values, indices = torch.full((n, k), -torch.inf, dtype=torch.float64), torch.full((n, k), -1)
     for i in range(n):
-        may = [j for j in range(d) if scores[i, j] > -torch.inf and (allowed is None or allowed[i, j])]
-        order = sorted(may, key=lambda j: (-float(scores[i, j]), j))[:k]
+        own = scores[i].tolist()
+        may = [j for j in range(d) if own[j] > -torch.inf and (allowed is None or allowed[i, j])]
+        order = sorted(may, key=lambda j: (-own[j], j))[:k]
         values[i, : len(order)] = scores[i, order]
         indices[i, : len(order)] = torch.tensor(order, dtype=torch.int64)
     return TopK(values.to(torch.float64 if dtype == torch.float64 else torch.float32), indices)

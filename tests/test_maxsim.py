@@ -130,6 +130,16 @@ def test_nan_and_infinity(metric: str, way: str) -> None:
         assert torch.equal(found.indices, best_of(kept, 60, torch.float32).indices)
 
 
+def test_sums_that_overflow_on_their_way(isa: str) -> None:
+    rows = torch.zeros(3, 1, 64)
+    rows[0, 0, :4] = torch.tensor([-3e38, -3e38, 3e38, 3e38])  # 0, by way of -infinity
+    rows[1, 0, 0] = -5.0
+    documents = TokenSets(rows[:2].reshape(2, 64), torch.tensor([0, 2]))
+    asked = torch.ones(1, 1, 64)
+    assert vecbank.maxsim(asked, documents).tolist() == [[0.0]]
+    assert vecbank.maxsim_topk(asked, documents, 1).values.tolist() == [[0.0]]
+
+
 def test_candidates() -> None:
     q, d = case("ragged")
     want = truth(q, d)

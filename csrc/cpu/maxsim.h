@@ -17,7 +17,7 @@ struct BestArgs {
   const T* panels = nullptr;      // [panel][width][16]
   const T* starts = nullptr;      // [panel][16], what a score starts from; null: zero
   int64_t panel_count = 0;
-  const void* next = nullptr;  // rows that will be needed after these; null: unknown
+  const void* next = nullptr;  // the rows that follow these, to be fetched meanwhile; null: the next tiles of these are
   // Documents that have a row here, none of which is empty: where each ends, counted from the first row, in ascending
   // order. The last one may go on after these rows, and the first may have begun `before` rows before them.
   const int64_t* ends = nullptr;
@@ -29,11 +29,27 @@ struct BestArgs {
   bool* odd = nullptr;       // [document]: becomes true where float32 may have lost a score
 };
 
+// Codes are unsigned bytes, this more than the whole number that they stand for, which is at most 127.
+constexpr int32_t kCodeZero = 128;
+// Where the code of coordinate k lies: of 64 whole ones, those that are 16 apart side by side, as vectors make them.
+constexpr int64_t kCodeBlock = 64;
+constexpr int64_t code_place(int64_t k, int64_t width) {
+  const int64_t within = k % kCodeBlock;
+  return k < width / kCodeBlock * kCodeBlock ? k - within + within % 16 * 4 + within / 16 : k;
+}
+
 struct MaxSimKernels {
   void (*best)(const BestArgs<float>&) = nullptr;
   void (*coded)(const BestArgs<int32_t>&) = nullptr;  // null where products of codes are no faster
   // Sums of squares, in float32 and in any order.
   void (*squares)(const float* rows, int64_t row_stride, int64_t count, int64_t width, float* out) = nullptr;
+  // Raises most[k] to the largest square of coordinate k of these rows.
+  void (*raise_squares)(const float* rows, int64_t row_stride, int64_t count, int64_t width, float* most) = nullptr;
+  // The largest magnitude of a row.
+  float (*largest)(const float* row, int64_t width) = nullptr;
+  // The row times a factor as whole numbers, kCodeZero more, in the order that code_place() says; returns the sum of
+  // the squares of what rounding took away.
+  float (*code)(const float* row, int64_t width, float factor, uint8_t* codes) = nullptr;
   // A row of any type as float32; up to 15 numbers more are written.
   void (*floats)(const void* row, DType dtype, int64_t width, float* out) = nullptr;
 };

@@ -116,11 +116,15 @@ void best_of_panels(const BestArgs<T>& a, int64_t p) {
     for (; row < a.count; row += Rows) {
       const int64_t first = row + Rows <= a.count ? row : a.count - Rows;
       const int from = static_cast<int>(row - first);
-      const char* after =
-          reinterpret_cast<const char*>(row + Rows < a.count ? a.rows + (row + Rows) * a.row_stride : a.next);
+      // Fetched meanwhile: the same tile of the rows that follow these, or one of the next tiles of these.
+      constexpr int64_t ahead = coded ? 4 : 1;
       Prefetcher prefetcher{reinterpret_cast<const char*>(panels[0]), 0};
-      if (p == 0 && after != nullptr)
-        prefetcher = {after, Rows * a.row_stride * static_cast<int64_t>(sizeof(T)) / (a.width + 1) + 1};
+      if (p == 0) {
+        const int64_t step = a.row_stride * static_cast<int64_t>(sizeof(T));
+        const char* after = a.next != nullptr ? static_cast<const char*>(a.next) + row * step
+                                              : reinterpret_cast<const char*>(a.rows) + (row + ahead * Rows) * step;
+        prefetcher = {after, Rows * step / (a.width + 1) + 1};
+      }
       Tile<Product, Rows, PanelCount> sums;
       multiply_rows<Product, Rows, PanelCount>(sums, a.rows + first * a.row_stride, a.row_stride, panels, starts,
                                                a.width, prefetcher);
@@ -134,7 +138,9 @@ void best_of_panels(const BestArgs<T>& a, int64_t p) {
           } else {
             score = sums.acc[r.value][v.value];
             if (a.scales != nullptr) score = V::multiply(score, V::fill(a.scales[first + r.value]));
-            gate.add(score, V::fill(__builtin_inff()));  // "not below" is true of NaN
+            // "Not below" is true of NaN. A sum that came to -infinity on its way may be of any size.
+            gate.add(score, V::fill(__builtin_inff()));
+            gate.add(V::fill(-__builtin_inff()), score);
           }
         });
       });
@@ -175,8 +181,8 @@ void best_codes(const BestArgs<int32_t>& a) {
 }
 
 template <class V>
-void float_squares(const float* rows, int64_t row_stride, int64_t count, int64_t width, float* out) {
-  constexpr int sums = 2 * kPanel / V::width;
+void row_squares(const float* rows, int64_t row_stride, int64_t count, int64_t width, float* out) {
+  constexpr int sums = 4;
   for (int64_t r = 0; r < count; ++r, rows += row_stride) {
     typename V::Reg sum[sums];
     unroll<sums>([&](auto s) __attribute__((always_inline)) { sum[s.value] = V::fill(0); });
@@ -187,14 +193,85 @@ void float_squares(const float* rows, int64_t row_stride, int64_t count, int64_t
         sum[s.value] = V::multiply_add(x, x, sum[s.value]);
       });
     alignas(64) float lanes[V::width];
-    unroll<sums - 1>([&](auto s) __attribute__((always_inline)) { sum[0] = V::add(sum[0], sum[s.value + 1]); });
-    V::store(lanes, sum[0]);
-    for (int half = V::width / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    float total = lanes[0];
+    V::store(lanes, V::add(V::add(sum[0], sum[1]), V::add(sum[2], sum[3])));
+    float total = 0.0f;
     for (; k < width; ++k) total += rows[k] * rows[k];
+    for (int i = 0; i < V::width; i += 4) total += (lanes[i] + lanes[i + 1]) + (lanes[i + 2] + lanes[i + 3]);
     out[r] = total;
   }
+}
+
+template <class V, int Vectors>
+VB_INLINE void raise_squares_of(const float* rows, int64_t row_stride, int64_t count, float* most) {
+  typename V::Reg largest[Vectors];
+  unroll<Vectors>([&](auto v)
+                      __attribute__((always_inline)) { largest[v.value] = V::load(most + v.value * V::width); });
+  for (int64_t r = 0; r < count; ++r, rows += row_stride)
+    unroll<Vectors>([&](auto v) __attribute__((always_inline)) {
+      const auto x = V::load(rows + v.value * V::width);
+      largest[v.value] = V::max(largest[v.value], V::multiply(x, x));
+    });
+  unroll<Vectors>([&](auto v)
+                      __attribute__((always_inline)) { V::store(most + v.value * V::width, largest[v.value]); });
+}
+
+template <class V>
+void raise_squares(const float* rows, int64_t row_stride, int64_t count, int64_t width, float* most) {
+  constexpr int together = 8;
+  int64_t k = 0;
+  for (; k + together * V::width <= width; k += together * V::width)
+    raise_squares_of<V, together>(rows + k, row_stride, count, most + k);
+  for (; k + V::width <= width; k += V::width) raise_squares_of<V, 1>(rows + k, row_stride, count, most + k);
+  for (; k < width; ++k)
+    for (int64_t r = 0; r < count; ++r) {
+      const float x = rows[r * row_stride + k];
+      most[k] = x * x > most[k] ? x * x : most[k];
+    }
+}
+
+template <class V>
+float largest_of(const float* row, int64_t width) {
+  auto most = V::fill(0);
+  int64_t k = 0;
+  for (; k + V::width <= width; k += V::width) {
+    const auto x = V::load(row + k);
+    most = V::max(most, V::max(x, V::subtract(V::fill(0), x)));
+  }
+  float largest = V::largest(most);
+  for (; k < width; ++k) {
+    const float x = row[k] < 0.0f ? -row[k] : row[k];
+    largest = x > largest ? x : largest;
+  }
+  return largest;
+}
+
+template <class V, class Int8>
+float code_row(const float* row, int64_t width, float factor, uint8_t* codes) {
+  constexpr float rounds = 0x1.8p23f;  // a sum of this size is rounded to a whole number
+  auto squares = V::fill(0);
+  const int64_t whole = width / kCodeBlock * kCodeBlock;
+  for (int64_t k = 0; k < whole; k += kCodeBlock)
+    for (int64_t lane = 0; lane < 16; lane += V::width) {
+      typename V::Reg code[4];
+      unroll<4>([&](auto i) __attribute__((always_inline)) {
+        const auto exact = V::multiply(V::load(row + k + 16 * i.value + lane), V::fill(factor));
+        code[i.value] = V::subtract(V::add(exact, V::fill(rounds)), V::fill(rounds));
+        const auto error = V::subtract(exact, code[i.value]);
+        squares = V::multiply_add(error, error, squares);
+      });
+      int32_t four[16];
+      Int8::store(four, Int8::four(code[0], code[1], code[2], code[3], kCodeZero));
+      __builtin_memcpy(codes + k + 4 * lane, four, sizeof(int32_t) * V::width);
+    }
+  float lanes[V::width], sum = 0.0f;
+  V::store(lanes, squares);
+  for (const float lane : lanes) sum += lane;
+  for (int64_t k = whole; k < width; ++k) {
+    const float exact = row[k] * factor, code = (exact + rounds) - rounds;
+    sum += (exact - code) * (exact - code);
+    codes[k] = static_cast<uint8_t>(static_cast<int32_t>(code) + kCodeZero);
+  }
+  return sum;
 }
 
 template <class Lanes>
@@ -213,7 +290,13 @@ constexpr MaxSimKernels maxsim_kernels() {
   void (*coded)(const BestArgs<int32_t>&) = nullptr;
   if constexpr (Int8::lines == 1 && Int8::product_limit > 255 * 127)
     coded = best_codes<V, Int8, Isa::full, Isa::full_panels>;
-  return {best_rows<V, Isa::full, Isa::full_panels>, coded, float_squares<V>, floats_of<typename Isa::Lanes>};
+  return {best_rows<V, Isa::full, Isa::full_panels>,
+          coded,
+          row_squares<V>,
+          raise_squares<V>,
+          largest_of<V>,
+          code_row<V, Int8>,
+          floats_of<typename Isa::Lanes>};
 }
 
 }  // namespace

@@ -9,9 +9,10 @@
 // largest |t| of the document. A maximum moves no further than what it is taken of, so the sum over a query's tokens of
 // the maxima of s step <xi, beta> is within
 //     E = X A + Y N,    X = sum of s |xi|,  Y = sum of s |e_q|,
-// of the exact score. A, N, X and Y are measured in float64 and rounded up. What is rounded besides (the sums of codes,
-// which float32 holds within 2^-24 of themselves, their sum over the tokens, and the exact score itself) is in
-// proportion to |q| |t|: kRounding (X + Y) (A + N) covers it.
+// of the exact score. X, Y and N are measured in float64 and rounded up. A is measured in float32, where a coordinate
+// over the step is off by 2^-22 of itself, and a sum of squares by (d + 4) 2^-24: 1 + 2^-8 times as much and 2^-21 N
+// cover both. What is rounded besides (the sums of codes, which float32 holds within 2^-24 of themselves, their sum
+// over the tokens, and the exact score itself) is in proportion to |q| |t|: kRounding (X + Y) (A + N) covers it.
 #pragma once
 
 #include <cmath>
@@ -23,7 +24,6 @@ namespace vecbank::cpu {
 
 constexpr double kCodeRounding = 0x1p-20;
 constexpr int64_t kMostCodedWidth = 1 << 15;  // 255 * 127 * 2^15 < 2^31
-constexpr int32_t kCodeZero = 128;            // codes are unsigned, and this more than beta
 constexpr double kShortestCoded = 1e-15, kLongestCoded = kMostTokenNorm;
 
 inline int64_t code_width(int64_t width) { return round_up_to(width, 4); }  // bytes of a token's codes
@@ -61,7 +61,8 @@ class CodedQueries {
         codes += static_cast<double>(code) * static_cast<double>(code);
         errors += error * error;
         sum += code;
-        out[k / 4 * kPanel] |= static_cast<int32_t>(static_cast<uint32_t>(code & 0xFF) << (k % 4 * 8));
+        const int64_t place = code_place(k, width);
+        out[place / 4 * kPanel] |= static_cast<int32_t>(static_cast<uint32_t>(code & 0xFF) << (place % 4 * 8));
       }
       starts_[t] = -kCodeZero * sum;
       units_[t] = unit;
@@ -126,7 +127,6 @@ class CodeSweep {
     a.row_stride = bytes / 4;
     a.count = end - begin;
     a.width = queries.groups();
-    if (end < documents.rows.count) a.next = p.codes.codes + end * bytes;
     a.panels = queries.codes();
     a.starts = queries.starts();
     a.panel_count = lanes_ / kPanel;

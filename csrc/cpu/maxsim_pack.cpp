@@ -4,23 +4,19 @@
 namespace vecbank::cpu {
 namespace {
 
-// A sum of this size is rounded to a whole number.
-constexpr double kRounds = 0x1.8p52;
-
+// One worker's room for the tokens of a document.
 struct Packer {
   RowReader reader;
-  Buffer<double> row;
-  bool reserve(const Rows& rows) { return reader.reserve(rows, 1) && row.reserve(round_up_to(rows.width, 8)); }
+  Buffer<float> floats;
+  Buffer<double> norms;
 
-  // The row, over its norm where `unit`; returns the norm that it then has.
-  double load(const Rows& rows, int64_t i, bool unit) {
-    const void* from = reader.row(i);
-    kernels().widen(from, rows.dtype, rows.width, row.get());
-    const double norm = std::sqrt(self_squares(from, rows.dtype, rows.width));
-    if (!unit || !std::isfinite(norm)) return norm;
-    const double scale = 1.0 / floored(norm);
-    for (int64_t k = 0; k < rows.width; ++k) row[k] *= scale;
-    return norm * scale;
+  bool reserve(const Rows& rows, int64_t most) {
+    return reader.reserve(rows, 1) && floats.reserve(rows.width + 16) && norms.reserve(most + 8);
+  }
+  const float* row(const Rows& rows, int64_t i) const {
+    if (rows.dtype == DType::f32 && rows.col_stride == 1) return static_cast<const float*>(rows.row(i));
+    kernels().maxsim.floats(reader.row(i), rows.dtype, rows.width, floats.get());
+    return floats.get();
   }
 };
 
@@ -32,38 +28,37 @@ Status maxsim_pack(const RowSets& documents, Metric metric, uint8_t* codes, floa
   const Rows& rows = documents.rows;
   const int64_t d = rows.width, bytes = code_width(d), together = 16;
   const bool unit = record(metric).unit_rows;
+  int64_t most_rows = 0;
+  for (int64_t s = 0; s < documents.count; ++s) most_rows = std::max(most_rows, documents.size(s));
   PerWorker<Packer> packers(parallel.workers);
-  if (!packers.each([&](Packer& p) { return p.reserve(rows); })) return Status::out_of_memory;
+  if (!packers.each([&](Packer& p) { return p.reserve(rows, most_rows); })) return Status::out_of_memory;
   return for_each_task(parallel, ceil_div(documents.count, together), [&](int worker, int64_t task) {
     Packer& p = packers[worker];
-    const double* row = p.row.get();
     for (int64_t s = task * together; s < std::min(documents.count, (task + 1) * together); ++s) {
-      const int64_t begin = documents.offsets[s], end = documents.offsets[s + 1];
+      const int64_t begin = documents.offsets[s], count = documents.size(s);
       double most = 0.0, longest = 0.0, worst = 0.0;
       bool odd = d > kMostCodedWidth;
-      for (int64_t i = begin; i < end && !parallel.stop.requested(); ++i) {
-        const double norm = p.load(rows, i, unit);
+      if (parallel.stop.requested()) return;
+      self_squares(rows, p.reader, nullptr, begin, count, p.norms.get());
+      for (int64_t i = 0; i < count; ++i) {
+        const double norm = std::sqrt(p.norms[i]), scale = unit ? 1.0 / floored(norm) : 1.0;
         odd |= !(norm <= kLongestCoded);  // a NaN as well
-        longest = std::max(longest, norm);
-        for (int64_t k = 0; k < d; ++k) most = std::max(most, std::fabs(row[k]));
+        p.norms[i] = scale;
+        longest = std::max(longest, norm * scale);
+        most = std::max(most, static_cast<double>(kernels().maxsim.largest(p.row(rows, begin + i), d)) * scale);
       }
       odd |= most > 0.0 && most < kShortestCoded;
       const double step = odd || most == 0.0 ? 1.0 : static_cast<double>(above(most / 127.0));
-      for (int64_t i = begin; i < end && !parallel.stop.requested(); ++i) {
-        uint8_t* out = codes + i * bytes;
-        std::fill_n(out, bytes, static_cast<uint8_t>(kCodeZero));
-        if (odd) continue;
-        p.load(rows, i, unit);
-        double errors = 0.0;
-        for (int64_t k = 0; k < d; ++k) {
-          const double exact = row[k] / step, code = (exact + kRounds) - kRounds, error = exact - code;
-          errors += error * error;
-          out[k] = static_cast<uint8_t>(static_cast<int32_t>(code) + kCodeZero);
-        }
-        worst = std::max(worst, std::sqrt(errors));
+      std::fill_n(codes + begin * bytes, count * bytes, static_cast<uint8_t>(kCodeZero));
+      for (int64_t i = 0; i < count && !odd && !parallel.stop.requested(); ++i) {
+        const auto factor = static_cast<float>(p.norms[i] / step);
+        const float* row = p.row(rows, begin + i);
+        worst =
+            std::max(worst, static_cast<double>(kernels().maxsim.code(row, d, factor, codes + (begin + i) * bytes)));
       }
+      const double error = step * std::sqrt(worst) * (1.0 + 0x1p-8) + 0x1p-21 * longest;
       facts[3 * s] = static_cast<float>(step);
-      facts[3 * s + 1] = odd ? HUGE_VALF : above(worst * step * (1.0 + 0x1p-20));
+      facts[3 * s + 1] = odd ? HUGE_VALF : above(error);
       facts[3 * s + 2] = odd ? HUGE_VALF : above(longest * (1.0 + 0x1p-20));
     }
   });

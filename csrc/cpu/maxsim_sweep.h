@@ -3,12 +3,14 @@
 //
 // The bound, with u = 2^-24, d the width, q and t rows of both sides. A float32 score is a sum of d products, fused or
 // not, of coordinates that are exact (dot), so |S - T| <= screen_unit(d) |q| |t| + (d + 16) 2^-148 for what underflows
-// (core/bounds.h; the refinement's rounding is in it four times over). By cosine q is a row over its norm, rounded once
-// more, and a score is multiplied by one over |t|, which is rounded twice: 16 u more, in units of 1, and what
-// underflows counts 1 / kNormFloor times. A maximum is no further from the exact maximum than a score is from the exact
-// score, so the scores of a document, each at most N long, sum to within
-//     E = (sum over tokens of |q|) N r + tokens * slack + the rounding of the sum in float64.
-// N is measured: a norm from float32 squares, 1 + 2^-8 times as long, and 2^-60 longer for squares that underflow.
+// (core/bounds.h; the refinement's rounding is added four times over). By cosine q is a row over its norm, rounded once
+// more, and a score is multiplied by one over |t|, whose square is a sum in float32 or better: (d / 2 + 32) u more, in
+// units of 1, and what underflows counts 1 / kNormFloor times. A maximum is no further from the exact maximum than a
+// score is from the exact score, so the scores of a document, whose tokens are each at most N long, sum to within
+//     E = (sum over the query's tokens of |q|) N r + tokens * slack + the rounding of the sum in float64.
+// N is bounded by the root of the sum, over the coordinates, of the largest square of any token, which takes little
+// time (it is some times N, where bounds are thousands of times smaller than scores); 1 + 2^-8 times as long for the
+// rounding of squares, and 2^-60 longer for squares that underflow.
 #pragma once
 
 #include <cmath>
@@ -107,8 +109,8 @@ class DocumentSweep {
     return reader_.reserve(rows, 1) && (in_place_ || copies_.reserve(at_once * stride_)) &&
            best_.reserve(most * lanes_) && (!places || places_.reserve(most * lanes_)) &&
            running_.reserve(2 * lanes_) && odd_.reserve(most) && norms_.reserve(most) && ends_.reserve(most) &&
-           here_.reserve(most) && place_.reserve(most) && scales_.reserve(at_once) && squares_.reserve(at_once) &&
-           lengths_.reserve(at_once);
+           here_.reserve(most) && place_.reserve(most) && scales_.reserve(at_once) && lengths_.reserve(at_once) &&
+           squares_.reserve(at_once) && most_.reserve(d);
   }
 
   // Documents [first, last), at most most_documents() of them. `norms`: bounds are asked for.
@@ -124,7 +126,7 @@ class DocumentSweep {
   // By number of the token within the panels.
   const float* best(int64_t i) const { return best_.get() + place_[i] * lanes_ - first_panel_ * kPanel; }
   const float* places(int64_t i) const { return places_.get() + place_[i] * lanes_ - first_panel_ * kPanel; }
-  // The largest norm of its tokens; 1 by cosine. It may be infinite, or NaN.
+  // At least the norms of its tokens; 1 by cosine. It may be infinite, or NaN.
   double norm(int64_t i) const { return norms_[place_[i]]; }
 
  private:
@@ -146,15 +148,16 @@ class DocumentSweep {
     int64_t document = 0, begin = documents.offsets[first];
     for (int64_t at = begin, end = documents.offsets[last]; at < end && !stop.requested();) {
       const int64_t rows = end - at <= chunk_ + kAnyTileRows ? end - at : chunk_;
-      sweep(panels, at, rows, document, begin, places, norms);
+      sweep(panels, at, rows, document, begin, places, norms, end);
       for (; document < count_ && ends_[document] <= at + rows; ++document) begin = ends_[document];
       at += rows;
     }
   }
 
-  // Rows [at, at + rows), of which the first belongs to document number `document`, which begins with row `begin`.
+  // Rows [at, at + rows), of which the first belongs to document number `document`, which begins with row `begin`. The
+  // pass ends with row `end`.
   void sweep(const TokenPanels& panels, int64_t at, int64_t rows, int64_t document, int64_t begin, bool places,
-             bool norms) {
+             bool norms, int64_t end) {
     const Rows& all = problem_->documents.rows;
     BestArgs<float> a;
     a.count = rows;
@@ -162,7 +165,7 @@ class DocumentSweep {
     if (in_place_) {
       a.rows = static_cast<const float*>(all.row(at));
       a.row_stride = all.row_stride;
-      if (at + rows < all.count) a.next = all.row(at + rows);
+      if (at + rows < end) a.next = all.row(at + rows);
     } else {
       a.rows = copies_.get();
       a.row_stride = stride_;
@@ -172,19 +175,12 @@ class DocumentSweep {
     int64_t documents = 0;
     for (int64_t d = document; d < count_ && (d == document || ends_[d - 1] < at + rows); ++d)
       here_[documents++] = ends_[d] - at;
-    if (record(problem_->metric).unit_rows) {
-      self_squares(all, reader_, nullptr, at, rows, squares_.get());
-      for (int64_t r = rows; r < round_up_to(rows, 16); ++r) squares_[r] = 1.0;
+    const bool unit = record(problem_->metric).unit_rows;
+    if (unit) {
+      take_squares(a, at);
       kernels().norm_scales(squares_.get(), rows, scales_.get());
       a.scales = scales_.get();
       for (int64_t d = document; d < document + documents; ++d) norms_[d] = 1.0;
-    } else if (norms) {
-      kernels().maxsim.squares(a.rows, a.row_stride, rows, all.width, lengths_.get());
-      for (int64_t d = 0, r = 0; d < documents; ++d)
-        for (; r < std::min(rows, here_[d]); ++r) {
-          const double norm = std::sqrt(static_cast<double>(lengths_[r])) * (1.0 + 0x1p-8) + 0x1p-60;
-          if (!(norm <= norms_[document + d])) norms_[document + d] = norm;
-        }
     }
     a.panels = panels.data() + first_panel_ * kPanel * all.width;
     a.panel_count = lanes_ / kPanel;
@@ -197,13 +193,37 @@ class DocumentSweep {
     if (places) a.places = places_.get() + document * lanes_;
     a.odd = odd_.get() + document;
     kernels().maxsim.best(a);
+    // The rows are in the caches now.
+    for (int64_t d = 0, r = 0; d < documents && norms && !unit; r = here_[d++])
+      raise_norm(a.rows + r * a.row_stride, a.row_stride, std::min(rows, here_[d]) - r, document + d,
+                 d > 0 || at == begin);
+  }
+
+  // In float32, and in float64 where they are too large or too small for it.
+  void take_squares(const BestArgs<float>& a, int64_t at) {
+    kernels().maxsim.squares(a.rows, a.row_stride, a.count, a.width, lengths_.get());
+    for (int64_t r = 0; r < a.count; ++r) {
+      squares_[r] = static_cast<double>(lengths_[r]);
+      if (!(squares_[r] > 1e-26 && squares_[r] < 1e34))
+        squares_[r] = self_squares(reader_.row(at + r), problem_->documents.rows.dtype, a.width);
+    }
+    for (int64_t r = a.count; r < round_up_to(a.count, 16); ++r) squares_[r] = 1.0;
+  }
+  // Of a document's rows, the first or further ones.
+  void raise_norm(const float* rows, int64_t row_stride, int64_t count, int64_t document, bool first) {
+    const int64_t d = problem_->documents.rows.width;
+    if (first) std::fill_n(most_.get(), d, 0.0f);
+    kernels().maxsim.raise_squares(rows, row_stride, count, d, most_.get());
+    double squares = 0.0;
+    for (int64_t k = 0; k < d; ++k) squares += static_cast<double>(most_[k]);
+    norms_[document] = std::sqrt(squares) * (1.0 + 0x1p-8) + 0x1p-60;
   }
 
   const MaxSimProblem* problem_ = nullptr;
   RowReader reader_;
   int64_t first_panel_ = 0, lanes_ = 0, chunk_ = 0, stride_ = 0, count_ = 0;
   bool in_place_ = false;
-  Buffer<float> best_, places_, running_, copies_, scales_, lengths_;
+  Buffer<float> best_, places_, running_, copies_, scales_, lengths_, most_;
   Buffer<double> squares_, norms_;
   Buffer<bool> odd_;
   Buffer<int64_t> ends_, here_, place_;
@@ -214,7 +234,8 @@ class DocumentSweep {
 inline double sweep_error(const MaxSimProblem& p, double query_norm, int64_t tokens, double norm, double size) {
   const int64_t d = p.documents.rows.width;
   const bool unit = record(p.metric).unit_rows;
-  const double relative = screen_unit(d) + 4.0 * refine_unit(d) + (unit ? 16.0 * 0x1p-24 : 0.0);
+  const double relative =
+      screen_unit(d) + 4.0 * refine_unit(d) + (unit ? (0.5 * static_cast<double>(d) + 32.0) * 0x1p-24 : 0.0);
   const double slack = static_cast<double>(d + 16) * 0x1p-148 * (unit ? 1.0 / kNormFloor : 1.0);
   const double count = static_cast<double>(tokens + 16);
   return (query_norm * norm * relative + count * slack + count * 0x1p-52 * size) * (1.0 + 0x1p-20);
