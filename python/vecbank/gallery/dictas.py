@@ -5,8 +5,8 @@ Qu et al., "DictAS: A Framework for Class-Generalizable Few-Shot Anomaly Segment
     W = sparsemax(Q K^T / sqrt(d)), retrieved = W V, anomaly = 1 - cos(query, retrieved)
 
 Keys and values are all patches of all normal images: `attend` with the weight "sparsemax", which keeps few of them.
-Here an image is a grating with noise, a patch a window of it, and in an anomaly the grating runs another way. Q and K
-may be mapped by a learned matrix: what is learned through sparsemax on some textures serves others.
+Here an image is a grating with noise (so much that about as many keys are kept as in the reference), a patch a window
+of it, and in an anomaly the grating runs another way. Q and K may be mapped by a learned matrix, which serves others.
 """
 
 from __future__ import annotations
