@@ -13,7 +13,7 @@ from helpers import gauss, seeded
 from torch import Tensor
 
 import vecbank
-from vecbank import Allowed, _select, losses
+from vecbank import Allowed, _select, losses, reference
 
 Form = Callable[..., tuple[Tensor, Tensor]]
 
@@ -141,6 +141,17 @@ def test_every_metric_is_that_of_project() -> None:
         z = (scores if near else -scores) * beta.unsqueeze(-1)
         got = vecbank.attend(x, bank, values, metric, beta=beta)
         torch.testing.assert_close(got, z.softmax(-1) @ values, rtol=1e-5, atol=1e-6)
+
+
+def test_the_reference() -> None:
+    x, bank, values, beta = inputs(12, 50, 6, 4)
+    x, bank = x * 0.1, bank * 0.1
+    may = MASKS["none of some"](12, 50)
+    for metric in vecbank.METRICS:
+        want = reference.attend(x, bank, values, metric, beta=beta, allowed=may)
+        got = vecbank.attend(x, bank, values, metric, beta=beta, allowed=may, return_lse=True)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

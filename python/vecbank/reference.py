@@ -16,18 +16,19 @@ and `segment_sum` follow the contract's order of operations; a compiled kernel h
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .results import Nearest, Quantized, QuantizeTrain, RadiusHits, ResidualQuantized, TopK
+from ._reference_roots import _sqrt, _TwiceAsinhRoot
+from .results import Attended, Nearest, Quantized, QuantizeTrain, RadiusHits, ResidualQuantized, TopK
 
 __all__ = [
+    "attend",
     "hamming",
     "lookup",
+    "maxsim",
     "nearest",
     "project",
     "quantize",
@@ -114,6 +115,55 @@ def radius(x: Tensor, bank: Tensor, r: Tensor | float, metric: str = "l2", allow
     hits = (indices >= 0) & (scores >= limits if metric in SIMILARITIES else scores <= limits)
     offsets = torch.nn.functional.pad(hits.sum(-1).reshape(-1).cumsum(0), (1, 0))
     return RadiusHits(offsets, indices[hits], _round(scores[hits], _value_dtype(x)))
+
+
+def attend(
+    x: Tensor,
+    bank: Tensor,
+    values: Tensor | None = None,
+    metric: str = "dot",
+    *,
+    beta: Tensor | float = 1.0,
+    allowed: Tensor | None = None,
+) -> Attended:
+    """`softmax(beta * score) @ values` and the log-sum-exp, in float64; distances count negatively. `vecbank.attend` is
+    held to a tolerance around it.
+
+    Example:
+        >>> import torch, vecbank
+        >>> vecbank.reference.attend(torch.tensor([[0.0]]), torch.tensor([[1.0], [3.0]])).output.tolist()
+        [[2.0]]
+    """
+    scores = _finish(_scores(x, bank, metric), metric)
+    z = (scores if metric in SIMILARITIES else -scores) * torch.as_tensor(beta, dtype=torch.float64).unsqueeze(-1)
+    if allowed is not None:
+        z = z.masked_fill(~allowed, float("-inf"))
+    lse = z.logsumexp(-1)
+    empty = (lse == float("-inf")).unsqueeze(-1)
+    weights = (z - lse.unsqueeze(-1).masked_fill(empty, 0.0)).exp()
+    return Attended(weights @ (bank if values is None else values).double(), lse)
+
+
+def maxsim(queries: Sequence[Tensor], documents: Sequence[Tensor], metric: str = "dot") -> Tensor:
+    """`maxsim` of lists of sets (T, d): the sum, token after token, of the largest scores, float64, (Q, D). -inf of an
+    empty document.
+
+    Example:
+        >>> import torch, vecbank
+        >>> tokens = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> vecbank.reference.maxsim([tokens], [tokens, tokens[:1], tokens[:0]]).tolist()
+        [[5.0, 1.0, -inf]]
+    """
+    found = torch.full((len(queries), len(documents)), float("-inf"), dtype=torch.float64)
+    for i, query in enumerate(queries):
+        for j, document in enumerate(documents):
+            if len(document) == 0:
+                continue
+            scores = _finish(_scores(query, document, metric), metric)
+            found[i, j] = 0.0
+            for of_token in scores if metric in SIMILARITIES else -scores:
+                found[i, j] += of_token.amax()
+    return found
 
 
 def quantize(x: Tensor, bank: Tensor, metric: str = "l2") -> Quantized:
@@ -310,68 +360,6 @@ def _squared_difference(a: Tensor, b: Tensor) -> Tensor:
 
 def _absolute_difference(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).abs()
-
-
-class _Sqrt(torch.autograd.Function):
-    """Square root rounded to nearest, with gradient zero at zero.
-
-    `torch.sqrt` will not do: where torch is built with MKL it is off by one unit for one float64 in eighty.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        flat = [math.sqrt(value) for value in x.flatten().tolist()]
-        root = torch.tensor(flat, dtype=torch.float64, device=x.device).reshape(x.shape)
-        ctx.save_for_backward(root)
-        ctx.save_for_forward(root)
-        return root
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        return _Sqrt.backward(ctx, tangent)  # its derivative is a factor of each number
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (root,) = ctx.saved_tensors
-        return torch.where(root == 0, torch.zeros_like(grad), grad / (2 * root))
-
-
-class _TwiceAsinhRoot(torch.autograd.Function):
-    """2 asinh(sqrt(t)), in steps that round alike everywhere; gradient 0 at 0."""
-
-    @staticmethod
-    def forward(ctx: Any, t: Tensor) -> Tensor:
-        ctx.save_for_backward(t)
-        w = _sqrt(t) + t / (1 + _sqrt(1 + t))  # the result is 2 log(1 + w)
-        part, exponent = torch.frexp(1 + w)  # part in [0.5, 1)
-        part, exponent = part * 2, (exponent - 1).to(torch.float64)
-        high = part > 1.4142135623730951
-        part, exponent = torch.where(high, part * 0.5, part), torch.where(high, exponent + 1, exponent)
-        log = exponent * _LOG2 + (exponent * _LOG2_REST + _log_of_quotient((part - 1) / (part + 1)))
-        found = 2 * torch.where(w < 0.41, _log_of_quotient(w / (2 + w)), log)
-        return torch.where(t < torch.inf, found, t)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (t,) = ctx.saved_tensors
-        return torch.where(t == 0, torch.zeros_like(grad), grad / (t * (1 + t)).sqrt())
-
-
-_LOG2, _LOG2_REST = float.fromhex("0x1.62e42fefa38p-1"), float.fromhex("0x1.ef35793c7673p-45")
-
-
-def _log_of_quotient(s: Tensor) -> Tensor:
-    """log((1 + s) / (1 - s)) of small s, by its series."""
-    z = s * s
-    series = torch.full_like(s, 1 / 23)
-    for n in range(21, 0, -2):
-        series = series * z + 1 / n
-    return 2 * (s * series)
-
-
-def _sqrt(x: Tensor) -> Tensor:
-    root: Tensor = _Sqrt.apply(x)
-    return root
 
 
 def _scores(x: Tensor, bank: Tensor, metric: str) -> Tensor:
