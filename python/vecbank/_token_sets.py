@@ -118,7 +118,7 @@ def check_offsets(name: str, offsets: object, count: int, device: torch.device) 
         first, last = int(found[0]), int(found[-1])
         if first != 0 or last != count:
             raise ValueError(f"{name} must lead from 0 to the number of rows {count}, got {first} to {last}")
-        falls = found.diff() < 0
+        falls = found[1:] < found[:-1]  # the difference of two int64 may wrap around
         if bool(falls.any()):
             s = int(falls.nonzero()[0, 0])
             raise ValueError(f"{name} must never fall, but go from {int(found[s])} to {int(found[s + 1])} at set {s}")

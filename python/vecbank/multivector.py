@@ -364,8 +364,9 @@ def group_max(
         [[6.0, 10.0, -inf]]
     """
     sets, _ = _grouped(bank, groups, num_groups)
-    _checks.dense("x", x)
-    return maxsim(_rows_alone(x), sets, metric).reshape(*x.shape[:-1], sets.count)
+    alone = _rows_alone(x)
+    _checks.pair(x, bank)  # else maxsim would name queries and documents, which the caller does not have
+    return maxsim(alone, sets, metric).reshape(*x.shape[:-1], sets.count)
 
 
 @entry_point
