@@ -65,8 +65,8 @@ class TokenSets(NamedTuple):
         Args:
             tokens: (S, T, d).
             lengths: integers (S,): how many of the first tokens of each set count.
-            mask: bools (S, T): which tokens count (`attention_mask.bool()` of a tokenizer). At most one of `lengths` and
-                `mask`.
+            mask: bools (S, T): which tokens count (`attention_mask.bool()` of a tokenizer). At most one of
+                `lengths` and `mask`.
 
         Returns:
             TokenSets. Without `lengths` and `mask` it is a view; else the tokens that count are copied, and gradients
