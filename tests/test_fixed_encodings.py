@@ -344,3 +344,21 @@ def test_refused(name: str) -> None:
     call, kind, message = REFUSED[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-6, 1.0])
+def test_unit_tokens_of_any_length(scale: float) -> None:
+    """The squares of the longest tokens are beyond float32; by cosine their encodings are those of shorter ones."""
+    encoding = made({"metric": "cosine", "bits": 2})
+    rows = gauss(12, D) * 8
+    for encode in (encoding.queries, encoding.documents):
+        torch.testing.assert_close(encode((rows * scale).view(3, 4, D)), encode(rows.view(3, 4, D)))
+
+
+def test_all_documents_are_candidates_where_encodings_overflow() -> None:
+    queries, documents = gauss(2, 4, 8) * 3e4, gauss(30, 5, 8, seed=1) * 3e4
+    encoding = FixedEncoding(8, repetitions=2)
+    encoded = encoding.documents(documents).half()
+    assert encoded.isinf().any()
+    want = vecbank.maxsim_topk(queries, documents, 3)
+    assert_same(tuple(encoded_topk(queries, documents, encoded, encoding, 3, candidates=30)), tuple(want))

@@ -189,7 +189,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         r"score_function must return \(7, 40\) scores .* got \(40, 7\)",
     ),
-    "dtypes": (lambda: semantic_search(X.double(), CORPUS), TypeError, "must share a dtype"),
+    "dtypes": (
+        lambda: semantic_search(X.double(), CORPUS),
+        TypeError,
+        "query_embeddings and corpus_embeddings must share a dtype",
+    ),
     "strings": (lambda: semantic_search(np.array(["a"]), CORPUS), TypeError, "query_embeddings must hold floats"),
 }
 

@@ -159,5 +159,23 @@ def test_groups_are_refused() -> None:
         vecbank.group_mean(x, bank, torch.tensor([0, 5]))
     with pytest.raises(ValueError, match='"dot" or "cosine"'):
         vecbank.group_mean(x, bank, torch.tensor([0, 6]), "l2")
-    with pytest.raises(ValueError, match="last dimension"):
-        vecbank.group_max(gauss(3, 5), bank, torch.tensor([0, 6]))
+    for function in (vecbank.group_max, vecbank.group_mean):
+        with pytest.raises(ValueError, match="x and bank must have the same last dimension"):
+            function(gauss(3, 5), bank, torch.tensor([0, 6]))
+        with pytest.raises(TypeError, match="x and bank must share a dtype"):
+            function(x.double(), bank, torch.tensor([0, 6]))
+
+
+def test_offsets_whose_differences_wrap_around_are_refused() -> None:
+    """The difference of two of these, as int64, is positive, though they fall."""
+    rows, offsets = gauss(3, 4), torch.tensor([0, 2**63 - 1, -(2**63) + 4, 3])
+    for call in (vecbank.maxsim, vecbank.maxsim_pairs, vecbank.maxsim_topk):
+        given = {"k": 1} if call is vecbank.maxsim_topk else {}
+        given |= {"indices": torch.tensor([[0]])} if call is vecbank.maxsim_pairs else {}
+        with pytest.raises(ValueError, match=r"documents.offsets must never fall, but go from \d+ to -\d+ at set 1"):
+            call(rows.unsqueeze(0), (rows, offsets), **given)
+    for function in (vecbank.group_max, vecbank.group_mean):
+        with pytest.raises(ValueError, match="groups must never fall"):
+            function(rows, rows, offsets)
+    with pytest.raises(ValueError, match="documents.offsets must never fall"):
+        vecbank.multivector.FixedEncoding(4).documents((rows, offsets))

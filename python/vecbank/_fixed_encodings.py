@@ -188,7 +188,9 @@ class FixedEncoding(nn.Module):
         for first, last, begin, end in self._cuts(offsets):
             tokens = rows[begin:end].to(dtype)
             if self.metric == "cosine":
-                tokens = tokens / torch.linalg.vector_norm(tokens, dim=1, keepdim=True).clamp_min(1e-8)
+                # In float64, where no square overflows.
+                norms = torch.linalg.vector_norm(tokens, dim=1, keepdim=True, dtype=torch.float64)
+                tokens = (tokens / norms.clamp_min(1e-8)).to(dtype)
             yield self._sketched(self._blocks(tokens, offsets[first : last + 1].diff(), mean))
 
     def _cuts(self, offsets: Tensor) -> list[tuple[int, int, int, int]]:

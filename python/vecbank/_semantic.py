@@ -93,6 +93,7 @@ def semantic_search(
             return [[] for _ in queries]
         if function is not None:
             return _by_function(queries, corpus, k, function, queries_at_once, rows_at_once)
+        _checks.pair(queries, corpus, "corpus_embeddings", "query_embeddings")  # topk would name x and bank
         by = metric or (None if bank is None else bank.metric) or "cosine"
         values, indices = topk(queries, corpus if bank is None else bank, k, by)
         return _hits(values if _is_similarity(by) else -values, indices, indices >= 0)

@@ -16,6 +16,9 @@ class TokenSets(NamedTuple):
 
     rows: (R, d). offsets: (S + 1,) int64, from 0 to R, never falling; a set may be empty.
 
+    It is a tuple of the two: `count`, and not `len`, is the number of sets, and `sets._replace(rows=sets.rows.half())`
+    has other rows with the same offsets.
+
     Example:
         >>> import torch, vecbank
         >>> sets = vecbank.TokenSets.of([torch.ones(3, 8), torch.ones(1, 8)])
@@ -62,7 +65,8 @@ class TokenSets(NamedTuple):
         Args:
             tokens: (S, T, d).
             lengths: integers (S,): how many of the first tokens of each set count.
-            mask: bools (S, T): which tokens count. At most one of `lengths` and `mask`.
+            mask: bools (S, T): which tokens count (`attention_mask.bool()` of a tokenizer). At most one of
+                `lengths` and `mask`.
 
         Returns:
             TokenSets. Without `lengths` and `mask` it is a view; else the tokens that count are copied, and gradients
@@ -118,7 +122,7 @@ def check_offsets(name: str, offsets: object, count: int, device: torch.device) 
         first, last = int(found[0]), int(found[-1])
         if first != 0 or last != count:
             raise ValueError(f"{name} must lead from 0 to the number of rows {count}, got {first} to {last}")
-        falls = found.diff() < 0
+        falls = found[1:] < found[:-1]  # the difference of two int64 may wrap around
         if bool(falls.any()):
             s = int(falls.nonzero()[0, 0])
             raise ValueError(f"{name} must never fall, but go from {int(found[s])} to {int(found[s + 1])} at set {s}")

@@ -364,8 +364,9 @@ def group_max(
         [[6.0, 10.0, -inf]]
     """
     sets, _ = _grouped(bank, groups, num_groups)
-    _checks.dense("x", x)
-    return maxsim(_rows_alone(x), sets, metric).reshape(*x.shape[:-1], sets.count)
+    alone = _rows_alone(x)
+    _checks.pair(x, bank)  # else maxsim would name queries and documents, which the caller does not have
+    return maxsim(alone, sets, metric).reshape(*x.shape[:-1], sets.count)
 
 
 @entry_point
@@ -470,11 +471,13 @@ def encoded_topk(
     if not 1 <= k <= d.count:
         raise ValueError(f"k must lie between 1 and the number of documents {d.count}, got {k}")
     most = max(10 * k, 100) if candidates is None else _checks.at_least(k, "candidates", candidates)
+    if most >= d.count:  # every document is a candidate, whatever its encoding (one of 16 bits may overflow)
+        return maxsim_topk(q, documents, k, encoding.metric, allowed=allowed)
     held = d.offsets.diff() > 0  # encoded as zeros, an empty document would be one of the better candidates
     with torch.no_grad():
         few = allowed
         if not bool(held.all()):
             few = Allowed.mask(held) if allowed is None else Allowed.mask(held) & allowed
         x = encoding.queries(q).to(vectors.dtype)
-        found = topk(x, encoded, min(most, d.count), "dot", allowed=few).indices
+        found = topk(x, encoded, most, "dot", allowed=few).indices
     return maxsim_topk(q, documents, k, encoding.metric, candidates=found, allowed=allowed)
