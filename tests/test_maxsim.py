@@ -262,3 +262,20 @@ def test_compiled() -> None:
     assert_same(got, vecbank.maxsim(q, d, "cosine"))
     got.where(got.isfinite(), 0.0).sum().backward()
     assert a.grad is not None
+
+
+def test_scores_beyond_float32_and_infinite_ones(isa: str) -> None:
+    """A search by bounds in float32 leaves these to exact scores."""
+    one = torch.ones(1, 1, 2)
+    infinite = torch.rand(130, 1, 2, generator=seeded(1))
+    infinite[::2] = torch.inf
+    far = torch.full((121, 1, 2), -3e38)
+    far[:, 0, 1] = torch.linspace(-1e38, -3e38, 121)
+    wide = torch.randn(5000, 1, 2, generator=seeded(0))
+    wide[::7] *= 2e38
+    for documents in (infinite, far, wide.clamp(-3.4e38, 3.4e38)):
+        scores = documents.double().sum(-1).amax(-1)
+        order = scores.sort(descending=True, stable=True).indices
+        for k in (1, 3):
+            for found in (vecbank.maxsim_topk(one, documents, k), vecbank.DocumentBank(documents).topk(one, k)):
+                assert found.indices.tolist() == [order[:k].tolist()]

@@ -88,7 +88,7 @@ class CodedQueries {
     const auto step = static_cast<double>(facts[0]), error = static_cast<double>(facts[1]);
     const double norm = static_cast<double>(facts[2]), x = reach_[2 * query], y = reach_[2 * query + 1];
     const double bound = sum * step + x * error + y * norm + kCodeRounding * (x + y) * (error + norm);
-    return bound < 0x1p120 ? above(bound) : HUGE_VALF;  // a NaN as well
+    return std::fabs(bound) < 0x1p120 ? above(bound) : HUGE_VALF;  // a NaN as well
   }
 
  private:

@@ -14,7 +14,8 @@
 namespace vecbank::cpu {
 namespace {
 
-constexpr int64_t kTogether = 16;  // documents that are scored exactly at a time
+constexpr int64_t kTogether = 16;       // documents that are scored exactly at a time
+constexpr double kMostBound = 0x1p120;  // of scores that lists of float32 bounds can tell apart
 
 void give(const MaxSimProblem& p, int64_t query, const Scored* best, int64_t count) {
   double* values = static_cast<double*>(p.values) + query * p.k;
@@ -71,7 +72,8 @@ struct Worker {
   CandidateLists lists;
 };
 
-// A full list: its candidates are scored exactly, and the list is made again of these. False: it is full still.
+// A full list: its candidates are scored exactly, and the list is made again of these. False: it is full still, or a
+// score is too large for it.
 bool tighten(Worker& w, int64_t row, int64_t query) {
   int64_t count;
   Candidate* c = w.lists.candidates(row, &count);
@@ -80,6 +82,7 @@ bool tighten(Worker& w, int64_t row, int64_t query) {
     double score;
     w.exact.score(query, 1, [&](int64_t) { return int64_t{c[i].column}; }, &score, nullptr, 0);
     const bool none = std::isnan(score);
+    if (!none && !(std::fabs(score) < kMostBound)) return false;
     c[i] = {none ? -HUGE_VALF : above(score), none ? -HUGE_VALF : below(score), ~c[i].column};
   }
   return w.lists.tighten(row);
@@ -125,7 +128,7 @@ void consider(const MaxSimProblem& p, const AllowedRows& allowed, Asked& asked, 
     size += std::fabs(static_cast<double>(scores[t]));
   }
   const double error = sweep_error(p, asked.panels.norm(query), end - begin, w.sweep.norm(i), size);
-  const bool sure = std::isfinite(sum) && std::isfinite(error) && !w.sweep.odd(i);
+  const bool sure = std::fabs(sum) + error < kMostBound && !w.sweep.odd(i);  // not where one is NaN
   const float upper = sure ? above(sum + error) : HUGE_VALF, lower = sure ? below(sum - error) : -HUGE_VALF;
   if (upper < asked.threshold(w, q) || (allowed.any_set() && !allowed.allows(query, document))) return;
   if (!w.lists.add(q, upper, lower, static_cast<int32_t>(document)) && !tighten(w, q, query)) w.lists.fall_back(q);

@@ -47,8 +47,8 @@ struct SetsOfRows {
                     " must lead from 0 to the number of rows ", rows.count, ", got ", found.offsets[0], " to ",
                     found.offsets[found.count]);
     for (int64_t s = 0; s < found.count; ++s)
-      STD_TORCH_CHECK(found.size(s) >= 0, "vecbank: ", name, " must never fall, but go from ", found.offsets[s], " to ",
-                      found.offsets[s + 1], " at set ", s);
+      STD_TORCH_CHECK(found.offsets[s] <= found.offsets[s + 1], "vecbank: ", name, " must never fall, but go from ",
+                      found.offsets[s], " to ", found.offsets[s + 1], " at set ", s);
     return found;
   }
 };
