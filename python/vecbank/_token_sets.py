@@ -133,14 +133,15 @@ def token_sets(name: str, value: Any) -> TokenSets:
     """`value` as sets of rows: TokenSets, a tuple (rows, offsets), or a dense tensor (S, T, d)."""
     if isinstance(value, Tensor):
         if value.dim() != 3:
-            raise ValueError(
-                f"{name} must be TokenSets, (rows, offsets) or a tensor (S, T, d), got a tensor {tuple(value.shape)}"
-            )
+            hint = f" (one set: {name}[None])" if value.dim() == 2 else ""
+            got = f"a tensor {tuple(value.shape)}{hint}"
+            raise ValueError(f"{name} must be TokenSets, (rows, offsets) or a tensor (S, T, d), got {got}")
         _checks.dense(name, value)
         return TokenSets.padded(value)
     if not isinstance(value, tuple) or len(value) != 2:
         kind = f"{len(value)} of them" if isinstance(value, tuple) else type(value).__name__
-        raise TypeError(f"{name} must be TokenSets, a tuple (rows, offsets) or a tensor (S, T, d), got {kind}")
+        hint = " (of a list of tensors: TokenSets.of)" if isinstance(value, (list, tuple)) else ""
+        raise TypeError(f"{name} must be TokenSets, a tuple (rows, offsets) or a tensor (S, T, d), got {kind}{hint}")
     rows, offsets = value
     _checks.dense(f"{name}.rows", rows)
     if rows.dim() != 2:

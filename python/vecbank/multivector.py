@@ -308,8 +308,10 @@ def _grouped(bank: Tensor, groups: object, num_groups: object) -> tuple[TokenSet
     _checks.shaped("bank", bank, ("M", "d"))
     m = bank.shape[0]
     if num_groups is None:
-        offsets = check_offsets("groups", groups, m, bank.device)
-        return TokenSets(bank, offsets), None
+        try:
+            return TokenSets(bank, check_offsets("groups", groups, m, bank.device)), None
+        except ValueError as error:
+            raise ValueError(f"{error} (labels of the rows need num_groups)") from None
     count = _checks.at_least(0, "num_groups", num_groups)
     labels = _checks.rows(groups, count, "groups")
     if labels.shape != (m,):
