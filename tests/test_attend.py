@@ -310,6 +310,47 @@ def test_empty(shape: tuple[int, int, int, int], way: str) -> None:
     assert lse.shape == (n,) and (m > 0 or bool((lse == -torch.inf).all()))
 
 
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+def test_an_empty_batch_has_gradients_of_every_side(metric: str) -> None:
+    """A bank that is trained may meet a batch without queries that need a gradient."""
+    x, *given = torch.zeros(0, 4), *(gauss(*s).requires_grad_() for s in ((9, 4), (9, 3)))
+    out, lse = vecbank.attend(x, *given, metric, return_lse=True)
+    assert out.shape == (0, 3) and lse.shape == (0,)
+    for t, grad in zip(given, torch.autograd.grad(out.sum() + lse.sum(), given), strict=True):
+        assert torch.equal(grad, torch.zeros_like(t))
+
+
+@pytest.mark.parametrize("weight", ["softmax", "sparsemax", None, torch.relu])
+@pytest.mark.parametrize("n", [3, 20])
+def test_autocast_changes_nothing(weight: Any, n: int) -> None:
+    x, bank, values, _ = inputs(n, 300, 16, 5)
+    want = vecbank.attend(x, bank, values, beta=0.1, weight=weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(vecbank.attend(x, bank, values, beta=0.1, weight=weight), want)
+
+
+def test_a_learned_metric_keeps_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the map alone has a gradient, blocks are made again on the way back as well."""
+    monkeypatch.setattr(_select, "BLOCK_BYTES", 1 << 15)
+    x, bank, values, _ = inputs(30, 400, 6, 3)
+    layer = torch.nn.Linear(6, 6)
+    numbers = 0
+
+    def kept(t: Tensor) -> Tensor:
+        nonlocal numbers
+        numbers += t.numel()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(kept, lambda t: t):
+        out = vecbank.attend(x, bank, values, vecbank.Mapped(layer, "l2"))
+    assert numbers < 30 * 400
+    out.sum().backward()
+    layer_grad, layer.weight.grad = layer.weight.grad, None
+    z = signed(layer(x.double().float()), layer(bank), "l2")
+    (z.softmax(-1) @ values).sum().backward()
+    torch.testing.assert_close(layer_grad, layer.weight.grad, rtol=1e-3, atol=1e-4)
+
+
 def test_the_same_bits_for_every_number_of_threads() -> None:
     before = torch.get_num_threads()
     bits = []
@@ -384,8 +425,8 @@ def test_forward_mode() -> None:
 
 def test_what_is_refused() -> None:
     x, bank, values, _ = inputs(20, 90, 12, 7)
-    for bad in (torch.inf, torch.nan, torch.tensor([1.0] * 19 + [torch.nan])):
-        with pytest.raises(ValueError, match="beta must be finite, got"):
+    for bad in (torch.inf, torch.nan, -1e39, torch.tensor([1.0] * 19 + [torch.nan])):
+        with pytest.raises(ValueError, match="beta must be finite"):
             vecbank.attend(x, bank, values, beta=bad)
     with pytest.raises(ValueError, match=r"beta must be a number or broadcast to \(20,\), got \(3,\)"):
         vecbank.attend(x, bank, values, beta=torch.ones(3))

@@ -6,7 +6,6 @@ contrastive losses. The weights of all pairs are never in memory at once.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, NamedTuple, SupportsIndex, overload
 
 import torch
@@ -55,8 +54,8 @@ def _betas(beta: object, x: Tensor, dtype: torch.dtype) -> Tensor:
         _checks.number("beta", beta)
         if not isinstance(beta, Tensor):
             number = float(beta)  # type: ignore[arg-type]
-            if not math.isfinite(number):
-                raise ValueError(f"beta must be finite, got {number}")
+            if not abs(number) <= torch.finfo(dtype).max:
+                raise ValueError(f"beta must be finite in {dtype}, got {number}")
             return torch.full((lead.numel(),), number, dtype=dtype, device=x.device)
         found = beta.to(x.device, dtype).expand(lead)
     found = found.reshape(lead.numel())
@@ -231,7 +230,7 @@ def _linear(g: Given) -> Tensor:
     assert g.values is not None
     work = g.beta.dtype
     wide = g.x.to(work) * g.beta.reshape(*g.x.shape[:-1], 1)
-    return wide @ (g.rows.to(work).mT @ g.values.to(work))
+    return _attend_blocks.product(wide, _attend_blocks.product(g.rows.to(work).mT, g.values.to(work)))
 
 
 def _problem(g: Given, wants_lse: bool) -> Problem:
@@ -247,7 +246,9 @@ def _problem(g: Given, wants_lse: bool) -> Problem:
 
     signed = score if g.similarity else (lambda x, batch: -score(x, batch))
     values = None if g.values is None else g.values.to(work)
-    return Problem(g.x, signed, g.rows, values, g.beta, lowered(g.allowed, g.x, g.rows), wants_lse)
+    m = mapping(g.metric, g.bank)
+    learned = m is not None and m.learned
+    return Problem(g.x, signed, g.rows, values, g.beta, lowered(g.allowed, g.x, g.rows), wants_lse, learned)
 
 
 @entry_point
