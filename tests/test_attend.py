@@ -514,7 +514,13 @@ def test_what_losses_refuse() -> None:
             loss(x, keys[:20])
         with pytest.raises(ValueError, match=r"positives must be \(30,\)"):
             loss(x, keys, torch.arange(20))
-        with pytest.raises(IndexError, match="positives"):
-            loss(x, keys, torch.full((30,), 50))
+        for temperature in (-1.0, 0.0, torch.nan):
+            with pytest.raises(ValueError, match="temperature must be above 0 and finite, got"):
+                loss(x, keys, temperature=torch.tensor(temperature))
+        with pytest.raises(ValueError, match=r"keys must be \(M, d\), got \(1, 50, 8\)"):
+            loss(x, keys.unsqueeze(0))
+        for number in (50, -1):
+            with pytest.raises(IndexError, match=f"positives must lie between 0 and 49, got values from {number}"):
+                loss(x, keys, torch.full((30,), number))
     with pytest.raises(ValueError, match="class_prior must lie from 0 to below 1"):
         losses.debiased(x, keys, class_prior=1.0)
