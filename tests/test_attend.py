@@ -1,4 +1,4 @@
-"""`attend`, `logsumexp` and the contrastive losses, against dense float64: sums, log-sum-exps and gradients are to be
+"""`attend` and `logsumexp` against dense float64: sums, log-sum-exps and gradients are to be
 at most twice as far from it as the dense form in the same dtype is.
 """
 
@@ -13,7 +13,7 @@ from helpers import gauss, seeded
 from torch import Tensor
 
 import vecbank
-from vecbank import Allowed, _select, losses
+from vecbank import Allowed, _select
 
 Form = Callable[..., tuple[Tensor, Tensor]]
 
@@ -408,6 +408,24 @@ def test_not_a_number_is_seen(way: str) -> None:
     assert bool(vecbank.attend(x, bank, values).isnan().all())
 
 
+@pytest.mark.parametrize("beta", [1.0, 1e-4])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_sparsemax_sees_not_a_number(beta: float, bad: float) -> None:
+    """Whether a search found the rows, or all scores were looked at."""
+    x, bank, values, _ = inputs(20, 700, 16, 5)
+    x[3, 2] = bad
+    out = vecbank.attend(x, bank, values, beta=beta, weight="sparsemax")
+    assert torch.equal(out.isnan().all(-1), torch.arange(20) == 3) and bool(out[4].isfinite().all())
+
+
+@pytest.mark.parametrize("weight", ["softmax", "sparsemax", None, torch.relu])
+def test_vmap(weight: Any) -> None:
+    x, bank, values, _ = inputs(20, 90, 12, 7)
+    got = torch.func.vmap(lambda q: vecbank.attend(q, bank, values, weight=weight))(x.reshape(4, 5, 12))
+    want = vecbank.attend(x, bank, values, weight=weight)
+    torch.testing.assert_close(got.reshape(20, 7), want, rtol=1e-5, atol=1e-5)
+
+
 def test_forward_mode() -> None:
     x, bank, values, _ = (t.double() for t in inputs(10, 30, 4, 3))
     for given in ((x, bank, values), (x.float(), bank.float(), values.float())):
@@ -447,80 +465,3 @@ def test_what_is_refused() -> None:
         vecbank.attend(x, bank, values, "manhattan")
     with pytest.raises(ValueError, match="allowed must broadcast"):
         vecbank.attend(x, bank, values, allowed=torch.ones(3, dtype=torch.bool))
-
-
-# ---- Losses ---------------------------------------------------------------------------------------------------------
-
-
-def parts(x: Tensor, keys: Tensor, t: Tensor, positives: Tensor, may: Tensor | None) -> tuple[Tensor, Tensor]:
-    z = signed(x, keys, "cosine") / t
-    if may is not None:
-        z = z.masked_fill(~may, -torch.inf)
-    return z, (signed(x, keys, "cosine") / t).gather(1, positives.unsqueeze(1)).squeeze(1)
-
-
-def plain_loss(name: str, x: Tensor, keys: Tensor, t: Tensor, positives: Tensor, may: Tensor | None) -> Tensor:
-    z, positive = parts(x, keys, t, positives, may)
-    if name == "info_nce":
-        return (z.logsumexp(1) - positive).mean()
-    z = z.scatter(1, positives.unsqueeze(1), -torch.inf)
-    if name == "info_loob":
-        return (z.logsumexp(1) - positive).mean()
-    count = (z > -torch.inf).sum(1)
-    estimate = (z.exp().sum(1) / count - 0.1 * positive.exp()) / 0.9
-    negative = count * estimate.clamp_min(torch.exp(-1 / t))
-    return -(positive.exp() / (positive.exp() + negative)).log().mean()
-
-
-@pytest.mark.parametrize("name", ["info_nce", "info_loob", "debiased"])
-@pytest.mark.parametrize("masked", [False, True])
-def test_losses(name: str, masked: bool) -> None:
-    x, keys = gauss(30, 8), gauss(50, 8, seed=1)
-    positives = torch.randint(0, 50, (30,), generator=seeded(2))
-    may = torch.rand(30, 50, generator=seeded(3)) > 0.3 if masked else None
-    t = torch.tensor(0.5)
-    own, wide = ([a.to(dtype).requires_grad_() for a in (x, keys, t)] for dtype in (torch.float32, torch.float64))
-    loss = getattr(losses, name)(*own[:2], positives, temperature=own[2], allowed=may)
-    want = plain_loss(name, *wide, positives, may)
-    torch.testing.assert_close(loss.double(), want, rtol=1e-5, atol=1e-6)
-    for a, b in zip(torch.autograd.grad(loss, own), torch.autograd.grad(want, wide), strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
-    each = getattr(losses, name)(x, keys, positives, temperature=0.5, allowed=may, reduction="none")
-    assert each.shape == (30,)
-    torch.testing.assert_close(each.mean(), loss.detach())
-    torch.testing.assert_close(
-        each.sum(), getattr(losses, name)(x, keys, positives, temperature=0.5, allowed=may, reduction="sum")
-    )
-
-
-def test_losses_of_own_numbers() -> None:
-    x, keys = gauss(30, 8), gauss(50, 8, seed=1)
-    assert torch.equal(losses.info_nce(x, keys), losses.info_nce(x, keys, torch.arange(30)))
-    target = torch.nn.functional.cross_entropy(signed(x, keys, "cosine") / 0.07, torch.arange(30))
-    torch.testing.assert_close(losses.info_nce(x, keys), target, rtol=1e-5, atol=1e-5)
-    assert losses.info_loob(x[:1], keys[:1]) == -torch.inf and losses.debiased(x[:1], keys[:1]) == 0
-
-
-def test_what_losses_refuse() -> None:
-    x, keys = gauss(30, 8), gauss(50, 8, seed=1)
-    for loss in (losses.info_nce, losses.info_loob, losses.debiased):
-        with pytest.raises(ValueError, match="temperature must be above 0"):
-            loss(x, keys, temperature=0.0)
-        with pytest.raises(ValueError, match='metric must be "cosine" or "dot"'):
-            loss(x, keys, metric="l2")
-        with pytest.raises(ValueError, match="reduction must be"):
-            loss(x, keys, reduction="median")
-        with pytest.raises(ValueError, match="keys must have a row for each of x's 30"):
-            loss(x, keys[:20])
-        with pytest.raises(ValueError, match=r"positives must be \(30,\)"):
-            loss(x, keys, torch.arange(20))
-        for temperature in (-1.0, 0.0, torch.nan):
-            with pytest.raises(ValueError, match="temperature must be above 0 and finite, got"):
-                loss(x, keys, temperature=torch.tensor(temperature))
-        with pytest.raises(ValueError, match=r"keys must be \(M, d\), got \(1, 50, 8\)"):
-            loss(x, keys.unsqueeze(0))
-        for number in (50, -1):
-            with pytest.raises(IndexError, match=f"positives must lie between 0 and 49, got values from {number}"):
-                loss(x, keys, torch.full((30,), number))
-    with pytest.raises(ValueError, match="class_prior must lie from 0 to below 1"):
-        losses.debiased(x, keys, class_prior=1.0)

@@ -142,7 +142,8 @@ def attend(
     Args:
         x: (..., d), the queries.
         bank: (M, d), (B, M, d) with x (B, N, d), or a Bank: what queries are compared with.
-        values: (M, e), or (B, M, e): the rows that are summed. None (default): those of the bank.
+        values: (M, e), or (B, M, e): the rows that are summed, finite even where no query may be given them (0 times
+            NaN is NaN). None (default): those of the bank.
         metric: as of `project`. None (default): what a Bank names, else "dot". Distances count negatively, so that
             near rows weigh more, whatever the metric.
         beta: the scale of the scores (an inverse temperature): a finite number, or a tensor that broadcasts to (...).
@@ -153,6 +154,7 @@ def attend(
             once more for each on the way back); scores of rows that are not allowed are -inf, and their weights count
             as 0.
         k: over the k best rows of each query alone (exact, as `topk` finds them), 1 to M. None (default): over all.
+            As in `topk`, rows of the bank with NaN are passed over, and a query with NaN finds no row: its sums are 0.
         allowed: which rows count for whom, as of `topk`.
         return_lse: return `Attended(output, lse)`; of "softmax" alone.
 
