@@ -15,7 +15,6 @@ namespace {
 constexpr int64_t kQueryPanels = 16;       // of a block of queries: panels and states stay in L2
 constexpr int64_t kTasks = 48;             // of a piece, where the bank is long enough
 constexpr int64_t kPieceBytes = 24 << 20;  // of groups
-constexpr double kLog2E = 1.4426950408889634;
 
 class Attend {
  public:
@@ -171,7 +170,7 @@ class Attend {
     }
     for (int64_t i = 0; i < std::min<int64_t>(kPanel, p_.queries.count - panel * kPanel); ++i) {
       const int64_t query = panel * kPanel + i;
-      p_.lse[query] = (most[i] + std::log2(total[i])) / kLog2E;
+      p_.lse[query] = most[i] + std::log2(total[i]);
       const float inverse = total[i] == 0.0 ? 0.0f : static_cast<float>(1.0 / total[i]);
       for (int64_t c = 0; c < e; ++c) p_.out[query * e + c] = merged[c * kPanel + i] * inverse;
     }

@@ -177,13 +177,15 @@ void weigh_slopes(const SlopeWeightArgs& s) {
   for (int64_t panel = 0; panel < s.panels; ++panel)
     for (int lane = 0; lane < kPanel; lane += V::width) {
       const int64_t at = panel * kPanel + lane;
-      const Reg scale = V::load(s.scale + at), high = V::subtract(zero, V::load(s.high + at));
+      const Reg scale = V::load(s.scale + at), high = V::load(s.high + at);
       const Reg low = V::load(s.low + at), along = V::load(s.along + at);
       float* score = s.scores + panel * s.stride + lane;
       float* slope = s.slopes == nullptr ? nullptr : s.slopes + panel * s.stride + lane;
       for (int64_t j = 0; j < s.rows; ++j, score += kPanel) {
-        const Reg exponent = V::subtract(V::multiply_add(V::load(score), scale, high), low);
-        const Reg weight = power_of_two<V>(exponent);
+        // Rounded as weigh() has it, so that a weight of 1 is one here too. It is no more, but for rounding.
+        const Reg scaled = V::multiply(V::load(score), scale);
+        const Reg exponent = V::subtract(V::subtract(scaled, high), low);
+        const Reg weight = power_of_two<V>(V::if_greater(exponent, zero, zero, exponent));
         if (slope == nullptr) {
           V::store(score, V::multiply(weight, V::subtract(zero, along)));
           continue;

@@ -17,7 +17,6 @@ constexpr int64_t kVisitPanels = 8;        // queries that are looked at togethe
 constexpr int64_t kTasks = 16;             // of a piece
 constexpr int64_t kPieceBytes = 24 << 20;  // of groups
 constexpr int64_t kPartNumbers = 1 << 24;  // of the sums of all parts
-constexpr double kLog2E = 1.4426950408889634;
 
 // Rows in panels, and one after the other, padded with zeros.
 struct QuerySide {
@@ -117,7 +116,7 @@ class AttendGradients {
     std::fill_n(ones_, kVisitPanels * kPanel, 1.0f);
     for (int64_t i = 0; i < lanes; ++i) {
       const bool exists = i < queries_.count;
-      const double lse = exists ? f_.lse[done_ + i] * kLog2E : -std::numeric_limits<double>::infinity();
+      const double lse = exists ? f_.lse[done_ + i] : -std::numeric_limits<double>::infinity();
       const bool none = lse == -std::numeric_limits<double>::infinity();  // its weights are zeros
       scale_[i] = exists ? static_cast<float>(static_cast<double>(f_.beta[done_ + i]) * kLog2E) : 0.0f;
       high_[i] = none ? 1e30f : static_cast<float>(lse);

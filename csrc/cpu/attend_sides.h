@@ -19,6 +19,8 @@ struct AttendSizes {
   int64_t blocks(int64_t rows) const { return ceil_div(rows, block); }
 };
 
+constexpr double kLog2E = 1.4426950408889634;  // scores become powers of two
+
 inline int64_t panel_stride(int64_t width) { return width * kPanel + kPanel; }
 
 // Rows as float32, one at a time.
@@ -113,12 +115,13 @@ template <class F>
 }
 
 // scores[row][lane] of queries [first, first + count), at most 16, becomes `none` where the query may not be given the
-// bank row `from` + row; before that it is multiplied by the query's scale, if there are scales.
+// bank row `from` + row, or where there is no query; before that it is multiplied by the query's scale.
 inline void exclude(const AllowedRows& allowed, int64_t first, int64_t count, int64_t from, int64_t rows,
                     const float* scale, float none, float* scores) {
-  if (scale != nullptr)
-    for (int64_t j = 0; j < rows; ++j)
-      for (int i = 0; i < kPanel; ++i) scores[j * kPanel + i] *= scale[i];
+  for (int64_t j = 0; j < rows; ++j) {
+    for (int64_t i = 0; i < count; ++i) scores[j * kPanel + i] *= scale[i];
+    for (int64_t i = count; i < kPanel; ++i) scores[j * kPanel + i] = none;
+  }
   uint16_t words[64];
   for (int64_t i = 0; i < count; ++i) {
     const int64_t wanted = ceil_div(rows, 16);

@@ -70,7 +70,7 @@ inline std::tuple<Tensor, Tensor> attend(const Tensor& x, const Tensor& bank, co
   return {out, lse};
 }
 
-// `along`: for each query the product of grad and what attend() returned, less the gradient of lse.
+// `along`: for each query the product of grad and what attend() returned, less the gradient of the natural lse.
 inline std::tuple<Tensor, Tensor, Tensor, Tensor> attend_backward(
     const std::optional<Tensor>& grad, const Tensor& along, const Tensor& x, const Tensor& bank,
     const std::optional<Tensor>& values, const Tensor& beta, const Tensor& lse, const std::vector<Tensor>& sets,

@@ -47,6 +47,7 @@ class Problem(NamedTuple):
     beta: Tensor  # (N,), of that dtype
     allowed: Lowered | None
     wants_lse: bool  # beside the sums; without values it is all there is
+    learned: bool = False  # a gradient may go to the metric, too
 
 
 def softmax(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,6 +84,15 @@ def sparsemax(z: Tensor) -> Tensor:
     return torch.where(z.detach().isnan().any(-1, keepdim=True), torch.nan, weights)
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in their own dtype, whatever autocast says, as the kernel sums."""
+    device = a.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return a @ b
+    with torch.autocast(device, enabled=False):
+        return a @ b
+
+
 def weigh(weight: str | Weight | None, z: Tensor, may: Tensor | None, lse: bool) -> tuple[Tensor, Tensor | None]:
     """The weights of scores z (n, M), which are -inf where a row may not be given, and their log-sum-exp if wanted."""
     if weight == "softmax":
@@ -103,8 +113,15 @@ def _block(p: Problem, weight: str | Weight | None, x: Tensor, beta: Tensor, mas
     if p.values is None:
         return softmax(z)[1]
     weights, lse = weigh(weight, z, mask, p.wants_lse)
-    out = weights.to(p.values.dtype) @ (p.values[batch] if p.values.dim() == 3 else p.values)
+    out = product(weights.to(p.values.dtype), p.values[batch] if p.values.dim() == 3 else p.values)
     return (out, lse) if p.wants_lse else out
+
+
+def _nothing(p: Problem, width: int) -> Tensor:
+    """(0, width), for no queries: there is no block, and yet autograd is to know of all that was given."""
+    given = [t for t in (p.x, p.bank, p.values, p.beta) if t is not None]
+    none = torch.cat([t.reshape(-1)[:0].to(p.beta.dtype) for t in given])
+    return none.unsqueeze(-1).expand(0, width)
 
 
 def attend(p: Problem, weight: str | Weight | None) -> tuple[Tensor | None, Tensor | None]:
@@ -112,7 +129,7 @@ def attend(p: Problem, weight: str | Weight | None) -> tuple[Tensor | None, Tens
     lead = p.x.shape[:-1]
     flat, m = p.x.reshape(lead.numel(), p.x.shape[-1]), p.bank.shape[-2]
     given = (p.x, p.bank, p.values, p.beta)
-    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    recorded = p.learned or any(t is not None and t.requires_grad for t in given)
     # Forward mode is carried by the ops themselves; a checkpoint does not know it.
     again = (recorded or callable(weight)) and torch.is_grad_enabled() and torch.autograd.forward_ad._current_level < 0
     outs: list[Tensor] = []
@@ -134,9 +151,7 @@ def attend(p: Problem, weight: str | Weight | None) -> tuple[Tensor | None, Tens
             (lses if p.values is None else outs).append(found)
     out = lse = None
     if p.values is not None:
-        # Of no queries there is no block, and yet autograd is to know of the result.
-        none = flat.to(p.values.dtype) @ p.values.new_zeros(flat.shape[-1], p.values.shape[-1]) if not outs else None
-        out = (torch.cat(outs) if none is None else none).reshape(*lead, p.values.shape[-1])
+        out = (torch.cat(outs) if outs else _nothing(p, p.values.shape[-1])).reshape(*lead, p.values.shape[-1])
     if p.wants_lse or p.values is None:
-        lse = (torch.cat(lses) if lses else flat.sum(-1).to(p.beta.dtype)).reshape(lead)
+        lse = (torch.cat(lses) if lses else _nothing(p, 1)).reshape(lead)
     return out, lse

@@ -59,6 +59,8 @@ def sparse(g: Given) -> Tensor | None:
     m, beta = g.rows.shape[-2], g.beta.detach()
     if m == 0 or g.x.numel() == 0 or not _checks.readable(beta) or bool((beta < 0).any()):
         return None
+    if torch._C._are_functorch_transforms_active():  # there the number of rows cannot be looked at
+        return None
     for k in (*(k for k in _RANKS if k < m), *((m,) if m <= _RANKS[-1] else ())):
         with torch.no_grad():
             values, indices = topk(g.x, g.bank, k, _metric(g), allowed=g.allowed)
@@ -71,4 +73,6 @@ def sparse(g: Given) -> Tensor | None:
     indices = torch.where((weights > 0).reshape(indices.shape), indices, -1)[..., :size]
     found = score_pairs(g.x, g.bank, indices, _metric(g))
     z = _scores(g, found, indices).reshape(-1, size)
-    return _sum(g, sparsemax(z).reshape(indices.shape), indices)
+    out = _sum(g, sparsemax(z).reshape(indices.shape), indices)
+    # A search finds nothing for a query that is not finite; of all its scores the weights would be NaN.
+    return torch.where(g.x.isfinite().all(-1, keepdim=True), out, torch.nan)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -49,4 +51,4 @@ def attend(g: Given) -> tuple[Tensor | None, Tensor] | None:
         x, bank = unit_x, unit_bank
     sets = lowered(g.allowed, x, bank)
     out, lse = ops.attend(x, bank, g.values, g.beta, *(([], []) if sets is None else sets))
-    return None if g.values is None else out, lse
+    return None if g.values is None else out, lse * math.log(2)

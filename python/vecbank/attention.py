@@ -6,7 +6,6 @@ contrastive losses. The weights of all pairs are never in memory at once.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, NamedTuple, SupportsIndex, overload
 
 import torch
@@ -41,8 +40,8 @@ def _betas(beta: object, x: Tensor, dtype: torch.dtype) -> Tensor:
         _checks.number("beta", beta)
         if not isinstance(beta, Tensor):
             number = float(beta)  # type: ignore[arg-type]
-            if not math.isfinite(number):
-                raise ValueError(f"beta must be finite, got {number}")
+            if not abs(number) <= torch.finfo(dtype).max:
+                raise ValueError(f"beta must be finite in {dtype}, got {number}")
             return torch.full((lead.numel(),), number, dtype=dtype, device=x.device)
         found = beta.to(x.device, dtype).expand(lead)
     found = found.reshape(lead.numel())
@@ -129,7 +128,8 @@ def attend(
     Args:
         x: (..., d), the queries.
         bank: (M, d), (B, M, d) with x (B, N, d), or a Bank: what queries are compared with.
-        values: (M, e), or (B, M, e): the rows that are summed. None (default): those of the bank.
+        values: (M, e), or (B, M, e): the rows that are summed, finite even where no query may be given them (0 times
+            NaN is NaN). None (default): those of the bank.
         metric: as of `project`. None (default): what a Bank names, else "dot". Distances count negatively, so that
             near rows weigh more, whatever the metric.
         beta: the scale of the scores (an inverse temperature): a finite number, or a tensor that broadcasts to (...).
@@ -140,6 +140,7 @@ def attend(
             once more for each on the way back); scores of rows that are not allowed are -inf, and their weights count
             as 0.
         k: over the k best rows of each query alone (exact, as `topk` finds them), 1 to M. None (default): over all.
+            As in `topk`, rows of the bank with NaN are passed over, and a query with NaN finds no row: its sums are 0.
         allowed: which rows count for whom, as of `topk`.
         return_lse: return `Attended(output, lse)`; of "softmax" alone.
 
@@ -217,7 +218,7 @@ def _linear(g: Given) -> Tensor:
     assert g.values is not None
     work = g.beta.dtype
     wide = g.x.to(work) * g.beta.reshape(*g.x.shape[:-1], 1)
-    return wide @ (g.rows.to(work).mT @ g.values.to(work))
+    return _attend_blocks.product(wide, _attend_blocks.product(g.rows.to(work).mT, g.values.to(work)))
 
 
 def _problem(g: Given, wants_lse: bool) -> Problem:
@@ -233,7 +234,9 @@ def _problem(g: Given, wants_lse: bool) -> Problem:
 
     signed = score if g.similarity else (lambda x, batch: -score(x, batch))
     values = None if g.values is None else g.values.to(work)
-    return Problem(g.x, signed, g.rows, values, g.beta, lowered(g.allowed, g.x, g.rows), wants_lse)
+    m = mapping(g.metric, g.bank)
+    learned = m is not None and m.learned
+    return Problem(g.x, signed, g.rows, values, g.beta, lowered(g.allowed, g.x, g.rows), wants_lse, learned)
 
 
 @entry_point

@@ -43,17 +43,23 @@ def _positives(
     if x.dim() != 2:
         raise ValueError(f"x must be (N, d), got {tuple(x.shape)}")
     _checks.number("temperature", temperature)
-    if not isinstance(temperature, Tensor) and not (0 < temperature < math.inf):
-        raise ValueError(f"temperature must be above 0 and finite, got {temperature}")
+    plain = temperature.detach() if isinstance(temperature, Tensor) else temperature
+    if not isinstance(plain, Tensor) or _checks.readable(plain):
+        number = float(plain)
+        if not (0 < number < math.inf and math.isfinite(1.0 / number)):
+            raise ValueError(f"temperature must be above 0 and finite, got {number}")
     rows = keys._held() if isinstance(keys, PreparedBank) else keys
     _checks.vectors("keys", rows)
+    if rows.dim() != 2:
+        raise ValueError(f"keys must be (M, d), got {tuple(rows.shape)}")
     if positives is None:
         if rows.shape[0] < x.shape[0]:
             raise ValueError(
                 f"keys must have a row for each of x's {x.shape[0]} (or name them: positives=), got {rows.shape[0]}"
             )
         positives = torch.arange(x.shape[0], device=x.device)
-    positives = _checks.rows(positives, rows.shape[0], "positives")
+    positives = _checks.integers(positives, "positives")
+    _checks.in_range(positives, rows.shape[0], "positives", low=0)
     if positives.shape != x.shape[:1]:
         raise ValueError(f"positives must be ({x.shape[0]},), got {tuple(positives.shape)}")
     chosen, beta = positives.unsqueeze(1), 1.0 / temperature

@@ -45,7 +45,7 @@ class Problem {
     p.out = out.data(), p.lse = lse.data();
     CHECK(attend(p, threads(workers)) == Status::ok);
     solve();
-    close(out, out_), close(lse, lse_);
+    close(out, out_), close(lse, lse_);  // in powers of two
 
     AttendGradientProblem g;
     g.forward = p;
@@ -111,7 +111,7 @@ class Problem {
       }
       for (int64_t j = 0; j < m; ++j)
         if (may(i, j)) total += weight[at(j)] = std::exp(beta * score[at(j)] - most);
-      if (total > 0) lse_[at(i)] = most + std::log(total);
+      if (total > 0) lse_[at(i)] = (most + std::log(total)) / std::log(2.0);
       for (int64_t j = 0; j < m && total > 0; ++j) {
         weight[at(j)] /= total;
         for (int64_t c = 0; c < e; ++c) {

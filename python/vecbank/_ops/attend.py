@@ -1,10 +1,11 @@
 """`attend`: rows weighted by the softmax of dot products, and the log-sum-exp of these, in one pass; on the CPU.
 
-The way back makes the weights again, from the log-sum-exp that was kept.
+The way back makes the weights again, from the log-sum-exp that was kept. It is one of powers of two (core/attend.h).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 def _backward(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
     x, bank, values, beta, out, lse, *sets = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    along = -grad_lse.float()
+    along = -(grad_lse / math.log(2)).float()
     if values is not None:
         along = along + (grad * out).sum(-1)
     sums = None if values is None else grad.contiguous()
