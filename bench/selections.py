@@ -284,7 +284,7 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, fontsize=9)
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=90, bbox_inches="tight")
 
 
 def options_of(name: str, description: str, *, budget: float = 6.0) -> argparse.ArgumentParser:
