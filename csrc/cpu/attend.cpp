@@ -12,9 +12,8 @@
 namespace vecbank::cpu {
 namespace {
 
-constexpr int64_t kQueryPanels = 16;       // of a block of queries: panels and states stay in L2
-constexpr int64_t kTasks = 48;             // of a piece, where the bank is long enough
-constexpr int64_t kPieceBytes = 24 << 20;  // of groups
+constexpr int64_t kQueryPanels = 16;  // of a block of queries: panels and states stay in L2
+constexpr int64_t kTasks = 48;        // of a piece, where the bank is long enough
 
 class Attend {
  public:
@@ -25,13 +24,10 @@ class Attend {
     const int64_t n = p_.queries.count, m = p_.bank.count;
     panels_ = ceil_div(n, kPanel);
     query_blocks_ = ceil_div(panels_, kQueryPanels);
-    const int64_t a_row = (p_.bank.width + values_width()) * static_cast<int64_t>(sizeof(float));
-    const int64_t of_piece = std::max<int64_t>(1, kPieceBytes / std::max<int64_t>(1, a_row * sizes_.block));
-    const int64_t all = sizes_.blocks(m);
-    parts_ = std::max<int64_t>(1, std::min(ceil_div(kTasks, query_blocks_), std::min(of_piece, all)));
+    const int64_t all = sizes_.blocks(m), of_piece = sizes_.blocks_of_piece(m, p_.bank.width + values_width());
+    parts_ = std::max<int64_t>(1, std::min(ceil_div(kTasks, query_blocks_), of_piece));
     PerWorker<Worker> workers(parallel.workers);
-    if (!workers.each([&](Worker& w) { return w.reserve(*this); }) || !reserve(std::min(of_piece, all)))
-      return Status::out_of_memory;
+    if (!workers.each([&](Worker& w) { return w.reserve(*this); }) || !reserve(of_piece)) return Status::out_of_memory;
     Status status = for_stretches(parallel, panels_, 4, [&](int worker, int64_t first, int64_t count) {
       queries_.write(workers[worker].queries, first, first + count);
     });
@@ -80,10 +76,8 @@ class Attend {
     return true;
   }
 
-  int64_t rows_of(int64_t block) const { return std::min(sizes_.block, p_.bank.count - block * sizes_.block); }
-
   void group(int64_t block, Worker& w, float* rows, float* columns) {
-    const int64_t row = block * sizes_.block, count = rows_of(block);
+    const int64_t row = block * sizes_.block, count = sizes_.rows_of(block, p_.bank.count);
     group_rows(w.bank, row, count, sizes_.height, rows);
     if (summed()) group_columns(w.values, row, count, sizes_.height, columns);
   }
@@ -115,7 +109,7 @@ class Attend {
   void add_block(int64_t block, const float* grouped_rows, const float* grouped_columns, int64_t part, int64_t panel,
                  int64_t panels, float* scores) {
     const AttendKernels& loops = kernels().attend;
-    const int64_t rows = rows_of(block), state = part * panels_ + panel;
+    const int64_t rows = sizes_.rows_of(block, p_.bank.count), state = part * panels_ + panel;
     LaneProductArgs product;
     product.a = grouped_rows;
     product.rows = rows, product.steps = p_.bank.width;
@@ -123,11 +117,9 @@ class Attend {
     product.out = scores, product.out_stride = score_stride();
     loops.lane_product(product);
     const bool some = allowed_.any_set();
-    for (int64_t i = 0; some && i < panels; ++i) {
-      const int64_t query = (panel + i) * kPanel;
-      exclude(allowed_, query, std::min<int64_t>(kPanel, p_.queries.count - query), block * sizes_.block, rows,
-              &scale_[query], -std::numeric_limits<float>::infinity(), scores + i * score_stride());
-    }
+    if (some)
+      exclude(allowed_, p_.queries.count, panel, panels, block * sizes_.block, rows, scale_.get(), scores,
+              score_stride());
     WeighArgs weigh;
     weigh.scores = scores, weigh.stride = score_stride(), weigh.rows = rows, weigh.panels = panels;
     weigh.scale = some ? ones_ : &scale_[panel * kPanel];

@@ -109,9 +109,10 @@ void row_product(const RowProductArgs& s) {
     for_each_group<Isa>(s.rows, [&](auto height, int64_t row) __attribute__((always_inline)) {
       row_tile<V, height.value, together>(s, row, column);
     });
-  for (; column < s.columns; column += V::width)
-    for_each_group<Isa>(s.rows, [&](auto height, int64_t row)
-                                    __attribute__((always_inline)) { row_tile<V, height.value, 1>(s, row, column); });
+  if constexpr (kPanel % (together * V::width) != 0)  // else nothing is left
+    for (; column < s.columns; column += V::width)
+      for_each_group<Isa>(s.rows, [&](auto height, int64_t row)
+                                      __attribute__((always_inline)) { row_tile<V, height.value, 1>(s, row, column); });
 }
 
 // 2^x, to within 1.2 units in the last place; 0 below 2^-126; NaN of NaN. x is at most 127.

@@ -15,7 +15,6 @@ namespace {
 
 constexpr int64_t kVisitPanels = 8;        // queries that are looked at together: their weights stay in L2
 constexpr int64_t kTasks = 16;             // of a piece
-constexpr int64_t kPieceBytes = 24 << 20;  // of groups
 constexpr int64_t kPartNumbers = 1 << 24;  // of the sums of all parts
 
 // Rows in panels, and one after the other, padded with zeros.
@@ -59,9 +58,8 @@ class AttendGradients {
   Status run(const Parallel& parallel) {
     panels_ = ceil_div(queries_.count, kPanel);
     const int64_t all = sizes_.blocks(f_.bank.count);
-    const int64_t a_row = (2 * f_.bank.width + (summed() ? f_.values.width : 0)) * static_cast<int64_t>(sizeof(float));
-    const int64_t of_piece =
-        std::min(all, std::max<int64_t>(1, kPieceBytes / std::max<int64_t>(1, a_row * sizes_.block)));
+    const int64_t numbers = 2 * f_.bank.width + (summed() ? f_.values.width : 0);
+    const int64_t of_piece = sizes_.blocks_of_piece(f_.bank.count, numbers);
     parts_ = std::max<int64_t>(1, std::min(kTasks, of_piece));
     groups_ = of_piece < all ? 1 : std::min(ceil_div(kTasks, parts_), ceil_div(panels_, kVisitPanels));
     PerWorker<Worker> workers(parallel.workers);
@@ -96,7 +94,7 @@ class AttendGradients {
   bool summed() const { return f_.summed; }
   int64_t bank_columns() const { return round_up_to(f_.bank.width, kPanel); }
   int64_t value_columns() const { return summed() ? round_up_to(f_.values.width, kPanel) : 0; }
-  int64_t rows_of(int64_t block) const { return std::min(sizes_.block, f_.bank.count - block * sizes_.block); }
+  int64_t rows_of(int64_t block) const { return sizes_.rows_of(block, f_.bank.count); }
   int64_t part_numbers() const { return f_.bank.width * kPanel; }  // of a panel
 
   bool reserve(int64_t blocks) {
@@ -174,11 +172,8 @@ class AttendGradients {
     weigh.scores = scores, weigh.slopes = slopes, weigh.stride = stride, weigh.rows = rows, weigh.panels = panels;
     weigh.scale = &scale_[at], weigh.high = &high_[at], weigh.low = &low_[at], weigh.along = &along_[at];
     const bool some = allowed_.any_set();
-    for (int64_t i = 0; some && i < panels; ++i) {
-      const int64_t query = (panel + i) * kPanel;
-      exclude(allowed_, query, std::min<int64_t>(kPanel, queries_.count - query), (first + b) * sizes_.block, rows,
-              &scale_[query], -std::numeric_limits<float>::infinity(), scores + i * stride);
-    }
+    if (some)
+      exclude(allowed_, queries_.count, panel, panels, (first + b) * sizes_.block, rows, scale_.get(), scores, stride);
     if (some) weigh.scale = ones_;
     loops.weigh_slopes(weigh);
 

@@ -1,6 +1,7 @@
 // Both sides of attend() as its loops read them: queries in panels, and bank rows in groups, block by block.
 #pragma once
 
+#include <limits>
 #include <type_traits>
 
 #include "allowed.h"
@@ -17,38 +18,15 @@ struct AttendSizes {
   // Of a block of rows in groups, with room for what interleaving writes past the end.
   int64_t stride(int64_t width) const { return round_up_to(block * width + 16, 16); }
   int64_t blocks(int64_t rows) const { return ceil_div(rows, block); }
+  int64_t rows_of(int64_t number, int64_t rows) const { return std::min(block, rows - number * block); }
+  // How many blocks are grouped at a time, where so many numbers are made of each row.
+  int64_t blocks_of_piece(int64_t rows, int64_t numbers) const {
+    constexpr int64_t most = (24 << 20) / static_cast<int64_t>(sizeof(float));
+    return std::min(blocks(rows), std::max<int64_t>(1, most / std::max<int64_t>(1, numbers * block)));
+  }
 };
 
 constexpr double kLog2E = 1.4426950408889634;  // scores become powers of two
-
-inline int64_t panel_stride(int64_t width) { return width * kPanel + kPanel; }
-
-// Rows as float32, one at a time.
-class FloatRows {
- public:
-  bool reserve(const Rows& rows) {
-    rows_ = rows;
-    return reader_.reserve(rows, kPanel) && copy_.reserve(rows.width + 16);
-  }
-  const float* row(int64_t i) {
-    const void* row = reader_.row(i);
-    if (rows_.dtype == DType::f32) return static_cast<const float*>(row);
-    kernels().interleave_f32(&row, 1, 1, rows_.dtype, rows_.width, nullptr, copy_.get());
-    return copy_.get();
-  }
-  // `group` rows from i on, of which `count` exist, interleaved: [width][group], and up to 8 elements more.
-  void interleave(int64_t i, int count, int group, float* out) {
-    const void* rows[kPanel] = {};
-    for (int r = 0; r < count; ++r) rows[r] = reader_.row(i + r, r);
-    kernels().interleave_f32(rows, count, group, rows_.dtype, rows_.width, nullptr, out);
-  }
-  int64_t width() const { return rows_.width; }
-
- private:
-  Rows rows_;
-  RowReader reader_;
-  Buffer<float> copy_;
-};
 
 // Rows [first, first + count), at most a block, in groups of rows: products of lanes sum over coordinates.
 inline void group_rows(FloatRows& rows, int64_t first, int64_t count, int height, float* out) {
@@ -87,7 +65,7 @@ class Panels {
  public:
   bool reserve(const Rows& rows) {
     rows_ = rows;
-    stride_ = panel_stride(rows.width);
+    stride_ = (rows.width + 1) * kPanel;  // with room for what interleaving writes past the end
     return panels_.reserve(ceil_div(rows.count, kPanel) * stride_);
   }
   // Panels [from, to).
@@ -114,22 +92,27 @@ template <class F>
   });
 }
 
-// scores[row][lane] of queries [first, first + count), at most 16, becomes `none` where the query may not be given the
-// bank row `from` + row, or where there is no query; before that it is multiplied by the query's scale.
-inline void exclude(const AllowedRows& allowed, int64_t first, int64_t count, int64_t from, int64_t rows,
-                    const float* scale, float none, float* scores) {
-  for (int64_t j = 0; j < rows; ++j) {
-    for (int64_t i = 0; i < count; ++i) scores[j * kPanel + i] *= scale[i];
-    for (int64_t i = count; i < kPanel; ++i) scores[j * kPanel + i] = none;
-  }
+// Scores [panel][row][16] of some panels of queries, `stride` apart, with `rows` bank rows from `from` on become -inf
+// where a query may not be given the row, or where there is no query; before that they are multiplied by the query's
+// scale.
+inline void exclude(const AllowedRows& allowed, int64_t queries, int64_t panel, int64_t panels, int64_t from,
+                    int64_t rows, const float* scale, float* scores, int64_t stride) {
+  constexpr float none = -std::numeric_limits<float>::infinity();
   uint16_t words[64];
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t wanted = ceil_div(rows, 16);
-    allowed.words(first + i, from, wanted, words);
-    for (int64_t w = 0; w < wanted; ++w) {
-      if (words[w] == 0xFFFF) continue;
-      for (int64_t j = 16 * w; j < std::min(rows, 16 * w + 16); ++j)
-        if ((words[w] >> (j - 16 * w) & 1) == 0) scores[j * kPanel + i] = none;
+  for (int64_t p = panel; p < panel + panels; ++p, scores += stride) {
+    const int64_t first = p * kPanel, count = std::min<int64_t>(kPanel, queries - first);
+    for (int64_t j = 0; j < rows; ++j) {
+      for (int64_t i = 0; i < count; ++i) scores[j * kPanel + i] *= scale[first + i];
+      for (int64_t i = count; i < kPanel; ++i) scores[j * kPanel + i] = none;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t wanted = ceil_div(rows, 16);
+      allowed.words(first + i, from, wanted, words);
+      for (int64_t w = 0; w < wanted; ++w) {
+        if (words[w] == 0xFFFF) continue;
+        for (int64_t j = 16 * w; j < std::min(rows, 16 * w + 16); ++j)
+          if ((words[w] >> (j - 16 * w) & 1) == 0) scores[j * kPanel + i] = none;
+      }
     }
   }
 }

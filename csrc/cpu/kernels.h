@@ -92,6 +92,7 @@ struct Kernels {
   void (*interleave_f64)(const void* const* rows, int count, int group, DType dtype, int64_t width, const Affine* maps,
                          double* out);
   void (*widen)(const void* row, DType dtype, int64_t width, double* out);  // pads to a multiple of 8 with zeros
+  void (*floats)(const void* row, DType dtype, int64_t width, float* out);  // writes up to 7 numbers more
   void (*reduce_argmax)(const float* running, int64_t rows, RowArgmax* out);
   void (*store_f32)(const StoreArgs<float>&);
   void (*store_f64)(const StoreArgs<double>&);

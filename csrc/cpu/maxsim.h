@@ -50,8 +50,6 @@ struct MaxSimKernels {
   // The row times a factor as whole numbers, kCodeZero more, in the order that code_place() says; returns the sum of
   // the squares of what rounding took away.
   float (*code)(const float* row, int64_t width, float factor, uint8_t* codes) = nullptr;
-  // A row of any type as float32; up to 15 numbers more are written.
-  void (*floats)(const void* row, DType dtype, int64_t width, float* out) = nullptr;
 };
 
 }  // namespace vecbank::cpu

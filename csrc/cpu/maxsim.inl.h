@@ -274,14 +274,6 @@ float code_row(const float* row, int64_t width, float factor, uint8_t* codes) {
   return sum;
 }
 
-template <class Lanes>
-void floats_of(const void* row, DType dtype, int64_t width, float* out) {
-  with_dtype(dtype, [&](auto type) {
-    for (int64_t k = 0; k < width; k += 8)
-      load_some<Lanes>(static_cast<decltype(type)>(row) + k, width - k).store(out + k);
-  });
-}
-
 template <class Isa>
 constexpr MaxSimKernels maxsim_kernels() {
   using V = typename Isa::F32;
@@ -295,8 +287,7 @@ constexpr MaxSimKernels maxsim_kernels() {
           row_squares<V>,
           raise_squares<V>,
           largest_of<V>,
-          code_row<V, Int8>,
-          floats_of<typename Isa::Lanes>};
+          code_row<V, Int8>};
 }
 
 }  // namespace

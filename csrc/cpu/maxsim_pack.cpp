@@ -6,18 +6,8 @@ namespace {
 
 // One worker's room for the tokens of a document.
 struct Packer {
-  RowReader reader;
-  Buffer<float> floats;
+  FloatRows rows;
   Buffer<double> norms;
-
-  bool reserve(const Rows& rows, int64_t most) {
-    return reader.reserve(rows, 1) && floats.reserve(rows.width + 16) && norms.reserve(most + 8);
-  }
-  const float* row(const Rows& rows, int64_t i) const {
-    if (rows.dtype == DType::f32 && rows.col_stride == 1) return static_cast<const float*>(rows.row(i));
-    kernels().maxsim.floats(reader.row(i), rows.dtype, rows.width, floats.get());
-    return floats.get();
-  }
 };
 
 }  // namespace
@@ -31,7 +21,8 @@ Status maxsim_pack(const RowSets& documents, Metric metric, uint8_t* codes, floa
   int64_t most_rows = 0;
   for (int64_t s = 0; s < documents.count; ++s) most_rows = std::max(most_rows, documents.size(s));
   PerWorker<Packer> packers(parallel.workers);
-  if (!packers.each([&](Packer& p) { return p.reserve(rows, most_rows); })) return Status::out_of_memory;
+  if (!packers.each([&](Packer& p) { return p.rows.reserve(rows) && p.norms.reserve(most_rows + 8); }))
+    return Status::out_of_memory;
   return for_each_task(parallel, ceil_div(documents.count, together), [&](int worker, int64_t task) {
     Packer& p = packers[worker];
     for (int64_t s = task * together; s < std::min(documents.count, (task + 1) * together); ++s) {
@@ -39,20 +30,20 @@ Status maxsim_pack(const RowSets& documents, Metric metric, uint8_t* codes, floa
       double most = 0.0, longest = 0.0, worst = 0.0;
       bool odd = d > kMostCodedWidth;
       if (parallel.stop.requested()) return;
-      self_squares(rows, p.reader, nullptr, begin, count, p.norms.get());
+      self_squares(rows, p.rows.reader(), nullptr, begin, count, p.norms.get());
       for (int64_t i = 0; i < count; ++i) {
         const double norm = std::sqrt(p.norms[i]), scale = unit ? 1.0 / floored(norm) : 1.0;
         odd |= !(norm <= kLongestCoded);  // a NaN as well
         p.norms[i] = scale;
         longest = std::max(longest, norm * scale);
-        most = std::max(most, static_cast<double>(kernels().maxsim.largest(p.row(rows, begin + i), d)) * scale);
+        most = std::max(most, static_cast<double>(kernels().maxsim.largest(p.rows.row(begin + i), d)) * scale);
       }
       odd |= most > 0.0 && most < kShortestCoded;
       const double step = odd || most == 0.0 ? 1.0 : static_cast<double>(above(most / 127.0));
       std::fill_n(codes + begin * bytes, count * bytes, static_cast<uint8_t>(kCodeZero));
       for (int64_t i = 0; i < count && !odd && !parallel.stop.requested(); ++i) {
         const auto factor = static_cast<float>(p.norms[i] / step);
-        const float* row = p.row(rows, begin + i);
+        const float* row = p.rows.row(begin + i);
         worst =
             std::max(worst, static_cast<double>(kernels().maxsim.code(row, d, factor, codes + (begin + i) * bytes)));
       }

@@ -170,7 +170,7 @@ class DocumentSweep {
       a.rows = copies_.get();
       a.row_stride = stride_;
       for (int64_t r = 0; r < rows; ++r)
-        kernels().maxsim.floats(reader_.row(at + r), all.dtype, all.width, copies_.get() + r * stride_);
+        kernels().floats(reader_.row(at + r), all.dtype, all.width, copies_.get() + r * stride_);
     }
     int64_t documents = 0;
     for (int64_t d = document; d < count_ && (d == document || ends_[d - 1] < at + rows); ++d)

@@ -41,6 +41,35 @@ class RowReader {
   Buffer<char> copies_;
 };
 
+// Float32 rows of unit stride from rows of any kind, one or a panel at a time.
+class FloatRows {
+ public:
+  bool reserve(const Rows& rows) {
+    rows_ = rows;
+    return reader_.reserve(rows, kPanel) && copy_.reserve(rows.width + 16);
+  }
+  // The row, which stays until another one is asked for.
+  const float* row(int64_t i) const {
+    const void* row = reader_.row(i);
+    if (rows_.dtype == DType::f32) return static_cast<const float*>(row);
+    kernels().floats(row, rows_.dtype, rows_.width, copy_.get());
+    return copy_.get();
+  }
+  // `group` rows from i on, of which `count` exist, interleaved: [width][group], and up to 8 elements more.
+  void interleave(int64_t i, int count, int group, float* out) const {
+    const void* rows[kPanel] = {};
+    for (int r = 0; r < count; ++r) rows[r] = reader_.row(i + r, r);
+    kernels().interleave_f32(rows, count, group, rows_.dtype, rows_.width, nullptr, out);
+  }
+  const RowReader& reader() const { return reader_; }
+  int64_t width() const { return rows_.width; }
+
+ private:
+  Rows rows_;
+  RowReader reader_;
+  Buffer<float> copy_;
+};
+
 // The raw score of a row of unit stride with itself, in the order of core/exact_score.h.
 inline double self_squares(const void* row, DType dtype, int64_t width) {
   double squares = 0.0;

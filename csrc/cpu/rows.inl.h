@@ -110,6 +110,14 @@ void interleave(const void* const* rows, int count, int group, DType dtype, int6
 }
 
 template <class Lanes>
+void floats_of(const void* row, DType dtype, int64_t width, float* out) {
+  with_dtype(dtype, [&](auto type) {
+    for (int64_t k = 0; k < width; k += 8)
+      load_some<Lanes>(static_cast<decltype(type)>(row) + k, width - k).store(out + k);
+  });
+}
+
+template <class Lanes>
 void widen(const void* row, DType dtype, int64_t width, double* out) {
   with_dtype(dtype, [&](auto type) {
     for (int64_t k = 0; k < width; k += 8)

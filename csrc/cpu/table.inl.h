@@ -145,6 +145,7 @@ constexpr Kernels make_table(const char* name) {
           interleave<Lanes, float>,
           interleave<Lanes, double>,
           widen<Lanes>,
+          floats_of<Lanes>,
           reduce_argmax<typename Isa::F32>,
           store_f32<Isa>,
           store_tiles<typename Isa::F64, typename Isa::F64, false, Isa::full_f64, 1>,
