@@ -4,95 +4,16 @@ at most twice as far from it as the dense form in the same dtype is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from attend_cases import MASKS, SIZES, assert_as_good, dense, gradients, inputs, signed
 from helpers import gauss, seeded
 from torch import Tensor
 
 import vecbank
 from vecbank import Allowed, _select, reference
-
-Form = Callable[..., tuple[Tensor, Tensor]]
-
-
-@pytest.fixture(params=["kernels", "blocks"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """As the CPU goes, and as other devices do, a few queries at a time."""
-    if request.param == "kernels":
-        yield request.param
-        return
-    monkeypatch.setattr(_select, "BLOCK_BYTES", 1 << 15)
-    with _select.in_blocks():
-        yield request.param
-
-
-def signed(x: Tensor, bank: Tensor, metric: str) -> Tensor:
-    """Plain torch: scores (N, M), larger is nearer."""
-    if metric in ("cosine", "pearson"):
-        if metric == "pearson":
-            x, bank = x - x.mean(-1, keepdim=True), bank - bank.mean(-1, keepdim=True)
-        x, bank = (t / t.norm(dim=-1, keepdim=True).clamp_min(1e-8) for t in (x, bank))
-    if metric in ("dot", "cosine", "pearson"):
-        return x @ bank.mT
-    apart = x.unsqueeze(-2) - bank.unsqueeze(-3)
-    if metric == "l1":
-        return -apart.abs().sum(-1)
-    squares = apart.square().sum(-1)
-    return -squares if metric == "sqeuclidean" else -squares.sqrt()
-
-
-def dense(
-    x: Tensor, bank: Tensor, values: Tensor, beta: Tensor, mask: Tensor | None = None, metric: str = "dot"
-) -> tuple[Tensor, Tensor]:
-    z = signed(x, bank, metric) * beta.reshape(*beta.shape, 1)
-    if mask is not None:
-        z = z.masked_fill(~mask, -torch.inf)
-    return z.softmax(-1).nan_to_num(0.0) @ values, z.logsumexp(-1)
-
-
-def gradients(form: Form, inputs: tuple[Tensor, ...], of_out: Tensor, of_lse: Tensor) -> list[Tensor]:
-    own = [t.detach().clone().requires_grad_() for t in inputs]
-    out, lse = form(*own)
-    total = (out.to(of_out.dtype) * of_out).sum() + (torch.where(lse.isinf(), 0.0, lse) * of_lse).sum()
-    return [out.detach(), lse.detach(), *torch.autograd.grad(total, own)]
-
-
-def assert_as_good(got: list[Tensor], same: list[Tensor], truth: list[Tensor]) -> None:
-    """Each is at most twice as far from the truth as the dense form in the same dtype, and some last bits."""
-    for name, g, s, t in zip(("out", "lse", "x", "bank", "values", "beta"), got, same, truth, strict=True):
-        assert g.shape == t.shape, name
-        finite = t.isfinite()
-        assert torch.equal(g.isfinite(), finite), name
-        if not finite.any():
-            continue
-        error, other = ((a.double() - t)[finite].abs().max().item() for a in (g, s))
-        bits = torch.finfo(s.dtype).eps * t[finite].abs().max().item()
-        assert error <= 2 * other + 4 * bits, (name, error, other)
-
-
-SIZES = {  # queries, bank rows, width, width of the values
-    "small": (9, 40, 16, 6),
-    "odd widths": (33, 500, 19, 37),
-    "full blocks": (256, 1120, 32, 32),
-    "one coordinate": (40, 300, 1, 1),
-    "many queries, few rows": (1500, 20, 24, 17),
-    "one row": (17, 1, 5, 3),
-    "few queries": (3, 2000, 16, 8),
-}
-MASKS: dict[str, Callable[[int, int], Tensor | None]] = {
-    "all": lambda n, m: None,
-    "some": lambda n, m: torch.rand(n, m, generator=seeded(3)) > 0.4,
-    "none of some": lambda n, m: (torch.rand(n, m, generator=seeded(3)) > 0.4) & (torch.arange(n) % 3 > 0)[:, None],
-}
-
-
-def inputs(n: int, m: int, d: int, e: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-    x, bank, values = gauss(n, d), gauss(m, d, seed=1), gauss(m, e, seed=2)
-    beta = torch.rand(n, generator=seeded(4)) * 2 / d**0.5
-    return tuple(t.to(dtype) for t in (x, bank, values, beta))
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -235,23 +156,6 @@ def test_the_best_rows_alone(weight: Any, way: str) -> None:
     torch.testing.assert_close(lse, best.logsumexp(-1))
 
 
-@pytest.mark.parametrize("weight", ["softmax", "sparsemax", None, torch.exp])
-def test_no_row_is_allowed(weight: Any, way: str) -> None:
-    x, bank, values, _ = inputs(20, 90, 12, 7)
-    may = torch.ones(20, 90, dtype=torch.bool)
-    may[4] = False
-    own = [t.requires_grad_() for t in (x, bank, values)]
-    for k in (None, 3):
-        out = vecbank.attend(*own, weight=weight, allowed=may, k=k)
-        assert bool((out[4] == 0).all()) and bool((out[5] != 0).any())
-        grads = torch.autograd.grad(out.sum(), own)
-        assert all(bool(g.isfinite().all()) for g in grads) and bool((grads[0][4] == 0).all())
-    lse = vecbank.attend(*own, allowed=may, return_lse=True).lse
-    assert lse[4] == -torch.inf and bool(lse[5].isfinite())
-    grad = torch.autograd.grad(vecbank.logsumexp(x, bank, allowed=may)[5], x)[0]
-    assert bool(grad.isfinite().all())
-
-
 def test_candidate_sets_of_every_kind() -> None:
     x, bank, values, beta = inputs(30, 200, 8, 3)
     labels = torch.arange(200) % 5
@@ -295,6 +199,13 @@ def test_bank_and_leading_dimensions() -> None:
     torch.testing.assert_close(vecbank.attend(x.reshape(2, 3, 4, 12), held, values, beta=3.0), want.reshape(2, 3, 4, 7))
     torch.testing.assert_close(vecbank.attend(x, held, beta=3.0), vecbank.attend(x, bank, bank, "cosine", beta=3.0))
     assert torch.equal(held.attend(x, values, beta=3.0, k=5), vecbank.attend(x, held, values, beta=3.0, k=5))
+    for n in (3, 24):  # a Bank that names no metric: "dot" by every way, as of topk
+        with pytest.warns(FutureWarning, match='attend scores by "dot"'):
+            got = vecbank.attend(x[:n], vecbank.Bank(bank), values)
+        torch.testing.assert_close(got, vecbank.attend(x[:n], bank, values, "dot"))
+    plain = vecbank.Bank(bank, "dot")
+    vecbank.attend(x, plain, values)
+    assert not plain._packs  # the kernel reads the vectors themselves
     biased = vecbank.Bank(bank, "dot", bias=gauss(90, seed=7))
     z = x @ bank.T + biased.bias
     torch.testing.assert_close(vecbank.attend(x, biased, values), z.softmax(-1) @ values, rtol=1e-5, atol=1e-6)
@@ -308,28 +219,6 @@ def test_own_rows_take_both_gradients() -> None:
     vecbank.attend(x, own, beta=0.5).square().sum().backward()
     dense(x.double(), wide, wide, torch.full((24,), 0.5, dtype=torch.float64))[0].square().sum().backward()
     torch.testing.assert_close(own.grad.double(), wide.grad, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(0, 9, 4, 3), (9, 0, 4, 3), (9, 5, 0, 3), (9, 5, 4, 0), (0, 0, 0, 0)])
-def test_empty(shape: tuple[int, int, int, int], way: str) -> None:
-    n, m, d, e = shape
-    own = [torch.zeros(*s, requires_grad=True) for s in ((n, d), (m, d), (m, e))]
-    for weight in ("softmax", "sparsemax", None, torch.relu):
-        out = vecbank.attend(*own, weight=weight)
-        assert out.shape == (n, e) and bool((out == 0).all())
-        out.sum().backward()
-    lse = vecbank.logsumexp(*own[:2])
-    assert lse.shape == (n,) and (m > 0 or bool((lse == -torch.inf).all()))
-
-
-@pytest.mark.parametrize("metric", ["dot", "l2"])
-def test_an_empty_batch_has_gradients_of_every_side(metric: str) -> None:
-    """A bank that is trained may meet a batch without queries that need a gradient."""
-    x, *given = torch.zeros(0, 4), *(gauss(*s).requires_grad_() for s in ((9, 4), (9, 3)))
-    out, lse = vecbank.attend(x, *given, metric, return_lse=True)
-    assert out.shape == (0, 3) and lse.shape == (0,)
-    for t, grad in zip(given, torch.autograd.grad(out.sum() + lse.sum(), given), strict=True):
-        assert torch.equal(grad, torch.zeros_like(t))
 
 
 @pytest.mark.parametrize("weight", ["softmax", "sparsemax", None, torch.relu])
@@ -392,70 +281,6 @@ def test_wide_rows_and_long_lists_of_queries() -> None:
     given = (x, bank, values, beta)
     truth = gradients(dense, tuple(t.double() for t in given), *(t.double() for t in slopes))
     assert_as_good(gradients(ours, given, *slopes), gradients(dense, given, *slopes), truth)
-
-
-@pytest.mark.parametrize("scale", [1e-3, 30.0, 1e4])
-def test_peaked_and_flat(scale: float, way: str) -> None:
-    """Scores of tens of thousands: the largest takes all, and nothing overflows."""
-    x, bank, values, _ = inputs(20, 300, 16, 5)
-    beta = torch.full((20,), scale)
-    got = vecbank.attend(x, bank, values, beta=beta, return_lse=True)
-    out, lse = dense(*(t.double() for t in (x, bank, values, beta)))
-    same = dense(x, bank, values, beta)
-    for a, b, c in zip(got, same, (out, lse), strict=True):
-        error, other = ((t.double() - c).abs().max().item() for t in (a, b))
-        assert error <= 2 * other + 1e-6 * c.abs().max().item()
-    torch.testing.assert_close(
-        vecbank.attend(x, bank, values, beta=-scale), dense(x, bank, values, -beta)[0], rtol=1e-3, atol=1e-4
-    )
-
-
-@pytest.mark.parametrize("scale", [1e3, 1e6, 1e8, 1e30])
-@pytest.mark.parametrize("masked", [False, True])
-def test_gradients_of_peaked_weights(scale: float, masked: bool) -> None:
-    """One row takes all: its weight is 1 on the way back too, to the last bits, however large scores are."""
-    x, bank, _, _ = inputs(20, 40, 16, 5)
-    values = torch.zeros(40, 1, requires_grad=True)
-    may = torch.rand(20, 40, generator=seeded(1)) > 0.3 if masked else None
-    own = [t.clone().requires_grad_() for t in (x, bank)]
-    out = vecbank.attend(*own, values, beta=scale, allowed=may)
-    found = torch.autograd.grad(out.sum(), (values, *own))
-    scores = x.double() @ bank.double().T
-    best = (scores if may is None else scores.masked_fill(~may, -torch.inf)).argmax(1)
-    if scale > 1e5:  # no two scores are near each other then
-        assert torch.equal(found[0].squeeze(1), torch.bincount(best, minlength=40).float())
-    torch.testing.assert_close(found[0].sum(), torch.tensor(20.0), rtol=1e-5, atol=0)
-    assert all(bool((t == 0).all()) for t in found[1:])  # all values are equal: nothing pulls
-
-
-def test_an_excluded_row_of_nan_has_no_gradient() -> None:
-    x, bank, values, _ = inputs(20, 90, 8, 3)
-    bank[7] = torch.nan
-    may = torch.arange(90) != 7
-    own = [t.clone().requires_grad_() for t in (bank, values)]
-    grads = torch.autograd.grad(vecbank.attend(x, *own, allowed=may).sum(), own)
-    assert all(bool((g[7] == 0).all()) and bool(g.isfinite().all()) for g in grads)
-
-
-def test_not_a_number_is_seen(way: str) -> None:
-    x, bank, values, _ = inputs(20, 300, 16, 5)
-    x[3, 2] = torch.nan
-    x[4, 2] = torch.inf
-    out, lse = vecbank.attend(x, bank, values, return_lse=True)
-    assert bool(out[3].isnan().all()) and bool(lse[3].isnan()) and bool(out[4].isnan().all())
-    assert bool(out[[*range(3), *range(5, 20)]].isfinite().all())
-    bank[70] = torch.nan
-    assert bool(vecbank.attend(x, bank, values).isnan().all())
-
-
-@pytest.mark.parametrize("beta", [1.0, 1e-4])
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_sparsemax_sees_not_a_number(beta: float, bad: float) -> None:
-    """Whether a search found the rows, or all scores were looked at."""
-    x, bank, values, _ = inputs(20, 700, 16, 5)
-    x[3, 2] = bad
-    out = vecbank.attend(x, bank, values, beta=beta, weight="sparsemax")
-    assert torch.equal(out.isnan().all(-1), torch.arange(20) == 3) and bool(out[4].isfinite().all())
 
 
 @pytest.mark.parametrize("weight", ["softmax", "sparsemax", None, torch.relu])

@@ -30,11 +30,16 @@ class Given(NamedTuple):
     bank: Tensor | PreparedBank
     rows: Tensor  # of the bank
     values: Tensor | None
-    metric: str | Metric | None
+    metric: str | Metric | None  # None: what the Bank names, which maps rows
     code: int | None  # of the metric, if it has a kernel
     similarity: bool
     beta: Tensor  # (N,) of the dtype that sums run in
     allowed: Allowed | Tensor | None
+    sets: Lowered | None  # the same, as ops take it
+
+    @property
+    def biased(self) -> bool:
+        return isinstance(self.bank, PreparedBank) and self.bank._biased
 
 
 class Problem(NamedTuple):

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from . import _checks
+from . import _checks, _select
 from ._attend_blocks import Given, Weight, sparsemax, weigh
-from ._prepared import PreparedBank
 from .functional import topk
 from .selections import score_pairs
 from .sparse import decode
-
-
-def _metric(g: Given) -> Any:
-    return "dot" if g.metric is None and not isinstance(g.bank, PreparedBank) else g.metric
 
 
 def _scores(g: Given, found: Tensor, indices: Tensor) -> Tensor:
@@ -29,22 +22,16 @@ def _scores(g: Given, found: Tensor, indices: Tensor) -> Tensor:
 
 def _sum(g: Given, weights: Tensor, indices: Tensor) -> Tensor:
     assert g.values is not None
-    values, lead = g.values, g.x.shape[:-1]
-    if values.dim() == 3:
-        first = torch.arange(values.shape[0], device=values.device) * values.shape[1]
-        indices = torch.where(indices < 0, -1, indices + first.reshape(-1, *[1] * (indices.dim() - 1)))
-        values = values.flatten(0, 1)
-    return decode(weights.to(values.dtype), indices, values).reshape(*lead, values.shape[-1])
+    values, indices = _select.one_bank(g.values, indices)
+    return decode(weights.to(values.dtype), indices, values).reshape(*g.x.shape[:-1], values.shape[-1])
 
 
 def best(g: Given, weight: str | Weight | None, k: int) -> tuple[Tensor, Tensor | None]:
     """The sums over the k best rows, and their log-sum-exp."""
-    values, indices = topk(g.x, g.bank, k, _metric(g), allowed=g.allowed)
+    values, indices = topk(g.x, g.bank, k, g.metric, allowed=g.allowed)
     z = _scores(g, values, indices).reshape(-1, k)
     may = (indices >= 0).reshape(-1, k)
     weights, lse = weigh(weight, z, may, True)
-    if weight is None:
-        weights = torch.where(may, weights, 0.0)
     out = _sum(g, weights.reshape(indices.shape), indices)
     return out, None if lse is None else lse.reshape(g.x.shape[:-1])
 
@@ -63,7 +50,7 @@ def sparse(g: Given) -> Tensor | None:
         return None
     for k in (*(k for k in _RANKS if k < m), *((m,) if m <= _RANKS[-1] else ())):
         with torch.no_grad():
-            values, indices = topk(g.x, g.bank, k, _metric(g), allowed=g.allowed)
+            values, indices = topk(g.x, g.bank, k, g.metric, allowed=g.allowed)
             weights = sparsemax(_scores(g, values, indices).reshape(-1, k))
         if k == m or not bool((weights[:, -1] > 0).any()):
             break
@@ -71,7 +58,7 @@ def sparse(g: Given) -> Tensor | None:
         return None
     size = max(1, int((weights > 0).sum(-1).max()))
     indices = torch.where((weights > 0).reshape(indices.shape), indices, -1)[..., :size]
-    found = score_pairs(g.x, g.bank, indices, _metric(g))
+    found = score_pairs(g.x, g.bank, indices, g.metric)
     z = _scores(g, found, indices).reshape(-1, size)
     out = _sum(g, sparsemax(z).reshape(indices.shape), indices)
     # A search finds nothing for a query that is not finite; of all its scores the weights would be NaN.

@@ -10,8 +10,6 @@ from torch import Tensor
 from . import _checks, _select
 from ._attend_blocks import Given
 from ._ops import METRICS, ops
-from ._prepared import PreparedBank
-from .allowed import lowered
 
 _FEWEST = 16  # queries; fewer leave lanes of a panel empty, and blocks of torch are as fast
 _NORM_FLOOR, _LONGEST = 1e-8, 1e30
@@ -32,7 +30,7 @@ def attend(g: Given) -> tuple[Tensor | None, Tensor] | None:
     dtypes = {t.dtype for t in (g.x, g.rows, g.values) if t is not None}
     served = (
         g.code in (METRICS["dot"], METRICS["cosine"])
-        and not (isinstance(g.bank, PreparedBank) and g.bank._biased)
+        and not g.biased
         and torch.float64 not in dtypes
         and _select.kernels(g.x)
         and g.x.shape[:-1].numel() >= _FEWEST
@@ -49,6 +47,5 @@ def attend(g: Given) -> tuple[Tensor | None, Tensor] | None:
         if unit_x is None or unit_bank is None:
             return None
         x, bank = unit_x, unit_bank
-    sets = lowered(g.allowed, x, bank)
-    out, lse = ops.attend(x, bank, g.values, g.beta, *(([], []) if sets is None else sets))
+    out, lse = ops.attend(x, bank, g.values, g.beta, *(([], []) if g.sets is None else g.sets))
     return None if g.values is None else out, lse * math.log(2)

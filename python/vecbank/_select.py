@@ -129,12 +129,17 @@ def _scores_of(found: Tensor, code: int) -> Tensor:
     return scores.sqrt() if code == METRICS["l2"] else scores
 
 
+def one_bank(bank: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """The banks (B, M, d) of a batch as one, with the indices (B, N, k) of its rows; others as they are."""
+    if bank.dim() == 2:
+        return bank, indices
+    first = torch.arange(bank.shape[0], device=bank.device) * bank.shape[1]
+    return bank.flatten(0, 1), torch.where(indices < 0, -1, indices + first.reshape(-1, 1, 1))
+
+
 def exact_pairs(x: Tensor, bank: Tensor, indices: Tensor, code: int, dtype: torch.dtype) -> Tensor:
     """The exact scores of chosen pairs (..., k); 0 where an index is -1."""
-    if bank.dim() == 3:  # one long bank
-        first = torch.arange(bank.shape[0], device=bank.device) * bank.shape[1]
-        indices = torch.where(indices < 0, -1, indices + first.reshape(-1, 1, 1))
-        bank = bank.flatten(0, 1)
+    bank, indices = one_bank(bank, indices)
     scores: Tensor = ops.exact_scores(x, bank, code, dtype, indices)
     return scores
 

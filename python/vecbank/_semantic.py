@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _checks
+from . import _checks, _select
 from ._numpy import tensor_of
 from ._ops import METRICS, SIMILARITIES
 from ._prepared import PreparedBank
@@ -96,7 +96,7 @@ def semantic_search(
         _checks.pair(queries, corpus, "corpus_embeddings", "query_embeddings")  # topk would name x and bank
         by = metric or (None if bank is None else bank.metric) or "cosine"
         values, indices = topk(queries, corpus if bank is None else bank, k, by)
-        return _hits(values if _is_similarity(by) else -values, indices, indices >= 0)
+        return _hits(values if _is_similarity(by) else -values, indices)
 
 
 def _is_similarity(metric: str | Metric) -> bool:
@@ -158,7 +158,7 @@ def _by_function(
 ) -> list[list[Hit]]:
     found: list[list[Hit]] = []
     for some in queries.split(queries_at_once):
-        values = corpus.new_empty(len(some), 0)
+        values = torch.empty(len(some), 0, dtype=torch.float64, device=corpus.device)
         indices = torch.empty(len(some), 0, dtype=torch.int64, device=corpus.device)
         for start in range(0, len(corpus), rows_at_once):
             rows = corpus[start : start + rows_at_once]
@@ -169,27 +169,13 @@ def _by_function(
                     f"{len(rows)} entries, got {tuple(scores.shape)}"
                 )
             numbers = torch.arange(start, start + len(rows), device=corpus.device).expand(len(some), -1)
-            # What was found before has the lower ids.
-            values = torch.cat([values.to(scores.dtype), scores.detach()], 1)
-            values, indices = _best(values, torch.cat([indices, numbers], 1), k)
-        found += _hits(values, indices, ~values.isnan())
+            values, indices = torch.cat([values, scores.detach().double()], 1), torch.cat([indices, numbers], 1)
+            values, indices = _select.merge(values, indices, min(k, values.shape[1]), METRICS["dot"], wide=True)
+        found += _hits(values, indices)
     return found
 
 
-def _best(values: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, best first, ties to the first of the row, NaN where nothing else is left."""
-    n, k, nan = values.shape[1], min(k, values.shape[1]), values.isnan()
-    ranked = torch.where(nan, -torch.inf, values)
-    least = ranked.kthvalue(n - k + 1, dim=1, keepdim=True).values
-    above, equal = ranked > least, ranked == least
-    numbers = equal & ~nan  # before NaN, where both count as -inf
-    place = torch.where(nan, numbers.sum(1, keepdim=True) + (equal & nan).cumsum(1), numbers.cumsum(1))
-    kept = above | (equal & (place <= k - above.sum(1, keepdim=True)))
-    values, indices, ranked = (t[kept].view(-1, k) for t in (values, indices, ranked))
-    order = ranked.sort(dim=1, descending=True, stable=True).indices
-    return values.gather(1, order), indices.gather(1, order)
-
-
-def _hits(values: Tensor, indices: Tensor, found: Tensor) -> list[list[Hit]]:
-    lists = zip(values.tolist(), indices.tolist(), found.tolist(), strict=True)
-    return [[{"corpus_id": i, "score": v} for v, i, there in zip(*row, strict=True) if there] for row in lists]
+def _hits(values: Tensor, indices: Tensor) -> list[list[Hit]]:
+    """An index of -1 is none."""
+    lists = zip(values.tolist(), indices.tolist(), strict=True)
+    return [[{"corpus_id": i, "score": v} for v, i in zip(*row, strict=True) if i >= 0] for row in lists]

@@ -16,9 +16,10 @@ from ._attend_blocks import Given, Problem, Weight
 from ._numpy import entry_point
 from ._ops import METRICS, SIMILARITIES
 from ._ops.fakes import value_dtype
+from ._ops.names import metric_name
 from ._prepared import PreparedBank
 from .allowed import Allowed, lowered
-from .functional import project, resolve
+from .functional import compared, project
 from .metrics import Metric, mapping
 from .results import Attended
 
@@ -67,8 +68,8 @@ def _given(
         _checks.pair(x, rows)
         code, similarity = None, m.similarity
     else:
-        rows, _, code = resolve(verb, x, bank, metric, "dot", biased=True)
-        similarity = code in SIMILARITIES
+        rows, code = compared(verb, x, bank, metric, "dot", biased=True)
+        metric, similarity = metric_name(code), code in SIMILARITIES
     if isinstance(values, PreparedBank):
         values = values._held()
     if values is not None:
@@ -78,10 +79,9 @@ def _given(
         if values.shape[:-1] != rows.shape[:-1]:
             lead = "".join(f"{size}, " for size in rows.shape[:-1])
             raise ValueError(f"values must have a row for each row of the bank, ({lead}e), got {tuple(values.shape)}")
-    if allowed is not None:
-        lowered(allowed, x, rows)  # what is wrong with it is said here
+    sets = lowered(allowed, x, rows)
     work = torch.promote_types(value_dtype(x), torch.float64 if rows.dtype == torch.float64 else torch.float32)
-    return Given(x, bank, rows, values, metric, code, similarity, _betas(beta, x, work), allowed)
+    return Given(x, bank, rows, values, metric, code, similarity, _betas(beta, x, work), allowed, sets)
 
 
 @overload
@@ -200,17 +200,13 @@ def _attend(g: Given, weight: str | Weight | None, k: int | None, wants_lse: boo
         output = _attend_few.sparse(g)
         if output is not None:
             return Found(output, None)
-    if weight is None and g.code == METRICS["dot"] and g.allowed is None and not _biased(g.bank):
+    if weight is None and g.code == METRICS["dot"] and g.allowed is None and not g.biased:
         return Found(_linear(g), None)
     if weight == "softmax":
         fused = _attend_fused.attend(g)
         if fused is not None:
             return Found(fused[0], fused[1].to(g.beta.dtype))
     return Found(*_attend_blocks.attend(_problem(g, wants_lse), weight))
-
-
-def _biased(bank: Tensor | PreparedBank) -> bool:
-    return isinstance(bank, PreparedBank) and bank._biased
 
 
 def _linear(g: Given) -> Tensor:
@@ -224,19 +220,16 @@ def _linear(g: Given) -> Tensor:
 def _problem(g: Given, wants_lse: bool) -> Problem:
     work = g.beta.dtype
     bank: Any = g.bank
-    metric: Any = g.metric
-    if metric is None and not isinstance(bank, PreparedBank):
-        metric = "dot"
 
     def score(x: Tensor, batch: int) -> Tensor:
         rows = bank[batch] if g.rows.dim() == 3 else bank
-        return project(x, rows, metric, out_dtype=work)
+        return project(x, rows, g.metric, out_dtype=work)
 
     signed = score if g.similarity else (lambda x, batch: -score(x, batch))
     values = None if g.values is None else g.values.to(work)
     m = mapping(g.metric, g.bank)
     learned = m is not None and m.learned
-    return Problem(g.x, signed, g.rows, values, g.beta, lowered(g.allowed, g.x, g.rows), wants_lse, learned)
+    return Problem(g.x, signed, g.rows, values, g.beta, g.sets, wants_lse, learned)
 
 
 @entry_point

@@ -34,7 +34,7 @@ _project, _topk, _nearest = ops.project, ops.topk, ops.nearest
 _quantize, _quantize_train, _lookup, _segment_sum = ops.quantize, ops.quantize_train, ops.lookup, ops.segment_sum
 
 
-def resolve(
+def compared(
     verb: str,
     x: Tensor,
     bank: Tensor | PreparedBank,
@@ -42,9 +42,8 @@ def resolve(
     default: str,
     *,
     biased: bool = False,
-    k: int = 1,
-) -> tuple[Tensor, Tensor | None, int]:
-    """The bank's vectors, its pack if there is one for this metric, and the metric's code. `biased`: one is allowed."""
+) -> tuple[Tensor, int]:
+    """The bank's vectors and the metric's code, with x checked against them. `biased`: a bias is allowed."""
     if isinstance(bank, PreparedBank):
         vectors = bank._held()
         if bank._biased and not (biased and (metric is None or metric_code(metric) == METRICS["dot"])):
@@ -57,14 +56,29 @@ def resolve(
         if code == POINCARE:
             _checks.inside_ball("x", x)
             bank._check_inside(vectors)
-        return vectors, bank._packed(verb, vectors, code, x, k), code
+        return vectors, code
     _checks.vectors("bank", bank)
     _checks.pair(x, bank)
     code = metric_code(default if metric is None else metric)
     if code == POINCARE:
         _checks.inside_ball("x", x)
         _checks.inside_ball("bank", bank)
-    return bank, None, code
+    return bank, code
+
+
+def resolve(
+    verb: str,
+    x: Tensor,
+    bank: Tensor | PreparedBank,
+    metric: str | Metric | None,
+    default: str,
+    *,
+    biased: bool = False,
+    k: int = 1,
+) -> tuple[Tensor, Tensor | None, int]:
+    """The bank's vectors, its pack if there is one for this metric, and the metric's code. `biased`: one is allowed."""
+    vectors, code = compared(verb, x, bank, metric, default, biased=biased)
+    return vectors, bank._packed(verb, vectors, code, x, k) if isinstance(bank, PreparedBank) else None, code
 
 
 def metric_code(metric: str | Metric) -> int:

@@ -15,12 +15,13 @@ import math
 import torch
 from torch import Tensor
 
-from . import _checks
+from . import _checks, _select
 from ._numpy import entry_point
+from ._ops import METRICS
 from ._prepared import PreparedBank
 from .allowed import Allowed, lowered
 from .attention import logsumexp
-from .selections import score_pairs, search_of
+from .selections import score_pairs
 
 __all__ = ["debiased", "info_loob", "info_nce"]
 
@@ -64,6 +65,12 @@ def _positives(
         raise ValueError(f"positives must be ({x.shape[0]},), got {tuple(positives.shape)}")
     chosen, beta = positives.unsqueeze(1), 1.0 / temperature
     return chosen, score_pairs(x, keys, chosen, metric).squeeze(1) * beta, beta
+
+
+def _negatives(chosen: Tensor, allowed: Allowed | Tensor | None) -> Allowed:
+    """What is allowed, less the positives."""
+    others = Allowed.exclude(chosen)
+    return others if allowed is None else others & allowed
 
 
 @entry_point
@@ -133,7 +140,7 @@ def info_loob(
         -0.3069
     """
     chosen, positive, beta = _positives(x, keys, positives, metric, temperature)
-    negatives = Allowed.exclude(chosen) if allowed is None else Allowed.exclude(chosen) & allowed
+    negatives = _negatives(chosen, allowed)
     return _reduce(logsumexp(x, keys, metric, beta=beta, allowed=negatives) - positive, reduction)
 
 
@@ -173,7 +180,7 @@ def debiased(
     if not 0 <= class_prior < 1:
         raise ValueError(f"class_prior must lie from 0 to below 1, got {class_prior}")
     chosen, positive, beta = _positives(x, keys, positives, metric, temperature)
-    negatives = Allowed.exclude(chosen) if allowed is None else Allowed.exclude(chosen) & allowed
+    negatives = _negatives(chosen, allowed)
     count = _counts(x, keys, negatives).to(positive.dtype)
     lse = logsumexp(x, keys, metric, beta=beta, allowed=negatives)
     mean = lse - count.clamp_min(1).log()
@@ -193,10 +200,9 @@ def debiased(
 
 def _counts(x: Tensor, keys: Tensor | PreparedBank, negatives: Allowed) -> Tensor:
     """How many keys each row may be given, (N,)."""
-    s = search_of("debiased", x, keys, "dot", "dot", None)
-    sets = lowered(negatives, s.x, s.bank)
+    rows = keys._held() if isinstance(keys, PreparedBank) else keys
+    sets = lowered(negatives, x, rows)
     assert sets is not None
-    n, m = s.x.shape[0], s.bank.shape[0]
-    step = max(1, (1 << 22) // max(1, m))
-    parts = [sets.holds(i, min(n, i + step), s.x.shape[:-1], s.bank).sum(-1) for i in range(0, n, step)]
+    spans = _select.spans(_select.Search(x, rows, None, METRICS["dot"]), 16 * rows.shape[0])
+    parts = [sets.holds(first, last, x.shape[:-1], rows).sum(-1) for first, last in spans]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=x.device)

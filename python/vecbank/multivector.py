@@ -25,7 +25,7 @@ from ._prepared import PreparedBank
 from ._prepared_documents import PreparedDocuments, metric_code
 from ._token_sets import TokenSets, check_offsets, token_sets
 from .allowed import Allowed, lowered
-from .functional import topk
+from .functional import segment_sum, topk
 from .results import TopK
 
 __all__ = [
@@ -303,13 +303,13 @@ class DocumentBank(PreparedDocuments):
 # ---- Groups of bank rows --------------------------------------------------------------------------------------------
 
 
-def _grouped(bank: Tensor, groups: object, num_groups: object) -> tuple[TokenSets, Tensor | None]:
-    """The rows of each group, one group after the other, and the order of labelled rows (None: they were so)."""
+def _grouped(bank: Tensor, groups: object, num_groups: object) -> TokenSets:
+    """The rows of each group, one group after the other."""
     _checks.shaped("bank", bank, ("M", "d"))
     m = bank.shape[0]
     if num_groups is None:
         try:
-            return TokenSets(bank, check_offsets("groups", groups, m, bank.device)), None
+            return TokenSets(bank, check_offsets("groups", groups, m, bank.device))
         except ValueError as error:
             raise ValueError(f"{error} (labels of the rows need num_groups)") from None
     count = _checks.at_least(0, "num_groups", num_groups)
@@ -321,7 +321,7 @@ def _grouped(bank: Tensor, groups: object, num_groups: object) -> tuple[TokenSet
     order = torch.sort(labels, stable=True).indices
     offsets = torch.searchsorted(labels[order], torch.arange(count + 1, device=bank.device))
     order = order[offsets[0] :] if count else order[m:]
-    return TokenSets(bank[order], offsets - offsets[0]), order
+    return TokenSets(bank[order], offsets - offsets[0])
 
 
 def _rows_alone(x: Tensor) -> TokenSets:
@@ -365,7 +365,7 @@ def group_max(
         >>> vecbank.group_max(torch.tensor([[2.0]]), bank, torch.tensor([0, 1, 0]), num_groups=3).tolist()
         [[6.0, 10.0, -inf]]
     """
-    sets, _ = _grouped(bank, groups, num_groups)
+    sets = _grouped(bank, groups, num_groups)
     alone = _rows_alone(x)
     _checks.pair(x, bank)  # else maxsim would name queries and documents, which the caller does not have
     return maxsim(alone, sets, metric).reshape(*x.shape[:-1], sets.count)
@@ -402,7 +402,7 @@ def group_mean(
     code = metric_code(metric)
     if code not in (METRICS["dot"], METRICS["cosine"]):
         raise ValueError(f'metric must be "dot" or "cosine" for the mean score of a group, got {metric!r}')
-    sets, _ = _grouped(bank, groups, num_groups)
+    sets = _grouped(bank, groups, num_groups)
     alone = _rows_alone(x)
     _checks.pair(x, bank)
     wide = torch.float64
@@ -412,8 +412,7 @@ def group_mean(
         queries = torch.nn.functional.normalize(queries, dim=-1, eps=1e-8)
     sizes = sets.offsets.diff()
     of = torch.repeat_interleave(torch.arange(sets.count, device=bank.device), sizes, output_size=rows.shape[0])
-    total = rows.new_zeros((sets.count, rows.shape[1])).index_add(0, of, rows)
-    means = total / sizes.clamp_min(1).unsqueeze(1)
+    means = segment_sum(rows, of, sets.count) / sizes.clamp_min(1).unsqueeze(1)
     return (queries @ means.mT).to(value_dtype(x)).reshape(*x.shape[:-1], sets.count)
 
 
