@@ -12,6 +12,7 @@ import torch
 from helpers import DISTINCT_TARGETS, ISAS, NO_CUDA, TARGETS, Target
 
 import vecbank
+from vecbank import _select
 
 without_cuda = pytest.StashKey[int]()  # tests of the table that a GPU would have run once more
 
@@ -50,6 +51,25 @@ def settings() -> Iterator[None]:
     vecbank._C.set_isa(isa)
     vecbank._C.force_ways()
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["kernels", "blocks"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """As the CPU goes, and as other devices do: in plain torch, a few queries or documents at a time."""
+    if request.param == "kernels":
+        yield request.param
+        return
+    monkeypatch.setattr("vecbank._select.BLOCK_BYTES", 1 << 12)
+    monkeypatch.setattr("vecbank._token_blocks.BLOCK_BYTES", 1 << 14)
+    with _select.in_blocks():
+        yield request.param
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, settings: None) -> str:
+    """Each instruction set that this processor has."""
+    vecbank._C.set_isa(request.param)
+    return str(request.param)
 
 
 @pytest.fixture(params=[0, 1], ids=["", "screened"])

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator
 
 import pytest
 import torch
-from helpers import FLOATS, ISAS, assert_same, gauss
+from helpers import FLOATS, assert_same, gauss
 from multivector_cases import SIZES, case, hard
 
 import vecbank
 from vecbank import TokenSets
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = vecbank._C.isa()
-    vecbank._C.set_isa(request.param)
-    yield request.param
-    vecbank._C.set_isa(before)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

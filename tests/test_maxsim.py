@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from helpers import FLOATS, ISAS, assert_same, gauss, seeded
+from helpers import FLOATS, assert_same, gauss, seeded
 from multivector_cases import SIZES, best_of, case, close, drawn, hard, truth
 from torch import Tensor
 from torch.autograd import gradcheck
 
 import vecbank
-from vecbank import Allowed, TokenSets, _select
+from vecbank import Allowed, TokenSets
 from vecbank.results import TopK
 
 NAMES = ("dot", "cosine", "l2", "sqeuclidean", "l1")
-
-
-@pytest.fixture(params=["kernels", "blocks"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """As the CPU goes, and as other devices do, some documents at a time."""
-    if request.param == "kernels":
-        yield request.param
-        return
-    monkeypatch.setattr("vecbank._token_blocks.BLOCK_BYTES", 1 << 14)
-    with _select.in_blocks():
-        yield request.param
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = vecbank._C.isa()
-    vecbank._C.set_isa(request.param)
-    yield request.param
-    vecbank._C.set_isa(before)
 
 
 @pytest.mark.parametrize("metric", NAMES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,20 +17,9 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 import vecbank
-from vecbank import Allowed, _select, reference
+from vecbank import Allowed, reference
 from vecbank._sparse_bank import invert, invert_elsewhere
 from vecbank.sparse import SparseBank, scores, topk
-
-
-@pytest.fixture(params=["kernels", "blocks"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """As the CPU goes, and as other devices do, a few queries at a time."""
-    if request.param == "kernels":
-        yield request.param
-        return
-    monkeypatch.setattr(_select, "BLOCK_BYTES", 1 << 12)
-    with _select.in_blocks():
-        yield request.param
 
 
 def matrix(m: int, width: int, *, share: float = 0.2, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,19 +12,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 import vecbank
-from vecbank import TokenSets, _select, reference
-
-
-@pytest.fixture(params=["kernels", "blocks"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """As the CPU goes, and as other devices do, some documents at a time."""
-    if request.param == "kernels":
-        yield request.param
-        return
-    monkeypatch.setattr("vecbank._token_blocks.BLOCK_BYTES", 1 << 14)
-    with _select.in_blocks():
-        yield request.param
-
+from vecbank import TokenSets, reference
 
 # ---- TokenSets ------------------------------------------------------------------------------------------------------
 
